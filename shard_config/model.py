@@ -1,0 +1,196 @@
+"""The shard map as one frozen value: nodes, shards, collections and where each row lives.
+
+Everything here is immutable and already validated: `shard_config.codec` turns a file into these
+types and is the only place that builds them from outside input, so whoever holds a `ShardMap` may
+trust every name, type and placement in it.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TypeAlias
+
+import msgspec
+
+from shard_config.values import ValueType
+
+__all__ = [
+    "Cache",
+    "Collection",
+    "Column",
+    "HashSharding",
+    "Index",
+    "ListSharding",
+    "Metric",
+    "Node",
+    "Quantization",
+    "RangePart",
+    "RangeSharding",
+    "SearchDefaults",
+    "Shard",
+    "ShardMap",
+    "Sharding",
+    "Table",
+    "Vector",
+    "VectorType",
+]
+
+
+class Metric(StrEnum):
+    """How far two vectors are apart; smaller is nearer for each of them."""
+
+    L2 = "l2"
+    COSINE = "cosine"
+    INNER_PRODUCT = "inner_product"
+    L1 = "l1"
+
+
+class VectorType(StrEnum):
+    VECTOR = "vector"
+    HALFVEC = "halfvec"
+
+
+class Quantization(StrEnum):
+    """What the index stores instead of the full vector; candidates are re-ranked on the full one."""
+
+    NONE = "none"
+    HALFVEC = "halfvec"
+    BINARY = "binary"
+
+
+class Node(msgspec.Struct, frozen=True):
+    """One PostgreSQL server; its role is discovered, never configured."""
+
+    name: str
+    dsn: str
+    zone: str | None = None
+
+
+class Shard(msgspec.Struct, frozen=True):
+    """A disjoint part of every collection, served by one replica set."""
+
+    name: str
+    nodes: tuple[Node, ...]
+
+
+class Table(msgspec.Struct, frozen=True):
+    schema: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.schema}.{self.name}"
+
+
+class Column(msgspec.Struct, frozen=True):
+    """A typed column: `name` is what requests say, `column` what PostgreSQL says."""
+
+    name: str
+    column: str
+    type: ValueType
+
+
+class Vector(msgspec.Struct, frozen=True):
+    column: str
+    type: VectorType
+    dimensions: int
+    metric: Metric
+
+
+class HashSharding(msgspec.Struct, frozen=True):
+    """Bucket = remainder of PostgreSQL's hash of the key; `placement[bucket]` is the shard's name."""
+
+    key: Column
+    placement: tuple[str, ...]
+
+    @property
+    def buckets(self) -> int:
+        return len(self.placement)
+
+
+class ListSharding(msgspec.Struct, frozen=True):
+    """Each key value has its shard; `default` takes the rest, or the rest is refused if it is None."""
+
+    key: Column
+    values: dict[object, str]
+    default: str | None
+
+
+class RangePart(msgspec.Struct, frozen=True):
+    """Keys in [lower, upper); None is unbounded on that side."""
+
+    lower: object | None
+    upper: object | None
+    shard: str
+
+
+class RangeSharding(msgspec.Struct, frozen=True):
+    """Contiguous, disjoint parts in ascending order; a key below the first or above the last is refused."""
+
+    key: Column
+    parts: tuple[RangePart, ...]
+
+
+Sharding: TypeAlias = HashSharding | ListSharding | RangeSharding
+
+
+class Index(msgspec.Struct, frozen=True):
+    m: int
+    ef_construction: int
+    quantization: Quantization
+
+
+class SearchDefaults(msgspec.Struct, frozen=True):
+    """What a search gets when it does not say: `timeout` in seconds, `overfetch` as a factor on k."""
+
+    ef_search: int
+    overfetch: float
+    timeout: float
+    max_k: int
+
+
+class Cache(msgspec.Struct, frozen=True):
+    """`ttl` in seconds; 0 turns caching off for the collection."""
+
+    ttl: float
+
+
+class Collection(msgspec.Struct, frozen=True):
+    """A logical table of documents, mapped onto one table of the same name on every shard."""
+
+    name: str
+    table: Table
+    id: Column
+    vector: Vector
+    content: str | None
+    metadata: str | None
+    columns: dict[str, Column]
+    sharding: Sharding
+    index: Index
+    search: SearchDefaults
+    cache: Cache
+    text_model: str | None = None  # absolute path of the model that turns `text` into a vector
+
+    @property
+    def sharded_by_id(self) -> bool:
+        """Whether the id alone says where a document lives."""
+        return self.sharding.key.column == self.id.column
+
+
+class ShardMap(msgspec.Struct, frozen=True):
+    version: int
+    shards: dict[str, Shard]
+    collections: dict[str, Collection]
+
+    def shards_of(self, collection: Collection) -> tuple[str, ...]:
+        """Names of the shards that hold part of `collection`, in the map's order."""
+        sharding = collection.sharding
+        match sharding:
+            case HashSharding():
+                used = set(sharding.placement)
+            case ListSharding():
+                used = set(sharding.values.values())
+                if sharding.default is not None:
+                    used.add(sharding.default)
+            case RangeSharding():
+                used = {part.shard for part in sharding.parts}
+        return tuple(name for name in self.shards if name in used)
