@@ -1,0 +1,65 @@
+"""Documents and what became of them."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from router.query.types import Coverage
+
+__all__ = ["CountAnswer", "DeleteOutcome", "Document", "DocumentFailure", "ShardWrite", "UpsertOutcome"]
+
+
+class Document(msgspec.Struct, frozen=True):
+    """A checked document.
+
+    Attributes:
+        index: its place in the request, from 0.
+        vector: float32 components as little-endian bytes.
+        metadata: encoded JSON, or None.
+        columns: values by column name as asyncpg binds them; missing ones are stored as NULL.
+    """
+
+    index: int
+    id: int | str | object
+    vector: bytes
+    content: str | None
+    metadata: str | None
+    columns: dict[str, object]
+
+
+class DocumentFailure(msgspec.Struct, frozen=True):
+    """A document that was not stored: `invalid`, `conflict`, `unavailable` or `unknown` (the commit's
+    outcome could not be learned; sending it again is safe)."""
+
+    index: int
+    id: object
+    reason: Literal["invalid", "conflict", "unavailable", "unknown"]
+    message: str
+    shard: str | None = None
+
+
+class ShardWrite(msgspec.Struct, frozen=True):
+    """One shard's transaction: rows it changed, or why it did not."""
+
+    shard: str
+    ok: bool
+    rows: int
+    error: str | None = None
+
+
+class UpsertOutcome(msgspec.Struct, frozen=True):
+    stored: int
+    shards: tuple[ShardWrite, ...]
+    failures: tuple[DocumentFailure, ...]
+
+
+class DeleteOutcome(msgspec.Struct, frozen=True):
+    deleted: int
+    shards: tuple[ShardWrite, ...]
+
+
+class CountAnswer(msgspec.Struct, frozen=True):
+    count: int
+    coverage: Coverage

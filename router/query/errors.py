@@ -1,0 +1,99 @@
+"""Everything that can go wrong with a request, as one tree.
+
+    RouterError
+    ├── RequestError              the request is at fault; trying again unchanged cannot help
+    │   ├── MalformedError        not decodable at all
+    │   ├── InvalidError          decodable, but wrong: dimension, NaN, unknown column
+    │   ├── NotFoundError         no such collection, document, shard or key's place
+    │   ├── ConflictError         contradicts what is stored
+    │   └── TooLargeError         over a size limit
+    ├── OverloadedError           a bounded queue is full; try again after `retry_after`
+    ├── UnavailableError          no shard, or not every required shard, could answer
+    └── DeadlineError             time ran out first
+
+Problems of single shards are data in an answer (`router.query.types.ShardReport`), not exceptions;
+only when they leave nothing to answer with do they become one of these.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+__all__ = [
+    "ConflictError",
+    "DeadlineError",
+    "InvalidError",
+    "MalformedError",
+    "NotFoundError",
+    "OverloadedError",
+    "Problem",
+    "RequestError",
+    "RouterError",
+    "TooLargeError",
+    "UnavailableError",
+]
+
+
+class Problem(msgspec.Struct, frozen=True):
+    """One thing that is wrong, and where in the request."""
+
+    path: str
+    message: str
+
+
+class RouterError(Exception):
+    """Base of all; `detail` is written for the caller, `problems` point into the request."""
+
+    def __init__(self, detail: str, problems: Sequence[Problem] = ()) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.problems = tuple(problems)
+
+
+class RequestError(RouterError):
+    pass
+
+
+class MalformedError(RequestError):
+    pass
+
+
+class InvalidError(RequestError):
+    @classmethod
+    def at(cls, path: str, message: str) -> InvalidError:
+        """One problem, which is the detail as well."""
+        return cls(f"{path}: {message}" if path else message, [Problem(path, message)])
+
+
+class NotFoundError(RequestError):
+    pass
+
+
+class ConflictError(RequestError):
+    pass
+
+
+class TooLargeError(RequestError):
+    pass
+
+
+class OverloadedError(RouterError):
+    """`retry_after` is in seconds."""
+
+    def __init__(self, detail: str, retry_after: float = 1.0) -> None:
+        super().__init__(detail)
+        self.retry_after = retry_after
+
+
+class UnavailableError(RouterError):
+    """`retry_after` is in seconds."""
+
+    def __init__(self, detail: str, problems: Sequence[Problem] = (), retry_after: float = 1.0) -> None:
+        super().__init__(detail, problems)
+        self.retry_after = retry_after
+
+
+class DeadlineError(RouterError):
+    pass

@@ -1,0 +1,180 @@
+"""The values that travel along the search path, all frozen.
+
+`SearchQuery` goes down to the scatter stage, a `Probe` from there to each shard, `ShardRows` come
+back up, and one `Answer` leaves. The answer carries its own account (`reports`), so that coverage,
+metrics, headers and `explain` are all projections of the same facts.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any, Literal, TypeAlias
+
+import msgspec
+
+from router.query.filter import Filter
+from shard_config.model import Collection
+
+__all__ = [
+    "Answer",
+    "CacheTier",
+    "Consistency",
+    "Coverage",
+    "Failure",
+    "Found",
+    "Hit",
+    "Probe",
+    "Row",
+    "SearchQuery",
+    "ShardCounts",
+    "ShardReport",
+    "ShardRows",
+    "ShardState",
+    "Shortfall",
+]
+
+CacheTier: TypeAlias = Literal["l1", "l2", "miss", "bypass"]
+Hit: TypeAlias = dict[str, Any]
+Row: TypeAlias = tuple[Any, ...]
+
+
+class Consistency(StrEnum):
+    """Whose answer is good enough.
+
+    `EVENTUAL` reads from any node that has replayed what this router wrote; `STRONG` from primaries
+    only, past all caches.
+    """
+
+    EVENTUAL = "eventual"
+    STRONG = "strong"
+
+
+class ShardState(StrEnum):
+    OK = "ok"
+    TIMED_OUT = "timed_out"
+    FAILED = "failed"
+
+
+class SearchQuery(msgspec.Struct, frozen=True):
+    """A checked search: every value in it may be used as it stands.
+
+    Attributes:
+        vector: `dimensions` float32 components as little-endian bytes.
+        include: names out of content, metadata, vector and the collection's columns.
+        ef_search: candidates per HNSW scan, 1..1000, before the plan raises it for large k.
+    """
+
+    collection: Collection
+    vector: bytes
+    k: int
+    offset: int = 0
+    filter: Filter | None = None
+    include: frozenset[str] = frozenset()
+    max_distance: float | None = None
+    ef_search: int = 40
+    exact: bool = False
+    consistency: Consistency = Consistency.EVENTUAL
+    cache: bool = True
+    allow_partial: bool = True
+    plan: bool = False  # also bring each shard's statement plan
+
+
+class Probe(msgspec.Struct, frozen=True):
+    """One shard's part of a search: a statement's shape and its arguments.
+
+    Attributes:
+        sql: the text, equal for equal shapes, so that it names a prepared statement.
+        wanted: rows the statement returns at most.
+        min_lsn: WAL position that a replica must have replayed to be fresh for this router's callers.
+    """
+
+    sql: str
+    args: tuple[object, ...]
+    wanted: int
+    primary_only: bool = False
+    min_lsn: int = 0
+    plan: bool = False
+
+
+class ShardReport(msgspec.Struct, frozen=True):
+    """What happened on one shard, in milliseconds and rows."""
+
+    shard: str
+    state: ShardState
+    node: str | None = None
+    role: str | None = None
+    attempts: int = 0
+    hedged: bool = False
+    stale: bool = False
+    queue_ms: float = 0.0
+    execute_ms: float = 0.0
+    total_ms: float = 0.0
+    asked: int = 0
+    returned: int = 0
+    kept: int = 0
+    error: str | None = None
+    plan: str | None = None
+
+
+class ShardRows(msgspec.Struct, frozen=True):
+    """A shard's rows in ascending (distance, id) order, and its report."""
+
+    rows: list[Row]
+    report: ShardReport
+
+
+class Failure(msgspec.Struct, frozen=True):
+    shard: str
+    state: ShardState
+    error: str
+
+
+class ShardCounts(msgspec.Struct, frozen=True):
+    total: int
+    queried: int
+    ok: int
+    skipped: int
+    timed_out: int
+    failed: int
+
+
+class Coverage(msgspec.Struct, frozen=True):
+    """Which shards an answer rests on; `stale` names those read from a node behind our own writes."""
+
+    full: bool
+    shards: ShardCounts
+    failures: tuple[Failure, ...] = ()
+    stale: tuple[str, ...] = ()
+
+
+class Shortfall(msgspec.Struct, frozen=True):
+    """Why fewer than k hits came back.
+
+    `exhausted`: no further row matches. `max_distance`: further rows lie beyond it. `scan_limit`:
+    the approximate scan gave up and no time was left for an exact one. `coverage`: shards are missing.
+    """
+
+    asked: int
+    returned: int
+    reason: Literal["exhausted", "max_distance", "scan_limit", "coverage"]
+
+
+class Answer(msgspec.Struct, frozen=True):
+    """Merged hits in ascending (distance, id) order and the account of how they came about.
+
+    Attributes:
+        hits: `hits` as encoded JSON, an array of objects.
+        cacheable: complete and fresh, so that it may be kept.
+    """
+
+    hits: msgspec.Raw
+    count: int
+    coverage: Coverage
+    short: Shortfall | None = None
+    reports: tuple[ShardReport, ...] = ()
+    cacheable: bool = False
+
+
+class Found(msgspec.Struct, frozen=True):
+    answer: Answer
+    tier: CacheTier

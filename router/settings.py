@@ -1,0 +1,42 @@
+"""Every limit that an operator can set, with its default.
+
+Each field is a flag of `pgscatter serve` (`--max-body-bytes`) and an environment variable
+(`PGSCATTER_MAX_BODY_BYTES`); `docs/settings.md` explains them and a test keeps it complete.
+Times are in seconds.
+"""
+
+from __future__ import annotations
+
+import msgspec
+
+__all__ = ["Settings"]
+
+
+class Settings(msgspec.Struct, frozen=True):
+    # edges
+    max_body_bytes: int = 8 << 20
+    max_stream_bytes: int = 1 << 30
+    max_line_bytes: int = 1 << 20
+    max_batch: int = 1000
+    max_documents: int = 10_000
+    max_filter_depth: int = 8
+    max_filter_conditions: int = 256
+    max_filter_values: int = 10_000
+    max_offset: int = 10_000
+    max_timeout: float = 60.0
+    max_concurrent: int = 512
+    write_timeout: float = 30.0
+    drain_timeout: float = 30.0
+    # nodes
+    node_connections: int = 4
+    node_queue: int = 256
+    write_connections: int = 4
+    connect_timeout: float = 2.0
+    cancel_timeout: float = 1.0
+    probe_interval: float = 0.5
+    probe_timeout: float = 1.0
+    # caches
+    l1_bytes: int = 64 << 20
+    l2_timeout: float = 0.02
+    l2_pause: float = 2.0
+    l2_max_entry_bytes: int = 1 << 20
