@@ -85,7 +85,7 @@ def parse(collection: Collection, raw: dict[str, object], limits: Settings, path
         InvalidError: with every problem found, each with its path below `path`.
     """
     parser = _Parser(collection, limits)
-    tree = parser.object(raw, path, depth=1)
+    tree = parser.conditions(raw, path, depth=1)
     if parser.problems:
         first = parser.problems[0]
         raise InvalidError(f"{first.path}: {first.message}", parser.problems)
@@ -110,7 +110,7 @@ class _Parser:
             "$ilike": lambda field, value, path: self._like(field, value, path, ignore_case=True),
         }
 
-    def object(self, raw: object, path: str, depth: int) -> Filter:
+    def conditions(self, raw: object, path: str, depth: int) -> Filter:
         if not isinstance(raw, dict):
             return self._wrong(path, "expected an object of conditions")
         if depth > self._limits.max_filter_depth:
@@ -122,10 +122,10 @@ class _Parser:
         if key in ("$and", "$or"):
             if not isinstance(value, list) or not value:
                 return self._wrong(path, "expected a non-empty array of filters")
-            parts = tuple(self.object(part, f"{path}[{i}]", depth + 1) for i, part in enumerate(value))
+            parts = tuple(self.conditions(part, f"{path}[{i}]", depth + 1) for i, part in enumerate(value))
             return And(parts) if key == "$and" else Or(parts)
         if key == "$not":
-            return Not(self.object(value, path, depth + 1))
+            return Not(self.conditions(value, path, depth + 1))
         if key.startswith("$"):
             return self._wrong(path, f"unknown combinator {_shown(key)}; known are $and, $or, $not")
         field = self._field(key, path)

@@ -8,6 +8,8 @@ metrics, headers and `explain` are all projections of the same facts.
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
+from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
 
 import msgspec
@@ -55,7 +57,7 @@ class ShardState(StrEnum):
     FAILED = "failed"
 
 
-class SearchQuery(msgspec.Struct, frozen=True):
+class SearchQuery(msgspec.Struct, frozen=True, dict=True):
     """A checked search: every value in it may be used as it stands.
 
     Attributes:
@@ -76,7 +78,30 @@ class SearchQuery(msgspec.Struct, frozen=True):
     consistency: Consistency = Consistency.EVENTUAL
     cache: bool = True
     allow_partial: bool = True
+    explain: bool = False
     plan: bool = False  # also bring each shard's statement plan
+
+    @property
+    def cached(self) -> bool:
+        """Whether caches may answer: not for primaries' word, nor for an account of this very run."""
+        return self.cache and not self.explain and not self.plan and self.consistency is Consistency.EVENTUAL
+
+    @cached_property
+    def digest(self) -> bytes:
+        """16 bytes that stand for everything that changes the answer on a given map."""
+        rest = (
+            self.collection.name,
+            self.k,
+            self.offset,
+            self.filter,
+            sorted(self.include),
+            self.max_distance,
+            self.ef_search,
+            self.exact,
+        )
+        state = blake2b(self.vector, digest_size=16)
+        state.update(msgspec.msgpack.encode(rest))
+        return state.digest()
 
 
 class Probe(msgspec.Struct, frozen=True):

@@ -1,0 +1,73 @@
+"""Which node of a replica set to ask, and whom next: a pure decision over what is known of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from enum import StrEnum
+
+import msgspec
+
+__all__ = ["Health", "NodeState", "NodeView", "Role", "rank"]
+
+
+class Role(StrEnum):
+    PRIMARY = "primary"
+    REPLICA = "replica"
+
+
+class Health(StrEnum):
+    UP = "up"
+    DOWN = "down"
+    UNKNOWN = "unknown"
+
+
+class NodeState(msgspec.Struct, frozen=True):
+    """What the last probe, or a connection that failed since, said of a node.
+
+    `lsn` is the position that a primary has written, or a replica replayed; `since` is wall-clock time.
+    """
+
+    health: Health = Health.UNKNOWN
+    role: Role | None = None
+    lsn: int = 0
+    reason: str | None = None
+    since: float = 0.0
+
+
+class NodeView(msgspec.Struct, frozen=True):
+    """A node as the decision sees it; `load` counts statements in flight and waiting there."""
+
+    index: int
+    state: NodeState
+    load: int
+
+
+def rank(
+    nodes: Sequence[NodeView], *, primary_only: bool, min_lsn: int, random: Callable[[], float]
+) -> list[tuple[int, bool]]:
+    """The nodes to try, in order, as (index, whether its answer may be stale).
+
+    1. Nodes that are down are never asked: a probe finds out when they return.
+    2. Fresh nodes come first: primaries, and replicas that have replayed `min_lsn`. Among them the
+       least loaded, with ties broken by `random`, so that several routers do not herd.
+    3. Nodes behind `min_lsn` follow, the least behind first; their answers are stale.
+    4. Nodes not probed yet come last, so that a router that has just started can answer.
+    """
+    fresh: list[tuple[int, float, int]] = []
+    behind: list[tuple[int, int]] = []
+    unknown: list[int] = []
+    for node in nodes:
+        state = node.state
+        if state.health is Health.DOWN or (primary_only and state.role is Role.REPLICA):
+            continue
+        if state.health is Health.UNKNOWN:
+            unknown.append(node.index)
+        elif state.role is Role.PRIMARY or state.lsn >= min_lsn:
+            fresh.append((node.load, random(), node.index))
+        else:
+            behind.append((-state.lsn, node.index))
+    return [
+        *((index, False) for _, _, index in sorted(fresh)),
+        *((index, True) for _, index in sorted(behind)),
+        *((index, min_lsn > 0) for index in unknown),
+    ]

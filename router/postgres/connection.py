@@ -1,0 +1,145 @@
+"""The seam to asyncpg: how a connection is opened, and what its errors mean.
+
+Nothing above this package sees an asyncpg exception: `node_error` turns each into a `NodeError`
+whose `kind` says what may be done about it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import StrEnum
+from typing import TypeAlias
+
+import asyncpg
+
+__all__ = ["Connection", "ErrorKind", "NodeError", "node_error", "open_connection"]
+
+# The shapes of searches differ by filter, limit and columns; each holds a plan on the server.
+_STATEMENT_CACHE = 256
+
+
+class _Session(asyncpg.Connection):
+    """A connection that needs no clean-up between statements.
+
+    We never leave session state behind, so release costs no round trip.
+    """
+
+    def get_reset_query(self) -> str:
+        return ""
+
+
+Connection: TypeAlias = _Session
+
+
+class ErrorKind(StrEnum):
+    """What a failure allows: `UNREACHABLE` and `TRANSIENT` may succeed on another node or later,
+    `READ_ONLY` says the node is no primary, `DATA` blames the values sent, `FATAL` will repeat."""
+
+    UNREACHABLE = "unreachable"
+    TRANSIENT = "transient"
+    READ_ONLY = "read_only"
+    DATA = "data"
+    FATAL = "fatal"
+
+
+class NodeError(Exception):
+    """A statement or connection failed on one node."""
+
+    def __init__(self, kind: ErrorKind, message: str) -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+async def open_connection(
+    dsn: str, *, connect_timeout: float, statement_timeout: float, name: str = "pgscatter"
+) -> Connection:
+    """A connection ready for vector statements, within `connect_timeout` seconds.
+
+    `statement_timeout` (seconds) is the server's own bound, for the case that a cancel request is
+    lost. Iterative scans are on for every statement: without them an HNSW scan ends after ef_search
+    tuples, dead and filtered ones included, and returns fewer rows without a word.
+
+    Raises:
+        NodeError: when the node cannot be reached, refuses, or lacks the vector extension.
+    """
+    try:
+        connection = await asyncpg.connect(
+            dsn,
+            timeout=connect_timeout,
+            connection_class=_Session,
+            statement_cache_size=_STATEMENT_CACHE,
+            max_cached_statement_lifetime=0,
+            server_settings={
+                "application_name": name,
+                "hnsw.iterative_scan": "relaxed_order",
+                "jit": "off",
+                "statement_timeout": str(int(statement_timeout * 1000)),
+            },
+        )
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+        raise _connect_error(exc) from exc
+    try:
+        async with asyncio.timeout(connect_timeout):
+            await _set_codecs(connection)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+        connection.terminate()
+        raise node_error(exc) from exc
+    except BaseException:
+        connection.terminate()
+        raise
+    return connection
+
+
+async def _set_codecs(connection: Connection) -> None:
+    """Vectors travel as wire bytes both ways; `router.postgres.vectors` knows the format."""
+    rows = await connection.fetch(
+        "SELECT t.typname, n.nspname FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace"
+        " WHERE t.typname IN ('vector', 'halfvec') AND t.typtype = 'b'"
+    )
+    if not rows:
+        raise NodeError(ErrorKind.FATAL, "the vector extension is missing: run `pgscatter schema apply`")
+    for row in rows:
+        await connection.set_type_codec(
+            row["typname"], schema=row["nspname"], encoder=bytes, decoder=bytes, format="binary"
+        )
+
+
+def _connect_error(exc: BaseException) -> NodeError:
+    """Wrong passwords and missing databases repeat; whatever else stops a connection may pass."""
+    repeats = (
+        asyncpg.InvalidAuthorizationSpecificationError,
+        asyncpg.InvalidCatalogNameError,
+        asyncpg.InsufficientPrivilegeError,
+    )
+    if isinstance(exc, repeats):
+        return NodeError(ErrorKind.FATAL, _message(exc))
+    return NodeError(ErrorKind.UNREACHABLE, _message(exc))
+
+
+def node_error(exc: BaseException) -> NodeError:
+    """What `exc`, raised by asyncpg or the socket under it, means for the node.
+
+    By SQLSTATE class: 08 connection, 53 resources, 57P0x shutdown, 40 rollback (on a replica: conflict
+    with recovery), 25006 read-only transaction, 22 and 23 data and constraints.
+    """
+    if isinstance(exc, NodeError):
+        return exc
+    if isinstance(exc, asyncpg.PostgresError):
+        state = exc.sqlstate or ""
+        if state.startswith(("08", "57P0")):
+            return NodeError(ErrorKind.UNREACHABLE, _message(exc))
+        if state.startswith(("40", "53")) or state in ("55P03", "57014"):
+            return NodeError(ErrorKind.TRANSIENT, _message(exc))
+        if state == "25006":
+            return NodeError(ErrorKind.READ_ONLY, _message(exc))
+        if state.startswith(("22", "23", "44")):
+            return NodeError(ErrorKind.DATA, _message(exc))
+        return NodeError(ErrorKind.FATAL, _message(exc))
+    if isinstance(exc, (OSError, TimeoutError, asyncpg.InterfaceError)):
+        return NodeError(ErrorKind.UNREACHABLE, _message(exc))
+    raise TypeError(f"not an error of a node: {exc!r}") from exc
+
+
+def _message(exc: BaseException) -> str:
+    text = str(exc).strip().split("\n")[0]
+    return text or ("timed out" if isinstance(exc, TimeoutError) else type(exc).__name__)

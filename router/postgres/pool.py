@@ -1,0 +1,166 @@
+"""A bounded set of connections to one node.
+
+Invariants: at most `size` connections exist or are being opened, however callers are cancelled; at
+most `queue` callers wait; nobody ever waits on a node that does not answer beyond its own deadline.
+A connection whose statement was cancelled keeps its slot until PostgreSQL has confirmed the cancel,
+or is terminated after `cancel_timeout`: only then may another statement start, so that cancelled
+work cannot pile up on the server.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+
+import asyncpg
+
+from router.postgres.connection import Connection, ErrorKind, NodeError, node_error
+from router.query.errors import OverloadedError
+
+__all__ = ["Pool"]
+
+
+class Pool:
+    """Connections of one kind to one node.
+
+    Changed only by `session` and the tasks it leaves behind, all on one event loop.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        open_connection: Callable[[], Awaitable[Connection]],
+        *,
+        size: int,
+        queue: int,
+        cancel_timeout: float,
+    ) -> None:
+        self.name = name
+        self.waiting = 0
+        self.in_flight = 0
+        self._open = open_connection
+        self._size = size
+        self._queue = queue
+        self._cancel_timeout = cancel_timeout
+        self._slots = asyncio.Semaphore(size)
+        self._idle: list[Connection] = []
+        self._mending: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = "closed" if self._closed else f"{self.in_flight}/{self._size} in flight"
+        return f"<Pool {self.name} {state}, {len(self._idle)} idle, {self.waiting} waiting>"
+
+    @property
+    def idle(self) -> int:
+        return len(self._idle)
+
+    @property
+    def load(self) -> int:
+        """Statements that a newcomer would share the node with."""
+        return self.in_flight + self.waiting
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[Connection]:
+        """A connection for as long as the block runs.
+
+        The block may run statements one after the other. If it is cancelled, or left by an error
+        that is not PostgreSQL's own answer, the connection is mended or terminated behind it.
+
+        Raises:
+            OverloadedError: at once, when `queue` callers wait already.
+            NodeError: the node cannot be reached, or a statement of the block failed.
+        """
+        await self._take_slot()
+        try:
+            connection = await self._connection()
+        except BaseException:
+            self._give_slot()
+            raise
+        try:
+            yield connection
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+            self._settle(connection)
+            raise node_error(exc) from exc
+        except NodeError:
+            self._settle(connection)
+            raise
+        except BaseException:
+            self._mend_later(connection)
+            raise
+        else:
+            self._settle(connection)
+
+    async def warm(self) -> None:
+        """Open one connection ahead of the first search.
+
+        Raises:
+            NodeError: the node cannot be reached.
+        """
+        async with self.session():
+            pass
+
+    def discard_idle(self) -> None:
+        """Drop connections that a restart of the node has made useless."""
+        while self._idle:
+            self._idle.pop().terminate()
+
+    async def close(self) -> None:
+        """Terminate what is idle and wait for what is being mended; bounded by `cancel_timeout`."""
+        self._closed = True
+        self.discard_idle()
+        if self._mending:
+            await asyncio.wait(self._mending, timeout=self._cancel_timeout)
+        self.discard_idle()
+
+    async def _take_slot(self) -> None:
+        if self._slots.locked() and self.waiting >= self._queue:
+            raise OverloadedError(f"{self.waiting} statements wait for node {self.name} already")
+        self.waiting += 1
+        try:
+            await self._slots.acquire()
+        finally:
+            self.waiting -= 1
+        self.in_flight += 1
+
+    def _give_slot(self) -> None:
+        self.in_flight -= 1
+        self._slots.release()
+
+    async def _connection(self) -> Connection:
+        if self._closed:
+            raise NodeError(ErrorKind.UNREACHABLE, "the router is closing its connections")
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+        return await self._open()
+
+    def _settle(self, connection: Connection) -> None:
+        """Back to idle if it is between statements and outside a transaction, terminated if not."""
+        if self._closed or connection.is_closed() or connection.is_in_transaction():
+            connection.terminate()
+        else:
+            self._idle.append(connection)
+        self._give_slot()
+
+    def _mend_later(self, connection: Connection) -> None:
+        task = asyncio.create_task(self._mend(connection), name=f"mend {self.name}")
+        self._mending.add(task)
+        task.add_done_callback(self._mending.discard)
+
+    async def _mend(self, connection: Connection) -> None:
+        # asyncpg has sent the cancel request; the next statement waits for its confirmation.
+        try:
+            async with asyncio.timeout(self._cancel_timeout):
+                if not connection.is_closed() and connection.is_in_transaction():
+                    await connection.execute("ROLLBACK")
+                await connection.execute("SELECT 1")
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+            connection.terminate()
+        except BaseException:
+            connection.terminate()
+            self._give_slot()
+            raise
+        self._settle(connection)

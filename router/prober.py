@@ -1,0 +1,146 @@
+"""The only health loop: asks every node who it is and how far it has come.
+
+One task and one connection per node, apart from those that serve requests, so that load cannot
+starve it and a node that hangs delays nobody else's probe. Invariant: a node's state is never older
+than interval + timeout, whatever the node does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import Iterable
+
+import asyncpg
+import msgspec
+
+from router.policy.selection import Health, NodeState, Role
+from router.postgres.connection import Connection, NodeError, node_error, open_connection
+from router.settings import Settings
+from router.stages.node import Node
+
+__all__ = ["Prober"]
+
+_QUERY = """
+SELECT r.standby,
+       (CASE WHEN r.standby THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END
+        - '0/0'::pg_lsn)::bigint AS lsn
+FROM (SELECT pg_is_in_recovery() AS standby) r
+"""
+
+# After a write, replicas are asked again this soon, and ever less eagerly, until they have caught up;
+# streaming on one machine takes one or two milliseconds.
+_CATCH_UP_FIRST = 0.002
+_CATCH_UP_FACTOR = 2.0
+
+
+class Prober:
+    """Keeps `Node.state` true; `start` and `close` frame its life."""
+
+    def __init__(self, nodes: Iterable[Node], settings: Settings) -> None:
+        self._settings = settings
+        self._watches = [_Watch(node, settings) for node in nodes]
+
+    def __repr__(self) -> str:
+        return f"<Prober of {len(self._watches)} nodes>"
+
+    async def start(self) -> None:
+        """Begin, and return when every node has been probed once, well or ill."""
+        for watch in self._watches:
+            watch.start()
+        await asyncio.gather(*(watch.first.wait() for watch in self._watches))
+
+    def expect(self, shard: str, lsn: int) -> None:
+        """Probe the shard's nodes at short intervals until they have replayed `lsn`."""
+        for watch in self._watches:
+            if watch.node.shard == shard:
+                watch.expect(lsn)
+
+    async def close(self) -> None:
+        await asyncio.gather(*(watch.close() for watch in self._watches))
+
+
+class _Watch:
+    """Probes one node, for ever."""
+
+    def __init__(self, node: Node, settings: Settings) -> None:
+        self.node = node
+        self.first = asyncio.Event()
+        self._settings = settings
+        self._connection: Connection | None = None
+        self._expected = 0
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        self._task = asyncio.create_task(self._run(), name=f"probe {self.node.config.name}")
+
+    def expect(self, lsn: int) -> None:
+        self._expected = max(self._expected, lsn)
+        self._wake.set()
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        self._drop()
+
+    async def _run(self) -> None:
+        pause = 0.0
+        while True:
+            await self._probe()
+            self.first.set()
+            state = self.node.state
+            catching_up = state.health is Health.UP and state.lsn < self._expected
+            if catching_up and pause < self._settings.probe_interval:
+                pause = max(pause * _CATCH_UP_FACTOR, _CATCH_UP_FIRST)
+            else:
+                # Jitter keeps many routers from asking at the same moment.
+                pause = self._settings.probe_interval * random.uniform(0.8, 1.2)
+            if await self._pause(pause, interruptible=not catching_up):
+                pause = 0.0
+
+    async def _pause(self, seconds: float, *, interruptible: bool) -> bool:
+        """Sleep; True if a write cut it short."""
+        self._wake.clear()
+        if not interruptible:
+            await asyncio.sleep(seconds)
+            return False
+        try:
+            async with asyncio.timeout(seconds):
+                await self._wake.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    async def _probe(self) -> None:
+        try:
+            async with asyncio.timeout(self._settings.probe_timeout):
+                state = await self._ask()
+        except (NodeError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as exc:
+            # A node that does not answer is not worth a polite goodbye: it would hang there.
+            self._drop()
+            reason = (
+                "no answer within the probe's time" if isinstance(exc, TimeoutError) else str(node_error(exc))
+            )
+            state = msgspec.structs.replace(self.node.state, health=Health.DOWN, reason=reason)
+        self.node.observe(state)
+
+    async def _ask(self) -> NodeState:
+        if self._connection is None or self._connection.is_closed():
+            self._connection = await open_connection(
+                self.node.config.dsn,
+                connect_timeout=self._settings.probe_timeout,
+                statement_timeout=self._settings.probe_timeout,
+                name="pgscatter probe",
+            )
+        row = await self._connection.fetchrow(_QUERY)
+        if row is None or row["lsn"] is None:
+            # A replica that has replayed nothing yet has no position.
+            return NodeState(Health.UP, Role.REPLICA, 0)
+        return NodeState(Health.UP, Role.REPLICA if row["standby"] else Role.PRIMARY, row["lsn"])
+
+    def _drop(self) -> None:
+        if self._connection is not None:
+            self._connection.terminate()
+            self._connection = None

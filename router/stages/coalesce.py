@@ -1,0 +1,84 @@
+"""Identical searches in flight share one execution.
+
+Invariants: a caller joins only a flight that started at the present version, so that no caller gets
+an answer from before a write that it knows of; one caller's cancellation does not touch the others;
+when the last caller has left, the flight is cancelled and awaited.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import TypeAlias
+
+from router.query.errors import DeadlineError
+from router.query.types import Found, SearchQuery
+from router.stages.stage import Stage
+
+__all__ = ["Coalesced"]
+
+# A flight that ends this share of a caller's remaining time earlier than the caller must is still
+# worth joining. One that ends later is not: it would cost the caller the partial answer it is due.
+_EARLIER_SHARE = 0.1
+
+_Key: TypeAlias = tuple[int, bytes, bool]
+
+
+class _Flight:
+    def __init__(self, task: asyncio.Task[Found], deadline: float) -> None:
+        self.task = task
+        self.deadline = deadline
+        self.waiting = 0
+
+
+class Coalesced:
+    """Starts its inner stage once for all who ask the same at the same time."""
+
+    def __init__(self, inner: Stage, version: Callable[[str], int]) -> None:
+        self.joined = 0
+        self._inner = inner
+        self._version = version
+        self._flights: dict[_Key, _Flight] = {}
+
+    def __repr__(self) -> str:
+        return f"<Coalesced {len(self._flights)} in flight, {self.joined} joined>"
+
+    async def search(self, query: SearchQuery, deadline: float) -> Found:
+        if not query.cached:
+            return await self._inner.search(query, deadline)
+        key = (self._version(query.collection.name), query.digest, query.allow_partial)
+        flight = self._flights.get(key)
+        if flight is None or not _worth_joining(flight.deadline, deadline):
+            flight = self._start(key, query, deadline)
+        else:
+            self.joined += 1
+        return await self._wait(flight, deadline)
+
+    def _start(self, key: _Key, query: SearchQuery, deadline: float) -> _Flight:
+        flight = _Flight(asyncio.create_task(self._inner.search(query, deadline)), deadline)
+        self._flights[key] = flight
+
+        def landed(_: asyncio.Task[Found]) -> None:
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+
+        flight.task.add_done_callback(landed)
+        return flight
+
+    async def _wait(self, flight: _Flight, deadline: float) -> Found:
+        flight.waiting += 1
+        try:
+            await asyncio.wait([flight.task], timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
+            if not flight.task.done():
+                raise DeadlineError("the search did not finish in time")
+            return flight.task.result()
+        finally:
+            flight.waiting -= 1
+            if not flight.waiting and not flight.task.done():
+                flight.task.cancel()
+                await asyncio.gather(flight.task, return_exceptions=True)
+
+
+def _worth_joining(flight_deadline: float, deadline: float) -> bool:
+    remaining = deadline - asyncio.get_running_loop().time()
+    return deadline - _EARLIER_SHARE * remaining <= flight_deadline <= deadline

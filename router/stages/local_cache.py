@@ -1,0 +1,97 @@
+"""L1: answers in this process's memory, bounded in bytes and in time.
+
+A key carries the collection's version, so a write makes everything cached before it unreachable at
+once; the LRU order sees to the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from time import monotonic
+from typing import TypeAlias
+
+import msgspec
+from cachetools import TLRUCache
+
+from router.query.types import Answer, Found, SearchQuery
+from router.stages.stage import Stage
+
+__all__ = ["LocalCache", "Store"]
+
+# What an entry weighs beside its hits: key, answer, coverage and the cache's own bookkeeping.
+_ENTRY_BYTES = 1500
+# One answer may take at most this share of the cache; a larger one would empty it for little.
+_LARGEST_SHARE = 8
+
+_Key: TypeAlias = tuple[str, int, int, bytes]
+
+
+class _Entry(msgspec.Struct, frozen=True):
+    answer: Answer
+    ttl: float
+
+
+class Store:
+    """The entries themselves; they outlive the stages of one shard map."""
+
+    def __init__(self, max_bytes: int, timer: Callable[[], float] = monotonic) -> None:
+        self.hits = 0
+        self.misses = 0
+        self.max_bytes = max_bytes
+        self._entries: TLRUCache[_Key, _Entry] = TLRUCache(
+            maxsize=max_bytes,
+            ttu=lambda _, entry, now: now + entry.ttl,
+            timer=timer,
+            getsizeof=lambda entry: _ENTRY_BYTES + len(entry.answer.hits),
+        )
+
+    def __repr__(self) -> str:
+        return f"<Store {len(self)} entries, {self.size_bytes}/{self.max_bytes} bytes>"
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    @property
+    def size_bytes(self) -> int:
+        return int(self._entries.currsize)
+
+    def get(self, key: _Key) -> Answer | None:
+        entry = self._entries.get(key)
+        if entry is None:
+            self.misses += 1
+            return None
+        self.hits += 1
+        return entry.answer
+
+    def put(self, key: _Key, answer: Answer, ttl: float) -> None:
+        """Keep a complete answer for `ttl` seconds; without the reports, which tell of another run."""
+        if ttl <= 0 or _ENTRY_BYTES + len(answer.hits) > self.max_bytes // _LARGEST_SHARE:
+            return
+        self._entries[key] = _Entry(msgspec.structs.replace(answer, reports=()), ttl)
+
+
+class LocalCache:
+    """Outermost of the stages, so that a hit costs neither a task nor a wait."""
+
+    def __init__(self, inner: Stage, store: Store, map_version: int, version: Callable[[str], int]) -> None:
+        self._inner = inner
+        self._store = store
+        self._map_version = map_version
+        self._version = version
+
+    def __repr__(self) -> str:
+        return f"<LocalCache {self._store!r}>"
+
+    async def search(self, query: SearchQuery, deadline: float) -> Found:
+        if not query.cached:
+            return await self._inner.search(query, deadline)
+        # Read before the search starts: a write that lands meanwhile makes the entry unreachable.
+        collection = query.collection
+        key = (collection.name, self._map_version, self._version(collection.name), query.digest)
+        answer = self._store.get(key)
+        if answer is not None:
+            return Found(answer, "l1")
+        found = await self._inner.search(query, deadline)
+        if found.answer.cacheable:
+            self._store.put(key, found.answer, collection.cache.ttl)
+        return found
