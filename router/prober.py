@@ -101,8 +101,7 @@ class _Watch:
                 pause = 0.0
 
     async def _pause(self, seconds: float, *, interruptible: bool) -> bool:
-        """Sleep; True if a write cut it short."""
-        self._wake.clear()
+        """Sleep; True if a write cut it short, or came while the last probe was under way."""
         if not interruptible:
             await asyncio.sleep(seconds)
             return False
@@ -111,6 +110,7 @@ class _Watch:
                 await self._wake.wait()
         except TimeoutError:
             return False
+        self._wake.clear()
         return True
 
     async def _probe(self) -> None:

@@ -1,9 +1,10 @@
 """What the workers of one router tell each other: write versions and write positions.
 
-Each worker counts its own writes per collection and notes per shard how far the write-ahead log
-stood after them, in slots that only it writes; whoever reads takes the sum or the maximum over all
-workers. With that, every worker's caches know at once of a write through any of them, and reads wait
-for replicas to reach it. One worker alone keeps the same in plain memory.
+Each worker counts its own writes per collection, and those that Redis has yet to be told of, and
+notes per shard how far the write-ahead log stood after them, in slots that only it writes; whoever
+reads takes the sum or the maximum over all workers. With that, every worker's caches know at once of
+a write through any of them, and reads wait for replicas to reach it. One worker alone keeps the same
+in plain memory.
 
 Invariant: a version and a position never go back while the file exists, not even when a worker dies
 and another takes its slot.
@@ -25,7 +26,7 @@ _WORD_BYTES = 8
 
 
 def _words(shard_map: ShardMap) -> int:
-    return len(shard_map.collections) + len(shard_map.shards)
+    return 2 * len(shard_map.collections) + len(shard_map.shards)
 
 
 def create(path: Path, shard_map: ShardMap) -> None:
@@ -44,7 +45,8 @@ class Shared:
         """
         self._width = _words(shard_map)
         self._versions = {name: i for i, name in enumerate(shard_map.collections)}
-        self._positions = {name: len(self._versions) + i for i, name in enumerate(shard_map.shards)}
+        self._owed = {name: len(self._versions) + i for i, name in enumerate(shard_map.collections)}
+        self._positions = {name: 2 * len(self._versions) + i for i, name in enumerate(shard_map.shards)}
         self._file: int | None = None
         slot, slots = 0, 1
         memory: mmap.mmap | bytearray = bytearray(max(self._width, 1) * _WORD_BYTES)
@@ -79,6 +81,22 @@ class Shared:
         """Remember that a write is contained in `lsn`; to be called before `bump`."""
         cell = self._own + self._positions[shard]
         self._cells[cell] = max(self._cells[cell], lsn)
+
+    def owe(self, collection: str) -> None:
+        """Count a write that Redis has to be told of."""
+        self._cells[self._own + self._owed[collection]] += 1
+
+    def owed_here(self, collection: str) -> int:
+        return self._cells[self._own + self._owed[collection]]
+
+    def owed(self, collection: str) -> int:
+        """Writes of any worker that Redis has not been told of."""
+        column, cells = self._owed[collection], self._cells
+        return sum([cells[slot + column] for slot in self._slots])
+
+    def paid(self, collection: str) -> None:
+        """Redis knows of every write of this worker."""
+        self._cells[self._own + self._owed[collection]] = 0
 
     def close(self) -> None:
         self._cells.release()

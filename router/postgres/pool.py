@@ -53,8 +53,8 @@ class Pool:
         return f"<Pool {self.name} {state}, {len(self._idle)} idle, {self.waiting} waiting>"
 
     @property
-    def idle(self) -> int:
-        return len(self._idle)
+    def connections(self) -> int:
+        return len(self._idle) + self.in_flight
 
     @property
     def load(self) -> int:

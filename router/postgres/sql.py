@@ -74,7 +74,6 @@ def search(
     ef_search: int,
     exact: bool,
     filter: Filter | None,
-    max_distance: float | None,
     include: frozenset[str],
 ) -> Statement:
     """The nearest `limit` rows as (id, distance, *included columns), ascending by (distance, id).
@@ -104,11 +103,9 @@ def search(
         f" FROM {collection.table} t{_where(conditions)} ORDER BY {order} LIMIT {candidates}"
     )
     # NaN is what cosine makes of a zero vector, which no direction compares to.
-    kept = ["_d <> 'NaN'"]
-    if max_distance is not None:
-        kept.append(f"_d <= {params.add(max_distance, 'float8')}")
     outer = (
-        f"SELECT _id, _d{_list(columns, '_c')} FROM ({inner}) r{_where(kept)} ORDER BY _d, _id LIMIT {limit}"
+        f"SELECT _id, _d{_list(columns, '_c')} FROM ({inner}) r"
+        f" WHERE _d <> 'NaN' ORDER BY _d, _id LIMIT {limit}"
     )
     return Statement(source + outer, tuple(params.args))
 
@@ -118,7 +115,8 @@ def select_by_id(collection: Collection, id_: object, include: frozenset[str]) -
     params = _Params()
     columns = [column for _, column in result_columns(collection, include)]
     condition = f"{collection.id.column} = {params.add(id_, collection.id.type)}"
-    sql = f"SELECT {collection.id.column} AS _id{_list(columns, 'AS _c')} FROM {collection.table} WHERE {condition}"
+    selected = f"{collection.id.column} AS _id{_list(columns, 'AS _c')}"
+    sql = f"SELECT {selected} FROM {collection.table} WHERE {condition}"
     return Statement(sql, tuple(params.args))
 
 

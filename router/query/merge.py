@@ -7,13 +7,14 @@ and with its nearest row.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import chain, repeat
 from operator import itemgetter
 
 from router.query.types import Row
 
-__all__ = ["merge"]
+__all__ = ["merge", "within"]
 
 
 def merge(rows: Mapping[str, Sequence[Row]], offset: int, k: int) -> list[tuple[Row, str]]:
@@ -44,3 +45,10 @@ _by_distance_and_id = itemgetter(1, 0)
 def _rank(pair: tuple[Row, str]) -> tuple[float, object]:
     rank: tuple[float, object] = _by_distance_and_id(pair[0])
     return rank
+
+
+def within(ranked: list[tuple[Row, str]], max_distance: float | None) -> list[tuple[Row, str]]:
+    """The leading rows that lie no farther than `max_distance`; all of them if it is None."""
+    if max_distance is None:
+        return ranked
+    return ranked[: bisect_right(ranked, max_distance, key=lambda pair: float(pair[0][1]))]

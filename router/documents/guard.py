@@ -1,0 +1,174 @@
+"""Upserts into a collection whose sharding key is not its id.
+
+Nothing in PostgreSQL keeps an id from standing on two shards then. So each id has a home shard, on
+which a writer holds a lock for it, and no document is stored before every shard has been asked
+whether it holds the id. One that would have to move to another shard is refused: moving cannot be
+atomic over two servers, and a document that is briefly doubled or gone is worse than a refusal.
+
+All locks are taken in one order, of shards and then of keys, by every router: no deadlock. They belong
+to sessions: a router that dies gives them up.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from hashlib import blake2b
+
+from router.documents.primary import Outcome, Primaries
+from router.documents.rows import rows_of, upsert_outcome
+from router.documents.types import Document, DocumentFailure, UpsertOutcome
+from router.postgres import sql
+from router.postgres.connection import Connection, NodeError, node_error
+from router.postgres.write import POSTGRES_ERRORS, advisory_lock, store, unlock_all, written_position
+from router.query.errors import OverloadedError
+from shard_config.model import Collection
+
+__all__ = ["store_guarded"]
+
+
+async def store_guarded(
+    primaries: Primaries,
+    collection: Collection,
+    shards: Sequence[str],
+    groups: Mapping[str, Sequence[Document]],
+    deadline: float,
+) -> UpsertOutcome:
+    """Store each group on its shard unless another shard holds the id.
+
+    Needs the primaries of all `shards`: with one of them away nobody can tell whether it holds an id,
+    and nothing is stored.
+    """
+    attempt = _Attempt(primaries, collection, shards, groups)
+    try:
+        async with asyncio.timeout_at(deadline):
+            await attempt.run()
+    except TimeoutError:
+        attempt.fail_rest("the primaries did not answer in time")
+    except (NodeError, OverloadedError) as exc:
+        attempt.fail_rest(f"all shards must be asked whether they hold the id: {exc}")
+    finally:
+        primaries.wrote(collection.name)
+    await primaries.publish(collection.name)
+    return attempt.result()
+
+
+class _Attempt:
+    """One guarded upsert; `outcomes` is filled in as shards finish."""
+
+    def __init__(
+        self,
+        primaries: Primaries,
+        collection: Collection,
+        shards: Sequence[str],
+        groups: Mapping[str, Sequence[Document]],
+    ) -> None:
+        self._primaries = primaries
+        self._collection = collection
+        self._shards = shards
+        self._groups = {shard: list(part) for shard, part in groups.items()}
+        self._outcomes: dict[str, Outcome[dict[int, str]]] = {}
+        self._conflicts: list[DocumentFailure] = []
+        self._storing: set[str] = set()
+
+    async def run(self) -> None:
+        async with AsyncExitStack() as stack:
+            sessions: dict[str, Connection] = {}
+            for shard in self._shards:
+                sessions[shard] = await stack.enter_async_context(self._primaries.session(shard))
+            unlocked = False
+            try:
+                await self._lock(sessions)
+                self._refuse(await self._elsewhere(sessions))
+                await self._store(sessions)
+                for connection in sessions.values():
+                    await unlock_all(connection)
+                unlocked = True
+            finally:
+                if not unlocked:
+                    # Ending the session is the one way to let go of locks that needs no answer.
+                    for connection in sessions.values():
+                        connection.terminate()
+
+    async def _lock(self, sessions: Mapping[str, Connection]) -> None:
+        keys: dict[str, list[int]] = defaultdict(list)
+        for document in self._documents():
+            key = _lock_key(self._collection.name, document.id)
+            keys[self._shards[key % len(self._shards)]].append(key)
+        for shard in self._shards:
+            if keys[shard]:
+                await advisory_lock(sessions[shard], keys[shard])
+
+    async def _elsewhere(self, sessions: Mapping[str, Connection]) -> dict[object, set[str]]:
+        """For each id, the shards that hold it."""
+        statement = sql.existing_ids(self._collection, [document.id for document in self._documents()])
+        found = await asyncio.gather(
+            *(connection.fetch(statement.sql, *statement.args) for connection in sessions.values())
+        )
+        holders: dict[object, set[str]] = defaultdict(set)
+        for shard, rows in zip(sessions, found, strict=True):
+            for row in rows:
+                holders[row[0]].add(shard)
+        return holders
+
+    def _refuse(self, holders: Mapping[object, set[str]]) -> None:
+        key = self._collection.sharding.key.name
+        for shard, part in self._groups.items():
+            staying = []
+            for document in part:
+                others = sorted(holders.get(document.id, set()) - {shard})
+                if not others:
+                    staying.append(document)
+                    continue
+                message = (
+                    f"stored on {', '.join(others)} under another {key}; {key} of a stored document"
+                    f" cannot change so that it would move to {shard}: delete it first"
+                )
+                self._conflicts.append(
+                    DocumentFailure(document.index, document.id, "conflict", message, shard)
+                )
+            self._groups[shard] = staying
+
+    async def _store(self, sessions: Mapping[str, Connection]) -> None:
+        text = sql.upsert(self._collection)
+
+        async def one(shard: str, part: Sequence[Document]) -> None:
+            connection = sessions[shard]
+            self._storing.add(shard)
+            try:
+                refused = await store(connection, text, rows_of(self._collection, part))
+                position = await written_position(connection)
+            except POSTGRES_ERRORS as exc:
+                self._outcomes[shard] = Outcome(error=str(node_error(exc)), unknown=connection.is_closed())
+                connection.terminate()
+                return
+            self._outcomes[shard] = Outcome(refused)
+            self._primaries.committed(shard, position)
+
+        async with asyncio.TaskGroup() as group:
+            for shard, part in self._groups.items():
+                if part:
+                    group.create_task(one(shard, part))
+
+    def fail_rest(self, error: str) -> None:
+        """Shards without an outcome: nothing was stored there, unless their statement was under way."""
+        for shard in self._groups:
+            if shard not in self._outcomes:
+                self._outcomes[shard] = Outcome(error=error, unknown=shard in self._storing)
+
+    def result(self) -> UpsertOutcome:
+        for shard in self._groups:
+            self._outcomes.setdefault(shard, Outcome({}))
+        stored = upsert_outcome(self._groups, self._outcomes)
+        failures = sorted([*stored.failures, *self._conflicts], key=lambda failure: failure.index)
+        return UpsertOutcome(stored.stored, stored.shards, tuple(failures))
+
+    def _documents(self) -> list[Document]:
+        return [document for part in self._groups.values() for document in part]
+
+
+def _lock_key(collection: str, id_: object) -> int:
+    digest = blake2b(f"{collection}\0{id_}".encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big", signed=True)

@@ -1,0 +1,148 @@
+"""Work on the primaries of several shards at once, with an outcome for each.
+
+Invariant: every shard asked has an outcome by the deadline, and after the first commit the caches of
+this router's workers no longer answer from before it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import AbstractAsyncContextManager
+from typing import Generic, TypeVar
+
+import msgspec
+
+from router.policy.selection import Role
+from router.postgres.connection import Connection, ErrorKind, NodeError
+from router.postgres.write import written_position
+from router.prober import Prober
+from router.query.errors import OverloadedError
+from router.shared import Shared
+from router.stages.node import Node
+from router.stages.replicas import ReplicaSet
+from router.stages.shared_cache import Invalidations
+
+__all__ = ["Outcome", "Primaries"]
+
+T = TypeVar("T")
+
+
+class Outcome(msgspec.Struct, Generic[T], frozen=True):
+    """`value` if `error` is None. Otherwise nothing was stored, or, if `unknown`, perhaps all was."""
+
+    value: T | None = None
+    error: str | None = None
+    unknown: bool = False
+
+
+class Primaries:
+    """Sends writes to whichever nodes are primaries now."""
+
+    def __init__(
+        self,
+        sets: Mapping[str, ReplicaSet],
+        shared: Shared,
+        prober: Prober,
+        invalidations: Invalidations | None,
+    ) -> None:
+        self._sets = sets
+        self._shared = shared
+        self._prober = prober
+        self._invalidations = invalidations
+
+    def __repr__(self) -> str:
+        return f"<Primaries of {list(self._sets)}>"
+
+    def node(self, shard: str) -> Node:
+        """
+        Raises:
+            NodeError: no node of the shard is known to be its primary.
+        """
+        node = self._sets[shard].primary()
+        if node is None:
+            raise NodeError(ErrorKind.UNREACHABLE, f"no primary of {shard} is up")
+        return node
+
+    def session(self, shard: str) -> AbstractAsyncContextManager[Connection]:
+        """A write connection to the shard's primary.
+
+        Raises:
+            NodeError, OverloadedError: on entering.
+        """
+        return self.node(shard).writes.session()
+
+    async def run(
+        self,
+        collection: str,
+        work: Mapping[str, Callable[[Connection], Awaitable[T]]],
+        deadline: float,
+    ) -> dict[str, Outcome[T]]:
+        """Run each shard's work on its primary, all at once, and say by the deadline what became of it."""
+        loop = asyncio.get_running_loop()
+        jobs = {shard: _Job(self, shard, job) for shard, job in work.items()}
+        tasks = [loop.create_task(job.run()) for job in jobs.values()]
+        try:
+            if tasks:
+                await asyncio.wait(tasks, timeout=max(0.0, deadline - loop.time()))
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.wrote(collection)
+        await self.publish(collection)
+        return {shard: job.outcome for shard, job in jobs.items()}
+
+    def committed(self, shard: str, position: int) -> None:
+        """A commit on `shard` is in its log up to `position`: later reads want nodes that have it."""
+        self._shared.note(shard, position)
+        self._prober.expect(shard, position)
+
+    def wrote(self, collection: str) -> None:
+        """Make what is cached in this router's workers unreachable; Redis is owed the same."""
+        self._shared.bump(collection)
+        if self._invalidations is not None:
+            self._invalidations.owe(collection)
+
+    async def publish(self, collection: str) -> None:
+        """Tell Redis, within its budget; what it cannot be told now it is told before its next use."""
+        if self._invalidations is not None:
+            await self._invalidations.settled(collection)
+
+    def failed(self, shard: str, node: Node, error: NodeError) -> None:
+        node.failed(error)
+        if error.kind is ErrorKind.READ_ONLY:
+            node.observe(msgspec.structs.replace(node.state, role=Role.REPLICA))
+
+
+class _Job(Generic[T]):
+    """One shard's work; `outcome` is true at every moment, so that a cancelled job needs no epilogue."""
+
+    def __init__(self, primaries: Primaries, shard: str, work: Callable[[Connection], Awaitable[T]]) -> None:
+        self.outcome: Outcome[T] = Outcome(error="no connection to the primary in time")
+        self._primaries = primaries
+        self._shard = shard
+        self._work = work
+
+    async def run(self) -> None:
+        sent = False
+        try:
+            node = self._primaries.node(self._shard)
+        except NodeError as exc:
+            self.outcome = Outcome(error=str(exc))
+            return
+        try:
+            async with node.writes.session() as connection:
+                sent = True
+                self.outcome = Outcome(error="no answer from the primary in time", unknown=True)
+                value = await self._work(connection)
+                position = await written_position(connection)
+        except OverloadedError as exc:
+            self.outcome = Outcome(error=exc.detail)
+        except NodeError as exc:
+            self._primaries.failed(self._shard, node, exc)
+            lost = sent and exc.kind is ErrorKind.UNREACHABLE
+            self.outcome = Outcome(error=f"{node.config.name}: {exc}", unknown=lost)
+        else:
+            self._primaries.committed(self._shard, position)
+            self.outcome = Outcome(value)

@@ -1,0 +1,79 @@
+"""Single documents and counts, from the same replica sets that searches use."""
+
+from __future__ import annotations
+
+import asyncio
+
+from shard_config.partition import NoPlaceError, locate
+
+from router.documents.types import CountAnswer
+from router.postgres import sql
+from router.query.answer import coverage_of, field_values, raise_if_unanswered
+from router.query.filter import Filter
+from router.query.plan import targets
+from router.query.types import Hit, Probe, ShardRows
+from router.shared import Shared
+from router.stages.scatter import Fanout
+from shard_config.model import Collection, ShardMap
+
+__all__ = ["Reader"]
+
+
+class Reader:
+    """Reads of one shard map; fresh with regard to writes through this router's workers."""
+
+    def __init__(self, shard_map: ShardMap, fanout: Fanout, shared: Shared) -> None:
+        self._map = shard_map
+        self._fanout = fanout
+        self._shared = shared
+
+    def __repr__(self) -> str:
+        return f"<Reader map {self._map.version}>"
+
+    async def read(
+        self, collection: Collection, id_: object, include: frozenset[str], deadline: float
+    ) -> Hit | None:
+        """The document with this id, or None if no shard holds it.
+
+        Raises:
+            UnavailableError, DeadlineError: a shard that may hold it did not answer.
+        """
+        shards = self._map.shards_of(collection)
+        if collection.sharded_by_id:
+            try:
+                shards = (locate(collection.sharding, id_),)
+            except NoPlaceError:
+                return None
+        statement = sql.select_by_id(collection, id_, include)
+        parts = await self._fetch(statement, shards, deadline)
+        names = [name for name, _ in sql.result_columns(collection, include)]
+        for shard, part in parts.items():
+            for row in part.rows:
+                return {"id": row[0], "shard": shard, **field_values(collection, names, row, first=1)}
+        reports = [part.report for part in parts.values()]
+        raise_if_unanswered(coverage_of(reports, len(shards)), reports, allow_partial=False)
+        return None
+
+    async def count(self, collection: Collection, filter: Filter | None, deadline: float) -> CountAnswer:
+        """How many documents match, on the shards that answered.
+
+        Raises:
+            UnavailableError, DeadlineError: none of them did.
+        """
+        statement = sql.count(collection, filter)
+        parts = await self._fetch(statement, targets(filter, collection, self._map), deadline)
+        reports = [part.report for part in parts.values()]
+        coverage = coverage_of(reports, len(self._map.shards_of(collection)))
+        raise_if_unanswered(coverage, reports, allow_partial=True)
+        return CountAnswer(sum(row[0] for part in parts.values() for row in part.rows), coverage)
+
+    async def _fetch(
+        self, statement: sql.Statement, shards: tuple[str, ...], deadline: float
+    ) -> dict[str, ShardRows]:
+        # A moment is kept back to report what has not answered.
+        stop = deadline - min(0.01, 0.1 * max(0.0, deadline - asyncio.get_running_loop().time()))
+        probes = {
+            shard: Probe(statement.sql, statement.args, 1, min_lsn=self._shared.position(shard))
+            for shard in shards
+        }
+        return await self._fanout.fetch(probes, stop)

@@ -1,0 +1,99 @@
+"""Documents into shards: upsert and delete.
+
+Invariant: an id stands on one shard at most. Where the id is the sharding key, its hash sees to that.
+Where it is not, ids are locked and looked for on every shard before they are stored
+(`router.documents.guard`), and a document that would have to move is refused.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from shard_config.partition import locate
+
+from router.documents.guard import store_guarded
+from router.documents.primary import Primaries
+from router.documents.rows import key_of, rows_of, shard_write, upsert_outcome
+from router.documents.types import DeleteOutcome, Document, UpsertOutcome
+from router.postgres import sql
+from router.postgres.connection import Connection
+from router.postgres.write import store
+from router.query.filter import Filter
+from router.query.plan import targets
+from shard_config.model import Collection, ShardMap
+
+__all__ = ["Writer"]
+
+
+class Writer:
+    """Writes of one shard map."""
+
+    def __init__(self, shard_map: ShardMap, primaries: Primaries) -> None:
+        self._map = shard_map
+        self._primaries = primaries
+
+    def __repr__(self) -> str:
+        return f"<Writer map {self._map.version}, {self._primaries!r}>"
+
+    async def upsert(
+        self, collection: Collection, documents: Sequence[Document], deadline: float
+    ) -> UpsertOutcome:
+        """Store `documents`, each shard's in one transaction; ids must not repeat among them."""
+        groups: dict[str, list[Document]] = defaultdict(list)
+        for document in documents:
+            groups[locate(collection.sharding, key_of(collection, document))].append(document)
+        if not collection.sharded_by_id:
+            shards = self._map.shards_of(collection)
+            return await store_guarded(self._primaries, collection, shards, groups, deadline)
+        outcomes = await self._primaries.run(
+            collection.name, {shard: _storing(collection, part) for shard, part in groups.items()}, deadline
+        )
+        return upsert_outcome(groups, outcomes)
+
+    async def delete(self, collection: Collection, ids: Sequence[object], deadline: float) -> DeleteOutcome:
+        """Delete the documents with these ids, wherever they are."""
+        if collection.sharded_by_id:
+            groups: dict[str, list[object]] = defaultdict(list)
+            for id_ in ids:
+                groups[locate(collection.sharding, id_)].append(id_)
+        else:
+            groups = {shard: list(ids) for shard in self._map.shards_of(collection)}
+        statements = {shard: sql.delete_by_ids(collection, part) for shard, part in groups.items()}
+        return await self._delete(collection, statements, deadline)
+
+    async def delete_matching(self, collection: Collection, filter: Filter, deadline: float) -> DeleteOutcome:
+        """Delete every document that `filter` matches."""
+        statement = sql.delete_matching(collection, filter)
+        shards = targets(filter, collection, self._map)
+        return await self._delete(collection, dict.fromkeys(shards, statement), deadline)
+
+    async def _delete(
+        self, collection: Collection, statements: Mapping[str, sql.Statement], deadline: float
+    ) -> DeleteOutcome:
+        outcomes = await self._primaries.run(
+            collection.name,
+            {shard: _executing(statement) for shard, statement in statements.items()},
+            deadline,
+        )
+        writes = tuple(shard_write(shard, outcome, outcome.value or 0) for shard, outcome in outcomes.items())
+        return DeleteOutcome(sum(write.rows for write in writes), writes)
+
+
+def _storing(
+    collection: Collection, documents: Sequence[Document]
+) -> Callable[[Connection], Awaitable[dict[int, str]]]:
+    text, rows = sql.upsert(collection), rows_of(collection, documents)
+
+    async def work(connection: Connection) -> dict[int, str]:
+        return await store(connection, text, rows)
+
+    return work
+
+
+def _executing(statement: sql.Statement) -> Callable[[Connection], Awaitable[int]]:
+    async def work(connection: Connection) -> int:
+        status = await connection.execute(statement.sql, *statement.args)
+        return int(status.rsplit(" ", 1)[-1])
+
+    return work

@@ -1,0 +1,81 @@
+"""The line to Redis: every use of it is bounded in time, and none of them ever fails a request.
+
+A call that errs or exceeds its budget counts as no answer and switches the line off for a while, so
+that a slow or dead Redis costs at most one budget per pause and per call under way.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from time import monotonic
+from typing import TypeVar
+
+import redis.asyncio as redis
+from redis.exceptions import RedisError
+
+__all__ = ["RedisLink"]
+
+T = TypeVar("T")
+
+_CONNECTIONS = 32
+
+
+class RedisLink:
+    """`call` runs one command, or a pipeline, or says None."""
+
+    def __init__(
+        self, url: str, *, budget: float, pause: float, clock: Callable[[], float] = monotonic
+    ) -> None:
+        """`budget` and `pause` in seconds.
+
+        Raises:
+            ValueError: the URL is none of Redis.
+        """
+        self.failures = 0
+        self.reason: str | None = None
+        self._budget = budget
+        self._pause = pause
+        self._clock = clock
+        self._off_until = 0.0
+        self._under_way = 0
+        self.client: redis.Redis = redis.Redis.from_url(
+            url,
+            max_connections=_CONNECTIONS,
+            socket_connect_timeout=max(budget, 0.2),
+            retry=None,
+            decode_responses=False,
+        )
+
+    def __repr__(self) -> str:
+        state = "on" if self.on else f"off ({self.reason})"
+        return f"<RedisLink {state}, {self._under_way} under way, {self.failures} failures>"
+
+    @property
+    def on(self) -> bool:
+        return self._clock() >= self._off_until
+
+    async def call(
+        self, command: Callable[[redis.Redis], Awaitable[T]], budget: float | None = None
+    ) -> T | None:
+        """What `command` returns; None if Redis is off, busy, late or wrong."""
+        if not self.on or self._under_way >= _CONNECTIONS:
+            return None
+        self._under_way += 1
+        try:
+            async with asyncio.timeout(self._budget):
+                return await command(self.client)
+        except (RedisError, OSError, TimeoutError) as exc:
+            self.failures += 1
+            self.reason = str(exc) or "no answer within the budget"
+            self._off_until = self._clock() + self._pause
+            return None
+        finally:
+            self._under_way -= 1
+
+    async def close(self) -> None:
+        try:
+            async with asyncio.timeout(1.0):
+                await self.client.aclose()
+        except (RedisError, OSError, TimeoutError):
+            return

@@ -1,0 +1,201 @@
+"""One search becomes one probe per shard; the shards' rows become one answer.
+
+This stage owns the deadline: it stops a little before it, cancels what has not answered, and
+everything below is cancelled by it. A shard that is missing is data in the answer; only when no shard
+answered, or the caller insists on all, is it an error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+import msgspec
+
+from router.postgres import sql
+from router.postgres.vectors import to_wire
+from router.query.answer import coverage_of, encode_hits, raise_if_unanswered, shortfall
+from router.query.merge import merge, within
+from router.query.plan import Plan, plan_search
+from router.query.types import (
+    Answer,
+    Consistency,
+    Found,
+    Probe,
+    SearchQuery,
+    ShardReport,
+    ShardRows,
+    ShardState,
+)
+from router.shared import Shared
+from router.stages.replicas import ReplicaSet
+from shard_config.model import ShardMap
+
+__all__ = ["Fanout", "Scatter"]
+
+# What is left of the deadline for merging and encoding: a tenth of short ones, 10 ms of long ones.
+_MARGIN_SHARE = 0.1
+_MARGIN_MOST = 0.010
+
+
+class Fanout:
+    """Asks replica sets at once and always has a report of each by the deadline."""
+
+    def __init__(self, sets: Mapping[str, ReplicaSet]) -> None:
+        self._sets = sets
+
+    def __repr__(self) -> str:
+        return f"<Fanout over {list(self._sets.values())}>"
+
+    async def fetch(self, probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
+        """Rows and report per shard; a shard that is late is cancelled and reported as timed out.
+
+        Raises:
+            OverloadedError: a shard's queues are full.
+        """
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        tasks = {
+            name: loop.create_task(self._sets[name].fetch(probe, deadline)) for name, probe in probes.items()
+        }
+        try:
+            if tasks:
+                await asyncio.wait(
+                    tasks.values(),
+                    timeout=max(0.0, deadline - started),
+                    return_when=asyncio.FIRST_EXCEPTION,
+                )
+        finally:
+            for task in tasks.values():
+                task.cancel()
+            # Cancelling ends a wait for PostgreSQL at once; the connection is mended behind it.
+            await asyncio.gather(*tasks.values(), return_exceptions=True)
+        elapsed_ms = (loop.time() - started) * 1000
+        return {
+            name: _late(name, probes[name], elapsed_ms) if task.cancelled() else task.result()
+            for name, task in tasks.items()
+        }
+
+
+def _late(shard: str, probe: Probe, elapsed_ms: float) -> ShardRows:
+    error = f"no answer within {elapsed_ms:.0f} ms"
+    report = ShardReport(shard, ShardState.TIMED_OUT, total_ms=elapsed_ms, asked=probe.wanted, error=error)
+    return ShardRows([], report)
+
+
+class Scatter:
+    """The innermost stage: from a collection's query to shards' probes and back."""
+
+    def __init__(self, shard_map: ShardMap, fanout: Fanout, shared: Shared) -> None:
+        self._map = shard_map
+        self._fanout = fanout
+        self._shared = shared
+
+    def __repr__(self) -> str:
+        return f"<Scatter map {self._map.version}, {self._fanout!r}>"
+
+    async def search(self, query: SearchQuery, deadline: float) -> Found:
+        """The merged answer.
+
+        Raises:
+            UnavailableError, DeadlineError: no shard answered, or not all did and the query wants all.
+            OverloadedError: a shard's queues are full.
+        """
+        remaining = deadline - asyncio.get_running_loop().time()
+        stop = deadline - min(_MARGIN_MOST, _MARGIN_SHARE * max(remaining, 0.0))
+        plan = plan_search(query, self._map)
+        parts = await self._fanout.fetch(self._probes(query, plan, plan.targets), stop)
+        scan_limited = False
+        if not plan.exact and _short(parts, plan, query):
+            parts, scan_limited = await self._complete(query, plan, parts, stop)
+        return Found(self._answer(query, plan, parts, scan_limited), "miss" if query.cached else "bypass")
+
+    async def _complete(
+        self, query: SearchQuery, plan: Plan, parts: dict[str, ShardRows], stop: float
+    ) -> tuple[dict[str, ShardRows], bool]:
+        """Too few rows in all: ask the shards that came up short once more, comparing every row.
+
+        An index scan gives up after hnsw.max_scan_tuples, so few rows from it do not mean that there
+        are few. Returns the better parts, and whether some shard's rows still rest on such a scan.
+        """
+        again = [name for name in plan.targets if _fell_short(parts[name], plan)]
+        exact = plan_search(query, self._map, exact=True)
+        found = await self._fanout.fetch(self._probes(query, exact, again), stop)
+        merged = dict(parts)
+        limited = False
+        for name, rows in found.items():
+            if rows.report.state is ShardState.OK:
+                merged[name] = _added(parts[name], rows)
+            else:
+                limited = True
+        return merged, limited
+
+    def _probes(
+        self, query: SearchQuery, plan: Plan, shards: tuple[str, ...] | list[str]
+    ) -> dict[str, Probe]:
+        statement = sql.search(
+            query.collection,
+            to_wire(query.vector, query.collection.vector.type),
+            limit=plan.limit,
+            candidates=plan.candidates,
+            ef_search=plan.ef_search,
+            exact=plan.exact,
+            filter=query.filter,
+            include=query.include,
+        )
+        return {
+            shard: Probe(
+                statement.sql,
+                statement.args,
+                plan.limit,
+                primary_only=query.consistency is Consistency.STRONG,
+                min_lsn=self._shared.position(shard),
+                plan=query.plan,
+            )
+            for shard in shards
+        }
+
+    def _answer(
+        self, query: SearchQuery, plan: Plan, parts: dict[str, ShardRows], scan_limited: bool
+    ) -> Answer:
+        reports = [part.report for part in parts.values()]
+        coverage = coverage_of(reports, plan.total)
+        raise_if_unanswered(coverage, reports, allow_partial=query.allow_partial)
+        # Cut here and not on the shards, where too near a limit would look like too few rows.
+        ranked = merge({name: part.rows for name, part in parts.items()}, query.offset, query.k)
+        kept = within(ranked, query.max_distance)
+        counts = dict.fromkeys(parts, 0)
+        for _, shard in kept:
+            counts[shard] += 1
+        return Answer(
+            hits=encode_hits(kept, query.collection, sql.result_columns(query.collection, query.include)),
+            count=len(kept),
+            coverage=coverage,
+            short=shortfall(query, len(kept), coverage, scan_limited=scan_limited),
+            reports=tuple(msgspec.structs.replace(r, kept=counts[r.shard]) for r in reports),
+            cacheable=coverage.full and not coverage.stale and not scan_limited,
+        )
+
+
+def _fell_short(part: ShardRows, plan: Plan) -> bool:
+    return part.report.state is ShardState.OK and len(part.rows) < plan.limit
+
+
+def _short(parts: Mapping[str, ShardRows], plan: Plan, query: SearchQuery) -> bool:
+    """Whether the answer would have fewer rows than asked while some shard may hold more."""
+    total = sum(len(part.rows) for part in parts.values())
+    return total < query.offset + query.k and any(_fell_short(part, plan) for part in parts.values())
+
+
+def _added(first: ShardRows, second: ShardRows) -> ShardRows:
+    """The second round's rows, with both rounds' time and attempts on the account."""
+    one, two = first.report, second.report
+    report = msgspec.structs.replace(
+        two,
+        attempts=one.attempts + two.attempts,
+        queue_ms=one.queue_ms + two.queue_ms,
+        execute_ms=one.execute_ms + two.execute_ms,
+        total_ms=one.total_ms + two.total_ms,
+        stale=one.stale or two.stale,
+    )
+    return ShardRows(second.rows, report)

@@ -1,0 +1,208 @@
+"""Everything that serves one shard map, put together in one place and one order.
+
+`Topology` owns what has a lifetime: nodes, the prober, the cache's entries, the line to Redis.
+`Snapshot` is what a request uses from its beginning to its end; nothing else constructs a stage.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from hashlib import blake2b
+from pathlib import Path
+
+import msgspec
+
+from router.documents.primary import Primaries
+from router.documents.reader import Reader
+from router.documents.types import CountAnswer, DeleteOutcome, Document, UpsertOutcome
+from router.documents.writer import Writer
+from router.http.backend import NodeStatus
+from router.policy.selection import Health, Role
+from router.prober import Prober
+from router.query.filter import Filter
+from router.query.types import Found, Hit, SearchQuery
+from router.redis_link import RedisLink
+from router.settings import Settings
+from router.shared import Shared
+from router.stages.coalesce import Coalesced
+from router.stages.local_cache import LocalCache, Store
+from router.stages.node import Node
+from router.stages.replicas import ReplicaSet
+from router.stages.scatter import Fanout, Scatter
+from router.stages.shared_cache import Invalidations, SharedCache
+from router.stages.stage import Stage
+from shard_config.model import Collection, ShardMap
+
+__all__ = ["Snapshot", "Topology"]
+
+
+class Topology:
+    """Opens and closes what a router runs on; `snapshot` is valid in between."""
+
+    def __init__(
+        self,
+        shard_map: ShardMap,
+        settings: Settings,
+        *,
+        redis_url: str | None = None,
+        shared_path: Path | None = None,
+    ) -> None:
+        self.settings = settings
+        self.nodes = [
+            Node(node, shard.name, settings) for shard in shard_map.shards.values() for node in shard.nodes
+        ]
+        self.shared = Shared(shard_map, shared_path)
+        self.store = Store(settings.l1_bytes)
+        self.prober = Prober(self.nodes, settings)
+        self.link = (
+            None
+            if redis_url is None
+            else RedisLink(redis_url, budget=settings.l2_timeout, pause=settings.l2_pause)
+        )
+        self.snapshot = Snapshot(shard_map, self)
+
+    def __repr__(self) -> str:
+        return f"<Topology {self.snapshot!r}, {len(self.nodes)} nodes>"
+
+    async def open(self) -> None:
+        """Probe every node once and connect to those that are up."""
+        await self.prober.start()
+        up = [node for node in self.nodes if node.state.health is Health.UP]
+        # One that fails here is no worse than one that fails later: its searches will say so.
+        await asyncio.gather(*(node.reads.warm() for node in up), return_exceptions=True)
+
+    async def close(self) -> None:
+        """Let go of everything, within the bounds of each part."""
+        await self.prober.close()
+        await self.snapshot.close()
+        await asyncio.gather(*(node.close() for node in self.nodes))
+        if self.link is not None:
+            await self.link.close()
+        self.shared.close()
+
+
+class Snapshot:
+    """The router for one shard map; satisfies `router.http.backend.Backend`.
+
+    The order of stages: L1 is outermost, because a hit there must cost neither a task nor a wait.
+    Coalescing comes before L2, so that equal misses cost one GET. Scatter is last: it alone speaks of
+    shards.
+    """
+
+    def __init__(self, shard_map: ShardMap, topology: Topology) -> None:
+        self.shard_map = shard_map
+        self._topology = topology
+        shared = topology.shared
+        sets = {
+            name: ReplicaSet(name, [node for node in topology.nodes if node.shard == name])
+            for name in shard_map.shards
+        }
+        fanout = Fanout(sets)
+        search: Stage = Scatter(shard_map, fanout, shared)
+        invalidations = None
+        self._shared_cache = None
+        if topology.link is not None:
+            invalidations = Invalidations(topology.link, shared)
+            search = self._shared_cache = SharedCache(
+                search,
+                topology.link,
+                invalidations,
+                _namespace(shard_map),
+                topology.settings.l2_max_entry_bytes,
+            )
+        search = self._coalesced = Coalesced(search, shared.version)
+        self._search: Stage = LocalCache(search, topology.store, shard_map.version, shared.version)
+        primaries = Primaries(sets, shared, topology.prober, invalidations)
+        self._writer = Writer(shard_map, primaries)
+        self._reader = Reader(shard_map, fanout, shared)
+        self._sets = sets
+
+    def __repr__(self) -> str:
+        return f"<Snapshot map {self.shard_map.version}: {self._search!r}>"
+
+    async def search(self, query: SearchQuery, deadline: float) -> Found:
+        return await self._search.search(query, deadline)
+
+    async def upsert(
+        self, collection: Collection, documents: Sequence[Document], deadline: float
+    ) -> UpsertOutcome:
+        return await self._writer.upsert(collection, documents, deadline)
+
+    async def read(
+        self, collection: Collection, id: object, include: frozenset[str], deadline: float
+    ) -> Hit | None:
+        return await self._reader.read(collection, id, include, deadline)
+
+    async def delete(self, collection: Collection, ids: Sequence[object], deadline: float) -> DeleteOutcome:
+        return await self._writer.delete(collection, ids, deadline)
+
+    async def delete_matching(self, collection: Collection, filter: Filter, deadline: float) -> DeleteOutcome:
+        return await self._writer.delete_matching(collection, filter, deadline)
+
+    async def count(self, collection: Collection, filter: Filter | None, deadline: float) -> CountAnswer:
+        return await self._reader.count(collection, filter, deadline)
+
+    def nodes(self) -> list[NodeStatus]:
+        heads = {name: _head(replicas) for name, replicas in self._sets.items()}
+        return [_status(node, heads[node.shard]) for node in self._topology.nodes]
+
+    def ready(self) -> tuple[bool, dict[str, bool]]:
+        """Whether a search has a chance, and which shards can be read."""
+        readable = {name: replicas.readable for name, replicas in self._sets.items()}
+        return any(readable.values()), readable
+
+    def cache_stats(self) -> dict[str, int | float | bool]:
+        store, shared = self._topology.store, self._shared_cache
+        stats: dict[str, int | float | bool] = {
+            "l1_entries": len(store),
+            "l1_bytes": store.size_bytes,
+            "l1_hits": store.hits,
+            "l1_misses": store.misses,
+            "coalesced": self._coalesced.joined,
+            "l2_enabled": shared is not None,
+        }
+        if shared is not None and self._topology.link is not None:
+            link = self._topology.link
+            stats |= {
+                "l2_hits": shared.hits,
+                "l2_misses": shared.misses,
+                "l2_failures": link.failures,
+                "l2_on": link.on,
+            }
+        return stats
+
+    async def close(self) -> None:
+        if self._shared_cache is not None:
+            await self._shared_cache.close()
+
+
+def _namespace(shard_map: ShardMap) -> str:
+    """A short name for all that an answer depends on: two maps that differ share no entries in Redis."""
+    return blake2b(msgspec.msgpack.encode(shard_map), digest_size=8).hexdigest()
+
+
+def _head(replicas: ReplicaSet) -> int | None:
+    """The position that the shard's primary had written when it was last probed."""
+    primary = replicas.primary()
+    return None if primary is None else primary.state.lsn
+
+
+def _status(node: Node, head: int | None) -> NodeStatus:
+    state = node.state
+    lag = None
+    if head is not None and state.role is Role.REPLICA and state.health is Health.UP:
+        lag = max(0, head - state.lsn)
+    return NodeStatus(
+        name=node.config.name,
+        shard=node.shard,
+        zone=node.config.zone,
+        role=state.role,
+        state=state.health.value,
+        reason=state.reason,
+        since=state.since,
+        in_flight=node.reads.in_flight + node.writes.in_flight,
+        waiting=node.reads.waiting + node.writes.waiting,
+        connections=node.reads.connections + node.writes.connections,
+        replay_lag_bytes=lag,
+    )
