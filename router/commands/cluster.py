@@ -1,0 +1,90 @@
+"""`pgscatter cluster`: a cluster of real servers on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from deploy.local import Cluster, ClusterError
+
+__all__ = ["add_parser"]
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("cluster", help="run PostgreSQL shards and Redis on this machine")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+    up = verbs.add_parser("up", help="create or restart a cluster; returns when all is ready")
+    up.add_argument("--shards", type=int, required=True, metavar="N")
+    up.add_argument("--replicas", type=int, required=True, metavar="R", help="streaming replicas per shard")
+    up.add_argument("--collections", type=Path, metavar="FILE", help="YAML with the collections of the map")
+    up.set_defaults(run=_up)
+    down = verbs.add_parser("down", help="stop every server; the data stays")
+    down.set_defaults(run=_down)
+    status = verbs.add_parser("status", help="show every server")
+    status.add_argument("--json", action="store_true", help="print cluster.json as it is now")
+    status.set_defaults(run=_status)
+    for verb, text in (
+        ("stop", "shut one server down cleanly"),
+        ("start", "start one server again"),
+        ("kill", "kill one server with SIGKILL"),
+    ):
+        one = verbs.add_parser(verb, help=text)
+        one.add_argument("node", metavar="NODE", help="a node's name, or redis")
+        one.set_defaults(run=_one)
+    for verb_parser in verbs.choices.values():
+        verb_parser.add_argument(
+            "--dir", type=Path, required=True, metavar="DIR", help="the cluster's directory"
+        )
+
+
+def _up(args: argparse.Namespace) -> int:
+    started = time.monotonic()
+    cluster = Cluster(args.dir, report=lambda line: print(line, file=sys.stderr))
+    try:
+        fresh = cluster.up(args.shards, args.replicas, args.collections)
+    except ClusterError as exc:
+        return _failed(exc)
+    what = f"ready after {time.monotonic() - started:.1f} s" if fresh else "already running"
+    print(f"{args.shards} shards with {args.replicas} replicas each, {what}: {cluster.map_path}")
+    return 0
+
+
+def _down(args: argparse.Namespace) -> int:
+    try:
+        Cluster(args.dir).down()
+    except ClusterError as exc:
+        return _failed(exc)
+    return 0
+
+
+def _status(args: argparse.Namespace) -> int:
+    try:
+        state = Cluster(args.dir).status()
+    except ClusterError as exc:
+        return _failed(exc)
+    if args.json:
+        print(json.dumps(state, indent=2))
+        return 0
+    for node in [*state["nodes"], {"name": "redis", "role": "cache", **state["redis"]}]:
+        pid = f"pid {node['pid']}" if node["pid"] else "not running"
+        print(f"{node['name']:8} {node['role']:8} {node['host']}:{node['port']}  {pid}")
+    return 0
+
+
+def _one(args: argparse.Namespace) -> int:
+    cluster = Cluster(args.dir)
+    act = {"stop": cluster.stop, "start": cluster.start, "kill": cluster.kill}[args.verb]
+    try:
+        act(args.node)
+    except ClusterError as exc:
+        return _failed(exc)
+    return 0
+
+
+def _failed(exc: ClusterError) -> int:
+    print(f"pgscatter cluster: {exc}", file=sys.stderr)
+    return 1
