@@ -108,6 +108,10 @@ class Postgres:
         Raises:
             ServerError
         """
+        if self.pid is None:
+            # PostgreSQL leaves a killed server's file alone while the pid exists, be it as a zombie or as
+            # somebody else; we know that it is not this server.
+            (self.data / "postmaster.pid").unlink(missing_ok=True)
         argv = [str(_binary("postgres")), "-D", str(self.data), "-p", str(port)]
         if primary_port is not None and self.is_replica:
             # On the command line, because the primary's port may differ from one start to the next.
