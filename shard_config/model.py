@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from shard_config.dsn import redact
 from shard_config.values import ValueType
 
 __all__ = [
@@ -64,6 +65,9 @@ class Node(msgspec.Struct, frozen=True):
     name: str
     dsn: str
     zone: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Node(name={self.name!r}, dsn={redact(self.dsn)!r}, zone={self.zone!r})"
 
 
 class Shard(msgspec.Struct, frozen=True):

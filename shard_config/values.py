@@ -7,12 +7,14 @@ from the server; that is what keeps bad input a matter of one message at the edg
 from __future__ import annotations
 
 import math
+import re
+import struct
 import uuid
-from datetime import date, datetime
+from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 
-__all__ = ["ValueType", "coerce", "parse_type"]
+__all__ = ["TYPE_NAMES", "ValueType", "coerce", "from_text", "parse_type"]
 
 
 class ValueType(StrEnum):
@@ -47,7 +49,10 @@ _ALIASES = {
     "timestamptz": ValueType.TIMESTAMPTZ,
 }
 
+TYPE_NAMES: tuple[str, ...] = (*ValueType, *_ALIASES)
+
 _INTEGER_BITS = {ValueType.BIGINT: 64, ValueType.INTEGER: 32, ValueType.SMALLINT: 16}
+_INTEGER_TEXT = re.compile(r"[+-]?[0-9]{1,30}")
 _FLOAT4_MAX = 3.4028234663852886e38
 # PostgreSQL's numeric holds far more; this bound keeps one value from being a megabyte of digits.
 _NUMERIC_DIGITS = 1000
@@ -65,7 +70,7 @@ def parse_type(name: str) -> ValueType:
     try:
         return ValueType(name)
     except ValueError:
-        names = ", ".join(sorted([*_ALIASES, *ValueType]))
+        names = ", ".join(sorted(TYPE_NAMES))
         raise ValueError(f"unknown type {name!r}; known types are {names}") from None
 
 
@@ -74,7 +79,8 @@ def coerce(type_: ValueType, value: object) -> object:
 
     Accepts what JSON and YAML produce, and values that have the right Python type already. Never
     loses information silently: 1.5 is no integer, "1" is no number, and a timestamp says its offset
-    exactly where the type has one.
+    exactly where the type has one. The one rounding is that of `real`: the result is the number that
+    the server will hold, so that comparing it here and there gives the same answer.
 
     Raises:
         ValueError: saying what was expected and what came.
@@ -100,8 +106,29 @@ def coerce(type_: ValueType, value: object) -> object:
             return _timestamp(type_, value)
 
 
+def from_text(type_: ValueType, text: str) -> object:
+    """`coerce` for a value that came as bare text: a command's argument, a query parameter.
+
+    Raises:
+        ValueError: as `coerce`.
+    """
+    match type_:
+        case ValueType.BIGINT | ValueType.INTEGER | ValueType.SMALLINT:
+            return coerce(type_, int(text) if _INTEGER_TEXT.fullmatch(text) else text)
+        case ValueType.BOOLEAN:
+            return coerce(type_, {"true": True, "false": False}.get(text, text))
+        case ValueType.FLOAT8 | ValueType.FLOAT4:
+            try:
+                return coerce(type_, float(text))
+            except ValueError:
+                raise _expected("a finite number", text) from None
+    return coerce(type_, text)
+
+
 def _expected(what: str, value: object) -> ValueError:
-    shown = repr(value)
+    # Python refuses to write out integers of more than 4300 digits.
+    huge = isinstance(value, int) and value.bit_length() > 1000
+    shown = "an integer of more than 300 digits" if huge else repr(value)
     return ValueError(f"expected {what}, got {shown if len(shown) <= 60 else shown[:57] + '...'}")
 
 
@@ -142,6 +169,8 @@ def _float(type_: ValueType, value: object) -> float:
         number = math.inf
     if not math.isfinite(number) or (type_ is ValueType.FLOAT4 and abs(number) > _FLOAT4_MAX):
         raise _expected(f"a finite number within the range of {type_}", value)
+    if type_ is ValueType.FLOAT4:
+        number = struct.unpack("<f", struct.pack("<f", number))[0]
     return number
 
 
@@ -180,4 +209,9 @@ def _timestamp(type_: ValueType, value: object) -> datetime:
     if not isinstance(value, datetime) or (value.tzinfo is not None) != wants_offset:
         offset = "with" if wants_offset else "without"
         raise _expected(f"a timestamp {offset} an offset, such as {example}", value)
+    if wants_offset:
+        try:
+            value.astimezone(UTC)
+        except OverflowError:
+            raise _expected("a timestamp from year 1 to 9999 in UTC", value) from None
     return value

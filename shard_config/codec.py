@@ -1,0 +1,83 @@
+"""From a file to a `ShardMap`: everything that is wrong with it at once, or a map that can be trusted."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from shard_config import limits
+from shard_config.collection import read_collections
+from shard_config.document import Refused, compose
+from shard_config.model import ShardMap
+from shard_config.nodes import read_shards
+from shard_config.problems import MAX_PROBLEMS, Findings, MapError, Problem, TooManyProblems
+from shard_config.reader import Context, Cursor
+from shard_config.view import to_json
+
+__all__ = ["MapError", "load", "parse", "to_json"]
+
+_TOO_LARGE = f"larger than {limits.FILE_BYTES} bytes"
+
+
+def load(path: str | os.PathLike[str], env: Mapping[str, str] = os.environ) -> ShardMap:
+    """The shard map in the file at `path`.
+
+    Raises:
+        MapError: with all that is wrong; also where the file cannot be read.
+    """
+    name = os.fspath(path)
+    try:
+        with open(path, "rb") as file:
+            data = file.read(limits.FILE_BYTES + 1)
+    except OSError as exc:
+        raise MapError([Problem(name, 0, 0, "", f"cannot be read: {exc.strerror or exc}")]) from exc
+    if len(data) > limits.FILE_BYTES:
+        raise MapError([Problem(name, 0, 0, "", _TOO_LARGE)])
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as exc:
+        line = data.count(b"\n", 0, exc.start) + 1
+        column = exc.start - data.rfind(b"\n", 0, exc.start)
+        raise MapError([Problem(name, line, column, "", "not UTF-8")]) from None
+    return parse(text, name, env, Path(path).parent)
+
+
+def parse(
+    text: str,
+    name: str = "shard map",
+    env: Mapping[str, str] = os.environ,
+    directory: str | os.PathLike[str] = ".",
+) -> ShardMap:
+    """The shard map that `text` describes.
+
+    Args:
+        name: what findings call the text.
+        directory: what relative paths in the text start from.
+
+    Raises:
+        MapError: with all that is wrong.
+    """
+    if len(text) > limits.FILE_BYTES:
+        raise MapError([Problem(name, 0, 0, "", _TOO_LARGE)])
+    findings = Findings(name)
+    try:
+        root = compose(text)
+        shard_map = _read(Cursor(root, "", 1, 1, Context(findings, env, os.fspath(directory))))
+    except Refused as exc:
+        raise MapError([Problem(name, exc.line, exc.column, "", exc.message)]) from None
+    except TooManyProblems:
+        more = Problem(name, 0, 0, "", f"{MAX_PROBLEMS} problems or more; these were found first")
+        raise MapError([more, *findings.problems]) from None
+    if findings.problems:
+        raise MapError(findings.problems)
+    return shard_map
+
+
+def _read(root: Cursor) -> ShardMap:
+    section = root.section(("version", "shards", "collections"))
+    version = section.required("version", "1").integer(limits.VERSION, 0)
+    shards = read_shards(section.required("shards", "{s0: {nodes: [{name: s0-a, dsn: ...}]}}"))
+    return ShardMap(
+        version=version, shards=shards, collections=read_collections(section["collections"], shards)
+    )

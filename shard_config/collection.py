@@ -1,0 +1,209 @@
+"""Reads one collection of a map: its table, columns, index and defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Collection as Names
+from enum import StrEnum
+
+from shard_config import limits
+from shard_config.identifiers import column_complaint, complaint
+from shard_config.model import (
+    Cache,
+    Collection,
+    Column,
+    Index,
+    Metric,
+    Quantization,
+    SearchDefaults,
+    Table,
+    Vector,
+    VectorType,
+)
+from shard_config.nodes import check_name
+from shard_config.placement import EXAMPLE, read_sharding
+from shard_config.problems import suggestion
+from shard_config.reader import Cursor
+from shard_config.values import TYPE_NAMES, ValueType, parse_type
+
+ID_TYPES = (ValueType.BIGINT, ValueType.UUID, ValueType.TEXT)
+INDEX = Index(m=16, ef_construction=64, quantization=Quantization.NONE)
+SEARCH = SearchDefaults(ef_search=40, overfetch=2.0, timeout=2.0, max_k=1000)
+CACHE = Cache(ttl=60.0)
+
+
+class IndexType(StrEnum):
+    HNSW = "hnsw"
+
+
+_FIELDS = (
+    "table",
+    "id",
+    "vector",
+    "content",
+    "metadata",
+    "columns",
+    "sharding",
+    "index",
+    "search",
+    "cache",
+    "text_model",
+)
+
+
+def read_collections(cursor: Cursor, shards: Names[str]) -> dict[str, Collection]:
+    """All collections under `cursor`, in a map that has these shards."""
+    collections: dict[str, Collection] = {}
+    owners: dict[Table, str] = {}
+    for name, entry in cursor.entries():
+        check_name(name, entry)
+        collection = collections[name] = _collection(name, entry, shards)
+        # Two owners of one table would each answer from a cache that the other's writes do not reach.
+        owner = owners.setdefault(collection.table, name)
+        if owner != name and collection.table.name:
+            entry.fail(f"the table {collection.table} belongs to the collection {owner} already")
+    return collections
+
+
+def _collection(name: str, cursor: Cursor, shards: Names[str]) -> Collection:
+    section = cursor.section(_FIELDS)
+    physical = _PhysicalNames()
+    table = _table(section.required("table", f"public.{name}"))
+    index = _index(section["index"])
+    id_ = _id(section.required("id", "{column: id, type: bigint}"), physical)
+    vector_at = section.required("vector", "{dimensions: 384, metric: cosine}")
+    vector = _vector(vector_at, index.quantization, physical)
+    content = physical.read(section["content"])
+    metadata = physical.read(section["metadata"])
+    columns = {name: _column(name, entry, physical) for name, entry in section["columns"].entries()}
+    keys = {id_.column: id_, "id": id_, **columns}
+    return Collection(
+        name=name,
+        table=table,
+        id=id_,
+        vector=vector,
+        content=content,
+        metadata=metadata,
+        columns=columns,
+        sharding=read_sharding(section.required("sharding", EXAMPLE), keys, shards),
+        index=index,
+        search=_search(section["search"]),
+        cache=Cache(ttl=section["cache"].section(("ttl",))["ttl"].duration(limits.TTL, CACHE.ttl)),
+        text_model=section["text_model"].file(),
+    )
+
+
+class _PhysicalNames:
+    """Which column of the table is mapped by what; each may be mapped once."""
+
+    def __init__(self) -> None:
+        self._taken: dict[str, str] = {}
+
+    def read(self, cursor: Cursor) -> str | None:
+        """The column that the field names, or None where the field is missing."""
+        name = cursor.string()
+        if name is not None:
+            self.take(name, cursor)
+        return name
+
+    def read_or(self, default: str, cursor: Cursor) -> str:
+        name = self.read(cursor)
+        if name is None:
+            self.take(default, cursor)
+        return name or default
+
+    def take(self, name: str, cursor: Cursor) -> None:
+        first = self._taken.setdefault(name, cursor.path)
+        wrong = column_complaint(name)
+        if wrong:
+            cursor.fail(wrong)
+        elif first != cursor.path:
+            cursor.fail(f"the table's column {name!r} is mapped by {first} already")
+
+
+def _table(cursor: Cursor) -> Table:
+    text = cursor.string()
+    if text is None:
+        return Table(schema="", name="")
+    schema, dot, name = text.rpartition(".")
+    table = Table(schema=schema if dot else "public", name=name)
+    wrong = complaint(table.schema) or complaint(table.name)
+    if wrong:
+        cursor.fail(f"{wrong}; a table is NAME or SCHEMA.NAME")
+    return table
+
+
+def _id(cursor: Cursor, physical: _PhysicalNames) -> Column:
+    section = cursor.section(("column", "type"))
+    at = section.required("type", "bigint")
+    type_ = _type(at)
+    if type_ is not None and type_ not in ID_TYPES:
+        at.fail(f"expected one of {', '.join(ID_TYPES)}, got {at.shown()}")
+    column = physical.read_or("id", section["column"])
+    return Column(name="id", column=column, type=type_ or ValueType.BIGINT)
+
+
+def _type(cursor: Cursor) -> ValueType | None:
+    name = cursor.string()
+    if name is None:
+        return None
+    try:
+        return parse_type(name)
+    except ValueError:
+        near = suggestion(name, TYPE_NAMES) or f"; known are {', '.join(ValueType)}, and their aliases"
+        cursor.fail(f"unknown type {cursor.shown()}{near}")
+        return None
+
+
+def _column(name: str, cursor: Cursor, physical: _PhysicalNames) -> Column:
+    if name in limits.TAKEN_NAMES:
+        cursor.fail(f"searches and documents use the name {name} for something else; choose another name")
+    if not cursor.is_mapping:
+        physical.take(name, cursor)
+        return Column(name=name, column=name, type=_type(cursor) or ValueType.TEXT)
+    section = cursor.section(("column", "type"))
+    wrong = complaint(name) if section["column"].present else None
+    if wrong:
+        cursor.fail(wrong)
+    column = physical.read_or(name, section["column"])
+    return Column(name=name, column=column, type=_type(section.required("type", "text")) or ValueType.TEXT)
+
+
+def _vector(cursor: Cursor, quantization: Quantization, physical: _PhysicalNames) -> Vector:
+    section = cursor.section(("column", "type", "dimensions", "metric"))
+    type_ = section["type"].choice(VectorType, VectorType.VECTOR)
+    at = section.required("dimensions", "384")
+    dimensions = at.integer(limits.DIMENSIONS, 1)
+    most = limits.indexable_dimensions(type_, quantization)
+    if dimensions > most:
+        at.fail(
+            f"{dimensions} dimensions exceed {most}, the most that an HNSW index takes here; "
+            "with index.quantization halfvec it takes 4000, with binary all"
+        )
+    return Vector(
+        column=physical.read_or("embedding", section["column"]),
+        type=type_,
+        dimensions=dimensions,
+        metric=section.required("metric", "cosine").choice(Metric, Metric.L2),
+    )
+
+
+def _index(cursor: Cursor) -> Index:
+    section = cursor.section(("type", "m", "ef_construction", "quantization"))
+    section["type"].choice(IndexType, IndexType.HNSW)
+    m = section["m"].integer(limits.M, INDEX.m)
+    at = section["ef_construction"]
+    ef_construction = at.integer(limits.EF_CONSTRUCTION, INDEX.ef_construction)
+    if ef_construction < 2 * m:
+        where = at if at.present else section["m"]
+        where.fail(f"ef_construction {ef_construction} must be at least twice m, so {2 * m} for m {m}")
+    return Index(m, ef_construction, section["quantization"].choice(Quantization, INDEX.quantization))
+
+
+def _search(cursor: Cursor) -> SearchDefaults:
+    section = cursor.section(("ef_search", "overfetch", "timeout", "max_k"))
+    return SearchDefaults(
+        ef_search=section["ef_search"].integer(limits.EF_SEARCH, SEARCH.ef_search),
+        overfetch=section["overfetch"].number(limits.OVERFETCH, SEARCH.overfetch),
+        timeout=section["timeout"].duration(limits.TIMEOUT, SEARCH.timeout),
+        max_k=section["max_k"].integer(limits.MAX_K, SEARCH.max_k),
+    )
