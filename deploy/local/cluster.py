@@ -71,6 +71,8 @@ class Cluster:
         self._report = report
         self._account = Account()
         self._watchdog: subprocess.Popen[bytes] | None = None
+        # Children of this process, to be reaped by it; servers that others started are not here.
+        self._children: list[subprocess.Popen[bytes]] = []
 
     def __repr__(self) -> str:
         return f"<Cluster {self.directory}>"
@@ -185,10 +187,11 @@ class Cluster:
             try:
                 if self._pid(name) is None:
                     if name == "redis":
-                        self._redis.start(self._state()["redis"]["port"])
+                        self._children.append(self._redis.start(self._state()["redis"]["port"]))
                     else:
                         node = self.node(name)
-                        self._postgres(name).start(node.port, self._primary_port(node.shard))
+                        server = self._postgres(name)
+                        self._children.append(server.start(node.port, self._primary_port(node.shard)))
             except (ServerError, AccountError) as exc:
                 raise ClusterError(str(exc)) from exc
             finally:
@@ -316,10 +319,12 @@ class Cluster:
         if count and not processes.until(streaming, _STREAMING_SECONDS):
             raise ServerError(f"replicas of {primary.name} do not stream after {_STREAMING_SECONDS:.0f} s")
 
-    def _with_port(self, name: str, ports: dict[str, int], start: Callable[[int], None]) -> None:
+    def _with_port(
+        self, name: str, ports: dict[str, int], start: Callable[[int], subprocess.Popen[bytes]]
+    ) -> None:
         for attempt in range(_ATTEMPTS):
             try:
-                start(ports[name])
+                self._children.append(start(ports[name]))
             except ServerError:
                 if attempt == _ATTEMPTS - 1 or not processes.listening(ports[name]):
                     raise
@@ -330,6 +335,7 @@ class Cluster:
 
     def _stop_servers(self) -> None:
         _shut_down(self._running())
+        self._children = [child for child in self._children if child.poll() is None]
 
     def _running(self) -> list[int]:
         servers: list[Postgres | Redis] = [

@@ -102,8 +102,8 @@ class Postgres:
     def slot(self) -> str:
         return self.name.replace("-", "_")
 
-    def start(self, port: int, primary_port: int | None = None) -> None:
-        """Start and wait until it accepts connections.
+    def start(self, port: int, primary_port: int | None = None) -> subprocess.Popen[bytes]:
+        """Start and wait until it accepts connections; the process is the caller's to keep.
 
         Raises:
             ServerError
@@ -123,6 +123,7 @@ class Postgres:
             if process.poll() is not None or time.monotonic() > deadline:
                 raise ServerError(f"{self.name} did not start:\n{_tail(self.log)}")
             time.sleep(0.01)
+        return process
 
     def query(self, port: int, sql: str) -> str:
         argv = ["psql", "-h", "127.0.0.1", "-p", str(port), "-U", "postgres", "-AtXc", sql]
@@ -163,8 +164,9 @@ class Redis:
             return None
         return pid if processes.is_server(pid, self._marker) else None
 
-    def start(self, port: int) -> None:
-        """
+    def start(self, port: int) -> subprocess.Popen[bytes]:
+        """As `Postgres.start`.
+
         Raises:
             ServerError
         """
@@ -183,6 +185,7 @@ class Redis:
                 raise ServerError(f"redis did not start:\n{_tail(self.log)}")
             time.sleep(0.01)
         pid_file.write_text(str(process.pid))
+        return process
 
 
 def _answers(port: int) -> bool:

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.policy.selection import Health, NodeState, NodeView, Role, rank
+
+STATES = st.builds(
+    NodeState,
+    health=st.sampled_from(Health),
+    role=st.sampled_from([None, *Role]),
+    lsn=st.integers(0, 20),
+)
+
+
+def order(
+    states: Sequence[NodeState], loads: Sequence[int] = (), *, primary_only: bool = False, min_lsn: int = 0
+) -> list[tuple[int, bool]]:
+    views = [NodeView(i, state, loads[i] if loads else 0) for i, state in enumerate(states)]
+    return rank(views, primary_only=primary_only, min_lsn=min_lsn, random=lambda: 0.5)
+
+
+PRIMARY = NodeState(Health.UP, Role.PRIMARY, 100)
+REPLICA = NodeState(Health.UP, Role.REPLICA, 90)
+
+
+def test_the_least_loaded_node_comes_first() -> None:
+    assert [index for index, _ in order([PRIMARY, REPLICA, REPLICA], [3, 2, 1])] == [2, 1, 0]
+
+
+def test_a_replica_behind_our_writes_comes_after_the_primary_and_is_called_stale() -> None:
+    assert order([REPLICA, PRIMARY], [0, 9], min_lsn=95) == [(1, False), (0, True)]
+    assert order([REPLICA, PRIMARY], [0, 9], min_lsn=90) == [(0, False), (1, False)]
+
+
+def test_the_least_stale_replica_is_the_best_of_the_stale() -> None:
+    older = NodeState(Health.UP, Role.REPLICA, 10)
+    assert order([older, REPLICA], min_lsn=95) == [(1, True), (0, True)]
+
+
+def test_primaries_only_leaves_replicas_out() -> None:
+    assert order([REPLICA, PRIMARY], primary_only=True) == [(1, False)]
+
+
+@given(st.lists(STATES, max_size=5), st.integers(0, 20), st.booleans())
+def test_a_node_that_is_down_is_never_asked_and_no_other_is_forgotten(
+    states: list[NodeState], min_lsn: int, primary_only: bool
+) -> None:
+    ranked = order(states, min_lsn=min_lsn, primary_only=primary_only)
+    asked = [index for index, _ in ranked]
+    assert len(asked) == len(set(asked))
+    for index, state in enumerate(states):
+        excluded = state.health is Health.DOWN or (primary_only and state.role is Role.REPLICA)
+        assert (index in asked) is not excluded
+    for index, stale in ranked:
+        state = states[index]
+        if state.health is Health.UP and not stale:
+            assert state.role is Role.PRIMARY or state.lsn >= min_lsn
