@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 
-from shard_config.partition import NoPlaceError, locate
-
 from router.documents.types import CountAnswer
 from router.postgres import sql
 from router.query.answer import coverage_of, field_values, raise_if_unanswered
@@ -15,6 +13,7 @@ from router.query.types import Hit, Probe, ShardRows
 from router.shared import Shared
 from router.stages.scatter import Fanout
 from shard_config.model import Collection, ShardMap
+from shard_config.partition import NoPlaceError, locate
 
 __all__ = ["Reader"]
 

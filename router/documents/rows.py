@@ -7,7 +7,7 @@ from typing import Literal
 
 from router.documents.primary import Outcome
 from router.documents.types import Document, DocumentFailure, ShardWrite, UpsertOutcome
-from router.postgres.vectors import to_wire
+from router.query.wire import to_wire
 from shard_config.model import Collection
 
 __all__ = ["key_of", "rows_of", "shard_write", "upsert_outcome"]

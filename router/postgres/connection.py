@@ -91,7 +91,7 @@ async def open_connection(
 
 
 async def _set_codecs(connection: Connection) -> None:
-    """Vectors travel as wire bytes both ways; `router.postgres.vectors` knows the format."""
+    """Vectors travel as wire bytes both ways; `router.query.wire` knows the format."""
     rows = await connection.fetch(
         "SELECT t.typname, n.nspname FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace"
         " WHERE t.typname IN ('vector', 'halfvec') AND t.typtype = 'b'"

@@ -7,7 +7,6 @@ from typing import Any, Literal
 
 import msgspec
 
-from router.postgres.vectors import from_wire
 from router.query.errors import DeadlineError, Problem, UnavailableError
 from router.query.types import (
     Coverage,
@@ -19,6 +18,7 @@ from router.query.types import (
     ShardState,
     Shortfall,
 )
+from router.query.wire import from_wire
 from shard_config.model import Collection
 
 __all__ = ["coverage_of", "encode_hits", "field_values", "raise_if_unanswered", "shortfall"]

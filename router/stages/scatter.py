@@ -13,7 +13,6 @@ from collections.abc import Mapping
 import msgspec
 
 from router.postgres import sql
-from router.postgres.vectors import to_wire
 from router.query.answer import coverage_of, encode_hits, raise_if_unanswered, shortfall
 from router.query.merge import merge, within
 from router.query.plan import Plan, plan_search
@@ -27,6 +26,7 @@ from router.query.types import (
     ShardRows,
     ShardState,
 )
+from router.query.wire import to_wire
 from router.shared import Shared
 from router.stages.replicas import ReplicaSet
 from shard_config.model import ShardMap
