@@ -1,0 +1,104 @@
+"""The corpus: complete, in one order, and read without touching this process."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import pytest
+
+from bench import corpus
+from bench.corpus import Entry
+from router.text import TextModel, fit
+
+
+@pytest.fixture(scope="module")
+def found() -> list[Entry]:
+    return corpus.entries()
+
+
+def test_ids_count_up_in_order_of_distinct_names(found: list[Entry]) -> None:
+    names = [entry.name for entry in found]
+    assert [entry.id for entry in found] == list(range(len(found)))
+    assert names == sorted(set(names))
+
+
+def test_there_are_thousands_of_entries_and_none_is_empty(found: list[Entry]) -> None:
+    assert len(found) > 5000
+    assert all(entry.text.strip() for entry in found)
+    assert {entry.kind for entry in found} == {"module", "class", "function", "method", "property"}
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("functools.lru_cache", "function"),
+        ("itertools.groupby", "class"),
+        ("math.isclose", "function"),  # in C
+        ("builtins.str.join", "method"),  # in C
+        ("os.path.join", "function"),  # from posixpath
+        ("asyncio.gather", "function"),  # and not asyncio.tasks.gather
+        ("socket.socket.bind", "method"),  # from the private _socket.socket
+        ("datetime.datetime.fromisoformat", "method"),  # a class method in C
+        ("pathlib.PurePath.parent", "property"),
+        ("json", "module"),
+    ],
+)
+def test_what_people_look_for_is_there_under_the_name_they_know(
+    found: list[Entry], name: str, kind: str
+) -> None:
+    entry = next(entry for entry in found if entry.name == name)
+    assert (entry.kind, entry.module) == (kind, name.partition(".")[0])
+
+
+def test_what_is_private_or_has_side_effects_is_not_there(found: list[Entry]) -> None:
+    assert not [entry.name for entry in found if "._" in f".{entry.name}"]
+    assert not {"antigravity", "this", "test", "turtle", "idlelib"} & {entry.module for entry in found}
+
+
+def test_reading_it_twice_gives_the_same(found: list[Entry]) -> None:
+    assert corpus.entries() == found
+
+
+def test_reading_it_imports_nothing_here() -> None:
+    code = "import sys, bench.corpus as c; c.entries(); sys.exit('mailbox' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_a_reader_that_fails_is_an_error_with_its_last_words(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text("raise SystemExit('no library here')")
+    monkeypatch.setattr(corpus, "_SCRIPT", script)
+    with pytest.raises(RuntimeError, match="no library here"):
+        corpus.entries()
+
+
+def test_documents_carry_the_entry_and_its_vector(tmp_path: Path) -> None:
+    said: list[str] = []
+    prepared = corpus.prepare(tmp_path, dimensions=32, progress=said.append)
+    model = TextModel.load(prepared.model)
+    documents: list[dict[str, Any]] = [
+        msgspec.json.decode(line) for line in prepared.documents.read_bytes().splitlines()
+    ]
+    assert len(documents) == prepared.count
+    assert len(said) == 3
+    by_name = {document["name"]: document for document in documents}
+    lru_cache = by_name["functools.lru_cache"]
+    assert set(lru_cache) == {"id", "name", "module", "kind", "content", "vector"}
+    assert lru_cache["content"].startswith("Least-recently-used cache decorator.")
+    expected = model.embed(f"functools.lru_cache\n{lru_cache['content']}")
+    assert np.allclose(lru_cache["vector"], expected, atol=1e-6)
+
+
+def test_the_model_finds_the_cache_decorator(found: list[Entry]) -> None:
+    texts = [corpus.searchable(entry) for entry in found]
+    model = fit(texts, corpus.DIMENSIONS)
+    scores = model.embed_many(texts) @ model.embed("least recently used cache decorator")
+    best = [found[i].name for i in np.argsort(-scores)[:3]]
+    assert "functools.lru_cache" in best
