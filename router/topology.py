@@ -17,7 +17,6 @@ from router.documents.primary import Primaries
 from router.documents.reader import Reader
 from router.documents.types import CountAnswer, DeleteOutcome, Document, UpsertOutcome
 from router.documents.writer import Writer
-from router.http.backend import NodeStatus
 from router.policy.selection import Health, Role
 from router.prober import Prober
 from router.query.filter import Filter
@@ -32,6 +31,7 @@ from router.stages.replicas import ReplicaSet
 from router.stages.scatter import Fanout, Scatter
 from router.stages.shared_cache import Invalidations, SharedCache
 from router.stages.stage import Stage
+from router.status import NodeStatus
 from shard_config.model import Collection, ShardMap
 
 __all__ = ["Snapshot", "Topology"]

@@ -1,12 +1,24 @@
-"""The real thing, once per session: four shards with a replica each, and Redis."""
+"""The real thing, once per session: four shards with a replica each, Redis, and routers on demand."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
+import re
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 
 import pytest
 
 from deploy.local import Cluster
+
+Serve = Callable[..., AbstractContextManager[str]]
+
+_START_SECONDS = 30.0
+_STOP_SECONDS = 45.0
 
 
 @pytest.fixture(scope="session")
@@ -14,3 +26,49 @@ def cluster() -> Iterator[Cluster]:
     """Four shards with one replica each, shared by tests that leave every node running."""
     with Cluster.temporary(shards=4, replicas=1) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def serve() -> Serve:
+    """`with serve(map_path, redis=…, workers=…) as url`: `pgscatter serve` as its own process, ready."""
+    return _serve
+
+
+@contextmanager
+def _serve(map_path: Path, **options: object) -> Iterator[str]:
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    command = [sys.executable, "-m", "router.cli", "serve", "--map", str(map_path), "--port", "0", *flags]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
+    assert process.stderr is not None
+    lines: list[str] = []
+    listening = threading.Event()
+
+    def read() -> None:
+        assert process.stderr is not None
+        for line in process.stderr:
+            lines.append(line)
+            if " on http" in line:
+                listening.set()
+        listening.set()
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        assert listening.wait(_START_SECONDS), "the router did not start in time"
+        found = re.search(r" on (http\S+)", "".join(lines))
+        assert found, "".join(lines)
+        yield found[1]
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            raise
+        finally:
+            reader.join(5)
+            process.stderr.close()
+    assert process.returncode == 0, "".join(lines[-20:])
+    problems = [line for line in lines if '"level":"error"' in line]
+    assert not problems, "".join(problems)

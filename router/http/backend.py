@@ -1,0 +1,64 @@
+"""What the HTTP edge asks of the router behind it, and nothing more.
+
+The edge reads one backend per request and uses it to the end, so that a reload in between cannot mix
+two shard maps in one answer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.documents.types import CountAnswer, DeleteOutcome, Document, UpsertOutcome
+from router.query.filter import Filter
+from router.query.types import Found, Hit, SearchQuery
+from router.status import NodeStatus
+from shard_config.model import Collection, ShardMap
+
+__all__ = ["Backend", "Embed", "NodeStatus"]
+
+# Turns a search's text into a vector with the collection's model; raises InvalidError if it has none.
+# It runs in a thread, because a model may take longer than the event loop can spare.
+Embed: TypeAlias = Callable[[Collection, str], Sequence[float] | NDArray[np.floating[Any]]]
+
+
+class Backend(Protocol):
+    """One snapshot of the router. Deadlines are absolute, of the running loop's clock."""
+
+    @property
+    def shard_map(self) -> ShardMap: ...
+
+    async def search(self, query: SearchQuery, deadline: float) -> Found: ...
+
+    async def upsert(
+        self, collection: Collection, documents: Sequence[Document], deadline: float
+    ) -> UpsertOutcome: ...
+
+    async def read(
+        self, collection: Collection, id: object, include: frozenset[str], deadline: float
+    ) -> Hit | None: ...
+
+    async def delete(
+        self, collection: Collection, ids: Sequence[object], deadline: float
+    ) -> DeleteOutcome: ...
+
+    async def delete_matching(
+        self, collection: Collection, filter: Filter, deadline: float
+    ) -> DeleteOutcome: ...
+
+    async def count(self, collection: Collection, filter: Filter | None, deadline: float) -> CountAnswer: ...
+
+    def nodes(self) -> list[NodeStatus]:
+        """Every node of the map, in the map's order."""
+        ...
+
+    def ready(self) -> tuple[bool, dict[str, bool]]:
+        """Whether a search can be answered at all, and which shards can be read."""
+        ...
+
+    def cache_stats(self) -> Mapping[str, int | float | str | bool]:
+        """Figures of the caches; `l1_bytes` and `l1_entries` become metrics."""
+        ...

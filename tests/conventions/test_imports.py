@@ -1,0 +1,82 @@
+"""Imports flow one way: a room may use what stands below it, never what stands above."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+# From the bottom up; a module belongs to the longest name that begins its own. Rooms of one level do
+# not know each other.
+LEVELS = [
+    ["shard_config"],
+    ["router.settings"],
+    ["router.query"],
+    ["router.policy", "router.postgres", "router.shared", "router.redis_link", "router.text"],
+    ["router.stages"],
+    ["router.prober"],
+    ["router.documents"],
+    ["router.status"],
+    ["router.topology"],
+    ["router.logs", "router.serve_config"],
+    ["router.http"],
+    ["router.schema"],
+    ["router.bulk"],
+    ["router.app"],
+    ["bench"],
+    ["deploy.local"],
+    ["router.commands"],
+    ["router.cli"],
+    ["deploy"],
+]
+LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
+
+
+def room(module: str) -> str | None:
+    parts = module.split(".")
+    for end in range(len(parts), 0, -1):
+        name = ".".join(parts[:end])
+        if name in LEVEL:
+            return name
+    return None
+
+
+def modules() -> list[Path]:
+    folders = ("shard_config", "router", "bench", "deploy")
+    return [path for folder in folders for path in sorted((ROOT / folder).rglob("*.py"))]
+
+
+def name_of(path: Path) -> str:
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+def imports(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: a relative import"
+            found |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name.split(".")[0] in ("shard_config", "router", "bench", "deploy")}
+
+
+@pytest.mark.parametrize("path", modules(), ids=name_of)
+def test_a_module_imports_only_what_stands_below_it(path: Path) -> None:
+    own = room(name_of(path))
+    if name_of(path) == "router":
+        return
+    assert own is not None, f"{name_of(path)} stands in no room"
+    for name in imports(path):
+        other = room(name)
+        assert other is not None, f"{name} stands in no room"
+        assert other == own or LEVEL[other] < LEVEL[own], f"{own} must not import {other} ({name})"
+
+
+def test_what_decides_does_not_wait() -> None:
+    for path in modules():
+        if name_of(path).startswith(("router.query", "router.policy", "shard_config")):
+            assert "asyncio" not in path.read_text(), f"{path} is pure and must not know asyncio"
