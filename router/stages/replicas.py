@@ -6,9 +6,9 @@ Only the caller's cancellation and a full queue leave it in another way.
 
 from __future__ import annotations
 
-import asyncio
 import random
 from collections.abc import Callable, Sequence
+from time import perf_counter
 
 from router.policy.selection import Health, NodeView, Role, rank
 from router.postgres.connection import ErrorKind, NodeError
@@ -53,8 +53,7 @@ class ReplicaSet:
         Raises:
             OverloadedError: every node that could answer has a full queue.
         """
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+        started = perf_counter()
         attempts = 0
         problems: list[str] = []
         overloaded: OverloadedError | None = None
@@ -72,7 +71,7 @@ class ReplicaSet:
             except OverloadedError as exc:
                 overloaded = exc
                 continue
-            total_ms = (loop.time() - started) * 1000
+            total_ms = (perf_counter() - started) * 1000
             return ShardRows(fetched.rows, self._report(probe, node, fetched, attempts, stale, total_ms))
         if overloaded is not None and not problems:
             raise overloaded
@@ -80,7 +79,7 @@ class ReplicaSet:
             self.shard,
             ShardState.FAILED,
             attempts=attempts,
-            total_ms=(loop.time() - started) * 1000,
+            total_ms=(perf_counter() - started) * 1000,
             asked=probe.wanted,
             error="; ".join(problems) or self._why_nobody(probe),
         )
