@@ -1,0 +1,125 @@
+"""`pgscatter schema apply`: tables and indexes on every shard."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from router.schema.apply import ShardResult, apply
+from router.schema.build import BuildLimits
+from router.schema.progress import Display
+from shard_config.codec import load
+from shard_config.model import Collection, ShardMap
+from shard_config.problems import MapError
+
+__all__ = ["add_build_flags", "add_parser", "build_limits", "collections_of"]
+
+
+def add_parser(subparsers: Any) -> None:
+    schema = subparsers.add_parser("schema", help="tables and indexes on the shards")
+    verbs = schema.add_subparsers(dest="verb", required=True, metavar="VERB")
+    parser = verbs.add_parser(
+        "apply",
+        help="create what the map's collections lack on their shards",
+        description="Create the extension, tables and indexes that are missing on the primary of every shard."
+        " A table that exists is used if its shape fits, and refused with all reasons if it does not; as long"
+        " as one is refused, nothing is changed anywhere.",
+    )
+    parser.add_argument("--map", required=True, metavar="FILE", help="the shard map")
+    parser.add_argument("--collection", metavar="C", help="only this collection (default: all)")
+    parser.add_argument("--no-index", action="store_true", help="leave out the HNSW index")
+    add_build_flags(parser)
+    parser.set_defaults(run=run_apply)
+
+
+def add_build_flags(parser: argparse.ArgumentParser) -> None:
+    """What bounds the building of an index over rows that exist."""
+    parser.add_argument(
+        "--index-memory",
+        type=positive,
+        default=1024,
+        metavar="MIB",
+        help="memory that the build of an index may take on a server, if it needs it (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--index-workers",
+        type=natural,
+        metavar="N",
+        help="parallel workers of a build (default: the server's max_parallel_maintenance_workers)",
+    )
+
+
+def build_limits(args: argparse.Namespace) -> BuildLimits:
+    return BuildLimits(memory_bytes=args.index_memory << 20, workers=args.index_workers)
+
+
+def positive(text: str) -> int:
+    """
+    Raises:
+        argparse.ArgumentTypeError
+    """
+    return _integer(text, 1)
+
+
+def natural(text: str) -> int:
+    """
+    Raises:
+        argparse.ArgumentTypeError
+    """
+    return _integer(text, 0)
+
+
+def _integer(text: str, least: int) -> int:
+    if text.isascii() and text.isdigit() and len(text) < 16 and int(text) >= least:
+        return int(text)
+    raise argparse.ArgumentTypeError(f"expected an integer of {least} or more, got {text!r}")
+
+
+def collections_of(shard_map: ShardMap, name: str | None) -> Sequence[Collection]:
+    """The one that is named, or all.
+
+    Raises:
+        LookupError: the map has no such collection.
+    """
+    if name is None:
+        return list(shard_map.collections.values())
+    if name not in shard_map.collections:
+        known = ", ".join(shard_map.collections) or "none"
+        raise LookupError(f"no collection {name!r} in the map; it has {known}")
+    return [shard_map.collections[name]]
+
+
+def run_apply(args: argparse.Namespace) -> int:
+    try:
+        shard_map = load(args.map)
+        collections = collections_of(shard_map, args.collection)
+    except (MapError, LookupError) as exc:
+        print(exc if isinstance(exc, MapError) else exc.args[0], file=sys.stderr)
+        return 1
+    try:
+        with Display() as display:
+            results = asyncio.run(
+                apply(
+                    shard_map, collections, display, with_index=not args.no_index, limits=build_limits(args)
+                )
+            )
+    except KeyboardInterrupt:
+        print("interrupted; what was done stays, and running it again does the rest", file=sys.stderr)
+        return 130
+    for result in results:
+        _print(result)
+    return 1 if any(result.errors for result in results) else 0
+
+
+def _print(result: ShardResult) -> None:
+    for line in result.done:
+        print(f"{result.shard}: {line}")
+    for line in result.notes:
+        print(f"{result.shard}: note: {line}")
+    for line in result.errors:
+        print(f"{result.shard}: {line}", file=sys.stderr)
+    if not result.done and not result.errors:
+        print(f"{result.shard}: nothing to do")

@@ -1,0 +1,160 @@
+"""What a server has at the place of a collection's table, read from its catalogs into one value."""
+
+from __future__ import annotations
+
+import asyncpg
+import msgspec
+
+from router.schema.session import Connection
+from shard_config.model import Collection
+from shard_config.predicate import sql_predicate
+
+__all__ = ["Found", "FoundColumn", "FoundIndex", "Misplaced", "inspect", "misplaced"]
+
+
+class FoundColumn(msgspec.Struct, frozen=True):
+    """`filled`: an insert may leave it out. `generated`: an insert may not give it."""
+
+    name: str
+    type: str
+    not_null: bool
+    filled: bool
+    generated: bool
+    deterministic: bool
+
+
+class FoundIndex(msgspec.Struct, frozen=True):
+    """`keys` are column names or expressions as the server writes them; `opclass` is the first key's.
+
+    `total`: over all rows, checked at once, and usable.
+    """
+
+    name: str
+    method: str
+    definition: str
+    keys: tuple[str, ...]
+    opclass: str
+    options: dict[str, str]
+    unique: bool
+    total: bool
+    valid: bool
+
+
+class Found(msgspec.Struct, frozen=True):
+    """`kind` and what follows describe the table; None where there is none.
+
+    Attributes:
+        vector: version of the extension in this database, None if it has to be created.
+        vector_offered: version that creating it would give, None if the server has no such extension.
+        vector_visible: whether its types are found without naming a schema.
+        relations: names of all tables and indexes in the table's schema.
+    """
+
+    vector: str | None
+    vector_offered: str | None
+    vector_visible: bool
+    schema: bool
+    relations: frozenset[str]
+    oid: int | None = None
+    kind: str | None = None
+    permanent: bool = True
+    columns: dict[str, FoundColumn] = {}
+    indexes: tuple[FoundIndex, ...] = ()
+    empty: bool = True
+
+
+class Misplaced(msgspec.Struct, frozen=True):
+    """Rows that the map places elsewhere, of all rows of the table, and one of them."""
+
+    count: int
+    rows: int
+    example: object
+
+
+_SERVER = """
+SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS vector,
+       (SELECT default_version FROM pg_available_extensions WHERE name = 'vector') AS offered,
+       to_regtype('vector') IS NOT NULL AS visible,
+       EXISTS (SELECT FROM pg_namespace WHERE nspname = $1) AS schema,
+       ARRAY(SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+             WHERE n.nspname = $1) AS relations
+"""
+
+_TABLE = """
+SELECT c.oid, c.relkind::text AS kind, c.relpersistence = 'p' AS permanent
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+WHERE n.nspname = $1 AND c.relname = $2
+"""
+
+_COLUMNS = """
+SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS not_null,
+       a.atthasdef OR a.attidentity <> '' AS filled,
+       a.attgenerated <> '' OR a.attidentity = 'a' AS generated,
+       COALESCE(l.collisdeterministic, true) AS deterministic
+FROM pg_attribute a LEFT JOIN pg_collation l ON l.oid = a.attcollation
+WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
+ORDER BY a.attnum
+"""
+
+# A deferrable unique index cannot serve ON CONFLICT, nor can one over part of the rows.
+_INDEXES = """
+SELECT c.relname AS name, m.amname AS method, pg_get_indexdef(i.indexrelid) AS definition,
+       ARRAY(SELECT pg_get_indexdef(i.indexrelid, k, true)
+             FROM generate_series(1, i.indnkeyatts) k ORDER BY k) AS keys,
+       o.opcname AS opclass, COALESCE(c.reloptions, '{}') AS options, i.indisunique AS unique,
+       i.indpred IS NULL AND i.indimmediate AS total, i.indisvalid AS valid
+FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam
+     JOIN pg_opclass o ON o.oid = i.indclass[0]
+WHERE i.indrelid = $1
+ORDER BY c.relname
+"""
+
+
+async def inspect(connection: Connection, collection: Collection) -> Found:
+    """What is there now; nothing is locked, so the caller holds what keeps others from changing it."""
+    table = collection.table
+    server = await connection.fetchrow(_SERVER, table.schema)
+    assert server is not None
+    found = Found(
+        vector=server["vector"],
+        vector_offered=server["offered"],
+        vector_visible=server["visible"],
+        schema=server["schema"],
+        relations=frozenset(server["relations"]),
+    )
+    row = await connection.fetchrow(_TABLE, table.schema, table.name)
+    if row is None:
+        return found
+    columns = [FoundColumn(**column) for column in await connection.fetch(_COLUMNS, row["oid"])]
+    indexes = [_index(index) for index in await connection.fetch(_INDEXES, row["oid"])]
+    stored = row["kind"] in ("r", "p")
+    empty = not stored or await connection.fetchval(f"SELECT NOT EXISTS (SELECT FROM {table})")
+    return msgspec.structs.replace(
+        found,
+        oid=row["oid"],
+        kind=row["kind"],
+        permanent=row["permanent"],
+        columns={column.name: column for column in columns},
+        indexes=tuple(indexes),
+        empty=empty,
+    )
+
+
+def _index(row: asyncpg.Record) -> FoundIndex:
+    options = dict(option.split("=", 1) for option in row["options"])
+    return FoundIndex(**{**row, "keys": tuple(row["keys"]), "options": options})
+
+
+async def misplaced(connection: Connection, collection: Collection, shard: str) -> Misplaced:
+    """Count the rows that `shard` should not hold, a NULL key's included; reads the whole table."""
+    wrong = f"({sql_predicate(collection.sharding, shard)}) IS NOT TRUE"
+    counted = await connection.fetchrow(
+        f"SELECT count(*) FILTER (WHERE {wrong}) AS wrong, count(*) AS rows FROM {collection.table}"
+    )
+    assert counted is not None
+    example = None
+    if counted["wrong"]:
+        example = await connection.fetchval(
+            f"SELECT {collection.id.column} FROM {collection.table} WHERE {wrong} LIMIT 1"
+        )
+    return Misplaced(counted["wrong"], counted["rows"], example)

@@ -1,0 +1,220 @@
+"""Whether a table that exists can serve a collection, and what is missing. Pure.
+
+Invariant: after the changes returned by `changes`, `mismatches` is empty and `changes` as well, which
+makes a second run idle. A mismatch is never repaired here: it is somebody's data.
+"""
+
+from __future__ import annotations
+
+import re
+
+import msgspec
+
+from router.schema import ddl
+from router.schema.inspect import Found, FoundColumn, FoundIndex
+from shard_config.model import Collection
+from shard_config.values import ValueType
+
+__all__ = ["Change", "changes", "mismatches", "notes", "vector_index"]
+
+# Iterative scans, which filtered searches need, came with this version.
+_LEAST_VECTOR = (0, 8, 0)
+_ROUNDING = ("numeric", "timestamp without time zone", "timestamp with time zone")
+_KINDS = {
+    "v": "a view",
+    "m": "a materialized view",
+    "f": "a foreign table",
+    "i": "an index",
+    "S": "a sequence",
+}
+
+
+class Change(msgspec.Struct, frozen=True):
+    """Statements that run together, and what they do in a few words.
+
+    `index`: builds an index over rows that exist, outside of a transaction and for as long as it takes.
+    """
+
+    what: str
+    statements: tuple[str, ...]
+    index: bool = False
+
+
+def mismatches(collection: Collection, found: Found, *, replicated: bool) -> list[str]:
+    """Everything that keeps the table from serving the collection, each with what would be right."""
+    problems = _extension(found)
+    if found.kind is None:
+        return problems
+    if found.kind not in ("r", "p"):
+        kind = _KINDS.get(found.kind, "no table")
+        return [*problems, f"{collection.table} is {kind}; right would be a table"]
+    if replicated and not found.permanent:
+        problems.append(
+            f"{collection.table} is unlogged, so replicas have no rows; right would be:"
+            f" ALTER TABLE {collection.table} SET LOGGED"
+        )
+    for name, type_ in ddl.stored_types(collection).items():
+        problems += _column(collection, found, name, type_)
+    problems += _unmapped(collection, found)
+    if collection.id.column in found.columns and not _unique_id(collection, found):
+        problems.append(
+            f"column {collection.id.column} has no unique index of its own, which upserts need; right would"
+            f" be: ALTER TABLE {collection.table} ADD UNIQUE ({collection.id.column})"
+        )
+    return problems
+
+
+def notes(collection: Collection, found: Found) -> list[str]:
+    """What works, but not quite as the map says."""
+    said = []
+    index = vector_index(collection, found)
+    if index is not None:
+        wanted = {"m": collection.index.m, "ef_construction": collection.index.ef_construction}
+        defaults = {"m": 16, "ef_construction": 64}
+        actual = {name: int(index.options.get(name, defaults[name])) for name in wanted}
+        if actual != wanted:
+            shown = " and ".join(f"{name} {actual[name]} instead of {wanted[name]}" for name in wanted)
+            said.append(f"index {index.name} has {shown}; it is kept, drop it to have it built anew")
+    said += [
+        f"index {index.name} is left over from a build that failed; drop it"
+        for index in found.indexes
+        if not index.valid
+    ]
+    for name, type_ in ddl.stored_types(collection).items():
+        column = found.columns.get(name)
+        if column is not None and _rounds(column, type_):
+            said.append(f"column {name} is {column.type}: values are rounded to that")
+    return said
+
+
+def changes(collection: Collection, found: Found, *, vector_index: bool) -> list[Change]:
+    """What is missing, in the order in which it can be made."""
+    missing: list[Change] = []
+    if found.vector is None:
+        missing.append(Change("created extension vector", (ddl.create_extension(),)))
+    if not found.schema:
+        name = collection.table.schema
+        missing.append(Change(f"created schema {name}", (ddl.create_schema(name),)))
+    if found.kind is None:
+        statements = tuple(ddl.create_table(collection))
+        missing.append(Change(f"created table {collection.table}", statements))
+    missing += _missing_indexes(collection, found, vector_index)
+    return missing
+
+
+def vector_index(collection: Collection, found: Found) -> FoundIndex | None:
+    """An index that serves the collection's searches, under whatever name."""
+    key = ddl.vector_key(collection)
+    for index in found.indexes:
+        if index.method != "hnsw" or not index.valid or not index.total or len(index.keys) != 1:
+            continue
+        if index.opclass == key.opclass and _bare(index.keys[0]) == _bare(key.expression):
+            return index
+    return None
+
+
+def _missing_indexes(collection: Collection, found: Found, wanted: bool) -> list[Change]:
+    table = collection.table
+    # Writers go on while an index is built over rows that exist; an empty table has nobody waiting.
+    live = found.kind == "r" and not found.empty
+    missing = []
+    key = collection.sharding.key.column
+    if not collection.sharded_by_id and not _leads(key, found):
+        name = ddl.free_name((table.name, key), "idx", found.relations)
+        statement = ddl.create_key_index(collection, name, concurrently=live)
+        missing.append(Change(f"created index {name}", (statement,), index=not found.empty))
+    if wanted and vector_index(collection, found) is None:
+        name = ddl.free_name((table.name, collection.vector.column), "hnsw", found.relations)
+        statement = ddl.create_vector_index(collection, name, concurrently=live)
+        missing.append(Change(f"created index {name}", (statement,), index=not found.empty))
+    return missing
+
+
+def _extension(found: Found) -> list[str]:
+    version = found.vector or found.vector_offered
+    if version is None:
+        return ["the server has no extension vector; right would be pgvector 0.8 or newer"]
+    if tuple(int(part) for part in re.findall(r"\d+", version)) < _LEAST_VECTOR:
+        return [f"the extension vector is of version {version}; right would be 0.8 or newer"]
+    if found.vector is not None and not found.vector_visible:
+        return ["the extension vector is in a schema outside of search_path; right would be one within it"]
+    return []
+
+
+def _column(collection: Collection, found: Found, name: str, type_: str) -> list[str]:
+    column = found.columns.get(name)
+    alter = f"ALTER TABLE {collection.table} ALTER COLUMN {name}"
+    if column is None:
+        return [f"column {name} is missing; right would be {name} {type_}"]
+    problems = []
+    required = {collection.id.column, collection.vector.column, collection.sharding.key.column}
+    if not _fits(collection, column, type_):
+        problems.append(f"column {name} is {column.type}; right would be: {alter} TYPE {type_}")
+    if name in required and not column.not_null:
+        problems.append(f"column {name} may be NULL; right would be: {alter} SET NOT NULL")
+    if column.generated:
+        problems.append(
+            f"column {name} is always generated, so it cannot be written; right would be a plain one"
+        )
+    if not column.deterministic and name in (collection.id.column, collection.sharding.key.column):
+        problems.append(
+            f"column {name} has a nondeterministic collation, under which different texts are equal;"
+            f' right would be: {alter} TYPE text COLLATE "C"'
+        )
+    return problems
+
+
+def _fits(collection: Collection, column: FoundColumn, type_: str) -> bool:
+    if column.type == type_:
+        return True
+    if type_ == ValueType.TEXT:
+        return column.type.startswith("character varying")
+    # Rounding a sharding key after it was located would put the row on the wrong shard.
+    return _rounds(column, type_) and column.name != collection.sharding.key.column
+
+
+def _rounds(column: FoundColumn, type_: str) -> bool:
+    """Whether the column is `type_` with a precision: `numeric(10,2)`, `timestamp(3) with time zone`."""
+    plain = re.sub(r"\(.*?\)", "", column.type)
+    return type_ in _ROUNDING and column.type != type_ and plain == type_
+
+
+def _unmapped(collection: Collection, found: Found) -> list[str]:
+    mapped = ddl.stored_types(collection)
+    return [
+        f"column {column.name} is NOT NULL without a default, and the map does not fill it; right would be a"
+        " default, or the column in the map"
+        for column in found.columns.values()
+        if column.name not in mapped and column.not_null and not column.filled and not column.generated
+    ]
+
+
+def _unique_id(collection: Collection, found: Found) -> bool:
+    return any(
+        index.unique and index.total and index.valid and index.keys == (collection.id.column,)
+        for index in found.indexes
+    )
+
+
+def _leads(column: str, found: Found) -> bool:
+    return any(
+        index.method == "btree" and index.total and index.valid and index.keys[:1] == (column,)
+        for index in found.indexes
+    )
+
+
+def _bare(expression: str) -> str:
+    """An expression without the parentheses around it and without spaces."""
+    text = expression.replace(" ", "")
+    while text.startswith("(") and text.endswith(")") and _closes_at_end(text):
+        text = text[1:-1]
+    return text
+
+
+def _closes_at_end(text: str) -> bool:
+    depth = 0
+    for at, character in enumerate(text):
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if depth == 0:
+            return at == len(text) - 1
+    return False
