@@ -1,0 +1,147 @@
+"""A search's answer for people to read: hits, how complete they are, and what each shard did."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["CommandAnswer", "show"]
+
+# A terminal folds the table by itself; a pipe has no width, and 80 columns would cut off the content.
+_PIPE_WIDTH = 120
+_REASONS = {
+    "exhausted": "nothing else matches",
+    "max_distance": "the rest is too far away",
+    "scan_limit": "the index scan stopped early, and no time was left to read every row",
+    "coverage": "shards are missing",
+}
+
+
+# The part of an answer that is shown; a newer router may say more.
+class _Counts(msgspec.Struct):
+    total: int
+    queried: int
+    ok: int
+    skipped: int
+
+
+class _Failure(msgspec.Struct):
+    shard: str
+    state: str
+    error: str
+
+
+class _Coverage(msgspec.Struct):
+    full: bool
+    shards: _Counts
+    failures: list[_Failure] = []
+    stale: list[str] = []
+
+
+class _Short(msgspec.Struct):
+    reason: str
+
+
+class _Explanation(msgspec.Struct):
+    shards: list[dict[str, Any]]
+
+
+class CommandAnswer(msgspec.Struct):
+    hits: list[dict[str, Any]]
+    took_ms: float
+    cache: str
+    coverage: _Coverage
+    map_version: int
+    short: _Short | None = None
+    explain: _Explanation | None = None
+
+
+def show(answer: CommandAnswer, include: Sequence[str], asked: int) -> None:
+    """Print to standard output."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console.width = max(console.width, _PIPE_WIDTH)
+    if answer.hits:
+        console.print(_hits(answer.hits, include))
+    if answer.explain is not None:
+        console.print(_explained(answer.explain.shards))
+    console.print(_summary(answer, asked))
+    for warning in _warnings(answer.coverage):
+        console.print(Text(warning, style="bold red"))
+
+
+def _hits(hits: Sequence[dict[str, Any]], include: Sequence[str]) -> Table:
+    table = Table(box=None, pad_edge=False)
+    table.add_column("#", justify="right")
+    table.add_column("id", no_wrap=True)
+    table.add_column("distance", justify="right")
+    table.add_column("shard")
+    for name in include:
+        # Long values give way, so that ids and distances are never cut off.
+        table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=3 if name == "content" else 1)
+    for rank, hit in enumerate(hits, 1):
+        known = [_cell(hit["id"]), Text(f"{hit['distance']:.4f}"), _cell(hit["shard"])]
+        table.add_row(str(rank), *known, *(_cell(hit.get(name)) for name in include))
+    return table
+
+
+def _explained(reports: Sequence[dict[str, Any]]) -> Table:
+    columns = ("shard", "state", "node", "role", "attempts", "hedged")
+    times = ("queue_ms", "execute_ms", "total_ms")
+    table = Table(box=None, pad_edge=False, title="on each shard", title_justify="left")
+    for name in (*columns, *times, "asked", "returned", "kept"):
+        table.add_column(name.replace("_", " "), justify="left" if name in columns[:4] else "right")
+    for report in reports:
+        table.add_row(
+            *(_cell(report.get(name)) for name in columns),
+            *(Text(f"{report.get(name, 0.0):.1f}") for name in times),
+            *(_cell(report.get(name)) for name in ("asked", "returned", "kept")),
+        )
+    return table
+
+
+def _summary(answer: CommandAnswer, asked: int) -> Text:
+    counts = answer.coverage.shards
+    count = len(answer.hits)
+    hits = f"{count} hit{'' if count == 1 else 's'}"
+    if answer.short is not None:
+        hits += f" of {asked} ({_REASONS.get(answer.short.reason, answer.short.reason)})"
+    shards = f"{counts.ok} of {counts.total} shards"
+    if counts.skipped:
+        shards += f" ({counts.skipped} not needed)"
+    cache = f"cache {answer.cache}"
+    return Text(f"{hits} in {answer.took_ms:.1f} ms, {cache}, {shards}, map version {answer.map_version}")
+
+
+def _warnings(coverage: _Coverage) -> list[str]:
+    """What a reader must not overlook."""
+    warnings = []
+    if not coverage.full:
+        missing = coverage.shards.queried - coverage.shards.ok
+        warnings.append(f"INCOMPLETE: {missing} of {coverage.shards.queried} shards are missing")
+        warnings += [_line(f"  {it.shard} {it.state}: {it.error}") for it in coverage.failures]
+    if coverage.stale:
+        warnings.append(f"OUT OF DATE: {', '.join(coverage.stale)} lag behind what was written")
+    return warnings
+
+
+def _cell(value: Any) -> Text:
+    """The first line of a text, anything else as JSON."""
+    match value:
+        case None:
+            return Text("-", style="dim")
+        case str():
+            return Text(_line(value.lstrip().partition("\n")[0]))
+        case _:
+            return Text(json.dumps(value, ensure_ascii=False))
+
+
+def _line(text: str) -> str:
+    """Without control characters, which could make the terminal show something else."""
+    return "".join(c if c.isprintable() else " " for c in text)

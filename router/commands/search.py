@@ -1,0 +1,159 @@
+"""`pgscatter search`: one search of a running router, its answer as a table."""
+
+from __future__ import annotations
+
+import argparse
+import base64
+import io
+import os
+import sys
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote
+
+import msgspec
+import numpy as np
+
+from router.commands.answer_table import CommandAnswer, show
+from router.commands.client import Client, ClientError
+
+__all__ = ["add_parser"]
+
+_MAX_VECTOR_BYTES = 1 << 20
+_NPY_MAGIC = b"\x93NUMPY"
+# Columns that tell a reader what a hit is, shown without being asked for.
+_TITLES = ("name", "title")
+
+
+class _Collection(msgspec.Struct):
+    """What we need of the router's description of a collection."""
+
+    content: bool = False
+    columns: dict[str, str] = {}
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("search", help="ask a running router")
+    parser.add_argument("--url", required=True, help="the router, for instance http://127.0.0.1:8080")
+    parser.add_argument("--collection", required=True, metavar="C")
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--text", help="what to look for, if the collection has a text model")
+    what.add_argument(
+        "--vector", metavar="FILE", help="a vector to look for: .npy or a JSON list; - is standard input"
+    )
+    parser.add_argument("--k", type=int, default=10, metavar="K", help="how many hits (default: 10)")
+    parser.add_argument(
+        "--filter", type=_json_object, metavar="JSON", help="""for instance '{"kind": "class"}'"""
+    )
+    parser.add_argument(
+        "--include",
+        type=_names,
+        metavar="NAMES",
+        help="content, metadata, vector and columns, with commas between them"
+        " (default: the content, and a column name or title)",
+    )
+    parser.add_argument("--exact", action="store_true", help="read every row instead of the index")
+    parser.add_argument("--explain", action="store_true", help="show what happened on each shard")
+    parser.add_argument("--json", action="store_true", help="print the answer as it came")
+    parser.add_argument(
+        "--api-key", metavar="KEY", help="default: $PGSCATTER_API_KEY, which no list of processes shows"
+    )
+    parser.add_argument(
+        "--timeout", type=_seconds, default=30.0, metavar="SECONDS", help="to wait at most (default: 30)"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(args: argparse.Namespace) -> int:
+    try:
+        client = Client(args.url, args.api_key or os.environ.get("PGSCATTER_API_KEY"), args.timeout)
+        path = f"/v1/collections/{quote(args.collection, safe='')}"
+        body: dict[str, Any] = {"k": args.k, "include": args.include, **_sought(args)}
+        if args.include is None:
+            body["include"] = _default_include(client.call("GET", path))
+        if args.filter is not None:
+            body["filter"] = args.filter
+        body |= {name: True for name in ("exact", "explain") if getattr(args, name)}
+        raw = client.call("POST", f"{path}/search", body)
+        if args.json:
+            print(raw.decode())
+        else:
+            show(msgspec.json.decode(raw, type=CommandAnswer), body["include"], asked=args.k)
+    except (ClientError, _VectorError) as exc:
+        print(f"pgscatter search: {exc}", file=sys.stderr)
+        return 1
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        print(f"pgscatter search: what answers at {args.url} is not pgscatter", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _default_include(described: bytes) -> list[str]:
+    collection = msgspec.json.decode(described, type=_Collection)
+    titles = [name for name in _TITLES if name in collection.columns]
+    return [*titles, *(["content"] if collection.content else [])]
+
+
+# What the arguments hold.
+
+
+class _VectorError(Exception):
+    """The file holds no vector; the message says which file, and why."""
+
+
+def _sought(args: argparse.Namespace) -> dict[str, Any]:
+    """By text or by vector, as the request says it.
+
+    Raises:
+        _VectorError
+    """
+    if args.text is not None:
+        return {"text": args.text}
+    try:
+        data = _bytes_of(args.vector)
+        if data.startswith(_NPY_MAGIC):
+            return {"vector": _from_npy(data)}
+        return {"vector": msgspec.json.decode(data, type=list[float])}
+    except (OSError, ValueError, msgspec.DecodeError) as exc:
+        name = "standard input" if args.vector == "-" else args.vector
+        raise _VectorError(f"no vector in {name}: {exc}") from exc
+
+
+def _bytes_of(name: str) -> bytes:
+    if name == "-":
+        data = sys.stdin.buffer.read(_MAX_VECTOR_BYTES + 1)
+    else:
+        with Path(name).open("rb") as file:
+            data = file.read(_MAX_VECTOR_BYTES + 1)
+    if len(data) > _MAX_VECTOR_BYTES:
+        raise ValueError(f"it is larger than {_MAX_VECTOR_BYTES} bytes")
+    return data
+
+
+def _from_npy(data: bytes) -> str:
+    """Base64 of the float32 components, which loses nothing on the way."""
+    array = np.load(io.BytesIO(data), allow_pickle=False)
+    if array.dtype.kind not in "fiu" or array.shape[-1:] != (array.size,):
+        raise ValueError(f"an array of {array.dtype} and shape {array.shape} is not one vector")
+    return base64.b64encode(array.astype("<f4").tobytes()).decode()
+
+
+def _json_object(text: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError as exc:
+        raise argparse.ArgumentTypeError(f"not a JSON object: {exc}") from exc
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _seconds(text: str) -> float:
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = -1
+    if not 0 < seconds <= 3600:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to 3600")
+    return seconds
