@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import asyncpg
 import msgspec
@@ -39,7 +39,7 @@ class Prober:
 
     def __init__(self, nodes: Iterable[Node], settings: Settings) -> None:
         self._settings = settings
-        self._watches = [_Watch(node, settings) for node in nodes]
+        self._watches = [_Watch(node, self._lost, settings) for node in nodes]
 
     def __repr__(self) -> str:
         return f"<Prober of {len(self._watches)} nodes>"
@@ -59,12 +59,19 @@ class Prober:
     async def close(self) -> None:
         await asyncio.gather(*(watch.close() for watch in self._watches))
 
+    def _lost(self, node: Node) -> None:
+        """A node has just gone down: its searches move on if anybody else can answer them."""
+        partners = (watch.node for watch in self._watches if watch.node.shard == node.shard)
+        if any(partner.state.health is Health.UP for partner in partners):
+            node.reads.abandon()
+
 
 class _Watch:
     """Probes one node, for ever."""
 
-    def __init__(self, node: Node, settings: Settings) -> None:
+    def __init__(self, node: Node, lost: Callable[[Node], None], settings: Settings) -> None:
         self.node = node
+        self._lost = lost
         self.first = asyncio.Event()
         self._settings = settings
         self._connection: Connection | None = None
@@ -124,7 +131,10 @@ class _Watch:
                 "no answer within the probe's time" if isinstance(exc, TimeoutError) else str(node_error(exc))
             )
             state = msgspec.structs.replace(self.node.state, health=Health.DOWN, reason=reason)
+        was_down = self.node.state.health is Health.DOWN
         self.node.observe(state)
+        if state.health is Health.DOWN and not was_down:
+            self._lost(self.node)
 
     async def _ask(self) -> NodeState:
         if self._connection is None or self._connection.is_closed():

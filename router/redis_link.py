@@ -12,7 +12,7 @@ from time import monotonic
 from typing import TypeVar
 
 import redis.asyncio as redis
-from redis.exceptions import RedisError
+from redis.exceptions import RedisError, ResponseError
 
 __all__ = ["RedisLink"]
 
@@ -65,6 +65,10 @@ class RedisLink:
         try:
             async with asyncio.timeout(self._budget):
                 return await command(self.client)
+        except ResponseError:
+            # It answered, in time, that it cannot: out of memory, say. Others may still be able to read.
+            self.failures += 1
+            return None
         except (RedisError, OSError, TimeoutError) as exc:
             self.failures += 1
             self.reason = str(exc) or "no answer within the budget"

@@ -10,7 +10,7 @@ work cannot pile up on the server.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 
 import asyncpg
@@ -30,7 +30,7 @@ class Pool:
     def __init__(
         self,
         name: str,
-        open_connection: Callable[[], Awaitable[Connection]],
+        open_connection: Callable[[], Coroutine[None, None, Connection]],
         *,
         size: int,
         queue: int,
@@ -45,6 +45,8 @@ class Pool:
         self._cancel_timeout = cancel_timeout
         self._slots = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
+        self._busy: set[Connection] = set()
+        self._opening: set[asyncio.Task[Connection]] = set()
         self._mending: set[asyncio.Task[None]] = set()
         self._closed = False
 
@@ -78,6 +80,7 @@ class Pool:
         except BaseException:
             self._give_slot()
             raise
+        self._busy.add(connection)
         try:
             yield connection
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
@@ -91,6 +94,8 @@ class Pool:
             raise
         else:
             self._settle(connection)
+        finally:
+            self._busy.discard(connection)
 
     async def warm(self) -> None:
         """Open one connection ahead of the first search.
@@ -105,6 +110,17 @@ class Pool:
         """Drop connections that a restart of the node has made useless."""
         while self._idle:
             self._idle.pop().terminate()
+
+    def abandon(self) -> None:
+        """The node has gone silent: end what is under way there, so that it can be tried elsewhere.
+
+        Whoever holds a connection gets a `NodeError` at once, as does whoever waits for one to open.
+        """
+        self.discard_idle()
+        for connection in self._busy:
+            connection.terminate()
+        for task in self._opening:
+            task.cancel()
 
     async def close(self) -> None:
         """Terminate what is idle and wait for what is being mended; bounded by `cancel_timeout`."""
@@ -135,7 +151,19 @@ class Pool:
             connection = self._idle.pop()
             if not connection.is_closed():
                 return connection
-        return await self._open()
+        task = asyncio.ensure_future(self._open())
+        self._opening.add(task)
+        try:
+            # Not awaited directly: a cancelled opening and a cancelled caller must be told apart.
+            await asyncio.wait([task])
+        finally:
+            self._opening.discard(task)
+            if not task.done():
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+        if task.cancelled():
+            raise NodeError(ErrorKind.UNREACHABLE, "given up while connecting: the node does not answer")
+        return task.result()
 
     def _settle(self, connection: Connection) -> None:
         """Back to idle if it is between statements and outside a transaction, terminated if not."""
