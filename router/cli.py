@@ -1,0 +1,47 @@
+"""The `pgscatter` command: finds the sub-command and turns its end into an exit status.
+
+0 is success, 1 failure with the reason on standard error, 2 wrong usage, 130 Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from importlib.metadata import version
+
+from router.commands import cluster, load, map, schema, search, serve
+
+__all__ = ["main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _parser().parse_args(argv)
+    run: Callable[[argparse.Namespace], int] = args.run
+    try:
+        status = run(args)
+        # Here, and not at exit, a reader that has gone can still be answered with a status.
+        sys.stdout.flush()
+        return status
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        # `pgscatter … | head`: nobody reads on. Python would complain when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="pgscatter", description="Vector search over many PostgreSQL + pgvector nodes."
+    )
+    parser.add_argument("--version", action="version", version=f"pgscatter {version('pgscatter')}")
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for command in (cluster, map, schema, load, serve, search):
+        command.add_parser(subparsers)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""`pgscatter serve`: the router as an HTTP server."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import socket
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from router.logs import LEVELS, configure
+from router.serve_config import ServeConfig, add_setting_flags, export, read_settings
+from router.shared import MAX_WORKERS, create
+from shard_config import MapError, ShardMap, load
+
+__all__ = ["add_parser"]
+
+_APP = "router.app:create_app"
+_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser("serve", help="serve searches and writes over HTTP")
+    parser.add_argument("--map", required=True, metavar="FILE", help="the shard map")
+    parser.add_argument("--redis", metavar="URL", help="Redis for the cache that several routers share")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
+    parser.add_argument("--port", type=int, default=8080, help="port, 0 for any (default %(default)s)")
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default %(default)s)")
+    parser.add_argument(
+        "--api-keys", metavar="FILE", help="YAML file of keys; required unless the host is loopback"
+    )
+    parser.add_argument("--log-level", choices=LEVELS, default="info", help="(default %(default)s)")
+    add_setting_flags(parser)
+    parser.set_defaults(run=_run, parser=parser)
+
+
+def _run(args: argparse.Namespace) -> int:
+    config = _config(args)
+    # uvicorn and what it brings are for this command alone.
+    from router.http.keys_file import KeysError
+    from router.http.keys_file import load as load_keys
+    from router.http.server import is_loopback, listen, run
+
+    try:
+        shard_map = load(args.map)
+        keys = None if args.api_keys is None else load_keys(Path(args.api_keys), os.environ)
+    except (MapError, KeysError) as exc:
+        return _failed(str(exc))
+    try:
+        listener = listen(args.host, args.port)
+    except OSError as exc:
+        return _failed(f"cannot listen on {args.host} port {args.port}: {exc.strerror or exc}")
+    with listener:
+        if keys is None and not is_loopback(listener):
+            return _failed(
+                f"{args.host} can be reached from other machines, and there are no keys; "
+                "name a file of keys with --api-keys, or listen on 127.0.0.1"
+            )
+        with _shared(config, shard_map) as config:
+            export(config, os.environ)
+            configure(config.log_level)
+
+            def ready() -> None:
+                _say(f"pgscatter serves map version {shard_map.version} on {_url(listener)}")
+
+            drain = config.settings.drain_timeout
+            return run(_APP, listener, workers=config.workers, drain_timeout=drain, ready=ready)
+
+
+def _config(args: argparse.Namespace) -> ServeConfig:
+    """What the flags say; leaves with status 2 if they are wrong."""
+    parser: argparse.ArgumentParser = args.parser
+    if not 1 <= args.workers <= MAX_WORKERS:
+        parser.error(f"--workers: expected 1 to {MAX_WORKERS}, got {args.workers}")
+    if not 0 <= args.port <= 65535:
+        parser.error(f"--port: expected 0 to 65535, got {args.port}")
+    if args.redis is not None and not args.redis.startswith(_REDIS_SCHEMES):
+        parser.error(f"--redis: expected a URL that begins with {', '.join(_REDIS_SCHEMES)}")
+    try:
+        settings = read_settings(args, os.environ)
+    except ValueError as exc:
+        parser.error(str(exc))
+    return ServeConfig(
+        map_path=os.path.abspath(args.map),
+        redis_url=args.redis,
+        settings=settings,
+        api_keys_path=None if args.api_keys is None else os.path.abspath(args.api_keys),
+        log_level=args.log_level,
+        workers=args.workers,
+    )
+
+
+@contextmanager
+def _shared(config: ServeConfig, shard_map: ShardMap) -> Iterator[ServeConfig]:
+    """What several workers have in common: a file of write versions, and a folder of metrics."""
+    if config.workers == 1:
+        yield config
+        return
+    with tempfile.TemporaryDirectory(prefix="pgscatter-") as folder:
+        metrics = Path(folder, "metrics")
+        metrics.mkdir()
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+        versions = Path(folder, "versions")
+        create(versions, shard_map)
+        yield msgspec.structs.replace(config, shared_path=str(versions))
+
+
+def _url(listener: socket.socket) -> str:
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _failed(message: str) -> int:
+    _say(message)
+    return 1
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

@@ -1,0 +1,235 @@
+"""The bodies that replies carry; OpenAPI is generated from them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import msgspec
+from msgspec import UNSET, Meta, UnsetType
+
+from router.documents.types import DocumentFailure
+from router.http.backend import NodeStatus
+from router.http.problems import ProblemBody
+from router.query.types import (
+    CacheTier,
+    Coverage,
+    Failure,
+    Found,
+    ShardCounts,
+    ShardReport,
+    Shortfall,
+)
+
+__all__ = [
+    "BatchAnswer",
+    "BatchError",
+    "CollectionList",
+    "CollectionView",
+    "CountView",
+    "CoverageView",
+    "DeleteAnswer",
+    "Explanation",
+    "Fields",
+    "Health",
+    "Hit",
+    "Live",
+    "Location",
+    "NodeList",
+    "Ready",
+    "SearchAnswer",
+    "ShardOutcome",
+    "UpsertAnswer",
+    "UpsertProblem",
+    "coverage_view",
+    "search_answer",
+]
+
+
+class Hit(msgspec.Struct):
+    """A found document; what was asked for by `include` stands beside these."""
+
+    id: Any
+    distance: float
+    shard: str
+
+
+class Fields(msgspec.Struct):
+    """A document: its id, and of content, metadata, vector and columns what was asked for."""
+
+    id: Any
+
+
+class CoverageView(msgspec.Struct, frozen=True):
+    """Which shards the answer rests on; `stale` is there only if a shard lags behind our writes."""
+
+    full: bool
+    shards: ShardCounts
+    failures: tuple[Failure, ...]
+    stale: tuple[str, ...] | UnsetType = UNSET
+
+
+class Explanation(msgspec.Struct, frozen=True):
+    """What happened on each shard; nothing, if the answer came from a cache."""
+
+    shards: tuple[ShardReport, ...]
+
+
+class SearchAnswer(msgspec.Struct, frozen=True):
+    """Hits in ascending (distance, id) order, and how complete they are.
+
+    `short` is there only when fewer than k hits came back, and says why.
+    """
+
+    hits: Annotated[
+        msgspec.Raw,
+        Meta(extra_json_schema={"type": "array", "items": {"$ref": "#/components/schemas/Hit"}}),
+    ]
+    took_ms: float
+    cache: CacheTier
+    coverage: CoverageView
+    map_version: int
+    short: Shortfall | UnsetType = UNSET
+    explain: Explanation | UnsetType = UNSET
+
+
+class BatchError(msgspec.Struct, frozen=True):
+    """A search of the batch that failed, with the problem that it alone would have been answered with."""
+
+    error: ProblemBody
+
+
+class BatchAnswer(msgspec.Struct, frozen=True):
+    """The answers in the order of the searches."""
+
+    results: Annotated[
+        list[msgspec.Raw],
+        Meta(
+            extra_json_schema={
+                "items": {
+                    "anyOf": [
+                        {"$ref": "#/components/schemas/SearchAnswer"},
+                        {"$ref": "#/components/schemas/BatchError"},
+                    ]
+                }
+            }
+        ),
+    ]
+
+
+class ShardOutcome(msgspec.Struct, frozen=True):
+    """One shard's transactions: rows changed, or the first error."""
+
+    ok: bool
+    rows: int
+    error: str | None = None
+
+
+class UpsertAnswer(msgspec.Struct, frozen=True):
+    """What was stored where, and every document that was not, up to a bound for streams.
+
+    `unlisted` counts failed documents beyond that bound.
+    """
+
+    stored: int
+    failed: int
+    shards: dict[str, ShardOutcome]
+    failures: tuple[DocumentFailure, ...]
+    unlisted: int = 0
+
+
+class UpsertProblem(ProblemBody, frozen=True):
+    """A problem that also says what had been stored before it, and what had not."""
+
+    stored: int
+    failed: int
+    shards: dict[str, ShardOutcome]
+    failures: tuple[DocumentFailure, ...]
+    unlisted: int = 0
+
+
+class DeleteAnswer(msgspec.Struct, frozen=True):
+    """Rows deleted; a shard that is not `ok` may still hold matching rows."""
+
+    deleted: int
+    shards: dict[str, ShardOutcome]
+
+
+class CountView(msgspec.Struct, frozen=True):
+    """The count over the shards that answered."""
+
+    count: int
+    coverage: CoverageView
+
+
+class CollectionView(msgspec.Struct, frozen=True):
+    """A collection as the shard map defines it."""
+
+    name: str
+    table: str
+    id: dict[str, str]
+    vector: dict[str, str | int]
+    content: bool
+    metadata: bool
+    columns: dict[str, str]
+    sharding: dict[str, Any]
+    index: dict[str, str | int]
+    search: dict[str, int | float]
+    cache: dict[str, float]
+    text: bool
+
+
+class CollectionList(msgspec.Struct, frozen=True):
+    collections: list[CollectionView]
+
+
+class NodeList(msgspec.Struct, frozen=True):
+    nodes: list[NodeStatus]
+
+
+class Location(msgspec.Struct, frozen=True):
+    """The shard of one value of the sharding key; `bucket` for hash sharding only."""
+
+    collection: str
+    key: Any
+    shard: str
+    bucket: int | None = None
+
+
+class Live(msgspec.Struct, frozen=True):
+    status: str = "ok"
+
+
+class Ready(msgspec.Struct, frozen=True):
+    """Whether searches can be answered, and which shards can be read."""
+
+    ready: bool
+    shards: dict[str, bool]
+
+
+class Health(msgspec.Struct, frozen=True):
+    """`ok`: every shard can be read and no node is down; `degraded`: some; `unavailable`: none."""
+
+    status: str
+    version: str
+    map_version: int
+    uptime_s: float
+    shards: dict[str, bool]
+    nodes: list[NodeStatus]
+    caches: dict[str, Any]
+
+
+def coverage_view(coverage: Coverage) -> CoverageView:
+    return CoverageView(coverage.full, coverage.shards, coverage.failures, coverage.stale or UNSET)
+
+
+def search_answer(found: Found, took_ms: float, map_version: int, *, explain: bool) -> SearchAnswer:
+    answer = found.answer
+    return SearchAnswer(
+        answer.hits,
+        took_ms,
+        found.tier,
+        coverage_view(answer.coverage),
+        map_version,
+        answer.short or UNSET,
+        Explanation(answer.reports) if explain else UNSET,
+    )

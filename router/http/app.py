@@ -1,0 +1,78 @@
+"""Puts the HTTP edge together over a router that somebody else builds and opens."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from importlib.metadata import version
+
+from starlette.types import ASGIApp
+
+from router.http import docs_page, openapi
+from router.http.backend import Backend, Embed
+from router.http.edge import Edge
+from router.http.inspect import Inspection
+from router.http.keys import Keys
+from router.http.metrics import Metrics
+from router.http.operations import operations
+from router.http.pages import Pages
+from router.http.routes import Routes
+from router.logs import AccessLog
+from router.settings import Settings
+
+__all__ = ["create"]
+
+_logger = logging.getLogger(__name__)
+
+# Scrapes come every few seconds at most, and one that hits another worker reads our last sample.
+_SAMPLE_INTERVAL = 1.0
+
+
+def create(
+    backend: Callable[[], Backend],
+    settings: Settings,
+    keys: Keys | None,
+    metrics: Metrics,
+    *,
+    embed: Embed,
+    lifespan: Callable[[], AbstractAsyncContextManager[None]],
+    access_log: AccessLog,
+) -> ASGIApp:
+    """The application that serves `backend()`, which is called once per request.
+
+    `keys` of None leaves everything open. `lifespan` opens the router and closes it; `backend` is not
+    called outside it.
+    """
+    inspection = Inspection(version("pgscatter"))
+    pages = Pages(metrics)
+    routes = Routes(operations(settings, embed, inspection, pages))
+    description = openapi.document(routes.operations, version("pgscatter"), keys=keys is not None)
+    pages.describe(description, docs_page.render(description))
+
+    @asynccontextmanager
+    async def life(_: object) -> AsyncIterator[None]:
+        async with lifespan(), _sampling(metrics, backend):
+            yield
+
+    return Edge(routes, backend, settings, keys, metrics, access_log, life)
+
+
+@asynccontextmanager
+async def _sampling(metrics: Metrics, backend: Callable[[], Backend]) -> AsyncIterator[None]:
+    """Keeps the gauges fresh for scrapes that another worker answers."""
+
+    async def sample() -> None:
+        while True:
+            metrics.sample(backend())
+            await asyncio.sleep(_SAMPLE_INTERVAL)
+
+    task = asyncio.create_task(sample(), name="metrics sampling")
+    try:
+        yield
+    finally:
+        task.cancel()
+        (outcome,) = await asyncio.gather(task, return_exceptions=True)
+        if isinstance(outcome, Exception):
+            _logger.error("metrics sampling ended early", exc_info=outcome)

@@ -1,0 +1,176 @@
+"""Bytes of JSON become typed bodies, or errors that say everything that is wrong with them.
+
+The way of a good body is msgspec alone. Only a body that msgspec refuses is looked at again, at
+leisure, to find all wrong fields instead of the first, and to name what strict JSON has no word for:
+Python writes NaN and Infinity into JSON, and the answer to those is not "invalid character".
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Generic, NoReturn, TypeVar
+
+import msgspec
+
+from router.http.errors import invalid
+from router.query.errors import InvalidError, MalformedError, Problem
+
+__all__ = ["Decoder", "decode_object"]
+
+T = TypeVar("T", bound=msgspec.Struct)
+
+# Diagnosis is many times slower than decoding; a client that sends more garbage gets the short form.
+_DIAGNOSED_BYTES = 1 << 20
+_MOST_CONSTANTS = 10
+
+
+class Decoder(Generic[T]):
+    """Decodes one type of body."""
+
+    def __init__(self, type_: type[T]) -> None:
+        self._type = type_
+        self._decoder = msgspec.json.Decoder(type_)
+
+    def decode(self, data: bytes | msgspec.Raw, path: str = "") -> T:
+        """The body; `path` goes in front of the paths in errors.
+
+        Raises:
+            MalformedError: not JSON.
+            InvalidError: JSON, but not of this type; with every wrong field.
+        """
+        try:
+            return self._decoder.decode(data)
+        except msgspec.ValidationError as exc:
+            raise _invalid(bytes(data), self._type, exc, path) from exc
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+            _refuse(bytes(data), exc, path)
+
+
+def decode_object(data: bytes, path: str) -> dict[str, object]:
+    """Any JSON object.
+
+    Raises:
+        MalformedError, InvalidError
+    """
+    try:
+        return msgspec.json.decode(data, type=dict[str, object])
+    except msgspec.ValidationError as exc:
+        raise _first(exc, path) from exc
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        _refuse(data, exc, path)
+
+
+def _invalid(
+    data: bytes, type_: type[msgspec.Struct], error: msgspec.ValidationError, path: str
+) -> InvalidError:
+    """All fields that are of the wrong type, unknown or missing.
+
+    Raises:
+        MalformedError: msgspec stopped at a wrong type, but what follows is not even JSON.
+    """
+    try:
+        raw = msgspec.json.decode(data)
+    except msgspec.ValidationError:
+        return _first(error, path)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
+        _refuse(data, exc, path)
+    if not isinstance(raw, dict):
+        return _first(error, path)
+    fields = {field.encode_name: field for field in msgspec.structs.fields(type_)}
+    problems = [
+        Problem(_join(path, name[:80]), f"unknown field; known are {', '.join(fields)}")
+        for name in raw
+        if name not in fields
+    ]
+    for name, field in fields.items():
+        if name not in raw:
+            if field.required:
+                problems.append(Problem(_join(path, name), "required, but missing"))
+            continue
+        try:
+            msgspec.convert(raw[name], _without_raw(field.type))
+        except msgspec.ValidationError as exc:
+            problems.append(_problem(exc, _join(path, name)))
+    if not problems:
+        return _first(error, path)
+    return invalid(problems)
+
+
+def _without_raw(type_: Any) -> Any:
+    # Members kept undecoded are checked when their turn comes.
+    return list[Any] if type_ == list[msgspec.Raw] else type_
+
+
+def _first(error: msgspec.ValidationError, path: str) -> InvalidError:
+    problem = _problem(error, path)
+    return InvalidError.at(problem.path, problem.message)
+
+
+def _problem(error: msgspec.ValidationError, path: str) -> Problem:
+    """msgspec tells the place only at the end of its message; without one the path is merely coarser."""
+    message, _, place = str(error).partition(" - at `$")
+    place = place.rstrip("`")
+    return Problem((path + place).lstrip("."), message[:1].lower() + message[1:])
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path}.{name}" if path else name
+
+
+def _refuse(data: bytes, error: Exception, path: str) -> NoReturn:
+    """
+    Raises:
+        InvalidError: the only fault is a number that JSON has no word for.
+        MalformedError: any other.
+    """
+    where = f"{path}: " if path else ""
+    if isinstance(error, RecursionError):
+        raise MalformedError(f"{where}malformed JSON: nested too deeply") from error
+    if len(data) <= _DIAGNOSED_BYTES:
+        constants, diagnosis = _diagnose(data)
+        if constants:
+            problems = [
+                Problem(_join(path, p).replace(".[", "["), f"{word} is no number in JSON")
+                for p, word in constants
+            ]
+            raise invalid(problems) from error
+        raise MalformedError(f"{where}malformed JSON: {diagnosis}") from error
+    raise MalformedError(f"{where}malformed JSON: {error}") from error
+
+
+class _Word(str):
+    """NaN, Infinity or -Infinity, where a number should be."""
+
+
+def _diagnose(data: bytes) -> tuple[list[tuple[str, str]], str]:
+    """Places of non-numbers if they are the only fault, or else the fault."""
+    try:
+        text = data.decode()
+        tree = json.loads(text, parse_constant=_Word)
+    except UnicodeDecodeError as exc:
+        return [], f"invalid UTF-8 at byte {exc.start}"
+    except json.JSONDecodeError as exc:
+        if not text.strip():
+            return [], "the body is empty"
+        return [], f"{exc.msg} at line {exc.lineno}, column {exc.colno}"
+    except RecursionError:
+        return [], "nested too deeply"
+    except ValueError:
+        return [], "a number has too many digits"
+    # Apart from those words, Python's parser takes only one thing that msgspec does not.
+    return _words(tree), "a \\u escape is half of a surrogate pair"
+
+
+def _words(tree: object) -> list[tuple[str, str]]:
+    """Path and word of the first few; without recursion, since depth is the sender's choice."""
+    found: list[tuple[str, str]] = []
+    stack: list[tuple[str, object]] = [("", tree)]
+    while stack and len(found) < _MOST_CONSTANTS:
+        path, value = stack.pop()
+        if isinstance(value, _Word):
+            found.append((path, str(value)))
+        elif isinstance(value, dict):
+            stack.extend((_join(path, key[:80]), item) for key, item in reversed(value.items()))
+        elif isinstance(value, list):
+            stack.extend((f"{path}[{i}]", value[i]) for i in reversed(range(len(value))))
+    return found

@@ -1,0 +1,130 @@
+"""Reading, deleting and counting documents."""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from msgspec import UNSET
+
+from router.http.answers import CountView, coverage_view
+from router.http.bodies import DeleteBody
+from router.http.content import read_json
+from router.http.decode import Decoder, decode_object
+from router.http.document import checked
+from router.http.errors import invalid
+from router.http.message import Reply, Request
+from router.http.outcomes import delete_reply
+from router.http.queries import includable
+from router.query import filter as filters
+from router.query.errors import InvalidError, NotFoundError, Problem
+from router.query.filter import And, Filter, Or
+from router.settings import Settings
+from shard_config.model import Collection
+from shard_config.values import from_text
+
+__all__ = ["Documents"]
+
+
+class Documents:
+    """The handlers of single documents, deletes and counts."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._decoder = Decoder(DeleteBody)
+        self._encoder = msgspec.json.Encoder(decimal_format="number")
+
+    async def read(self, request: Request) -> Reply:
+        collection = request.collection
+        include = _included(request.query.get("include"), collection)
+        id_ = _path_id(request, collection)
+        deadline = asyncio.get_running_loop().time() + collection.search.timeout
+        hit = await request.backend.read(collection, id_, include, deadline)
+        if hit is None:
+            raise _no_document(request, collection)
+        return Reply(self._encoder.encode(hit))
+
+    async def delete_one(self, request: Request) -> Reply:
+        collection = request.collection
+        id_ = _path_id(request, collection)
+        outcome = await request.backend.delete(collection, [id_], self._write_deadline())
+        if not outcome.deleted and all(write.ok for write in outcome.shards):
+            raise _no_document(request, collection)
+        return delete_reply(collection.name, outcome, request.id)
+
+    async def delete_many(self, request: Request) -> Reply:
+        collection = request.collection
+        body = self._decoder.decode(await read_json(request, self._settings))
+        if (body.ids is UNSET) == (body.filter is UNSET):
+            raise InvalidError.at("", "a delete takes ids or a filter, one of the two")
+        if body.ids is not UNSET:
+            ids = self._ids(body.ids, collection)
+            outcome = await request.backend.delete(collection, ids, self._write_deadline())
+        else:
+            assert body.filter is not UNSET
+            filter_ = filters.parse(collection, body.filter, self._settings)
+            if _matches_all(filter_):
+                raise InvalidError.at("filter", "an empty filter matches every document; that is refused")
+            outcome = await request.backend.delete_matching(collection, filter_, self._write_deadline())
+        return delete_reply(collection.name, outcome, request.id)
+
+    async def count(self, request: Request) -> Reply:
+        collection = request.collection
+        raw = request.query.get("filter")
+        filter_ = None
+        if raw is not None:
+            filter_ = filters.parse(collection, decode_object(raw.encode(), "filter"), self._settings)
+        deadline = asyncio.get_running_loop().time() + collection.search.timeout
+        answer = await request.backend.count(collection, filter_, deadline)
+        return Reply(self._encoder.encode(CountView(answer.count, coverage_view(answer.coverage))))
+
+    def _write_deadline(self) -> float:
+        return asyncio.get_running_loop().time() + self._settings.write_timeout
+
+    def _ids(self, raw: list[object], collection: Collection) -> list[object]:
+        most = self._settings.max_documents
+        if len(raw) > most:
+            raise InvalidError.at("ids", f"{len(raw)} ids exceed {most} per request")
+        ids: dict[object, None] = {}
+        problems: list[Problem] = []
+        for i, value in enumerate(raw):
+            try:
+                ids[checked(collection.id, value, f"ids[{i}]")] = None
+            except InvalidError as exc:
+                problems.extend(exc.problems)
+        if problems:
+            raise invalid(problems)
+        return list(ids)
+
+
+def _path_id(request: Request, collection: Collection) -> object:
+    try:
+        return from_text(collection.id.type, request.params["id"])
+    except ValueError as exc:
+        raise InvalidError.at("id", str(exc)) from exc
+
+
+def _included(names: str | None, collection: Collection) -> frozenset[str]:
+    """What to read: the names listed, or all but the vector, which is long."""
+    known = includable(collection)
+    if names is None:
+        return frozenset(known) - {"vector"}
+    wanted = [name for name in names.split(",") if name]
+    unknown = [name for name in wanted if name not in known]
+    if unknown:
+        shown = f"unknown field {unknown[0][:80]!r}; {collection.name} has {', '.join(known)}"
+        raise InvalidError.at("include", shown)
+    return frozenset(wanted)
+
+
+def _matches_all(filter_: Filter) -> bool:
+    """Whether the filter is empty, however it is wrapped."""
+    if isinstance(filter_, And):
+        return all(map(_matches_all, filter_.parts))
+    return isinstance(filter_, Or) and any(map(_matches_all, filter_.parts))
+
+
+def _no_document(request: Request, collection: Collection) -> NotFoundError:
+    shown = request.params["id"]
+    shown = shown if len(shown) <= 80 else shown[:77] + "..."
+    return NotFoundError(f"no document {shown!r} in collection {collection.name}")

@@ -1,0 +1,184 @@
+"""The ASGI application: identifies a request, lets it through or not, and accounts for it.
+
+In this order: route, key, limit, handler. Whatever happens, a request gets one answer in one shape, and
+leaves one line in the log and one count in the metrics. The catch-all for unexpected exceptions is
+here and nowhere else.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from time import perf_counter
+from typing import Any
+
+from starlette.requests import ClientDisconnect
+from starlette.routing import Router
+from starlette.types import Receive, Scope, Send
+
+from router.http.backend import Backend
+from router.http.errors import HttpError
+from router.http.identity import request_id, trace_of
+from router.http.keys import Keys
+from router.http.message import Reply, Request
+from router.http.metrics import Metrics
+from router.http.problems import INTERNAL, error_reply
+from router.http.routes import Routes
+from router.http.url import path_of, query_of
+from router.logs import AccessLog
+from router.query.errors import OverloadedError, RouterError
+from router.settings import Settings
+
+__all__ = ["Edge"]
+
+_logger = logging.getLogger(__name__)
+
+_METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
+# What nginx calls a request whose client went away before the answer; only logged and counted.
+_NO_ANSWER = 499
+_LOGGED_PATH = 512
+
+
+class _Visit:
+    """One request from arrival to log line."""
+
+    __slots__ = ("caller", "headers", "id", "reply", "route", "scope", "trace")
+
+    def __init__(self, scope: Scope) -> None:
+        self.scope = scope
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.id = request_id(self.headers)
+        self.trace = trace_of(self.headers)
+        self.route = "unknown"
+        self.caller: str | None = None
+        self.reply = Reply(b"", _NO_ANSWER)
+
+
+class Edge:
+    """Serves `routes` over whatever `backend()` returns at the moment a request comes."""
+
+    def __init__(
+        self,
+        routes: Routes,
+        backend: Callable[[], Backend],
+        settings: Settings,
+        keys: Keys | None,
+        metrics: Metrics,
+        access_log: AccessLog,
+        lifespan: Callable[[Any], AbstractAsyncContextManager[None]],
+    ) -> None:
+        self.routes = routes
+        self._backend = backend
+        self._keys = keys
+        self._metrics = metrics
+        self._log = access_log
+        self._most = settings.max_concurrent
+        self._in_flight = 0  # changed by `_limited` only
+        self._lifespan = Router(lifespan=lifespan)
+
+    def __repr__(self) -> str:
+        return f"<Edge {self.routes!r}, {self._in_flight}/{self._most} in flight>"
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            await self._serve(scope, receive, send)
+        elif scope["type"] == "lifespan":
+            await self._lifespan(scope, receive, send)
+        else:
+            await send({"type": "websocket.close", "code": 1000})
+
+    async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        started = perf_counter()
+        visit = _Visit(scope)
+        self._metrics.begin()
+        try:
+            visit.reply = await self._reply(visit, receive)
+            await _send(visit, send)
+        except ClientDisconnect:
+            pass
+        finally:
+            seconds = perf_counter() - started
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            self._metrics.end(method, visit.route, visit.reply, seconds)
+            self._write_log(visit, seconds)
+
+    async def _reply(self, visit: _Visit, receive: Receive) -> Reply:
+        try:
+            return await self._answer(visit, receive)
+        except RouterError as exc:
+            return error_reply(exc, visit.id)
+        except ClientDisconnect:
+            raise
+        except Exception:
+            # Whatever it is: nothing of it for the caller, all of it for the log.
+            _logger.exception("unexpected error", extra={"request_id": visit.id, "route": visit.route})
+            error = HttpError(INTERNAL, "the router failed to answer; its log says why, by the request id")
+            return error_reply(error, visit.id)
+
+    async def _answer(self, visit: _Visit, receive: Receive) -> Reply:
+        operation, params = self.routes.find(visit.scope["method"], path_of(visit.scope))
+        visit.route = operation.template
+        if self._keys is not None and operation.scope != "open":
+            visit.caller = self._keys.authorise(visit.headers, operation.scope).name
+        query = query_of(visit.scope["query_string"], operation)
+        request = Request(self._backend(), visit.headers, params, query, receive, visit.id)
+        if not operation.limited:
+            return await operation.handler(request)
+        if self._in_flight >= self._most:
+            self._metrics.reject("concurrency")
+            raise OverloadedError(f"{self._most} requests are being answered already")
+        self._in_flight += 1
+        try:
+            return await operation.handler(request)
+        except OverloadedError:
+            self._metrics.reject("nodes")
+            raise
+        finally:
+            self._in_flight -= 1
+
+    def _write_log(self, visit: _Visit, seconds: float) -> None:
+        scope, reply = visit.scope, visit.reply
+        fields: dict[str, object] = {
+            "request_id": visit.id,
+            "method": scope["method"],
+            "route": visit.route,
+            "path": scope["path"][:_LOGGED_PATH],
+            "status": reply.status,
+            "took_ms": round(seconds * 1000, 3),
+            "client": scope["client"][0] if scope.get("client") else None,
+        }
+        if visit.trace is not None:
+            fields["trace_id"] = visit.trace.id
+        if visit.caller is not None:
+            fields["caller"] = visit.caller
+        if reply.found:
+            fields |= _account(reply)
+        if reply.written is not None:
+            written = reply.written
+            fields |= {"stored": written.stored, "deleted": written.deleted, "failed": dict(written.failed)}
+        level = "error" if reply.status == 500 else "warning" if reply.status > 500 else "info"
+        self._log.write(level, fields)
+
+
+def _account(reply: Reply) -> dict[str, object]:
+    """How the searches of a request were answered."""
+    coverage = "full" if all(found.answer.coverage.full for _, found in reply.found) else "partial"
+    if len(reply.found) == 1:
+        return {"cache": reply.found[0][1].tier, "coverage": coverage}
+    return {"searches": len(reply.found), "coverage": coverage}
+
+
+async def _send(visit: _Visit, send: Send) -> None:
+    reply = visit.reply
+    headers = [
+        (b"content-type", reply.content_type),
+        (b"content-length", b"%d" % len(reply.body)),
+        (b"cache-control", b"no-store"),
+        (b"x-request-id", visit.id.encode()),
+        *reply.headers,
+    ]
+    if visit.trace is not None:
+        headers.append((b"traceparent", visit.trace.header))
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": reply.body})

@@ -1,0 +1,154 @@
+"""A request as the handlers see it, and the reply they make of it.
+
+Invariants: a body is never held beyond the limit its reader names, and no read waits for a client
+longer than the bound it is given.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+
+import msgspec
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from router.http.backend import Backend
+from router.http.errors import HttpError, Refusal
+from router.query.errors import NotFoundError, TooLargeError
+from router.query.types import Found
+from shard_config.model import Collection
+
+__all__ = ["Reply", "Request", "Written"]
+
+
+class Written(msgspec.Struct, frozen=True):
+    """A write's account, for the metrics."""
+
+    collection: str
+    stored: int = 0
+    deleted: int = 0
+    failed: Mapping[str, int] = {}
+
+
+class Reply(msgspec.Struct):
+    """A response, complete in memory, and the account of what it took."""
+
+    body: bytes
+    status: int = 200
+    content_type: bytes = b"application/json"
+    headers: list[tuple[bytes, bytes]] = []
+    found: tuple[tuple[str, Found], ...] = ()
+    written: Written | None = None
+
+
+class Request:
+    """One request on its way through the edge.
+
+    Attributes:
+        backend: the router as it was when the request came; used to the end.
+        params, query: parameters of the path, and of the query string.
+        id: the caller's X-Request-ID, or one of ours.
+    """
+
+    __slots__ = ("_receive", "backend", "headers", "id", "params", "query")
+
+    def __init__(
+        self,
+        backend: Backend,
+        headers: Mapping[bytes, bytes],
+        params: Mapping[str, str],
+        query: Mapping[str, str],
+        receive: Receive,
+        id: str,
+    ) -> None:
+        self.backend = backend
+        self.headers = headers
+        self.params = params
+        self.query = query
+        self.id = id
+        self._receive = receive
+
+    @property
+    def collection(self) -> Collection:
+        """The collection that the path names.
+
+        Raises:
+            NotFoundError: with the names that exist.
+        """
+        name = self.params["collection"]
+        collections = self.backend.shard_map.collections
+        found = collections.get(name)
+        if found is None:
+            shown = name if len(name) <= 80 else name[:77] + "..."
+            raise NotFoundError(f"no collection {shown!r}; there are {', '.join(collections) or 'none'}")
+        return found
+
+    async def body(self, limit: int, wait: float) -> bytes:
+        """The whole body, at most `limit` bytes of it, within `wait` seconds.
+
+        Raises:
+            TooLargeError, ClientDisconnect
+            HttpError: the client was slower than that.
+        """
+        self.check_length(limit)
+        try:
+            async with asyncio.timeout(wait):
+                data, more = await self._next()
+                if more:
+                    data = await self._rest(data, limit)
+        except TimeoutError as exc:
+            raise _too_slow(wait) from exc
+        if len(data) > limit:
+            raise _too_large(limit)
+        return data
+
+    async def chunks(self, wait: float) -> AsyncIterator[bytes]:
+        """The body piece by piece; each may take `wait` seconds to come.
+
+        Raises:
+            ClientDisconnect
+            HttpError: a piece took longer.
+        """
+        more = True
+        while more:
+            try:
+                async with asyncio.timeout(wait):
+                    data, more = await self._next()
+            except TimeoutError as exc:
+                raise _too_slow(wait) from exc
+            yield data
+
+    def check_length(self, limit: int) -> None:
+        """Refuse by the declared length, before a byte of the body is read.
+
+        Raises:
+            TooLargeError
+        """
+        declared = self.headers.get(b"content-length", b"0")
+        if declared.isdigit() and int(declared[:20]) > limit:
+            raise _too_large(limit)
+
+    async def _rest(self, first: bytes, limit: int) -> bytes:
+        parts, size, more = [first], len(first), True
+        while more:
+            data, more = await self._next()
+            size += len(data)
+            if size > limit:
+                raise _too_large(limit)
+            parts.append(data)
+        return b"".join(parts)
+
+    async def _next(self) -> tuple[bytes, bool]:
+        message = await self._receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        return message.get("body", b""), message.get("more_body", False)
+
+
+def _too_large(limit: int) -> TooLargeError:
+    return TooLargeError(f"the body is larger than {limit} bytes")
+
+
+def _too_slow(wait: float) -> HttpError:
+    return HttpError(Refusal.SLOW, f"the body came too slowly: {wait:g} s passed without its next part")

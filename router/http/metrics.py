@@ -1,0 +1,198 @@
+"""Prometheus metrics: projections of requests' own accounts, and of the router's state when it is read.
+
+One registry per process, made here and passed around. With several workers, prometheus-client keeps
+every value in a file per process (`PROMETHEUS_MULTIPROC_DIR`), and any worker answers a scrape for
+all of them; the gauges say how their values add up over workers, and each worker refreshes its own.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TypeVar
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+
+from router.http.backend import Backend, NodeStatus
+from router.http.message import Reply, Written
+from router.query.types import Found
+
+__all__ = ["Metrics"]
+
+M = TypeVar("M", Counter, Gauge, Histogram)
+
+# A cached search takes well under a millisecond, a default deadline is two seconds.
+_REQUEST_BUCKETS = (
+    0.0005,
+    0.001,
+    0.0025,
+    0.005,
+    0.01,
+    0.025,
+    0.05,
+    0.1,
+    0.25,
+    0.5,
+    1.0,
+    2.5,
+    5.0,
+    10.0,
+    30.0,
+)
+_SHARD_BUCKETS = (0.00025, *_REQUEST_BUCKETS[:-2])
+_NODE = ["shard", "node"]
+
+
+class Metrics:
+    """Every metric of a process. Changed by the edge only: once per request, and when state is read."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry()
+        self._requests = self._counter("requests", "Requests answered.", ["method", "route", "status"])
+        self._seconds = self._histogram(
+            "request_seconds",
+            "Time from a request's arrival to its answer.",
+            ["method", "route"],
+            _REQUEST_BUCKETS,
+        )
+        self._open = self._gauge("requests_in_flight", "Requests being answered.", [], "livesum")
+        self._rejected = self._counter(
+            "requests_rejected", "Requests refused to protect the rest.", ["reason"]
+        )
+        self._searches = self._counter("searches", "Searches by what answered them.", ["collection", "cache"])
+        self._coverage = self._counter(
+            "search_coverage", "Searches by completeness.", ["collection", "coverage"]
+        )
+        self._shard_seconds = self._histogram(
+            "shard_seconds", "Time a shard took for its part of a search.", ["shard"], _SHARD_BUCKETS
+        )
+        self._shard_results = self._counter(
+            "shard_results", "Parts of searches by outcome.", ["shard", "state"]
+        )
+        self._hedges = self._counter("shard_hedges", "Parts of searches sent to two nodes.", ["shard"])
+        self._stored = self._counter("documents_stored", "Documents inserted or replaced.", ["collection"])
+        self._deleted = self._counter("documents_deleted", "Documents deleted.", ["collection"])
+        self._failed = self._counter("documents_failed", "Documents not stored.", ["collection", "reason"])
+        self._l1_bytes = self._gauge("l1_bytes", "Size of the caches in process memory.", [], "livesum")
+        self._l1_entries = self._gauge("l1_entries", "Answers in those caches.", [], "livesum")
+        self._map_version = self._gauge("map_version", "Version of the shard map in use.", [], "livemin")
+        self._shard_ready = self._gauge("shard_ready", "Whether a shard can be read.", ["shard"], "livemin")
+        self._node_up = self._gauge("node_up", "Whether a node answers probes.", _NODE, "livemin")
+        self._node_primary = self._gauge(
+            "node_primary", "Whether a node is its shard's primary.", _NODE, "livemax"
+        )
+        self._node_lag = self._gauge(
+            "node_replay_lag_bytes", "How far a replica is behind.", _NODE, "livemax"
+        )
+        self._node_in_flight = self._gauge("node_in_flight", "Statements running.", _NODE, "livesum")
+        self._node_waiting = self._gauge("node_waiting", "Statements waiting.", _NODE, "livesum")
+        self._node_connections = self._gauge("node_connections", "Open connections.", _NODE, "livesum")
+        self._children: dict[tuple[object, ...], Counter | Gauge | Histogram] = {}
+        self._nodes: set[tuple[str, str]] = set()
+        self.in_flight = 0
+
+    def begin(self) -> None:
+        self.in_flight += 1
+
+    def end(self, method: str, route: str, reply: Reply, seconds: float) -> None:
+        """Take a finished request's account."""
+        self.in_flight -= 1
+        self._child(self._requests, method, route, str(reply.status)).inc()
+        self._child(self._seconds, method, route).observe(seconds)
+        for collection, found in reply.found:
+            self._search(collection, found)
+        if reply.written is not None:
+            self._write(reply.written)
+
+    def reject(self, reason: str) -> None:
+        self._child(self._rejected, reason).inc()
+
+    def sample(self, backend: Backend) -> None:
+        """Bring the gauges up to date."""
+        self._open.set(self.in_flight)
+        stats = backend.cache_stats()
+        self._l1_bytes.set(float(stats.get("l1_bytes", 0)))
+        self._l1_entries.set(float(stats.get("l1_entries", 0)))
+        self._map_version.set(backend.shard_map.version)
+        for shard, ready in backend.ready()[1].items():
+            self._child(self._shard_ready, shard).set(ready)
+        nodes = {(node.shard, node.name): node for node in backend.nodes()}
+        for gone in self._nodes - nodes.keys():
+            self._forget(gone)
+        for labels, node in nodes.items():
+            self._node(labels, node)
+        self._nodes = set(nodes)
+
+    def render(self, backend: Backend) -> bytes:
+        """The text format, for all workers."""
+        self.sample(backend)
+        if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
+            return generate_latest(self.registry)
+        whole = CollectorRegistry()
+        MultiProcessCollector(whole)  # type: ignore[no-untyped-call]
+        return generate_latest(whole)
+
+    def _search(self, collection: str, found: Found) -> None:
+        self._child(self._searches, collection, found.tier).inc()
+        coverage = "full" if found.answer.coverage.full else "partial"
+        self._child(self._coverage, collection, coverage).inc()
+        for report in found.answer.reports:
+            self._child(self._shard_seconds, report.shard).observe(report.total_ms / 1000)
+            self._child(self._shard_results, report.shard, str(report.state)).inc()
+            if report.hedged:
+                self._child(self._hedges, report.shard).inc()
+
+    def _write(self, written: Written) -> None:
+        if written.stored:
+            self._child(self._stored, written.collection).inc(written.stored)
+        if written.deleted:
+            self._child(self._deleted, written.collection).inc(written.deleted)
+        for reason, count in written.failed.items():
+            self._child(self._failed, written.collection, reason).inc(count)
+
+    def _node(self, labels: tuple[str, str], node: NodeStatus) -> None:
+        self._child(self._node_up, *labels).set(node.state == "up")
+        self._child(self._node_primary, *labels).set(node.role == "primary")
+        self._child(self._node_lag, *labels).set(node.replay_lag_bytes or 0)
+        self._child(self._node_in_flight, *labels).set(node.in_flight)
+        self._child(self._node_waiting, *labels).set(node.waiting)
+        self._child(self._node_connections, *labels).set(node.connections)
+
+    def _forget(self, labels: tuple[str, str]) -> None:
+        for gauge in (
+            self._node_up,
+            self._node_primary,
+            self._node_lag,
+            self._node_in_flight,
+            self._node_waiting,
+            self._node_connections,
+        ):
+            # The files of several workers keep a removed value, so it must not stay at its last one.
+            self._child(gauge, *labels).set(0)
+            gauge.remove(*labels)
+            del self._children[gauge, *labels]
+
+    def _child(self, metric: M, *labels: str) -> M:
+        """`metric.labels(*labels)`, which takes a lock and a microsecond each time, remembered.
+
+        Labels are templates, names of the map and words of ours, so there are not many of them.
+        """
+        child = self._children.get((metric, *labels))
+        if child is None:
+            child = self._children[metric, *labels] = metric.labels(*labels)
+        return child  # type: ignore[return-value]
+
+    def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
+        return Counter(f"pgscatter_{name}", text, labels, registry=self.registry)
+
+    def _histogram(self, name: str, text: str, labels: list[str], buckets: tuple[float, ...]) -> Histogram:
+        return Histogram(f"pgscatter_{name}", text, labels, registry=self.registry, buckets=buckets)
+
+    def _gauge(self, name: str, text: str, labels: list[str], mode: str) -> Gauge:
+        return Gauge(
+            f"pgscatter_{name}",
+            text,
+            labels,
+            registry=self.registry,
+            multiprocess_mode=mode,  # type: ignore[arg-type]
+        )

@@ -1,0 +1,170 @@
+"""The table of everything that can be called, with the handlers that answer."""
+
+from __future__ import annotations
+
+from router.http.answers import (
+    BatchAnswer,
+    CollectionList,
+    CollectionView,
+    CountView,
+    DeleteAnswer,
+    Fields,
+    Health,
+    Live,
+    Location,
+    NodeList,
+    Ready,
+    SearchAnswer,
+    UpsertAnswer,
+    UpsertProblem,
+)
+from router.http.backend import Embed
+from router.http.bodies import BatchBody, DeleteBody, DocumentsBody, SearchBody
+from router.http.documents import Documents
+from router.http.inspect import Inspection
+from router.http.keys import Scope
+from router.http.pages import Pages
+from router.http.routes import Answer, Handler, Operation, Parameter
+from router.http.search import Searches
+from router.http.upsert import Upserts
+from router.settings import Settings
+
+__all__ = ["operations"]
+
+_JSON = "application/json"
+_C = "/v1/collections/{collection}"
+_READ_ERRORS = frozenset({503, 504})
+_WRITE_ERRORS = frozenset({409, 503, 504})
+_FILTER = Parameter("filter", "A filter as a JSON object; all documents if absent.")
+_INCLUDE = Parameter("include", "Names joined by commas; everything but the vector if absent.")
+_KEY = Parameter("key", "A value of the sharding key.", required=True)
+
+
+def operations(settings: Settings, embed: Embed, inspection: Inspection, pages: Pages) -> list[Operation]:
+    """All operations; the busiest come first, because paths are tried in this order."""
+    return [
+        *_search(Searches(settings, embed)),
+        *_documents(Upserts(settings), Documents(settings)),
+        *_inspection(inspection),
+        *_pages(pages),
+    ]
+
+
+def _search(handlers: Searches) -> list[Operation]:
+    return [
+        Operation(
+            "POST",
+            f"{_C}/search",
+            "read",
+            handlers.search,
+            "Search by vector or text.",
+            {200: SearchAnswer},
+            body=SearchBody,
+            errors=_READ_ERRORS,
+        ),
+        Operation(
+            "POST",
+            f"{_C}/search/batch",
+            "read",
+            handlers.batch,
+            "Many searches at once, each answered or refused on its own.",
+            {200: BatchAnswer},
+            body=BatchBody,
+        ),
+    ]
+
+
+def _documents(upserts: Upserts, handlers: Documents) -> list[Operation]:
+    return [
+        Operation(
+            "PUT",
+            f"{_C}/documents",
+            "write",
+            upserts.upsert,
+            "Insert or replace documents.",
+            {200: UpsertAnswer, **dict.fromkeys((409, 413, 422, 429, 503, 504), UpsertProblem)},
+            body=DocumentsBody,
+            stream=True,
+        ),
+        Operation(
+            "POST",
+            f"{_C}/documents/delete",
+            "write",
+            handlers.delete_many,
+            "Delete by ids, or by a filter that is not empty.",
+            {200: DeleteAnswer},
+            body=DeleteBody,
+            errors=_WRITE_ERRORS,
+        ),
+        Operation(
+            "GET",
+            f"{_C}/documents/{{id:path}}",
+            "read",
+            handlers.read,
+            "Read one document.",
+            {200: Fields},
+            query=(_INCLUDE,),
+            errors=_READ_ERRORS,
+        ),
+        Operation(
+            "DELETE",
+            f"{_C}/documents/{{id:path}}",
+            "write",
+            handlers.delete_one,
+            "Delete one document.",
+            {200: DeleteAnswer},
+            errors=_WRITE_ERRORS,
+        ),
+        Operation(
+            "GET",
+            f"{_C}/count",
+            "read",
+            handlers.count,
+            "Count documents.",
+            {200: CountView},
+            query=(_FILTER,),
+            errors=_READ_ERRORS,
+        ),
+    ]
+
+
+def _inspection(handlers: Inspection) -> list[Operation]:
+    def looking(path: str, scope: Scope, handler: Handler, summary: str, answer: Answer) -> Operation:
+        return Operation("GET", path, scope, handler, summary, {200: answer})
+
+    return [
+        looking("/v1/collections", "read", handlers.collections, "All collections.", CollectionList),
+        looking(_C, "read", handlers.collection, "One collection.", CollectionView),
+        Operation(
+            "GET",
+            f"{_C}/locate",
+            "read",
+            handlers.locate,
+            "The shard of a sharding key.",
+            {200: Location},
+            query=(_KEY,),
+        ),
+        looking("/v1/shard-map", "admin", handlers.shard_map, "The shard map, without passwords.", _JSON),
+        looking("/v1/nodes", "admin", handlers.nodes, "Every node and its state.", NodeList),
+        looking("/livez", "open", handlers.live, "Whether the process runs.", Live),
+        Operation(
+            "GET",
+            "/readyz",
+            "open",
+            handlers.ready,
+            "Whether searches can be answered.",
+            {200: Ready, 503: Ready},
+        ),
+        looking("/health", "read", handlers.health, "State of shards, nodes and caches.", Health),
+    ]
+
+
+def _pages(handlers: Pages) -> list[Operation]:
+    def page(path: str, scope: Scope, handler: Handler, summary: str, media_type: str) -> Operation:
+        return Operation("GET", path, scope, handler, summary, {200: media_type})
+
+    return [
+        page("/metrics", "admin", handlers.metrics, "Metrics for Prometheus.", "text/plain"),
+        page("/openapi.json", "open", handlers.openapi, "This description.", _JSON),
+        page("/docs", "open", handlers.docs, "This description, to read.", "text/html"),
+    ]

@@ -1,0 +1,91 @@
+"""What writes did, added up over shards and batches, and the status that says so.
+
+A write has as many outcomes as documents. The status is 200 as soon as anything was stored, because
+the body then says the rest; when nothing was, the status says why, so that a client that looks at
+nothing else still does the right thing: repair (422), give up (409) or try again (503).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+import msgspec
+
+from router.documents.types import DeleteOutcome, DocumentFailure, ShardWrite, UpsertOutcome
+from router.http.answers import DeleteAnswer, ShardOutcome, UpsertAnswer, UpsertProblem
+from router.http.message import Reply, Written
+from router.http.problems import describe, error_reply, kind_of
+from router.query.errors import ConflictError, InvalidError, Problem, RouterError, UnavailableError
+
+__all__ = ["Tally", "delete_reply"]
+
+
+class Tally:
+    """The sum of one upsert request's outcomes; `failures` holds the first `listed` of them."""
+
+    def __init__(self, collection: str, listed: int) -> None:
+        self._collection = collection
+        self._listed = listed
+        self.stored = 0
+        self._failed: Counter[str] = Counter()
+        self._shards: dict[str, ShardOutcome] = {}
+        self._failures: list[DocumentFailure] = []
+
+    def add(self, outcome: UpsertOutcome) -> None:
+        self.stored += outcome.stored
+        _add_shards(self._shards, outcome.shards)
+        for failure in outcome.failures:
+            self.fail(failure)
+
+    def fail(self, failure: DocumentFailure) -> None:
+        self._failed[failure.reason] += 1
+        if len(self._failures) < self._listed:
+            self._failures.append(failure)
+
+    def reply(self, request_id: str, stopped: RouterError | None = None) -> Reply:
+        """The answer; `stopped` is what ended the request before its end."""
+        error = stopped or self._nothing_stored()
+        failed = self._failed.total()
+        failures = tuple(self._failures)
+        answer = UpsertAnswer(self.stored, failed, self._shards, failures, failed - len(failures))
+        if error is None:
+            reply = Reply(msgspec.json.encode(answer))
+        else:
+            problem = describe(kind_of(error), error.detail, request_id, error.problems)
+            fields = msgspec.structs.asdict(problem) | msgspec.structs.asdict(answer)
+            reply = error_reply(error, request_id, UpsertProblem(**fields))
+        reply.written = Written(self._collection, stored=self.stored, failed=self._failed)
+        return reply
+
+    def _nothing_stored(self) -> RouterError | None:
+        failed = self._failed.total()
+        if self.stored or not failed:
+            return None
+        detail = f"none of {failed} documents was stored"
+        if self._failed["conflict"] == failed:
+            return ConflictError(f"{detail}: each contradicts what is stored")
+        if self._failed["unavailable"] or self._failed["unknown"]:
+            return UnavailableError(f"{detail}: their shards could not be written")
+        return InvalidError(f"{detail}: each is invalid or contradicts what is stored")
+
+
+def delete_reply(collection: str, outcome: DeleteOutcome, request_id: str) -> Reply:
+    """The answer to a delete, which is an error only if shards failed and nothing was deleted."""
+    shards: dict[str, ShardOutcome] = {}
+    _add_shards(shards, outcome.shards)
+    failed = [write for write in outcome.shards if not write.ok]
+    if failed and not outcome.deleted:
+        problems = [Problem(f"shards.{write.shard}", write.error or "unknown error") for write in failed]
+        detail = f"{len(failed)} of {len(outcome.shards)} shards could not be written; nothing was deleted"
+        return error_reply(UnavailableError(detail, problems), request_id)
+    body = msgspec.json.encode(DeleteAnswer(outcome.deleted, shards))
+    return Reply(body, written=Written(collection, deleted=outcome.deleted))
+
+
+def _add_shards(shards: dict[str, ShardOutcome], writes: Iterable[ShardWrite]) -> None:
+    for write in writes:
+        before = shards.get(write.shard, ShardOutcome(ok=True, rows=0))
+        shards[write.shard] = ShardOutcome(
+            before.ok and write.ok, before.rows + write.rows, before.error or write.error
+        )

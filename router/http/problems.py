@@ -1,0 +1,89 @@
+"""One shape for every error: RFC 9457's `application/problem+json`.
+
+Invariant: what a caller reads here was written for callers. Anything that is not one of our own
+errors becomes a bare 500, and only the log has the rest.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import msgspec
+
+from router.http.errors import HttpError, Kind
+from router.http.message import Reply
+from router.query.errors import (
+    ConflictError,
+    DeadlineError,
+    InvalidError,
+    MalformedError,
+    NotFoundError,
+    OverloadedError,
+    Problem,
+    RequestError,
+    RouterError,
+    TooLargeError,
+    UnavailableError,
+)
+
+__all__ = ["INTERNAL", "ProblemBody", "describe", "error_reply", "kind_of"]
+
+INTERNAL = Kind(500, "internal", "Internal error")
+
+# A request can be wrong in ten thousand places; nobody reads more than these.
+_MOST_PROBLEMS = 1000
+
+_KINDS: dict[type[RouterError], Kind] = {
+    MalformedError: Kind(400, "malformed", "Malformed request"),
+    NotFoundError: Kind(404, "not-found", "Not found"),
+    ConflictError: Kind(409, "conflict", "Conflict"),
+    TooLargeError: Kind(413, "too-large", "Request too large"),
+    InvalidError: Kind(422, "invalid", "Invalid request"),
+    RequestError: Kind(400, "malformed", "Malformed request"),
+    OverloadedError: Kind(429, "overloaded", "Too many requests"),
+    UnavailableError: Kind(503, "unavailable", "Not available"),
+    DeadlineError: Kind(504, "deadline", "Deadline exceeded"),
+    RouterError: INTERNAL,
+}
+
+
+class ProblemBody(msgspec.Struct, frozen=True):
+    """What went wrong; `errors` says where in the request, or on which shard, as far as that is known."""
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    errors: tuple[Problem, ...]
+    request_id: str
+
+
+def kind_of(error: RouterError) -> Kind:
+    if isinstance(error, HttpError):
+        return error.kind
+    return next(_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS)
+
+
+def describe(kind: Kind, detail: str, request_id: str, problems: Sequence[Problem] = ()) -> ProblemBody:
+    return ProblemBody(
+        type=f"urn:pgscatter:problem:{kind.slug}",
+        title=kind.title,
+        status=kind.status,
+        detail=detail,
+        errors=tuple(problems[:_MOST_PROBLEMS]),
+        request_id=request_id,
+    )
+
+
+def error_reply(error: RouterError, request_id: str, body: msgspec.Struct | None = None) -> Reply:
+    """The reply to `error`, with the headers that it calls for; `body` if it says more than a problem."""
+    kind = kind_of(error)
+    if body is None:
+        body = describe(kind, error.detail, request_id, error.problems)
+    headers: list[tuple[bytes, bytes]] = []
+    if isinstance(error, HttpError):
+        headers.extend(error.headers)
+    if isinstance(error, OverloadedError | UnavailableError):
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
+    return Reply(msgspec.json.encode(body), kind.status, b"application/problem+json", headers)

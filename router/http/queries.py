@@ -1,0 +1,149 @@
+"""A decoded search body becomes a checked query, or one error that names all that is wrong with it."""
+
+from __future__ import annotations
+
+from msgspec import UNSET
+
+from router.http import vectors
+from router.http.bodies import MAX_TEXT, SearchBody
+from router.http.errors import invalid
+from router.query import filter as filters
+from router.query.errors import InvalidError, Problem
+from router.query.filter import Filter
+from router.query.types import Consistency, SearchQuery
+from router.settings import Settings
+from shard_config.model import Collection
+
+__all__ = ["check_text", "includable", "search_query", "timeout_of"]
+
+_EF_SEARCH_MOST = 1000  # pgvector's own bound
+
+
+def search_query(
+    body: SearchBody, collection: Collection, limits: Settings, embedded: bytes | None = None, path: str = ""
+) -> SearchQuery:
+    """The query that `body` asks for; `embedded` is the vector of its text.
+
+    Raises:
+        InvalidError: with every problem found, each path below `path`.
+    """
+    problems: list[Problem] = []
+    prefix = f"{path}." if path else ""
+    if body.k < 1 or body.k > collection.search.max_k:
+        problems.append(_bounds(f"{prefix}k", "k", body.k, 1, collection.search.max_k, collection))
+    if body.offset < 0 or body.offset > limits.max_offset:
+        problems.append(_bounds(f"{prefix}offset", "offset", body.offset, 0, limits.max_offset, collection))
+    ef_search = collection.search.ef_search
+    if body.ef_search is not None:
+        ef_search = body.ef_search
+        if ef_search < 1 or ef_search > _EF_SEARCH_MOST:
+            problems.append(
+                _bounds(f"{prefix}ef_search", "ef_search", ef_search, 1, _EF_SEARCH_MOST, collection)
+            )
+    if body.timeout_ms is not None:
+        _check_timeout(body.timeout_ms, limits, prefix, problems)
+    include = frozenset(body.include)
+    if include:
+        problems.extend(_unknown_fields(body.include, collection, prefix))
+    vector = embedded if embedded is not None else _vector(body, collection, prefix, problems)
+    filter_ = _filter(body, collection, limits, prefix, problems)
+    if problems:
+        raise invalid(problems)
+    return SearchQuery(
+        collection=collection,
+        vector=vector,
+        k=body.k,
+        offset=body.offset,
+        filter=filter_,
+        include=include,
+        max_distance=body.max_distance,
+        ef_search=ef_search,
+        exact=body.exact,
+        consistency=Consistency.STRONG if body.consistency == "strong" else Consistency.EVENTUAL,
+        cache=body.cache,
+        allow_partial=body.allow_partial,
+        plan=body.explain_plan,
+    )
+
+
+def timeout_of(timeout_ms: float | None, collection: Collection) -> float:
+    """Seconds that a checked request gets."""
+    return collection.search.timeout if timeout_ms is None else timeout_ms / 1000
+
+
+def includable(collection: Collection) -> list[str]:
+    """The names that `include` may hold."""
+    names = ["vector", *collection.columns]
+    if collection.content is not None:
+        names.append("content")
+    if collection.metadata is not None:
+        names.append("metadata")
+    return names
+
+
+def check_text(body: SearchBody, path: str = "") -> str | None:
+    """The text to search by, if it is by text.
+
+    Raises:
+        InvalidError: both or neither of text and vector, or a text too long.
+    """
+    if body.text is UNSET:
+        if body.vector is UNSET:
+            raise InvalidError.at(path, "a search needs a vector or a text")
+        return None
+    where = f"{path}.text" if path else "text"
+    if body.vector is not UNSET:
+        raise InvalidError.at(where, "a search takes a vector or a text, not both")
+    if len(body.text) > MAX_TEXT:
+        raise InvalidError.at(where, f"{len(body.text)} characters exceed {MAX_TEXT}")
+    if not body.text.strip():
+        raise InvalidError.at(where, "the text is empty")
+    return body.text
+
+
+def _vector(body: SearchBody, collection: Collection, prefix: str, problems: list[Problem]) -> bytes:
+    if body.vector is UNSET:
+        problems.append(Problem(f"{prefix}vector", "required, but missing"))
+        return b""
+    try:
+        return vectors.parse(body.vector, collection.vector, f"{prefix}vector")
+    except InvalidError as exc:
+        problems.extend(exc.problems)
+        return b""
+
+
+def _filter(
+    body: SearchBody, collection: Collection, limits: Settings, prefix: str, problems: list[Problem]
+) -> Filter | None:
+    if body.filter is None:
+        return None
+    try:
+        return filters.parse(collection, body.filter, limits, f"{prefix}filter")
+    except InvalidError as exc:
+        problems.extend(exc.problems)
+        return None
+
+
+def _check_timeout(timeout_ms: float, limits: Settings, prefix: str, problems: list[Problem]) -> None:
+    most = limits.max_timeout * 1000
+    if not 1 <= timeout_ms <= most:
+        shown = f"timeout_ms={timeout_ms:g}"
+        problems.append(Problem(f"{prefix}timeout_ms", f"{shown} is not between 1 and {most:g}"))
+
+
+def _unknown_fields(include: list[str], collection: Collection, prefix: str) -> list[Problem]:
+    known = includable(collection)
+    return [
+        Problem(
+            f"{prefix}include[{i}]", f"unknown field {name[:80]!r}; {collection.name} has {', '.join(known)}"
+        )
+        for i, name in enumerate(include)
+        if name not in known
+    ]
+
+
+def _bounds(path: str, name: str, value: int, least: int, most: int, collection: Collection) -> Problem:
+    shown = f"{name}={value}" if value.bit_length() < 128 else f"{name} of {value.bit_length()} bits"
+    if value < least:
+        return Problem(path, f"{shown} is below {least}")
+    return Problem(path, f"{shown} exceeds {most} for collection {collection.name}")

@@ -1,0 +1,138 @@
+"""Search and batch search.
+
+A batch is so many searches that happen to come in one body: each is decoded, checked, answered and
+refused on its own, a few at a time, so that one large batch does not starve other callers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter
+
+import msgspec
+import numpy as np
+
+from router.http import vectors
+from router.http.answers import BatchAnswer, BatchError, search_answer
+from router.http.backend import Embed
+from router.http.bodies import BatchBody, SearchBody
+from router.http.content import read_json
+from router.http.decode import Decoder
+from router.http.message import Reply, Request
+from router.http.problems import describe, kind_of
+from router.http.queries import check_text, search_query, timeout_of
+from router.query.errors import DeadlineError, InvalidError, RouterError
+from router.query.types import Found
+from router.settings import Settings
+from shard_config.model import Collection
+
+__all__ = ["Searches"]
+
+# A node runs a few statements at once and queues a few hundred; a batch takes a small part of that.
+_BATCH_CONCURRENCY = 16
+
+
+class Searches:
+    """The handlers of the search routes."""
+
+    def __init__(self, settings: Settings, embed: Embed) -> None:
+        self._settings = settings
+        self._embed = embed
+        self._decoder = Decoder(SearchBody)
+        self._batch_decoder = Decoder(BatchBody)
+        self._encoder = msgspec.json.Encoder()
+
+    async def search(self, request: Request) -> Reply:
+        collection = request.collection
+        data = await read_json(request, self._settings)
+        started = perf_counter()
+        body = self._decoder.decode(data)
+        found = await self._run(request, collection, body, started, started + self._settings.max_timeout)
+        took_ms = round((perf_counter() - started) * 1000, 3)
+        return Reply(
+            self._encode(request, body, found, took_ms),
+            headers=[(b"server-timing", _server_timing(found, took_ms))],
+            found=((collection.name, found),),
+        )
+
+    async def batch(self, request: Request) -> Reply:
+        collection = request.collection
+        data = await read_json(request, self._settings)
+        searches = self._batch_decoder.decode(data).searches
+        if len(searches) > self._settings.max_batch:
+            most = self._settings.max_batch
+            raise InvalidError.at("searches", f"{len(searches)} searches exceed {most} per batch")
+        end = asyncio.get_running_loop().time() + self._settings.max_timeout
+        results = [msgspec.Raw()] * len(searches)
+        founds: list[tuple[str, Found]] = []
+        members = iter(enumerate(searches))
+
+        async def work() -> None:
+            for i, raw in members:
+                results[i], found = await self._member(request, collection, raw, f"searches[{i}]", end)
+                if found is not None:
+                    founds.append((collection.name, found))
+
+        async with asyncio.TaskGroup() as group:
+            for _ in range(min(_BATCH_CONCURRENCY, len(searches))):
+                group.create_task(work())
+        return Reply(self._encoder.encode(BatchAnswer(results)), found=tuple(founds))
+
+    async def _member(
+        self, request: Request, collection: Collection, raw: msgspec.Raw, path: str, end: float
+    ) -> tuple[msgspec.Raw, Found | None]:
+        """One search's result, an error included; its time counts from its own turn."""
+        started = perf_counter()
+        try:
+            body = self._decoder.decode(raw, path)
+            found = await self._run(request, collection, body, started, end, path)
+        except RouterError as exc:
+            problem = describe(kind_of(exc), exc.detail, request.id, exc.problems)
+            return msgspec.Raw(self._encoder.encode(BatchError(problem))), None
+        took_ms = round((perf_counter() - started) * 1000, 3)
+        return msgspec.Raw(self._encode(request, body, found, took_ms)), found
+
+    async def _run(
+        self,
+        request: Request,
+        collection: Collection,
+        body: SearchBody,
+        started: float,
+        end: float,
+        path: str = "",
+    ) -> Found:
+        text = check_text(body, path)
+        # An invalid timeout is refused below, before anything but the embedding has used it.
+        deadline = min(started + timeout_of(body.timeout_ms, collection), end)
+        embedded = None if text is None else await self._vector_of(collection, text, deadline, path)
+        query = search_query(body, collection, self._settings, embedded, path)
+        return await request.backend.search(query, deadline)
+
+    async def _vector_of(self, collection: Collection, text: str, deadline: float, path: str) -> bytes:
+        try:
+            async with asyncio.timeout_at(deadline):
+                components = await asyncio.to_thread(self._embed, collection, text)
+        except TimeoutError as exc:
+            raise DeadlineError("the text was not turned into a vector in time") from exc
+        where = f"{path}.text" if path else "text"
+        return vectors.from_components(np.asarray(components), collection.vector, where)
+
+    def _encode(self, request: Request, body: SearchBody, found: Found, took_ms: float) -> bytes:
+        version = request.backend.shard_map.version
+        explain = body.explain or body.explain_plan
+        return self._encoder.encode(search_answer(found, took_ms, version, explain=explain))
+
+
+def _server_timing(found: Found, took_ms: float) -> bytes:
+    """Where the time went: in all, and on the slowest shard."""
+    reports = found.answer.reports
+    if not reports:
+        return b"total;dur=%.3f" % took_ms
+    slowest = max(reports, key=lambda report: report.total_ms)
+    return b'total;dur=%.3f, queue;dur=%.3f;desc="%s", execute;dur=%.3f;desc="%s"' % (
+        took_ms,
+        slowest.queue_ms,
+        slowest.shard.encode(),
+        slowest.execute_ms,
+        slowest.shard.encode(),
+    )

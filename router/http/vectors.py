@@ -1,0 +1,113 @@
+"""A vector of a request becomes little-endian float32 bytes that every distance is defined for.
+
+Invariant: what `parse` returns has the collection's dimensions, finite components that its type can
+hold, a squared norm that float32 sums without overflow, and a direction where the metric needs one.
+One dot product tells all of that about a good vector; only a bad one is searched for the reason.
+"""
+
+from __future__ import annotations
+
+import binascii
+import math
+import struct
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.query.errors import InvalidError
+from shard_config.model import Metric, Vector, VectorType
+
+__all__ = ["from_components", "parse"]
+
+_FLOAT32_MAX = 3.4028234663852886e38
+_HALF_MAX = 65504.0
+# The squared distance of two vectors is at most four times the larger squared norm.
+_NORM2_MAX = _FLOAT32_MAX / 4
+
+
+def parse(raw: list[float] | str, vector: Vector, path: str) -> bytes:
+    """Components, or base64 of little-endian float32, as checked float32 bytes.
+
+    Raises:
+        InvalidError: with `path`, and the component that is at fault.
+    """
+    if isinstance(raw, str):
+        data = _decode(raw, vector.dimensions, path)
+    else:
+        data = _pack(raw, vector.dimensions, path)
+    _check(np.frombuffer(data, dtype="<f4"), vector, path)
+    return data
+
+
+def from_components(components: NDArray[np.floating], vector: Vector, path: str) -> bytes:
+    """The same for an array of any float type.
+
+    Raises:
+        InvalidError: as `parse`.
+    """
+    if components.shape != (vector.dimensions,):
+        raise _dimensions(components.size, vector.dimensions, path)
+    with np.errstate(over="ignore"):
+        single = components.astype("<f4")
+    _check(single, vector, path)
+    return single.tobytes()
+
+
+def _pack(components: list[float], dimensions: int, path: str) -> bytes:
+    if len(components) != dimensions:
+        raise _dimensions(len(components), dimensions, path)
+    try:
+        return struct.pack(f"<{dimensions}f", *components)
+    except OverflowError:
+        i = next(i for i, x in enumerate(components) if abs(x) > _FLOAT32_MAX)
+        raise InvalidError.at(f"{path}[{i}]", f"{components[i]:g} is beyond float32") from None
+
+
+def _decode(text: str, dimensions: int, path: str) -> bytes:
+    try:
+        data = binascii.a2b_base64(text, strict_mode=True)
+    except ValueError as exc:
+        raise InvalidError.at(path, f"not base64 of little-endian float32: {exc}") from exc
+    if len(data) % 4:
+        raise InvalidError.at(path, f"{len(data)} bytes of base64 are no whole number of float32 components")
+    if len(data) != 4 * dimensions:
+        raise _dimensions(len(data) // 4, dimensions, path)
+    return data
+
+
+def _check(components: NDArray[np.float32], vector: Vector, path: str) -> None:
+    # Overflow is what this looks for; numpy would warn of it as well.
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm2 = float(np.dot(components, components))
+    # Written so that NaN fails it.
+    if not norm2 <= _NORM2_MAX:
+        raise _too_large(components, path)
+    if vector.type is VectorType.HALFVEC:
+        norm2 = _check_half(components, path)
+    if norm2 == 0.0 and vector.metric is Metric.COSINE:
+        raise InvalidError.at(path, "a zero vector has no direction, which cosine distance needs")
+
+
+def _check_half(components: NDArray[np.float32], path: str) -> float:
+    """The squared norm of what float16 keeps of them: small components become zero."""
+    i = int(np.argmax(np.abs(components)))
+    if abs(components[i]) > _HALF_MAX:
+        raise InvalidError.at(
+            f"{path}[{i}]", f"{components[i]:g} exceeds {_HALF_MAX:g}, the limit of halfvec"
+        )
+    kept = components.astype(np.float16).astype(np.float32)
+    return float(np.dot(kept, kept))
+
+
+def _too_large(components: NDArray[np.float32], path: str) -> InvalidError:
+    bad = np.flatnonzero(~np.isfinite(components))
+    if bad.size:
+        i = int(bad[0])
+        return InvalidError.at(f"{path}[{i}]", f"{components[i]} is not a finite number")
+    norm = math.sqrt(float(np.dot(components.astype(np.float64), components.astype(np.float64))))
+    limit = math.sqrt(_NORM2_MAX)
+    return InvalidError.at(path, f"its length {norm:g} exceeds {limit:g}: distances would overflow float32")
+
+
+def _dimensions(got: int, wanted: int, path: str) -> InvalidError:
+    return InvalidError.at(path, f"has {got} dimensions, but the collection has {wanted}")

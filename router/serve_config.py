@@ -1,0 +1,122 @@
+"""How `pgscatter serve` was configured, and how that reaches its worker processes.
+
+Flags win over environment variables, which win over defaults. A worker is a fresh process that imports
+the application by name, so the whole configuration travels in one variable of its environment.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Mapping, MutableMapping
+from typing import Any
+
+import msgspec
+
+from router.settings import Settings
+
+__all__ = ["HELP", "ServeConfig", "add_setting_flags", "export", "from_env", "read_settings"]
+
+_VARIABLE = "PGSCATTER_SERVE_CONFIG"
+_PREFIX = "PGSCATTER_"
+_MOST = 1 << 53
+
+HELP: dict[str, str] = {
+    "max_body_bytes": "largest JSON body",
+    "max_stream_bytes": "largest stream of newline-delimited documents",
+    "max_line_bytes": "longest line of such a stream",
+    "max_batch": "searches in one batch",
+    "max_documents": "documents or ids in one JSON body",
+    "max_filter_depth": "levels of nesting in a filter",
+    "max_filter_conditions": "conditions in a filter",
+    "max_filter_values": "values of one $in or $nin",
+    "max_offset": "largest offset of a search",
+    "max_timeout": "longest timeout that a search may ask for, in seconds",
+    "max_concurrent": "requests answered at the same time by one worker",
+    "write_timeout": "longest time for a write, and between parts of a stream, in seconds",
+    "drain_timeout": "longest time for requests to finish at shutdown, in seconds",
+    "node_connections": "connections to a node for reads, per worker",
+    "node_queue": "statements that may wait for a node, per worker",
+    "write_connections": "connections to a node for writes, per worker",
+    "connect_timeout": "longest time to connect to a node, in seconds",
+    "cancel_timeout": "longest time for a node to confirm a cancelled statement, in seconds",
+    "probe_interval": "time between two probes of a node, in seconds",
+    "probe_timeout": "longest time for a probe, in seconds",
+    "l1_bytes": "size of the cache in memory, per worker; 0 turns it off",
+    "l2_timeout": "longest time that Redis may take, in seconds",
+    "l2_pause": "time without Redis after it failed, in seconds",
+    "l2_max_entry_bytes": "largest answer kept in Redis",
+}
+
+_MAY_BE_ZERO = frozenset({"max_offset", "node_queue", "l1_bytes", "l2_pause", "l2_max_entry_bytes"})
+
+
+class ServeConfig(msgspec.Struct, frozen=True):
+    """What a worker needs to know; `shared_path` is the file of all workers, if there are several."""
+
+    map_path: str
+    redis_url: str | None = None
+    settings: Settings = Settings()
+    api_keys_path: str | None = None
+    log_level: str = "info"
+    workers: int = 1
+    shared_path: str | None = None
+
+
+def export(config: ServeConfig, env: MutableMapping[str, str]) -> None:
+    """Put `config` where `from_env` of a child process finds it."""
+    env[_VARIABLE] = msgspec.json.encode(config).decode()
+
+
+def from_env(env: Mapping[str, str]) -> ServeConfig:
+    """
+    Raises:
+        RuntimeError: the process was not started by `pgscatter serve`.
+    """
+    try:
+        return msgspec.json.decode(env[_VARIABLE], type=ServeConfig)
+    except KeyError as exc:
+        raise RuntimeError(f"{_VARIABLE} is not set; start the application with pgscatter serve") from exc
+
+
+def add_setting_flags(parser: argparse.ArgumentParser) -> None:
+    """A flag per field of `Settings`."""
+    group = parser.add_argument_group(
+        "limits", f"each is an environment variable as well, such as {_PREFIX}MAX_BATCH"
+    )
+    for field in msgspec.structs.fields(Settings):
+        group.add_argument(
+            f"--{field.name.replace('_', '-')}",
+            metavar="SECONDS" if field.type is float else "N",
+            help=f"{HELP[field.name]} (default {field.default})",
+        )
+
+
+def read_settings(args: argparse.Namespace, env: Mapping[str, str]) -> Settings:
+    """The settings that flags and environment say.
+
+    Raises:
+        ValueError: naming the flag or variable, and what it takes.
+    """
+    values: dict[str, Any] = {}
+    for field in msgspec.structs.fields(Settings):
+        flag = f"--{field.name.replace('_', '-')}"
+        variable = _PREFIX + field.name.upper()
+        text, source = getattr(args, field.name), flag
+        if text is None:
+            text, source = env.get(variable), variable
+        if text is not None:
+            values[field.name] = _number(text, field.type, source, zero=field.name in _MAY_BE_ZERO)
+    return Settings(**values)
+
+
+def _number(text: str, type_: Any, source: str, *, zero: bool) -> float:
+    kind = "a number of seconds" if type_ is float else "a whole number"
+    least = "of at least 0" if zero else "above 0"
+    try:
+        value: float = type_(text)
+    except ValueError:
+        value = math.nan
+    if not (0 <= value <= _MOST) or (value == 0 and not zero):
+        raise ValueError(f"{source}: expected {kind} {least}, got {text[:40]!r}")
+    return value

@@ -1,0 +1,263 @@
+"""A router in memory for the tests of the HTTP edge: it holds documents and does what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import numpy as np
+
+from router.documents.types import (
+    CountAnswer,
+    DeleteOutcome,
+    Document,
+    DocumentFailure,
+    ShardWrite,
+    UpsertOutcome,
+)
+from router.http.app import create
+from router.http.backend import NodeStatus
+from router.http.keys import Keys
+from router.http.metrics import Metrics
+from router.logs import AccessLog
+from router.query.errors import InvalidError
+from router.query.filter import Filter
+from router.query.types import (
+    Answer,
+    Coverage,
+    Failure,
+    Found,
+    Hit,
+    SearchQuery,
+    ShardCounts,
+    ShardReport,
+    ShardState,
+    Shortfall,
+)
+from router.settings import Settings
+from shard_config import Collection, ShardMap, locate, parse
+
+MAP = """
+version: 12
+shards:
+  s0: {nodes: [{name: s0-a, dsn: "postgresql://router:hunter2@127.0.0.1:5401/search", zone: a}]}
+  s1: {nodes: [{name: s1-a, dsn: "postgresql://router:hunter2@127.0.0.1:5402/search", zone: b}]}
+collections:
+  documents:
+    table: public.documents
+    id: {column: id, type: bigint}
+    vector: {column: embedding, type: vector, dimensions: 3, metric: cosine}
+    content: content
+    metadata: metadata
+    columns: {category: text, price: float8, created_at: timestamptz, amount: numeric}
+    sharding: {strategy: hash, key: id, buckets: 4, placement: {s0: [0-1], s1: [2-3]}}
+  halves:
+    table: public.halves
+    id: {column: id, type: uuid}
+    vector: {column: embedding, type: halfvec, dimensions: 3, metric: l2}
+    sharding: {strategy: hash, key: id, buckets: 2, placement: {s0: [0], s1: [1]}}
+  notes:
+    table: public.notes
+    id: {column: id, type: text}
+    vector: {column: embedding, type: vector, dimensions: 2, metric: l2}
+    columns: {tenant: text}
+    sharding: {strategy: list, key: tenant, placement: {s0: [acme], s1: [umbrella]}}
+"""
+
+
+def shard_map() -> ShardMap:
+    return parse(MAP, env={})
+
+
+class FakeBackend:
+    """Satisfies `router.http.backend.Backend`; tests change its attributes and read what it was asked."""
+
+    def __init__(self) -> None:
+        self.shard_map = shard_map()
+        self.documents: dict[str, dict[object, Document]] = {name: {} for name in self.shard_map.collections}
+        self.queries: list[SearchQuery] = []
+        self.filters: list[Filter | None] = []
+        self.upserts: list[list[Document]] = []
+        self.deadlines: list[float] = []
+        self.error: Exception | None = None
+        self.down: set[str] = set()
+        self.conflicts: set[object] = set()
+        self.gate: asyncio.Event | None = None
+        self.is_ready = True
+        self.tier = "miss"
+
+    async def search(self, query: SearchQuery, deadline: float) -> Found:
+        self.queries.append(query)
+        self.deadlines.append(deadline)
+        await self._pass()
+        wanted = np.frombuffer(query.vector, "<f4")
+        hits = [
+            {
+                "id": document.id,
+                "distance": float(np.linalg.norm(wanted - np.frombuffer(document.vector, "<f4"))),
+            }
+            for document in self.documents[query.collection.name].values()
+        ]
+        hits.sort(key=lambda hit: (hit["distance"], str(hit["id"])))
+        kept = hits[query.offset : query.offset + query.k]
+        raw = msgspec.Raw(msgspec.json.encode([{**hit, "shard": "s0"} for hit in kept]))
+        short = None if len(kept) == query.k else Shortfall(query.k, len(kept), "exhausted")
+        plan = "Limit" if query.plan else None
+        reports = tuple(
+            ShardReport(name, ShardState.FAILED, error="no node is up")
+            if name in self.down
+            else ShardReport(
+                name,
+                ShardState.OK,
+                f"{name}-a",
+                "primary",
+                1,
+                queue_ms=0.1,
+                execute_ms=1.5,
+                total_ms=2.0,
+                plan=plan,
+            )
+            for name in self.shard_map.shards
+        )
+        answer = Answer(raw, len(kept), self._coverage(), short, reports, cacheable=not self.down)
+        return Found(answer, self.tier)  # type: ignore[arg-type]
+
+    async def upsert(
+        self, collection: Collection, documents: Sequence[Document], deadline: float
+    ) -> UpsertOutcome:
+        self.upserts.append(list(documents))
+        await self._pass()
+        failures: list[DocumentFailure] = []
+        rows = dict.fromkeys(self.shard_map.shards_of(collection), 0)
+        for document in documents:
+            key = document.columns.get("tenant") if collection.name == "notes" else document.id
+            shard = locate(collection.sharding, key)
+            if document.id in self.conflicts:
+                failures.append(DocumentFailure(document.index, document.id, "conflict", "moved", shard))
+            elif shard in self.down:
+                failures.append(DocumentFailure(document.index, document.id, "unavailable", "down", shard))
+            else:
+                rows[shard] += 1
+                self.documents[collection.name][document.id] = document
+        writes = tuple(
+            ShardWrite(name, name not in self.down, count, "down" if name in self.down else None)
+            for name, count in rows.items()
+        )
+        return UpsertOutcome(sum(rows.values()), writes, tuple(failures))
+
+    async def read(
+        self, collection: Collection, id: object, include: frozenset[str], deadline: float
+    ) -> Hit | None:
+        await self._pass()
+        document = self.documents[collection.name].get(id)
+        if document is None:
+            return None
+        hit: dict[str, Any] = {"id": id}
+        if "content" in include:
+            hit["content"] = document.content
+        if "metadata" in include:
+            hit["metadata"] = None if document.metadata is None else msgspec.Raw(document.metadata.encode())
+        if "vector" in include:
+            hit["vector"] = np.frombuffer(document.vector, "<f4").tolist()
+        return hit | {name: value for name, value in document.columns.items() if name in include}
+
+    async def delete(self, collection: Collection, ids: Sequence[object], deadline: float) -> DeleteOutcome:
+        await self._pass()
+        if self.down:
+            return DeleteOutcome(0, (ShardWrite("s0", False, 0, "down"), ShardWrite("s1", True, 0)))
+        deleted = sum(self.documents[collection.name].pop(id_, None) is not None for id_ in ids)
+        return DeleteOutcome(deleted, (ShardWrite("s0", True, deleted),))
+
+    async def delete_matching(self, collection: Collection, filter: Filter, deadline: float) -> DeleteOutcome:
+        await self._pass()
+        self.filters.append(filter)
+        return DeleteOutcome(2, (ShardWrite("s0", True, 1), ShardWrite("s1", True, 1)))
+
+    async def count(self, collection: Collection, filter: Filter | None, deadline: float) -> CountAnswer:
+        await self._pass()
+        self.filters.append(filter)
+        return CountAnswer(len(self.documents[collection.name]), self._coverage())
+
+    def nodes(self) -> list[NodeStatus]:
+        return [
+            NodeStatus(
+                name=node.name,
+                shard=shard.name,
+                zone=node.zone,
+                role="primary",
+                state="down" if shard.name in self.down else "up",
+                reason="refused" if shard.name in self.down else None,
+                since=0.0,
+                in_flight=1,
+                waiting=0,
+                connections=2,
+                replay_lag_bytes=None,
+            )
+            for shard in self.shard_map.shards.values()
+            for node in shard.nodes
+        ]
+
+    def ready(self) -> tuple[bool, dict[str, bool]]:
+        return self.is_ready, {name: name not in self.down for name in self.shard_map.shards}
+
+    def cache_stats(self) -> dict[str, int | float | bool]:
+        return {"l1_bytes": 4096, "l1_entries": 2}
+
+    def _coverage(self) -> Coverage:
+        failures = tuple(Failure(name, ShardState.FAILED, "no node is up") for name in sorted(self.down))
+        counts = ShardCounts(2, 2, 2 - len(self.down), 0, 0, len(self.down))
+        return Coverage(not self.down, counts, failures)
+
+    async def _pass(self) -> None:
+        if self.gate is not None:
+            await self.gate.wait()
+        if self.error is not None:
+            raise self.error
+
+
+def embed(collection: Collection, text: str) -> list[float]:
+    if collection.name != "documents":
+        raise InvalidError.at("text", f"collection {collection.name} has no text model")
+    return [float(len(text)), 1.0, math.pi]
+
+
+@asynccontextmanager
+async def no_lifespan() -> AsyncIterator[None]:
+    yield
+
+
+class LogLines:
+    """A stream that keeps what the access log wrote."""
+
+    def __init__(self) -> None:
+        self.text = ""
+
+    def write(self, text: str) -> int:
+        self.text += text
+        return len(text)
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        return [msgspec.json.decode(line) for line in self.text.splitlines()]
+
+
+def application(
+    backend: FakeBackend,
+    settings: Settings = Settings(),  # noqa: B008 - frozen
+    keys: Keys | None = None,
+    log: LogLines | None = None,
+    lifespan: Callable[[], Any] = no_lifespan,
+) -> Any:
+    return create(
+        lambda: backend,
+        settings,
+        keys,
+        Metrics(),
+        embed=embed,
+        lifespan=lifespan,
+        access_log=AccessLog(log or LogLines()),  # type: ignore[arg-type]
+    )

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from router.settings import Settings
+from tests.http.fake import FakeBackend, application
+
+C = "/v1/collections/documents"
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+async def scrape(client: httpx.AsyncClient) -> Samples:
+    response = await client.get("/metrics")
+    assert response.headers["content-type"].startswith("text/plain; version=")
+    return samples(response.text)
+
+
+def samples(text: str) -> Samples:
+    return {
+        (sample.name, tuple(sorted(sample.labels.items()))): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+    }
+
+
+def labels(**values: str) -> tuple[tuple[str, str], ...]:
+    return tuple(sorted(values.items()))
+
+
+async def test_requests_are_counted_by_template_and_status(client: httpx.AsyncClient) -> None:
+    await client.post(f"{C}/search", json={"vector": [1, 2, 3]})
+    await client.post(f"{C}/search", json={"vector": [1]})
+    await client.get("/v1/nowhere/at-all")
+    await client.request("BREW", "/v1/coffee")
+    found = await scrape(client)
+    route = "/v1/collections/{collection}/search"
+    for status in ("200", "422"):
+        key = ("pgscatter_requests_total", labels(method="POST", route=route, status=status))
+        assert found[key] == 1
+    assert found["pgscatter_requests_total", labels(method="GET", route="unknown", status="404")] == 1
+    assert found["pgscatter_requests_total", labels(method="other", route="unknown", status="404")] == 1
+    assert found["pgscatter_request_seconds_count", labels(method="POST", route=route)] == 2
+    # The scrape itself.
+    assert found["pgscatter_requests_in_flight", ()] == 1
+
+
+async def test_searches_are_accounted_by_tier_coverage_and_shard(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    await client.post(f"{C}/search", json={"vector": [1, 2, 3]})
+    backend.down, backend.tier = {"s1"}, "bypass"
+    await client.post(f"{C}/search/batch", json={"searches": [{"vector": [1, 2, 3]}] * 2})
+    found = await scrape(client)
+    assert found["pgscatter_searches_total", labels(collection="documents", cache="miss")] == 1
+    assert found["pgscatter_searches_total", labels(collection="documents", cache="bypass")] == 2
+    assert found["pgscatter_search_coverage_total", labels(collection="documents", coverage="full")] == 1
+    assert found["pgscatter_search_coverage_total", labels(collection="documents", coverage="partial")] == 2
+    assert found["pgscatter_shard_seconds_count", labels(shard="s0")] == 3
+    assert found["pgscatter_shard_results_total", labels(shard="s1", state="failed")] == 2
+    assert found["pgscatter_shard_results_total", labels(shard="s1", state="ok")] == 1
+
+
+async def test_writes_are_counted_by_what_became_of_them(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    backend.conflicts = {2}
+    documents = [{"id": i, "vector": [1, 2, 3]} for i in range(4)]
+    await client.put(f"{C}/documents", json={"documents": documents})
+    await client.delete(f"{C}/documents/1")
+    found = await scrape(client)
+    assert found["pgscatter_documents_stored_total", labels(collection="documents")] == 3
+    assert found["pgscatter_documents_deleted_total", labels(collection="documents")] == 1
+    key = ("pgscatter_documents_failed_total", labels(collection="documents", reason="conflict"))
+    assert found[key] == 1
+
+
+async def test_state_is_read_when_it_is_scraped(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    found = await scrape(client)
+    assert found["pgscatter_l1_bytes", ()] == 4096
+    assert found["pgscatter_l1_entries", ()] == 2
+    assert found["pgscatter_map_version", ()] == 12
+    node = labels(shard="s1", node="s1-a")
+    assert found["pgscatter_node_up", node] == found["pgscatter_node_primary", node] == 1
+    assert found["pgscatter_node_connections", node] == 2
+    backend.down = {"s1"}
+    found = await scrape(client)
+    assert found["pgscatter_node_up", node] == 0
+    assert found["pgscatter_shard_ready", labels(shard="s1")] == 0
+
+
+async def test_nodes_that_left_the_map_are_forgotten(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    node = labels(shard="s1", node="s1-a")
+    assert ("pgscatter_node_up", node) in await scrape(client)
+    nodes = backend.nodes()
+    backend.nodes = lambda: nodes[:1]  # type: ignore[method-assign]
+    assert ("pgscatter_node_up", node) not in await scrape(client)
+    backend.nodes = lambda: nodes  # type: ignore[method-assign]
+    assert ("pgscatter_node_up", node) in await scrape(client)
+
+
+async def test_refusals_are_counted(
+    backend: FakeBackend, connect: Callable[[Any], httpx.AsyncClient]
+) -> None:
+    client = connect(application(backend, Settings(max_concurrent=1)))
+    backend.gate = asyncio.Event()
+    waiting = asyncio.create_task(client.post(f"{C}/search", json={"vector": [1, 2, 3]}))
+    while not backend.queries:
+        await asyncio.sleep(0)
+    assert (await client.get("/v1/collections")).status_code == 429
+    backend.gate.set()
+    await waiting
+    found = await scrape(client)
+    assert found["pgscatter_requests_rejected_total", labels(reason="concurrency")] == 1
+
+
+WORKER = """
+import sys
+from router.http.message import Reply
+from router.http.metrics import Metrics
+from tests.http.fake import FakeBackend
+
+metrics = Metrics()
+metrics.begin()
+metrics.end("GET", "/livez", Reply(b""), 0.01)
+sys.stdout.buffer.write(metrics.render(FakeBackend()))
+"""
+
+
+def test_any_worker_answers_a_scrape_for_all(tmp_path: Path) -> None:
+    env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    for count in (1, 2):
+        done = subprocess.run(
+            [sys.executable, "-c", WORKER], env=env, capture_output=True, timeout=60, check=True
+        )
+        found = samples(done.stdout.decode())
+        key = ("pgscatter_requests_total", labels(method="GET", route="/livez", status="200"))
+        assert found[key] == count
+        assert found["pgscatter_l1_bytes", ()] == 4096 * count
+        assert found["pgscatter_node_up", labels(shard="s0", node="s0-a")] == 1
