@@ -13,7 +13,7 @@ _DSN = "postgresql://USER:PASSWORD@HOST:5432/DATABASE"
 def read_shards(cursor: Cursor) -> dict[str, Shard]:
     """All shards that the file names, those with findings included."""
     entries = cursor.entries()
-    if cursor.present and not entries:
+    if cursor.is_mapping and not entries:
         cursor.fail("expected at least one shard, such as `s0: {nodes: [{name: s0-a, dsn: ...}]}`")
     if len(entries) > limits.SHARDS:
         cursor.fail(f"{len(entries)} shards exceed {limits.SHARDS}")
@@ -39,7 +39,7 @@ def _shard(name: str, cursor: Cursor, taken: _Taken) -> Shard:
     check_name(name, cursor)
     nodes = cursor.section(("nodes",)).required("nodes", "[{name: s0-a, dsn: ...}]")
     items = nodes.items("nodes")
-    if nodes.present and not items:
+    if nodes.is_sequence and not items:
         nodes.fail("expected at least one node")
     return Shard(name=name, nodes=tuple(_node(item, taken) for item in items))
 

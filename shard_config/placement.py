@@ -115,7 +115,7 @@ def _hash(placement: Cursor, count: int, owned: list[tuple[str, Cursor]]) -> tup
                 _claim(owner, run, shard, item)
     missing = [at for at, shard in enumerate(owner) if shard is None]
     # What could not be read may be just what is missing, so it would be said twice.
-    if missing and readable and placement.present:
+    if missing and readable and placement.is_mapping:
         placement.fail(f"no shard has {_buckets(missing)} of {count}; each must be placed once")
     return tuple(shard or "" for shard in owner)
 
@@ -174,7 +174,7 @@ def _list(
                 item.fail(f"the value {item.shown()} is on {values[value]} already; a value has one shard")
             values.setdefault(value, shard)
     default = _default(section["default"], shards)
-    if default is None and not values and placement.present and not section["default"].present:
+    if default is None and not values and placement.is_mapping and not section["default"].present:
         placement.fail("no value and no default: no document could be stored")
     return ListSharding(key, values, default)
 
@@ -199,7 +199,7 @@ def _range(placement: Cursor, key: Column, owned: list[tuple[str, Cursor]]) -> t
                 readable = False
             else:
                 parts.append((part, item))
-    if readable and placement.present:
+    if readable and placement.is_mapping:
         if not parts:
             placement.fail("no range: no document could be stored")
         parts.sort(key=lambda found: _lower_end(found[0]))

@@ -50,6 +50,10 @@ class Cursor:
     def is_mapping(self) -> bool:
         return isinstance(self.element, document.Mapping)
 
+    @property
+    def is_sequence(self) -> bool:
+        return isinstance(self.element, document.Sequence)
+
     def fail(self, message: str) -> None:
         self.context.findings.add(self.line, self.column, self.path, message)
 
@@ -165,9 +169,12 @@ class Cursor:
     def file(self) -> str | None:
         """An absolute path, from one relative to the map's folder."""
         text = self.string()
-        if text == "":
+        if text is None:
+            return None
+        if not text or "\0" in text:
             self._expected("the path of a file")
-        return os.path.abspath(os.path.join(self.context.directory, text)) if text else None
+            return None
+        return os.path.abspath(os.path.join(self.context.directory, text))
 
     def shown(self) -> str:
         """What the file says here, for a message: never what the environment put in."""

@@ -76,7 +76,9 @@ def _collection() -> Schema:
         "index": _index(),
         "search": _search(),
         "cache": _object({"ttl": _duration(limits.TTL, CACHE.ttl)}),
-        "text_model": _text(r"[^\0]+", "The model that turns text into a vector, from this file's folder."),
+        "text_model": _text(
+            r"[^\u0000]+", "The model that turns text into a vector, from this file's folder."
+        ),
     }
     return _object(fields, ("table", "id", "vector", "sharding"))
 

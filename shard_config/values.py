@@ -190,12 +190,18 @@ def _numeric(value: object) -> Decimal:
 
 
 def _date(value: object) -> date:
-    if isinstance(value, date) and not isinstance(value, datetime):
-        return value
-    try:
-        return date.fromisoformat(value) if isinstance(value, str) else date.fromisoformat("")
-    except ValueError:
-        raise _expected("a date such as 2026-01-31", value) from None
+    found = value
+    if isinstance(value, str):
+        try:
+            found = date.fromisoformat(value)
+        except ValueError:
+            found = None
+    if not isinstance(found, date) or isinstance(found, datetime):
+        raise _expected("a date such as 2026-01-31", value)
+    # asyncpg writes and reads the two ends of Python's calendar as PostgreSQL's infinities.
+    if found in (date.min, date.max):
+        raise _expected("a date from 0001-01-02 to 9999-12-30", value)
+    return found
 
 
 def _timestamp(type_: ValueType, value: object) -> datetime:
@@ -209,9 +215,10 @@ def _timestamp(type_: ValueType, value: object) -> datetime:
     if not isinstance(value, datetime) or (value.tzinfo is not None) != wants_offset:
         offset = "with" if wants_offset else "without"
         raise _expected(f"a timestamp {offset} an offset, such as {example}", value)
-    if wants_offset:
-        try:
-            value.astimezone(UTC)
-        except OverflowError:
-            raise _expected("a timestamp from year 1 to 9999 in UTC", value) from None
+    try:
+        in_utc = value.astimezone(UTC).replace(tzinfo=None) if wants_offset else value
+    except OverflowError:
+        in_utc = datetime.max
+    if in_utc in (datetime.min, datetime.max):  # infinities to asyncpg, as with dates
+        raise _expected("a timestamp between the ends of the years 1 and 9999 in UTC", value)
     return value

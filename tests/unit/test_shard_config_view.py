@@ -1,0 +1,41 @@
+"""The map as JSON: in the file's own form, complete, and without passwords."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import yaml
+
+from shard_config import codec, to_json
+from tests.unit.shard_config_maps import ENV, document, parse
+
+NODES = "shards.s0.nodes"
+
+
+def test_the_view_reads_back_as_the_map_it_shows() -> None:
+    by_day = {"s0": [{"to": "2026-01-01"}], "s1": [{"from": "2026-01-01"}]}
+    by_tenant = {"s0": ["$${x}", "no"], "s1": ["7"]}
+    shardings: list[dict[str, Any]] = [
+        {"strategy": "hash", "key": "id", "buckets": 8, "placement": {"s0": ["0-3", 7], "s1": "4-6"}},
+        {"strategy": "list", "key": "tenant", "placement": by_tenant, "default": "s1"},
+        {"strategy": "list", "key": "price", "placement": {"s0": [0.1, 1e300]}},
+        {"strategy": "range", "key": "day", "placement": by_day},
+    ]
+    for sharding in shardings:
+        # Without passwords the two are equal in every field.
+        nodes = [
+            {"name": "a", "dsn": "postgresql://h/d", "zone": "z"},
+            {"name": "b", "dsn": "postgresql://g/d"},
+        ]
+        shard_map = parse(document({NODES: nodes, "collections.documents.text_model": "m$$.bin"}, **sharding))
+        view = to_json(shard_map)
+        assert codec.parse(yaml.safe_dump(view), env={}) == shard_map
+        assert json.loads(json.dumps(view)) == view
+        assert to_json(codec.parse(yaml.safe_dump(view), env={})) == view
+
+
+def test_the_view_shows_no_password() -> None:
+    view = json.dumps(to_json(parse(document())))
+    assert ENV["PGPASSWORD"] not in view
+    assert "postgresql://router:***@10.0.0.11:5432/search" in view
