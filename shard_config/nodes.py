@@ -51,7 +51,7 @@ def _node(cursor: Cursor, taken: _Taken) -> Node:
     if name is not None:
         first = taken.names.setdefault(name, name_at.path)
         if first != name_at.path:
-            name_at.fail(f"the name {name!r} is taken by {first}")
+            name_at.fail(f"the name {name_at.shown()} is taken by {first}")
     zone = section["zone"].matching(limits.ZONE, "a zone such as a or eu-1a")
     return Node(name=name or "", dsn=_dsn(section.required("dsn", _DSN), taken), zone=zone)
 

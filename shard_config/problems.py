@@ -1,7 +1,7 @@
 """What is wrong with a shard map: every finding with its place, and the one error that carries them.
 
-No message ever holds a value that came from the environment or a DSN's password; `quoted` is the way
-to show text of the document.
+No message holds the password of a DSN, wherever in the document it stands; `quoted` is the way to show
+what the file says.
 """
 
 from __future__ import annotations
