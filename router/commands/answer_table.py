@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from rich.console import Console
@@ -78,13 +78,13 @@ def show(answer: CommandAnswer, include: Sequence[str], asked: int) -> None:
 
 def _hits(hits: Sequence[dict[str, Any]], include: Sequence[str]) -> Table:
     table = Table(box=None, pad_edge=False)
-    table.add_column("#", justify="right")
+    # Columns that must not wrap keep their width; the others give way, the widest first.
+    table.add_column("#", justify="right", no_wrap=True)
     table.add_column("id", no_wrap=True)
-    table.add_column("distance", justify="right")
-    table.add_column("shard")
+    table.add_column("distance", justify="right", no_wrap=True)
+    table.add_column("shard", no_wrap=True)
     for name in include:
-        # Long values give way, so that ids and distances are never cut off.
-        table.add_column(name, no_wrap=True, overflow="ellipsis", ratio=3 if name == "content" else 1)
+        table.add_column(Text(_line(name)))
     for rank, hit in enumerate(hits, 1):
         known = [_cell(hit["id"]), Text(f"{hit['distance']:.4f}"), _cell(hit["shard"])]
         table.add_row(str(rank), *known, *(_cell(hit.get(name)) for name in include))
@@ -94,9 +94,10 @@ def _hits(hits: Sequence[dict[str, Any]], include: Sequence[str]) -> Table:
 def _explained(reports: Sequence[dict[str, Any]]) -> Table:
     columns = ("shard", "state", "node", "role", "attempts", "hedged")
     times = ("queue_ms", "execute_ms", "total_ms")
-    table = Table(box=None, pad_edge=False, title="on each shard", title_justify="left")
+    table = Table(box=None, pad_edge=False, title="on each shard:", title_justify="left", title_style="bold")
     for name in (*columns, *times, "asked", "returned", "kept"):
-        table.add_column(name.replace("_", " "), justify="left" if name in columns[:4] else "right")
+        justify: Literal["left", "right"] = "left" if name in columns[:4] else "right"
+        table.add_column(name.replace("_", " "), justify=justify)
     for report in reports:
         table.add_row(
             *(_cell(report.get(name)) for name in columns),
@@ -137,9 +138,13 @@ def _cell(value: Any) -> Text:
         case None:
             return Text("-", style="dim")
         case str():
-            return Text(_line(value.lstrip().partition("\n")[0]))
+            return _one_line(value.lstrip().partition("\n")[0])
         case _:
-            return Text(json.dumps(value, ensure_ascii=False))
+            return _one_line(json.dumps(value, ensure_ascii=False))
+
+
+def _one_line(text: str) -> Text:
+    return Text(_line(text), no_wrap=True, overflow="ellipsis")
 
 
 def _line(text: str) -> str:

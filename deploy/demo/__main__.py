@@ -1,0 +1,172 @@
+"""`make demo`: a cluster, a corpus, a router and a few searches, all on this machine.
+
+    python -m deploy.demo [--smoke] [--dir DIR] [--shards N] [--replicas R] [--port P]
+
+Everything is done by the commands that a user has, and each is printed before it runs. Invariant:
+whatever ends the demo, Ctrl-C and SIGKILL included, ends its servers.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import shutil
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NoReturn
+
+from bench.corpus import DIMENSIONS, prepare
+from deploy.demo.commands import DemoError, run, typed
+from deploy.demo.router import Router, last_words, serving
+from deploy.demo.searches import SEARCHES, arguments, show
+from deploy.local import Cluster, ClusterError
+
+__all__ = ["main"]
+
+_POLL = 0.5
+
+# JSON is YAML, so the path may hold whatever a path may hold.
+_COLLECTIONS = """\
+collections:
+  stdlib:
+    table: public.stdlib
+    id: {{column: id, type: bigint}}
+    vector: {{column: embedding, type: vector, dimensions: {dimensions}, metric: cosine}}
+    content: content
+    columns: {{name: text, module: text, kind: text}}
+    sharding: {{strategy: hash, key: id, buckets: 64}}
+    text_model: {model}
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    args = _arguments(argv)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _leave)
+    stack = contextlib.ExitStack()
+    try:
+        return _demo(args, stack)
+    except KeyboardInterrupt:
+        print()
+        return 130
+    except (DemoError, ClusterError, RuntimeError, OSError) as exc:
+        print(f"demo: {exc}", file=sys.stderr)
+        return 1
+    finally:
+        # A second Ctrl-C must not leave half of it standing.
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, signal.SIG_IGN)
+        stack.close()
+
+
+def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="python -m deploy.demo", description="Shows pgscatter on this machine."
+    )
+    parser.add_argument("--smoke", action="store_true", help="leave after the searches")
+    parser.add_argument("--dir", type=Path, help="where to keep the data (default: they are not kept)")
+    parser.add_argument("--shards", type=int, default=4)
+    parser.add_argument("--replicas", type=int, default=1, help="per shard")
+    parser.add_argument("--port", type=int, help="of the router (default: 8080, or any if that is taken)")
+    return parser.parse_args(argv)
+
+
+def _leave(number: int, _: object) -> NoReturn:
+    sys.exit(128 + number)
+
+
+def _demo(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
+    say = _Clock()
+    directory = _directory(args.dir, stack)
+    prepared = prepare(directory, progress=say)
+    collections = directory / "collections.yaml"
+    model = json.dumps(str(prepared.model))
+    collections.write_text(_COLLECTIONS.format(dimensions=DIMENSIONS, model=model))
+
+    say(f"starting {args.shards} shards with {args.replicas} replicas each, and Redis")
+    cluster = Cluster(directory / "cluster", lambda line: say(f"  {line}"))
+    cluster.up(args.shards, args.replicas, collections, owned=True)
+    stack.callback(cluster.down)
+
+    where = ("--map", str(cluster.map_path), "--collection", "stdlib")
+    say("creating the tables")
+    run("schema", "apply", *where)
+    say(f"loading {prepared.count:,} documents")
+    run("load", str(prepared.documents), *where)
+
+    say("starting the router")
+    log = directory / "serve.log"
+    router = stack.enter_context(serving(cluster.map_path, cluster.redis_url, log, args.port))
+    stack.callback(say, "stopping the router and the servers")
+    say(f"ready at {router.url}")
+    for shown in SEARCHES:
+        show(shown, router.url)
+    print(flush=True)
+    if not args.smoke:
+        _explain_how_to_go_on(router.url, cluster)
+        _stay(router, log)
+    return 0
+
+
+class _Clock:
+    """Says what is being done, and when."""
+
+    def __init__(self) -> None:
+        self._started = time.monotonic()
+
+    def __call__(self, line: str) -> None:
+        print(f"[{time.monotonic() - self._started:5.1f} s] {line}", flush=True)
+
+
+def _directory(kept: Path | None, stack: contextlib.ExitStack) -> Path:
+    if kept is not None:
+        kept.mkdir(parents=True, exist_ok=True)
+        return kept.absolute()
+    directory = Path(tempfile.mkdtemp(prefix="pgscatter-demo-"))
+    stack.callback(shutil.rmtree, directory, ignore_errors=True)
+    directory.chmod(0o755)  # PostgreSQL may have to run as another user
+    return directory
+
+
+def _explain_how_to_go_on(url: str, cluster: Cluster) -> None:
+    search = arguments(url, "--text", "compress data")
+    where = ("--dir", str(cluster.directory))
+    node = cluster.nodes[0].name
+    print(
+        f"""\
+It stays up until you press Ctrl-C. In another terminal:
+
+    {typed(search)}
+    curl {url}/v1/collections/stdlib/search -H 'Content-Type: application/json' \\
+        -d '{{"text": "compress data", "k": 3, "include": ["name"]}}'
+    {typed(("cluster", "kill", node, *where))}    # then search again
+    {typed(("cluster", "start", node, *where))}
+    {typed(("cluster", "status", *where))}
+
+and in a browser: {url}/docs""",
+        flush=True,
+    )
+
+
+def _stay(router: Router, log: Path) -> None:
+    """Until Ctrl-C, or the router's end.
+
+    Raises:
+        DemoError: the router ended by itself.
+    """
+    try:
+        while router.process.poll() is None:
+            time.sleep(_POLL)
+    except KeyboardInterrupt:
+        print()
+    else:
+        raise DemoError(f"the router ended; it said last:\n{last_words(log)}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

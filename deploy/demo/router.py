@@ -1,0 +1,74 @@
+"""The demo's router: a child process that is ready to answer."""
+
+from __future__ import annotations
+
+import re
+import socket
+import subprocess
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import NamedTuple
+
+from deploy.demo.commands import DemoError, command, typed
+from deploy.leash import leashed
+
+__all__ = ["Router", "last_words", "serving"]
+
+_USUAL_PORT = 8080
+_READY_SECONDS = 60.0
+_POLL = 0.1
+
+
+class Router(NamedTuple):
+    url: str
+    process: subprocess.Popen[bytes]
+
+
+@contextmanager
+def serving(map_path: Path, redis_url: str, log: Path, port: int | None) -> Iterator[Router]:
+    """It, while the block runs; without a `port` the usual one, or any if that is taken.
+
+    Raises:
+        DemoError: it does not become ready.
+    """
+    port = _free_port() if port is None else port
+    arguments = ("serve", "--map", str(map_path), "--redis", redis_url, "--port", str(port))
+    print(f"$ {typed(arguments)}", flush=True)
+    log.write_bytes(b"")
+    with leashed(command(arguments), log) as process:
+        deadline = time.monotonic() + _READY_SECONDS
+        while process.poll() is None and time.monotonic() < deadline:
+            said = re.search(r" on (http://\S+)", log.read_text())
+            if said and _is_ready(said[1]):
+                yield Router(said[1], process)
+                return
+            time.sleep(_POLL)
+        how = "is not ready" if process.poll() is None else f"ended with status {process.returncode}"
+        raise DemoError(f"the router {how}; it said last:\n{last_words(log)}")
+
+
+def last_words(log: Path) -> str:
+    return "\n".join(log.read_text().splitlines()[-5:])
+
+
+def _is_ready(url: str) -> bool:
+    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with opener.open(f"{url}/readyz", timeout=5):
+            return True
+    except OSError:  # urllib's errors are of it, a 503 included
+        return False
+
+
+def _free_port() -> int:
+    """The usual one, or 0, which is any, if somebody has it."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", _USUAL_PORT))
+        except OSError:
+            return 0
+    return _USUAL_PORT
