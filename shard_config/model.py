@@ -181,6 +181,8 @@ class Collection(msgspec.Struct, frozen=True):
 
 
 class ShardMap(msgspec.Struct, frozen=True):
+    """All shards and collections; a change is a new map with a higher `version`."""
+
     version: int
     shards: dict[str, Shard]
     collections: dict[str, Collection]
