@@ -156,11 +156,15 @@ class Pool:
         try:
             # Not awaited directly: a cancelled opening and a cancelled caller must be told apart.
             await asyncio.wait([task])
+        except BaseException:
+            task.cancel()
+            (opened,) = await asyncio.gather(task, return_exceptions=True)
+            if not isinstance(opened, BaseException):
+                # It was ready in the very moment that its caller left.
+                opened.terminate()
+            raise
         finally:
             self._opening.discard(task)
-            if not task.done():
-                task.cancel()
-                await asyncio.gather(task, return_exceptions=True)
         if task.cancelled():
             raise NodeError(ErrorKind.UNREACHABLE, "given up while connecting: the node does not answer")
         return task.result()

@@ -95,9 +95,12 @@ def raise_if_unanswered(coverage: Coverage, reports: Sequence[ShardReport], *, a
 
 
 def shortfall(
-    query: SearchQuery, returned: int, coverage: Coverage, *, scan_limited: bool
+    query: SearchQuery, returned: int, coverage: Coverage, *, scan_limited: bool, too_far: bool
 ) -> Shortfall | None:
-    """Why there are fewer than k hits, the gravest reason first; None if there are k."""
+    """Why there are fewer than k hits, the gravest reason first; None if there are k.
+
+    `too_far`: there were more rows, which lie beyond the query's `max_distance`.
+    """
     if returned >= query.k:
         return None
     reason: Literal["exhausted", "max_distance", "scan_limit", "coverage"] = "exhausted"
@@ -105,6 +108,6 @@ def shortfall(
         reason = "coverage"
     elif scan_limited:
         reason = "scan_limit"
-    elif query.max_distance is not None:
+    elif too_far:
         reason = "max_distance"
     return Shortfall(query.k, returned, reason)

@@ -52,20 +52,21 @@ class Coalesced:
             flight = self._start(key, query, deadline)
         else:
             self.joined += 1
-        return await self._wait(flight, deadline)
+        return await self._wait(key, flight, deadline)
 
     def _start(self, key: _Key, query: SearchQuery, deadline: float) -> _Flight:
         flight = _Flight(asyncio.create_task(self._inner.search(query, deadline)), deadline)
         self._flights[key] = flight
 
-        def landed(_: asyncio.Task[Found]) -> None:
-            if self._flights.get(key) is flight:
-                del self._flights[key]
-
-        flight.task.add_done_callback(landed)
+        flight.task.add_done_callback(lambda _: self._forget(key, flight))
         return flight
 
-    async def _wait(self, flight: _Flight, deadline: float) -> Found:
+    def _forget(self, key: _Key, flight: _Flight) -> None:
+        """Nobody may join `flight` any more."""
+        if self._flights.get(key) is flight:
+            del self._flights[key]
+
+    async def _wait(self, key: _Key, flight: _Flight, deadline: float) -> Found:
         flight.waiting += 1
         try:
             await asyncio.wait([flight.task], timeout=max(0.0, deadline - asyncio.get_running_loop().time()))
@@ -75,6 +76,7 @@ class Coalesced:
         finally:
             flight.waiting -= 1
             if not flight.waiting and not flight.task.done():
+                self._forget(key, flight)
                 flight.task.cancel()
                 await asyncio.gather(flight.task, return_exceptions=True)
 

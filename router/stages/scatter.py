@@ -171,7 +171,9 @@ class Scatter:
             hits=encode_hits(kept, query.collection, sql.result_columns(query.collection, query.include)),
             count=len(kept),
             coverage=coverage,
-            short=shortfall(query, len(kept), coverage, scan_limited=scan_limited),
+            short=shortfall(
+                query, len(kept), coverage, scan_limited=scan_limited, too_far=len(kept) < len(ranked)
+            ),
             reports=tuple(msgspec.structs.replace(r, kept=counts[r.shard]) for r in reports),
             cacheable=coverage.full and not coverage.stale and not scan_limited,
         )
