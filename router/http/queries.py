@@ -62,6 +62,7 @@ def search_query(
         consistency=Consistency.STRONG if body.consistency == "strong" else Consistency.EVENTUAL,
         cache=body.cache,
         allow_partial=body.allow_partial,
+        explain=body.explain,
         plan=body.explain_plan,
     )
 

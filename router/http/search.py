@@ -47,7 +47,8 @@ class Searches:
         data = await read_json(request, self._settings)
         started = perf_counter()
         body = self._decoder.decode(data)
-        found = await self._run(request, collection, body, started, started + self._settings.max_timeout)
+        end = asyncio.get_running_loop().time() + self._settings.max_timeout
+        found = await self._run(request, collection, body, end)
         took_ms = round((perf_counter() - started) * 1000, 3)
         return Reply(
             self._encode(request, body, found, took_ms),
@@ -85,7 +86,7 @@ class Searches:
         started = perf_counter()
         try:
             body = self._decoder.decode(raw, path)
-            found = await self._run(request, collection, body, started, end, path)
+            found = await self._run(request, collection, body, end, path)
         except RouterError as exc:
             problem = describe(kind_of(exc), exc.detail, request.id, exc.problems)
             return msgspec.Raw(self._encoder.encode(BatchError(problem))), None
@@ -97,13 +98,13 @@ class Searches:
         request: Request,
         collection: Collection,
         body: SearchBody,
-        started: float,
         end: float,
         path: str = "",
     ) -> Found:
         text = check_text(body, path)
         # An invalid timeout is refused below, before anything but the embedding has used it.
-        deadline = min(started + timeout_of(body.timeout_ms, collection), end)
+        now = asyncio.get_running_loop().time()
+        deadline = min(now + timeout_of(body.timeout_ms, collection), end)
         embedded = None if text is None else await self._vector_of(collection, text, deadline, path)
         query = search_query(body, collection, self._settings, embedded, path)
         return await request.backend.search(query, deadline)

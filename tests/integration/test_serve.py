@@ -71,6 +71,17 @@ def test_what_was_put_is_found_read_counted_and_deleted(client: httpx.Client) ->
     client.post(f"{DOCUMENTS}/delete", json={"ids": [1, 3]})
 
 
+def test_an_explanation_is_of_this_run_and_not_of_a_cached_one(client: httpx.Client) -> None:
+    for _ in range(2):
+        found = search(client, explain=True)
+        assert found["cache"] == "bypass"
+        shards = {report["shard"]: report for report in found["explain"]["shards"]}
+        assert set(shards) == {"s0", "s1", "s2", "s3"}
+        assert all(report["attempts"] >= 1 and report["total_ms"] > 0 for report in shards.values())
+    plan = search(client, explain_plan=True)["explain"]["shards"][0]["plan"]
+    assert "Scan" in plan
+
+
 def test_a_batch_answers_each_search_on_its_own(client: httpx.Client) -> None:
     put(client, 10)
     searches = [{"vector": [10, 1, 0, 0], "k": 1}, {"vector": [1], "k": 1}, {"vector": [0, 1, 0, 0], "k": 0}]
