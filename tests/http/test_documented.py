@@ -1,0 +1,77 @@
+"""What the documentation promises, and nothing that it forgets."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from router.http.bodies import SearchBody
+from router.http.errors import Refusal
+from router.http.keys_file import parse
+from router.http.metrics import Metrics
+from router.http.problems import _KINDS
+from router.query import filter as filters
+from router.settings import Settings
+
+DOCS = Path(__file__).parents[2] / "docs"
+HTTP = (DOCS / "http.md").read_text()
+SETTINGS = (DOCS / "settings.md").read_text()
+
+
+@pytest.mark.parametrize("name", Settings.__struct_fields__)
+def test_every_setting_is_documented_with_its_default(name: str) -> None:
+    default: Any = dict(zip(Settings.__struct_fields__, Settings.__struct_defaults__, strict=True))[name]
+    assert f"| `{name}` | {default} |" in SETTINGS
+
+
+def test_no_setting_is_documented_that_is_none() -> None:
+    assert set(re.findall(r"^\| `(\w+)` ", SETTINGS, re.MULTILINE)) == set(Settings.__struct_fields__)
+
+
+async def test_every_route_is_documented_with_its_scope(client: httpx.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    routes = {
+        (f"{method.upper()} {path}", operation.get("x-scope", "open"))
+        for path, methods in paths.items()
+        for method, operation in methods.items()
+    }
+    assert set(re.findall(r"^\| `((?:GET|PUT|POST|DELETE) [^`]+)` \| (\w+) \|", HTTP, re.MULTILINE)) == routes
+
+
+def test_every_metric_is_documented_with_its_labels() -> None:
+    documented: dict[str, list[str]] = {}
+    for line in re.findall(r"^\| (`pgscatter_[^|]+)\| ([^|]*)\|", HTTP, re.MULTILINE):
+        names, labels = line
+        for name in re.findall(r"`(\w+)`", names):
+            documented[name] = [label.strip() for label in labels.split(",") if label.strip()]
+    metrics = {
+        metric._name + ("_total" if metric._type == "counter" else ""): list(metric._labelnames)
+        for metric in vars(Metrics()).values()
+        if hasattr(metric, "_labelnames")
+    }
+    assert documented == metrics
+
+
+@pytest.mark.parametrize("name", SearchBody.__struct_fields__)
+def test_every_field_of_a_search_is_documented(name: str) -> None:
+    assert f"\n| `{name}` | " in HTTP
+
+
+def test_every_operator_of_a_filter_is_documented() -> None:
+    known = set(re.findall(r'"(\$\w+)"', Path(filters.__file__).read_text()))
+    assert known and all(f"`{operator}`" in HTTP for operator in known)
+
+
+def test_every_kind_of_problem_is_documented() -> None:
+    kinds = [*_KINDS.values(), *(kind for name, kind in vars(Refusal).items() if name.isupper())]
+    documented = set(re.findall(r"^\| (\d{3}) \| `([a-z-]+)` \|", HTTP, re.MULTILINE))
+    assert documented == {(str(kind.status), kind.slug) for kind in kinds}
+
+
+def test_the_example_of_a_key_file_is_one() -> None:
+    example = HTTP.split("```yaml\n")[1].split("```")[0]
+    assert len(parse(example, {"APP_KEY": "a", "OPERATOR_KEY": "b"}, "example")) == 3

@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import uvicorn
+
+from router.http import protocol
+from router.http.server import listen
+from tests.http.fake import FakeBackend, application
+
+REQUEST = b"GET /livez HTTP/1.1\r\nhost: router\r\n\r\n"
+
+
+@asynccontextmanager
+async def connection() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """A connection to an application that uvicorn serves in this loop."""
+    config = uvicorn.Config(
+        application(FakeBackend()), http=protocol.BoundedProtocol, lifespan="off", ws="none", log_config=None
+    )
+    server = uvicorn.Server(config)
+    listener = listen("127.0.0.1", 0)
+    task = asyncio.create_task(server._serve([listener]))
+    while not server.started:
+        await asyncio.sleep(0.01)
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    try:
+        yield reader, writer
+    finally:
+        writer.close()
+        server.should_exit = True
+        await asyncio.wait_for(task, 10)
+
+
+async def answer(reader: asyncio.StreamReader) -> bytes:
+    head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 5)
+    length = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
+    return head.split(b"\r\n")[0] + b" " + await reader.readexactly(length)
+
+
+@pytest.mark.parametrize("sent", [b"", b"GET /livez HTTP/1.1\r\nhost:", REQUEST + b"GET /li"])
+async def test_a_head_that_does_not_end_ends_the_connection(
+    monkeypatch: pytest.MonkeyPatch, sent: bytes
+) -> None:
+    monkeypatch.setattr(protocol, "_HEAD_SECONDS", 0.2)
+    async with connection() as (reader, writer):
+        writer.write(sent)
+        received = await asyncio.wait_for(reader.read(), 5)
+        assert received.count(b"HTTP/1.1 200 OK") == sent.count(REQUEST)
+
+
+async def test_requests_that_end_are_not_hurried(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "_HEAD_SECONDS", 0.3)
+    async with connection() as (reader, writer):
+        for _ in range(3):
+            writer.write(REQUEST)
+            assert await answer(reader) == b'HTTP/1.1 200 OK {"status":"ok"}'
+            # Idle time between requests is the keep-alive's business, not the head's.
+            await asyncio.sleep(0.4)
+
+
+async def test_a_head_may_be_long_but_not_endless() -> None:
+    async with connection() as (reader, writer):
+        filler = b"x-filler: " + b"x" * 1000 + b"\r\n"
+        writer.write(b"GET /livez HTTP/1.1\r\n" + filler * 60 + b"\r\n")
+        assert b"200 OK" in await answer(reader)
+        writer.write(b"GET /livez HTTP/1.1\r\n" + filler * 70 + b"\r\n")
+        assert b"400 Bad Request" in await answer(reader)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+
+
+async def test_a_pipelined_second_request_has_a_head_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(protocol, "_HEAD_BYTES", 100)
+    async with connection() as (reader, writer):
+        writer.write(REQUEST * 5)
+        answers: list[Any] = [await answer(reader) for _ in range(5)]
+        assert answers == [b'HTTP/1.1 200 OK {"status":"ok"}'] * 5

@@ -1,0 +1,191 @@
+"""`pgscatter serve` as a process of its own, over a map whose nodes do not answer."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests.http.fake import MAP
+
+COMMAND = [sys.executable, "-m", "router.cli"]
+SEARCH = "/v1/collections/documents/search"
+
+
+class Router:
+    """A running `pgscatter serve`; what it wrote to standard error stands in a file."""
+
+    def __init__(self, folder: Path, *flags: str) -> None:
+        map_path = folder / "map.yaml"
+        map_path.write_text(MAP)
+        self._log = folder / "log"
+        env = {**os.environ, "TMPDIR": str(folder), "PGSCATTER_PROBE_TIMEOUT": "0.2"}
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*COMMAND, "serve", "--map", str(map_path), "--port", "0", *flags], stderr=log, env=env
+            )
+        self.url = self._wait_for(r"pgscatter serves map version 12 on (http://\S+)")
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text()
+
+    def stop(self, number: int = signal.SIGTERM) -> int:
+        self.process.send_signal(number)
+        return self.process.wait(30)
+
+    def _wait_for(self, pattern: str) -> str:
+        end = time.monotonic() + 60
+        while time.monotonic() < end and self.process.poll() is None:
+            found = re.search(pattern, self.log)
+            if found:
+                return found[1]
+            time.sleep(0.02)
+        raise AssertionError(f"not ready: {self.log}")
+
+
+@contextlib.contextmanager
+def serving(folder: Path, *flags: str) -> Iterator[Router]:
+    router = Router(folder, *flags)
+    try:
+        yield router
+    finally:
+        if router.process.poll() is None:
+            router.process.kill()
+            router.process.wait(30)
+
+
+def failed(*argv: str) -> tuple[int, str]:
+    done = subprocess.run([*COMMAND, *argv], capture_output=True, text=True, timeout=60)
+    assert done.stdout == ""
+    return done.returncode, done.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_it_ends_with_status_0_when_told_to(tmp_path: Path, number: int) -> None:
+    with serving(tmp_path) as router:
+        assert httpx.get(f"{router.url}/livez").status_code == 200
+        assert router.stop(number) == 0
+        assert "Traceback" not in router.log
+
+
+def test_each_request_is_one_line_of_json_without_secrets(tmp_path: Path) -> None:
+    with serving(tmp_path) as router:
+        body = {"vector": [0.125, 0.25, 0.5], "timeout_ms": 300}
+        assert httpx.post(router.url + SEARCH, json=body, params={}).status_code == 503
+        assert router.stop() == 0
+        lines = [json.loads(line) for line in router.log.splitlines()[1:]]
+        (line,) = [line for line in lines if line["event"] == "request"]
+        assert (line["status"], line["level"]) == (503, "warning")
+        assert "hunter2" not in router.log and "0.125" not in router.log
+
+
+def test_workers_share_a_port_and_end_together(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers", "2") as router:
+        headers = {"connection": "close"}
+        for _ in range(20):
+            assert httpx.get(f"{router.url}/livez", headers=headers).status_code == 200
+        text = httpx.get(f"{router.url}/metrics").text
+        # Whichever worker was asked, it knows of the requests that both have answered.
+        assert 'pgscatter_requests_total{method="GET",route="/livez",status="200"} 20.0' in text
+        assert list(tmp_path.glob("pgscatter-*"))
+        assert router.stop() == 0
+        assert not list(tmp_path.glob("pgscatter-*"))
+        assert "Traceback" not in router.log
+
+
+def test_a_dead_worker_is_replaced(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers", "2") as router:
+        children = Path(f"/proc/{router.process.pid}/task/{router.process.pid}/children")
+        workers = [pid for pid in children.read_text().split() if "spawn_main" in cmdline(pid)]
+        assert len(workers) == 2
+        os.kill(int(workers[0]), signal.SIGKILL)
+        end = time.monotonic() + 30
+        while "died and was replaced" not in router.log and time.monotonic() < end:
+            time.sleep(0.1)
+        assert "died and was replaced" in router.log
+        assert httpx.get(f"{router.url}/livez").status_code == 200
+        assert router.stop() == 0
+
+
+def cmdline(pid: str) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_text()
+
+
+def test_a_port_in_use_is_said_before_anything_else(tmp_path: Path) -> None:
+    (tmp_path / "map.yaml").write_text(MAP)
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, message = failed("serve", "--map", str(tmp_path / "map.yaml"), "--port", str(port))
+    assert (status, message) == (1, f"cannot listen on 127.0.0.1 port {port}: Address already in use\n")
+
+
+def test_a_faulty_map_or_key_file_ends_it_with_status_1(tmp_path: Path) -> None:
+    (tmp_path / "bad.yaml").write_text("version: x\nshards: {}\n")
+    status, message = failed("serve", "--map", str(tmp_path / "bad.yaml"))
+    assert status == 1 and len(message.splitlines()) > 1
+    (tmp_path / "map.yaml").write_text(MAP)
+    (tmp_path / "keys.yaml").write_text("keys: [{name: a, key: s3cret, scopes: [all]}]")
+    status, message = failed(
+        "serve", "--map", str(tmp_path / "map.yaml"), "--api-keys", str(tmp_path / "keys.yaml")
+    )
+    assert status == 1
+    assert message.endswith("keys[0].scopes[0]: unknown scope 'all'; known are read, write, admin\n")
+
+
+def test_without_keys_it_listens_on_loopback_only(tmp_path: Path) -> None:
+    (tmp_path / "map.yaml").write_text(MAP)
+    status, message = failed("serve", "--map", str(tmp_path / "map.yaml"), "--host", "0.0.0.0", "--port", "0")
+    assert status == 1
+    assert message.startswith("0.0.0.0 can be reached from other machines, and there are no keys")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--port", "70000"],
+        ["--workers", "0"],
+        ["--workers", "65"],
+        ["--redis", "memcached://localhost"],
+        ["--max-batch", "none"],
+        ["--log-level", "loud"],
+        ["--unknown"],
+    ],
+)
+def test_wrong_usage_is_status_2(flags: list[str]) -> None:
+    status, message = failed("serve", "--map", "map.yaml", *flags)
+    assert status == 2
+    assert flags[0] in message
+
+
+def test_the_head_of_a_request_is_bounded(tmp_path: Path) -> None:
+    with serving(tmp_path) as router:
+        host, port = router.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=30) as connection:
+            connection.sendall(b"GET /livez HTTP/1.1\r\n")
+            with contextlib.suppress(ConnectionError):
+                for _ in range(20):
+                    connection.sendall(b"x-filler: " + b"x" * 10_000 + b"\r\n")
+                assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+        assert httpx.get(f"{router.url}/livez", headers={"x-filler": "x" * 10_000}).status_code == 200
+        assert router.stop() == 0
+
+
+def test_the_command_says_its_version_and_what_it_can_do() -> None:
+    done = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, timeout=60)
+    assert re.fullmatch(r"pgscatter \d+\.\d+\.\d+\n", done.stdout)
+    done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, timeout=60)
+    for command in ("map", "cluster", "schema", "load", "serve", "search"):
+        assert re.search(rf"^    {command} ", done.stdout, re.MULTILINE)
+    assert failed("brew")[0] == 2

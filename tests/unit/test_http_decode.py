@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+import json
+
+import msgspec
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from router.http.bodies import SearchBody
+from router.http.decode import Decoder, decode_object
+from router.query.errors import InvalidError, MalformedError, RequestError
+
+decoder = Decoder(SearchBody)
+
+
+def test_a_good_body_is_decoded() -> None:
+    body = decoder.decode(b'{"vector": [1, 2.5], "k": 3}')
+    assert (body.vector, body.k) == ([1.0, 2.5], 3)
+
+
+def test_every_wrong_field_is_named_with_its_place() -> None:
+    with pytest.raises(InvalidError) as caught:
+        decoder.decode(b'{"vector": [1, null], "k": "x", "filter": 1, "what": 2}', "searches[4]")
+    found = {problem.path: problem.message for problem in caught.value.problems}
+    assert found.keys() == {
+        "searches[4].vector[1]",
+        "searches[4].k",
+        "searches[4].filter",
+        "searches[4].what",
+    }
+    assert found["searches[4].k"] == "expected `int`, got `str`"
+    assert found["searches[4].what"].startswith("unknown field; known are vector, text, k")
+
+
+def test_words_for_non_numbers_are_found_anywhere() -> None:
+    with pytest.raises(InvalidError) as caught:
+        decoder.decode(b'{"vector": [1, NaN, -Infinity], "filter": {"a": [{"b": Infinity}]}}')
+    assert [(problem.path, problem.message.split()[0]) for problem in caught.value.problems] == [
+        ("vector[1]", "NaN"),
+        ("vector[2]", "-Infinity"),
+        ("filter.a[0].b", "Infinity"),
+    ]
+
+
+def test_words_within_strings_are_left_alone() -> None:
+    assert decoder.decode(b'{"text": "NaN Infinity"}').text == "NaN Infinity"
+    with pytest.raises(MalformedError):
+        decoder.decode(b'{"text": "NaN", }')
+
+
+def test_a_large_malformed_body_is_refused_without_a_long_look() -> None:
+    with pytest.raises(MalformedError, match="malformed JSON: JSON is malformed: invalid character"):
+        decoder.decode(b'{"vector": [' + b"1," * (1 << 20) + b"NaN]}")
+
+
+def test_an_object_is_wanted_where_an_object_is_wanted() -> None:
+    assert decode_object(b'{"a": 1}', "filter") == {"a": 1}
+    for data, error in ((b"[]", InvalidError), (b"{", MalformedError), (b'{"a": NaN}', InvalidError)):
+        with pytest.raises(error, match="filter"):
+            decode_object(data, "filter")
+
+
+@given(st.binary(max_size=60) | st.text('{}[]":,0123NaN\\u ', max_size=40).map(str.encode))
+def test_no_bytes_bring_any_other_error(data: bytes) -> None:
+    try:
+        decoder.decode(data)
+    except RequestError as exc:
+        msgspec.json.encode([exc.detail, exc.problems])
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.dictionaries(st.sampled_from([*SearchBody.__struct_fields__, "other"]), JSON))
+def test_any_json_is_taken_or_refused_with_paths_in_it(body: dict[str, object]) -> None:
+    data = json.dumps(body).encode()
+    try:
+        decoder.decode(data)
+    except InvalidError as exc:
+        assert {problem.path.split(".")[0].split("[")[0] for problem in exc.problems} <= set(body)
+    except MalformedError as exc:
+        assert b"\\ud" in data, exc.detail

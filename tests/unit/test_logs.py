@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import io
+import json
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from router.logs import AccessLog, configure
+
+
+@pytest.fixture
+def stream() -> Iterator[io.StringIO]:
+    """Where everything is logged to, until the test ends."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    uvicorn = logging.getLogger("uvicorn").level
+    captured = io.StringIO()
+    configure("info", captured)
+    yield captured
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logging.getLogger("uvicorn").setLevel(uvicorn)
+
+
+def lines(stream: io.StringIO) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in stream.getvalue().splitlines()]
+
+
+def test_whatever_is_logged_is_one_object_on_one_line(stream: io.StringIO) -> None:
+    logging.getLogger("router.x").warning("node %s\nis down", "s0-a", extra={"shard": "s0", "odd": object()})
+    logging.getLogger("router.x").debug("unheard")
+    (line,) = lines(stream)
+    assert (line["level"], line["logger"], line["event"], line["shard"]) == (
+        "warning",
+        "router.x",
+        "node s0-a\nis down",
+        "s0",
+    )
+    assert "object" in line["odd"]
+
+
+def test_an_exception_keeps_its_traceback(stream: io.StringIO) -> None:
+    try:
+        raise RuntimeError("broken")
+    except RuntimeError:
+        logging.getLogger("router.x").exception("failed")
+    (line,) = lines(stream)
+    assert line["traceback"].endswith("RuntimeError: broken")
+
+
+@pytest.mark.parametrize(("level", "written"), [("debug", 3), ("info", 3), ("warning", 2), ("error", 1)])
+def test_the_access_log_keeps_to_its_level(level: str, written: int) -> None:
+    stream = io.StringIO()
+    log = AccessLog(stream, level=level)
+    for each in ("info", "warning", "error"):
+        log.write(each, {"status": 200})
+    assert len(lines(stream)) == written
+    assert all(line["event"] == "request" for line in lines(stream))

@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import argparse
+
+import msgspec
+import pytest
+
+from router.serve_config import HELP, ServeConfig, add_setting_flags, export, from_env, read_settings
+from router.settings import Settings
+
+
+def settings(*argv: str, **env: str) -> Settings:
+    parser = argparse.ArgumentParser()
+    add_setting_flags(parser)
+    return read_settings(parser.parse_args(argv), env)
+
+
+def test_every_setting_has_a_flag_and_its_help() -> None:
+    assert HELP.keys() == set(Settings.__struct_fields__)
+    parser = argparse.ArgumentParser()
+    add_setting_flags(parser)
+    for name in Settings.__struct_fields__:
+        assert f"--{name.replace('_', '-')}" in parser.format_help()
+
+
+def test_flags_win_over_the_environment_and_that_over_defaults() -> None:
+    assert settings() == Settings()
+    found = settings("--max-batch", "5", PGSCATTER_MAX_BATCH="6", PGSCATTER_L2_TIMEOUT="0.5")
+    assert (found.max_batch, found.l2_timeout) == (5, 0.5)
+    assert settings("--l1-bytes=0").l1_bytes == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "env", "message"),
+    [
+        (["--max-batch", "0"], {}, "--max-batch: expected a whole number above 0, got '0'"),
+        (["--max-batch", "1.5"], {}, "--max-batch: expected a whole number above 0, got '1.5'"),
+        (["--node-queue", "-1"], {}, "--node-queue: expected a whole number of at least 0, got '-1'"),
+        (["--max-timeout", "nan"], {}, "--max-timeout: expected a number of seconds above 0, got 'nan'"),
+        (["--max-timeout", "inf"], {}, "--max-timeout: expected a number of seconds above 0, got 'inf'"),
+        ([], {"PGSCATTER_L2_PAUSE": "x"}, "PGSCATTER_L2_PAUSE: expected a number of seconds of at least 0"),
+    ],
+)
+def test_a_bad_value_is_named_by_where_it_stands(argv: list[str], env: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        settings(*argv, **env)
+    assert str(caught.value).startswith(message)
+
+
+def test_a_worker_reads_what_its_parent_exported() -> None:
+    config = ServeConfig(
+        "/map.yaml", "redis://:secret@h/0", Settings(max_batch=7), "/keys.yaml", "debug", 3, "/s"
+    )
+    env: dict[str, str] = {}
+    export(config, env)
+    assert from_env(env) == config
+    assert msgspec.structs.astuple(from_env(env)) == msgspec.structs.astuple(config)
+    with pytest.raises(RuntimeError, match="pgscatter serve"):
+        from_env({})
