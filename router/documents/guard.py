@@ -5,8 +5,13 @@ which a writer holds a lock for it, and no document is stored before every shard
 whether it holds the id. One that would have to move to another shard is refused: moving cannot be
 atomic over two servers, and a document that is briefly doubled or gone is worse than a refusal.
 
+The lock at home lets one writer at a time look and store. That writer then takes the same locks on all
+shards, in the sessions that will store: a statement whose writer has gone may still be under way, and
+until it is over its session keeps the next writer from looking.
+
 All locks are taken in one order, of shards and then of keys, by every router: no deadlock. They belong
-to sessions: a router that dies gives them up.
+to sessions: a router that dies gives them up. Ids share a fixed number of locks, since PostgreSQL has
+room for a few thousand.
 """
 
 from __future__ import annotations
@@ -78,39 +83,43 @@ class _Attempt:
             sessions: dict[str, Connection] = {}
             for shard in self._shards:
                 sessions[shard] = await stack.enter_async_context(self._primaries.session(shard))
-            unlocked = False
             try:
                 await self._lock(sessions)
                 self._refuse(await self._elsewhere(sessions))
                 await self._store(sessions)
                 for connection in sessions.values():
-                    await unlock_all(connection)
-                unlocked = True
-            finally:
-                if not unlocked:
-                    # Ending the session is the one way to let go of locks that needs no answer.
-                    for connection in sessions.values():
-                        connection.terminate()
+                    if not connection.is_closed():
+                        await unlock_all(connection)
+            except Exception:
+                # Ending the session is the one way to let go of locks that needs no answer. A cancelled
+                # one has a statement under way: the pool waits for its end, and unlocks.
+                for connection in sessions.values():
+                    connection.terminate()
+                raise
 
     async def _lock(self, sessions: Mapping[str, Connection]) -> None:
-        keys: dict[str, list[int]] = defaultdict(list)
-        for document in self._documents():
-            key = _lock_key(self._collection.name, document.id)
-            keys[self._shards[key % len(self._shards)]].append(key)
+        """Take every id's lock at its home."""
+        at_home: dict[str, list[int]] = defaultdict(list)
+        for key in self._keys():
+            at_home[self._shards[key % len(self._shards)]].append(key)
         for shard in self._shards:
-            if keys[shard]:
-                await advisory_lock(sessions[shard], keys[shard])
+            if at_home[shard]:
+                await advisory_lock(sessions[shard], at_home[shard])
 
     async def _elsewhere(self, sessions: Mapping[str, Connection]) -> dict[object, set[str]]:
-        """For each id, the shards that hold it."""
+        """For each id, the shards that hold it, when nobody can be storing it any more."""
         statement = sql.existing_ids(self._collection, [document.id for document in self._documents()])
-        found = await asyncio.gather(
-            *(connection.fetch(statement.sql, *statement.args) for connection in sessions.values())
-        )
+        keys = self._keys()
+
+        async def look(connection: Connection) -> list[object]:
+            await advisory_lock(connection, keys)
+            return [row[0] for row in await connection.fetch(statement.sql, *statement.args)]
+
+        found = await asyncio.gather(*(look(connection) for connection in sessions.values()))
         holders: dict[object, set[str]] = defaultdict(set)
-        for shard, rows in zip(sessions, found, strict=True):
-            for row in rows:
-                holders[row[0]].add(shard)
+        for shard, ids in zip(sessions, found, strict=True):
+            for id_ in ids:
+                holders[id_].add(shard)
         return holders
 
     def _refuse(self, holders: Mapping[object, set[str]]) -> None:
@@ -137,11 +146,14 @@ class _Attempt:
         async def one(shard: str, part: Sequence[Document]) -> None:
             connection = sessions[shard]
             self._storing.add(shard)
+            committed = False
             try:
                 refused = await store(connection, text, rows_of(self._collection, part))
+                committed = True
                 position = await written_position(connection)
             except POSTGRES_ERRORS as exc:
-                self._outcomes[shard] = Outcome(error=str(node_error(exc)), unknown=connection.is_closed())
+                unknown = committed or connection.is_closed()
+                self._outcomes[shard] = Outcome(error=str(node_error(exc)), unknown=unknown)
                 connection.terminate()
                 return
             self._outcomes[shard] = Outcome(refused)
@@ -168,7 +180,12 @@ class _Attempt:
     def _documents(self) -> list[Document]:
         return [document for part in self._groups.values() for document in part]
 
+    def _keys(self) -> list[int]:
+        """Of the locks of all documents, ascending."""
+        return sorted({_lock_key(self._collection.name, document.id) for document in self._documents()})
+
 
 def _lock_key(collection: str, id_: object) -> int:
-    digest = blake2b(f"{collection}\0{id_}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big", signed=True)
+    """One of 256 numbers that are the collection's own."""
+    space = blake2b(collection.encode(), digest_size=7).digest()
+    return int.from_bytes(space + blake2b(str(id_).encode(), digest_size=1).digest(), "big", signed=True)

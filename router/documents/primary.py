@@ -125,7 +125,7 @@ class _Job(Generic[T]):
         self._work = work
 
     async def run(self) -> None:
-        sent = False
+        sent = committed = False
         try:
             node = self._primaries.node(self._shard)
         except NodeError as exc:
@@ -136,12 +136,13 @@ class _Job(Generic[T]):
                 sent = True
                 self.outcome = Outcome(error="no answer from the primary in time", unknown=True)
                 value = await self._work(connection)
+                committed = True
                 position = await written_position(connection)
         except OverloadedError as exc:
             self.outcome = Outcome(error=exc.detail)
         except NodeError as exc:
             self._primaries.failed(self._shard, node, exc)
-            lost = sent and exc.kind is ErrorKind.UNREACHABLE
+            lost = committed or (sent and exc.kind is ErrorKind.UNREACHABLE)
             self.outcome = Outcome(error=f"{node.config.name}: {exc}", unknown=lost)
         else:
             self._primaries.committed(self._shard, position)

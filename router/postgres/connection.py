@@ -120,7 +120,8 @@ def node_error(exc: BaseException) -> NodeError:
     """What `exc`, raised by asyncpg or the socket under it, means for the node.
 
     By SQLSTATE class: 08 connection, 53 resources, 57P0x shutdown, 40 rollback (on a replica: conflict
-    with recovery), 25006 read-only transaction, 22 and 23 data and constraints.
+    with recovery), 25006 read-only transaction, 22, 23 and 44 data and constraints, 54 values too large
+    or too deep, P0 what a trigger raises.
     """
     if isinstance(exc, NodeError):
         return exc
@@ -132,7 +133,7 @@ def node_error(exc: BaseException) -> NodeError:
             return NodeError(ErrorKind.TRANSIENT, _message(exc))
         if state == "25006":
             return NodeError(ErrorKind.READ_ONLY, _message(exc))
-        if state.startswith(("22", "23", "44")):
+        if state.startswith(("22", "23", "44", "54", "P0")):
             return NodeError(ErrorKind.DATA, _message(exc))
         return NodeError(ErrorKind.FATAL, _message(exc))
     if isinstance(exc, (OSError, TimeoutError, asyncpg.InterfaceError)):

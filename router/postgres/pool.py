@@ -188,7 +188,7 @@ class Pool:
             async with asyncio.timeout(self._cancel_timeout):
                 if not connection.is_closed() and connection.is_in_transaction():
                     await connection.execute("ROLLBACK")
-                await connection.execute("SELECT 1")
+                await connection.execute("SELECT pg_advisory_unlock_all()")
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
             connection.terminate()
         except BaseException:
