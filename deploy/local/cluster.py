@@ -141,8 +141,6 @@ class Cluster:
 
     def down(self) -> None:
         """Stop every server, within seconds, frozen ones included."""
-        if not self.directory.is_dir():
-            raise ClusterError(f"no cluster in {self.directory}")
         with self._locked():
             self._stop_servers()
             if self._saved() is not None:
@@ -215,6 +213,8 @@ class Cluster:
 
     @contextlib.contextmanager
     def _locked(self) -> Iterator[None]:
+        if not self.directory.is_dir():
+            raise ClusterError(f"no cluster in {self.directory}")
         with (self.directory / ".lock").open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield

@@ -1,0 +1,243 @@
+"""The embedded cluster, through its command as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deploy.local import Cluster, processes
+from deploy.local.servers import Postgres
+from shard_config import load
+from tests.integration.apps import collection, pgscatter
+
+OWNER = """
+import sys, time
+from deploy.local import Cluster
+from pathlib import Path
+Cluster(Path(sys.argv[1])).up(1, 1, owned=True)
+print("up", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.fixture
+def directory() -> Iterator[Path]:
+    """A directory that everybody may enter, and no server left in it."""
+    path = Path(tempfile.mkdtemp(prefix="pgscatter-test-"))
+    path.chmod(0o755)
+    yield path
+    Cluster(path).stop_all()
+    shutil.rmtree(path)
+
+
+def up(directory: Path, *options: object, shards: int = 1, replicas: int = 1, check: bool = True) -> Any:
+    command = ["cluster", "up", "--dir", directory, "--shards", shards, "--replicas", replicas]
+    return pgscatter(*command, *options, check=check)
+
+
+def state(directory: Path) -> dict[str, Any]:
+    decoded: dict[str, Any] = json.loads((directory / "cluster.json").read_text())
+    return decoded
+
+
+def servers_of(directory: Path) -> list[int]:
+    """Every process whose command line names the directory, but for this test's own."""
+    pids = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+    return [pid for pid in pids if processes.is_server(pid, str(directory))]
+
+
+def query(directory: Path, node: str, sql: str) -> str:
+    cluster = Cluster(directory)
+    port = cluster.node(node).port
+    return Postgres(node, directory / "nodes" / node, cluster._account).query(port, sql)
+
+
+def eventually(true: Any, seconds: float = 10.0) -> bool:
+    return processes.until(true, seconds)
+
+
+def test_a_cluster_comes_up_goes_down_and_keeps_its_data(directory: Path) -> None:
+    collections = directory / "collections.yaml"
+    collections.write_text(json.dumps({"collections": {"documents": collection(sharding={"buckets": 10})}}))
+    up(directory, "--collections", collections, shards=2)
+    nodes = {node["name"]: node for node in state(directory)["nodes"]}
+    assert {name: node["role"] for name, node in nodes.items()} == {
+        "s0-a": "primary",
+        "s0-b": "replica",
+        "s1-a": "primary",
+        "s1-b": "replica",
+    }
+    assert all(processes.alive(node["pid"]) for node in nodes.values())
+    shard_map = load(directory / "shard_map.yaml")
+    assert list(shard_map.shards) == ["s0", "s1"]
+    placement = shard_map.collections["documents"].sharding
+    assert placement.placement == ("s0",) * 5 + ("s1",) * 5  # type: ignore[union-attr]
+    query(directory, "s0-a", "CREATE TABLE kept AS SELECT 42 AS answer")
+    assert eventually(lambda: query(directory, "s0-b", "SELECT to_regclass('kept')") == "kept")
+
+    again = up(directory, shards=2)
+    assert "already running" in again.stdout
+    before = (directory / "shard_map.yaml").read_text()
+    pgscatter("cluster", "down", "--dir", directory)
+    assert servers_of(directory) == []
+    assert all(node["pid"] is None for node in state(directory)["nodes"])
+    up(directory, shards=2)
+    assert query(directory, "s0-a", "SELECT answer FROM kept") == "42"
+    assert (directory / "shard_map.yaml").read_text() == before
+    wrong = up(directory, shards=3, check=False)
+    assert wrong.returncode == 1
+    assert "2 shards" in wrong.stderr
+    pgscatter("cluster", "down", "--dir", directory)
+
+
+def test_killed_stopped_and_frozen_servers_come_back(directory: Path) -> None:
+    up(directory)
+    query(directory, "s0-a", "CREATE TABLE t (n int)")
+    for verb, node in (("kill", "s0-a"), ("stop", "s0-b"), ("kill", "redis")):
+        pgscatter("cluster", verb, node, "--dir", directory)
+        status = json.loads(pgscatter("cluster", "status", "--json", "--dir", directory).stdout)
+        pids = {one["name"]: one["pid"] for one in status["nodes"]} | {"redis": status["redis"]["pid"]}
+        assert pids[node] is None
+        assert sum(pid is None for pid in pids.values()) == 1
+        pgscatter("cluster", "start", node, "--dir", directory)
+    query(directory, "s0-a", "INSERT INTO t VALUES (1)")
+    assert eventually(lambda: query(directory, "s0-b", "SELECT n FROM t") == "1")
+    cluster = Cluster(directory)
+    cluster.pause("s0-a")
+    with socket.create_connection(("127.0.0.1", cluster.node("s0-a").port), timeout=2) as line:
+        line.settimeout(0.3)
+        line.sendall(bytes.fromhex("0000000804d2162f"))  # SSLRequest
+        with pytest.raises(TimeoutError):
+            line.recv(1)
+    cluster.resume("s0-a")
+    assert query(directory, "s0-a", "SELECT 1") == "1"
+    cluster.pause("s0-b")
+    started = time.monotonic()
+    cluster.down()
+    assert time.monotonic() - started < 10
+    assert servers_of(directory) == []
+    unknown = pgscatter("cluster", "kill", "s9-a", "--dir", directory, check=False)
+    assert unknown.returncode == 1
+    assert "s0-a, s0-b, redis" in unknown.stderr
+
+
+def test_two_clusters_run_side_by_side_and_a_taken_port_is_replaced(directory: Path) -> None:
+    one, two = directory / "one", directory / "two"
+    up(one)
+    up(two)
+    ports = [node["port"] for path in (one, two) for node in state(path)["nodes"]]
+    assert len(set(ports)) == 4
+    pgscatter("cluster", "down", "--dir", one)
+    taken = state(one)["nodes"][0]["port"]
+    with socket.socket() as squatter:
+        squatter.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        squatter.bind(("127.0.0.1", taken))
+        squatter.listen()
+        version = load(one / "shard_map.yaml").version
+        up(one)
+        port = state(one)["nodes"][0]["port"]
+        assert port != taken
+        shard_map = load(one / "shard_map.yaml")
+        assert shard_map.version == version + 1
+        assert f":{port}/" in shard_map.shards["s0"].nodes[0].dsn
+        assert eventually(lambda: query(one, "s0-a", "SELECT count(*) FROM pg_stat_replication") == "1")
+
+
+def test_nothing_is_left_of_a_launcher_that_is_killed_or_interrupted(directory: Path) -> None:
+    command = [sys.executable, "-m", "router.cli", "cluster", "up", "--dir", str(directory)]
+    for number in (signal.SIGKILL, signal.SIGINT):
+        launcher = subprocess.Popen(
+            [*command, "--shards", "2", "--replicas", "1"], stderr=subprocess.PIPE, text=True
+        )
+        assert launcher.stderr is not None
+        launcher.stderr.readline()  # the first server is up, others are not
+        launcher.send_signal(number)
+        launcher.communicate()
+        assert launcher.returncode in (-number, 130)
+        time.sleep(1.0)
+        assert eventually(lambda: servers_of(directory) == []), servers_of(directory)
+        shutil.rmtree(directory / "nodes")
+
+
+def test_an_owned_cluster_ends_with_its_owner(directory: Path) -> None:
+    owner = subprocess.Popen([sys.executable, "-c", OWNER, str(directory)], stdout=subprocess.PIPE, text=True)
+    assert owner.stdout is not None
+    assert owner.stdout.readline() == "up\n"
+    assert len(servers_of(directory)) >= 3
+    owner.kill()
+    owner.communicate()
+    assert eventually(lambda: servers_of(directory) == [])
+
+
+def test_a_pid_that_somebody_else_has_now_is_left_alone(directory: Path) -> None:
+    up(directory, replicas=0)
+    pgscatter("cluster", "kill", "s0-a", "--dir", directory)
+    bystander = subprocess.Popen(["sleep", "60"])
+    try:
+        pid_file = directory / "nodes" / "s0-a" / "data" / "postmaster.pid"
+        rest = pid_file.read_text().split("\n")[1:]
+        pid_file.write_text("\n".join([str(bystander.pid), *rest]))
+        pgscatter("cluster", "kill", "s0-a", "--dir", directory)
+        assert bystander.poll() is None
+        pgscatter("cluster", "start", "s0-a", "--dir", directory)
+        assert query(directory, "s0-a", "SELECT 1") == "1"
+        pgscatter("cluster", "down", "--dir", directory)
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_a_directory_that_only_we_may_enter_works(tmp_path: Path) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir(mode=0o700)
+    assert stat.S_IMODE(closed.stat().st_mode) == 0o700
+    with_cluster = closed / "cluster"
+    try:
+        up(with_cluster)
+        assert query(with_cluster, "s0-a", "SELECT count(*) FROM pg_stat_replication") == "1"
+    finally:
+        Cluster(with_cluster).stop_all()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
+def test_an_ordinary_user_runs_a_cluster_too(directory: Path) -> None:
+    directory.chmod(0o777)
+    if subprocess.run(
+        ["setpriv", "--reuid=nobody", "--", sys.executable, "-c", "import router.cli"]
+    ).returncode:
+        pytest.skip("the interpreter is out of reach of other users")
+    command = [sys.executable, "-m", "router.cli", "cluster", "up", "--dir", str(directory / "own")]
+    as_nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--", *command]
+    done = subprocess.run(
+        [*as_nobody, "--shards", "1", "--replicas", "1"], capture_output=True, text=True, cwd="/", timeout=60
+    )
+    assert done.returncode == 0, done.stderr
+    assert query(directory / "own", "s0-a", "SELECT current_user") == "postgres"
+    Cluster(directory / "own").stop_all()
+
+
+def test_what_cannot_be_a_cluster_is_refused(directory: Path) -> None:
+    assert up(directory, shards=0, check=False).returncode == 1
+    bad = directory / "bad.yaml"
+    bad.write_text("collections: [1]\n")
+    refused = up(directory / "x", "--collections", bad, check=False)
+    assert refused.returncode == 1
+    assert "mapping" in refused.stderr
+    nothing = pgscatter("cluster", "status", "--dir", directory / "none", check=False)
+    assert nothing.returncode == 1
+    assert "no cluster" in nothing.stderr
+    assert pgscatter("cluster", "up", "--dir", directory, check=False).returncode == 2
