@@ -5,12 +5,14 @@ For any application: the tests of the edge use it over a router in memory, other
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import schemathesis
 from hypothesis import HealthCheck, Phase, given, seed, settings
+from hypothesis.errors import HypothesisDeprecationWarning
 from schemathesis import GenerationMode
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -98,4 +100,7 @@ def _generate(
                 case.path_parameters[name] = values[sent // 2 % len(values)]
         send(case)
 
-    run()
+    with warnings.catch_warnings():
+        # The application's thread draws random numbers meanwhile; Hypothesis takes that for the strategy.
+        warnings.filterwarnings("ignore", "Do not use the `random` module", HypothesisDeprecationWarning)
+        run()
