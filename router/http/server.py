@@ -133,12 +133,19 @@ class _Supervisor(Multiprocess):
     def keep_subprocess_alive(self) -> None:
         before = {process.pid: process for process in self.processes}
         super().keep_subprocess_alive()
-        for pid in before.keys() - {process.pid for process in self.processes}:
+        dead = before.keys() - {process.pid for process in self.processes}
+        for pid in dead:
             _logger.warning("worker %s died and was replaced", pid)
             mark_process_dead(pid)  # type: ignore[no-untyped-call]
         if any(process.exitcode == STARTUP_FAILURE for process in before.values()):
             self.failed = True
-        if self._ready is not None and not self.should_exit.is_set() and self._all_ready():
+        if self._ready is None or self.should_exit.is_set():
+            return
+        if dead:
+            # One that dies before all have ever served will not do better the next time.
+            self.failed = True
+            self.should_exit.set()
+        elif self._all_ready():
             self._ready()
             self._ready = None
 

@@ -119,6 +119,28 @@ def test_a_dead_worker_is_replaced(tmp_path: Path) -> None:
         assert router.stop() == 0
 
 
+BROKEN = """
+from router.http.server import listen, run
+
+def create_app():
+    raise RuntimeError("this application does not start")
+
+if __name__ == "__main__":
+    with listen("127.0.0.1", 0) as listener:
+        raise SystemExit(run("broken:create_app", listener, workers={workers}, drain_timeout=1, ready=exit))
+"""
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_an_application_that_does_not_start_is_not_tried_for_ever(tmp_path: Path, workers: int) -> None:
+    script = tmp_path / "broken.py"
+    script.write_text(BROKEN.format(workers=workers))
+    env = {**os.environ, "PYTHONPATH": str(tmp_path), "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, env=env)
+    assert done.returncode == 1
+    assert "this application does not start" in done.stderr
+
+
 def cmdline(pid: str) -> str:
     return Path(f"/proc/{pid}/cmdline").read_text()
 
