@@ -6,8 +6,8 @@ reads takes the sum or the maximum over all workers. With that, every worker's c
 a write through any of them, and reads wait for replicas to reach it. One worker alone keeps the same
 in plain memory.
 
-Invariant: a version and a position never go back while the file exists, not even when a worker dies
-and another takes its slot.
+Invariant: no number in it ever goes back while the file exists, not even when a worker dies and another
+takes its slot.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _WORD_BYTES = 8
 
 
 def _words(shard_map: ShardMap) -> int:
-    return 2 * len(shard_map.collections) + len(shard_map.shards)
+    return 3 * len(shard_map.collections) + len(shard_map.shards)
 
 
 def create(path: Path, shard_map: ShardMap) -> None:
@@ -46,7 +46,8 @@ class Shared:
         self._width = _words(shard_map)
         self._versions = {name: i for i, name in enumerate(shard_map.collections)}
         self._owed = {name: len(self._versions) + i for i, name in enumerate(shard_map.collections)}
-        self._positions = {name: 2 * len(self._versions) + i for i, name in enumerate(shard_map.shards)}
+        self._paid = {name: 2 * len(self._versions) + i for i, name in enumerate(shard_map.collections)}
+        self._positions = {name: 3 * len(self._versions) + i for i, name in enumerate(shard_map.shards)}
         self._file: int | None = None
         slot, slots = 0, 1
         memory: mmap.mmap | bytearray = bytearray(max(self._width, 1) * _WORD_BYTES)
@@ -87,16 +88,19 @@ class Shared:
         self._cells[self._own + self._owed[collection]] += 1
 
     def owed_here(self, collection: str) -> int:
-        return self._cells[self._own + self._owed[collection]]
+        """The number of this worker's last write that Redis has to be told of; 0 if there is none."""
+        owed = self._cells[self._own + self._owed[collection]]
+        return owed if owed > self._cells[self._own + self._paid[collection]] else 0
 
     def owed(self, collection: str) -> int:
         """Writes of any worker that Redis has not been told of."""
-        column, cells = self._owed[collection], self._cells
-        return sum([cells[slot + column] for slot in self._slots])
+        owed, paid, cells = self._owed[collection], self._paid[collection], self._cells
+        return sum([cells[slot + owed] - cells[slot + paid] for slot in self._slots])
 
-    def paid(self, collection: str) -> None:
-        """Redis knows of every write of this worker."""
-        self._cells[self._own + self._owed[collection]] = 0
+    def paid(self, collection: str, number: int) -> None:
+        """Redis knows of this worker's writes up to `number`, which `owed_here` said before it was told."""
+        cell = self._own + self._paid[collection]
+        self._cells[cell] = max(self._cells[cell], number)
 
     def close(self) -> None:
         self._cells.release()

@@ -122,7 +122,10 @@ class Probe(msgspec.Struct, frozen=True):
 
 
 class ShardReport(msgspec.Struct, frozen=True):
-    """What happened on one shard, in milliseconds and rows."""
+    """What happened on one shard, in milliseconds and rows.
+
+    `lsn` is a write-ahead log position up to which the rows are known to be complete.
+    """
 
     shard: str
     state: ShardState
@@ -131,6 +134,7 @@ class ShardReport(msgspec.Struct, frozen=True):
     attempts: int = 0
     hedged: bool = False
     stale: bool = False
+    lsn: int = 0
     queue_ms: float = 0.0
     execute_ms: float = 0.0
     total_ms: float = 0.0

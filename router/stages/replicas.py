@@ -60,6 +60,8 @@ class ReplicaSet:
         for index, stale in self._order(probe):
             node = self.nodes[index]
             attempts += 1
+            # Known before the statement starts, so that its rows hold at least this much.
+            lsn = node.state.lsn if stale else max(node.state.lsn, probe.min_lsn)
             try:
                 fetched = await node.fetch(probe, deadline)
             except NodeError as exc:
@@ -72,7 +74,7 @@ class ReplicaSet:
                 overloaded = exc
                 continue
             total_ms = (perf_counter() - started) * 1000
-            return ShardRows(fetched.rows, self._report(probe, node, fetched, attempts, stale, total_ms))
+            return ShardRows(fetched.rows, self._report(probe, node, fetched, attempts, stale, lsn, total_ms))
         if overloaded is not None and not problems:
             raise overloaded
         report = ShardReport(
@@ -90,7 +92,14 @@ class ReplicaSet:
         return rank(views, primary_only=probe.primary_only, min_lsn=probe.min_lsn, random=self._rng)
 
     def _report(
-        self, probe: Probe, node: Node, fetched: Fetched, attempts: int, stale: bool, total_ms: float
+        self,
+        probe: Probe,
+        node: Node,
+        fetched: Fetched,
+        attempts: int,
+        stale: bool,
+        lsn: int,
+        total_ms: float,
     ) -> ShardReport:
         return ShardReport(
             self.shard,
@@ -99,6 +108,7 @@ class ReplicaSet:
             role=node.state.role,
             attempts=attempts,
             stale=stale,
+            lsn=lsn,
             queue_ms=fetched.queue_ms,
             execute_ms=fetched.execute_ms,
             total_ms=total_ms,

@@ -5,6 +5,10 @@ stored under is still there. A write deletes the token after it has committed, w
 being computed meanwhile; the next search puts a new one. Deleting needs no memory, so it works on a
 full Redis as well, and because tokens never repeat, an evicted one cannot bring old entries back.
 
+Another router knows nothing of how far our writes have come, and may store an answer from a replica
+behind them. So an entry says which log positions it rests on, and counts only where they hold all that
+was written here. The same keeps out what a Redis restarted from an old snapshot brings back.
+
 While a deletion has not reached Redis, this router trusts no entry of that collection.
 """
 
@@ -12,7 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import cast
 
 import msgspec
@@ -35,6 +39,7 @@ class _Entry(msgspec.Struct, frozen=True, array_like=True):
     count: int
     coverage: Coverage
     short: Shortfall | None
+    positions: dict[str, int]
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -67,9 +72,13 @@ class Invalidations:
         if ours:
             told = await self._link.call(lambda client: client.delete(_token_key(collection)))
             # A write that ended while the command was under way is not paid for with it.
-            if told is not None and self._shared.owed_here(collection) == ours:
-                self._shared.paid(collection)
+            if told is not None:
+                self._shared.paid(collection, ours)
         return not self._shared.owed(collection)
+
+    def reflected(self, positions: Mapping[str, int]) -> bool:
+        """Whether an answer from shards at `positions` holds every write of this router's workers."""
+        return all(self._shared.position(shard) <= position for shard, position in positions.items())
 
 
 class SharedCache:
@@ -138,7 +147,7 @@ class SharedCache:
             entry = _decoder.decode(data)
         except msgspec.DecodeError:
             return token, None
-        if entry.token != token:
+        if entry.token != token or not self._invalidations.reflected(entry.positions):
             return token, None
         answer = Answer(msgspec.Raw(entry.hits), entry.count, entry.coverage, entry.short, cacheable=True)
         return token, answer
@@ -150,7 +159,8 @@ class SharedCache:
         return token if placed else None
 
     def _store(self, key: str, token: bytes, answer: Answer, ttl: float) -> None:
-        entry = _Entry(token, bytes(answer.hits), answer.count, answer.coverage, answer.short)
+        positions = {report.shard: report.lsn for report in answer.reports}
+        entry = _Entry(token, bytes(answer.hits), answer.count, answer.coverage, answer.short, positions)
         data = _encoder.encode(entry)
         if len(data) > self._max_entry_bytes:
             return
