@@ -102,6 +102,12 @@ class Meter:
         """`count` units in all, which are of the total too."""
         self.add(max(0, count - self._count))
 
+    def remain(self, left: int) -> None:
+        """`left` units to go; the most that ever were is the total."""
+        self._total = max(self._total, left)
+        self._count = self._done = self._total - left
+        self._show()
+
     def end(self) -> None:
         """Take the bar away."""
         if self._display.live is not None and self._task is not None:
@@ -121,7 +127,7 @@ class Meter:
         if self._display.live is not None and self._task is not None:
             elapsed = max(self._clock() - self._started, 1e-6)
             shown = f"{self._count:,} {self._unit}, {self._count / elapsed:,.0f}/s"
-            self._display.live.update(self._task, completed=self._done, shown=shown)
+            self._display.live.update(self._task, total=self._total, completed=self._done, shown=shown)
         elif self._clock() - self._said >= _LINE_SECONDS:
             self._said = self._clock()
             self._display.say(self.line())

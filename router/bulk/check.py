@@ -1,0 +1,55 @@
+"""Vectors of a whole chunk held to what a single request's vector is held to.
+
+One pass of arithmetic finds the rows that may be wrong; what is wrong with them, if anything, is said by
+the function that judges requests, so that the two can never disagree.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from router.http.vectors import from_components
+from router.query.errors import InvalidError
+from shard_config.model import Metric, Vector, VectorType
+
+__all__ = ["to_float32", "wrong_vectors"]
+
+_HALF_MAX = 65504.0
+# Float32 sums differ in their last digits by the order of their terms; what is near the bound is looked
+# at one by one.
+_SUSPECT_NORM2 = 3.4028234663852886e38 / 4 * 0.99
+# A float16 becomes zero below 2**-25, whose square this is.
+_HALF_ZERO2 = 2.0**-50
+
+
+def to_float32(components: NDArray[np.floating]) -> NDArray[np.float32]:
+    """The same numbers as native float32; what is beyond it becomes infinite."""
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(components, dtype=np.float32)
+
+
+def wrong_vectors(vectors: NDArray[np.float32], vector: Vector) -> dict[int, str]:
+    """By position, why a row of `vectors`, whose dimensions are right, cannot be stored."""
+    wrong = {}
+    for at in np.flatnonzero(_suspects(vectors, vector)).tolist():
+        try:
+            from_components(vectors[at], vector, "vector")
+        except InvalidError as exc:
+            wrong[at] = exc.detail
+    return wrong
+
+
+def _suspects(vectors: NDArray[np.float32], vector: Vector) -> NDArray[np.bool_]:
+    with np.errstate(over="ignore", invalid="ignore"):
+        norm2 = np.einsum("ij,ij->i", vectors, vectors)
+    # Written so that NaN is suspect.
+    suspect: NDArray[np.bool_] = ~(norm2 <= _SUSPECT_NORM2)
+    if vector.metric is Metric.COSINE:
+        half = vector.type is VectorType.HALFVEC
+        suspect |= norm2 <= (_HALF_ZERO2 * 2 * vector.dimensions if half else 0.0)
+    if vector.type is VectorType.HALFVEC:
+        # A component beyond float16's range has a norm beyond it too.
+        large = np.flatnonzero(norm2 > 0.99 * _HALF_MAX**2)
+        suspect[large] |= np.abs(vectors[large]).max(axis=1) > _HALF_MAX
+    return suspect

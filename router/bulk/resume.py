@@ -1,0 +1,189 @@
+"""What has been loaded, written down on each shard in the transaction that loads it.
+
+    pgscatter.load         a file being loaded into a table: which one, how it is cut, which index it owes
+    pgscatter.load_chunk   a stretch of the file whose rows of this shard are in the table
+
+Invariant: a chunk's mark is committed with its rows or not at all, so whatever is killed, and whenever,
+no row is loaded twice or left out. Marks are of the table's oid: they die with the table, and with its
+rows when it has been emptied.
+"""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+import msgspec
+
+from router.schema.session import Connection
+from shard_config.model import Collection
+
+__all__ = [
+    "Job",
+    "Load",
+    "begin",
+    "existing",
+    "finish",
+    "forget",
+    "mark",
+    "options_digest",
+    "owed_index",
+    "prepare",
+]
+
+# Runs of any kind create the tables one after the other; the number is "pgscatml" in ASCII.
+_LOCK = 0x70677363_61746D6C
+_PREPARED = (
+    "SELECT to_regclass('pgscatter.load') IS NOT NULL AND to_regclass('pgscatter.load_chunk') IS NOT NULL"
+)
+_TABLES = f"""
+SELECT pg_advisory_xact_lock({_LOCK});
+CREATE SCHEMA IF NOT EXISTS pgscatter;
+CREATE TABLE IF NOT EXISTS pgscatter.load (
+    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    relation oid NOT NULL,
+    source text NOT NULL,
+    options text NOT NULL,
+    chunk_rows bigint NOT NULL,
+    deferred_index text,
+    began_at timestamptz NOT NULL DEFAULT now(),
+    finished_at timestamptz,
+    UNIQUE (relation, source, options)
+);
+COMMENT ON COLUMN pgscatter.load.deferred_index IS 'statement that builds the index once all rows are in';
+CREATE TABLE IF NOT EXISTS pgscatter.load_chunk (
+    load bigint NOT NULL REFERENCES pgscatter.load ON DELETE CASCADE,
+    chunk bigint NOT NULL,
+    rows bigint NOT NULL,
+    refused bigint NOT NULL,
+    PRIMARY KEY (load, chunk)
+);
+"""
+# Marks of tables that are gone, and of rows that are gone from a table that is empty now.
+_PRUNE = """
+DELETE FROM pgscatter.load l
+WHERE NOT EXISTS (SELECT FROM pg_class c WHERE c.oid = l.relation)
+   OR (l.relation = $1 AND $2
+       AND EXISTS (SELECT FROM pgscatter.load_chunk m WHERE m.load = l.id AND m.rows > 0))
+"""
+_SAME = "relation = $1 AND source = $2 AND options = $3"
+
+
+class Job(msgspec.Struct, frozen=True):
+    """One way of loading one file: with other options its chunks hold other rows for a shard."""
+
+    source: str
+    options: str
+
+
+class Load(msgspec.Struct, frozen=True):
+    """A job that has begun on one shard.
+
+    Attributes:
+        chunk_rows: how it is cut, which must not change on the way.
+        deferred_index: the statement that builds the index which waits for the rows; None: none does.
+        chunks: what is loaded; by number of the chunk its (rows on this shard, rows refused in all).
+    """
+
+    id: int
+    finished: bool
+    chunk_rows: int
+    deferred_index: str | None
+    chunks: dict[int, tuple[int, int]]
+
+    @property
+    def rows(self) -> int:
+        return sum(rows for rows, _ in self.chunks.values())
+
+
+def options_digest(collection: Collection, dataset: str, limit: int | None) -> str:
+    """What of the command and the map decides which rows of a chunk belong to which shard, and how."""
+    decisive = (
+        dataset,
+        limit,
+        collection.table,
+        collection.id,
+        collection.vector,
+        collection.content,
+        collection.metadata,
+        collection.columns,
+        collection.sharding,
+    )
+    return blake2b(repr(decisive).encode(), digest_size=16).hexdigest()
+
+
+async def prepare(connection: Connection) -> None:
+    """Create the tables of marks if they are missing."""
+    if not await connection.fetchval(_PREPARED):
+        async with connection.transaction():
+            await connection.execute(_TABLES)
+
+
+async def existing(connection: Connection, relation: int, empty: bool, job: Job) -> Load | None:
+    """The job on this shard as far as it has come; marks that mean nothing any more are removed."""
+    await connection.execute(_PRUNE, relation, empty)
+    row = await connection.fetchrow(
+        "SELECT id, finished_at IS NOT NULL AS finished, chunk_rows, deferred_index"
+        f" FROM pgscatter.load WHERE {_SAME}",
+        relation,
+        job.source,
+        job.options,
+    )
+    if row is None:
+        return None
+    marks = await connection.fetch(
+        "SELECT chunk, rows, refused FROM pgscatter.load_chunk WHERE load = $1", row["id"]
+    )
+    chunks = {mark["chunk"]: (mark["rows"], mark["refused"]) for mark in marks}
+    return Load(**row, chunks=chunks)
+
+
+async def begin(
+    connection: Connection, relation: int, job: Job, chunk_rows: int, deferred_index: str | None
+) -> Load:
+    """Write the job down; the caller drops the index that it defers in the same transaction."""
+    id_: int = await connection.fetchval(
+        "INSERT INTO pgscatter.load (relation, source, options, chunk_rows, deferred_index)"
+        " VALUES ($1, $2, $3, $4, $5) RETURNING id",
+        relation,
+        job.source,
+        job.options,
+        chunk_rows,
+        deferred_index,
+    )
+    return Load(id_, False, chunk_rows, deferred_index, {})
+
+
+async def forget(connection: Connection, relation: int, source: str) -> None:
+    """Remove all marks of this file on this table, however it was cut."""
+    await connection.execute(
+        "DELETE FROM pgscatter.load WHERE relation = $1 AND source = $2", relation, source
+    )
+
+
+async def mark(connection: Connection, load: int, chunk: int, rows: int, refused: int) -> bool:
+    """Mark a chunk within the transaction that loads it; False if it is marked already.
+
+    Waits for a predecessor whose commit is still under way, and so decides for one of the two.
+    """
+    marked = await connection.fetchval(
+        "INSERT INTO pgscatter.load_chunk VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING RETURNING true",
+        load,
+        chunk,
+        rows,
+        refused,
+    )
+    return marked is True
+
+
+async def owed_index(connection: Connection, relation: int) -> str | None:
+    """The statement of an index that an unfinished load of this table, of whatever file, has deferred."""
+    statement: str | None = await connection.fetchval(
+        "SELECT deferred_index FROM pgscatter.load"
+        " WHERE relation = $1 AND finished_at IS NULL AND deferred_index IS NOT NULL ORDER BY id LIMIT 1",
+        relation,
+    )
+    return statement
+
+
+async def finish(connection: Connection, load: int) -> None:
+    await connection.execute("UPDATE pgscatter.load SET finished_at = now() WHERE id = $1", load)
