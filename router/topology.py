@@ -98,7 +98,7 @@ class Snapshot:
             name: ReplicaSet(name, [node for node in topology.nodes if node.shard == name])
             for name in shard_map.shards
         }
-        fanout = Fanout(sets)
+        self.fanout = fanout = Fanout(sets)
         search: Stage = Scatter(shard_map, fanout, shared)
         invalidations = None
         self._shared_cache = None

@@ -23,6 +23,7 @@ __all__ = [
     "distance_operator",
     "existing_ids",
     "result_columns",
+    "sample",
     "search",
     "select_by_id",
     "upsert",
@@ -149,6 +150,16 @@ def existing_ids(collection: Collection, ids: Sequence[object]) -> Statement:
         f" WHERE {collection.id.column} = ANY({array})"
     )
     return Statement(sql, tuple(params.args))
+
+
+def sample(collection: Collection, count: int) -> Statement:
+    """`count` random rows as (id, vector); reads every id once, but only the chosen vectors."""
+    id_, table = collection.id.column, collection.table
+    sql = (
+        f"SELECT t.{id_}, t.{collection.vector.column} FROM {table} t"
+        f" JOIN (SELECT {id_} FROM {table} ORDER BY random() LIMIT $1) chosen USING ({id_})"
+    )
+    return Statement(sql, (count,))
 
 
 def upsert(collection: Collection) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from shard_config.model import VectorType
 
-__all__ = ["from_wire", "to_wire"]
+__all__ = ["from_wire", "from_wire_bytes", "to_wire"]
 
 _HEADER = struct.Struct(">hh")
 _WIRE_DTYPES = {VectorType.VECTOR: ">f4", VectorType.HALFVEC: ">f2"}
@@ -29,3 +29,8 @@ def from_wire(data: bytes, type_: VectorType) -> list[float]:
     """Components of a value as PostgreSQL sent it."""
     components: list[float] = np.frombuffer(data, dtype=_WIRE_DTYPES[type_], offset=_HEADER.size).tolist()
     return components
+
+
+def from_wire_bytes(data: bytes, type_: VectorType) -> bytes:
+    """The same as float32 little-endian bytes, which is how the router holds a vector."""
+    return np.frombuffer(data, dtype=_WIRE_DTYPES[type_], offset=_HEADER.size).astype("<f4").tobytes()

@@ -23,6 +23,7 @@ LEVELS = [
     ["router.topology"],
     ["router.logs", "router.serve_config"],
     ["router.http"],
+    ["router.tuning"],
     ["router.schema"],
     ["router.bulk"],
     ["router.app"],
