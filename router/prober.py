@@ -11,11 +11,10 @@ import asyncio
 import random
 from collections.abc import Callable, Iterable
 
-import asyncpg
 import msgspec
 
 from router.policy.selection import Health, NodeState, Role
-from router.postgres.connection import Connection, NodeError, node_error, open_connection
+from router.postgres.connection import POSTGRES_ERRORS, Connection, NodeError, node_error, open_connection
 from router.settings import Settings
 from router.stages.node import Node
 
@@ -60,7 +59,7 @@ class Prober:
         await asyncio.gather(*(watch.close() for watch in self._watches))
 
     def _lost(self, node: Node) -> None:
-        """A node has just gone down: its searches move on if anybody else can answer them."""
+        """A node does not answer: its searches move on if anybody else can answer them."""
         partners = (watch.node for watch in self._watches if watch.node.shard == node.shard)
         if any(partner.state.health is Health.UP for partner in partners):
             node.reads.abandon()
@@ -124,16 +123,15 @@ class _Watch:
         try:
             async with asyncio.timeout(self._settings.probe_timeout):
                 state = await self._ask()
-        except (NodeError, asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError) as exc:
+        except (NodeError, *POSTGRES_ERRORS) as exc:
             # A node that does not answer is not worth a polite goodbye: it would hang there.
             self._drop()
             reason = (
                 "no answer within the probe's time" if isinstance(exc, TimeoutError) else str(node_error(exc))
             )
             state = msgspec.structs.replace(self.node.state, health=Health.DOWN, reason=reason)
-        was_down = self.node.state.health is Health.DOWN
         self.node.observe(state)
-        if state.health is Health.DOWN and not was_down:
+        if state.health is Health.DOWN:
             self._lost(self.node)
 
     async def _ask(self) -> NodeState:

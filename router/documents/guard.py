@@ -26,8 +26,8 @@ from router.documents.primary import Outcome, Primaries
 from router.documents.rows import rows_of, upsert_outcome
 from router.documents.types import Document, DocumentFailure, UpsertOutcome
 from router.postgres import sql
-from router.postgres.connection import Connection, NodeError, node_error
-from router.postgres.write import POSTGRES_ERRORS, advisory_lock, store, unlock_all, written_position
+from router.postgres.connection import POSTGRES_ERRORS, Connection, NodeError, node_error
+from router.postgres.write import advisory_lock, store, unlock_all, written_position
 from router.query.errors import OverloadedError
 from shard_config.model import Collection
 

@@ -12,7 +12,11 @@ from typing import TypeAlias
 
 import asyncpg
 
-__all__ = ["Connection", "ErrorKind", "NodeError", "node_error", "open_connection"]
+__all__ = ["POSTGRES_ERRORS", "Connection", "ErrorKind", "NodeError", "node_error", "open_connection"]
+
+# What a statement raises; `node_error` says what it means. asyncpg's internal error is what a statement
+# gets on a connection that the server has just ended.
+POSTGRES_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
 # The shapes of searches differ by filter, limit and columns; each holds a plan on the server.
 _STATEMENT_CACHE = 256
@@ -76,12 +80,12 @@ async def open_connection(
                 "statement_timeout": str(int(statement_timeout * 1000)),
             },
         )
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+    except POSTGRES_ERRORS as exc:
         raise _connect_error(exc) from exc
     try:
         async with asyncio.timeout(connect_timeout):
             await _set_codecs(connection)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as exc:
+    except POSTGRES_ERRORS as exc:
         connection.terminate()
         raise node_error(exc) from exc
     except BaseException:
@@ -136,7 +140,7 @@ def node_error(exc: BaseException) -> NodeError:
         if state.startswith(("22", "23", "44", "54", "P0")):
             return NodeError(ErrorKind.DATA, _message(exc))
         return NodeError(ErrorKind.FATAL, _message(exc))
-    if isinstance(exc, (OSError, TimeoutError, asyncpg.InterfaceError)):
+    if isinstance(exc, (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
         return NodeError(ErrorKind.UNREACHABLE, _message(exc))
     raise TypeError(f"not an error of a node: {exc!r}") from exc
 

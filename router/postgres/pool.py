@@ -15,7 +15,7 @@ from contextlib import asynccontextmanager
 
 import asyncpg
 
-from router.postgres.connection import Connection, ErrorKind, NodeError, node_error
+from router.postgres.connection import POSTGRES_ERRORS, Connection, ErrorKind, NodeError, node_error
 from router.query.errors import OverloadedError
 
 __all__ = ["Pool"]
@@ -49,6 +49,7 @@ class Pool:
         self._opening: set[asyncio.Task[Connection]] = set()
         self._mending: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._abandoned = 0
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.in_flight}/{self._size} in flight"
@@ -83,7 +84,9 @@ class Pool:
         self._busy.add(connection)
         try:
             yield connection
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+        except POSTGRES_ERRORS as exc:
+            if isinstance(exc, asyncpg.InternalClientError):
+                connection.terminate()
             self._settle(connection)
             raise node_error(exc) from exc
         except NodeError:
@@ -114,12 +117,13 @@ class Pool:
     def abandon(self) -> None:
         """The node has gone silent: end what is under way there, so that it can be tried elsewhere.
 
-        Whoever holds a connection gets a `NodeError` at once, as does whoever waits for one to open.
+        Whoever holds a connection gets a `NodeError` at once, as does whoever waits for one.
         """
+        self._abandoned += 1
         self.discard_idle()
         for connection in self._busy:
             connection.terminate()
-        for task in self._opening:
+        for task in (*self._opening, *self._mending):
             task.cancel()
 
     async def close(self) -> None:
@@ -127,18 +131,25 @@ class Pool:
         self._closed = True
         self.discard_idle()
         if self._mending:
-            await asyncio.wait(self._mending, timeout=self._cancel_timeout)
+            _, late = await asyncio.wait(self._mending, timeout=self._cancel_timeout)
+            for task in late:
+                task.cancel()
+            await asyncio.gather(*late, return_exceptions=True)
         self.discard_idle()
 
     async def _take_slot(self) -> None:
         if self._slots.locked() and self.waiting >= self._queue:
             raise OverloadedError(f"{self.waiting} statements wait for node {self.name} already")
+        abandoned = self._abandoned
         self.waiting += 1
         try:
             await self._slots.acquire()
         finally:
             self.waiting -= 1
         self.in_flight += 1
+        if self._abandoned != abandoned:
+            self._give_slot()
+            raise NodeError(ErrorKind.UNREACHABLE, "given up while waiting: the node does not answer")
 
     def _give_slot(self) -> None:
         self.in_flight -= 1
@@ -189,7 +200,7 @@ class Pool:
                 if not connection.is_closed() and connection.is_in_transaction():
                     await connection.execute("ROLLBACK")
                 await connection.execute("SELECT pg_advisory_unlock_all()")
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError):
+        except POSTGRES_ERRORS:
             connection.terminate()
         except BaseException:
             connection.terminate()

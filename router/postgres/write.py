@@ -8,10 +8,7 @@ import asyncpg
 
 from router.postgres.connection import Connection, ErrorKind, node_error
 
-__all__ = ["POSTGRES_ERRORS", "advisory_lock", "store", "unlock_all", "written_position"]
-
-# What a statement raises; `node_error` says what it means.
-POSTGRES_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+__all__ = ["advisory_lock", "store", "unlock_all", "written_position"]
 
 # What the last commit wrote is in the log up to here. Without synchronous commit the flushed part may
 # end before it; what has been inserted never does.

@@ -1,0 +1,217 @@
+"""Nodes die and freeze: searches answer in time, say what is missing, and become whole by themselves."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from deploy.local import Cluster
+from router.query.errors import DeadlineError, RouterError, UnavailableError
+from router.query.types import Found
+from router.settings import Settings
+from router.topology import Topology
+from tests.integration.worlds import World, hits, world
+
+SETTINGS = Settings(probe_interval=0.2, probe_timeout=1.0)
+WITHIN = 0.5
+ROWS = 80
+
+
+@pytest.fixture(scope="module")
+def fragile() -> Iterator[Cluster]:
+    """A cluster of these tests' own."""
+    with Cluster.temporary(shards=4, replicas=1) as running:
+        yield running
+
+
+@asynccontextmanager
+async def healing(cluster: Cluster, settings: Settings = SETTINGS) -> AsyncIterator[World]:
+    """A filled world; whatever a test broke is whole again before its table goes."""
+    before = asyncio.all_tasks()
+    async with world(cluster, settings) as w:
+        await w.put(*(w.document(i, [float(i)] * 8) for i in range(ROWS)))
+        try:
+            yield w
+        finally:
+            for node in ("s1-a", "s1-b"):
+                await asyncio.to_thread(cluster.start, node)
+    assert asyncio.all_tasks() == before
+
+
+async def timed(w: World, within: float = WITHIN, **options: object) -> tuple[Found, float]:
+    loop = asyncio.get_running_loop()
+    started = loop.time()
+    found = await w.search([0.0] * 8, ROWS, exact=True, cache=False, within=within, **options)
+    took = loop.time() - started
+    assert took < within + 0.2
+    return found, took
+
+
+def lacks_s1(found: Found) -> None:
+    coverage = found.answer.coverage
+    assert not coverage.full
+    assert (coverage.shards.ok, coverage.shards.failed + coverage.shards.timed_out) == (3, 1)
+    assert [failure.shard for failure in coverage.failures] == ["s1"]
+    assert "s1" not in {hit["shard"] for hit in hits(found)}
+    assert found.answer.short is not None
+    assert found.answer.short.reason == "coverage"
+    assert not found.answer.cacheable
+
+
+async def whole_again(w: World, within: float) -> None:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + within
+    while not (found := (await timed(w, within=1.0))[0]).answer.coverage.full:
+        assert loop.time() < end, found.answer.coverage
+        await asyncio.sleep(0.02)
+    assert [hit["id"] for hit in hits(found)] == list(range(ROWS))
+
+
+async def test_a_shard_without_nodes_is_named_in_every_answer_until_it_is_back(fragile: Cluster) -> None:
+    async with healing(fragile) as w:
+        searching = asyncio.create_task(steady(w, 60))
+        await asyncio.sleep(0.1)
+        await asyncio.to_thread(fragile.kill, "s1-a")
+        await asyncio.to_thread(fragile.kill, "s1-b")
+        for found in await searching:
+            if not found.answer.coverage.full:
+                lacks_s1(found)
+        for _ in range(20):
+            lacks_s1((await timed(w))[0])
+        with pytest.raises(UnavailableError) as caught:
+            await w.search([0.0] * 8, 5, allow_partial=False, within=WITHIN)
+        assert [problem.path for problem in caught.value.problems] == ["shards.s1"]
+        # A search that needs other shards alone is whole.
+        elsewhere = next(hit["id"] for hit in hits((await timed(w))[0]))
+        assert (await timed(w, filter={"id": elsewhere}))[0].answer.coverage.full
+        ready, readable = w.router.ready()
+        assert ready
+        assert readable == {"s0": True, "s1": False, "s2": True, "s3": True}
+
+        for node in ("s1-a", "s1-b"):
+            await asyncio.to_thread(fragile.start, node)
+        await whole_again(w, 3.0)
+
+
+async def steady(w: World, searches: int) -> list[Found]:
+    """One search after the other, each of which must answer in its time."""
+    answers = []
+    for _ in range(searches):
+        answers.append((await timed(w, within=3.0))[0])
+        await asyncio.sleep(0.01)
+    return answers
+
+
+@pytest.mark.parametrize("node", ["s1-a", "s1-b"])
+async def test_no_search_fails_when_one_node_of_a_set_dies(fragile: Cluster, node: str) -> None:
+    async with healing(fragile) as w:
+        searching = [asyncio.create_task(steady(w, 60)) for _ in range(4)]
+        await asyncio.sleep(0.15)
+        await asyncio.to_thread(fragile.kill, node)
+        for task in searching:
+            for found in await task:
+                assert found.answer.coverage.full, found.answer.coverage
+                # Replicas of a dead primary have all that was written: nothing is stale.
+                assert not found.answer.coverage.stale
+        states = {status.name: status.state for status in w.router.nodes()}
+        assert states.pop(node) == "down"
+        assert set(states.values()) == {"up"}
+        await asyncio.to_thread(fragile.start, node)
+        again = [asyncio.create_task(steady(w, 60)) for _ in range(2)]
+        for task in again:
+            assert all(found.answer.coverage.full for found in await task)
+        assert {status.state for status in w.router.nodes()} == {"up"}
+
+
+async def test_a_frozen_shard_costs_a_deadline_once_and_then_nothing(fragile: Cluster) -> None:
+    async with healing(fragile) as w:
+        await timed(w)
+        for node in ("s1-a", "s1-b"):
+            fragile.pause(node)
+        found, took = await timed(w)
+        lacks_s1(found)
+        assert took > WITHIN * 0.5
+        assert found.answer.coverage.shards.timed_out == 1
+        with pytest.raises((DeadlineError, UnavailableError)):
+            await w.search([0.0] * 8, 5, allow_partial=False, within=WITHIN)
+        await asyncio.sleep(SETTINGS.probe_interval * 1.2 + SETTINGS.probe_timeout)
+        for _ in range(10):
+            found, took = await timed(w, within=5.0)
+            lacks_s1(found)
+            assert took < 1
+        for node in ("s1-a", "s1-b"):
+            fragile.resume(node)
+        await whole_again(w, 3.0)
+
+
+async def test_one_frozen_node_of_a_set_loses_no_search(fragile: Cluster) -> None:
+    async with healing(fragile) as w:
+        fragile.pause("s1-b")
+        searches = [timed(w, within=3.0) for _ in range(40)]
+        for found, _ in await asyncio.gather(*searches):
+            assert found.answer.coverage.full, found.answer.coverage
+        found, took = await timed(w, within=3.0)
+        assert found.answer.coverage.full
+        assert took < 1
+        fragile.resume("s1-b")
+
+
+async def test_writes_to_a_frozen_primary_end_in_time_and_know_what_they_do_not_know(
+    fragile: Cluster,
+) -> None:
+    async with healing(fragile) as w:
+        fragile.pause("s1-a")
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        documents = [w.document(i, [float(i)] * 8, content="again") for i in range(ROWS)]
+        outcome = await w.router.upsert(w.collection, documents, w.soon(0.5))
+        assert loop.time() - started < 0.9
+        assert [shard.shard for shard in outcome.shards if not shard.ok] == ["s1"]
+        assert {failure.reason for failure in outcome.failures} == {"unknown"}
+        fragile.resume("s1-a")
+        await whole_again(w, 3.0)
+
+
+async def test_a_router_closes_in_time_while_nodes_are_frozen(fragile: Cluster) -> None:
+    before = asyncio.all_tasks()
+    async with healing(fragile) as w:
+        for node in ("s1-a", "s1-b"):
+            fragile.pause(node)
+        searches = [
+            asyncio.create_task(w.search([float(n)] * 8, ROWS, exact=True, within=0.3)) for n in range(30)
+        ]
+        await asyncio.sleep(0.1)
+        for task in searches[:10]:
+            task.cancel()
+        outcomes = await asyncio.gather(*searches, return_exceptions=True)
+        for outcome in outcomes[10:]:
+            assert isinstance(outcome, Found | RouterError), outcome
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        await w.topology.close()
+        assert loop.time() - started < 5
+        assert asyncio.all_tasks() == before
+        for node in ("s1-a", "s1-b"):
+            fragile.resume(node)
+
+
+async def test_a_router_opens_while_a_shard_is_frozen_and_finds_it_later(fragile: Cluster) -> None:
+    async with healing(fragile) as w:
+        for node in ("s1-a", "s1-b"):
+            fragile.pause(node)
+        late = Topology(w.router.shard_map, SETTINGS)
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        await late.open()
+        try:
+            assert loop.time() - started < 3
+            other = World(fragile, late)
+            lacks_s1((await timed(other))[0])
+            for node in ("s1-a", "s1-b"):
+                fragile.resume(node)
+            await whole_again(other, 3.0)
+        finally:
+            await late.close()
