@@ -22,7 +22,7 @@ from typing import NoReturn
 
 from bench.corpus import DIMENSIONS, prepare
 from deploy.demo.commands import DemoError, run, typed
-from deploy.demo.router import Router, last_words, serving
+from deploy.demo.router import Router, choose_port, last_words, serving
 from deploy.demo.searches import SEARCHES, arguments, show
 from deploy.local import Cluster, ClusterError
 
@@ -30,7 +30,8 @@ __all__ = ["main"]
 
 _POLL = 0.5
 
-# JSON is YAML, so the path may hold whatever a path may hold.
+# JSON is YAML, so the path may hold whatever a path may hold. The timeout is generous because a laptop
+# that has just started nine servers may take seconds to import scikit-learn for the first text.
 _COLLECTIONS = """\
 collections:
   stdlib:
@@ -40,6 +41,7 @@ collections:
     content: content
     columns: {{name: text, module: text, kind: text}}
     sharding: {{strategy: hash, key: id, buckets: 64}}
+    search: {{timeout: 10s}}
     text_model: {model}
 """
 
@@ -81,6 +83,7 @@ def _leave(number: int, _: object) -> NoReturn:
 
 
 def _demo(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
+    port = choose_port(args.port)
     say = _Clock()
     directory = _directory(args.dir, stack)
     prepared = prepare(directory, progress=say)
@@ -101,7 +104,7 @@ def _demo(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
 
     say("starting the router")
     log = directory / "serve.log"
-    router = stack.enter_context(serving(cluster.map_path, cluster.redis_url, log, args.port))
+    router = stack.enter_context(serving(cluster.map_path, cluster.redis_url, log, port))
     stack.callback(say, "stopping the router and the servers")
     say(f"ready at {router.url}")
     for shown in SEARCHES:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
@@ -26,7 +25,10 @@ def command(arguments: Sequence[str]) -> list[str]:
 def typed(arguments: Sequence[str]) -> str:
     """What to type here for the same."""
     script = Path(sys.executable).with_name("pgscatter")
-    return shlex.join([os.path.relpath(script) if script.exists() else "pgscatter", *arguments])
+    if not script.exists():
+        return shlex.join(["pgscatter", *arguments])
+    here = Path.cwd()
+    return shlex.join([str(script.relative_to(here) if script.is_relative_to(here) else script), *arguments])
 
 
 def run(*arguments: str) -> None:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 from deploy.demo.commands import DemoError, command, typed
 from deploy.leash import leashed
 
-__all__ = ["Router", "last_words", "serving"]
+__all__ = ["Router", "choose_port", "last_words", "serving"]
 
 _USUAL_PORT = 8080
 _READY_SECONDS = 60.0
@@ -28,13 +28,12 @@ class Router(NamedTuple):
 
 
 @contextmanager
-def serving(map_path: Path, redis_url: str, log: Path, port: int | None) -> Iterator[Router]:
-    """It, while the block runs; without a `port` the usual one, or any if that is taken.
+def serving(map_path: Path, redis_url: str, log: Path, port: int) -> Iterator[Router]:
+    """It, while the block runs.
 
     Raises:
         DemoError: it does not become ready.
     """
-    port = _free_port() if port is None else port
     arguments = ("serve", "--map", str(map_path), "--redis", redis_url, "--port", str(port))
     print(f"$ {typed(arguments)}", flush=True)
     log.write_bytes(b"")
@@ -63,12 +62,19 @@ def _is_ready(url: str) -> bool:
         return False
 
 
-def _free_port() -> int:
-    """The usual one, or 0, which is any, if somebody has it."""
+def choose_port(wanted: int | None) -> int:
+    """The port to serve on; 0 is any. Without a wish it is the usual one, unless somebody has it.
+
+    Raises:
+        DemoError: the wanted one is taken.
+    """
+    port = _USUAL_PORT if wanted is None else wanted
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", _USUAL_PORT))
-        except OSError:
-            return 0
-    return _USUAL_PORT
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as exc:
+            if wanted is None:
+                return 0
+            raise DemoError(f"cannot listen on port {port}: {exc}") from exc
+    return port

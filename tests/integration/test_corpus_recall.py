@@ -18,6 +18,7 @@ from bench import corpus
 from bench.corpus import Entry
 from deploy.local import Cluster
 from router.text import TextModel
+from router.text.words import words
 from tests.conftest import Serve
 from tests.integration.apps import applied_map, collection, pgscatter
 
@@ -63,7 +64,7 @@ def questions(entries: list[Entry], prepared: corpus.Prepared) -> list[list[floa
     """The first sentences of entries from all over the corpus, as a user might have put them."""
     model = TextModel.load(prepared.model)
     sentences = [entry.text.partition(".")[0] for entry in entries[:: len(entries) // (2 * QUERIES)]]
-    told = [sentence for sentence in sentences if len(sentence.split()) >= 4]
+    told = [sentence for sentence in sentences if len(words(sentence)) >= 4]
     return [vector.tolist() for vector in model.embed_many(told)[:QUERIES]]
 
 

@@ -1,0 +1,152 @@
+"""`make demo` as somebody new runs it, and every way in which it can end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+# What a stranger is promised on two cores, everything but the installation.
+SMOKE_SECONDS = 180
+GONE_SECONDS = 30
+
+pytestmark = pytest.mark.timeout(SMOKE_SECONDS + 30)
+
+
+@pytest.fixture
+def temporary(tmp_path: Path) -> Path:
+    """Where the demo puts its data; every process of it has this path among its arguments."""
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    return folder
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start(temporary: Path, tmp_path: Path) -> Iterator[Start]:
+    started: list[subprocess.Popen[str]] = []
+
+    def run(*arguments: str) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "deploy.demo", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            cwd=tmp_path,
+            env={**os.environ, "TMPDIR": str(temporary)},
+            start_new_session=True,  # so that a Ctrl-C can be sent to all of it, as a terminal does
+        )
+        started.append(process)
+        return process
+
+    yield run
+    for process in started:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=30)
+
+
+def running(folder: Path) -> list[str]:
+    """Command lines of processes that have to do with `folder`."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit() and int(entry.name) != os.getpid():
+            try:
+                line = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue  # it has just ended
+            if str(folder).encode() in line:
+                found.append(line.replace(b"\0", b" ").decode(errors="replace"))
+    return found
+
+
+def read_until(process: subprocess.Popen[str], marker: str) -> str:
+    assert process.stdout is not None
+    said = ""
+    for line in process.stdout:
+        said += line
+        if marker in line:
+            return said
+    raise AssertionError(f"the demo ended without saying {marker!r}:\n{said}")
+
+
+def test_the_demo_shows_four_searches_and_leaves_nothing(start: Start, temporary: Path) -> None:
+    started = time.monotonic()
+    process = start("--smoke")
+    said, _ = process.communicate(timeout=SMOKE_SECONDS)
+    assert process.returncode == 0, said
+    assert time.monotonic() - started < SMOKE_SECONDS
+    answers = said.split("pgscatter search")[1:]
+    assert len(answers) == 4
+    first, cached, filtered, explained = (answer.splitlines() for answer in answers)
+    assert any("functools.lru_cache" in line for line in first[2:5])
+    assert any("4 of 4 shards" in line for line in first)
+    assert any("cache l1" in line for line in cached)
+    assert sum(" asyncio" in line for line in filtered) == 5
+    assert [line.split()[0] for line in explained if line.startswith("s") and " ok " in line] == [
+        *("s0", "s1", "s2", "s3")
+    ]
+    assert running(temporary) == []
+    assert list(temporary.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("when", "number", "status"),
+    [
+        ("s0-a accepts connections", signal.SIGINT, 130),
+        ("It stays up", signal.SIGINT, 0),
+        ("It stays up", signal.SIGTERM, 143),
+    ],
+)
+def test_whoever_stops_the_demo_gets_everything_back(
+    start: Start, temporary: Path, when: str, number: signal.Signals, status: int
+) -> None:
+    process = start("--shards", "1", "--replicas", "0", "--port", "0")
+    read_until(process, when)
+    os.killpg(process.pid, number)
+    said, _ = process.communicate(timeout=GONE_SECONDS)
+    assert process.returncode == status, said
+    assert running(temporary) == []
+    assert list(temporary.iterdir()) == []
+
+
+def test_a_demo_that_is_killed_takes_its_servers_along(start: Start, temporary: Path) -> None:
+    process = start("--shards", "1", "--replicas", "1", "--port", "0")
+    read_until(process, "It stays up")
+    assert len(running(temporary)) > 3
+    process.kill()
+    deadline = time.monotonic() + GONE_SECONDS
+    while running(temporary) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert running(temporary) == []
+
+
+def test_data_that_are_kept_can_be_shown_again(start: Start, tmp_path: Path) -> None:
+    kept = tmp_path / "kept"
+    for _ in range(2):
+        process = start("--smoke", "--dir", str(kept), "--shards", "1", "--replicas", "0", "--port", "0")
+        said, _ = process.communicate(timeout=SMOKE_SECONDS)
+        assert process.returncode == 0, said
+        assert running(kept) == []
+    assert (kept / "cluster" / "shard_map.yaml").is_file()
+
+
+def test_a_port_that_is_taken_is_said_before_anything_is_started(start: Start, temporary: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        process = start("--smoke", "--port", port)
+        said, _ = process.communicate(timeout=SMOKE_SECONDS)
+    assert process.returncode == 1
+    assert said.startswith(f"demo: cannot listen on port {port}: ")
+    assert list(temporary.iterdir()) == []
