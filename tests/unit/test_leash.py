@@ -1,0 +1,89 @@
+"""A command on a leash ends with its owner, and with nothing else."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from deploy.leash import leashed
+
+SLEEP = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
+
+
+def pid_in(log: Path) -> int:
+    """What the command wrote first."""
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        if log.exists() and log.read_text().endswith("\n"):
+            return int(log.read_text())
+        time.sleep(0.01)
+    raise AssertionError("the command did not start")
+
+
+def is_gone(pid: int, seconds: float = 10.0) -> bool:
+    deadline = time.monotonic() + seconds
+    while time.monotonic() < deadline:
+        try:
+            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
+        except OSError:
+            return True
+        if state == "Z":
+            return True
+        time.sleep(0.01)
+    return False
+
+
+def test_the_end_of_the_block_ends_the_command(tmp_path: Path) -> None:
+    with leashed(SLEEP, tmp_path / "log") as leash:
+        pid = pid_in(tmp_path / "log")
+        assert leash.poll() is None
+    assert is_gone(pid, 0.1)
+
+
+def test_an_error_in_the_block_ends_the_command(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), leashed(SLEEP, tmp_path / "log"):
+        pid = pid_in(tmp_path / "log")
+        raise KeyboardInterrupt
+    assert is_gone(pid, 0.1)
+
+
+def test_a_command_that_ends_by_itself_gives_its_status(tmp_path: Path) -> None:
+    with leashed([sys.executable, "-c", "print('said'); raise SystemExit(3)"], tmp_path / "log") as leash:
+        assert leash.wait(20) == 3
+    assert (tmp_path / "log").read_text() == "said\n"
+
+
+def test_an_owner_that_is_killed_takes_the_command_along(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    code = (
+        "import sys, time, pathlib, deploy.leash as l\n"
+        f"with l.leashed({SLEEP!r}, pathlib.Path({str(log)!r})): time.sleep(60)"
+    )
+    owner = subprocess.Popen([sys.executable, "-c", code])
+    pid = pid_in(log)
+    owner.kill()
+    owner.wait(10)
+    assert is_gone(pid)
+
+
+def test_a_ctrl_c_is_for_the_owner_alone(tmp_path: Path) -> None:
+    with leashed(SLEEP, tmp_path / "log") as leash:
+        pid = pid_in(tmp_path / "log")
+        assert os.getpgid(leash.pid) != os.getpgid(0)
+        leash.send_signal(signal.SIGINT)
+        leash.send_signal(signal.SIGTERM)
+        assert not is_gone(pid, 0.5)
+        assert leash.poll() is None
+    assert is_gone(pid, 0.1)
+
+
+def test_the_command_hears_signals_as_usual(tmp_path: Path) -> None:
+    with leashed(SLEEP, tmp_path / "log") as leash:
+        os.kill(pid_in(tmp_path / "log"), signal.SIGTERM)
+        assert leash.wait(20) != 0
