@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import logging
 import os
 import sys
 from collections.abc import AsyncIterator
@@ -14,12 +16,15 @@ from router.http.app import create
 from router.http.keys_file import load as load_keys
 from router.http.metrics import Metrics
 from router.logs import AccessLog, configure
+from router.query.errors import UnavailableError
 from router.serve_config import from_env
 from router.text import TextModels
 from router.topology import Topology
-from shard_config import load
+from shard_config import ShardMap, load
 
 __all__ = ["create_app"]
+
+_logger = logging.getLogger(__name__)
 
 
 def create_app() -> ASGIApp:
@@ -37,10 +42,13 @@ def create_app() -> ASGIApp:
         shared_path=None if config.shared_path is None else Path(config.shared_path),
     )
 
+    models = TextModels()
+
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
         await topology.open()
         try:
+            await _warm(models, topology.snapshot.shard_map)
             yield
         finally:
             await topology.close()
@@ -50,7 +58,18 @@ def create_app() -> ASGIApp:
         config.settings,
         None if config.api_keys_path is None else load_keys(Path(config.api_keys_path), os.environ),
         Metrics(),
-        embed=TextModels().embed,
+        embed=models.embed,
         lifespan=lifespan,
         access_log=AccessLog(sys.stderr, level=config.log_level),
     )
+
+
+async def _warm(models: TextModels, shard_map: ShardMap) -> None:
+    """Read the text models before the first search; one that cannot be read fails only its own texts."""
+    for collection in shard_map.collections.values():
+        try:
+            await asyncio.to_thread(models.warm, collection)
+        except UnavailableError as exc:
+            _logger.error(
+                "text model not loaded", extra={"collection": collection.name, "reason": exc.detail}
+            )
