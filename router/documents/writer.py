@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 
-from shard_config.partition import locate
-
 from router.documents.guard import store_guarded
 from router.documents.primary import Primaries
 from router.documents.rows import key_of, rows_of, shard_write, upsert_outcome
@@ -22,6 +20,7 @@ from router.postgres.write import store
 from router.query.filter import Filter
 from router.query.plan import targets
 from shard_config.model import Collection, ShardMap
+from shard_config.partition import locate
 
 __all__ = ["Writer"]
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 import math
 
 import msgspec
-from shard_config.partition import shards_for_range, shards_for_values
 
 from router.query.filter import And, Compare, Filter, In, Or
 from router.query.types import SearchQuery
 from shard_config.model import Collection, Quantization, RangeSharding, ShardMap
+from shard_config.partition import shards_for_range, shards_for_values
 
 __all__ = ["EF_SEARCH_MAX", "Plan", "plan_search", "targets"]
 
