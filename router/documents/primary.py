@@ -142,7 +142,7 @@ class _Job(Generic[T]):
             self.outcome = Outcome(error=exc.detail)
         except NodeError as exc:
             self._primaries.failed(self._shard, node, exc)
-            lost = committed or (sent and exc.kind is ErrorKind.UNREACHABLE)
+            lost = committed or (sent and exc.kind is ErrorKind.LOST)
             self.outcome = Outcome(error=f"{node.config.name}: {exc}", unknown=lost)
         else:
             self._primaries.committed(self._shard, position)

@@ -36,10 +36,15 @@ Connection: TypeAlias = _Session
 
 
 class ErrorKind(StrEnum):
-    """What a failure allows: `UNREACHABLE` and `TRANSIENT` may succeed on another node or later,
-    `READ_ONLY` says the node is no primary, `DATA` blames the values sent, `FATAL` will repeat."""
+    """What a failure allows.
+
+    `UNREACHABLE` (no connection to be had), `LOST` (the connection broke under a statement) and
+    `TRANSIENT` may succeed on another node or later, `READ_ONLY` says the node is no primary, `DATA`
+    blames the values sent, `FATAL` will repeat.
+    """
 
     UNREACHABLE = "unreachable"
+    LOST = "lost"
     TRANSIENT = "transient"
     READ_ONLY = "read_only"
     DATA = "data"
@@ -132,7 +137,7 @@ def node_error(exc: BaseException) -> NodeError:
     if isinstance(exc, asyncpg.PostgresError):
         state = exc.sqlstate or ""
         if state.startswith(("08", "57P0")):
-            return NodeError(ErrorKind.UNREACHABLE, _message(exc))
+            return NodeError(ErrorKind.LOST, _message(exc))
         if state.startswith(("40", "53")) or state in ("55P03", "57014"):
             return NodeError(ErrorKind.TRANSIENT, _message(exc))
         if state == "25006":
@@ -141,7 +146,7 @@ def node_error(exc: BaseException) -> NodeError:
             return NodeError(ErrorKind.DATA, _message(exc))
         return NodeError(ErrorKind.FATAL, _message(exc))
     if isinstance(exc, (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
-        return NodeError(ErrorKind.UNREACHABLE, _message(exc))
+        return NodeError(ErrorKind.LOST, _message(exc))
     raise TypeError(f"not an error of a node: {exc!r}") from exc
 
 

@@ -63,7 +63,10 @@ class Node:
         return Fetched(rows, (sent - started) * 1000, (done - sent) * 1000, plan)
 
     def failed(self, error: NodeError) -> None:
-        """A statement could not reach the server: ask it no more until a probe does."""
+        """The server cannot be reached: ask it no more until a probe does.
+
+        A connection that broke is no such sign; an operator may have ended just that one.
+        """
         if error.kind is ErrorKind.UNREACHABLE:
             self.observe(msgspec.structs.replace(self.state, health=Health.DOWN, reason=str(error)))
 

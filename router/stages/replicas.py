@@ -7,6 +7,7 @@ Only the caller's cancellation and a full queue leave it in another way.
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
@@ -18,7 +19,7 @@ from router.stages.node import Fetched, Node
 
 __all__ = ["ReplicaSet"]
 
-_RETRIED = (ErrorKind.UNREACHABLE, ErrorKind.TRANSIENT)
+_RETRIED = (ErrorKind.UNREACHABLE, ErrorKind.LOST, ErrorKind.TRANSIENT)
 
 
 class ReplicaSet:
@@ -48,7 +49,8 @@ class ReplicaSet:
     async def fetch(self, probe: Probe, deadline: float) -> ShardRows:
         """The probe's rows from the best node, or from the next ones if it fails.
 
-        Each node is tried once at most. An error that would repeat elsewhere ends the attempts.
+        Each node is tried once, and once more after the others if it only lost the connection. An error
+        that would repeat elsewhere ends the attempts.
 
         Raises:
             OverloadedError: every node that could answer has a full queue.
@@ -57,8 +59,13 @@ class ReplicaSet:
         attempts = 0
         problems: list[str] = []
         overloaded: OverloadedError | None = None
-        for index, stale in self._order(probe):
+        order = deque(self._order(probe))
+        lost: set[int] = set()
+        while order:
+            index, stale = order.popleft()
             node = self.nodes[index]
+            if node.state.health is Health.DOWN:
+                continue  # since the order was made
             attempts += 1
             # Known before the statement starts, so that its rows hold at least this much.
             lsn = node.state.lsn if stale else max(node.state.lsn, probe.min_lsn)
@@ -69,6 +76,9 @@ class ReplicaSet:
                 problems.append(f"{node.config.name}: {exc}")
                 if exc.kind not in _RETRIED:
                     break
+                if exc.kind is ErrorKind.LOST and index not in lost:
+                    lost.add(index)
+                    order.append((index, stale))
                 continue
             except OverloadedError as exc:
                 overloaded = exc

@@ -422,3 +422,32 @@ async def test_a_table_that_is_missing_on_one_shard_is_that_shards_failure(clust
             await execute(primary(cluster, "s3"), f"ALTER TABLE {table}_away RENAME TO {table.name}")
         # The node itself is well: nothing has to recover.
         assert (await w.search([0] * 8, 40, consistency=Consistency.STRONG)).answer.coverage.full
+
+
+async def test_backends_that_an_operator_ends_cost_no_search(cluster: Cluster) -> None:
+    async with world(cluster) as w:
+        await w.put(*(w.document(i, [float(i)] * 8) for i in range(20)))
+        stop = asyncio.Event()
+        ended = 0
+
+        async def end_backends() -> None:
+            nonlocal ended
+            while not stop.is_set():
+                for node in cluster.nodes:
+                    connection = await asyncpg.connect(node.dsn)
+                    ended += await connection.fetchval(
+                        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                        " WHERE application_name = 'pgscatter reads'"
+                    )
+                    await connection.close()
+                await asyncio.sleep(0.05)
+
+        ending = asyncio.create_task(end_backends())
+        try:
+            for _ in range(100):
+                found = await asyncio.gather(*(w.search([float(i)] * 8, 20, cache=False) for i in range(4)))
+                assert all(one.answer.coverage.full and one.answer.count == 20 for one in found)
+        finally:
+            stop.set()
+            await ending
+        assert ended >= 8
