@@ -20,6 +20,7 @@ from router.text import TextModel, fit
 __all__ = ["DIMENSIONS", "Entry", "Prepared", "entries", "prepare", "searchable", "write_documents"]
 
 DIMENSIONS = 256
+_WEIGHT = 3  # of name and first paragraph, see `searchable`
 
 # It takes half a second on an idle core.
 _COLLECT_TIMEOUT = 120.0
@@ -83,8 +84,14 @@ def entries() -> list[Entry]:
 
 
 def searchable(entry: Entry) -> str:
-    """What is embedded: the name is often the best word there is."""
-    return f"{entry.name}\n{entry.text}"
+    """What is embedded: name and first paragraph count more than the details that follow.
+
+    Without that, "least recently used cache decorator" finds `functools.lru_cache` fourth on Python
+    3.13, behind docstrings so short that they are about nothing but caches; with it, first on 3.11 to
+    3.13 by a margin of at least 0.14, for every seed tried.
+    """
+    summary = entry.text.partition("\n\n")[0]
+    return "\n".join([*[entry.name, summary] * _WEIGHT, entry.text])
 
 
 def write_documents(path: Path, corpus: Sequence[Entry], model: TextModel) -> None:

@@ -18,7 +18,7 @@ import os
 import pkgutil
 import sys
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Set
 from types import ModuleType
 from typing import Any, NamedTuple
 
@@ -77,25 +77,26 @@ def _text(value: object) -> str:
     return inspect.cleandoc(text) if isinstance(text, str) else ""
 
 
-def _documented(name: str, module: ModuleType) -> Iterator[_Found]:
+def _documented(name: str, module: ModuleType, public: Set[int]) -> Iterator[_Found]:
     top = name.partition(".")[0]
     yield _Found(name, top, "module", module, _text(module))
     for part, value in _members(module):
         if isinstance(value, type):
             yield _Found(f"{name}.{part}", top, "class", value, _text(value))
-            yield from _attributes(f"{name}.{part}", top, value)
+            yield from _attributes(f"{name}.{part}", top, value, public)
         elif inspect.isroutine(value):
             yield _Found(f"{name}.{part}", top, "function", value, _text(value))
 
 
-def _attributes(name: str, top: str, owner: type[Any]) -> Iterator[_Found]:
+def _attributes(name: str, top: str, owner: type[Any], public: Set[int]) -> Iterator[_Found]:
     """The class's own public methods and properties: inherited ones stand with the class that wrote them.
 
-    Unless that class is private, as `_socket.socket` is: then they stand here.
+    Unless nobody can name that class, as `_socket.socket`, which is there as a type only: then they
+    stand here.
     """
     members: dict[str, Any] = {}
     for base in reversed(owner.__mro__):
-        if base is owner or "._" in f".{base.__module__}.{base.__qualname__}":
+        if base is owner or id(base) not in public:
             members.update(vars(base))
     for part, value in sorted(members.items()):
         if part.startswith("_"):
@@ -115,10 +116,15 @@ def _preference(found: _Found) -> tuple[int, bool, str]:
 
 def collect() -> list[tuple[str, str, str, str]]:
     """(name, top-level module, kind, docstring) of everything documented, in order of names."""
-    public = sorted(
-        name for name in sys.stdlib_module_names if not name.startswith("_") and name not in _SKIPPED
-    )
-    found = [item for name, module in _modules(public) for item in _documented(name, module) if item.text]
+    names = {name for name in sys.stdlib_module_names if not name.startswith("_")}
+    modules = list(_modules(sorted(names - _SKIPPED)))
+    public = {
+        id(value)
+        for _, module in modules
+        for part, value in _members(module)
+        if isinstance(value, type) and value.__name__ == part
+    }
+    found = [item for name, module in modules for item in _documented(name, module, public) if item.text]
     best: dict[int, _Found] = {}  # by identity: everything in it is alive in `found`
     for item in sorted(found, key=_preference):
         best.setdefault(id(item.value), item)

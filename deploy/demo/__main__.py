@@ -30,8 +30,7 @@ __all__ = ["main"]
 
 _POLL = 0.5
 
-# JSON is YAML, so the path may hold whatever a path may hold. The timeout is generous because a laptop
-# that has just started nine servers may take seconds to import scikit-learn for the first text.
+# JSON is YAML, so the path may hold whatever a path may hold.
 _COLLECTIONS = """\
 collections:
   stdlib:
@@ -41,7 +40,6 @@ collections:
     content: content
     columns: {{name: text, module: text, kind: text}}
     sharding: {{strategy: hash, key: id, buckets: 64}}
-    search: {{timeout: 10s}}
     text_model: {model}
 """
 

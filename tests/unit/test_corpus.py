@@ -79,7 +79,7 @@ def test_a_reader_that_fails_is_an_error_with_its_last_words(
         corpus.entries()
 
 
-def test_documents_carry_the_entry_and_its_vector(tmp_path: Path) -> None:
+def test_documents_carry_the_entry_and_its_vector(found: list[Entry], tmp_path: Path) -> None:
     said: list[str] = []
     prepared = corpus.prepare(tmp_path, dimensions=32, progress=said.append)
     model = TextModel.load(prepared.model)
@@ -92,7 +92,8 @@ def test_documents_carry_the_entry_and_its_vector(tmp_path: Path) -> None:
     lru_cache = by_name["functools.lru_cache"]
     assert set(lru_cache) == {"id", "name", "module", "kind", "content", "vector"}
     assert lru_cache["content"].startswith("Least-recently-used cache decorator.")
-    expected = model.embed(f"functools.lru_cache\n{lru_cache['content']}")
+    entry = next(entry for entry in found if entry.name == "functools.lru_cache")
+    expected = model.embed(corpus.searchable(entry))
     assert np.allclose(lru_cache["vector"], expected, atol=1e-6)
 
 
