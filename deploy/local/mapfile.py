@@ -30,6 +30,10 @@ def read_collections(path: Path) -> dict[str, Any]:
     part = tree.get("collections", tree) if isinstance(tree, dict) else tree
     if not isinstance(part, dict) or not all(isinstance(one, dict) for one in part.values()):
         raise CollectionsError(f"{path}: expected a mapping of collections, each a mapping itself")
+    for collection in part.values():
+        # Meant from this file, and soon to stand in another.
+        if isinstance(model := collection.get("text_model"), str) and not model.startswith("$"):
+            collection["text_model"] = str(path.absolute().parent / model)
     return part
 
 

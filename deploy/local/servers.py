@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import random
 import socket
 import subprocess
 import time
@@ -15,6 +17,8 @@ from deploy.local.account import Account
 __all__ = ["Postgres", "Redis", "ServerError", "free_ports"]
 
 _START_SECONDS = 30.0
+_LOWEST_PORT = 10_000
+_PORTS_TRIED = 1000
 _LOG_LINES = 5
 
 # Small enough for a dozen servers on a laptop. fsync stays on: what a killed node acknowledged must be
@@ -44,15 +48,31 @@ class ServerError(Exception):
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of 127.0.0.1 that nobody listens on at this moment."""
-    sockets = [socket.socket() for _ in range(count)]
+    """Ports of 127.0.0.1 that nobody uses at this moment, and that no outgoing connection will be given.
+
+    A port that the system also gives to outgoing connections could be taken while its server is down,
+    even by a client that keeps trying to reach that very server.
+    """
+    found: list[int] = []
+    candidates = range(_LOWEST_PORT, _lowest_outgoing_port())
+    for port in random.sample(candidates, k=min(_PORTS_TRIED, len(candidates))):
+        if len(found) == count:
+            break
+        with socket.socket() as line:
+            line.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                line.bind(("127.0.0.1", port))
+                found.append(port)
+    if len(found) < count:
+        raise ServerError(f"no {count} free ports from {_LOWEST_PORT} to {candidates.stop - 1}")
+    return found
+
+
+def _lowest_outgoing_port() -> int:
     try:
-        for one in sockets:
-            one.bind(("127.0.0.1", 0))
-        return [one.getsockname()[1] for one in sockets]
-    finally:
-        for one in sockets:
-            one.close()
+        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    except OSError:
+        return 32768
 
 
 class Postgres:

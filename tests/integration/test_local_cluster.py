@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from deploy.local import Cluster, processes
-from deploy.local.servers import Postgres
+from deploy.local.servers import Postgres, free_ports
 from shard_config import load
 from tests.integration.apps import collection, pgscatter
 
@@ -71,7 +71,9 @@ def eventually(true: Any, seconds: float = 10.0) -> bool:
 
 def test_a_cluster_comes_up_goes_down_and_keeps_its_data(directory: Path) -> None:
     collections = directory / "collections.yaml"
-    collections.write_text(json.dumps({"collections": {"documents": collection(sharding={"buckets": 10})}}))
+    collections.write_text(
+        json.dumps({"collections": {"documents": collection(sharding={"buckets": 10}, text_model="m")}})
+    )
     up(directory, "--collections", collections, shards=2)
     nodes = {node["name"]: node for node in state(directory)["nodes"]}
     assert {name: node["role"] for name, node in nodes.items()} == {
@@ -83,6 +85,7 @@ def test_a_cluster_comes_up_goes_down_and_keeps_its_data(directory: Path) -> Non
     assert all(processes.alive(node["pid"]) for node in nodes.values())
     shard_map = load(directory / "shard_map.yaml")
     assert list(shard_map.shards) == ["s0", "s1"]
+    assert shard_map.collections["documents"].text_model == str(directory / "m")
     placement = shard_map.collections["documents"].sharding
     assert placement.placement == ("s0",) * 5 + ("s1",) * 5  # type: ignore[union-attr]
     query(directory, "s0-a", "CREATE TABLE kept AS SELECT 42 AS answer")
@@ -115,6 +118,11 @@ def test_killed_stopped_and_frozen_servers_come_back(directory: Path) -> None:
         pgscatter("cluster", "start", node, "--dir", directory)
     query(directory, "s0-a", "INSERT INTO t VALUES (1)")
     assert eventually(lambda: query(directory, "s0-b", "SELECT n FROM t") == "1")
+    # All of a shard may die and come back in any order.
+    for verb, node in (("kill", "s0-a"), ("kill", "s0-b"), ("start", "s0-b"), ("start", "s0-a")):
+        pgscatter("cluster", verb, node, "--dir", directory)
+    query(directory, "s0-a", "INSERT INTO t VALUES (2)")
+    assert eventually(lambda: query(directory, "s0-b", "SELECT max(n) FROM t") == "2")
     cluster = Cluster(directory)
     cluster.pause("s0-a")
     with socket.create_connection(("127.0.0.1", cluster.node("s0-a").port), timeout=2) as line:
@@ -154,6 +162,13 @@ def test_two_clusters_run_side_by_side_and_a_taken_port_is_replaced(directory: P
         assert shard_map.version == version + 1
         assert f":{port}/" in shard_map.shards["s0"].nodes[0].dsn
         assert eventually(lambda: query(one, "s0-a", "SELECT count(*) FROM pg_stat_replication") == "1")
+
+
+def test_ports_are_none_that_outgoing_connections_get() -> None:
+    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+    ports = free_ports(50)
+    assert len(set(ports)) == 50
+    assert max(ports) < lowest
 
 
 def test_nothing_is_left_of_a_launcher_that_is_killed_or_interrupted(directory: Path) -> None:
