@@ -109,8 +109,7 @@ def _demo(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
         show(shown, router.url)
     print(flush=True)
     if not args.smoke:
-        _explain_how_to_go_on(router.url, cluster)
-        _stay(router, log)
+        _stay(router, cluster, log)
     return 0
 
 
@@ -154,13 +153,14 @@ and in a browser: {url}/docs""",
     )
 
 
-def _stay(router: Router, log: Path) -> None:
-    """Until Ctrl-C, or the router's end.
+def _stay(router: Router, cluster: Cluster, log: Path) -> None:
+    """Say how to go on, and wait for Ctrl-C, or the router's end.
 
     Raises:
         DemoError: the router ended by itself.
     """
     try:
+        _explain_how_to_go_on(router.url, cluster)
         while router.process.poll() is None:
             time.sleep(_POLL)
     except KeyboardInterrupt:

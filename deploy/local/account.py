@@ -49,12 +49,13 @@ class Account:
         drop = [setpriv, f"--reuid={self._entry.pw_uid}", f"--regid={self._entry.pw_gid}", "--clear-groups"]
         closed = [found for path in [Path(argv[0]), *paths] if (found := self._closed(path)) is not None]
         if closed:
-            if not _may_read_all():
+            right = _right_to_pass()
+            if right is None:
                 raise AccountError(
                     f"user {_USER} cannot enter {closed[0]}, and this root may not pass on the right to;"
                     " choose a directory that everyone can enter, or run as another user"
                 )
-            drop += ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
+            drop += [f"--inh-caps=+{right}", f"--ambient-caps=+{right}"]
         return [*drop, "--", *argv]
 
     def _closed(self, path: Path) -> Path | None:
@@ -68,9 +69,13 @@ class Account:
         return None
 
 
-def _may_read_all() -> bool:
-    """Whether CAP_DAC_READ_SEARCH (number 2) is among our permitted capabilities."""
+def _right_to_pass() -> str | None:
+    """The smallest of our permitted capabilities that opens closed directories; containers keep one."""
+    permitted = 0
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("CapPrm:"):
-            return bool(int(line.split()[1], 16) & (1 << 2))
-    return False
+            permitted = int(line.split()[1], 16)
+    for name, number in (("dac_read_search", 2), ("dac_override", 1)):
+        if permitted & (1 << number):
+            return name
+    return None

@@ -286,18 +286,16 @@ class Cluster:
 
     def _start_shard(self, shard: str, members: list[str], ports: dict[str, int]) -> None:
         servers = [self._postgres(name) for name in members]
-        if not (servers[0].data / "PG_VERSION").exists():
-            shutil.rmtree(servers[0].data, ignore_errors=True)
+        if not any(server.exists for server in servers):
             servers[0].create_primary()
         # Whoever is no replica comes first: the others stream from it.
-        servers.sort(key=lambda server: server.is_replica)
+        servers.sort(key=lambda server: server.is_replica or not server.exists)
         primary, *replicas = servers
         if primary.pid is None:
             self._with_port(primary.name, ports, primary.start)
         self._report(f"{primary.name} accepts connections on port {ports[primary.name]}")
         for replica in replicas:
-            if not (replica.data / "PG_VERSION").exists():
-                shutil.rmtree(replica.data, ignore_errors=True)
+            if not replica.exists:
                 primary.query(
                     ports[primary.name],
                     f"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"

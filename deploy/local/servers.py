@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import random
+import shutil
 import socket
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -34,6 +35,8 @@ wal_level = logical
 max_wal_senders = 20
 max_replication_slots = 20
 max_slot_wal_keep_size = 1GB
+# Files in the data directory: killed servers leave nothing behind in /dev/shm, which containers keep small.
+dynamic_shared_memory_type = mmap
 wal_receiver_status_interval = 1s
 wal_retrieve_retry_interval = 200ms
 hot_standby_feedback = on
@@ -86,6 +89,10 @@ class Postgres:
         self._account = account
 
     @property
+    def exists(self) -> bool:
+        return self.data.is_dir()
+
+    @property
     def is_replica(self) -> bool:
         return (self.data / "standby.signal").exists()
 
@@ -99,24 +106,45 @@ class Postgres:
         return pid if processes.is_server(pid, str(self.data)) else None
 
     def create_primary(self) -> None:
-        self._account.own(self._home)
-        self._run(
-            [
-                *("initdb", "-D", str(self.data), "-U", "postgres", "-A", "trust", "--no-sync"),
-                *("-E", "UTF8", "--locale-provider=builtin", "--locale=C.UTF-8"),
-            ]
-        )
-        with (self.data / "postgresql.conf").open("a") as conf:
-            conf.write(_CONF)
+        with self._building() as data:
+            self._run(
+                [
+                    *("initdb", "-D", str(data), "-U", "postgres", "-A", "trust", "--no-sync"),
+                    *("-E", "UTF8", "--locale-provider=builtin", "--locale=C.UTF-8"),
+                ]
+            )
+            with (data / "postgresql.conf").open("a") as conf:
+                conf.write(_CONF)
 
     def create_replica(self, primary_port: int) -> None:
+        with self._building() as data:
+            self._run(
+                [
+                    *("pg_basebackup", "-D", str(data), "-h", "127.0.0.1", "-p", str(primary_port)),
+                    *(
+                        "-U",
+                        "postgres",
+                        "-R",
+                        "-C",
+                        "-S",
+                        self.slot,
+                        "-X",
+                        "stream",
+                        "-c",
+                        "fast",
+                        "--no-sync",
+                    ),
+                ]
+            )
+
+    @contextlib.contextmanager
+    def _building(self) -> Iterator[Path]:
+        """A place to make the data directory in, which gets its name only when it is complete."""
         self._account.own(self._home)
-        self._run(
-            [
-                *("pg_basebackup", "-D", str(self.data), "-h", "127.0.0.1", "-p", str(primary_port)),
-                *("-U", "postgres", "-R", "-C", "-S", self.slot, "-X", "stream", "-c", "fast", "--no-sync"),
-            ]
-        )
+        place = self._home / "data.new"
+        shutil.rmtree(place, ignore_errors=True)
+        yield place
+        place.rename(self.data)
 
     @property
     def slot(self) -> str:

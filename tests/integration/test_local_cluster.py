@@ -184,7 +184,9 @@ def test_nothing_is_left_of_a_launcher_that_is_killed_or_interrupted(directory: 
         assert launcher.returncode in (-number, 130)
         time.sleep(1.0)
         assert eventually(lambda: servers_of(directory) == []), servers_of(directory)
-        shutil.rmtree(directory / "nodes")
+    # Whatever was half made is made anew.
+    up(directory, shards=2)
+    assert query(directory, "s1-a", "SELECT count(*) FROM pg_stat_replication") == "1"
 
 
 def test_an_owned_cluster_ends_with_its_owner(directory: Path) -> None:
