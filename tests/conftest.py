@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -16,6 +17,11 @@ import pytest
 from deploy.local import Cluster
 
 Serve = Callable[..., AbstractContextManager[str]]
+
+# A test run in the background may have been started with Ctrl-C ignored, and what ignores it hands that
+# down to the commands that tests interrupt.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _START_SECONDS = 30.0
 _STOP_SECONDS = 45.0
