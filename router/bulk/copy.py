@@ -16,8 +16,8 @@ from router.bulk.errors import LoadError, RowsError, ShardError
 from router.bulk.resume import mark
 from router.bulk.target import Target
 from router.bulk.wire import copy_columns, copy_stream
-from router.postgres.connection import ErrorKind, NodeError, node_error
-from router.schema.session import Connection, connect
+from router.postgres.connection import ErrorKind, NodeError
+from router.schema.session import SESSION_ERRORS, Connection, bound_to, connect, session_error
 from shard_config.model import Collection
 
 __all__ = ["Part", "Writer"]
@@ -60,12 +60,8 @@ class Writer:
                 # A commit that a crash loses takes the chunk's mark with it, so nothing waits for the disk.
                 self._connection = await connect(node, "pgscatter load", synchronous_commit="off")
             stored = await self._store(self._connection, part)
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError, NodeError) as exc:
+        except (*SESSION_ERRORS, NodeError) as exc:
             raise await self._explained(exc, part) from exc
-        except asyncio.CancelledError:
-            # Ending the session undoes the transaction without waiting for a server that may be frozen.
-            self.close()
-            raise
         target.chunks.add(part.chunk)
         if stored:
             target.copied += len(part.positions)
@@ -75,28 +71,31 @@ class Writer:
             self._connection.terminate()
 
     async def _store(self, connection: Connection, part: Part) -> bool:
+        async with asyncio.timeout(_STALL) as limit:
+            return await bound_to(connection, self._transaction(connection, part, limit))
+
+    async def _transaction(self, connection: Connection, part: Part, limit: asyncio.Timeout) -> bool:
         batch, positions = part.batch, part.positions
         load = self._target.load.id
-        async with asyncio.timeout(_STALL) as limit:
-            await connection.execute("BEGIN")
-            if not await mark(connection, load, part.chunk, len(positions), len(batch.refused)):
-                await connection.execute("ROLLBACK")
-                return False
-            if len(positions):
-                table = self._collection.table
-                await connection.copy_to_table(
-                    table.name,
-                    schema_name=table.schema,
-                    source=_paced(copy_stream(self._collection, batch, positions), limit),
-                    columns=copy_columns(self._collection, batch),
-                    format="binary",
-                )
-            await connection.execute("COMMIT")
+        await connection.execute("BEGIN")
+        if not await mark(connection, load, part.chunk, len(positions), len(batch.refused)):
+            await connection.execute("ROLLBACK")
+            return False
+        if len(positions):
+            table = self._collection.table
+            await connection.copy_to_table(
+                table.name,
+                schema_name=table.schema,
+                source=_paced(copy_stream(self._collection, batch, positions), limit),
+                columns=copy_columns(self._collection, batch),
+                format="binary",
+            )
+        await connection.execute("COMMIT")
         return True
 
     async def _explained(self, exc: BaseException, part: Part) -> LoadError:
         target = self._target
-        error = node_error(exc)
+        error = session_error(exc)
         if isinstance(exc, asyncpg.UniqueViolationError) and self._connection is not None:
             found = await self._existing(self._connection, part)
             if found is not None:
@@ -129,7 +128,7 @@ class Writer:
             async with asyncio.timeout(_STALL):
                 await connection.execute("ROLLBACK")
                 there = await connection.fetchval(statement, list(seen))
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError):
+        except SESSION_ERRORS:
             return None
         if there is None:
             return None

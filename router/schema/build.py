@@ -14,7 +14,7 @@ import asyncpg
 import msgspec
 
 from router.postgres.connection import NodeError, node_error
-from router.schema.session import Connection, connect, node_errors
+from router.schema.session import Connection, bound_to, connect, node_errors
 from shard_config.model import Collection, Node, Quantization, VectorType
 
 __all__ = ["BuildLimits", "build_index", "graph_bytes"]
@@ -41,7 +41,8 @@ def graph_bytes(collection: Collection, rows: int) -> int:
 
     Per row: the element and its vector, 2m neighbours of 16 bytes at the lowest level and m at each
     further one, of which a row has 1/(m-1) on average (HnswElementData and HnswNeighborArray in pgvector's
-    src/hnsw.h), and what the allocator rounds up.
+    src/hnsw.h), and what the allocator rounds up. Measured with m from 4 to 32, 64 to 384 dimensions and
+    every quantization, 0.5 to 0.8 of it was enough.
     """
     dimensions = collection.vector.dimensions
     quantization = collection.index.quantization
@@ -67,7 +68,8 @@ async def build_index(
     Raises:
         NodeError
     """
-    workers = await _workers(connection, limits)
+    # A build that is over in seconds is not worth the memory that workers reserve before they begin.
+    workers = await _workers(connection, limits) if memory_bytes > _WORKER_BYTES else 0
     memory = min(max(memory_bytes, _WORKER_BYTES * (workers + 1)), limits.memory_bytes)
     await _prepare(connection, memory, workers)
     notices: list[str] = []
@@ -118,7 +120,7 @@ async def _run(
     watch = asyncio.create_task(_watch(node, connection, on_progress))
     try:
         async with asyncio.timeout(_BUILD_TIMEOUT):
-            await connection.execute(statement)
+            await bound_to(connection, connection.execute(statement))
     finally:
         watch.cancel()
         await asyncio.gather(watch, return_exceptions=True)

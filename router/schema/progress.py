@@ -1,4 +1,4 @@
-"""How far a command has come: a live bar on a terminal, a line every few seconds elsewhere.
+"""How far a command has come: a live bar on a terminal, a line now and then elsewhere.
 
 Everything goes to standard error, so that standard output holds results alone.
 """
@@ -16,7 +16,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemaining
 
 __all__ = ["Display", "Meter"]
 
-_LINE_SECONDS = 5.0
+# The first line comes after this time, and each later one after half as long again as the one before.
+_FIRST_LINE = 5.0
+_LINE_FACTOR = 1.5
+_LONGEST_PAUSE = 60.0
 
 
 class Display:
@@ -77,6 +80,7 @@ class Meter:
         self._unit = unit
         self._clock = clock
         self._started = self._said = clock()
+        self._pause = _FIRST_LINE
         self._skipped = 0
         self._done = 0
         self._count = 0
@@ -128,6 +132,7 @@ class Meter:
             elapsed = max(self._clock() - self._started, 1e-6)
             shown = f"{self._count:,} {self._unit}, {self._count / elapsed:,.0f}/s"
             self._display.live.update(self._task, total=self._total, completed=self._done, shown=shown)
-        elif self._clock() - self._said >= _LINE_SECONDS:
+        elif self._clock() - self._said >= self._pause:
             self._said = self._clock()
+            self._pause = min(self._pause * _LINE_FACTOR, _LONGEST_PAUSE)
             self._display.say(self.line())

@@ -7,7 +7,7 @@ create the extension, run for hours and hold locks. What asyncpg raises becomes 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Hashable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias, TypeVar
 
@@ -17,13 +17,24 @@ import msgspec
 from router.postgres.connection import ErrorKind, NodeError, node_error
 from shard_config.model import Node, Shard
 
-__all__ = ["Connection", "Primary", "connect", "node_errors", "on_each", "primary_of"]
+__all__ = [
+    "SESSION_ERRORS",
+    "Connection",
+    "Primary",
+    "bound_to",
+    "connect",
+    "node_errors",
+    "on_each",
+    "primary_of",
+    "session_error",
+]
 
-Connection: TypeAlias = "asyncpg.Connection[asyncpg.Record]"
 K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 CONNECT_TIMEOUT = 5.0
+# How long a statement may take to notice that its connection is gone.
+_LAST_WORDS = 1.0
 # As many shards are worked on at once; more would only queue on this process.
 CONCURRENCY = 16
 # A server of PostgreSQL 14 or newer ends the statement of a client that is gone after this time,
@@ -31,6 +42,20 @@ CONCURRENCY = 16
 _CLIENT_CHECK = (
     "SELECT set_config(name, '1s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'"
 )
+
+
+class _Session(asyncpg.Connection):
+    """A connection that ends when a statement on it is cancelled.
+
+    asyncpg would open another connection to ask the server for the cancel, and wait for it: with a frozen
+    server for ever. What a session was about is undone when it ends, and that needs no answer.
+    """
+
+    def _cancel_current_command(self, *_: object) -> None:
+        self.terminate()
+
+
+Connection: TypeAlias = _Session
 
 
 class Primary(msgspec.Struct, frozen=True):
@@ -44,6 +69,18 @@ class Primary(msgspec.Struct, frozen=True):
         self.connection.terminate()
 
 
+# What a statement raises. asyncpg takes a server's last message, sent between two statements, for a
+# fault of its own (InternalClientError: "another operation is in progress").
+SESSION_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+
+
+def session_error(exc: BaseException) -> NodeError:
+    """What one of `SESSION_ERRORS` means."""
+    if isinstance(exc, asyncpg.InternalClientError):
+        return NodeError(ErrorKind.UNREACHABLE, "the connection was lost")
+    return node_error(exc)
+
+
 @contextmanager
 def node_errors() -> Iterator[None]:
     """
@@ -52,8 +89,8 @@ def node_errors() -> Iterator[None]:
     """
     try:
         yield
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
-        raise node_error(exc) from exc
+    except SESSION_ERRORS as exc:
+        raise session_error(exc) from exc
 
 
 async def connect(node: Node, name: str, **settings: str) -> Connection:
@@ -74,10 +111,14 @@ async def connect(node: Node, name: str, **settings: str) -> Connection:
     }
     try:
         connection = await asyncpg.connect(
-            node.dsn, timeout=CONNECT_TIMEOUT, server_settings=options, statement_cache_size=0
+            node.dsn,
+            timeout=CONNECT_TIMEOUT,
+            connection_class=_Session,
+            server_settings=options,
+            statement_cache_size=0,
         )
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
-        error = node_error(exc)
+    except SESSION_ERRORS as exc:
+        error = session_error(exc)
         raise NodeError(error.kind, f"{node.name}: {error}") from exc
     try:
         with node_errors():
@@ -140,6 +181,50 @@ async def _if_primary(node: Node, name: str, settings: dict[str, str]) -> Connec
         return connection
     connection.terminate()
     return f"{node.name} is a replica"
+
+
+async def bound_to(connection: Connection, work: Coroutine[None, None, T]) -> T:
+    """Await `work` on `connection`, and end it when the connection is lost.
+
+    A COPY that waits for room in the socket is not told of the loss: asyncpg 0.32 leaves its
+    `writing_allowed` unset then.
+
+    Raises:
+        NodeError: the connection was lost, and the work did not say so itself.
+    """
+    lost = asyncio.get_running_loop().create_future()
+
+    def listen(_: object) -> None:
+        if not lost.done():
+            lost.set_result(None)
+
+    connection.add_termination_listener(listen)
+    task = asyncio.create_task(work)
+    try:
+        await asyncio.wait({task, lost}, return_when=asyncio.FIRST_COMPLETED)
+        error = await _settle(connection, task)
+        if lost.done() and error is not None and not isinstance(error, SESSION_ERRORS):
+            raise NodeError(ErrorKind.UNREACHABLE, "the connection was lost") from error
+        return task.result()
+    finally:
+        await _settle(connection, task)
+        connection.remove_termination_listener(listen)
+
+
+async def _settle(connection: Connection, task: asyncio.Task[T]) -> BaseException | None:
+    """See the task end, and what it failed of.
+
+    One that is about to hear of the loss is not cancelled: asyncio would then complain that nobody has
+    read what it was about to hear.
+    """
+    if not task.done() and connection.is_closed():
+        await asyncio.wait({task}, timeout=_LAST_WORDS)
+    if not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=_LAST_WORDS)
+    if not task.done() or task.cancelled():
+        return asyncio.CancelledError()
+    return task.exception()
 
 
 async def on_each(

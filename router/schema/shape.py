@@ -73,7 +73,8 @@ def notes(collection: Collection, found: Found) -> list[str]:
         defaults = {"m": 16, "ef_construction": 64}
         actual = {name: int(index.options.get(name, defaults[name])) for name in wanted}
         if actual != wanted:
-            shown = " and ".join(f"{name} {actual[name]} instead of {wanted[name]}" for name in wanted)
+            other = [name for name in wanted if actual[name] != wanted[name]]
+            shown = " and ".join(f"{name} {actual[name]} instead of {wanted[name]}" for name in other)
             said.append(f"index {index.name} has {shown}; it is kept, drop it to have it built anew")
     said += [
         f"index {index.name} is left over from a build that failed; drop it"

@@ -1,0 +1,185 @@
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from router.schema.inspect import Found, FoundColumn, FoundIndex
+from router.schema.shape import changes, mismatches, notes
+from shard_config.model import Collection
+from tests.unit.shard_config_maps import document, parse
+
+TENANTS = {"strategy": "list", "key": "tenant", "placement": {"s0": ["a"], "s1": ["b"]}}
+
+
+def collection(**sharding: Any) -> Collection:
+    return parse(document(**sharding)).collections["documents"]
+
+
+def column(name: str, type_: str, **changes: bool) -> FoundColumn:
+    not_null = changes.pop("not_null", name in ("doc_id", "embedding", "tenant_id"))
+    base = FoundColumn(name, type_, not_null, filled=False, generated=False, deterministic=True)
+    return msgspec.structs.replace(base, **changes)
+
+
+def index(name: str, **changes: Any) -> FoundIndex:
+    base = FoundIndex(name, "btree", "", ("doc_id",), "int8_ops", {}, unique=True, total=True, valid=True)
+    return msgspec.structs.replace(base, **changes)
+
+
+PRIMARY_KEY = index("documents_pkey")
+HNSW = index(
+    "anything",
+    method="hnsw",
+    keys=("embedding",),
+    opclass="vector_cosine_ops",
+    options={"m": "16", "ef_construction": "64"},
+    unique=False,
+)
+FITTING = (
+    column("doc_id", "bigint"),
+    column("embedding", "vector(384)"),
+    column("body", "text"),
+    column("meta", "jsonb"),
+    column("tenant_id", "text"),
+    column("price", "double precision"),
+    column("day", "date"),
+    column("unmapped", "text"),
+)
+
+
+def table(*changed: FoundColumn, without: str = "", **changes: Any) -> Found:
+    columns = {c.name: c for c in (*FITTING, *changed) if c.name != without}
+    base = Found(
+        vector="0.8.5",
+        vector_offered="0.8.5",
+        vector_visible=True,
+        schema=True,
+        relations=frozenset({"documents"}),
+        oid=7,
+        kind="r",
+        columns=columns,
+        indexes=(PRIMARY_KEY, HNSW),
+    )
+    return msgspec.structs.replace(base, **changes)
+
+
+def test_a_fitting_table_needs_nothing() -> None:
+    found = table()
+    assert mismatches(collection(), found, replicated=True) == []
+    assert changes(collection(), found, vector_index=True) == []
+    assert notes(collection(), found) == []
+
+
+@pytest.mark.parametrize(
+    ("found", "says"),
+    [
+        (table(without="price"), ["column price is missing; right would be price double precision"]),
+        (
+            table(column("doc_id", "integer")),
+            ["column doc_id is integer; right would be: ALTER TABLE public.documents ALTER COLUMN doc_id"],
+        ),
+        (table(column("embedding", "vector")), ["column embedding is vector; right would be", "vector(384)"]),
+        (table(column("embedding", "vector(3)")), ["column embedding is vector(3)"]),
+        (
+            table(column("embedding", "vector(384)", not_null=False)),
+            ["column embedding may be NULL", "ALTER COLUMN embedding SET NOT NULL"],
+        ),
+        (table(column("price", "double precision", generated=True)), ["price is always generated"]),
+        (table(column("unmapped", "text", not_null=True)), ["unmapped is NOT NULL without a default"]),
+        (table(indexes=(HNSW,)), ["doc_id has no unique index of its own", "ADD UNIQUE (doc_id)"]),
+        (table(indexes=(index("part", total=False), HNSW)), ["doc_id has no unique index"]),
+        (table(indexes=(index("two", keys=("doc_id", "price")), HNSW)), ["doc_id has no unique index"]),
+        (table(kind="v"), ["public.documents is a view"]),
+        (table(permanent=False), ["unlogged", "SET LOGGED"]),
+        (table(vector=None, vector_offered=None), ["no extension vector"]),
+        (table(vector="0.7.4"), ["version 0.7.4; right would be 0.8 or newer"]),
+        (table(vector_visible=False), ["outside of search_path"]),
+    ],
+)
+def test_a_mismatch_says_what_would_be_right(found: Found, says: list[str]) -> None:
+    (problem,) = mismatches(collection(), found, replicated=True)
+    for part in says:
+        assert part in problem
+
+
+def test_all_mismatches_are_found_at_once() -> None:
+    found = table(column("doc_id", "integer"), column("meta", "json"), without="body", indexes=())
+    assert len(mismatches(collection(), found, replicated=False)) == 4
+
+
+def test_what_has_a_default_may_stay_unmapped() -> None:
+    found = table(column("unmapped", "text", not_null=True, filled=True))
+    assert mismatches(collection(), found, replicated=True) == []
+
+
+def test_a_text_key_needs_a_deterministic_collation() -> None:
+    odd = table(column("tenant_id", "text", deterministic=False))
+    assert mismatches(collection(), odd, replicated=True) == []
+    (problem,) = mismatches(collection(**TENANTS), odd, replicated=True)
+    assert "nondeterministic" in problem
+
+
+def test_narrower_types_serve_unless_they_round_the_key() -> None:
+    types = {"price": "numeric", "day": "timestamptz"}
+    changed = {"collections.documents.columns": {"tenant": {"column": "tenant_id", "type": "text"}, **types}}
+    found = table(
+        column("tenant_id", "character varying(20)"),
+        column("price", "numeric(10,2)"),
+        column("day", "timestamp(3) with time zone"),
+    )
+    fits = parse(document(changed)).collections["documents"]
+    assert mismatches(fits, found, replicated=True) == []
+    assert [note.split(":")[0] for note in notes(fits, found)] == [
+        "column price is numeric(10,2)",
+        "column day is timestamp(3) with time zone",
+    ]
+    ranges = {"strategy": "range", "key": "price", "placement": {"s0": [{"to": 1}], "s1": [{"from": 1}]}}
+    by_price = parse(document(changed, **ranges)).collections["documents"]
+    problems = mismatches(by_price, table(*found.columns.values()), replicated=True)
+    assert any("column price is numeric(10,2)" in problem for problem in problems)
+    without_zone = table(column("day", "timestamp(3) without time zone"), column("price", "numeric"))
+    assert len(mismatches(fits, without_zone, replicated=True)) == 1
+
+
+def test_an_empty_server_gets_everything_once() -> None:
+    empty = Found(None, "0.8.5", vector_visible=False, schema=False, relations=frozenset())
+    made = changes(collection(**TENANTS), empty, vector_index=True)
+    assert [change.what for change in made] == [
+        "created extension vector",
+        "created schema public",
+        "created table public.documents",
+        "created index documents_tenant_id_idx",
+        "created index documents_embedding_hnsw",
+    ]
+    assert not any(change.index for change in made)
+    assert len(changes(collection(**TENANTS), empty, vector_index=False)) == 4
+
+
+def test_an_index_over_rows_is_built_beside_their_writers() -> None:
+    (change,) = changes(collection(), table(indexes=(PRIMARY_KEY,), empty=False), vector_index=True)
+    assert change.index
+    assert "CONCURRENTLY" in change.statements[0]
+
+
+@pytest.mark.parametrize("keys", [("embedding::halfvec(384)",), ("(embedding::halfvec(384))",)])
+def test_an_index_of_another_kind_does_not_serve(keys: tuple[str, ...]) -> None:
+    half = {"collections.documents.index": {"quantization": "halfvec"}}
+    quantized = parse(document(half)).collections["documents"]
+    assert len(changes(quantized, table(), vector_index=True)) == 1
+    right = msgspec.structs.replace(HNSW, keys=keys, opclass="halfvec_cosine_ops")
+    assert changes(quantized, table(indexes=(PRIMARY_KEY, right)), vector_index=True) == []
+    for wrong in ({"valid": False}, {"total": False}, {"opclass": "halfvec_l2_ops"}, {"method": "ivfflat"}):
+        other = msgspec.structs.replace(right, **wrong)
+        assert len(changes(quantized, table(indexes=(PRIMARY_KEY, other)), vector_index=True)) == 1
+
+
+def test_other_parameters_and_failed_builds_are_notes() -> None:
+    other = msgspec.structs.replace(HNSW, options={"m": "8"})
+    broken = msgspec.structs.replace(HNSW, name="broken", valid=False)
+    said = notes(collection(), table(indexes=(PRIMARY_KEY, broken, other)))
+    assert said == [
+        "index anything has m 8 instead of 16; it is kept, drop it to have it built anew",
+        "index broken is left over from a build that failed; drop it",
+    ]
