@@ -16,8 +16,8 @@ from router.bulk.errors import LoadError, RowsError, ShardError
 from router.bulk.resume import mark
 from router.bulk.target import Target
 from router.bulk.wire import copy_columns, copy_stream
-from router.postgres.connection import ErrorKind, NodeError
-from router.schema.session import SESSION_ERRORS, Connection, bound_to, connect, session_error
+from router.postgres.connection import POSTGRES_ERRORS, ErrorKind, NodeError
+from router.schema.session import Connection, bound_to, connect, session_error
 from shard_config.model import Collection
 
 __all__ = ["Part", "Writer"]
@@ -60,7 +60,7 @@ class Writer:
                 # A commit that a crash loses takes the chunk's mark with it, so nothing waits for the disk.
                 self._connection = await connect(node, "pgscatter load", synchronous_commit="off")
             stored = await self._store(self._connection, part)
-        except (*SESSION_ERRORS, NodeError) as exc:
+        except (*POSTGRES_ERRORS, NodeError) as exc:
             raise await self._explained(exc, part) from exc
         target.chunks.add(part.chunk)
         if stored:
@@ -128,7 +128,7 @@ class Writer:
             async with asyncio.timeout(_STALL):
                 await connection.execute("ROLLBACK")
                 there = await connection.fetchval(statement, list(seen))
-        except SESSION_ERRORS:
+        except POSTGRES_ERRORS:
             return None
         if there is None:
             return None

@@ -19,7 +19,8 @@ from router.bulk.target import Target
 from router.postgres.connection import ErrorKind, NodeError
 from router.schema import ddl
 from router.schema.inspect import Found, inspect
-from router.schema.session import Primary, node_errors, on_each, primary_of
+from router.schema.primary import Primary, on_each, primary_of
+from router.schema.session import node_errors
 from router.schema.shape import mismatches, vector_index
 from shard_config.model import Collection, ShardMap
 from shard_config.partition import shard_names

@@ -5,7 +5,7 @@ from __future__ import annotations
 import msgspec
 
 from router.bulk.resume import Load
-from router.schema.session import Primary
+from router.schema.primary import Primary
 
 __all__ = ["Target"]
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 import msgspec
 
 from router.postgres.connection import NodeError
-from router.schema.session import Primary, connect, node_errors
+from router.schema.primary import Primary
+from router.schema.session import connect, node_errors
 from shard_config.model import Node, Shard
 
 __all__ = ["Lag", "wait_replayed"]

@@ -1,4 +1,4 @@
-"""Connections for work on the servers themselves: who is the primary, and plain statements on it.
+"""Connections for work on the servers themselves.
 
 The router's own connections need the vector extension, know its types and leave nothing behind; these
 create the extension, run for hours and hold locks. What asyncpg raises becomes a `NodeError` here too.
@@ -7,36 +7,29 @@ create the extension, run for hours and hold locks. What asyncpg raises becomes 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine, Hashable, Iterable, Iterator
+from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias, TypeVar
 
 import asyncpg
-import msgspec
 
-from router.postgres.connection import ErrorKind, NodeError, node_error
-from shard_config.model import Node, Shard
+from router.postgres.connection import POSTGRES_ERRORS, ErrorKind, NodeError, node_error
+from shard_config.model import Node
 
 __all__ = [
-    "SESSION_ERRORS",
+    "CONNECT_TIMEOUT",
     "Connection",
-    "Primary",
     "bound_to",
     "connect",
     "node_errors",
-    "on_each",
-    "primary_of",
     "session_error",
 ]
 
-K = TypeVar("K", bound=Hashable)
 T = TypeVar("T")
 
 CONNECT_TIMEOUT = 5.0
 # How long a statement may take to notice that its connection is gone.
 _LAST_WORDS = 1.0
-# As many shards are worked on at once; more would only queue on this process.
-CONCURRENCY = 16
 # A server of PostgreSQL 14 or newer ends the statement of a client that is gone after this time,
 # instead of building an index for nobody.
 _CLIENT_CHECK = (
@@ -58,26 +51,10 @@ class _Session(asyncpg.Connection):
 Connection: TypeAlias = _Session
 
 
-class Primary(msgspec.Struct, frozen=True):
-    """The node of a replica set that takes writes, with a connection to it."""
-
-    shard: str
-    node: Node
-    connection: Connection
-
-    def close(self) -> None:
-        self.connection.terminate()
-
-
-# What a statement raises. asyncpg takes a server's last message, sent between two statements, for a
-# fault of its own (InternalClientError: "another operation is in progress").
-SESSION_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
-
-
 def session_error(exc: BaseException) -> NodeError:
-    """What one of `SESSION_ERRORS` means."""
+    """What one of `POSTGRES_ERRORS` means, in words for whoever runs a command."""
     if isinstance(exc, asyncpg.InternalClientError):
-        return NodeError(ErrorKind.UNREACHABLE, "the connection was lost")
+        return NodeError(ErrorKind.LOST, "the connection was lost")
     return node_error(exc)
 
 
@@ -89,7 +66,7 @@ def node_errors() -> Iterator[None]:
     """
     try:
         yield
-    except SESSION_ERRORS as exc:
+    except POSTGRES_ERRORS as exc:
         raise session_error(exc) from exc
 
 
@@ -117,7 +94,7 @@ async def connect(node: Node, name: str, **settings: str) -> Connection:
             server_settings=options,
             statement_cache_size=0,
         )
-    except SESSION_ERRORS as exc:
+    except POSTGRES_ERRORS as exc:
         error = session_error(exc)
         raise NodeError(error.kind, f"{node.name}: {error}") from exc
     try:
@@ -128,59 +105,6 @@ async def connect(node: Node, name: str, **settings: str) -> Connection:
         connection.terminate()
         raise
     return connection
-
-
-async def primary_of(shard: Shard, name: str, **settings: str) -> Primary:
-    """The primary of `shard`, found by asking every node of it.
-
-    Raises:
-        NodeError: none of them is, or more than one.
-    """
-    primaries: list[Primary] = []
-    others: list[str] = []
-
-    async def ask(node: Node) -> None:
-        found = await _if_primary(node, name, settings)
-        if isinstance(found, str):
-            others.append(found)
-        else:
-            primaries.append(Primary(shard.name, node, found))
-
-    try:
-        async with asyncio.TaskGroup() as group:
-            for node in shard.nodes:
-                group.create_task(ask(node))
-        if len(primaries) == 1:
-            return primaries[0]
-        names = ", ".join(sorted(primary.node.name for primary in primaries))
-        reason = f"more than one primary: {names}" if names else f"no primary: {'; '.join(sorted(others))}"
-        raise NodeError(ErrorKind.UNREACHABLE, reason)
-    except BaseException:
-        for primary in primaries:
-            primary.close()
-        raise
-
-
-async def _if_primary(node: Node, name: str, settings: dict[str, str]) -> Connection | str:
-    """A connection to `node`, or why it is no primary."""
-    try:
-        connection = await connect(node, name, **settings)
-    except NodeError as exc:
-        return str(exc)
-    try:
-        with node_errors():
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                standby = await connection.fetchval("SELECT pg_is_in_recovery()")
-    except NodeError as exc:
-        connection.terminate()
-        return f"{node.name}: {exc}"
-    except BaseException:
-        connection.terminate()
-        raise
-    if not standby:
-        return connection
-    connection.terminate()
-    return f"{node.name} is a replica"
 
 
 async def bound_to(connection: Connection, work: Coroutine[None, None, T]) -> T:
@@ -203,8 +127,8 @@ async def bound_to(connection: Connection, work: Coroutine[None, None, T]) -> T:
     try:
         await asyncio.wait({task, lost}, return_when=asyncio.FIRST_COMPLETED)
         error = await _settle(connection, task)
-        if lost.done() and error is not None and not isinstance(error, SESSION_ERRORS):
-            raise NodeError(ErrorKind.UNREACHABLE, "the connection was lost") from error
+        if lost.done() and error is not None and not isinstance(error, POSTGRES_ERRORS):
+            raise NodeError(ErrorKind.LOST, "the connection was lost") from error
         return task.result()
     finally:
         await _settle(connection, task)
@@ -225,27 +149,3 @@ async def _settle(connection: Connection, task: asyncio.Task[T]) -> BaseExceptio
     if not task.done() or task.cancelled():
         return asyncio.CancelledError()
     return task.exception()
-
-
-async def on_each(
-    keys: Iterable[K], work: Callable[[K], Awaitable[T]], timeout: float
-) -> tuple[dict[K, T], dict[K, NodeError]]:
-    """Run `work` for every key, each within `timeout` seconds; what succeeded, and what failed and why."""
-    slots = asyncio.Semaphore(CONCURRENCY)
-    done: dict[K, T] = {}
-    failed: dict[K, NodeError] = {}
-
-    async def one(key: K) -> None:
-        async with slots:
-            try:
-                with node_errors():
-                    async with asyncio.timeout(timeout):
-                        done[key] = await work(key)
-            except NodeError as exc:
-                failed[key] = exc
-
-    keys = list(keys)
-    async with asyncio.TaskGroup() as group:
-        for key in keys:
-            group.create_task(one(key))
-    return {k: done[k] for k in keys if k in done}, {k: failed[k] for k in keys if k in failed}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import itertools
 import json
 import re
@@ -28,7 +29,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.local import Cluster
+from router.bulk.load import Options
+from router.bulk.load import load as run_load
 from router.bulk.scalars import JSONB, encoder
+from router.schema.progress import Display
 from shard_config import codec
 from shard_config.partition import locate
 from shard_config.values import ValueType
@@ -482,6 +486,26 @@ async def test_a_replica_that_is_down_is_not_waited_for(fragile: Cluster, tmp_pa
     finally:
         await asyncio.to_thread(fragile.start, "s1-b")
     assert "note: s1: not waited for: s1-b: " in done.stdout
+
+
+async def test_a_replica_that_does_not_catch_up_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    table = fresh()
+    path = applied_map(cluster, tmp_path, docs=collection(table=table))
+    shard_map = codec.load(path)
+    said = io.StringIO()
+    replica = await asyncpg.connect(cluster.node("s3-b").dsn, timeout=10)
+    try:
+        await replica.execute("SELECT pg_wal_replay_pause()")
+        source = npy(tmp_path, sample(100))
+        options = Options(replay_timeout=1.0)
+        summary = await run_load(shard_map, shard_map.collections["docs"], source, options, Display(said))
+    finally:
+        await replica.execute("SELECT pg_wal_replay_resume()")
+        await replica.close(timeout=10)
+    (lag,) = summary.late
+    assert (lag.shard, lag.node, lag.reachable) == ("s3", "s3-b", True)
+    assert re.fullmatch(r"s3-b has \d+ bytes of log to replay", lag.reason)
+    assert summary.rows == 100
 
 
 VALUES: dict[str, st.SearchStrategy[Any]] = {
