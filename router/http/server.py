@@ -30,6 +30,8 @@ _BACKLOG = 2048
 _KEEP_ALIVE = 75
 # A worker imports numpy and opens its connections before it answers its supervisor.
 _HEALTHCHECK = 60
+# One that dies meanwhile never gets ready; asking goes on with the next turn of the supervisor.
+_READY_POLL = 1.0
 # What a worker may need beyond draining: closing its connections.
 _CLOSING = 10.0
 
@@ -161,4 +163,4 @@ class _Supervisor(Multiprocess):
                 process.process.join()
 
     def _all_ready(self) -> bool:
-        return all(process.is_ready(_HEALTHCHECK) for process in self.processes)
+        return all(process.is_ready(_READY_POLL) for process in self.processes)

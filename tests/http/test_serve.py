@@ -136,7 +136,7 @@ def test_an_application_that_does_not_start_is_not_tried_for_ever(tmp_path: Path
     script = tmp_path / "broken.py"
     script.write_text(BROKEN.format(workers=workers))
     env = {**os.environ, "PYTHONPATH": str(tmp_path), "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
-    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=60, env=env)
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, timeout=110, env=env)
     assert done.returncode == 1
     assert "this application does not start" in done.stderr
 
