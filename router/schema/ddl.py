@@ -154,7 +154,7 @@ def _inline(collection: Collection) -> bool:
     table's own pages, so for 12,000 vectors of 784 dimensions it preferred reading all of them (25 ms) to
     the index (1.3 ms), and gave the build of the index fewer workers. Kept in, the index was used, built 1.5
     times as fast (1536 dimensions: 1.6), and an exact scan was 2.4 times as fast (1536: 1.5; 384 with 1.5 kB
-    of content: 1.3). A scan that reads other columns alone got two to three times as slow. Measured on
+    of content: 1.3). A scan that reads other columns alone got 1.4 to 3.8 times as slow. Measured on
     PostgreSQL 18.4 with pgvector 0.8.5.
 
     The row's other values keep their usual allowance, so that metadata and short texts stay in the row too.
