@@ -62,7 +62,7 @@ class Prober:
         """A node does not answer: its searches move on if anybody else can answer them."""
         partners = (watch.node for watch in self._watches if watch.node.shard == node.shard)
         if any(partner.state.health is Health.UP for partner in partners):
-            node.reads.abandon()
+            node.abandon()
 
 
 class _Watch:

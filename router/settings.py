@@ -28,8 +28,11 @@ class Settings(msgspec.Struct, frozen=True):
     write_timeout: float = 30.0
     drain_timeout: float = 30.0
     # nodes
-    node_connections: int = 4
-    node_queue: int = 256
+    node_connections: int = 16
+    node_statements: int = 1
+    node_together: int = 16
+    node_queue: int = 512
+    node_queue_wait: float = 1.0
     write_connections: int = 4
     connect_timeout: float = 2.0
     cancel_timeout: float = 1.0

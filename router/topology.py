@@ -17,6 +17,7 @@ from router.documents.primary import Primaries
 from router.documents.reader import Reader
 from router.documents.types import CountAnswer, DeleteOutcome, Document, UpsertOutcome
 from router.documents.writer import Writer
+from router.policy.limit import Limit
 from router.policy.selection import Health, Role
 from router.prober import Prober
 from router.query.filter import Filter
@@ -25,13 +26,15 @@ from router.redis_link import RedisLink
 from router.settings import Settings
 from router.shared import Shared
 from router.stages.coalesce import Coalesced
+from router.stages.fanout import Fanout
 from router.stages.local_cache import LocalCache, Store
 from router.stages.node import Node
 from router.stages.replicas import ReplicaSet
-from router.stages.scatter import Fanout, Scatter
+from router.stages.scatter import Scatter
 from router.stages.shared_cache import Invalidations, SharedCache
 from router.stages.stage import Stage
 from router.status import NodeStatus
+from shard_config.dsn import server
 from shard_config.model import Collection, ShardMap
 
 __all__ = ["Snapshot", "Topology"]
@@ -49,8 +52,11 @@ class Topology:
         shared_path: Path | None = None,
     ) -> None:
         self.settings = settings
+        limits = _limits(shard_map, settings)
         self.nodes = [
-            Node(node, shard.name, settings) for shard in shard_map.shards.values() for node in shard.nodes
+            Node(node, shard.name, settings, limits[node.name])
+            for shard in shard_map.shards.values()
+            for node in shard.nodes
         ]
         self.shared = Shared(shard_map, shared_path)
         self.store = Store(settings.l1_bytes)
@@ -177,6 +183,21 @@ class Snapshot:
             await self._shared_cache.close()
 
 
+def _limits(shard_map: ShardMap, settings: Settings) -> dict[str, Limit]:
+    """Each node's limit by its name: one for all that share a host, since they share its cores.
+
+    A node that measured for itself would find that one statement more wins it time, at the others' cost,
+    and so would they.
+    """
+    least, most = min(settings.node_statements, settings.node_connections), settings.node_connections
+    hosts: dict[str, Limit] = {}
+    return {
+        node.name: hosts.setdefault(server(node.dsn).host, Limit(least, most))
+        for shard in shard_map.shards.values()
+        for node in shard.nodes
+    }
+
+
 def _namespace(shard_map: ShardMap) -> str:
     """A short name for all that an answer depends on: two maps that differ share no entries in Redis."""
     return blake2b(msgspec.msgpack.encode(shard_map), digest_size=8).hexdigest()
@@ -202,7 +223,7 @@ def _status(node: Node, head: int | None) -> NodeStatus:
         reason=state.reason,
         since=state.since,
         in_flight=node.reads.in_flight + node.writes.in_flight,
-        waiting=node.reads.waiting + node.writes.waiting,
+        waiting=node.dispatcher.waiting + node.writes.waiting,
         connections=node.reads.connections + node.writes.connections,
         replay_lag_bytes=lag,
     )

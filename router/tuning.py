@@ -15,7 +15,7 @@ import msgspec
 
 from router.postgres.sql import sample
 from router.query.plan import EF_SEARCH_MAX
-from router.query.types import Probe, SearchQuery
+from router.query.types import Probe, SearchQuery, Shape
 from router.query.wire import from_wire_bytes
 from router.topology import Topology
 from shard_config.model import Collection
@@ -111,7 +111,7 @@ async def _sampled(topology: Topology, collection: Collection, count: int) -> li
     """About `count` random rows as (id, vector), an equal part of each shard."""
     shards = topology.snapshot.shard_map.shards_of(collection)
     statement = sample(collection, math.ceil(count / len(shards)))
-    probes = {shard: Probe(statement.sql, statement.args, count) for shard in shards}
+    probes = {shard: Probe(Shape(statement.sql), statement.args, count, count) for shard in shards}
     deadline = asyncio.get_running_loop().time() + _SEARCH_SECONDS
     parts = await topology.snapshot.fanout.fetch(probes, deadline)
     missing = [part.report for part in parts.values() if part.report.error is not None]

@@ -9,9 +9,9 @@ from router.postgres import sql
 from router.query.answer import coverage_of, field_values, raise_if_unanswered
 from router.query.filter import Filter
 from router.query.plan import targets
-from router.query.types import Hit, Probe, ShardRows
+from router.query.types import Hit, Probe, Shape, ShardRows
 from router.shared import Shared
-from router.stages.scatter import Fanout
+from router.stages.fanout import Fanout
 from shard_config.model import Collection, ShardMap
 from shard_config.partition import NoPlaceError, locate
 
@@ -72,7 +72,7 @@ class Reader:
         # A moment is kept back to report what has not answered.
         stop = deadline - min(0.01, 0.1 * max(0.0, deadline - asyncio.get_running_loop().time()))
         probes = {
-            shard: Probe(statement.sql, statement.args, 1, min_lsn=self._shared.position(shard))
+            shard: Probe(Shape(statement.sql), statement.args, 1, 1, min_lsn=self._shared.position(shard))
             for shard in shards
         }
         return await self._fanout.fetch(probes, stop)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
+
 from msgspec import UNSET
 
 from router.http import vectors
@@ -20,9 +22,14 @@ _EF_SEARCH_MOST = 1000  # pgvector's own bound
 
 
 def search_query(
-    body: SearchBody, collection: Collection, limits: Settings, embedded: bytes | None = None, path: str = ""
+    body: SearchBody,
+    collection: Collection,
+    limits: Settings,
+    embedded: bytes | None = None,
+    path: str = "",
+    caller: Hashable | None = None,
 ) -> SearchQuery:
-    """The query that `body` asks for; `embedded` is the vector of its text.
+    """The query that `body` asks for; `embedded` is the vector of its text, `caller` the batch it is of.
 
     Raises:
         InvalidError: with every problem found, each path below `path`.
@@ -64,6 +71,7 @@ def search_query(
         allow_partial=body.allow_partial,
         explain=body.explain,
         plan=body.explain_plan,
+        caller=caller,
     )
 
 

@@ -1,7 +1,8 @@
 """Search and batch search.
 
 A batch is so many searches that happen to come in one body: each is decoded, checked, answered and
-refused on its own, a few at a time, so that one large batch does not starve other callers.
+refused on its own, a few at a time. They name their request as their caller, by which nodes let others
+go between them.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ from shard_config.model import Collection
 
 __all__ = ["Searches"]
 
-# A node runs a few statements at once and queues a few hundred; a batch takes a small part of that.
-_BATCH_CONCURRENCY = 16
+# Enough to fill a few statements of each node, and a small part of what may wait for it.
+_BATCH_CONCURRENCY = 64
 
 
 class Searches:
@@ -86,7 +87,7 @@ class Searches:
         started = perf_counter()
         try:
             body = self._decoder.decode(raw, path)
-            found = await self._run(request, collection, body, end, path)
+            found = await self._run(request, collection, body, end, path, caller=request)
         except RouterError as exc:
             problem = describe(kind_of(exc), exc.detail, request.id, exc.problems)
             return msgspec.Raw(self._encoder.encode(BatchError(problem))), None
@@ -100,13 +101,14 @@ class Searches:
         body: SearchBody,
         end: float,
         path: str = "",
+        caller: Request | None = None,
     ) -> Found:
         text = check_text(body, path)
         # An invalid timeout is refused below, before anything but the embedding has used it.
         now = asyncio.get_running_loop().time()
         deadline = min(now + timeout_of(body.timeout_ms, collection), end)
         embedded = None if text is None else await self._vector_of(collection, text, deadline, path)
-        query = search_query(body, collection, self._settings, embedded, path)
+        query = search_query(body, collection, self._settings, embedded, path, caller)
         return await request.backend.search(query, deadline)
 
     async def _vector_of(self, collection: Collection, text: str, deadline: float, path: str) -> bytes:

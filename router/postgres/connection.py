@@ -25,8 +25,20 @@ _STATEMENT_CACHE = 256
 class _Session(asyncpg.Connection):
     """A connection that needs no clean-up between statements.
 
-    We never leave session state behind, so release costs no round trip.
+    We leave no session state behind but the width of index scans, which `set_ef_search` keeps in mind;
+    so release costs no round trip.
     """
+
+    __slots__ = ("ef_search",)
+
+    ef_search: int | None  # as far as known
+
+    async def set_ef_search(self, ef_search: int) -> None:
+        """Scan indexes this wide from now on; costs a round trip only when that is a change."""
+        if self.ef_search != ef_search:
+            self.ef_search = None
+            await self.execute(f"SET hnsw.ef_search = {ef_search:d}")
+            self.ef_search = ef_search
 
     def get_reset_query(self) -> str:
         return ""
@@ -87,6 +99,7 @@ async def open_connection(
         )
     except POSTGRES_ERRORS as exc:
         raise _connect_error(exc) from exc
+    connection.ef_search = None
     try:
         async with asyncio.timeout(connect_timeout):
             await _set_codecs(connection)
@@ -111,6 +124,10 @@ async def _set_codecs(connection: Connection) -> None:
         await connection.set_type_codec(
             row["typname"], schema=row["nspname"], encoder=bytes, decoder=bytes, format="binary"
         )
+    # asyncpg looks a new array type up when a statement first needs it, which takes milliseconds.
+    await connection.prepare(
+        "SELECT " + ", ".join(f"NULL::{row['nspname']}.{row['typname']}[]" for row in rows)
+    )
 
 
 def _connect_error(exc: BaseException) -> NodeError:
@@ -122,6 +139,9 @@ def _connect_error(exc: BaseException) -> NodeError:
     )
     if isinstance(exc, repeats):
         return NodeError(ErrorKind.FATAL, _message(exc))
+    if isinstance(exc, asyncpg.TooManyConnectionsError):
+        # The node is well; it has no room for one more.
+        return NodeError(ErrorKind.TRANSIENT, _message(exc))
     return NodeError(ErrorKind.UNREACHABLE, _message(exc))
 
 

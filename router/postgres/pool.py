@@ -50,6 +50,7 @@ class Pool:
         self._mending: set[asyncio.Task[None]] = set()
         self._closed = False
         self._abandoned = 0
+        self.freed: Callable[[], None] = lambda: None  # called whenever a connection's place is free again
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.in_flight}/{self._size} in flight"
@@ -60,13 +61,13 @@ class Pool:
         return len(self._idle) + self.in_flight
 
     @property
-    def load(self) -> int:
-        """Statements that a newcomer would share the node with."""
-        return self.in_flight + self.waiting
+    def mending(self) -> int:
+        """Places of connections whose cancelled statement PostgreSQL has not confirmed."""
+        return len(self._mending)
 
     @asynccontextmanager
-    async def session(self) -> AsyncIterator[Connection]:
-        """A connection for as long as the block runs.
+    async def session(self, ef_search: int | None = None) -> AsyncIterator[Connection]:
+        """A connection for as long as the block runs; rather one that scans indexes this wide already.
 
         The block may run statements one after the other. If it is cancelled, or left by an error
         that is not PostgreSQL's own answer, the connection is mended or terminated behind it.
@@ -77,7 +78,7 @@ class Pool:
         """
         await self._take_slot()
         try:
-            connection = await self._connection()
+            connection = await self._connection(ef_search)
         except BaseException:
             self._give_slot()
             raise
@@ -155,11 +156,12 @@ class Pool:
         self.in_flight -= 1
         self._slots.release()
 
-    async def _connection(self) -> Connection:
+    async def _connection(self, ef_search: int | None) -> Connection:
         if self._closed:
             raise NodeError(ErrorKind.UNREACHABLE, "the router is closing its connections")
         while self._idle:
-            connection = self._idle.pop()
+            fitting = (i for i, idle in enumerate(self._idle) if idle.ef_search == ef_search)
+            connection = self._idle.pop(next(fitting, -1))
             if not connection.is_closed():
                 return connection
         task = asyncio.ensure_future(self._open())
@@ -191,7 +193,12 @@ class Pool:
     def _mend_later(self, connection: Connection) -> None:
         task = asyncio.create_task(self._mend(connection), name=f"mend {self.name}")
         self._mending.add(task)
-        task.add_done_callback(self._mending.discard)
+
+        def mended(task: asyncio.Task[None]) -> None:
+            self._mending.discard(task)
+            self.freed()
+
+        task.add_done_callback(mended)
 
     async def _mend(self, connection: Connection) -> None:
         # asyncpg has sent the cancel request; the next statement waits for its confirmation.

@@ -1,4 +1,4 @@
-"""The only SQL text of the request path.
+"""The SQL text of single documents, counts and writes; `router.postgres.search` has that of searches.
 
 Every function returns a statement whose text depends on the request's shape alone: values are bound
 parameters, identifiers come from the validated shard map and need no quoting. Equal shapes give
@@ -11,9 +11,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from router.query.filter import And, Compare, Exists, Field, Filter, In, Like, Not, Or
-from shard_config.model import Collection, Metric, Quantization
-from shard_config.values import ValueType
+from router.postgres.conditions import PlainParams, where
+from router.query.filter import Filter
+from shard_config.model import Collection, Metric
 
 __all__ = [
     "Statement",
@@ -24,10 +24,8 @@ __all__ = [
     "existing_ids",
     "result_columns",
     "sample",
-    "search",
     "select_by_id",
     "upsert",
-    "where",
 ]
 
 _OPERATORS = {Metric.L2: "<->", Metric.COSINE: "<=>", Metric.INNER_PRODUCT: "<#>", Metric.L1: "<+>"}
@@ -36,17 +34,6 @@ _OPERATORS = {Metric.L2: "<->", Metric.COSINE: "<=>", Metric.INNER_PRODUCT: "<#>
 class Statement(msgspec.Struct, frozen=True):
     sql: str
     args: tuple[object, ...]
-
-
-class _Params:
-    """Collects arguments and hands out their placeholders."""
-
-    def __init__(self, *args: object) -> None:
-        self.args = list(args)
-
-    def add(self, value: object, type_: str) -> str:
-        self.args.append(value)
-        return f"${len(self.args)}::{type_}"
 
 
 def distance_operator(metric: Metric) -> str:
@@ -66,54 +53,9 @@ def result_columns(collection: Collection, include: frozenset[str]) -> list[tupl
     return columns
 
 
-def search(
-    collection: Collection,
-    vector: bytes,
-    *,
-    limit: int,
-    candidates: int,
-    ef_search: int,
-    exact: bool,
-    filter: Filter | None,
-    include: frozenset[str],
-) -> Statement:
-    """The nearest `limit` rows as (id, distance, *included columns), ascending by (distance, id).
-
-    `vector` is in wire format. The inner query is the one that the HNSW index serves; it brings
-    `candidates` rows. The outer one has the full distance where the index holds less, and orders ties
-    and what an iterative scan found out of order. The scan's width is set inside the statement, which
-    spares a round trip and ends with it. LIMIT is a literal: as a parameter, a generic plan would sort
-    the whole table.
-    """
-    params = _Params(vector)
-    columns = [column for _, column in result_columns(collection, include)]
-    conditions = []
-    source = ""
-    if not exact:
-        width = params.add(str(ef_search), "text")
-        source = f"WITH s AS MATERIALIZED (SELECT set_config('hnsw.ef_search', {width}, true)) "
-        conditions.append("(SELECT count(*) FROM s) > 0")
-    if filter is not None:
-        conditions.append(where(filter, collection, params))
-    distance = f"{collection.vector.column} {_OPERATORS[collection.vector.metric]} {_query(collection)}"
-    # Adding 0 keeps the index out. Ties at the limit go by id where all rows are compared; an index
-    # scan knows no ids.
-    order = f"({distance}) + 0, t.{_id(collection)}" if exact else _index_distance(collection)
-    inner = (
-        f"SELECT {_id(collection)} AS _id, {distance} AS _d{_list(columns, 'AS _c')}"
-        f" FROM {collection.table} t{_where(conditions)} ORDER BY {order} LIMIT {candidates}"
-    )
-    # NaN is what cosine makes of a zero vector, which no direction compares to.
-    outer = (
-        f"SELECT _id, _d{_list(columns, '_c')} FROM ({inner}) r"
-        f" WHERE _d <> 'NaN' ORDER BY _d, _id LIMIT {limit}"
-    )
-    return Statement(source + outer, tuple(params.args))
-
-
 def select_by_id(collection: Collection, id_: object, include: frozenset[str]) -> Statement:
     """One row as (id, *included columns)."""
-    params = _Params()
+    params = PlainParams()
     columns = [column for _, column in result_columns(collection, include)]
     condition = f"{collection.id.column} = {params.add(id_, collection.id.type)}"
     selected = f"{collection.id.column} AS _id{_list(columns, 'AS _c')}"
@@ -122,13 +64,13 @@ def select_by_id(collection: Collection, id_: object, include: frozenset[str]) -
 
 
 def count(collection: Collection, filter: Filter | None) -> Statement:
-    params = _Params()
+    params = PlainParams()
     conditions = [] if filter is None else [where(filter, collection, params)]
     return Statement(f"SELECT count(*) AS n FROM {collection.table}{_where(conditions)}", tuple(params.args))
 
 
 def delete_by_ids(collection: Collection, ids: Sequence[object]) -> Statement:
-    params = _Params()
+    params = PlainParams()
     array = params.add(list(ids), f"{collection.id.type}[]")
     return Statement(
         f"DELETE FROM {collection.table} WHERE {collection.id.column} = ANY({array})", tuple(params.args)
@@ -136,14 +78,14 @@ def delete_by_ids(collection: Collection, ids: Sequence[object]) -> Statement:
 
 
 def delete_matching(collection: Collection, filter: Filter) -> Statement:
-    params = _Params()
+    params = PlainParams()
     condition = where(filter, collection, params)
     return Statement(f"DELETE FROM {collection.table} WHERE {condition}", tuple(params.args))
 
 
 def existing_ids(collection: Collection, ids: Sequence[object]) -> Statement:
     """Which of `ids` this shard holds, as rows of (id,)."""
-    params = _Params()
+    params = PlainParams()
     array = params.add(list(ids), f"{collection.id.type}[]")
     sql = (
         f"SELECT {collection.id.column} AS id FROM {collection.table}"
@@ -180,97 +122,6 @@ def upsert(collection: Collection) -> str:
     )
 
 
-def where(filter: Filter, collection: Collection, params: _Params) -> str:
-    """The condition's SQL; each node is either true or not, so that NULLs never leak out of `Not`."""
-    match filter:
-        case And(parts):
-            return _joined(" AND ", "true", [where(part, collection, params) for part in parts])
-        case Or(parts):
-            return _joined(" OR ", "false", [where(part, collection, params) for part in parts])
-        case Not(part):
-            return f"({where(part, collection, params)}) IS NOT TRUE"
-        case Exists(field):
-            return f"{_operand(field, collection, params)} IS NOT NULL"
-        case Compare(field, op, value):
-            return _compare(field, op, value, collection, params)
-        case In(field, values):
-            return _in(field, values, collection, params)
-        case Like(field, pattern, ignore_case):
-            return _like(field, pattern, ignore_case, collection, params)
-
-
-def _compare(field: Field, op: str, value: object, collection: Collection, params: _Params) -> str:
-    operand = _operand(field, collection, params)
-    if field.column is not None:
-        # Order by code point everywhere, as the router does when it routes by ranges of text.
-        collate = ' COLLATE "C"' if field.column.type is ValueType.TEXT and op != "=" else ""
-        return f"{operand} {op} {params.add(value, field.column.type)}{collate}"
-    bound = f"{operand} {op} {params.add(_json(value), 'jsonb')}"
-    if op == "=":
-        return bound
-    # jsonb orders values of different types too; a comparison here means values of the same type.
-    return f"(jsonb_typeof({operand}) = '{_json_type(value)}' AND {bound})"
-
-
-def _in(field: Field, values: tuple[object, ...], collection: Collection, params: _Params) -> str:
-    operand = _operand(field, collection, params)
-    if field.column is not None:
-        return f"{operand} = ANY({params.add(list(values), f'{field.column.type}[]')})"
-    return f"{operand} = ANY({params.add([_json(value) for value in values], 'jsonb[]')})"
-
-
-def _like(field: Field, pattern: str, ignore_case: bool, collection: Collection, params: _Params) -> str:
-    operator = "ILIKE" if ignore_case else "LIKE"
-    operand = _operand(field, collection, params)
-    if field.column is not None:
-        return f"{operand} {operator} {params.add(pattern, 'text')}"
-    # #>> '{}' is the string inside a jsonb string; numbers have no pattern to match.
-    text = f"({operand} #>> '{{}}')"
-    return f"(jsonb_typeof({operand}) = 'string' AND {text} {operator} {params.add(pattern, 'text')})"
-
-
-def _operand(field: Field, collection: Collection, params: _Params) -> str:
-    if field.column is not None:
-        return field.column.column
-    return f"({collection.metadata} #> {params.add(list(field.path), 'text[]')})"
-
-
-def _json(value: object) -> str:
-    return msgspec.json.encode(value).decode()
-
-
-def _json_type(value: object) -> str:
-    if isinstance(value, bool):
-        return "boolean"
-    return "string" if isinstance(value, str) else "number"
-
-
-def _query(collection: Collection) -> str:
-    """The query vector at full precision."""
-    return f"$1::{collection.vector.type}"
-
-
-def _index_distance(collection: Collection) -> str:
-    """The expression that the HNSW index is built on, against the query."""
-    vector = collection.vector
-    match collection.index.quantization:
-        case Quantization.NONE:
-            return f"{vector.column} {_OPERATORS[vector.metric]} {_query(collection)}"
-        case Quantization.HALFVEC:
-            half = f"halfvec({vector.dimensions})"
-            return f"({vector.column}::{half}) {_OPERATORS[vector.metric]} ({_query(collection)}::{half})"
-        case Quantization.BINARY:
-            bits = f"bit({vector.dimensions})"
-            query = f"binary_quantize({_query(collection)})::{bits}"
-            return f"(binary_quantize({vector.column})::{bits}) <~> ({query})"
-
-
-def _id(collection: Collection) -> str:
-    """The id in the order that the router merges by: text by code point."""
-    collate = ' COLLATE "C"' if collection.id.type is ValueType.TEXT else ""
-    return f"{collection.id.column}{collate}"
-
-
 def _list(columns: Sequence[str], alias: str) -> str:
     """`, column AS _c0, …` where the columns are read, `, _c0, …` where they are passed on."""
     if alias.startswith("AS"):
@@ -280,7 +131,3 @@ def _list(columns: Sequence[str], alias: str) -> str:
 
 def _where(conditions: Sequence[str]) -> str:
     return f" WHERE {' AND '.join(conditions)}" if conditions else ""
-
-
-def _joined(operator: str, empty: str, parts: Sequence[str]) -> str:
-    return f"({operator.join(parts)})" if parts else empty

@@ -22,11 +22,16 @@ EF_SEARCH_MAX = 1000
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """`limit` rows are wanted of each target, chosen out of `candidates` that the index brings."""
+    """`limit` rows are wanted of each target.
+
+    They are the nearest of `asked` candidates that the index is to consider, of which `candidates` must be
+    read and compared by their full vectors.
+    """
 
     targets: tuple[str, ...]
     total: int
     limit: int
+    asked: int
     candidates: int
     ef_search: int
     exact: bool
@@ -39,25 +44,28 @@ class Plan(msgspec.Struct, frozen=True):
 def plan_search(query: SearchQuery, shard_map: ShardMap, *, exact: bool | None = None) -> Plan:
     """The plan of `query`; `exact` overrides what the query says.
 
-    A shard's part of the answer is at most offset + k rows. An approximate search asks overfetch
-    times as many, and a quantized index brings as many candidates as its scan visits anyway, since
-    only re-ranking tells the near ones apart. `ef_search` is raised where it would cut that short.
+    A shard's part of the answer is at most offset + k rows, and an approximate search wants them to be the
+    best of overfetch times as many candidates: `ef_search` is raised where it would cut that short. An
+    index over full vectors has ranked the candidates by the true distance already, so the first of them
+    are enough. They must be read where a filter decides which of them count, and all that the scan visits
+    where the index is quantized and re-ranking tells the near ones apart.
     """
     exact = query.exact if exact is None else exact
     collection = query.collection
-    wanted = query.k + query.offset
-    if exact:
-        limit = candidates = wanted
-    else:
-        limit = candidates = math.ceil(wanted * collection.search.overfetch)
-        if collection.index.quantization is not Quantization.NONE:
-            candidates = max(candidates, query.ef_search)
+    limit = query.k + query.offset
+    asked = limit if exact else math.ceil(limit * collection.search.overfetch)
+    candidates = limit
+    if not exact and query.filter is not None:
+        candidates = asked
+    if not exact and collection.index.quantization is not Quantization.NONE:
+        candidates = asked = max(asked, query.ef_search)
     return Plan(
         targets=targets(query.filter, collection, shard_map),
         total=len(shard_map.shards_of(collection)),
         limit=limit,
+        asked=asked,
         candidates=candidates,
-        ef_search=min(max(query.ef_search, candidates), EF_SEARCH_MAX),
+        ef_search=min(max(query.ef_search, asked), EF_SEARCH_MAX),
         exact=exact,
     )
 

@@ -7,6 +7,7 @@ metrics, headers and `explain` are all projections of the same facts.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from enum import StrEnum
 from functools import cached_property
 from hashlib import blake2b
@@ -28,6 +29,7 @@ __all__ = [
     "Probe",
     "Row",
     "SearchQuery",
+    "Shape",
     "ShardCounts",
     "ShardReport",
     "ShardRows",
@@ -64,6 +66,7 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
         vector: `dimensions` float32 components as little-endian bytes.
         include: names out of content, metadata, vector and the collection's columns.
         ef_search: candidates per HNSW scan, 1..1000, before the plan raises it for large k.
+        caller: equal for the searches of one batch, which let others go between them.
     """
 
     collection: Collection
@@ -80,6 +83,7 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
     allow_partial: bool = True
     explain: bool = False
     plan: bool = False  # also bring each shard's statement plan
+    caller: Hashable | None = None
 
     @property
     def cached(self) -> bool:
@@ -104,18 +108,38 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
         return state.digest()
 
 
+class Shape(msgspec.Struct, frozen=True):
+    """A statement's text, equal for equal shapes, so that it names a prepared statement.
+
+    Attributes:
+        together: the text for several searches at once, if there is one: each argument an array with one
+            element per search, but for those at the positions `shared`, which they have in common.
+    """
+
+    single: str
+    together: str | None = None
+    shared: tuple[int, ...] = ()
+
+
 class Probe(msgspec.Struct, frozen=True):
     """One shard's part of a search: a statement's shape and its arguments.
 
     Attributes:
-        sql: the text, equal for equal shapes, so that it names a prepared statement.
+        asked: candidates wanted of the index, or rows if it is not used.
         wanted: rows the statement returns at most.
+        key: equal for probes that one statement may answer; None for one that goes alone.
+        ef_search: the width of index scans, None where none is meant.
+        caller: equal for the searches of one batch.
         min_lsn: WAL position that a replica must have replayed to be fresh for this router's callers.
     """
 
-    sql: str
+    shape: Shape
     args: tuple[object, ...]
+    asked: int
     wanted: int
+    key: Hashable | None = None
+    ef_search: int | None = None
+    caller: Hashable | None = None
     primary_only: bool = False
     min_lsn: int = 0
     plan: bool = False
@@ -124,7 +148,9 @@ class Probe(msgspec.Struct, frozen=True):
 class ShardReport(msgspec.Struct, frozen=True):
     """What happened on one shard, in milliseconds and rows.
 
-    `lsn` is a write-ahead log position up to which the rows are known to be complete.
+    `together` counts the searches that one statement answered. `asked` are the candidates that were wanted
+    of the index, of which the nearest came back. `lsn` is a write-ahead log position up to which the rows
+    are known to be complete.
     """
 
     shard: str
@@ -138,6 +164,7 @@ class ShardReport(msgspec.Struct, frozen=True):
     queue_ms: float = 0.0
     execute_ms: float = 0.0
     total_ms: float = 0.0
+    together: int = 1
     asked: int = 0
     returned: int = 0
     kept: int = 0
@@ -148,7 +175,7 @@ class ShardReport(msgspec.Struct, frozen=True):
 class ShardRows(msgspec.Struct, frozen=True):
     """A shard's rows in ascending (distance, id) order, and its report."""
 
-    rows: list[Row]
+    rows: Sequence[Row]
     report: ShardReport
 
 

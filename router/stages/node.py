@@ -1,4 +1,4 @@
-"""One PostgreSQL server: its connections, and what is known of its health.
+"""One PostgreSQL server: its connections, the way to them, and what is known of its health.
 
 Reads and writes have pools of their own, so that neither can starve the other.
 """
@@ -7,60 +7,67 @@ from __future__ import annotations
 
 import asyncio
 import time
-from time import perf_counter
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
 
+from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState
 from router.postgres.connection import Connection, ErrorKind, NodeError, open_connection
 from router.postgres.pool import Pool
+from router.postgres.search import arrays
 from router.query.types import Probe, Row
 from router.settings import Settings
+from router.stages.dispatcher import Dispatcher, Fetched, Ticket
 from shard_config import model
 
-__all__ = ["Fetched", "Node"]
-
-
-class Fetched(msgspec.Struct, frozen=True):
-    rows: list[Row]
-    queue_ms: float
-    execute_ms: float
-    plan: str | None
+__all__ = ["Node"]
 
 
 class Node:
-    """Runs probes on one server. `state` is replaced, never changed, by the prober and by failures."""
+    """Runs probes on one server. `state` is replaced, never changed, by the prober and by failures.
 
-    def __init__(self, config: model.Node, shard: str, settings: Settings) -> None:
+    `limit` may be shared with the other servers of one host.
+    """
+
+    def __init__(self, config: model.Node, shard: str, settings: Settings, limit: Limit) -> None:
         self.config = config
         self.shard = shard
         self.state = NodeState(since=time.time())
         self._settings = settings
         self.reads = self._pool("reads", settings.node_connections, settings.max_timeout)
         self.writes = self._pool("writes", settings.write_connections, settings.write_timeout)
+        self.dispatcher = Dispatcher(
+            config.name,
+            self._execute,
+            limit,
+            queue=settings.node_queue,
+            wait=settings.node_queue_wait,
+            together=settings.node_together,
+            busy=lambda: self.reads.mending,
+        )
+        self.reads.freed = self.dispatcher.pump
 
     def __repr__(self) -> str:
         role = self.state.role or "role unknown"
-        return f"<Node {self.config.name} {role} {self.state.health}, {self.reads!r}>"
+        return f"<Node {self.config.name} {role} {self.state.health}, {self.dispatcher!r}>"
 
-    async def fetch(self, probe: Probe, deadline: float) -> Fetched:
-        """Rows of the probe's statement. The caller owns the deadline and cancels past it.
+    @property
+    def load(self) -> int:
+        """Searches that a newcomer would share the node with."""
+        return self.dispatcher.load
+
+    def submit(self, probe: Probe, deadline: float, done: Callable[[Fetched | Exception], None]) -> Ticket:
+        """`Dispatcher.submit`: `done` is called with the probe's rows, or a NodeError or OverloadedError.
 
         Raises:
-            NodeError, OverloadedError
+            OverloadedError
         """
-        # Not the loop's clock: uvloop's stands still within one turn and counts whole milliseconds.
-        started = perf_counter()
-        async with self.reads.session() as connection:
-            sent = perf_counter()
-            rows: list[Any] = await connection.fetch(probe.sql, *probe.args)
-            done = perf_counter()
-            plan = None
-            if probe.plan:
-                lines = await connection.fetch(f"EXPLAIN {probe.sql}", *probe.args)
-                plan = "\n".join(line[0] for line in lines)
-        return Fetched(rows, (sent - started) * 1000, (done - sent) * 1000, plan)
+        return self.dispatcher.submit(probe, deadline, done)
+
+    def leave(self, ticket: Ticket) -> None:
+        self.dispatcher.leave(ticket)
 
     def failed(self, error: NodeError) -> None:
         """The server cannot be reached: ask it no more until a probe does.
@@ -79,8 +86,31 @@ class Node:
             self.writes.discard_idle()
         self.state = msgspec.structs.replace(state, since=since)
 
+    def abandon(self) -> None:
+        """The server has gone silent: end what is under way or waits there, so that it is tried elsewhere."""
+        self.dispatcher.abandon(NodeError(ErrorKind.UNREACHABLE, "given up: the node does not answer"))
+        self.reads.abandon()
+
     async def close(self) -> None:
+        await self.dispatcher.close()
         await asyncio.gather(self.reads.close(), self.writes.close())
+
+    async def _execute(self, probes: Sequence[Probe]) -> list[tuple[Sequence[Row], str | None]]:
+        probe = probes[0]
+        async with self.reads.session(probe.ef_search) as connection:
+            if probe.ef_search is not None:
+                await connection.set_ef_search(probe.ef_search)
+            if len(probes) == 1:
+                return [await _fetch(connection, probe)]
+            shape = probe.shape
+            assert shape.together is not None, "only searches that have a key wait together"
+            rows: list[Any] = await connection.fetch(
+                shape.together, *arrays(shape, [probe.args for probe in probes])
+            )
+        answers: list[tuple[list[Row], None]] = [([], None) for _ in probes]
+        for row in rows:
+            answers[row[-1] - 1][0].append(row)
+        return list(answers)
 
     def _pool(self, kind: str, size: int, statement_timeout: float) -> Pool:
         settings = self._settings
@@ -100,3 +130,12 @@ class Node:
             queue=settings.node_queue,
             cancel_timeout=settings.cancel_timeout,
         )
+
+
+async def _fetch(connection: Connection, probe: Probe) -> tuple[Sequence[Row], str | None]:
+    """The rows of one probe, and the statement's plan if it wants that."""
+    rows: list[Any] = await connection.fetch(probe.shape.single, *probe.args)
+    if not probe.plan:
+        return rows, None
+    lines = await connection.fetch(f"EXPLAIN {probe.shape.single}", *probe.args)
+    return rows, "\n".join(line[0] for line in lines)

@@ -12,7 +12,8 @@ from collections.abc import Mapping
 
 import msgspec
 
-from router.postgres import sql
+from router.postgres.search import SearchStatements
+from router.postgres.sql import result_columns
 from router.query.answer import coverage_of, encode_hits, raise_if_unanswered, shortfall
 from router.query.merge import merge, within
 from router.query.plan import Plan, plan_search
@@ -22,65 +23,19 @@ from router.query.types import (
     Found,
     Probe,
     SearchQuery,
-    ShardReport,
     ShardRows,
     ShardState,
 )
 from router.query.wire import to_wire
 from router.shared import Shared
-from router.stages.replicas import ReplicaSet
+from router.stages.fanout import Fanout
 from shard_config.model import ShardMap
 
-__all__ = ["Fanout", "Scatter"]
+__all__ = ["Scatter"]
 
 # What is left of the deadline for merging and encoding: a tenth of short ones, 10 ms of long ones.
 _MARGIN_SHARE = 0.1
 _MARGIN_MOST = 0.010
-
-
-class Fanout:
-    """Asks replica sets at once and always has a report of each by the deadline."""
-
-    def __init__(self, sets: Mapping[str, ReplicaSet]) -> None:
-        self._sets = sets
-
-    def __repr__(self) -> str:
-        return f"<Fanout over {list(self._sets.values())}>"
-
-    async def fetch(self, probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
-        """Rows and report per shard; a shard that is late is cancelled and reported as timed out.
-
-        Raises:
-            OverloadedError: a shard's queues are full.
-        """
-        loop = asyncio.get_running_loop()
-        started = loop.time()
-        tasks = {
-            name: loop.create_task(self._sets[name].fetch(probe, deadline)) for name, probe in probes.items()
-        }
-        try:
-            if tasks:
-                await asyncio.wait(
-                    tasks.values(),
-                    timeout=max(0.0, deadline - started),
-                    return_when=asyncio.FIRST_EXCEPTION,
-                )
-        finally:
-            for task in tasks.values():
-                task.cancel()
-            # Cancelling ends a wait for PostgreSQL at once; the connection is mended behind it.
-            await asyncio.gather(*tasks.values(), return_exceptions=True)
-        elapsed_ms = (loop.time() - started) * 1000
-        return {
-            name: _late(name, probes[name], elapsed_ms) if task.cancelled() else task.result()
-            for name, task in tasks.items()
-        }
-
-
-def _late(shard: str, probe: Probe, elapsed_ms: float) -> ShardRows:
-    error = f"no answer within {elapsed_ms:.0f} ms"
-    report = ShardReport(shard, ShardState.TIMED_OUT, total_ms=elapsed_ms, asked=probe.wanted, error=error)
-    return ShardRows([], report)
 
 
 class Scatter:
@@ -90,6 +45,7 @@ class Scatter:
         self._map = shard_map
         self._fanout = fanout
         self._shared = shared
+        self._statements = SearchStatements()
 
     def __repr__(self) -> str:
         return f"<Scatter map {self._map.version}, {self._fanout!r}>"
@@ -133,7 +89,7 @@ class Scatter:
     def _probes(
         self, query: SearchQuery, plan: Plan, shards: tuple[str, ...] | list[str]
     ) -> dict[str, Probe]:
-        statement = sql.search(
+        statement = self._statements.search(
             query.collection,
             to_wire(query.vector, query.collection.vector.type),
             limit=plan.limit,
@@ -145,9 +101,13 @@ class Scatter:
         )
         return {
             shard: Probe(
-                statement.sql,
+                statement.shape,
                 statement.args,
+                plan.asked,
                 plan.limit,
+                key=None if query.plan else statement.key,
+                ef_search=None if plan.exact else plan.ef_search,
+                caller=query.caller,
                 primary_only=query.consistency is Consistency.STRONG,
                 min_lsn=self._shared.position(shard),
                 plan=query.plan,
@@ -168,7 +128,7 @@ class Scatter:
         for _, shard in kept:
             counts[shard] += 1
         return Answer(
-            hits=encode_hits(kept, query.collection, sql.result_columns(query.collection, query.include)),
+            hits=encode_hits(kept, query.collection, result_columns(query.collection, query.include)),
             count=len(kept),
             coverage=coverage,
             short=shortfall(

@@ -268,11 +268,11 @@ async def test_a_batch_answers_each_search_on_its_own(
 async def test_a_batch_runs_a_few_searches_at_a_time(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     backend.gate = asyncio.Event()
     task = asyncio.create_task(client.post(f"{SEARCH}/batch", json={"searches": [{"vector": VECTOR}] * 100}))
-    while len(backend.queries) < 16:
+    while len(backend.queries) < 64:
         await asyncio.sleep(0)
-    for _ in range(20):
+    for _ in range(80):
         await asyncio.sleep(0)
-    assert len(backend.queries) == 16
+    assert len(backend.queries) == 64
     backend.gate.set()
     assert len((await task).json()["results"]) == 100
 

@@ -369,7 +369,7 @@ async def test_nobody_is_cancelled_along_with_another_who_asked_the_same(cluster
 
 
 async def test_more_searches_than_may_wait_are_refused_at_once(cluster: Cluster) -> None:
-    settings = Settings(node_connections=2, node_queue=3)
+    settings = Settings(node_connections=2, node_statements=2, node_queue=3)
     async with world(cluster, settings) as w:
         await w.put(*(w.document(i, [i] * 8) for i in range(40)))
         dsn = primary(cluster, "s2")

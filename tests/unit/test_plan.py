@@ -88,9 +88,15 @@ def test_a_row_that_matches_always_lies_on_a_target(
     assert home in shards(documents, raw)
 
 
-def test_each_shard_is_asked_overfetch_times_as_many_rows() -> None:
-    plan = plan_search(query(k=10, offset=5), shard_map())
-    assert (plan.limit, plan.candidates, plan.ef_search) == (30, 30, 40)
+def test_a_shards_rows_are_the_best_of_overfetch_times_as_many_candidates() -> None:
+    plan = plan_search(query(k=10, offset=15, ef_search=10), shard_map())
+    assert (plan.limit, plan.asked, plan.ef_search) == (25, 50, 50)
+
+
+def test_candidates_are_read_only_where_that_can_change_their_order() -> None:
+    assert plan_search(query(k=10), shard_map()).candidates == 10
+    filtered = query(k=10, filter=parse(collection(), {"active": True}, Settings()))
+    assert plan_search(filtered, shard_map()).candidates == 20
 
 
 def test_the_scan_is_widened_where_it_would_cut_the_rows_short() -> None:
@@ -105,7 +111,7 @@ def test_an_exact_search_asks_no_more_than_it_needs() -> None:
 
 def test_a_quantized_index_brings_all_its_candidates_for_ranking() -> None:
     plan = plan_search(query(collection(index=QUANTIZED), ef_search=200), shard_map())
-    assert (plan.limit, plan.candidates) == (20, 200)
+    assert (plan.limit, plan.asked, plan.candidates) == (10, 200, 200)
 
 
 def test_values_keep_their_types_on_the_way() -> None:

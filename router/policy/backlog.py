@@ -1,0 +1,92 @@
+"""What waits for a node: whose turn it is, and what may go along with it.
+
+Turns go by arrival, but a caller that sends many searches at once lets others by: with n of its own
+waiting already, its next one takes the turn of a search that arrives n spacings later. That is what
+VirtualClock (Zhang, SIGCOMM 1990) does, without its memory: having used an idle node is no debt. Turns
+are moments, so nobody waits for ever, however many others come.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from heapq import heappop, heappush
+from itertools import count
+from typing import Generic, Protocol, TypeVar
+
+__all__ = ["Backlog", "Waiting"]
+
+# A node answers a search in some tenths of a millisecond: a batch that has filled the queue holds a
+# single search up for a statement or two, and goes on at full speed when it is alone.
+_SPACING = 0.001
+
+
+class Waiting(Protocol):
+    """An item of a backlog.
+
+    `key` is what items have in common that may be taken together; `caller` what those of one batch
+    have, None for a search of its own; `left` says that nobody wants the item any more.
+    """
+
+    @property
+    def key(self) -> Hashable: ...
+    @property
+    def caller(self) -> Hashable | None: ...
+    @property
+    def left(self) -> bool: ...
+
+
+T = TypeVar("T", bound=Waiting)
+
+
+class Backlog(Generic[T]):
+    """Items by key, those of one key in the order of their turns.
+
+    An item that has left stays until its turn comes, and is dropped then.
+    """
+
+    def __init__(self) -> None:
+        self._queues: dict[Hashable, list[tuple[float, int, T]]] = {}
+        self._numbers = count()  # equal turns go by arrival
+        self._callers: dict[Hashable, int] = {}
+
+    def __repr__(self) -> str:
+        return f"<Backlog {sum(map(len, self._queues.values()))} of {len(self._queues)} keys>"
+
+    def add(self, item: T, now: float) -> None:
+        turn = now
+        if item.caller is not None:
+            ahead = self._callers.get(item.caller, 0)
+            self._callers[item.caller] = ahead + 1
+            turn += ahead * _SPACING
+        heappush(self._queues.setdefault(item.key, []), (turn, next(self._numbers), item))
+
+    def take(self, most: int) -> list[T]:
+        """The item whose turn it is and up to `most - 1` more of its key; nothing if all have left."""
+        while self._queues:
+            key = min(self._queues, key=lambda key: self._queues[key][0][:2])
+            queue = self._queues[key]
+            items: list[T] = []
+            while queue and len(items) < most:
+                item = self._gone(heappop(queue))
+                if not item.left:
+                    items.append(item)
+            if not queue:
+                del self._queues[key]
+            if items:
+                return items
+        return []
+
+    def clear(self) -> list[T]:
+        """All that had not left, in the order of their turns; nothing waits any more."""
+        entries = [entry for queue in self._queues.values() for entry in queue]
+        self._queues.clear()
+        self._callers.clear()
+        return [item for _, _, item in sorted(entries, key=lambda entry: entry[:2]) if not item.left]
+
+    def _gone(self, entry: tuple[float, int, T]) -> T:
+        item = entry[2]
+        if item.caller is not None:
+            self._callers[item.caller] -= 1
+            if not self._callers[item.caller]:
+                del self._callers[item.caller]
+        return item

@@ -1,0 +1,287 @@
+"""Between the searches and one node: few statements at once, and many searches in one statement.
+
+PostgreSQL is fastest with about as many statements at once as it has cores. So a bounded number is in
+flight, adapted by `router.policy.limit`, and what comes meanwhile waits. Waiting searches that differ
+in their arguments alone leave together, as one statement with a row of answers for each. A search that
+finds the node free leaves at once; nothing is ever delayed in the hope of company.
+
+Invariants: a search is answered exactly once, or has left; what fails or leaves touches nobody who
+shares its statement; at most `queue` searches wait, none longer than `wait` seconds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Hashable, Sequence
+from time import perf_counter
+from typing import Protocol
+
+import msgspec
+
+from router.policy.backlog import Backlog
+from router.policy.limit import Limit
+from router.postgres.connection import ErrorKind, NodeError
+from router.query.errors import OverloadedError
+from router.query.types import Probe, Row
+
+__all__ = ["Dispatcher", "Execute", "Fetched", "Ticket"]
+
+_PACE_WEIGHT = 0.1
+
+# The node, not one search of several, is what these are about.
+_OF_THE_NODE = (ErrorKind.UNREACHABLE, ErrorKind.LOST)
+
+
+class Fetched(msgspec.Struct, frozen=True):
+    """One search's rows; `together` counts the searches that its statement carried."""
+
+    rows: Sequence[Row]
+    queue_ms: float
+    execute_ms: float
+    together: int = 1
+    plan: str | None = None
+
+
+class Execute(Protocol):
+    """Runs probes of one key as one statement: the rows of each, in their order.
+
+    Raises:
+        NodeError
+    """
+
+    def __call__(self, probes: Sequence[Probe]) -> Awaitable[list[tuple[Sequence[Row], str | None]]]: ...
+
+
+class Ticket:
+    """A search's place with one node, from `Dispatcher.submit` until `done` is called or it leaves.
+
+    Then it lets go of both `done` and `statement`: cycles of references between what asks and what
+    answers cost a garbage collection of 50 ms for every thousand searches.
+    """
+
+    __slots__ = ("caller", "deadline", "done", "key", "probe", "since", "statement")
+
+    def __init__(
+        self, probe: Probe, deadline: float, done: Callable[[Fetched | Exception], None], since: float
+    ) -> None:
+        self.probe = probe
+        self.deadline = deadline
+        self.done: Callable[[Fetched | Exception], None] | None = done
+        self.key: Hashable = object() if probe.key is None else probe.key
+        self.caller = probe.caller
+        self.since = since
+        self.statement: _Statement | None = None  # None while it waits
+
+    @property
+    def left(self) -> bool:
+        """Whether nobody waits for it any more."""
+        return self.done is None
+
+
+class _Statement:
+    """What is in flight, and who waits for it."""
+
+    __slots__ = ("task", "tickets")
+
+    def __init__(self, tickets: list[Ticket]) -> None:
+        self.tickets = tickets
+        self.task: asyncio.Task[None] | None = None
+
+
+class Dispatcher:
+    """The way to one node; `pump` must be called when `busy` has gone down otherwise than by it.
+
+    Args:
+        execute: runs a statement.
+        busy: connections that are neither free nor in a statement of ours.
+        queue, wait: how many may wait, and for how many seconds.
+        together: searches in one statement, at most.
+        clock: seconds, for durations; the loop's own clock counts whole milliseconds under uvloop.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        execute: Execute,
+        limit: Limit,
+        *,
+        queue: int,
+        wait: float,
+        together: int,
+        busy: Callable[[], int] = lambda: 0,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
+        self.name = name
+        self.waiting = 0
+        self.limit = limit
+        self._execute = execute
+        self._busy = busy
+        self._queue = queue
+        self._wait = wait
+        self._together = together
+        self._clock = clock
+        self._backlog: Backlog[Ticket] = Backlog()
+        self._flying: set[_Statement] = set()
+        self._pace = 0.0  # seconds that the node takes per search, all that it does at once considered
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        counts = f"{len(self._flying)} in flight, {self.waiting} waiting"
+        return f"<Dispatcher {self.name} {counts}, {self.limit!r}>"
+
+    @property
+    def in_flight(self) -> int:
+        """Statements."""
+        return len(self._flying)
+
+    @property
+    def load(self) -> int:
+        """Searches that a newcomer would share the node with."""
+        return self.waiting + sum(len(statement.tickets) for statement in self._flying)
+
+    def submit(self, probe: Probe, deadline: float, done: Callable[[Fetched | Exception], None]) -> Ticket:
+        """Take a place; `done` is called later, once, with rows or with a NodeError or OverloadedError.
+
+        Raises:
+            OverloadedError: as many wait as may, or it would wait too long.
+        """
+        ticket = Ticket(probe, deadline, done, self._clock())
+        if not self.waiting and self._free():
+            self._send([ticket])
+            return ticket
+        expected = self.waiting * self._pace
+        if self.waiting >= self._queue or (expected > self._wait and self.waiting > self._together):
+            raise OverloadedError(
+                f"{self.waiting} searches wait for node {self.name} already, about {expected * 1000:.0f} ms",
+                retry_after=max(expected, 1.0),
+            )
+        self._backlog.add(ticket, ticket.since)
+        self.waiting += 1
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._wait, self._expire)
+        self.pump()
+        return ticket
+
+    def leave(self, ticket: Ticket) -> None:
+        """The answer is not wanted any more; `done` will not be called."""
+        if ticket.left:
+            return
+        statement = ticket.statement
+        ticket.done = ticket.statement = None
+        if statement is None:
+            self.waiting -= 1
+        elif statement.task is not None and all(other.left for other in statement.tickets):
+            statement.task.cancel()
+
+    def pump(self) -> None:
+        """Send what waits, as far as the node has room."""
+        while self.waiting and self._free():
+            tickets = self._backlog.take(self._together)
+            self.waiting -= len(tickets)
+            tickets = self._in_time(tickets)
+            if tickets:
+                self._send(tickets)
+
+    def abandon(self, error: NodeError) -> None:
+        """The node does not answer: whoever waits for its turn may try elsewhere."""
+        tickets = self._backlog.clear()
+        self.waiting = 0
+        for ticket in tickets:
+            _tell(ticket, error)
+
+    async def close(self) -> None:
+        """Cancel everything; what waits is told so."""
+        if self._timer is not None:
+            self._timer.cancel()
+        error = NodeError(ErrorKind.UNREACHABLE, "the router is closing its connections")
+        self.abandon(error)
+        for statement in self._flying:
+            for ticket in statement.tickets:
+                _tell(ticket, error)
+        tasks = [statement.task for statement in self._flying if statement.task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _free(self) -> bool:
+        return len(self._flying) + self._busy() < self.limit.value
+
+    def _in_time(self, tickets: list[Ticket]) -> list[Ticket]:
+        """Those that can still be answered; the others' callers are about to notice."""
+        now = asyncio.get_running_loop().time()
+        late = [ticket for ticket in tickets if ticket.deadline <= now]
+        for ticket in late:
+            ticket.done = None
+        return [ticket for ticket in tickets if not ticket.left] if late else tickets
+
+    def _send(self, tickets: list[Ticket]) -> None:
+        statement = _Statement(tickets)
+        for ticket in tickets:
+            ticket.statement = statement
+        self._flying.add(statement)
+        statement.task = asyncio.get_running_loop().create_task(self._run(statement))
+        statement.task.add_done_callback(lambda _: self._ended(statement))
+
+    async def _run(self, statement: _Statement) -> None:
+        tickets = statement.tickets
+        in_flight = len(self._flying)
+        started = self._clock()
+        try:
+            answers = await self._execute([ticket.probe for ticket in tickets])
+        except Exception as exc:
+            self._failed(tickets, exc)
+            return
+        now = self._clock()
+        pace = (now - started) / (len(tickets) * in_flight)
+        self._pace += _PACE_WEIGHT * (pace - self._pace)
+        for ticket, (rows, plan) in zip(tickets, answers, strict=True):
+            queue_ms = (started - ticket.since) * 1000
+            _tell(ticket, Fetched(rows, queue_ms, (now - started) * 1000, len(tickets), plan))
+        if tickets[0].probe.key is not None:
+            self.limit.observe(tickets[0].probe.key, now - started, len(tickets), in_flight, now)
+
+    def _failed(self, tickets: list[Ticket], error: Exception) -> None:
+        """Tell who asked; of several, each is tried again alone unless the node itself is at fault."""
+        if isinstance(error, NodeError) and error.kind is ErrorKind.TRANSIENT:
+            self.limit.refused()
+        if len(tickets) == 1 or not isinstance(error, NodeError) or error.kind in _OF_THE_NODE:
+            for ticket in tickets:
+                _tell(ticket, error)
+            return
+        for ticket in tickets:
+            if not ticket.left:
+                ticket.statement = None
+                ticket.key = object()
+                self._backlog.add(ticket, ticket.since)
+                self.waiting += 1
+
+    def _ended(self, statement: _Statement) -> None:
+        self._flying.discard(statement)
+        statement.task = None  # which holds this statement in turn
+        self.pump()
+
+    def _expire(self) -> None:
+        """Refuse what has waited too long, and come again when the next may have."""
+        self._timer = None
+        now = self._clock()
+        error = OverloadedError(f"waited {self._wait * 1000:.0f} ms for node {self.name} in vain")
+        oldest = now
+        waiting = self._backlog.clear()
+        self.waiting = 0
+        for ticket in waiting:
+            if now - ticket.since >= self._wait:
+                _tell(ticket, error)
+            else:
+                self._backlog.add(ticket, ticket.since)
+                self.waiting += 1
+                oldest = min(oldest, ticket.since)
+        if self.waiting:
+            delay = max(oldest + self._wait - now, 0.001)
+            self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
+
+
+def _tell(ticket: Ticket, outcome: Fetched | Exception) -> None:
+    done = ticket.done
+    if done is not None:
+        ticket.done = ticket.statement = None
+        done(outcome)

@@ -1,0 +1,73 @@
+"""Many shards at once, and a report of each by the deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+
+from router.query.types import Probe, ShardReport, ShardRows, ShardState
+from router.stages.replicas import Ask, ReplicaSet
+
+__all__ = ["Fanout"]
+
+
+class Fanout:
+    """Asks replica sets at once; what has not answered in time is left and reported as late."""
+
+    def __init__(self, sets: Mapping[str, ReplicaSet]) -> None:
+        self._sets = sets
+
+    def __repr__(self) -> str:
+        return f"<Fanout over {list(self._sets.values())}>"
+
+    async def fetch(self, probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
+        """Rows and report per shard, in the order of `probes`.
+
+        Raises:
+            OverloadedError: a shard's queues are full.
+        """
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        parts: dict[str, ShardRows] = {}
+        complete: asyncio.Future[None] = loop.create_future()
+
+        def came(shard: str, outcome: ShardRows | Exception) -> None:
+            if complete.done():
+                return
+            if isinstance(outcome, Exception):
+                complete.set_exception(outcome)
+                return
+            parts[shard] = outcome
+            if len(parts) == len(probes):
+                complete.set_result(None)
+
+        def expire() -> None:
+            if not complete.done():
+                complete.set_result(None)
+
+        asks: list[Ask] = []
+        timer = None
+        try:
+            if probes and started < deadline:
+                timer = loop.call_at(deadline, expire)
+                for name, probe in probes.items():
+                    asks.append(self._sets[name].ask(probe, deadline, came))
+                await complete
+        finally:
+            if timer is not None:
+                timer.cancel()
+            # Nobody waits here for what is left: its node cancels it, and mends the connection.
+            if len(parts) < len(probes):
+                for ask in asks:
+                    ask.leave()
+        elapsed_ms = (loop.time() - started) * 1000
+        return {
+            name: parts[name] if name in parts else _late(name, probe, elapsed_ms)
+            for name, probe in probes.items()
+        }
+
+
+def _late(shard: str, probe: Probe, elapsed_ms: float) -> ShardRows:
+    error = f"no answer within {elapsed_ms:.0f} ms"
+    report = ShardReport(shard, ShardState.TIMED_OUT, total_ms=elapsed_ms, asked=probe.asked, error=error)
+    return ShardRows([], report)
