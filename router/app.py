@@ -25,6 +25,9 @@ from shard_config import ShardMap, load
 
 __all__ = ["create_app"]
 
+# More than 64 searches in flight hold; at 700, the default, young collections take 6 % of the router's time.
+_ALLOCATIONS = 50_000
+
 _logger = logging.getLogger(__name__)
 
 
@@ -50,9 +53,7 @@ def create_app() -> ASGIApp:
         await topology.open()
         try:
             await _warm(models, topology.snapshot.shard_map)
-            # What is here now stays: a full collection that walks through it stops every request 50 ms.
-            gc.collect()
-            gc.freeze()
+            _relieve_collector()
             yield
         finally:
             await topology.close()
@@ -66,6 +67,17 @@ def create_app() -> ASGIApp:
         lifespan=lifespan,
         access_log=AccessLog(sys.stderr, level=config.log_level),
     )
+
+
+def _relieve_collector() -> None:
+    """Take what is here to stay out of the garbage collector's way, and let it come less often.
+
+    A full collection walks through all modules, for 50 ms, while every request waits. The router makes no
+    cycles of references, so that what it drops is gone without one.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(_ALLOCATIONS, 10, 10)
 
 
 async def _warm(models: TextModels, shard_map: ShardMap) -> None:

@@ -6,9 +6,9 @@ strict form: printable, bounded, and well-formed.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
+from random import getrandbits
 
 import msgspec
 
@@ -38,7 +38,7 @@ def request_id(headers: Mapping[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id")
     if given is not None and _REQUEST_ID.fullmatch(given):
         return given.decode("ascii")
-    return os.urandom(16).hex()
+    return f"{getrandbits(128):032x}"
 
 
 def trace_of(headers: Mapping[bytes, bytes]) -> Trace | None:
@@ -49,4 +49,4 @@ def trace_of(headers: Mapping[bytes, bytes]) -> Trace | None:
     match = _TRACEPARENT.fullmatch(given)
     if match is None or (match[1] == b"00" and match[4] is not None):
         return None
-    return Trace(match[2].decode(), os.urandom(8).hex(), match[3].decode())
+    return Trace(match[2].decode(), f"{getrandbits(64):016x}", match[3].decode())

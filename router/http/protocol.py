@@ -1,8 +1,9 @@
-"""uvicorn's HTTP/1.1 protocol with the bounds that it leaves open: a request's head, in size and time."""
+"""uvicorn's HTTP/1.1 protocol with what it leaves open: bounds for a request's head, one write per answer."""
 
 from __future__ import annotations
 
 import asyncio
+from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -12,11 +13,45 @@ _HEAD_BYTES = 64 * 1024
 _HEAD_SECONDS = 20.0
 
 
+class _Gathering:
+    """A transport that writes at once what one turn of the event loop brings.
+
+    uvicorn writes an answer's head and body one after the other: two system calls here, and two packets
+    that wake the client twice.
+    """
+
+    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport = transport
+        self._loop = loop
+        self._parts: list[bytes] = []
+        self.is_closing = transport.is_closing
+        self.get_extra_info = transport.get_extra_info
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._parts:
+            self._loop.call_soon(self.flush)
+        self._parts.append(data)
+
+    def flush(self) -> None:
+        if self._parts:
+            data = b"".join(self._parts)
+            self._parts.clear()
+            self._transport.write(data)
+
+    def close(self) -> None:
+        self.flush()
+        self._transport.close()
+
+
 class BoundedProtocol(HttpToolsProtocol):
     """Closes a connection whose request line and headers are too long, or do not come to an end."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        self._gathering = _Gathering(transport, self.loop)
+        super().connection_made(cast(asyncio.Transport, self._gathering))
         self._head_bytes = 0
         # A connection that never says anything is as dear as one that stops half-way.
         self._head_timer: asyncio.TimerHandle | None = None
@@ -42,6 +77,10 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_timer()
         super().on_headers_complete()
+
+    def on_response_complete(self) -> None:
+        self._gathering.flush()
+        super().on_response_complete()
 
     def _count(self, *parts: bytes) -> None:
         self._head_bytes += sum(map(len, parts))

@@ -23,28 +23,29 @@ def merge(rows: Mapping[str, Sequence[Row]], offset: int, k: int) -> list[tuple[
     A row begins with its id and its distance; each shard's rows are ascending by (distance, id).
     Sorting the concatenated runs is a k-way merge: Timsort finds the runs and merges them, in C.
     """
-    pairs = list(chain.from_iterable(zip(part, repeat(name), strict=False) for name, part in rows.items()))
-    pairs.sort(key=_rank)
+    ranked = list(
+        chain.from_iterable(
+            zip(map(_distance, part), map(_id, part), repeat(name), part, strict=False)
+            for name, part in rows.items()
+        )
+    )
+    # Two rows of one id and distance stand on two shards, so that names end every comparison.
+    ranked.sort()
     end = offset + k
     kept: list[tuple[Row, str]] = []
     seen: set[object] = set()
-    for pair in pairs:
-        id_ = pair[0][0]
+    for _, id_, name, row in ranked:
         if id_ in seen:
             continue
         seen.add(id_)
-        kept.append(pair)
+        kept.append((row, name))
         if len(kept) == end:
             break
     return kept[offset:]
 
 
-_by_distance_and_id = itemgetter(1, 0)
-
-
-def _rank(pair: tuple[Row, str]) -> tuple[float, object]:
-    rank: tuple[float, object] = _by_distance_and_id(pair[0])
-    return rank
+_distance = itemgetter(1)
+_id = itemgetter(0)
 
 
 def within(ranked: list[tuple[Row, str]], max_distance: float | None) -> list[tuple[Row, str]]:

@@ -134,7 +134,7 @@ class Scatter:
             short=shortfall(
                 query, len(kept), coverage, scan_limited=scan_limited, too_far=len(kept) < len(ranked)
             ),
-            reports=tuple(msgspec.structs.replace(r, kept=counts[r.shard]) for r in reports),
+            reports=tuple([msgspec.structs.replace(r, kept=counts[r.shard]) for r in reports]),
             cacheable=coverage.full and not coverage.stale and not scan_limited,
         )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -230,19 +231,13 @@ async def no_lifespan() -> AsyncIterator[None]:
     yield
 
 
-class LogLines:
-    """A stream that keeps what the access log wrote."""
+class LogLines(io.StringIO):
+    """Takes an access log."""
 
-    def __init__(self) -> None:
-        self.text = ""
-
-    def write(self, text: str) -> int:
-        self.text += text
-        return len(text)
-
-    @property
-    def lines(self) -> list[dict[str, Any]]:
-        return [msgspec.json.decode(line) for line in self.text.splitlines()]
+    async def lines(self) -> list[dict[str, Any]]:
+        """The lines, once they are written: the log does that in the next turn of the event loop."""
+        await asyncio.sleep(0)
+        return [msgspec.json.decode(line) for line in self.getvalue().splitlines()]
 
 
 def application(
@@ -259,5 +254,5 @@ def application(
         Metrics(),
         embed=embed,
         lifespan=lifespan,
-        access_log=AccessLog(log or LogLines()),  # type: ignore[arg-type]
+        access_log=AccessLog(LogLines() if log is None else log),
     )

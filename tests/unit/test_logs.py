@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
+import time
 from collections.abc import Iterator
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -52,10 +55,48 @@ def test_an_exception_keeps_its_traceback(stream: io.StringIO) -> None:
 
 
 @pytest.mark.parametrize(("level", "written"), [("debug", 3), ("info", 3), ("warning", 2), ("error", 1)])
-def test_the_access_log_keeps_to_its_level(level: str, written: int) -> None:
+async def test_the_access_log_keeps_to_its_level(level: str, written: int) -> None:
     stream = io.StringIO()
     log = AccessLog(stream, level=level)
     for each in ("info", "warning", "error"):
         log.write(each, {"status": 200})
+    await asyncio.sleep(0)
     assert len(lines(stream)) == written
     assert all(line["event"] == "request" for line in lines(stream))
+
+
+class Pages(io.StringIO):
+    """Counts what a system call each would be."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.written: list[str] = []
+
+    def write(self, text: str) -> int:
+        self.written.append(text)
+        return super().write(text)
+
+
+async def test_lines_of_one_moment_are_written_together_a_page_at_a_time() -> None:
+    stream = Pages()
+    log = AccessLog(stream)
+    for i in range(100):
+        log.write("info", {"number": i, "path": "/\u00e4" * 20})
+    log.write("info", {"number": 100, "path": "x" * 9000})
+    await asyncio.sleep(0)
+    assert [line["number"] for line in lines(stream)] == list(range(101))
+    assert len(stream.written) < 10
+    assert all(page.endswith("\n") for page in stream.written)
+    assert all(len(page.encode()) <= 4096 for page in stream.written[:-1])
+
+
+async def test_the_access_log_tells_the_time_to_the_millisecond() -> None:
+    stream = io.StringIO()
+    log = AccessLog(stream)
+    before = time.time()
+    log.write("info", {})
+    await asyncio.sleep(0)
+    (line,) = lines(stream)
+    told = datetime.fromisoformat(line["ts"])
+    assert told.utcoffset() == timedelta(0)
+    assert before - 0.001 <= told.timestamp() <= time.time()
