@@ -46,12 +46,15 @@ HELP: dict[str, str] = {
     "probe_interval": "time between two probes of a node, in seconds",
     "probe_timeout": "longest time for a probe, in seconds",
     "l1_bytes": "size of the cache in memory, per worker; 0 turns it off",
+    "body_cache_bytes": "size of the memory of requests that came before, per worker; 0 turns it off",
     "l2_timeout": "longest time that Redis may take, in seconds",
     "l2_pause": "time without Redis after it failed, in seconds",
     "l2_max_entry_bytes": "largest answer kept in Redis",
 }
 
-_MAY_BE_ZERO = frozenset({"max_offset", "node_queue", "l1_bytes", "l2_pause", "l2_max_entry_bytes"})
+_MAY_BE_ZERO = frozenset(
+    {"max_offset", "node_queue", "l1_bytes", "body_cache_bytes", "l2_pause", "l2_max_entry_bytes"}
+)
 
 
 class ServeConfig(msgspec.Struct, frozen=True):

@@ -40,6 +40,7 @@ class Settings(msgspec.Struct, frozen=True):
     probe_timeout: float = 1.0
     # caches
     l1_bytes: int = 64 << 20
+    body_cache_bytes: int = 32 << 20
     l2_timeout: float = 0.02
     l2_pause: float = 2.0
     l2_max_entry_bytes: int = 1 << 20

@@ -15,8 +15,9 @@ __all__ = ["BatchBody", "DeleteBody", "DocumentShape", "DocumentsBody", "SearchB
 
 MAX_TEXT = 8192
 
+# msgspec reads base64 in a third of the time that binascii takes.
 _Vector = Annotated[
-    list[float] | str,
+    list[float] | bytes,
     Meta(description="Components, or base64 of little-endian float32."),
 ]
 _Filter = Annotated[

@@ -31,7 +31,7 @@ class DocumentReader:
         self.collection = collection
         # Columns may be called like Python's keywords, so the struct's own names are numbers.
         names = {f"c{i}": name for i, name in enumerate(collection.columns)}
-        fields: list[Any] = [("id", Any), ("vector", list[float] | str)]
+        fields: list[Any] = [("id", Any), ("vector", list[float] | bytes)]
         if collection.content is not None:
             fields.append(("content", str | None, None))
         if collection.metadata is not None:

@@ -21,7 +21,7 @@ from router.http.backend import Backend
 from router.http.errors import HttpError
 from router.http.identity import request_id, trace_of
 from router.http.keys import Keys
-from router.http.message import Reply, Request
+from router.http.message import COMPLETE, Reply, Request
 from router.http.metrics import Metrics
 from router.http.problems import INTERNAL, error_reply
 from router.http.routes import Routes
@@ -122,7 +122,8 @@ class Edge:
         if self._keys is not None and operation.scope != "open":
             visit.caller = self._keys.authorise(visit.headers, operation.scope).name
         query = query_of(visit.scope["query_string"], operation)
-        request = Request(self._backend(), visit.headers, params, query, receive, visit.id)
+        complete = COMPLETE in visit.scope
+        request = Request(self._backend(), visit.headers, params, query, receive, visit.id, complete=complete)
         if not operation.limited:
             return await operation.handler(request)
         if self._in_flight >= self._most:

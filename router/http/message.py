@@ -19,7 +19,10 @@ from router.query.errors import NotFoundError, TooLargeError
 from router.query.types import Found
 from shard_config.model import Collection
 
-__all__ = ["Reply", "Request", "Written"]
+__all__ = ["COMPLETE", "Reply", "Request", "Written"]
+
+# In a request's scope, if its server has the whole body already.
+COMPLETE = "pgscatter.complete"
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -49,9 +52,10 @@ class Request:
         backend: the router as it was when the request came; used to the end.
         params, query: parameters of the path, and of the query string.
         id: the caller's X-Request-ID, or one of ours.
+        complete: whether the server has the whole body already.
     """
 
-    __slots__ = ("_receive", "backend", "headers", "id", "params", "query")
+    __slots__ = ("_complete", "_receive", "backend", "headers", "id", "params", "query")
 
     def __init__(
         self,
@@ -61,6 +65,8 @@ class Request:
         query: Mapping[str, str],
         receive: Receive,
         id: str,
+        *,
+        complete: bool = False,
     ) -> None:
         self.backend = backend
         self.headers = headers
@@ -68,6 +74,7 @@ class Request:
         self.query = query
         self.id = id
         self._receive = receive
+        self._complete = complete
 
     @property
     def collection(self) -> Collection:
@@ -92,16 +99,13 @@ class Request:
             HttpError: the client was slower than that.
         """
         self.check_length(limit)
+        if self._complete:  # no wait to bound; a timer is 4 of the 50 µs that an L1 hit takes
+            return await self._whole(limit)
         try:
             async with asyncio.timeout(wait):
-                data, more = await self._next()
-                if more:
-                    data = await self._rest(data, limit)
+                return await self._whole(limit)
         except TimeoutError as exc:
             raise _too_slow(wait) from exc
-        if len(data) > limit:
-            raise _too_large(limit)
-        return data
 
     async def chunks(self, wait: float) -> AsyncIterator[bytes]:
         """The body piece by piece; each may take `wait` seconds to come.
@@ -129,15 +133,16 @@ class Request:
         if declared.isdigit() and int(declared[:20]) > limit:
             raise _too_large(limit)
 
-    async def _rest(self, first: bytes, limit: int) -> bytes:
-        parts, size, more = [first], len(first), True
+    async def _whole(self, limit: int) -> bytes:
+        parts: list[bytes] = []
+        size, more = 0, True
         while more:
             data, more = await self._next()
             size += len(data)
             if size > limit:
                 raise _too_large(limit)
             parts.append(data)
-        return b"".join(parts)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     async def _next(self) -> tuple[bytes, bool]:
         message = await self._receive()

@@ -7,6 +7,8 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from router.http.message import COMPLETE
+
 __all__ = ["BoundedProtocol"]
 
 _HEAD_BYTES = 64 * 1024
@@ -77,6 +79,11 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_timer()
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        # Told to the application, which then need not time how long the body takes to come.
+        self.scope[COMPLETE] = True  # type: ignore[literal-required]
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         self._gathering.flush()

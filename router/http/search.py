@@ -19,11 +19,12 @@ from router.http.backend import Embed
 from router.http.bodies import BatchBody, SearchBody
 from router.http.content import read_json
 from router.http.decode import Decoder
+from router.http.known import Known, KnownBodies
 from router.http.message import Reply, Request
 from router.http.problems import describe, kind_of
 from router.http.queries import check_text, search_query, timeout_of
 from router.query.errors import DeadlineError, InvalidError, RouterError
-from router.query.types import Found
+from router.query.types import Found, SearchQuery
 from router.settings import Settings
 from shard_config.model import Collection
 
@@ -42,17 +43,22 @@ class Searches:
         self._decoder = Decoder(SearchBody)
         self._batch_decoder = Decoder(BatchBody)
         self._encoder = msgspec.json.Encoder()
+        self._known = KnownBodies(settings.body_cache_bytes)
 
     async def search(self, request: Request) -> Reply:
         collection = request.collection
         data = await read_json(request, self._settings)
         started = perf_counter()
-        body = self._decoder.decode(data)
-        end = asyncio.get_running_loop().time() + self._settings.max_timeout
-        found = await self._run(request, collection, body, end)
+        now = asyncio.get_running_loop().time()
+        known = self._known.get(data, collection)
+        if known is None:
+            known = await self._understand(collection, data, now)
+            if known.lasting:
+                self._known.put(data, known)
+        found = await request.backend.search(known.query, now + known.timeout)
         took_ms = round((perf_counter() - started) * 1000, 3)
         return Reply(
-            self._encode(request, body, found, took_ms),
+            self._encode(request, known.query, found, took_ms),
             headers=[(b"server-timing", _server_timing(found, took_ms))],
             found=((collection.name, found),),
         )
@@ -85,31 +91,32 @@ class Searches:
     ) -> tuple[msgspec.Raw, Found | None]:
         """One search's result, an error included; its time counts from its own turn."""
         started = perf_counter()
+        now = asyncio.get_running_loop().time()
         try:
-            body = self._decoder.decode(raw, path)
-            found = await self._run(request, collection, body, end, path, caller=request)
+            known = await self._understand(collection, raw, now, path, caller=request)
+            found = await request.backend.search(known.query, min(now + known.timeout, end))
         except RouterError as exc:
             problem = describe(kind_of(exc), exc.detail, request.id, exc.problems)
             return msgspec.Raw(self._encoder.encode(BatchError(problem))), None
         took_ms = round((perf_counter() - started) * 1000, 3)
-        return msgspec.Raw(self._encode(request, body, found, took_ms)), found
+        return msgspec.Raw(self._encode(request, known.query, found, took_ms)), found
 
-    async def _run(
+    async def _understand(
         self,
-        request: Request,
         collection: Collection,
-        body: SearchBody,
-        end: float,
+        data: bytes | msgspec.Raw,
+        now: float,
         path: str = "",
         caller: Request | None = None,
-    ) -> Found:
+    ) -> Known:
+        """What a search's body, which came at `now`, asks for."""
+        body = self._decoder.decode(data, path)
         text = check_text(body, path)
-        # An invalid timeout is refused below, before anything but the embedding has used it.
-        now = asyncio.get_running_loop().time()
-        deadline = min(now + timeout_of(body.timeout_ms, collection), end)
-        embedded = None if text is None else await self._vector_of(collection, text, deadline, path)
+        # An invalid one is refused below, before anything but the embedding has used it.
+        timeout = min(timeout_of(body.timeout_ms, collection), self._settings.max_timeout)
+        embedded = None if text is None else await self._vector_of(collection, text, now + timeout, path)
         query = search_query(body, collection, self._settings, embedded, path, caller)
-        return await request.backend.search(query, deadline)
+        return Known(query, timeout, lasting=query.cached and text is None)
 
     async def _vector_of(self, collection: Collection, text: str, deadline: float, path: str) -> bytes:
         try:
@@ -120,9 +127,9 @@ class Searches:
         where = f"{path}.text" if path else "text"
         return vectors.from_components(np.asarray(components), collection.vector, where)
 
-    def _encode(self, request: Request, body: SearchBody, found: Found, took_ms: float) -> bytes:
+    def _encode(self, request: Request, query: SearchQuery, found: Found, took_ms: float) -> bytes:
         version = request.backend.shard_map.version
-        explain = body.explain or body.explain_plan
+        explain = query.explain or query.plan
         return self._encoder.encode(search_answer(found, took_ms, version, explain=explain))
 
 

@@ -7,7 +7,6 @@ One dot product tells all of that about a good vector; only a bad one is searche
 
 from __future__ import annotations
 
-import binascii
 import math
 import struct
 
@@ -25,14 +24,15 @@ _HALF_MAX = 65504.0
 _NORM2_MAX = _FLOAT32_MAX / 4
 
 
-def parse(raw: list[float] | str, vector: Vector, path: str) -> bytes:
-    """Components, or base64 of little-endian float32, as checked float32 bytes.
+def parse(raw: list[float] | bytes, vector: Vector, path: str) -> bytes:
+    """Components, or little-endian float32, as checked float32 bytes.
 
     Raises:
         InvalidError: with `path`, and the component that is at fault.
     """
-    if isinstance(raw, str):
-        data = _decode(raw, vector.dimensions, path)
+    if isinstance(raw, bytes):
+        data = raw
+        _check_length(data, vector.dimensions, path)
     else:
         data = _pack(raw, vector.dimensions, path)
     _check(np.frombuffer(data, dtype="<f4"), vector, path)
@@ -63,16 +63,11 @@ def _pack(components: list[float], dimensions: int, path: str) -> bytes:
         raise InvalidError.at(f"{path}[{i}]", f"{components[i]:g} is beyond float32") from None
 
 
-def _decode(text: str, dimensions: int, path: str) -> bytes:
-    try:
-        data = binascii.a2b_base64(text, strict_mode=True)
-    except ValueError as exc:
-        raise InvalidError.at(path, f"not base64 of little-endian float32: {exc}") from exc
+def _check_length(data: bytes, dimensions: int, path: str) -> None:
     if len(data) % 4:
         raise InvalidError.at(path, f"{len(data)} bytes of base64 are no whole number of float32 components")
     if len(data) != 4 * dimensions:
         raise _dimensions(len(data) // 4, dimensions, path)
-    return data
 
 
 def _check(components: NDArray[np.float32], vector: Vector, path: str) -> None:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import base64
 import json
 
 import msgspec
@@ -85,3 +86,19 @@ def test_any_json_is_taken_or_refused_with_paths_in_it(body: dict[str, object]) 
         assert {problem.path.split(".")[0].split("[")[0] for problem in exc.problems} <= set(body)
     except MalformedError as exc:
         assert b"\\ud" in data, exc.detail
+
+
+@pytest.mark.parametrize(
+    "text", ["AAAAAAAAAAAAAAAA\n", "AAAA AAAAAAAAAAA", "AAA", "AA==AA==", "AA=A", "é", "-_-_"]
+)
+def test_base64_is_read_strictly(text: str) -> None:
+    with pytest.raises(InvalidError) as caught:
+        decoder.decode(json.dumps({"vector": text}).encode())
+    (problem,) = caught.value.problems
+    assert (problem.path, problem.message) == ("vector", "invalid base64 encoded string")
+
+
+@given(st.binary())
+def test_base64_means_what_it_encodes(data: bytes) -> None:
+    body = decoder.decode(json.dumps({"vector": base64.b64encode(data).decode()}).encode())
+    assert body.vector == data
