@@ -21,7 +21,7 @@ from router.http.backend import Backend
 from router.http.errors import HttpError
 from router.http.identity import request_id, trace_of
 from router.http.keys import Keys
-from router.http.message import COMPLETE, Reply, Request
+from router.http.message import COMPLETE, WHOLE, Reply, Request
 from router.http.metrics import Metrics
 from router.http.problems import INTERNAL, error_reply
 from router.http.routes import Routes
@@ -181,5 +181,8 @@ async def _send(visit: _Visit, send: Send) -> None:
     ]
     if visit.trace is not None:
         headers.append((b"traceparent", visit.trace.header))
+    whole = visit.scope.get("extensions", {}).get(WHOLE)
+    if whole is not None and whole(reply.status, headers, reply.body):
+        return
     await send({"type": "http.response.start", "status": reply.status, "headers": headers})
     await send({"type": "http.response.body", "body": reply.body})

@@ -19,10 +19,12 @@ from router.query.errors import NotFoundError, TooLargeError
 from router.query.types import Found
 from shard_config.model import Collection
 
-__all__ = ["COMPLETE", "Reply", "Request", "Written"]
+__all__ = ["COMPLETE", "WHOLE", "Reply", "Request", "Written"]
 
 # In a request's scope, if its server has the whole body already.
 COMPLETE = "pgscatter.complete"
+# Among the extensions of a scope: sends status, headers and body at once, or says that it cannot.
+WHOLE = "pgscatter.whole"
 
 
 class Written(msgspec.Struct, frozen=True):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast
+from collections.abc import Sequence
+from functools import partial
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from router.http.message import COMPLETE
+from router.http.message import COMPLETE, WHOLE
 
 __all__ = ["BoundedProtocol"]
 
@@ -15,89 +16,87 @@ _HEAD_BYTES = 64 * 1024
 _HEAD_SECONDS = 20.0
 
 
-class _Gathering:
-    """A transport that writes at once what one turn of the event loop brings.
+class BoundedProtocol(HttpToolsProtocol):
+    """Closes a connection whose request line and headers are too long, or do not come to an end.
 
-    uvicorn writes an answer's head and body one after the other: two system calls here, and two packets
-    that wake the client twice.
+    Two extensions of the scope: `COMPLETE`, once a request's body is here, and `WHOLE`, which sends a whole
+    answer.
     """
 
-    def __init__(self, transport: asyncio.Transport, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport = transport
-        self._loop = loop
-        self._parts: list[bytes] = []
-        self.is_closing = transport.is_closing
-        self.get_extra_info = transport.get_extra_info
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._transport, name)
-
-    def write(self, data: bytes) -> None:
-        if not self._parts:
-            self._loop.call_soon(self.flush)
-        self._parts.append(data)
-
-    def flush(self) -> None:
-        if self._parts:
-            data = b"".join(self._parts)
-            self._parts.clear()
-            self._transport.write(data)
-
-    def close(self) -> None:
-        self.flush()
-        self._transport.close()
-
-
-class BoundedProtocol(HttpToolsProtocol):
-    """Closes a connection whose request line and headers are too long, or do not come to an end."""
-
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._gathering = _Gathering(transport, self.loop)
-        super().connection_made(cast(asyncio.Transport, self._gathering))
-        self._head_bytes = 0
+        super().connection_made(transport)
+        self._in_head = False
+        self._head_bytes = 0  # in earlier chunks
+        self._size = 0  # of this chunk
         # A connection that never says anything is as dear as one that stops half-way.
-        self._head_timer: asyncio.TimerHandle | None = None
-        self._start_timer()
+        self._head_timer: asyncio.TimerHandle | None = self.loop.call_later(_HEAD_SECONDS, self._late)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
         super().connection_lost(exc)
 
+    def data_received(self, data: bytes) -> None:
+        self._size = len(data)
+        super().data_received(data)
+        if self._in_head:
+            self._wait_for_head()
+        elif self._head_timer is not None and self.cycle is not None:
+            self._stop_timer()
+
     def on_message_begin(self) -> None:
+        self._in_head = True
         self._head_bytes = 0
-        self._start_timer()
         super().on_message_begin()
 
-    def on_url(self, url: bytes) -> None:
-        self._count(url)
-        super().on_url(url)
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        self._count(name, value)
-        super().on_header(name, value)
-
     def on_headers_complete(self) -> None:
-        self._stop_timer()
+        self._in_head = False
+        if self._head_bytes + self._size > _HEAD_BYTES:  # it, and perhaps a body
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > _HEAD_BYTES:
+                # The parser reports this as an invalid request, which answers 400 and closes.
+                raise ValueError(f"the head of the request is larger than {_HEAD_BYTES} bytes")
         super().on_headers_complete()
+        if self.cycle is not None:
+            respond = partial(self._respond, self.cycle)
+            self.scope["extensions"] = {WHOLE: respond}  # type: ignore[dict-item]
 
     def on_message_complete(self) -> None:
-        # Told to the application, which then need not time how long the body takes to come.
         self.scope[COMPLETE] = True  # type: ignore[literal-required]
         super().on_message_complete()
 
-    def on_response_complete(self) -> None:
-        self._gathering.flush()
-        super().on_response_complete()
-
-    def _count(self, *parts: bytes) -> None:
-        self._head_bytes += sum(map(len, parts))
-        if self._head_bytes > _HEAD_BYTES:
-            # The parser reports this as an invalid request, which answers 400 and closes.
-            raise ValueError(f"the head of the request is larger than {_HEAD_BYTES} bytes")
-
-    def _start_timer(self) -> None:
-        if self._head_timer is None:
+    def _wait_for_head(self) -> None:
+        """Part of a head has come."""
+        self._head_bytes += self._size
+        if self._head_bytes > _HEAD_BYTES and not self.transport.is_closing():
+            self.send_400_response(f"The head of the request is larger than {_HEAD_BYTES} bytes.")
+        elif self._head_timer is None:
             self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._late)
+
+    def _respond(
+        self,
+        cycle: RequestResponseCycle,
+        status: int,
+        headers: Sequence[tuple[bytes, bytes]],
+        body: bytes,
+    ) -> bool:
+        """Write a whole answer, its headers free of line breaks; False where uvicorn has to see to it.
+
+        It writes head and body one after the other, two system calls and two packets that wake the
+        client twice, and looks through each header with regular expressions: 10 µs of an L1 hit.
+        """
+        plain = cycle.keep_alive and cycle.scope["method"] != "HEAD"
+        if not plain or cycle.disconnected or cycle.response_started or self.flow.write_paused:
+            return False
+        head = [STATUS_LINE[status]]
+        for name, value in (*cycle.default_headers, *headers):
+            head += (name, b": ", value, b"\r\n")
+        head += (b"\r\n", body)
+        cycle.waiting_for_100_continue = False
+        cycle.response_started = cycle.response_complete = True
+        self.transport.write(b"".join(head))
+        cycle.message_event.set()
+        cycle.on_response()
+        return True
 
     def _stop_timer(self) -> None:
         if self._head_timer is not None:

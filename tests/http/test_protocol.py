@@ -78,3 +78,34 @@ async def test_a_pipelined_second_request_has_a_head_of_its_own(monkeypatch: pyt
         writer.write(REQUEST * 5)
         answers: list[Any] = [await answer(reader) for _ in range(5)]
         assert answers == [b'HTTP/1.1 200 OK {"status":"ok"}'] * 5
+
+
+async def test_an_answer_comes_in_one_piece() -> None:
+    async with connection() as (reader, writer):
+        for _ in range(20):
+            writer.write(REQUEST)
+            # What one system call brings: uvicorn's two writes would come as a head without its body.
+            received = await asyncio.wait_for(reader.read(1 << 16), 5)
+            assert received.endswith(b'\r\n\r\n{"status":"ok"}')
+
+
+@pytest.mark.parametrize(
+    ("request_", "end", "closes"),
+    [
+        (REQUEST.replace(b"GET", b"HEAD"), b"\r\n\r\n", False),
+        (REQUEST.replace(b"host", b"connection: close\r\nhost"), b'{"status":"ok"}', True),
+        (REQUEST.replace(b"HTTP/1.1", b"HTTP/1.0"), b'{"status":"ok"}', True),
+    ],
+)
+async def test_answers_that_are_not_plain_are_left_to_uvicorn(
+    request_: bytes, end: bytes, closes: bool
+) -> None:
+    async with connection() as (reader, writer):
+        writer.write(request_)
+        received = b""
+        while not received.endswith(end):
+            received += await asyncio.wait_for(reader.read(1 << 16), 5)
+        assert received.startswith(b"HTTP/1.1 200 OK\r\n")
+        assert (b"connection: close" in received) == closes
+        if closes:
+            assert await asyncio.wait_for(reader.read(), 5) == b""
