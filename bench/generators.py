@@ -102,6 +102,10 @@ class Measured(msgspec.Struct, frozen=True):
     def rate(self) -> float:
         return self.searches / self.seconds
 
+    @property
+    def lag99(self) -> float:
+        return Latencies.decode(self.lag).at(99)
+
     def at(self, percentile: float) -> float:
         return Latencies.decode(self.latencies).at(percentile)
 

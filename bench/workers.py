@@ -96,6 +96,8 @@ def _follow(
     process.stdin.flush()
     decoder: msgspec.json.Decoder[_Event] = msgspec.json.Decoder(_Event)
     for line in process.stdout:
+        if not line.endswith(b"\n"):
+            break  # it ended while it wrote
         match decoder.decode(line):
             case _Began():
                 begin()
@@ -135,12 +137,17 @@ async def _run(job: Job) -> Measured:
 
 
 def _tell(event: _Event) -> None:
-    sys.stdout.buffer.write(msgspec.json.encode(event) + b"\n")
-    sys.stdout.buffer.flush()
+    # Piece by piece: after uvloop has run, a write that finds the pipe full ends short, and the buffered
+    # writer takes that for all of it.
+    data = memoryview(msgspec.json.encode(event) + b"\n")
+    while data:
+        data = data[os.write(sys.stdout.fileno(), data) :]
 
 
 def _end_with_parent() -> None:
-    sys.stdin.buffer.read()
+    # Not by the buffered reader, whose lock the main thread would want at its end.
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
     os._exit(1)
 
 

@@ -215,6 +215,8 @@ def _collection(name: str, dataset: Dataset, search: Mapping[str, Any] | None) -
         "id": {"column": "id", "type": "bigint"},
         "vector": vector,
         "sharding": sharding,
+        # Longer than any run: what is cached stays so while hits are measured.
+        "cache": {"ttl": "24h"},
         **({} if search is None else {"search": dict(search)}),
     }
 

@@ -185,3 +185,8 @@ def test_a_generator_ends_with_its_parent(tmp_path: Path) -> None:
     while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text():
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_long_result_arrives_whole_while_the_parent_is_busy(tmp_path: Path) -> None:
+    measured = measure(job(tmp_path, 0.2), end=lambda: time.sleep(1.5))
+    assert measured.failed > 0
