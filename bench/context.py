@@ -68,15 +68,20 @@ class Context:
     def closed(self, clients: int) -> Closed:
         return Closed(clients, self.options.seconds, self.options.warmup)
 
-    def sample(self, world: World, spec: TargetSpec, load: Load, router: Router | None = None) -> Sample:
+    def sample(
+        self, world: World, spec: TargetSpec, load: Load, router: Router | None = None, *, judged: bool = True
+    ) -> Sample:
         """One measurement; the processor time of `world`'s servers and of `router` is part of it.
+
+        With `judged` False its answers are none to these queries, and have no recall.
 
         Raises:
             BenchError
         """
         job = Job(spec, load, len(self.dataset.queries), self.options.k)
         pids = () if router is None else router.pids
-        return take(job, self.dataset, self.truth, routers=pids, servers=world.server_pids)
+        truth = self.truth if judged else None
+        return take(job, self.dataset, truth, routers=pids, servers=world.server_pids)
 
     def interleave(self, variants: Mapping[str, Callable[[], Sample]], what: str) -> dict[str, list[Sample]]:
         """Every variant in every round, see `bench.interleave`."""
@@ -92,6 +97,20 @@ class Context:
             return interleave(variants, self.options.rounds, step)
         finally:
             meter.end()
+
+    def index_notes(self, world: World, router: Router, ef_search: int) -> list[str]:
+        """Which shards read all their rows, as PostgreSQL's planner does where there are few of them.
+
+        Raises:
+            BenchError
+        """
+        fields = {"k": self.options.k, "ef_search": ef_search, "cache": False, "explain_plan": True}
+        _, answer = world.ask(router, 0, **fields)
+        reports = answer["explain"]["shards"]
+        without = [one["shard"] for one in reports if "Index Scan using" not in (one["plan"] or "")]
+        if not without:
+            return []
+        return [f"NOT an index scan on {', '.join(without)}: too few rows for what this scenario is about"]
 
     def tuned(self, spec: TargetSpec) -> tuple[int, float]:
         """The smallest ef_search with which `spec` reaches the wanted recall, and the recall it has.

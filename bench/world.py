@@ -6,6 +6,8 @@ started goes on.
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
 import shutil
 import subprocess
@@ -30,11 +32,12 @@ from deploy.leash import leashed
 from deploy.local import Cluster, ClusterError, NodeInfo
 from router.postgres.sql import distance_operator
 
-__all__ = ["COLLECTION", "SINGLE", "Router", "World", "open_world"]
+__all__ = ["COLLECTION", "COPIED", "SINGLE", "Router", "World", "open_world"]
 
-# Sharded over all nodes, and whole on one.
+# Sharded over all nodes, whole on one, and sharded but empty and without a vector index.
 COLLECTION = "items"
 SINGLE = "single"
+COPIED = "copied"
 
 _READY_SECONDS = 60.0
 _POLL = 0.05
@@ -63,6 +66,7 @@ class World:
         self.dataset = dataset
         self.folder = folder
         self._say = say
+        self._routers = itertools.count(1)
 
     def __repr__(self) -> str:
         return f"<World {self.dataset!r} in {self.cluster!r}>"
@@ -123,6 +127,23 @@ class World:
             raise BenchError(f"pgscatter {' '.join(words)} ended with {status}: {said.strip()[-1000:]}")
         return said
 
+    def ask(self, router: Router, query: int, **fields: Any) -> tuple[bytes, dict[str, Any]]:
+        """One search by JSON: the answer as it came, and decoded.
+
+        Raises:
+            BenchError: it was refused.
+        """
+        body = json.dumps({"vector": self.dataset.queries[query].tolist(), **fields}).encode()
+        request = urllib.request.Request(
+            router.search_url(), body, {"Content-Type": "application/json"}, method="POST"
+        )
+        try:
+            with _opener().open(request, timeout=60) as reply:
+                data: bytes = reply.read()
+        except OSError as exc:  # urllib's errors are of it
+            raise BenchError(f"a search by the router failed: {exc}") from exc
+        return data, msgspec.json.decode(data)
+
     def load(self, collection: str, *flags: object) -> str:
         """`pgscatter load` of the data set's base vectors."""
         self._say(f"loading {len(self.dataset.base):,} rows into {collection}, and building its index")
@@ -140,7 +161,7 @@ class World:
         if redis:
             flags.append(f"--redis={self.cluster.redis_url}")
         # Its log of requests costs what it costs: that is what is shipped, and what is measured.
-        log = self.folder / "serve.log"
+        log = self.folder / f"serve-{next(self._routers)}.log"
         log.write_bytes(b"")
         arguments = ["serve", "--map", str(self.map_path), "--port", "0", *flags]
         with leashed([sys.executable, "-m", "router.cli", *arguments], log) as leash:
@@ -156,13 +177,14 @@ def open_world(
     *,
     replicas: int = 0,
     single: bool = False,
-    load: bool = True,
+    copied: bool = False,
     search: Mapping[str, Any] | None = None,
     say: Say = str,
 ) -> Iterator[World]:
     """A temporary cluster with `dataset` in the collection `items`, ids being row numbers.
 
-    With `single`, the same rows also stand in one unsharded table. `search` goes into the map as it is.
+    With `single`, the same rows also stand in one unsharded table; with `copied`, there is an empty
+    collection without a vector index. `search` goes into the map as it is.
 
     Raises:
         BenchError: servers or commands failed.
@@ -172,15 +194,18 @@ def open_world(
         folder.chmod(0o755)  # PostgreSQL may have to run as another user
         np.save(folder / "base.npy", dataset.base)
         np.save(folder / "queries.npy", dataset.queries)
-        names = [COLLECTION, SINGLE] if single else [COLLECTION]
+        loaded = [COLLECTION, SINGLE] if single else [COLLECTION]
+        names = [*loaded, COPIED] if copied else loaded
         collections = folder / "collections.yaml"
         made = {name: _collection(name, dataset, search) for name in names}
         collections.write_text(yaml.safe_dump({"collections": made}, sort_keys=False))
         say(f"starting {shards} shards with {replicas} replicas each")
         with _cluster(folder / "cluster", shards, replicas, collections) as cluster:
             world = World(cluster, dataset, folder, say)
-            world.command("schema", "apply", "--map", world.map_path)
-            for name in names if load else ():
+            for name in names:
+                flags = ["--no-index"] if name == COPIED else []
+                world.command("schema", "apply", "--map", world.map_path, "--collection", name, *flags)
+            for name in loaded:
                 world.load(name)
             yield world
     finally:
@@ -223,14 +248,18 @@ def _collection(name: str, dataset: Dataset, search: Mapping[str, Any] | None) -
 
 def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
     deadline = time.monotonic() + _READY_SECONDS
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while process.poll() is None and time.monotonic() < deadline:
         if said := re.search(r" on (http://\S+)", log.read_text()):
             try:
-                with opener.open(f"{said[1]}/readyz", timeout=5):
+                with _opener().open(f"{said[1]}/readyz", timeout=5):
                     return said[1]
             except OSError:  # urllib's errors are of it, a 503 included
                 pass
         time.sleep(_POLL)
     how = "is not ready" if process.poll() is None else f"ended with status {process.returncode}"
     raise BenchError(f"the router {how}; it said last: {log.read_text()[-1000:]}")
+
+
+def _opener() -> urllib.request.OpenerDirector:
+    """Whatever proxy the environment names, the router is on this machine."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}))
