@@ -19,7 +19,7 @@ from bench.workers import Job
 from bench.world import Router, World, open_world
 from router.schema.progress import Display
 
-__all__ = ["Context", "Options"]
+__all__ = ["Context", "Equal", "Options"]
 
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
@@ -44,6 +44,15 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     k: int = 10
     recall: float = 0.99
     quick: bool = False
+
+
+class Equal(msgspec.Struct, frozen=True):
+    """Smallest ef_search by router and by direct gather; `same` is what the router's shards really use."""
+
+    http: int
+    gather: int
+    same: int
+    notes: list[str]
 
 
 class Context:
@@ -111,6 +120,26 @@ class Context:
         if not without:
             return []
         return [f"NOT an index scan on {', '.join(without)}: too few rows for what this scenario is about"]
+
+    def equal(self, world: World, router: Router) -> Equal:
+        """What reaches the wanted recall, each by itself.
+
+        The widths differ: the router asks each shard for more rows, and scans no narrower than that.
+
+        Raises:
+            BenchError: something does not reach it.
+        """
+        http, recall = self.tuned(world.http(router))
+        gather, gather_recall = self.tuned(world.gather())
+        same = world.effective(http, self.options.k)
+        notes = [
+            f"pgscatter: ef_search {http}, which the router raises to {same}, recall {recall:.4f} when tuned"
+            if same != http
+            else f"pgscatter: ef_search {http}, recall {recall:.4f} when tuned",
+            f"direct gather: ef_search {gather}, recall {gather_recall:.4f} when tuned",
+            *self.index_notes(world, router, http),
+        ]
+        return Equal(http, gather, same, notes)
 
     def tuned(self, spec: TargetSpec) -> tuple[int, float]:
         """The smallest ef_search with which `spec` reaches the wanted recall, and the recall it has.

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import heapq
+import importlib
 from collections import Counter
 from collections.abc import Sequence
 from operator import itemgetter
@@ -25,7 +26,7 @@ from bench.errors import SearchError
 from bench.generators import Target
 from bench.http_client import Connections, request_bytes
 
-__all__ = ["GatherSpec", "GatherTarget", "HttpSpec", "HttpTarget", "TargetSpec", "make"]
+__all__ = ["GatherSpec", "GatherTarget", "HttpSpec", "HttpTarget", "ImportedSpec", "TargetSpec", "make"]
 
 
 class HttpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
@@ -60,12 +61,32 @@ class GatherSpec(msgspec.Struct, frozen=True, kw_only=True, tag="gather"):
     ef_search: int | None = None
 
 
-TargetSpec: TypeAlias = HttpSpec | GatherSpec
+class ImportedSpec(msgspec.Struct, frozen=True, kw_only=True, tag="imported"):
+    """Any other system: `target`, as module:name, is called with this value and the queries (q, d).
+
+    What it returns is a `Target`; `options` are its own.
+    """
+
+    target: str
+    queries: str
+    k: int = 10
+    ef_search: int | None = None
+    options: dict[str, Any] = {}
+
+
+TargetSpec: TypeAlias = HttpSpec | GatherSpec | ImportedSpec
 
 
 def make(spec: TargetSpec) -> Target:
+    """The target itself, not open yet."""
     queries: Vectors = np.load(Path(spec.queries), mmap_mode="r")
-    return HttpTarget(spec, queries) if isinstance(spec, HttpSpec) else GatherTarget(spec, queries)
+    if isinstance(spec, HttpSpec):
+        return HttpTarget(spec, queries)
+    if isinstance(spec, GatherSpec):
+        return GatherTarget(spec, queries)
+    module, _, name = spec.target.partition(":")
+    imported: Target = getattr(importlib.import_module(module), name)(spec, queries)
+    return imported
 
 
 class _Hit(msgspec.Struct):

@@ -31,6 +31,9 @@ from bench.targets import GatherSpec, HttpSpec
 from deploy.leash import leashed
 from deploy.local import Cluster, ClusterError, NodeInfo
 from router.postgres.sql import distance_operator
+from router.query.plan import plan_search
+from router.query.types import SearchQuery
+from shard_config import load as load_map
 
 __all__ = ["COLLECTION", "COPIED", "SINGLE", "Router", "World", "open_world"]
 
@@ -107,6 +110,13 @@ class World:
             operator=distance_operator(self.dataset.metric),
             **options,
         )
+
+    def effective(self, ef_search: int, k: int) -> int:
+        """The width that the router scans with: it raises what would cut its over-fetching short."""
+        shard_map = load_map(self.map_path)
+        vector = self.dataset.queries[0].tobytes()
+        query = SearchQuery(shard_map.collections[COLLECTION], vector, k, ef_search=ef_search)
+        return plan_search(query, shard_map).ef_search
 
     def command(self, *arguments: object) -> str:
         """Run `pgscatter ARGUMENTS`; returns what it printed.

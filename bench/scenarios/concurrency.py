@@ -1,6 +1,6 @@
 """Throughput and latency by the number of clients, beside the application's own gather.
 
-Both have the same ef_search on every shard, the smallest with which the router reaches the recall.
+Each has the smallest ef_search with which it reaches the recall.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ def run(context: Context) -> Outcome:
     curves: dict[str, dict[float, list[Sample]]] = {"pgscatter": {}, "direct gather": {}}
     samples: dict[str, list[Sample]] = {}
     with context.world() as world, world.serve() as router:
-        ef_search, recall = context.tuned(world.http(router))
-        http = world.http(router, ef_search=ef_search)
-        gather = world.gather(ef_search=ef_search)
+        equal = context.equal(world, router)
+        http = world.http(router, ef_search=equal.http)
+        gather = world.gather(ef_search=equal.gather)
         for count in clients:
             load = context.closed(count)
             variants = {
@@ -44,6 +44,6 @@ def run(context: Context) -> Outcome:
                 "p99", "99th percentile", "clients", "p99 in ms", curves, lambda s: s.p99 * 1e3, log_y=True
             ),
         ],
-        notes=[f"ef_search {ef_search} on every shard, recall {recall:.4f} when tuned"],
+        notes=equal.notes,
         samples=samples,
     )

@@ -1,7 +1,8 @@
 """What the router adds, and what it saves: the table of targets, on one machine in one run.
 
-The comparisons with the direct gather are at equal recall. Rates per core are answers for each second
-of the answering process's processor time, since clients, router and servers share the machine.
+In the comparisons with the direct gather both are tuned to the recall, each by itself. Rates per core
+are answers for each second of the answering process's processor time, since clients, router and
+servers share the machine.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 from bench import inside, tuning
 from bench.bare import serving
-from bench.context import Context
+from bench.context import Context, Equal
 from bench.copying import Copying
 from bench.interleave import Spread, interleave, ratios, spread
 from bench.memory import fill_l1
@@ -26,7 +27,8 @@ __all__ = ["run"]
 _CLIENTS = 64
 _ALONE = 1
 
-_HTTP, _GATHER, _DEFAULT = "pgscatter", "direct gather", "direct gather, ef_search 40"
+_HTTP, _GATHER = "pgscatter", "direct gather"
+_SAME, _DEFAULT = "direct gather, the router's ef_search", "direct gather, not tuned"
 _HTTP1, _GATHER1 = "pgscatter, 1 client", "direct gather, 1 client"
 _L1, _L2, _BARE = "L1 hits", "L2 hits", "bare endpoint"
 
@@ -37,20 +39,15 @@ def run(context: Context) -> Outcome:
     clients = (context.options.clients or [_CLIENTS])[0]
     with context.world(copied=True) as world:
         with world.serve() as router:
-            ef_search, recall = context.tuned(world.http(router))
-            notes = [
-                f"{clients} clients; ef_search {ef_search} on every shard, recall {recall:.4f} when tuned",
-                *context.index_notes(world, router, ef_search),
-            ]
-            samples = _searches(context, world, router, clients, ef_search)
-            loop = _inside(context, world, ef_search)
+            equal = context.equal(world, router)
+            samples = _searches(context, world, router, clients, equal)
+            loop = _inside(context, world, equal.http)
         with world.serve() as router:
             context.say("filling a router's L1")
             full, share = fill_l1(context, world, router, clients)
         copying = Copying(world)
         context.say(f"loading {copying.rows:,} rows by pgscatter load and by raw COPY")
         rows = interleave({"load": copying.loaded, "copy": copying.copied}, context.options.rounds)
-    notes += _doubts(context, samples)
     metrics = [
         *_against_gather(samples, clients),
         *_processor(samples, loop),
@@ -72,16 +69,20 @@ def run(context: Context) -> Outcome:
     ]
     every = [metric for name, found in samples.items() for metric in metrics_of(name, found)]
     return Outcome(
-        metrics=[*metrics, *every], tables=[samples_table("Measured", samples)], notes=notes, samples=samples
+        metrics=[*metrics, *every],
+        tables=[samples_table("Measured", samples)],
+        notes=[*equal.notes, *_doubts(context, samples)],
+        samples=samples,
     )
 
 
-def _searches(context: Context, world: World, router: Router, clients: int, ef_search: int) -> Samples:
+def _searches(context: Context, world: World, router: Router, clients: int, equal: Equal) -> Samples:
     """All variants in turns, in one run."""
     many, alone = context.closed(clients), context.closed(_ALONE)
     k = context.options.k
-    http, gather = world.http(router, ef_search=ef_search), world.gather(ef_search=ef_search)
-    cached: dict[str, Any] = {"cache": True, "ef_search": ef_search}
+    http, gather = world.http(router, ef_search=equal.http), world.gather(ef_search=equal.gather)
+    same = world.gather(ef_search=equal.same)
+    cached: dict[str, Any] = {"cache": True, "ef_search": equal.http}
     with contextlib.ExitStack() as stack:
         shared = stack.enter_context(world.serve(redis=True, l1_bytes=0))
         for one in (router, shared):
@@ -93,6 +94,7 @@ def _searches(context: Context, world: World, router: Router, clients: int, ef_s
             _GATHER: partial(context.sample, world, gather, many),
             _HTTP1: partial(context.sample, world, http, alone, router),
             _GATHER1: partial(context.sample, world, gather, alone),
+            _SAME: partial(context.sample, world, same, many),
             _DEFAULT: partial(context.sample, world, world.gather(), many),
             _L1: partial(context.sample, world, world.http(router, **cached), many, router),
             _L2: partial(context.sample, world, world.http(shared, **cached), many, shared),
@@ -117,6 +119,14 @@ def _against_gather(samples: Samples, clients: int) -> list[Metric]:
             ratios(*compared("rate", _HTTP, _GATHER)),
             "x",
             target=2.5,
+        ),
+        Metric.of(
+            "searches/s against the direct gather with the router's ef_search",
+            ratios(*compared("rate", _HTTP, _SAME)),
+            "x",
+        ),
+        Metric.of(
+            "searches/s against the direct gather, not tuned", ratios(*compared("rate", _HTTP, _DEFAULT)), "x"
         ),
         Metric.of(
             "2. p99 against the same", ratios(*compared("p99", _HTTP, _GATHER)), "x", "lower", target=0.25
