@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
-from router.commands import cluster, load, map, schema, search, serve, tune
+from router.commands import bench, cluster, load, map, schema, search, serve, tune
 
 __all__ = ["main"]
 
@@ -38,7 +38,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"pgscatter {version('pgscatter')}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for command in (cluster, map, schema, load, tune, serve, search):
+    for command in (cluster, map, schema, load, tune, serve, search, bench):
         command.add_parser(subparsers)
     return parser
 

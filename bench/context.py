@@ -1,0 +1,151 @@
+"""What a scenario has at hand: data with exact answers, clusters, measurements and progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from typing import Any
+
+import msgspec
+
+from bench import tuning
+from bench.datasets import Dataset
+from bench.generators import Closed, Load
+from bench.interleave import interleave
+from bench.sample import Sample, take
+from bench.targets import TargetSpec
+from bench.truth import Truth
+from bench.workers import Job
+from bench.world import Router, World, open_world
+from router.schema.progress import Display
+
+__all__ = ["Context", "Equal", "Options"]
+
+
+class Options(msgspec.Struct, frozen=True, kw_only=True):
+    """What the command line says; None leaves it to the scenario.
+
+    Attributes:
+        seconds: of each measurement, after `warmup`.
+        rounds: of each variant.
+        queries: how many of the data set's are asked.
+        recall: that tuned variants have to reach.
+    """
+
+    dataset: str
+    rows: int | None = None
+    queries: int = 1000
+    shards: int = 4
+    seconds: float = 5.0
+    warmup: float = 1.0
+    rounds: int = 3
+    clients: list[int] | None = None
+    ef_search: list[int] | None = None
+    k: int = 10
+    recall: float = 0.99
+    quick: bool = False
+
+
+class Equal(msgspec.Struct, frozen=True):
+    """Smallest ef_search by router and by direct gather; `same` is what the router's shards really use."""
+
+    http: int
+    gather: int
+    same: int
+    notes: list[str]
+
+
+class Context:
+    """Made by `bench.suite` for one run of one scenario."""
+
+    def __init__(self, options: Options, dataset: Dataset, truth: Truth, display: Display) -> None:
+        self.options = options
+        self.dataset = dataset
+        self.truth = truth
+        self.display = display
+
+    def __repr__(self) -> str:
+        return f"<Context {self.dataset!r}, {self.options}>"
+
+    def say(self, line: str) -> None:
+        self.display.say(line)
+
+    def world(self, **changes: Any) -> AbstractContextManager[World]:
+        """A cluster with the data set; `changes` go to `open_world`."""
+        return open_world(self.dataset, changes.pop("shards", self.options.shards), say=self.say, **changes)
+
+    def closed(self, clients: int) -> Closed:
+        return Closed(clients, self.options.seconds, self.options.warmup)
+
+    def sample(
+        self, world: World, spec: TargetSpec, load: Load, router: Router | None = None, *, judged: bool = True
+    ) -> Sample:
+        """One measurement; the processor time of `world`'s servers and of `router` is part of it.
+
+        With `judged` False its answers are none to these queries, and have no recall.
+
+        Raises:
+            BenchError
+        """
+        job = Job(spec, load, len(self.dataset.queries), self.options.k)
+        pids = () if router is None else router.pids
+        truth = self.truth if judged else None
+        return take(job, self.dataset, truth, routers=pids, servers=world.server_pids)
+
+    def interleave(self, variants: Mapping[str, Callable[[], Sample]], what: str) -> dict[str, list[Sample]]:
+        """Every variant in every round, see `bench.interleave`."""
+        meter = self.display.meter(what, len(variants) * self.options.rounds, "measurements")
+        done = 0
+
+        def step(name: str, turn: int) -> None:
+            nonlocal done
+            meter.reach(done)
+            done += 1
+
+        try:
+            return interleave(variants, self.options.rounds, step)
+        finally:
+            meter.end()
+
+    def index_notes(self, world: World, router: Router, ef_search: int) -> list[str]:
+        """Which shards read all their rows, as PostgreSQL's planner does where there are few of them.
+
+        Raises:
+            BenchError
+        """
+        fields = {"k": self.options.k, "ef_search": ef_search, "cache": False, "explain_plan": True}
+        _, answer = world.ask(router, 0, **fields)
+        reports = answer["explain"]["shards"]
+        without = [one["shard"] for one in reports if "Index Scan using" not in (one["plan"] or "")]
+        if not without:
+            return []
+        return [f"NOT an index scan on {', '.join(without)}: too few rows for what this scenario is about"]
+
+    def equal(self, world: World, router: Router) -> Equal:
+        """What reaches the wanted recall, each by itself.
+
+        The widths differ: the router asks each shard for more rows, and scans no narrower than that.
+
+        Raises:
+            BenchError: something does not reach it.
+        """
+        http, recall = self.tuned(world.http(router))
+        gather, gather_recall = self.tuned(world.gather())
+        same = world.effective(http, self.options.k)
+        notes = [
+            f"pgscatter: ef_search {http}, which the router raises to {same}, recall {recall:.4f} when tuned"
+            if same != http
+            else f"pgscatter: ef_search {http}, recall {recall:.4f} when tuned",
+            f"direct gather: ef_search {gather}, recall {gather_recall:.4f} when tuned",
+            *self.index_notes(world, router, http),
+        ]
+        return Equal(http, gather, same, notes)
+
+    def tuned(self, spec: TargetSpec) -> tuple[int, float]:
+        """The smallest ef_search with which `spec` reaches the wanted recall, and the recall it has.
+
+        Raises:
+            BenchError: none does.
+        """
+        self.say(f"looking for the ef_search of recall {self.options.recall:g}")
+        return tuning.smallest(spec, self.dataset, self.truth, self.options.recall)

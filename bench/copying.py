@@ -1,0 +1,152 @@
+"""`pgscatter load` against raw COPY: the same rows into the same empty tables, over as many connections.
+
+Raw COPY gets streams that were encoded beforehand and does nothing else: no reading, no checks, no marks
+to go on from.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from io import StringIO
+from time import perf_counter
+
+import asyncpg
+import numpy as np
+
+from bench.errors import BenchError
+from bench.world import COPIED, World
+from router.bulk.batch import Batch
+from router.bulk.errors import LoadError
+from router.bulk.load import Options, load
+from router.bulk.wire import copy_stream
+from router.schema.progress import Display
+from shard_config import load as load_map
+from shard_config.partition import locate_many, shard_names
+
+__all__ = ["Copying"]
+
+# All streams are held encoded.
+_MOST_BYTES = 1 << 30
+_SECONDS = 600.0
+_CONNECT_SECONDS = 10.0
+_VECTOR_INDEXES = """
+SELECT i.indexrelid::regclass::text FROM pg_index i
+JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
+WHERE i.indrelid = $1::text::regclass AND a.amname = 'hnsw'
+"""
+
+Stream = list[bytes]
+
+
+class Copying:
+    """Rows per second, by either way; each call begins with empty tables."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._map = load_map(world.map_path)
+        self._collection = self._map.collections[COPIED]
+        base = world.dataset.base
+        self.rows: int = min(len(base), _MOST_BYTES // (4 * base.shape[1] + 64))
+        self._path = world.folder / "copied.npy"
+        np.save(self._path, base[: self.rows])
+        self._streams = self._encode(Options().jobs)
+
+    def __repr__(self) -> str:
+        return f"<Copying {self.rows} rows over {len(self._streams)} connections>"
+
+    def loaded(self) -> float:
+        """By `pgscatter load`.
+
+        Raises:
+            BenchError
+        """
+        asyncio.run(self._empty())
+        # Its bars would stand between ours.
+        display = Display(StringIO())
+        try:
+            summary = asyncio.run(
+                load(self._map, self._collection, self._path, Options(restart=True), display)
+            )
+        except LoadError as exc:
+            raise BenchError("; ".join(exc.lines)) from exc
+        asyncio.run(self._check())
+        return summary.rows / summary.copy_seconds
+
+    def copied(self) -> float:
+        """By raw COPY.
+
+        Raises:
+            BenchError
+        """
+        asyncio.run(self._empty())
+        seconds = asyncio.run(self._copy())
+        asyncio.run(self._check())
+        return self.rows / seconds
+
+    def _encode(self, jobs: int) -> list[tuple[str, Stream]]:
+        """For each shard as many streams as `pgscatter load` has connections, in the same hash order."""
+        ids = np.arange(self.rows, dtype=np.int64)
+        owners = locate_many(self._collection.sharding, ids)
+        batch = Batch(ids, ids, self._world.dataset.base[: self.rows], {}, (), owners)
+        dsns = {node.shard: node.dsn for node in self._world.primaries}
+        streams = []
+        for i, shard in enumerate(shard_names(self._collection.sharding)):
+            for part in np.array_split(np.flatnonzero(owners == i), jobs):
+                blocks = [bytes(block) for block in copy_stream(self._collection, batch, part)]
+                streams.append((dsns[shard], blocks))
+        return streams
+
+    async def _empty(self) -> None:
+        for node in self._world.primaries:
+            connection = await asyncpg.connect(node.dsn, timeout=_CONNECT_SECONDS)
+            try:
+                # The index that the last load built would make COPY fill it row by row, 50 times slower,
+                # and a checkpoint's writes belong to neither.
+                await connection.execute(f"TRUNCATE {self._collection.table}")
+                for index in await connection.fetch(_VECTOR_INDEXES, str(self._collection.table)):
+                    await connection.execute(f"DROP INDEX {index[0]}")
+                await connection.execute("CHECKPOINT")
+            finally:
+                connection.terminate()
+
+    async def _check(self) -> None:
+        """A way that stores nothing would be the fastest."""
+        count = 0
+        for node in self._world.primaries:
+            connection = await asyncpg.connect(node.dsn, timeout=_CONNECT_SECONDS)
+            try:
+                count += await connection.fetchval(f"SELECT count(*) FROM {self._collection.table}")
+            finally:
+                connection.terminate()
+        if count != self.rows:
+            raise BenchError(f"{count:,} rows are in {self._collection.table}, not {self.rows:,}")
+
+    async def _copy(self) -> float:
+        """Seconds from the first byte to the last commit."""
+        connections = [await asyncpg.connect(dsn, timeout=_CONNECT_SECONDS) for dsn, _ in self._streams]
+        try:
+            started = perf_counter()
+            async with asyncio.timeout(_SECONDS):
+                await asyncio.gather(
+                    *(
+                        self._send(connection, blocks)
+                        for connection, (_, blocks) in zip(connections, self._streams, strict=True)
+                    )
+                )
+            return perf_counter() - started
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+            raise BenchError(f"raw COPY failed: {exc}") from exc
+        finally:
+            for connection in connections:
+                connection.terminate()
+
+    async def _send(self, connection: asyncpg.Connection, blocks: Stream) -> None:
+        async def stream() -> AsyncIterator[bytes]:
+            for block in blocks:
+                yield block
+
+        table, columns = self._collection.table, [self._collection.id.column, self._collection.vector.column]
+        await connection.copy_to_table(
+            table.name, schema_name=table.schema, columns=columns, source=stream(), format="binary"
+        )

@@ -1,0 +1,80 @@
+"""Where and with what a run was made: figures of different machines or versions do not compare."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import msgspec
+import psutil
+
+__all__ = ["Environment", "describe"]
+
+_PACKAGES = (
+    "pgscatter",
+    "asyncpg",
+    "httptools",
+    "msgspec",
+    "numpy",
+    "pgvector",
+    "starlette",
+    "uvicorn",
+    "uvloop",
+)
+
+
+class Environment(msgspec.Struct, frozen=True):
+    """`load` is the machine's load average as the run began: others' work disturbs it."""
+
+    processor: str
+    cores: int
+    memory_bytes: int
+    system: str
+    python: str
+    packages: dict[str, str]
+    commit: str
+    load: float
+
+
+def describe() -> Environment:
+    return Environment(
+        processor=_processor(),
+        cores=len(os.sched_getaffinity(0)),
+        memory_bytes=psutil.virtual_memory().total,
+        system=f"{platform.system()} {platform.release()}",
+        python=platform.python_version(),
+        packages={name: found for name in _PACKAGES if (found := _version(name))},
+        commit=_commit(),
+        load=os.getloadavg()[0],
+    )
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.machine()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _commit() -> str:
+    """The commit of the working tree that this runs from; empty outside of one."""
+    command = ["git", "describe", "--always", "--dirty", "--exclude=*"]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=10, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""
+    return done.stdout.strip() if done.returncode == 0 else ""

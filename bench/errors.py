@@ -1,0 +1,13 @@
+"""What stops a bench, as opposed to what it measures."""
+
+from __future__ import annotations
+
+__all__ = ["BenchError", "SearchError"]
+
+
+class BenchError(Exception):
+    """The bench cannot run, or not go on; the message says what, which, and the limit."""
+
+
+class SearchError(Exception):
+    """One search of a load failed; it is counted, and the load goes on."""

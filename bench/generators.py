@@ -1,0 +1,290 @@
+"""Generators of load: clients that wait for each answer, or arrivals that wait for nothing.
+
+A closed loop slows down with the system it measures, which is what N callers do. An open loop keeps its
+rate: a search that should have started during a stall is late by all of it, so latency counts from the
+intended start (Tene's coordinated omission). What cannot start because too many are under way is
+counted as shed, never left out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from time import perf_counter
+from typing import Protocol, TypeAlias
+
+import msgspec
+import numpy as np
+
+from bench.errors import SearchError
+from bench.percentiles import Latencies
+
+__all__ = ["Closed", "Load", "Measured", "Open", "Target", "generate"]
+
+# Answers kept for recall; 8 bytes per row of an answer. Beyond it latency is measured, recall is not.
+_MOST_ANSWERS = 1_000_000
+_MOST_REASONS = 10
+# A failing system is asked again after this, not in a circle that takes its processor away.
+_PAUSE_AFTER_FAILURE = 0.005
+# What is under way at the end gets this long; then it has failed.
+_GRACE = 30.0
+
+
+class Target(Protocol):
+    """What is measured: it answers queries by their number."""
+
+    async def open(self) -> None: ...
+
+    async def search(self, query: int) -> Sequence[int]:
+        """Ids, nearest first.
+
+        Raises:
+            SearchError
+        """
+
+    def account(self) -> dict[str, int]:
+        """What it counted itself, such as hits of caches."""
+
+    async def close(self) -> None: ...
+
+
+class Closed(msgspec.Struct, frozen=True, tag="closed"):
+    """`clients` callers, each with one search at a time, for `seconds` after `warmup`."""
+
+    clients: int
+    seconds: float
+    warmup: float = 1.0
+    seed: int = 0
+
+
+class Open(msgspec.Struct, frozen=True, tag="open"):
+    """`rate` searches a second, evenly or by Poisson, whatever becomes of them."""
+
+    rate: float
+    seconds: float
+    warmup: float = 1.0
+    seed: int = 0
+    poisson: bool = True
+    outstanding: int = 1024
+
+
+Load: TypeAlias = Closed | Open
+
+
+class Measured(msgspec.Struct, frozen=True):
+    """One run of a generator, without its warm-up.
+
+    Attributes:
+        searches: completed within `seconds`; `failed` and `shed` are beside them.
+        latencies: of those, and in an open loop of all that were to start within `seconds`.
+        lag: how late the generator itself started searches; empty in a closed loop.
+        cpu_seconds: of the generator's process.
+        asked, answers: queries' numbers (int32) and k ids each (int64, -1 for none), as bytes.
+    """
+
+    seconds: float
+    searches: int
+    failed: int
+    shed: int
+    reasons: dict[str, int]
+    latencies: bytes
+    lag: bytes
+    cpu_seconds: float
+    k: int
+    asked: bytes
+    answers: bytes
+    account: dict[str, int]
+
+    @property
+    def rate(self) -> float:
+        return self.searches / self.seconds
+
+    @property
+    def lag99(self) -> float:
+        return Latencies.decode(self.lag).at(99)
+
+    def at(self, percentile: float) -> float:
+        return Latencies.decode(self.latencies).at(percentile)
+
+
+class _Recorder:
+    """Counts while it is `open`; changed by the generators' searches only."""
+
+    def __init__(self, target: Target, k: int) -> None:
+        self.open = False
+        self.latencies = Latencies()
+        self.lag = Latencies()
+        self.searches = self.failed = self.shed = 0
+        self.reasons: dict[str, int] = {}
+        self._target = target
+        self._k = k
+        self._asked = array("i")
+        self._answers = array("q")
+
+    async def search(self, query: int, started: float, counted: Callable[[], bool]) -> bool:
+        """One search; `counted` is asked when it has ended."""
+        try:
+            ids = await self._target.search(query)
+        except SearchError as exc:
+            if counted():
+                self.fail(str(exc))
+            return False
+        self.searches += self.open
+        if counted():
+            self.latencies.record(perf_counter() - started)
+            self._keep(query, ids)
+        return True
+
+    def fail(self, reason: str) -> None:
+        self.failed += 1
+        if reason in self.reasons or len(self.reasons) < _MOST_REASONS:
+            self.reasons[reason] = self.reasons.get(reason, 0) + 1
+
+    def _keep(self, query: int, ids: Sequence[int]) -> None:
+        if len(self._asked) < _MOST_ANSWERS:
+            self._asked.append(query)
+            self._answers.extend(ids[: self._k])
+            self._answers.extend([-1] * (self._k - len(ids)))
+
+    def measured(self, seconds: float, cpu_seconds: float) -> Measured:
+        return Measured(
+            seconds=seconds,
+            searches=self.searches,
+            failed=self.failed,
+            shed=self.shed,
+            reasons=self.reasons,
+            latencies=self.latencies.encode(),
+            lag=self.lag.encode(),
+            cpu_seconds=cpu_seconds,
+            k=self._k,
+            asked=self._asked.tobytes(),
+            answers=self._answers.tobytes(),
+            account=self._target.account(),
+        )
+
+
+class _Window:
+    """Opens the recorder after the warm-up, closes it after the time, and tells whoever watches."""
+
+    def __init__(self, recorder: _Recorder, begin: Callable[[], object], end: Callable[[], object]) -> None:
+        self._recorder = recorder
+        self._begin = begin
+        self._end = end
+        self.seconds = self.cpu_seconds = 0.0
+
+    async def run(self, load: Load) -> None:
+        await asyncio.sleep(load.warmup)
+        self._begin()
+        started, cpu = perf_counter(), time.process_time()
+        self._recorder.open = True
+        await asyncio.sleep(load.seconds)
+        self._recorder.open = False
+        self.seconds, self.cpu_seconds = perf_counter() - started, time.process_time() - cpu
+        self._end()
+
+
+async def generate(
+    target: Target,
+    load: Load,
+    *,
+    queries: int,
+    k: int,
+    begin: Callable[[], object] = int,
+    end: Callable[[], object] = int,
+) -> Measured:
+    """Run `load` over a target that is open; `begin` and `end` are called around the measured time.
+
+    Raises:
+        Exception: whatever the target raises that is no `SearchError`.
+    """
+    recorder = _Recorder(target, k)
+    window = _Window(recorder, begin, end)
+    order = itertools.cycle(np.random.default_rng(load.seed).permutation(queries).tolist())
+    measuring = asyncio.create_task(window.run(load))
+    searches: set[asyncio.Task[None]] = set()
+    if isinstance(load, Closed):
+        run = _closed(recorder, load, order, measuring, searches)
+    else:
+        run = _open(recorder, load, order, searches)
+    running = asyncio.create_task(run)
+    try:
+        await asyncio.wait([measuring, running], return_when=asyncio.FIRST_EXCEPTION)
+        if running.done():
+            await running
+        await measuring
+        await running
+        await _finish(recorder, searches)
+    finally:
+        everything = (measuring, running, *searches)
+        for task in everything:
+            task.cancel()
+        await asyncio.gather(*everything, return_exceptions=True)
+    return recorder.measured(window.seconds, window.cpu_seconds)
+
+
+async def _closed(
+    recorder: _Recorder,
+    load: Closed,
+    order: Iterator[int],
+    measuring: asyncio.Task[None],
+    searches: set[asyncio.Task[None]],
+) -> None:
+    async def client() -> None:
+        while not measuring.done():
+            if not await recorder.search(next(order), perf_counter(), lambda: recorder.open):
+                await asyncio.sleep(_PAUSE_AFTER_FAILURE)
+
+    searches |= {asyncio.create_task(client()) for _ in range(load.clients)}
+    done, _ = await asyncio.wait([measuring, *searches], return_when=asyncio.FIRST_COMPLETED)
+    for task in done:
+        # A client ends before its time only by an error that is not its search's.
+        await task
+
+
+async def _open(
+    recorder: _Recorder, load: Open, order: Iterator[int], searches: set[asyncio.Task[None]]
+) -> None:
+    rng = np.random.default_rng(load.seed)
+    due = perf_counter()
+    first = due + load.warmup
+    last = first + load.seconds
+
+    broken: list[BaseException] = []
+
+    async def one(query: int, intended: float) -> None:
+        await recorder.search(query, intended, lambda: intended >= first)
+
+    def ended(task: asyncio.Task[None]) -> None:
+        searches.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            broken.append(error)
+
+    while due < last:
+        # Late by whatever kept the loop busy; what is due by now starts now, in one go.
+        await asyncio.sleep(max(0.0, due - perf_counter()))
+        if broken:
+            raise broken[0]
+        while due < last and due <= perf_counter():
+            if due >= first:
+                recorder.lag.record(perf_counter() - due)
+            if len(searches) < load.outstanding:
+                task = asyncio.create_task(one(next(order), due))
+                searches.add(task)
+                task.add_done_callback(ended)
+            elif due >= first:
+                recorder.shed += 1
+            due += rng.exponential(1 / load.rate) if load.poisson else 1 / load.rate
+
+
+async def _finish(recorder: _Recorder, searches: set[asyncio.Task[None]]) -> None:
+    """Wait for what is under way; what does not come to an end has failed."""
+    if not searches:
+        return
+    done, late = await asyncio.wait(searches, timeout=_GRACE)
+    for _ in late:
+        recorder.fail(f"no answer {_GRACE:g} s after the end")
+    for task in done:
+        await task

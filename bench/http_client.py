@@ -1,0 +1,136 @@
+"""A keep-alive HTTP/1.1 connection that costs the generator little: requests are bytes made beforehand.
+
+Invariant: one request at a time per connection, so that an answer cannot meet another's request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import cast
+
+import httptools
+
+from bench.errors import SearchError
+
+__all__ = ["Connections", "request_bytes"]
+
+_CONNECT_SECONDS = 10.0
+
+
+def request_bytes(host: str, path: str, body: bytes, method: str = "POST") -> bytes:
+    """A whole request with a JSON body."""
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+class Connections:
+    """As many connections to one server as there are requests at the same time.
+
+    Changed by `send` and `close`.
+    """
+
+    def __init__(self, host: str, port: int) -> None:
+        self._host = host
+        self._port = port
+        self._idle: list[_Connection] = []
+        self._busy: set[_Connection] = set()
+
+    def __repr__(self) -> str:
+        return f"<Connections to {self._host}:{self._port}: {len(self._idle)} idle, {len(self._busy)} busy>"
+
+    async def send(self, request: bytes) -> tuple[int, bytes]:
+        """Status and body of the answer.
+
+        Raises:
+            SearchError: no connection, or it ended before the answer did.
+        """
+        connection = await self._take()
+        self._busy.add(connection)
+        try:
+            answer = await connection.exchange(request)
+        except BaseException:
+            # Cancelled or broken: what comes next on it would be the answer to this request.
+            connection.close()
+            raise
+        finally:
+            self._busy.discard(connection)
+        if connection.reusable:
+            self._idle.append(connection)
+        else:
+            connection.close()
+        return answer
+
+    def close(self) -> None:
+        for connection in (*self._idle, *self._busy):
+            connection.close()
+        self._idle.clear()
+
+    async def _take(self) -> _Connection:
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.reusable:
+                return connection
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(_CONNECT_SECONDS):
+                _, made = await loop.create_connection(_Connection, self._host, self._port)
+        except OSError as exc:  # TimeoutError is one
+            raise SearchError(f"no connection: {exc or 'timed out'}") from exc
+        return made
+
+
+class _Connection(asyncio.Protocol):
+    def __init__(self) -> None:
+        self.reusable = False
+        self._loop = asyncio.get_running_loop()
+        self._parser = httptools.HttpResponseParser(self)
+        self._transport: asyncio.Transport | None = None
+        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+        self._parts: list[bytes] = []
+
+    async def exchange(self, request: bytes) -> tuple[int, bytes]:
+        assert self._transport is not None
+        self._answer = self._loop.create_future()
+        self._transport.write(request)
+        return await self._answer
+
+    def close(self) -> None:
+        self.reusable = False
+        if self._transport is not None:
+            self._transport.abort()
+
+    # -- asyncio
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        self.reusable = True
+
+    def data_received(self, data: bytes) -> None:
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as exc:
+            self._fail(f"no HTTP: {exc}")
+            self.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.reusable = False
+        self._fail(f"connection lost: {exc or 'closed by the server'}")
+
+    # -- httptools
+
+    def on_body(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def on_message_complete(self) -> None:
+        body = self._parts[0] if len(self._parts) == 1 else b"".join(self._parts)
+        self._parts.clear()
+        self.reusable = self.reusable and self._parser.should_keep_alive()
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result((self._parser.get_status_code(), body))
+
+    def _fail(self, reason: str) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_exception(SearchError(reason))

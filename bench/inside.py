@@ -1,0 +1,127 @@
+"""The router's own statement, looped inside PostgreSQL: what searches cost with no client at all.
+
+The loop is a plpgsql function, which keeps its plan as a prepared statement does. It runs on all shards
+at the same time, as searches under load do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+import asyncpg
+import numpy as np
+from pgvector.asyncpg import register_vector
+
+from bench.errors import BenchError
+from bench.resources import usage
+from bench.world import COLLECTION, World
+from deploy.local import NodeInfo
+from router.postgres.search import SearchStatements
+from router.query.plan import plan_search
+from router.query.types import SearchQuery
+from shard_config import load
+
+__all__ = ["cpu_per_search", "prepare"]
+
+T = TypeVar("T")
+
+_LOOP = """
+CREATE OR REPLACE FUNCTION public.pgscatter_bench_loop(seconds float8) RETURNS bigint LANGUAGE plpgsql
+SET hnsw.ef_search = {ef_search} AS $f$
+DECLARE
+    _q vector;
+    _row record;
+    _n bigint := 0;
+    _end timestamptz := clock_timestamp() + make_interval(secs => seconds);
+BEGIN
+    LOOP
+        FOR _q IN SELECT v FROM public.pgscatter_bench_queries LOOP
+            FOR _row IN {statement} LOOP
+            END LOOP;
+            _n := _n + 1;
+            IF clock_timestamp() >= _end THEN
+                RETURN _n;
+            END IF;
+        END LOOP;
+    END LOOP;
+END $f$
+"""
+# What the router's connections have, see router.postgres.connection.
+_SETTINGS = {"hnsw.iterative_scan": "relaxed_order", "jit": "off"}
+_CONNECT_SECONDS = 10.0
+_WARM_UP = 0.5
+
+
+def prepare(world: World, ef_search: int, k: int) -> None:
+    """Put queries and loop onto every shard.
+
+    Raises:
+        BenchError
+    """
+    shard_map = load(world.map_path)
+    collection = shard_map.collections[COLLECTION]
+    query = SearchQuery(collection, world.dataset.queries[0].tobytes(), k, ef_search=ef_search, cache=False)
+    plan = plan_search(query, shard_map)
+    statement = SearchStatements().search(
+        collection,
+        b"",
+        limit=plan.limit,
+        candidates=plan.candidates,
+        ef_search=plan.ef_search,
+        exact=False,
+        filter=None,
+        include=frozenset(),
+    )
+    _, candidates, limit = statement.args
+    sql = statement.shape.single.replace("$1", "_q").replace("$2", str(candidates)).replace("$3", str(limit))
+    loop = _LOOP.format(statement=sql, ef_search=plan.ef_search)
+    vectors = [(np.array(vector),) for vector in world.dataset.queries]
+
+    async def one(connection: asyncpg.Connection, _: int) -> None:
+        await register_vector(connection)
+        await connection.execute(
+            "DROP TABLE IF EXISTS public.pgscatter_bench_queries;"
+            f" CREATE TABLE public.pgscatter_bench_queries (v vector({world.dataset.dimensions}))"
+        )
+        await connection.copy_records_to_table(
+            "pgscatter_bench_queries", schema_name="public", records=vectors, columns=["v"]
+        )
+        await connection.execute(loop)
+
+    asyncio.run(_on_each(world, one))
+
+
+def cpu_per_search(world: World, seconds: float) -> float:
+    """Processor seconds of all shards together for one search.
+
+    Raises:
+        BenchError
+    """
+
+    async def one(connection: asyncpg.Connection, pid: int) -> float:
+        statement = "SELECT public.pgscatter_bench_loop($1)"
+        await connection.fetchval(statement, _WARM_UP)
+        before = usage([pid])
+        count: int = await connection.fetchval(statement, seconds)
+        return usage([pid]).since(before) / count
+
+    return sum(asyncio.run(_on_each(world, one)))
+
+
+async def _on_each(world: World, one: Callable[[asyncpg.Connection, int], Awaitable[T]]) -> list[T]:
+    """What `one` returns for a connection to each shard's primary and the pid of that server."""
+
+    async def connected(node: NodeInfo) -> T:
+        assert node.pid is not None
+        connection = await asyncpg.connect(node.dsn, timeout=_CONNECT_SECONDS, server_settings=_SETTINGS)
+        try:
+            return await one(connection, node.pid)
+        finally:
+            connection.terminate()
+
+    try:
+        return await asyncio.gather(*(connected(node) for node in world.primaries))
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+        raise BenchError(f"searches inside PostgreSQL failed: {exc}") from exc

@@ -1,0 +1,68 @@
+"""A run as Markdown: its targets first, met or not, then its tables, then its circumstances."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from bench.results import Metric, Run
+
+__all__ = ["figure", "markdown", "table"]
+
+
+def markdown(run: Run) -> str:
+    outcome = run.outcome
+    parts = [f"# pgscatter bench {run.scenario}", _circumstances(run)]
+    targets = [metric for metric in outcome.metrics if metric.target is not None]
+    if targets:
+        parts += ["## Targets", table(["", "measured", "rounds", "target", ""], map(_target, targets))]
+    for one in outcome.tables:
+        rows = ([_cell(cell) for cell in row] for row in one.rows)
+        parts += [f"## {one.title}", table(one.columns, rows)]
+    parts += [f"![{plot.title}]({run.scenario}-{plot.name}.png)" for plot in outcome.figures]
+    if outcome.notes:
+        parts += ["## Notes", "\n".join(f"- {note}" for note in outcome.notes)]
+    settings = ([name, value] for name, value in run.settings.items())
+    packages = ", ".join(f"{name} {number}" for name, number in run.environment.packages.items())
+    parts += ["## Settings", table(["setting", "value"], settings), packages]
+    return "\n\n".join(parts) + "\n"
+
+
+def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', '/') for cell in line)} |" for line in lines)
+
+
+def figure(value: float | None, unit: str = "") -> str:
+    """Three digits are what a bench can tell."""
+    if value is None:
+        return "not measured"
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.3g}"
+    if unit in ("", "x", "%"):
+        return text + unit
+    return f"{text} {unit}"
+
+
+def _target(metric: Metric) -> list[str]:
+    relation = ">=" if metric.better == "higher" else "<="
+    verdict = {True: "met", False: "**not met**", None: "not measured"}[metric.met]
+    spread = "" if metric.low is None else f"{figure(metric.low)} to {figure(metric.high)}"
+    # A range is part of a target, so it is written out, as many digits as it has.
+    target = f"{relation} {metric.target:g}{metric.unit if metric.unit in 'x%' else ' ' + metric.unit}"
+    named = f"{metric.name} ({metric.note})" if metric.note else metric.name
+    return [named, figure(metric.value, metric.unit), spread, target, verdict]
+
+
+def _circumstances(run: Run) -> str:
+    machine = run.environment
+    parts = [
+        f"{run.dataset}, {run.rows:,} x {run.dimensions}",
+        f"{run.began}, {run.seconds:.0f} s",
+        f"{machine.processor}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB",
+        f"{machine.system}, Python {machine.python}, commit {machine.commit or 'unknown'}",
+        f"load {machine.load:.2f} at the start",
+    ]
+    return "; ".join(parts)
+
+
+def _cell(cell: str | float | None) -> str:
+    return cell if isinstance(cell, str) else figure(cell)

@@ -1,0 +1,129 @@
+"""What a run of a scenario found, and everything needed to judge it; kept as JSON.
+
+A metric has a name that stays the same from run to run, so that two runs can be compared.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+import msgspec
+
+from bench.environment import Environment
+from bench.errors import BenchError
+from bench.interleave import Spread
+from bench.sample import Sample
+
+__all__ = ["Figure", "Metric", "Outcome", "Run", "Series", "Table", "load_run", "save_run"]
+
+_FORMAT = 1
+Better = Literal["higher", "lower"]
+
+
+class Metric(msgspec.Struct, frozen=True, kw_only=True):
+    """One figure; `value` None means that it could not be measured, and `note` says why.
+
+    Attributes:
+        better: which way is up; a target is reached from there.
+        low, high: the least and greatest of the rounds.
+    """
+
+    name: str
+    value: float | None
+    unit: str = ""
+    better: Better = "higher"
+    low: float | None = None
+    high: float | None = None
+    target: float | None = None
+    note: str = ""
+
+    @classmethod
+    def of(
+        cls, name: str, found: Spread | None, unit: str = "", better: Better = "higher", **more: object
+    ) -> Metric:
+        """From the spread over rounds; None is not measured."""
+        if found is None:
+            made = cls(name=name, value=None, unit=unit, better=better)
+        else:
+            made = cls(
+                name=name, value=found.median, low=found.low, high=found.high, unit=unit, better=better
+            )
+        return msgspec.structs.replace(made, **more)
+
+    @property
+    def met(self) -> bool | None:
+        """Whether the target is reached; None without a target or a value."""
+        if self.target is None or self.value is None:
+            return None
+        return self.value >= self.target if self.better == "higher" else self.value <= self.target
+
+
+class Table(msgspec.Struct, frozen=True):
+    title: str
+    columns: list[str]
+    rows: list[list[str | float | None]]
+
+
+class Series(msgspec.Struct, frozen=True):
+    """Points as (x, y), and the least and greatest y of the rounds."""
+
+    name: str
+    points: list[tuple[float, float, float, float]]
+
+
+class Figure(msgspec.Struct, frozen=True):
+    """A plot; `name` is its file's."""
+
+    name: str
+    title: str
+    x: str
+    y: str
+    series: list[Series]
+    log_x: bool = False
+    log_y: bool = False
+
+
+class Outcome(msgspec.Struct, frozen=True, kw_only=True):
+    """What a scenario returns; `samples` are its measurements by variant, a round each."""
+
+    metrics: list[Metric] = []
+    tables: list[Table] = []
+    figures: list[Figure] = []
+    notes: list[str] = []
+    samples: dict[str, list[Sample]] = {}
+
+
+class Run(msgspec.Struct, frozen=True, kw_only=True):
+    """An outcome with its circumstances; `began` is ISO 8601 in UTC."""
+
+    format: int = _FORMAT
+    scenario: str
+    began: str
+    seconds: float
+    dataset: str
+    rows: int
+    dimensions: int
+    settings: dict[str, str]
+    environment: Environment
+    outcome: Outcome
+
+
+def save_run(run: Run, path: Path) -> None:
+    path.write_bytes(msgspec.json.format(msgspec.json.encode(run)))
+
+
+def load_run(path: Path) -> Run:
+    """
+    Raises:
+        BenchError: no such file, or no run.
+    """
+    try:
+        run = msgspec.json.decode(path.read_bytes(), type=Run)
+    except OSError as exc:
+        raise BenchError(f"{path}: {exc.strerror}") from exc
+    except msgspec.DecodeError as exc:
+        raise BenchError(f"{path} is no result of pgscatter bench: {exc}") from exc
+    if run.format != _FORMAT:
+        raise BenchError(f"{path} has format {run.format}, this pgscatter reads {_FORMAT}")
+    return run

@@ -1,0 +1,60 @@
+"""Runs a scenario from data set to files: NAME.json, NAME.md and a PNG per figure."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from time import perf_counter
+
+import msgspec
+
+from bench import environment, plots, report
+from bench.context import Context, Options
+from bench.datasets import open_dataset
+from bench.results import Run, save_run
+from bench.scenarios import scenario
+from bench.truth import truth_of
+from router.schema.progress import Display
+
+__all__ = ["run_scenario", "write"]
+
+
+def run_scenario(name: str, options: Options, display: Display) -> Run:
+    """
+    Raises:
+        BenchError: the scenario does not exist, or could not be run to its end.
+    """
+    run = scenario(name)
+    began, started = datetime.now(UTC), perf_counter()
+    machine = environment.describe()
+    display.say(f"{name}: reading {options.dataset}")
+    dataset = open_dataset(options.dataset).head(options.rows, options.queries)
+    meter = display.meter("exact answers", len(dataset.queries), "queries")
+    truth = truth_of(dataset, options.k, meter.reach)
+    meter.end()
+    outcome = run(Context(options, dataset, truth, display))
+    return Run(
+        scenario=name,
+        began=began.isoformat(timespec="seconds"),
+        seconds=perf_counter() - started,
+        dataset=dataset.name,
+        rows=len(dataset.base),
+        dimensions=dataset.dimensions,
+        settings={field: str(value) for field, value in msgspec.structs.asdict(options).items()},
+        environment=machine,
+        outcome=outcome,
+    )
+
+
+def write(run: Run, folder: Path) -> list[Path]:
+    """The files of `run` in `folder`, the report last.
+
+    Raises:
+        OSError
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    data, text = folder / f"{run.scenario}.json", folder / f"{run.scenario}.md"
+    save_run(run, data)
+    drawn = plots.draw(run, folder)
+    text.write_text(report.markdown(run))
+    return [data, *drawn, text]

@@ -1,0 +1,196 @@
+"""What a generator searches: pgscatter over HTTP, or PostgreSQL as an application does it by itself.
+
+A target is described by a value that travels to the generator's process, and is made there.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import heapq
+import importlib
+from collections import Counter
+from collections.abc import Sequence
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+from urllib.parse import urlsplit
+
+import asyncpg
+import msgspec
+import numpy as np
+from pgvector.asyncpg import register_vector
+
+from bench.datasets import Vectors
+from bench.errors import SearchError
+from bench.generators import Target
+from bench.http_client import Connections, request_bytes
+
+__all__ = ["GatherSpec", "GatherTarget", "HttpSpec", "HttpTarget", "ImportedSpec", "TargetSpec", "make"]
+
+
+class HttpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
+    """Searches by POST to `url`, one for each row of the .npy file `queries`.
+
+    Attributes:
+        ef_search: None leaves it to the collection.
+        cache: whether a cached answer will do; off, the router's own path is measured.
+        encoding: of vectors, as JSON numbers or as base64 of float32.
+        extra: further fields of every body.
+    """
+
+    url: str
+    queries: str
+    k: int = 10
+    ef_search: int | None = None
+    cache: bool = False
+    encoding: Literal["base64", "json"] = "base64"
+    extra: dict[str, Any] = {}
+
+
+class GatherSpec(msgspec.Struct, frozen=True, kw_only=True, tag="gather"):
+    """A table on each of `dsns`; `operator` is pgvector's; `ef_search` None is PostgreSQL's 40."""
+
+    dsns: list[str]
+    queries: str
+    table: str
+    operator: str
+    id_column: str = "id"
+    vector_column: str = "embedding"
+    k: int = 10
+    ef_search: int | None = None
+
+
+class ImportedSpec(msgspec.Struct, frozen=True, kw_only=True, tag="imported"):
+    """Any other system: `target`, as module:name, is called with this value and the queries (q, d).
+
+    What it returns is a `Target`; `options` are its own.
+    """
+
+    target: str
+    queries: str
+    k: int = 10
+    ef_search: int | None = None
+    options: dict[str, Any] = {}
+
+
+TargetSpec: TypeAlias = HttpSpec | GatherSpec | ImportedSpec
+
+
+def make(spec: TargetSpec) -> Target:
+    """The target itself, not open yet."""
+    queries: Vectors = np.load(Path(spec.queries), mmap_mode="r")
+    if isinstance(spec, HttpSpec):
+        return HttpTarget(spec, queries)
+    if isinstance(spec, GatherSpec):
+        return GatherTarget(spec, queries)
+    module, _, name = spec.target.partition(":")
+    imported: Target = getattr(importlib.import_module(module), name)(spec, queries)
+    return imported
+
+
+class _Hit(msgspec.Struct):
+    id: int
+
+
+class _Coverage(msgspec.Struct):
+    full: bool
+
+
+class _Answer(msgspec.Struct):
+    hits: list[_Hit]
+    cache: str
+    coverage: _Coverage
+
+
+class HttpTarget:
+    """Every body is encoded beforehand, so that the generator's own work is small."""
+
+    def __init__(self, spec: HttpSpec, queries: Vectors) -> None:
+        url = urlsplit(spec.url)
+        assert url.hostname is not None
+        port = url.port or 80
+        self._connections = Connections(url.hostname, port)
+        host = f"{url.hostname}:{port}"
+        encoder = msgspec.json.Encoder()
+        self._requests = [
+            request_bytes(host, url.path, encoder.encode(_body(spec, vector))) for vector in queries
+        ]
+        self._decoder = msgspec.json.Decoder(_Answer)
+        self._account: Counter[str] = Counter()
+
+    def __repr__(self) -> str:
+        return f"<HttpTarget {len(self._requests)} queries, {self._connections!r}>"
+
+    async def open(self) -> None:
+        pass
+
+    async def search(self, query: int) -> Sequence[int]:
+        status, body = await self._connections.send(self._requests[query])
+        if status != 200:
+            raise SearchError(f"status {status}")
+        try:
+            answer = self._decoder.decode(body)
+        except msgspec.DecodeError as exc:
+            raise SearchError(f"no answer of a search: {exc}") from exc
+        if not answer.coverage.full:
+            raise SearchError("incomplete answer")
+        self._account[answer.cache] += 1
+        return [hit.id for hit in answer.hits]
+
+    def account(self) -> dict[str, int]:
+        """Answers by where they came from: l1, l2, miss or bypass. The warm-up's are among them."""
+        return dict(self._account)
+
+    async def close(self) -> None:
+        self._connections.close()
+
+
+def _body(spec: HttpSpec, vector: Vectors) -> dict[str, Any]:
+    data = np.ascontiguousarray(vector, "<f4")
+    encoded = base64.b64encode(data.tobytes()).decode() if spec.encoding == "base64" else data.tolist()
+    body = {"vector": encoded, "k": spec.k, "cache": spec.cache, **spec.extra}
+    return body if spec.ef_search is None else {**body, "ef_search": spec.ef_search}
+
+
+class GatherTarget:
+    """What an application writes: a default pool per shard, `asyncio.gather`, and a merge.
+
+    Statement cache on, `register_vector` on every connection, ef_search by the pools' settings: nothing
+    is left out that would make it faster and that the libraries' documentation shows.
+    """
+
+    def __init__(self, spec: GatherSpec, queries: Vectors) -> None:
+        self._spec = spec
+        self._queries = [np.array(vector) for vector in queries]
+        self._pools: list[asyncpg.Pool] = []
+        distance = f"{spec.vector_column} {spec.operator} $1"
+        self._sql = (
+            f"SELECT {spec.id_column}, {distance} AS distance FROM {spec.table}"
+            f" ORDER BY {distance} LIMIT {spec.k}"
+        )
+
+    def __repr__(self) -> str:
+        return f"<GatherTarget {len(self._spec.dsns)} shards, {self._sql}>"
+
+    async def open(self) -> None:
+        settings = {} if self._spec.ef_search is None else {"hnsw.ef_search": str(self._spec.ef_search)}
+        for dsn in self._spec.dsns:
+            pool = await asyncpg.create_pool(dsn, init=register_vector, server_settings=settings)
+            self._pools.append(pool)
+
+    async def search(self, query: int) -> Sequence[int]:
+        vector = self._queries[query]
+        try:
+            parts = await asyncio.gather(*(pool.fetch(self._sql, vector) for pool in self._pools))
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+            raise SearchError(f"{type(exc).__name__}: {exc}") from exc
+        merged = heapq.merge(*parts, key=itemgetter(1))
+        return [row[0] for row, _ in zip(merged, range(self._spec.k), strict=False)]
+
+    def account(self) -> dict[str, int]:
+        return {}
+
+    async def close(self) -> None:
+        for pool in self._pools:
+            pool.terminate()

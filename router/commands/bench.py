@@ -1,0 +1,136 @@
+"""`pgscatter bench`: measures what this version does on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+from router.commands.schema import positive
+
+__all__ = ["add_parser"]
+
+_COMPARE, _LIST, _ALL = "compare", "list", "all"
+_DATASET = "clustered:n=50000,d=128,seed=1"
+_QUICK_DATASET = "clustered:n=20000,d=64,seed=1"
+_NEEDS = "pgscatter bench needs what is not installed ({}): pip install 'pgscatter[bench,cluster]'"
+
+
+def add_parser(subparsers: Any) -> None:
+    parser = subparsers.add_parser(
+        "bench",
+        help="measure searches on a cluster of this machine's own",
+        description="Runs a scenario on a temporary cluster and writes a report, its data and its plots."
+        " `all` runs every scenario, `list` names them, `compare BEFORE AFTER` shows two results."
+        " A missed target is reported, and is no failure.",
+    )
+    parser.add_argument("scenario", metavar="SCENARIO", help="a scenario, or all, list or compare")
+    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="of compare: two .json results")
+    parser.add_argument("--dataset", metavar="SPEC", help="what to search, see the documentation")
+    parser.add_argument("--rows", type=positive, metavar="N", help="only its first N rows")
+    parser.add_argument(
+        "--queries", type=positive, metavar="N", help="how many of its queries (default 1000)"
+    )
+    parser.add_argument("--shards", type=positive, default=4, metavar="N", help="(default %(default)s)")
+    parser.add_argument("--seconds", type=_seconds, metavar="S", help="of each measurement (default 5)")
+    parser.add_argument("--rounds", type=positive, metavar="N", help="of each variant (default 3)")
+    parser.add_argument("--clients", type=_numbers, metavar="N,…", help="numbers of clients")
+    parser.add_argument("--ef-search", type=_numbers, metavar="N,…", help="widths of scans (scenario recall)")
+    parser.add_argument("--k", type=positive, default=10, metavar="K", help="rows of an answer (default 10)")
+    parser.add_argument(
+        "--recall", type=_share, default=0.99, metavar="R", help="that variants are tuned to (default 0.99)"
+    )
+    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default ./bench-results)")
+    parser.add_argument("--quick", action="store_true", help="small and short: shows that it works")
+    parser.set_defaults(run=_run, parser=parser)
+
+
+def _run(args: argparse.Namespace) -> int:
+    if args.scenario != _COMPARE and args.files:
+        args.parser.error(f"{args.files[0]}: only compare takes files")
+    if args.scenario == _COMPARE and len(args.files) != 2:
+        args.parser.error(f"compare takes two results, got {len(args.files)}")
+    try:
+        # Its dependencies are an extra, and slow to import.
+        from bench import scenarios
+        from bench.errors import BenchError
+    except ModuleNotFoundError as exc:
+        print(_NEEDS.format(exc.name), file=sys.stderr)
+        return 1
+    names = scenarios.names()
+    if args.scenario not in (_COMPARE, _LIST, _ALL, *names):
+        args.parser.error(f"no scenario {args.scenario!r}; there are {', '.join(names)}")
+    try:
+        if args.scenario == _LIST:
+            for name in names:
+                print(f"{name:14}{scenarios.summary(name)}")
+        elif args.scenario == _COMPARE:
+            _compare(*args.files)
+        else:
+            _measure(names if args.scenario == _ALL else [args.scenario], args)
+    except (BenchError, OSError) as exc:
+        print(f"pgscatter bench: {exc}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _compare(before: Path, after: Path) -> None:
+    from bench.compare import compare
+    from bench.results import load_run
+
+    print(compare(load_run(before), load_run(after)), end="")
+
+
+def _measure(names: list[str], args: argparse.Namespace) -> None:
+    from bench import report
+    from bench.context import Options
+    from bench.suite import run_scenario, write
+    from router.schema.progress import Display
+
+    quick: bool = args.quick
+    options = Options(
+        dataset=args.dataset or (_QUICK_DATASET if quick else _DATASET),
+        rows=args.rows,
+        queries=args.queries or (200 if quick else 1000),
+        shards=args.shards,
+        seconds=args.seconds or (1.0 if quick else 5.0),
+        warmup=0.5 if quick else 1.0,
+        rounds=args.rounds or (2 if quick else 3),
+        clients=args.clients,
+        ef_search=args.ef_search,
+        k=args.k,
+        recall=args.recall,
+        quick=quick,
+    )
+    folder: Path = args.out or Path("bench-results")
+    for name in names:
+        with Display() as display:
+            run = run_scenario(name, options, display)
+        *_, text = write(run, folder)
+        print(report.markdown(run))
+        print(f"{name}: {text} and what lies beside it", file=sys.stderr)
+
+
+def _numbers(text: str) -> list[int]:
+    return [positive(part) for part in text.split(",")]
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0.1 <= value <= 3600:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds from 0.1 to 3600, got {text!r}")
+    return value
+
+
+def _share(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1:
+        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
+    return value

@@ -1,0 +1,156 @@
+"""Every scenario from the command to its files, on little data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bench import inside, report
+from bench.copying import Copying
+from bench.datasets import Vectors, open_dataset
+from bench.generators import Target
+from bench.peers import open_peers
+from bench.results import Metric, Run, load_run
+from bench.targets import ImportedSpec, TargetSpec
+from bench.tuning import ask
+from bench.world import World, open_world
+from router.cli import main
+
+DATASET = "clustered:n=8000,d=32,seed=3,q=50,c=20"
+
+pytestmark = pytest.mark.timeout(300)
+
+
+def measured(
+    scenario: str, folder: Path, capsys: pytest.CaptureFixture[str], *flags: str
+) -> tuple[Run, dict[str, Metric]]:
+    common = ["--dataset", DATASET, "--shards", "2", "--seconds", "0.4", "--rounds", "2", "--quick"]
+    assert main(["bench", scenario, *common, "--out", str(folder), *flags]) == 0
+    run = load_run(folder / f"{scenario}.json")
+    text = (folder / f"{scenario}.md").read_text()
+    assert text == report.markdown(run)
+    assert text in capsys.readouterr().out
+    for figure in run.outcome.figures:
+        assert (folder / f"{scenario}-{figure.name}.png").stat().st_size > 5000
+    for found in run.outcome.samples.values():
+        assert len(found) == 2
+        assert all(sample.searches and not sample.failed for sample in found)
+    return run, {metric.name: metric for metric in run.outcome.metrics}
+
+
+def test_concurrency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, metrics = measured("concurrency", tmp_path, capsys, "--clients", "1,8")
+    assert set(run.outcome.samples) == {
+        f"{name}, {clients} clients" for name in ("pgscatter", "direct gather") for clients in (1, 8)
+    }
+    recall = metrics["pgscatter, 8 clients: recall"].value
+    assert recall is not None and recall >= 0.99
+    assert main(["bench", "compare", *[str(tmp_path / "concurrency.json")] * 2]) == 0
+    assert "+0.0% | within the spread" in capsys.readouterr().out
+
+
+def test_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, _ = measured("recall", tmp_path, capsys, "--clients", "4", "--ef-search", "10,200")
+    (figure,) = run.outcome.figures
+    assert [series.name for series in figure.series] == ["pgscatter", "direct gather"]
+    assert all(series.points[0][0] <= series.points[1][0] for series in figure.series)
+
+
+def test_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    _, metrics = measured("peers", tmp_path, capsys, "--clients", "4")
+    for name in ("direct gather", "direct gather, not tuned", "one table, no router"):
+        value = metrics[f"searches/s against {name}, 4 clients"].value
+        assert value is not None and 0.05 < value < 20
+
+
+def test_overhead_prints_nine_rows_and_misses_are_no_failure(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Filling 64 MiB takes half a minute; how it is measured does not depend on the size.
+    monkeypatch.setattr("bench.memory._MOST_STEPS", 1)
+    monkeypatch.setattr("bench.memory._STEP_SECONDS", 1.0)
+    run, metrics = measured("overhead", tmp_path, capsys, "--clients", "8")
+    rows = [metric for metric in metrics.values() if metric.target is not None]
+    assert [metric.name[:2] for metric in rows] == [f"{i}." for i in range(1, 10)]
+    assert all(metric.value is not None and metric.value > 0 for metric in rows)
+    assert (tmp_path / "overhead.md").read_text().count("met") >= 9
+    assert run.outcome.samples["L1 hits"][0].account.keys() == {"l1"}
+    load = next(metric.value for metric in rows if metric.name.startswith("8."))
+    # Neither way stores nothing, and neither fills an index meanwhile.
+    assert load is not None and 5 < load < 200
+
+
+@pytest.fixture(scope="module")
+def world() -> Iterator[World]:
+    with open_world(open_dataset(DATASET), 2, copied=True) as made:
+        yield made
+
+
+def test_both_ways_of_loading_begin_alike(world: World) -> None:
+    copying = Copying(world)
+    for _ in range(2):
+        assert 1000 < copying.loaded() < 10_000_000
+        # With the vector index that the load has just built, this would be a few thousand.
+        assert copying.copied() > 20_000
+
+
+def test_searches_inside_postgresql_cost_more_the_wider_they_are(world: World) -> None:
+    costs = []
+    for ef_search in (20, 100):
+        inside.prepare(world, ef_search, 10)
+        costs.append(inside.cpu_per_search(world, 0.5))
+    assert 1e-5 < costs[0] < costs[1] < 0.1
+
+
+class Exhaustive:
+    """Another system, as an adapter would bring it."""
+
+    def __init__(self, spec: ImportedSpec, queries: Vectors) -> None:
+        self._queries = queries
+        self._base = np.load(spec.options["base"])
+        self._k = spec.k
+
+    async def open(self) -> None: ...
+
+    async def search(self, query: int) -> Sequence[int]:
+        distances = ((self._base - self._queries[query]) ** 2).sum(axis=1)
+        found: list[int] = np.argsort(distances)[: self._k].tolist()
+        return found
+
+    def account(self) -> dict[str, int]:
+        return {}
+
+    async def close(self) -> None: ...
+
+
+def exhaustive(spec: ImportedSpec, queries: Vectors) -> Target:
+    return Exhaustive(spec, queries)
+
+
+def test_other_systems_come_by_adapters(world: World) -> None:
+    @contextmanager
+    def here(world: World) -> Iterator[TargetSpec | None]:
+        yield ImportedSpec(
+            target=f"{__name__}:exhaustive",
+            queries=str(world.queries_path),
+            options={"base": str(world.base_path)},
+        )
+
+    @contextmanager
+    def not_here(world: World) -> Iterator[TargetSpec | None]:
+        yield None
+
+    with ExitStack() as stack:
+        specs, absent = open_peers({"here": here, "not here": not_here}, world, stack)
+        assert absent == ["not here"]
+        answers = ask(specs["here"], 5)
+    assert answers == ask(world.gather(ef_search=1000), 5)
+
+
+def test_the_gather_gets_the_width_that_the_routers_shards_really_use(world: World) -> None:
+    # The default overfetch of 2 asks each shard for 20 rows.
+    assert [world.effective(width, 10) for width in (10, 20, 40)] == [20, 20, 40]

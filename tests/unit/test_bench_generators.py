@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+
+from bench import generators
+from bench.errors import BenchError, SearchError
+from bench.generators import Closed, Measured, Open, generate
+from bench.percentiles import Latencies
+from bench.targets import GatherSpec, HttpSpec
+from bench.workers import Job, measure
+
+
+class Fake:
+    """Answers after `seconds`; between `stall` and its end it answers nobody."""
+
+    def __init__(self, seconds: float = 0.002, stall: tuple[float, float] = (0, 0), fails: int = 0) -> None:
+        self.asked: list[int] = []
+        self.under_way = self.most = 0
+        self._seconds = seconds
+        self._stall = stall
+        self._fails = fails
+        self._began = time.perf_counter()
+
+    async def open(self) -> None: ...
+
+    async def search(self, query: int) -> Sequence[int]:
+        self.asked.append(query)
+        self.under_way += 1
+        self.most = max(self.most, self.under_way)
+        try:
+            await asyncio.sleep(self._seconds)
+            now = time.perf_counter() - self._began
+            if self._stall[0] <= now < self._stall[1]:
+                await asyncio.sleep(self._stall[1] - now)
+        finally:
+            self.under_way -= 1
+        if self._fails and len(self.asked) % self._fails == 0:
+            raise SearchError("as told")
+        return [query, query + 1]
+
+    def account(self) -> dict[str, int]:
+        return {"asked": len(self.asked)}
+
+    async def close(self) -> None: ...
+
+
+def answers(measured: Measured) -> tuple[list[int], list[list[int]]]:
+    asked = np.frombuffer(measured.asked, np.int32)
+    return asked.tolist(), np.frombuffer(measured.answers, np.int64).reshape(-1, measured.k).tolist()
+
+
+async def test_clients_wait_for_their_answers() -> None:
+    target = Fake(0.01)
+    seen: list[str] = []
+    measured = await generate(
+        target,
+        Closed(clients=5, seconds=0.4, warmup=0.1),
+        queries=7,
+        k=3,
+        begin=lambda: seen.append("begin"),
+        end=lambda: seen.append("end"),
+    )
+    assert seen == ["begin", "end"]
+    assert target.most == 5
+    assert 50 < measured.searches <= 205
+    assert measured.rate == pytest.approx(measured.searches / measured.seconds)
+    assert 0.01 <= measured.at(50) < 0.05
+    assert (measured.failed, measured.shed) == (0, 0)
+    asked, found = answers(measured)
+    assert set(asked) == set(range(7))
+    assert all(row == [query, query + 1, -1] for query, row in zip(asked, found, strict=True))
+    assert measured.account["asked"] > measured.searches
+
+
+async def test_a_stall_shows_in_an_open_loops_tail_and_hides_in_a_closed_one() -> None:
+    stall = (0.5, 1.5)
+    open_loop = Open(rate=200, seconds=3, warmup=0.1, poisson=False)
+    measured = await generate(Fake(stall=stall), open_loop, queries=5, k=2)
+    # A third of the searches were to start during the second that stood still.
+    assert measured.at(99) > 0.9
+    assert 0.3 < measured.at(83) < 0.8
+    assert measured.searches == pytest.approx(600, abs=5)
+    closed = await generate(Fake(stall=stall), Closed(clients=2, seconds=3, warmup=0.1), queries=5, k=2)
+    assert closed.at(99) < 0.1
+
+
+async def test_arrivals_keep_their_rate() -> None:
+    measured = await generate(Fake(), Open(rate=500, seconds=1, warmup=0.1), queries=5, k=2)
+    assert measured.searches == pytest.approx(500, abs=100)
+    assert Latencies.decode(measured.lag).count == pytest.approx(500, abs=100)
+    assert Latencies.decode(measured.lag).at(50) < 0.01
+
+
+async def test_what_cannot_start_is_counted() -> None:
+    target = Fake(0.5)
+    load = Open(rate=100, seconds=0.5, warmup=0, poisson=False, outstanding=10)
+    measured = await generate(target, load, queries=5, k=2)
+    assert target.most == 10
+    assert measured.shed == pytest.approx(40, abs=2)
+    assert Latencies.decode(measured.latencies).count == 10
+
+
+@pytest.mark.parametrize("load", [Closed(2, 0.3, 0), Open(200, 0.3, 0)])
+async def test_failures_are_counted_with_their_reasons(load: generators.Load) -> None:
+    measured = await generate(Fake(fails=3), load, queries=5, k=2)
+    assert measured.failed > 3 and measured.reasons == {"as told": measured.failed}
+    assert measured.searches > 5
+
+
+async def test_a_search_that_never_ends_has_failed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(generators, "_GRACE", 0.1)
+    measured = await generate(Fake(60), Closed(3, 0.1, 0), queries=5, k=2)
+    assert (measured.searches, measured.failed) == (0, 3)
+    assert measured.reasons == {"no answer 0.1 s after the end": 3}
+
+
+@pytest.mark.parametrize("load", [Closed(2, 30, 0), Open(200, 30, 0)])
+async def test_an_unexpected_error_ends_the_load_at_once(load: generators.Load) -> None:
+    class Broken(Fake):
+        async def search(self, query: int) -> Sequence[int]:
+            raise ZeroDivisionError
+
+    async with asyncio.timeout(5):
+        with pytest.raises(ZeroDivisionError):
+            await generate(Broken(), load, queries=5, k=2)
+
+
+def job(folder: Path, seconds: float) -> Job:
+    np.save(folder / "queries.npy", np.ones((3, 2), np.float32))
+    target = HttpSpec(url="http://127.0.0.1:9/none", queries=str(folder / "queries.npy"))
+    return Job(target, Closed(1, seconds, 0), 3)
+
+
+def test_a_generator_of_its_own_tells_when_it_measures(tmp_path: Path) -> None:
+    seen: list[str] = []
+    measured = measure(job(tmp_path, 0.2), begin=lambda: seen.append("begin"), end=lambda: seen.append("end"))
+    assert seen == ["begin", "end"]
+    assert measured.searches == 0 and measured.failed > 0
+    assert all(reason.startswith("no connection") for reason in measured.reasons)
+
+
+def test_a_generator_that_fails_says_why(tmp_path: Path) -> None:
+    good = job(tmp_path, 0.2)
+    spec = GatherSpec(
+        dsns=["postgresql://postgres@127.0.0.1:9/x"],
+        queries=str(tmp_path / "queries.npy"),
+        table="t",
+        operator="<->",
+    )
+    with pytest.raises(BenchError, match="the generator failed: ConnectionRefusedError"):
+        measure(msgspec.structs.replace(good, target=spec))
+    missing = msgspec.structs.replace(spec, queries=str(tmp_path / "none.npy"))
+    with pytest.raises(BenchError, match="FileNotFoundError"):
+        measure(msgspec.structs.replace(good, target=missing))
+
+
+PARENT = """
+import sys, msgspec
+from bench.workers import Job, measure
+job = msgspec.json.decode(sys.argv[1], type=Job)
+measure(job, begin=lambda: print("measuring", flush=True))
+"""
+
+
+def test_a_generator_ends_with_its_parent(tmp_path: Path) -> None:
+    text = msgspec.json.encode(job(tmp_path, 60)).decode()
+    command = [sys.executable, "-c", PARENT, text]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        assert parent.stdout is not None
+        assert parent.stdout.readline() == "measuring\n"
+        (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
+        os.kill(parent.pid, signal.SIGKILL)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{child}").exists() and "Z" not in Path(f"/proc/{child}/stat").read_text():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def test_a_long_result_arrives_whole_while_the_parent_is_busy(tmp_path: Path) -> None:
+    measured = measure(job(tmp_path, 0.2), end=lambda: time.sleep(1.5))
+    assert measured.failed > 0
