@@ -1,0 +1,150 @@
+"""Searches that share a node's statements, on real servers: same answers, no shared misfortune."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deploy.local import Cluster
+from router.query.errors import OverloadedError, UnavailableError
+from router.query.filter import Field, Filter, Like
+from router.query.types import Consistency, Found, SearchQuery
+from router.settings import Settings
+from tests.integration.test_search import fill, gaussian, locked, primary, vector_of
+from tests.integration.worlds import Vectors, World, hits, world
+
+# One statement at a time, so that whatever comes at once must share.
+NARROW = Settings(node_connections=1, node_statements=1, node_together=16)
+ROWS = 2000
+
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"k": 1},
+    {"k": 40},
+    {"k": 5, "offset": 7},
+    {"ef_search": 80},
+    {"filter": {"category": "rare"}},
+    {"filter": {"category": "common", "price": {"$lt": 900}}},
+    {"filter": {"price": {"$in": [float(i) for i in range(0, 30, 3)]}}},
+    {"filter": {"price": {"$in": [float(i) for i in range(0, ROWS, 2)]}}},
+    {"filter": {"id": {"$in": list(range(50))}}},
+    {"filter": {"metadata.n": {"$gte": 3}}},
+    {"include": frozenset(["content", "metadata", "vector", "category"])},
+    {"exact": True},
+]
+
+
+async def searched(w: World, query: Vectors, options: dict[str, Any]) -> Found:
+    return await w.search(query, **{"cache": False, "consistency": Consistency.STRONG, **options})
+
+
+@pytest.mark.parametrize("with_index", [True, False])
+async def test_searches_that_leave_together_are_answered_as_alone(cluster: Cluster, with_index: bool) -> None:
+    async with world(cluster, NARROW, vector=vector_of()) as w:
+        await fill(w, gaussian(ROWS))
+        if with_index:
+            await w.build_index()
+        asked = [(query, KINDS[i % len(KINDS)]) for i, query in enumerate(gaussian(10 * len(KINDS), seed=1))]
+        alone = [await searched(w, query, options) for query, options in asked]
+        together = await asyncio.gather(*(searched(w, query, options) for query, options in asked))
+        for one, other in zip(alone, together, strict=True):
+            assert hits(other) == hits(one)
+            assert other.answer.short == one.answer.short
+        sizes = [report.together for found in together for report in found.answer.reports]
+        assert max(sizes) > 4
+        assert max(report.together for found in alone for report in found.answer.reports) == 1
+
+
+def like(w: World, pattern: str) -> Filter:
+    """A filter that the router would have refused if its pattern ends in a backslash."""
+    return Like(Field(w.collection.columns["category"]), pattern, False)
+
+
+async def with_filter(w: World, query: Vectors, filter: Filter) -> Found:
+    search = SearchQuery(w.collection, query.astype("<f4").tobytes(), 10, filter=filter, cache=False)
+    return await w.router.search(search, w.soon())
+
+
+async def test_a_search_that_breaks_its_statement_breaks_alone(cluster: Cluster) -> None:
+    async with world(cluster, NARROW, vector=vector_of()) as w:
+        await fill(w, gaussian(500))
+        queries = gaussian(40, seed=2)
+        patterns = ["c\\" if i in (7, 21) else "c%" for i in range(len(queries))]
+        outcomes = await asyncio.gather(
+            *(
+                with_filter(w, query, like(w, pattern))
+                for query, pattern in zip(queries, patterns, strict=True)
+            ),
+            return_exceptions=True,
+        )
+        for i, outcome in enumerate(outcomes):
+            if i in (7, 21):
+                assert isinstance(outcome, UnavailableError)
+                assert "must not end with escape character" in str(outcome.problems)
+            else:
+                assert isinstance(outcome, Found)
+                assert outcome.answer.coverage.full
+                assert hits(outcome) == hits(await with_filter(w, queries[i], like(w, "c%")))
+
+
+async def test_a_search_that_is_cancelled_leaves_its_statement_to_the_others(cluster: Cluster) -> None:
+    async with world(cluster, NARROW, vector=vector_of()) as w:
+        vectors = gaussian(ROWS)
+        await fill(w, vectors)
+        queries = gaussian(60, seed=3)
+        expected = [await w.ids(query, exact=True, cache=False) for query in queries]
+        for delay in np.linspace(0.0, 0.05, 12):
+            tasks = [asyncio.create_task(searched(w, query, {})) for query in queries]
+            await asyncio.sleep(float(delay))
+            for task in tasks[::3]:
+                task.cancel()
+            outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+            for i, outcome in enumerate(outcomes):
+                if i % 3 or isinstance(outcome, Found):
+                    assert isinstance(outcome, Found)
+                    assert outcome.answer.coverage.full
+                    assert [hit["id"] for hit in hits(outcome)] == expected[i]
+                else:
+                    assert isinstance(outcome, asyncio.CancelledError)
+        for node in w.topology.nodes:
+            assert (node.dispatcher.waiting, node.dispatcher.in_flight) == (0, 0)
+
+
+async def test_a_search_waits_for_a_node_no_longer_than_it_may(cluster: Cluster) -> None:
+    settings = Settings(node_connections=1, node_statements=1, node_together=1, node_queue_wait=0.3)
+    async with world(cluster, settings) as w:
+        await w.put(*(w.document(i, [i] * 8) for i in range(40)))
+        loop = asyncio.get_running_loop()
+        async with locked(primary(cluster, "s2"), w.collection.table):
+            first = asyncio.create_task(searched(w, np.zeros(8, np.float32), {"within": 1.5}))
+            await asyncio.sleep(0.05)
+            started = loop.time()
+            with pytest.raises(OverloadedError) as caught:
+                await searched(w, np.ones(8, np.float32), {"within": 1.5})
+            assert 0.25 <= loop.time() - started < 0.8
+            assert caught.value.retry_after >= 0
+            assert not first.done()
+        assert (await first).answer.coverage.full
+
+
+async def test_a_large_batch_lets_single_searches_by(cluster: Cluster) -> None:
+    async with world(cluster, NARROW, vector=vector_of()) as w:
+        await fill(w, gaussian(ROWS))
+        queries = gaussian(400, seed=4)
+        batch = object()
+        finished: list[float] = []
+        loop = asyncio.get_running_loop()
+
+        async def member(query: Vectors) -> None:
+            await searched(w, query, {"caller": batch})
+            finished.append(loop.time())
+
+        members = [asyncio.create_task(member(query)) for query in queries]
+        await asyncio.sleep(0)
+        await searched(w, queries[0], {})
+        # Without turns it would have been the last of 401.
+        assert len(finished) < 200
+        await asyncio.gather(*members)
