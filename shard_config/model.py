@@ -8,6 +8,7 @@ trust every name, type and placement in it.
 from __future__ import annotations
 
 from enum import StrEnum
+from functools import cached_property
 from typing import TypeAlias
 
 import msgspec
@@ -180,7 +181,7 @@ class Collection(msgspec.Struct, frozen=True):
         return self.sharding.key.column == self.id.column
 
 
-class ShardMap(msgspec.Struct, frozen=True):
+class ShardMap(msgspec.Struct, frozen=True, dict=True):
     """All shards and collections; a change is a new map with a higher `version`."""
 
     version: int
@@ -189,7 +190,16 @@ class ShardMap(msgspec.Struct, frozen=True):
 
     def shards_of(self, collection: Collection) -> tuple[str, ...]:
         """Names of the shards that hold part of `collection`, in the map's order."""
-        sharding = collection.sharding
+        if self.collections.get(collection.name) is collection:
+            return self._shards_by_collection[collection.name]
+        return self._used(collection.sharding)
+
+    @cached_property
+    def _shards_by_collection(self) -> dict[str, tuple[str, ...]]:
+        # Asked for by every search, and a placement may have thousands of buckets.
+        return {name: self._used(collection.sharding) for name, collection in self.collections.items()}
+
+    def _used(self, sharding: Sharding) -> tuple[str, ...]:
         match sharding:
             case HashSharding():
                 used = set(sharding.placement)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import StrEnum
+from typing import Protocol
 
 import msgspec
 
-__all__ = ["Health", "NodeState", "NodeView", "Role", "rank"]
+__all__ = ["Candidate", "Health", "NodeState", "Role", "rank"]
 
 
 class Role(StrEnum):
@@ -34,16 +35,17 @@ class NodeState(msgspec.Struct, frozen=True):
     since: float = 0.0
 
 
-class NodeView(msgspec.Struct, frozen=True):
-    """A node as the decision sees it; `load` counts statements in flight and waiting there."""
+class Candidate(Protocol):
+    """A node as the decision sees it; `load` counts the searches in flight and waiting there."""
 
-    index: int
-    state: NodeState
-    load: int
+    @property
+    def state(self) -> NodeState: ...
+    @property
+    def load(self) -> int: ...
 
 
 def rank(
-    nodes: Sequence[NodeView], *, primary_only: bool, min_lsn: int, random: Callable[[], float]
+    nodes: Sequence[Candidate], *, primary_only: bool, min_lsn: int, random: Callable[[], float]
 ) -> list[tuple[int, bool]]:
     """The nodes to try, in order, as (index, whether its answer may be stale).
 
@@ -56,16 +58,18 @@ def rank(
     fresh: list[tuple[int, float, int]] = []
     behind: list[tuple[int, int]] = []
     unknown: list[int] = []
-    for node in nodes:
+    for index, node in enumerate(nodes):
         state = node.state
         if state.health is Health.DOWN or (primary_only and state.role is Role.REPLICA):
             continue
         if state.health is Health.UNKNOWN:
-            unknown.append(node.index)
+            unknown.append(index)
         elif state.role is Role.PRIMARY or state.lsn >= min_lsn:
-            fresh.append((node.load, random(), node.index))
+            fresh.append((node.load, random(), index))
         else:
-            behind.append((-state.lsn, node.index))
+            behind.append((-state.lsn, index))
+    if len(fresh) == 1 and not behind and not unknown:
+        return [(fresh[0][2], False)]
     return [
         *((index, False) for _, _, index in sorted(fresh)),
         *((index, True) for _, index in sorted(behind)),

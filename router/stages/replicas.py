@@ -11,7 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
-from router.policy.selection import Health, NodeView, Role, rank
+from router.policy.selection import Health, Role, rank
 from router.postgres.connection import ErrorKind, NodeError
 from router.query.errors import OverloadedError
 from router.query.types import Probe, ShardReport, ShardRows, ShardState
@@ -61,8 +61,7 @@ class ReplicaSet:
 
     def order(self, probe: Probe) -> list[tuple[int, bool]]:
         """Nodes to try, best first, as (index, whether its rows may be stale)."""
-        views = [NodeView(i, node.state, node.load) for i, node in enumerate(self.nodes)]
-        return rank(views, primary_only=probe.primary_only, min_lsn=probe.min_lsn, random=self._rng)
+        return rank(self.nodes, primary_only=probe.primary_only, min_lsn=probe.min_lsn, random=self._rng)
 
 
 class Ask:

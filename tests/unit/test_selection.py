@@ -1,11 +1,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.policy.selection import Health, NodeState, NodeView, Role, rank
+from router.policy.selection import Health, NodeState, Role, rank
 
 STATES = st.builds(
     NodeState,
@@ -15,11 +16,16 @@ STATES = st.builds(
 )
 
 
+class Node(NamedTuple):
+    state: NodeState
+    load: int
+
+
 def order(
     states: Sequence[NodeState], loads: Sequence[int] = (), *, primary_only: bool = False, min_lsn: int = 0
 ) -> list[tuple[int, bool]]:
-    views = [NodeView(i, state, loads[i] if loads else 0) for i, state in enumerate(states)]
-    return rank(views, primary_only=primary_only, min_lsn=min_lsn, random=lambda: 0.5)
+    nodes = [Node(state, loads[i] if loads else 0) for i, state in enumerate(states)]
+    return rank(nodes, primary_only=primary_only, min_lsn=min_lsn, random=lambda: 0.5)
 
 
 PRIMARY = NodeState(Health.UP, Role.PRIMARY, 100)
