@@ -12,13 +12,12 @@ from router.http.errors import invalid
 from router.query import filter as filters
 from router.query.errors import InvalidError, Problem
 from router.query.filter import Filter
+from router.query.plan import EF_SEARCH_MAX, usual_ef_search
 from router.query.types import Consistency, SearchQuery
 from router.settings import Settings
 from shard_config.model import Collection
 
 __all__ = ["check_text", "includable", "search_query", "timeout_of"]
-
-_EF_SEARCH_MOST = 1000  # pgvector's own bound
 
 
 def search_query(
@@ -40,13 +39,11 @@ def search_query(
         problems.append(_bounds(f"{prefix}k", "k", body.k, 1, collection.search.max_k, collection))
     if body.offset < 0 or body.offset > limits.max_offset:
         problems.append(_bounds(f"{prefix}offset", "offset", body.offset, 0, limits.max_offset, collection))
-    ef_search = collection.search.ef_search
-    if body.ef_search is not None:
-        ef_search = body.ef_search
-        if ef_search < 1 or ef_search > _EF_SEARCH_MOST:
-            problems.append(
-                _bounds(f"{prefix}ef_search", "ef_search", ef_search, 1, _EF_SEARCH_MOST, collection)
-            )
+    ef_search = body.ef_search
+    if ef_search is None:
+        ef_search = usual_ef_search(collection, body.k + body.offset)
+    elif ef_search < 1 or ef_search > EF_SEARCH_MAX:
+        problems.append(_bounds(f"{prefix}ef_search", "ef_search", ef_search, 1, EF_SEARCH_MAX, collection))
     if body.timeout_ms is not None:
         _check_timeout(body.timeout_ms, limits, prefix, problems)
     include = frozenset(body.include)

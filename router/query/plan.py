@@ -15,7 +15,7 @@ from router.query.types import SearchQuery
 from shard_config.model import Collection, Quantization, RangeSharding, ShardMap
 from shard_config.partition import shards_for_range, shards_for_values
 
-__all__ = ["EF_SEARCH_MAX", "Plan", "plan_search", "targets"]
+__all__ = ["EF_SEARCH_MAX", "Plan", "plan_search", "targets", "usual_ef_search"]
 
 # pgvector's upper bound of hnsw.ef_search; the iterative scan continues where it ends.
 EF_SEARCH_MAX = 1000
@@ -44,21 +44,23 @@ class Plan(msgspec.Struct, frozen=True):
 def plan_search(query: SearchQuery, shard_map: ShardMap, *, exact: bool | None = None) -> Plan:
     """The plan of `query`; `exact` overrides what the query says.
 
-    A shard's part of the answer is at most offset + k rows, and an approximate search wants them to be the
-    best of overfetch times as many candidates: `ef_search` is raised where it would cut that short. An
-    index over full vectors has ranked the candidates by the true distance already, so the first of them
-    are enough. They must be read where a filter decides which of them count, and all that the scan visits
-    where the index is quantized and re-ranking tells the near ones apart.
+    A shard's part of the answer is at most offset + k rows, and `ef_search` is raised where it would cut
+    them short. An index over full vectors ranks its candidates by the true distance: the first of them are
+    enough, and as many as `ef_search` are considered. Where a filter decides which of them count, or the
+    index is quantized and re-ranking tells the near ones apart, overfetch times as many candidates are
+    wanted, and read; of a quantized index all that the scan visits.
     """
     exact = query.exact if exact is None else exact
     collection = query.collection
     limit = query.k + query.offset
-    asked = limit if exact else math.ceil(limit * collection.search.overfetch)
-    candidates = limit
-    if not exact and query.filter is not None:
-        candidates = asked
+    wider = limit if exact else math.ceil(limit * collection.search.overfetch)
+    asked, candidates = wider, limit
     if not exact and collection.index.quantization is not Quantization.NONE:
-        candidates = asked = max(asked, query.ef_search)
+        candidates = asked = max(wider, query.ef_search)
+    elif not exact and query.filter is not None:
+        candidates = wider
+    elif not exact:
+        asked = min(wider, max(limit, query.ef_search))
     return Plan(
         targets=targets(query.filter, collection, shard_map),
         total=len(shard_map.shards_of(collection)),
@@ -68,6 +70,15 @@ def plan_search(query: SearchQuery, shard_map: ShardMap, *, exact: bool | None =
         ef_search=min(max(query.ef_search, asked), EF_SEARCH_MAX),
         exact=exact,
     )
+
+
+def usual_ef_search(collection: Collection, limit: int) -> int:
+    """The width of a scan for `limit` rows where the search itself does not say.
+
+    It is the collection's, or what overfetch times as many candidates need.
+    """
+    search = collection.search
+    return min(max(search.ef_search, math.ceil(limit * search.overfetch)), EF_SEARCH_MAX)
 
 
 def targets(filter: Filter | None, collection: Collection, shard_map: ShardMap) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.query.filter import parse
-from router.query.plan import plan_search, targets
+from router.query.plan import plan_search, targets, usual_ef_search
 from router.settings import Settings
 from shard_config import model
 from shard_config.partition import NoPlaceError, locate
@@ -89,8 +89,18 @@ def test_a_row_that_matches_always_lies_on_a_target(
 
 
 def test_a_shards_rows_are_the_best_of_overfetch_times_as_many_candidates() -> None:
-    plan = plan_search(query(k=10, offset=15, ef_search=10), shard_map())
-    assert (plan.limit, plan.asked, plan.ef_search) == (25, 50, 50)
+    filtered = query(k=10, offset=15, ef_search=10, filter=parse(collection(), {"active": True}, Settings()))
+    plan = plan_search(filtered, shard_map())
+    assert (plan.limit, plan.asked, plan.candidates, plan.ef_search) == (25, 50, 50, 50)
+    plan = plan_search(query(collection(index=QUANTIZED), k=10, offset=15, ef_search=10), shard_map())
+    assert (plan.limit, plan.asked, plan.candidates, plan.ef_search) == (25, 50, 50, 50)
+
+
+def test_over_full_vectors_the_width_that_is_asked_for_is_the_width_of_the_scan() -> None:
+    plan = plan_search(query(k=10, ef_search=12), shard_map())
+    assert (plan.limit, plan.asked, plan.candidates, plan.ef_search) == (10, 12, 10, 12)
+    plan = plan_search(query(k=10, ef_search=100), shard_map())
+    assert (plan.limit, plan.asked, plan.candidates, plan.ef_search) == (10, 20, 10, 100)
 
 
 def test_candidates_are_read_only_where_that_can_change_their_order() -> None:
@@ -100,8 +110,18 @@ def test_candidates_are_read_only_where_that_can_change_their_order() -> None:
 
 
 def test_the_scan_is_widened_where_it_would_cut_the_rows_short() -> None:
-    assert plan_search(query(k=100), shard_map()).ef_search == 200
-    assert plan_search(query(k=1000), shard_map()).ef_search == 1000
+    assert plan_search(query(k=100, ef_search=40), shard_map()).ef_search == 100
+    assert plan_search(query(k=1000, offset=500), shard_map()).ef_search == 1000
+
+
+def test_a_search_that_does_not_say_how_wide_gets_overfetch_times_its_rows() -> None:
+    assert [usual_ef_search(collection(), limit) for limit in (10, 20, 25, 100, 600)] == [
+        40,
+        40,
+        50,
+        200,
+        1000,
+    ]
 
 
 def test_an_exact_search_asks_no_more_than_it_needs() -> None:
