@@ -82,9 +82,7 @@ class World:
         self.shard_map = build_map(system)
         self.collection = self.shard_map.collections["items"]
         per_host = system.nodes_per_host or system.nodes
-        self.hosts = [
-            Host(system.cores, crowded=system.crowded) for _ in range(-(-system.nodes // per_host))
-        ]
+        self.hosts = [Host(system.cores, crowded=system.crowded) for _ in range(-(-system.nodes // per_host))]
         shared = self.hosts[0] if system.together_on_host else None
         self.router, self.client = Process(shared), Process(shared)
         self.limits = [_limit(system) for _ in self.hosts]
