@@ -58,7 +58,7 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
         together_on_host: router and load generator share the first host, rather than having a processor
             each to themselves.
         router_cpu: False leaves the router's own processor time out, which shows what the nodes allow.
-        fixed_limit: statements in flight per host instead of an adaptive limit.
+        fixed_limit: statements in flight per node instead of an adaptive limit.
     """
 
     shards: int

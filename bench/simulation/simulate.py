@@ -26,7 +26,6 @@ from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState, Role
 from router.query.errors import OverloadedError, RouterError
 from router.query.types import SearchQuery
-from router.settings import Settings
 from router.shared import Shared
 from router.stages.fanout import Fanout
 from router.stages.node import Node
@@ -85,7 +84,7 @@ class World:
         self.hosts = [Host(system.cores, crowded=system.crowded) for _ in range(-(-system.nodes // per_host))]
         shared = self.hosts[0] if system.together_on_host else None
         self.router, self.client = Process(shared), Process(shared)
-        self.limits = [_limit(system) for _ in self.hosts]
+        self.limits = [_limit(system, per_host) for _ in self.hosts]
         self._servers_and_nodes(per_host)
         sets = {
             name: ReplicaSet(
@@ -158,11 +157,12 @@ class World:
         return dict.fromkeys(chosen, stragglers)
 
 
-def _limit(system: System) -> Limit:
+def _limit(system: System, nodes: int) -> Limit:
+    """As `router.topology` makes it for each host."""
     if system.fixed_limit is not None:
-        return Limit(system.fixed_limit, system.fixed_limit)
-    settings: Settings = system.settings
-    return Limit(min(settings.node_statements, settings.node_connections), settings.node_connections)
+        return Limit(system.fixed_limit, system.fixed_limit, nodes)
+    settings = system.settings
+    return Limit(min(settings.node_statements, settings.node_connections), settings.node_connections, nodes)
 
 
 def build_map(system: System) -> model.ShardMap:

@@ -176,7 +176,7 @@ class Dispatcher:
     def pump(self) -> None:
         """Send what waits, as far as the node has room."""
         while self.waiting and self._free():
-            tickets = self._backlog.take(self._together)
+            tickets = self._backlog.take(self.limit.together(self._together))
             self.waiting -= len(tickets)
             tickets = self._in_time(tickets)
             if tickets:
@@ -204,7 +204,7 @@ class Dispatcher:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _free(self) -> bool:
-        return len(self._flying) + self._busy() < self.limit.value
+        return self.limit.admits(len(self._flying) + self._busy())
 
     def _in_time(self, tickets: list[Ticket]) -> list[Ticket]:
         """Those that can still be answered; the others' callers are about to notice."""
@@ -219,10 +219,11 @@ class Dispatcher:
         for ticket in tickets:
             ticket.statement = statement
         self._flying.add(statement)
-        statement.task = asyncio.get_running_loop().create_task(self._run(statement))
+        on_host = self.limit.start()
+        statement.task = asyncio.get_running_loop().create_task(self._run(statement, on_host))
         statement.task.add_done_callback(lambda _: self._ended(statement))
 
-    async def _run(self, statement: _Statement) -> None:
+    async def _run(self, statement: _Statement, on_host: int) -> None:
         tickets = statement.tickets
         in_flight = len(self._flying)
         started = self._clock()
@@ -238,7 +239,7 @@ class Dispatcher:
             queue_ms = (started - ticket.since) * 1000
             _tell(ticket, Fetched(rows, queue_ms, (now - started) * 1000, len(tickets), plan))
         if tickets[0].probe.key is not None:
-            self.limit.observe(tickets[0].probe.key, now - started, len(tickets), in_flight, now)
+            self.limit.observe(tickets[0].probe.key, now - started, len(tickets), on_host, now)
 
     def _failed(self, tickets: list[Ticket], error: Exception) -> None:
         """Tell who asked; of several, each is tried again alone unless the node itself is at fault."""
@@ -257,6 +258,7 @@ class Dispatcher:
 
     def _ended(self, statement: _Statement) -> None:
         self._flying.discard(statement)
+        self.limit.end()
         statement.task = None  # which holds this statement in turn
         self.pump()
 
