@@ -36,7 +36,7 @@ _KINDS = 64
 
 
 class Limit:
-    """A number between `least` and `most` for each of `nodes` nodes; changed by `observe` and `refused` alone.
+    """A number between `least` and `most` times `nodes`; changed by `observe` and `refused` alone.
 
     Attributes:
         value: statements that may be in flight now, on all nodes together.
