@@ -6,7 +6,8 @@ in their arguments alone leave together, as one statement with a row of answers 
 finds the node free leaves at once; nothing is ever delayed in the hope of company.
 
 Invariants: a search is answered exactly once, or has left; what fails or leaves touches nobody who
-shares its statement; at most `queue` searches wait, none longer than `wait` seconds.
+shares its statement; at most `queue` searches wait beside those that are tried again, none longer than
+`wait` seconds.
 """
 
 from __future__ import annotations
@@ -155,10 +156,7 @@ class Dispatcher:
                 f"{self.waiting} searches wait for node {self.name} already, about {expected * 1000:.0f} ms",
                 retry_after=max(expected, 1.0),
             )
-        self._backlog.add(ticket, ticket.since)
-        self.waiting += 1
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._wait, self._expire)
+        self._enqueue(ticket, ticket.since)
         self.pump()
         return ticket
 
@@ -202,6 +200,12 @@ class Dispatcher:
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+    def _enqueue(self, ticket: Ticket, turn: float) -> None:
+        self._backlog.add(ticket, turn)
+        self.waiting += 1
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._wait, self._expire)
 
     def _free(self) -> bool:
         return self.limit.admits(len(self._flying) + self._busy())
@@ -249,12 +253,14 @@ class Dispatcher:
             for ticket in tickets:
                 _tell(ticket, error)
             return
+        now = self._clock()
         for ticket in tickets:
             if not ticket.left:
                 ticket.statement = None
                 ticket.key = object()
-                self._backlog.add(ticket, ticket.since)
-                self.waiting += 1
+                # It keeps its turn; but what it may wait now is not spent by the statement that failed.
+                turn, ticket.since = ticket.since, now
+                self._enqueue(ticket, turn)
 
     def _ended(self, statement: _Statement) -> None:
         self._flying.discard(statement)
