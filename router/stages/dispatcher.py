@@ -202,7 +202,7 @@ class Dispatcher:
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _enqueue(self, ticket: Ticket, turn: float) -> None:
-        self._backlog.add(ticket, turn)
+        self._backlog.add(ticket, turn, self._pace)
         self.waiting += 1
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._wait, self._expire)
@@ -280,7 +280,7 @@ class Dispatcher:
             if now - ticket.since >= self._wait:
                 _tell(ticket, error)
             else:
-                self._backlog.add(ticket, ticket.since)
+                self._backlog.add(ticket, ticket.since, self._pace)
                 self.waiting += 1
                 oldest = min(oldest, ticket.since)
         if self.waiting:
