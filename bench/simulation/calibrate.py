@@ -16,7 +16,7 @@ import msgspec
 import numpy as np
 
 from bench.simulation.accounting import ran_seconds
-from bench.simulation.generator import Taken
+from bench.simulation.generator import STEP, Taken
 from bench.simulation.measured import NARROW, SHARDS, Data, Real, real, vectors
 from bench.simulation.model import Costs, Load, Result, System
 from bench.simulation.simulate import simulate
@@ -28,7 +28,7 @@ from router.query.wire import to_wire
 from shard_config import load as load_map
 from shard_config.model import ShardMap
 
-__all__ = ["Calibration", "Comparison", "Validation", "calibrate"]
+__all__ = ["Calibration", "Comparison", "Validation", "calibrate", "validate"]
 
 _TOLERANCE = 0.15
 _BATCHES = (1, 2, 4, 8, 16)
@@ -101,6 +101,7 @@ def calibrate(
     seconds: float = 8.0,
     clients: int = _CLIENTS,
     say: Callable[[str], object] = str,
+    keep: Callable[[Taken], object] | None = None,
 ) -> tuple[Calibration, Validation]:
     """Measure a cluster of its own, and compare a run of it with a simulation of that run.
 
@@ -124,10 +125,12 @@ def calibrate(
         say(f"measuring {clients} clients")
         target = take("items", clients, seconds, _SETTLED)
     costs = _with_router(statements, runs, crowded)
+    if keep is not None:
+        keep(target)
     calibration = Calibration(
         costs=costs, crowded=crowded, batches=statements.batches, data=data, k=k, ef_search=ef_search
     )
-    return calibration, _validate(calibration, target, clients)
+    return calibration, validate(calibration, target, clients)
 
 
 class _Statements(msgspec.Struct):
@@ -284,12 +287,17 @@ def _not_negative(
     return result
 
 
-def _validate(calibration: Calibration, target: Taken, clients: int) -> Validation:
-    ours = target.client_cpu + target.router_cpu + target.server_cpu
-    others = max(target.machine_cpu - ours, 0.0) / target.seconds
-    cores = max((os.cpu_count() or 1) - others, 0.5)
+def validate(calibration: Calibration, target: Taken, clients: int) -> Validation:
+    """The run that `target` is, simulated with the processors that others left to it."""
+    all_cores = os.cpu_count() or 1
     system = System(
-        shards=SHARDS, nodes_per_host=0, cores=cores, crowded=calibration.crowded, together_on_host=True
+        shards=SHARDS,
+        nodes_per_host=0,
+        cores=all_cores,
+        others=tuple(target.others),
+        step=STEP,
+        crowded=calibration.crowded,
+        together_on_host=True,
     )
     load = Load(
         clients=clients,
@@ -305,7 +313,7 @@ def _validate(calibration: Calibration, target: Taken, clients: int) -> Validati
     per_search = SHARDS * (costs.statement / found.together + float(np.mean(costs.searches)))
     return Validation(
         clients=clients,
-        cores=cores,
+        cores=all_cores - float(np.mean(target.others)),
         comparisons=[
             Comparison("throughput", count / target.seconds, found.rate),
             Comparison("p50", p50, found.p50),

@@ -7,6 +7,7 @@ what it tells, since it shares the machine with what it measures.
 from __future__ import annotations
 
 import asyncio
+import os
 import sys
 import time
 from pathlib import Path
@@ -17,7 +18,9 @@ import uvloop
 
 from bench.simulation.accounting import busy_seconds, cpu_seconds, family
 
-__all__ = ["Taken", "Wanted"]
+__all__ = ["STEP", "Taken", "Wanted"]
+
+STEP = 0.2  # twenty of the ticks that Linux counts in
 
 _EXPLAIN_EVERY = 20
 
@@ -42,7 +45,7 @@ class Taken(msgspec.Struct, frozen=True):
     """What a run measured; times in seconds, processor times over all of it.
 
     `statements` is the mean number of statements per search and shard, from every twentieth search's own
-    account; `machine_cpu` is everybody's.
+    account; `others` is how many processors other processes took in each `STEP` seconds.
     """
 
     seconds: float
@@ -51,7 +54,7 @@ class Taken(msgspec.Struct, frozen=True):
     client_cpu: float
     router_cpu: float
     server_cpu: float
-    machine_cpu: float
+    others: list[float]
 
 
 class _Counts(msgspec.Struct):
@@ -82,14 +85,24 @@ async def _client(wanted: Wanted, requests: list[tuple[bytes, bytes]], first: in
         writer.close()
 
 
-def _account(wanted: Wanted) -> tuple[float, float, float, float, float]:
+def _account(wanted: Wanted) -> tuple[float, float, float, float]:
     return (
         time.perf_counter(),
         time.process_time(),
         cpu_seconds(family(wanted.router)),
         cpu_seconds(family(wanted.servers)),
-        busy_seconds(),
     )
+
+
+async def _watch(wanted: Wanted, others: list[float]) -> None:
+    """What the processors did that was not for us."""
+    ours = [*family([*wanted.router, *wanted.servers]), os.getpid()]
+    before = (time.perf_counter(), busy_seconds() - cpu_seconds(ours))
+    while True:
+        await asyncio.sleep(STEP)
+        now = (time.perf_counter(), busy_seconds() - cpu_seconds(ours))
+        others.append(max(now[1] - before[1], 0.0) / (now[0] - before[0]))
+        before = now
 
 
 async def _run(wanted: Wanted) -> Taken:
@@ -97,13 +110,15 @@ async def _run(wanted: Wanted) -> Taken:
     requests = [
         (_request(wanted, query, explain=False), _request(wanted, query, explain=True)) for query in queries
     ]
-    counts = _Counts()
+    counts, others = _Counts(), list[float]()
     tasks = [asyncio.create_task(_client(wanted, requests, i, counts)) for i in range(wanted.clients)]
     try:
         await asyncio.wait(tasks, timeout=wanted.warm, return_when=asyncio.FIRST_EXCEPTION)
         counts.latencies.clear()
         counts.shares.clear()
         before = _account(wanted)
+        watch = asyncio.create_task(_watch(wanted, others))
+        tasks.append(watch)
         await asyncio.wait(tasks, timeout=wanted.seconds, return_when=asyncio.FIRST_EXCEPTION)
         spent = [now - then for now, then in zip(_account(wanted), before, strict=True)]
         latencies, shares = list(counts.latencies), list(counts.shares)
@@ -114,8 +129,8 @@ async def _run(wanted: Wanted) -> Taken:
     for outcome in outcomes:
         if isinstance(outcome, Exception):
             raise outcome
-    seconds, client, router, servers, machine = spent
-    return Taken(seconds, latencies, float(np.mean(shares or [1.0])), client, router, servers, machine)
+    seconds, client, router, servers = spent
+    return Taken(seconds, latencies, float(np.mean(shares or [1.0])), client, router, servers, others)
 
 
 def _request(wanted: Wanted, query: np.ndarray[tuple[int], np.dtype[np.float32]], *, explain: bool) -> bytes:

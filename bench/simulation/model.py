@@ -54,6 +54,8 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
     Attributes:
         nodes_per_host: nodes that share a host's cores, and therefore a limit; 0 is all of them.
         cores: of each host; a fraction where others use the rest.
+        others, step: cores of the first host that others take in each `step` seconds, over and over, for a
+            replay of what happened during a measurement.
         crowded: speed of a core while all of its host are busy, relative to one alone.
         together_on_host: router and load generator share the first host, rather than having a processor
             each to themselves.
@@ -65,6 +67,8 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
     replicas: int = 1
     nodes_per_host: int = 1
     cores: float = 2
+    others: tuple[float, ...] = ()
+    step: float = 0.2
     crowded: float = 1.0
     together_on_host: bool = False
     router_cpu: bool = True

@@ -13,6 +13,10 @@ from router.query.types import Probe, Row
 __all__ = ["Server"]
 
 
+# A statement's task starts, then writes; its answer is read, then wakes the task.
+_TURNS = 2
+
+
 class Server:
     """`router.stages.dispatcher.Execute` over a host's processors; returns as many rows as are wanted.
 
@@ -50,15 +54,20 @@ class Server:
         self.running += 1
         self.most = max(self.most, self.running)
         try:
-            await self._router.work(costs.router_statement / 2)
+            await self._hops(costs.router_statement / 2)
             if costs.wire:
                 await asyncio.sleep(costs.wire)
             await self._paused()
             await self.host.run(self.work(len(probes)))
-            await self._router.work(costs.router_statement / 2 + len(probes) * costs.router_shard / 2)
+            await self._hops(costs.router_statement / 2 + len(probes) * costs.router_shard / 2)
         finally:
             self.running -= 1
         return [(self._found(probe.wanted), None) for probe in probes]
+
+    async def _hops(self, seconds: float) -> None:
+        """The router's part, in the turns of its event loop that it takes: others are served in between."""
+        for _ in range(_TURNS):
+            await self._router.work(seconds / _TURNS)
 
     def work(self, searches: int) -> float:
         """Seconds of processor time of a statement."""

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Sequence
+from itertools import cycle
 from random import Random
 
 import msgspec
@@ -37,6 +38,7 @@ from shard_config.values import ValueType
 __all__ = ["World", "build_map", "simulate"]
 
 _SAMPLE_EVERY = 0.05
+_OTHERS_JOB = 0.003  # seconds that Linux lets a process run before others get their turn
 
 
 def simulate(system: System, costs: Costs, load: Load, *, seed: int = 1) -> Result:
@@ -53,12 +55,15 @@ def simulate(system: System, costs: Costs, load: Load, *, seed: int = 1) -> Resu
 async def _run(system: System, costs: Costs, load: Load, seed: int) -> Result:
     world = World(system, costs, seed)
     measured = _Measured(world, load)
-    watch = asyncio.create_task(measured.watch())
+    beside = [asyncio.create_task(measured.watch())]
+    if system.others:
+        beside.append(asyncio.create_task(_replay(world)))
     try:
         await (_closed if load.clients else _open)(world, load, measured)
     finally:
-        watch.cancel()
-        await asyncio.gather(watch, return_exceptions=True)
+        for task in beside:
+            task.cancel()
+        await asyncio.gather(*beside, return_exceptions=True)
     result = measured.result()
     await world.close()
     return result
@@ -274,6 +279,15 @@ class _Measured:
             sum(host.busy_seconds for host in self._world.hosts),
             self._world.router.busy_seconds,
         )
+
+
+async def _replay(world: World) -> None:
+    """Jobs that take what others took, at moments of chance."""
+    loop, system, rng = asyncio.get_running_loop(), world.system, Random(0)
+    for cores in cycle(system.others):
+        for _ in range(round(cores * system.step / _OTHERS_JOB)):
+            loop.call_later(rng.random() * system.step, world.hosts[0].start, _OTHERS_JOB, lambda: None)
+        await asyncio.sleep(system.step)
 
 
 async def _closed(world: World, load: Load, measured: _Measured) -> None:
