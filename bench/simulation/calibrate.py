@@ -45,11 +45,14 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         crowded: speed of a server's processor while all of the machine's are busy, relative to one alone.
+        usable: the share of the processors' time that the busiest other run got: some stay idle for moments
+            although work waits for others.
         batches: mean processor seconds of a statement by the searches in it.
     """
 
     costs: Costs
     crowded: float
+    usable: float
     batches: dict[int, float]
     data: Data
     k: int
@@ -112,7 +115,6 @@ def calibrate(
     with real(data, say) as running:
         say("measuring statements")
         statements = asyncio.run(_statements(running, data, k, ef_search))
-        crowded = statements.alone / statements.company
         say("measuring the router")
         runs: list[tuple[int, Taken]] = []
 
@@ -124,11 +126,18 @@ def calibrate(
             runs += [(shards, take(name, count, seconds / 2)) for count in (1, _OTHER_CLIENTS[-1])]
         say(f"measuring {clients} clients")
         target = take("items", clients, seconds, _SETTLED)
+    crowded, usable = _busy(statements, runs[1][1], runs[2][1])
     costs = _with_router(statements, runs, crowded)
     if keep is not None:
         keep(target)
     calibration = Calibration(
-        costs=costs, crowded=crowded, batches=statements.batches, data=data, k=k, ef_search=ef_search
+        costs=costs,
+        crowded=crowded,
+        usable=usable,
+        batches=statements.batches,
+        data=data,
+        k=k,
+        ef_search=ef_search,
     )
     return calibration, validate(calibration, target, clients)
 
@@ -139,8 +148,6 @@ class _Statements(msgspec.Struct):
     single: list[float]
     batches: dict[int, float]
     wire: float
-    alone: float
-    company: float
 
 
 async def _statements(running: Real, data: Data, k: int, ef_search: int) -> _Statements:
@@ -172,13 +179,11 @@ async def _statements(running: Real, data: Data, k: int, ef_search: int) -> _Sta
                 batches[count].append(server)
                 if count == 1:
                     idle.append(wall - own - server)
-        alone = await _back_to_back(connections[:1], made[0])
-        company = await _back_to_back(connections, made[0])
     finally:
         for connection in connections:
             connection.terminate()
     means = {count: float(np.mean(values)) for count, values in batches.items()}
-    return _Statements(batches[1], means, max(median(idle), 0.0), alone, company)
+    return _Statements(batches[1], means, max(median(idle), 0.0))
 
 
 def _made(
@@ -225,31 +230,30 @@ async def _timed(
     return wall, own, ran_seconds(pid) - before
 
 
-async def _back_to_back(connections: Sequence[Connection], made: Sequence[SearchStatement]) -> float:
-    """Mean processor seconds of a statement of eight searches on each of these servers at once."""
-    pids = [connection.get_server_pid() for connection in connections]
-    before = sum(map(ran_seconds, pids))
-    rounds = 60
+def _line(statements: _Statements) -> tuple[float, float]:
+    """Seconds of a statement and of each search in it; each mean weighs by what it says of one search."""
+    sizes = np.array(list(statements.batches), dtype=float)
+    slope, fixed = np.polyfit(sizes, np.array(list(statements.batches.values())), 1, w=1 / sizes)
+    return max(float(fixed), 0.0), float(slope)
 
-    async def loop(connection: Connection) -> None:
-        for i in range(rounds):
-            first = i * 8 % (len(made) - 8)
-            await _send(connection, made[first : first + 8])
 
-    await asyncio.gather(*map(loop, connections))
-    await asyncio.sleep(0.01)
-    return (sum(map(ran_seconds, pids)) - before) / (rounds * len(connections))
+def _busy(statements: _Statements, some: Taken, most: Taken) -> tuple[float, float]:
+    """`Calibration.crowded` and `usable`, from runs over four shards that keep the machine busy."""
+    fixed, each = _line(statements)
+    speeds = [
+        SHARDS * (fixed * taken.statements + each) * len(taken.latencies) / taken.server_cpu
+        for taken in (some, most)
+    ]
+    ours = (most.client_cpu + most.router_cpu + most.server_cpu) / most.seconds
+    left = (os.cpu_count() or 1) - float(np.mean(most.others))
+    return min(float(np.mean(speeds)), 1.0), min(ours / left, 1.0)
 
 
 def _with_router(statements: _Statements, runs: Sequence[tuple[int, Taken]], crowded: float) -> Costs:
     """Least squares: a statement's cost over the searches in it, the router's over shards and statements."""
-    sizes = np.array(list(statements.batches), dtype=float)
-    means = np.array(list(statements.batches.values()))
-    # Each mean weighs by what it says of one search.
-    slope, fixed = np.polyfit(sizes, means, 1, w=1 / sizes)
-    fixed = max(float(fixed), 0.0)
+    fixed, slope = _line(statements)
     single = np.array(statements.single)
-    searches = single * float(slope) / float(single.mean())
+    searches = single * slope / float(single.mean())
     rows, router, client = [], [], []
     for shards, taken in runs:
         count = len(taken.latencies)
@@ -293,7 +297,7 @@ def validate(calibration: Calibration, target: Taken, clients: int) -> Validatio
     system = System(
         shards=SHARDS,
         nodes_per_host=0,
-        cores=all_cores,
+        cores=all_cores * calibration.usable,
         others=tuple(target.others),
         step=STEP,
         crowded=calibration.crowded,

@@ -42,7 +42,7 @@ def _costs(calibration: Calibration) -> str:
     about = (
         f"{data.rows:,} vectors of {data.dimensions} dimensions on four shards, k {calibration.k},"
         f" ef_search {calibration.ef_search}. With all processors busy, each runs at"
-        f" {calibration.crowded:.2f} of its speed alone."
+        f" {calibration.crowded:.2f} of its speed alone, and {calibration.usable:.0%} of their time is used."
     )
     return f"## Costs\n\n{about}\n\n" + _table(["processor time", "µs"], rows)
 
