@@ -18,7 +18,8 @@ __all__ = ["Point", "scale"]
 _SHARDS = (1, 4, 16, 64, 256, 1024)
 _CORES = 2
 _USE = 0.5  # of what there is
-_SEARCHES = 300  # measured for each point
+_SEARCHES = 300  # measured for each point, fewer of many shards
+_PARTS = 150_000  # parts of searches simulated for each point, at most
 _STRAGGLERS = Stragglers(share=0.01, factor=10)
 _TIMEOUT = 5.0
 
@@ -54,7 +55,8 @@ def scale(
         rate = _USE * min(_router_most(costs, count), _node_most(costs))
 
         def add(name: str, system: System, rate: float, timeout: float = _TIMEOUT) -> Result:
-            load = Load(rate=rate, seconds=searches / rate, warm=searches / rate / 4, timeout=timeout)
+            length = min(searches, _PARTS // system.shards) / rate
+            load = Load(rate=rate, seconds=length, warm=length / 4, timeout=timeout)
             result = simulate(system, costs, load, seed=seed)
             points.append(Point(name, system.shards, system.replicas, rate, result))
             return result

@@ -14,6 +14,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from itertools import cycle
+from math import ceil
 from random import Random
 
 import msgspec
@@ -38,7 +39,6 @@ from shard_config.values import ValueType
 __all__ = ["World", "build_map", "simulate"]
 
 _SAMPLE_EVERY = 0.05
-_OTHERS_JOB = 0.003  # seconds that Linux lets a process run before others get their turn
 
 
 def simulate(system: System, costs: Costs, load: Load, *, seed: int = 1) -> Result:
@@ -282,11 +282,13 @@ class _Measured:
 
 
 async def _replay(world: World) -> None:
-    """Jobs that take what others took, at moments of chance."""
+    """As many jobs as others must have had to take what they took, each with a share like anybody's."""
     loop, system, rng = asyncio.get_running_loop(), world.system, Random(0)
     for cores in cycle(system.others):
-        for _ in range(round(cores * system.step / _OTHERS_JOB)):
-            loop.call_later(rng.random() * system.step, world.hosts[0].start, _OTHERS_JOB, lambda: None)
+        jobs = ceil(cores)
+        for _ in range(jobs):
+            work = cores / jobs * system.step
+            loop.call_later(rng.random() * (system.step - work), world.hosts[0].start, work, lambda: None)
         await asyncio.sleep(system.step)
 
 
