@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Sequence
 from hashlib import blake2b
 from pathlib import Path
@@ -190,12 +191,9 @@ def _limits(shard_map: ShardMap, settings: Settings) -> dict[str, Limit]:
     and so would they.
     """
     least, most = min(settings.node_statements, settings.node_connections), settings.node_connections
-    hosts: dict[str, Limit] = {}
-    return {
-        node.name: hosts.setdefault(server(node.dsn).host, Limit(least, most))
-        for shard in shard_map.shards.values()
-        for node in shard.nodes
-    }
+    hosts = {node.name: server(node.dsn).host for shard in shard_map.shards.values() for node in shard.nodes}
+    limits = {host: Limit(least, most, nodes) for host, nodes in Counter(hosts.values()).items()}
+    return {name: limits[host] for name, host in hosts.items()}
 
 
 def _namespace(shard_map: ShardMap) -> str:

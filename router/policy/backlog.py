@@ -18,6 +18,9 @@ __all__ = ["Backlog", "Waiting"]
 # A node answers a search in some tenths of a millisecond: a batch that has filled the queue holds a
 # single search up for a statement or two, and goes on at full speed when it is alone.
 _SPACING = 0.001
+# Where it takes longer, turns must be further apart than what they wait for, or they all have come before
+# the first is served: a batch leaves half of the node to others.
+_SHARE = 2.0
 
 
 class Waiting(Protocol):
@@ -52,12 +55,13 @@ class Backlog(Generic[T]):
     def __repr__(self) -> str:
         return f"<Backlog {sum(map(len, self._queues.values()))} of {len(self._queues)} keys>"
 
-    def add(self, item: T, now: float) -> None:
+    def add(self, item: T, now: float, pace: float = 0.0) -> None:
+        """Queue an item; `pace` is the seconds that each one takes at the moment."""
         turn = now
         if item.caller is not None:
             ahead = self._callers.get(item.caller, 0)
             self._callers[item.caller] = ahead + 1
-            turn += ahead * _SPACING
+            turn += ahead * max(_SPACING, _SHARE * pace)
         heappush(self._queues.setdefault(item.key, []), (turn, next(self._numbers), item))
 
     def take(self, most: int) -> list[T]:

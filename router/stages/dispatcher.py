@@ -6,7 +6,8 @@ in their arguments alone leave together, as one statement with a row of answers 
 finds the node free leaves at once; nothing is ever delayed in the hope of company.
 
 Invariants: a search is answered exactly once, or has left; what fails or leaves touches nobody who
-shares its statement; at most `queue` searches wait, none longer than `wait` seconds.
+shares its statement; at most `queue` searches wait beside those that are tried again, none longer than
+`wait` seconds.
 """
 
 from __future__ import annotations
@@ -122,6 +123,7 @@ class Dispatcher:
         self._clock = clock
         self._backlog: Backlog[Ticket] = Backlog()
         self._flying: set[_Statement] = set()
+        self._carried = 0  # searches in them
         self._pace = 0.0  # seconds that the node takes per search, all that it does at once considered
         self._timer: asyncio.TimerHandle | None = None
 
@@ -137,7 +139,7 @@ class Dispatcher:
     @property
     def load(self) -> int:
         """Searches that a newcomer would share the node with."""
-        return self.waiting + sum(len(statement.tickets) for statement in self._flying)
+        return self.waiting + self._carried
 
     def submit(self, probe: Probe, deadline: float, done: Callable[[Fetched | Exception], None]) -> Ticket:
         """Take a place; `done` is called later, once, with rows or with a NodeError or OverloadedError.
@@ -146,7 +148,8 @@ class Dispatcher:
             OverloadedError: as many wait as may, or it would wait too long.
         """
         ticket = Ticket(probe, deadline, done, self._clock())
-        if not self.waiting and self._free():
+        free = self._free()
+        if free and not self.waiting:
             self._send([ticket])
             return ticket
         expected = self.waiting * self._pace
@@ -155,11 +158,9 @@ class Dispatcher:
                 f"{self.waiting} searches wait for node {self.name} already, about {expected * 1000:.0f} ms",
                 retry_after=max(expected, 1.0),
             )
-        self._backlog.add(ticket, ticket.since)
-        self.waiting += 1
-        if self._timer is None:
-            self._timer = asyncio.get_running_loop().call_later(self._wait, self._expire)
-        self.pump()
+        self._enqueue(ticket, ticket.since)
+        if free:
+            self.pump()
         return ticket
 
     def leave(self, ticket: Ticket) -> None:
@@ -176,7 +177,7 @@ class Dispatcher:
     def pump(self) -> None:
         """Send what waits, as far as the node has room."""
         while self.waiting and self._free():
-            tickets = self._backlog.take(self._together)
+            tickets = self._backlog.take(self.limit.together(self._together))
             self.waiting -= len(tickets)
             tickets = self._in_time(tickets)
             if tickets:
@@ -203,8 +204,14 @@ class Dispatcher:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    def _enqueue(self, ticket: Ticket, turn: float) -> None:
+        self._backlog.add(ticket, turn, self._pace)
+        self.waiting += 1
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(self._wait, self._expire)
+
     def _free(self) -> bool:
-        return len(self._flying) + self._busy() < self.limit.value
+        return self.limit.admits(len(self._flying) + self._busy())
 
     def _in_time(self, tickets: list[Ticket]) -> list[Ticket]:
         """Those that can still be answered; the others' callers are about to notice."""
@@ -219,10 +226,12 @@ class Dispatcher:
         for ticket in tickets:
             ticket.statement = statement
         self._flying.add(statement)
-        statement.task = asyncio.get_running_loop().create_task(self._run(statement))
+        self._carried += len(tickets)
+        on_host = self.limit.start()
+        statement.task = asyncio.get_running_loop().create_task(self._run(statement, on_host))
         statement.task.add_done_callback(lambda _: self._ended(statement))
 
-    async def _run(self, statement: _Statement) -> None:
+    async def _run(self, statement: _Statement, on_host: int) -> None:
         tickets = statement.tickets
         in_flight = len(self._flying)
         started = self._clock()
@@ -238,7 +247,7 @@ class Dispatcher:
             queue_ms = (started - ticket.since) * 1000
             _tell(ticket, Fetched(rows, queue_ms, (now - started) * 1000, len(tickets), plan))
         if tickets[0].probe.key is not None:
-            self.limit.observe(tickets[0].probe.key, now - started, len(tickets), in_flight, now)
+            self.limit.observe(tickets[0].probe.key, now - started, len(tickets), on_host, now)
 
     def _failed(self, tickets: list[Ticket], error: Exception) -> None:
         """Tell who asked; of several, each is tried again alone unless the node itself is at fault."""
@@ -248,15 +257,19 @@ class Dispatcher:
             for ticket in tickets:
                 _tell(ticket, error)
             return
+        now = self._clock()
         for ticket in tickets:
             if not ticket.left:
                 ticket.statement = None
                 ticket.key = object()
-                self._backlog.add(ticket, ticket.since)
-                self.waiting += 1
+                # It keeps its turn; but what it may wait now is not spent by the statement that failed.
+                turn, ticket.since = ticket.since, now
+                self._enqueue(ticket, turn)
 
     def _ended(self, statement: _Statement) -> None:
         self._flying.discard(statement)
+        self._carried -= len(statement.tickets)
+        self.limit.end()
         statement.task = None  # which holds this statement in turn
         self.pump()
 
@@ -272,7 +285,7 @@ class Dispatcher:
             if now - ticket.since >= self._wait:
                 _tell(ticket, error)
             else:
-                self._backlog.add(ticket, ticket.since)
+                self._backlog.add(ticket, ticket.since, self._pace)
                 self.waiting += 1
                 oldest = min(oldest, ticket.since)
         if self.waiting:

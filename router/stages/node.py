@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from time import perf_counter
 from typing import Any
 
 import msgspec
@@ -19,7 +20,7 @@ from router.postgres.pool import Pool
 from router.postgres.search import arrays
 from router.query.types import Probe, Row
 from router.settings import Settings
-from router.stages.dispatcher import Dispatcher, Fetched, Ticket
+from router.stages.dispatcher import Dispatcher, Execute, Fetched, Ticket
 from shard_config import model
 
 __all__ = ["Node"]
@@ -28,10 +29,20 @@ __all__ = ["Node"]
 class Node:
     """Runs probes on one server. `state` is replaced, never changed, by the prober and by failures.
 
-    `limit` may be shared with the other servers of one host.
+    `limit` may be shared with the other servers of one host. `execute` takes the place of the server, and
+    `clock` that of the machine's, where the node is simulated.
     """
 
-    def __init__(self, config: model.Node, shard: str, settings: Settings, limit: Limit) -> None:
+    def __init__(
+        self,
+        config: model.Node,
+        shard: str,
+        settings: Settings,
+        limit: Limit,
+        *,
+        execute: Execute | None = None,
+        clock: Callable[[], float] = perf_counter,
+    ) -> None:
         self.config = config
         self.shard = shard
         self.state = NodeState(since=time.time())
@@ -40,12 +51,13 @@ class Node:
         self.writes = self._pool("writes", settings.write_connections, settings.write_timeout)
         self.dispatcher = Dispatcher(
             config.name,
-            self._execute,
+            execute or self._execute,
             limit,
             queue=settings.node_queue,
             wait=settings.node_queue_wait,
             together=settings.node_together,
             busy=lambda: self.reads.mending,
+            clock=clock,
         )
         self.reads.freed = self.dispatcher.pump
 

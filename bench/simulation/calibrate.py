@@ -1,0 +1,329 @@
+"""From a real cluster of four shards to `Costs`, and from both to whether a simulation may be believed.
+
+Processor times, not wall times, are measured wherever there is a choice, since other processes use the
+machine, too. The run that a simulation is compared with takes no part in the calibration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Callable, Sequence
+from statistics import median
+
+import msgspec
+import numpy as np
+
+from bench.simulation.accounting import ran_seconds
+from bench.simulation.generator import STEP, Taken
+from bench.simulation.measured import NARROW, SHARDS, Data, Real, real, vectors
+from bench.simulation.model import Costs, Load, Result, System
+from bench.simulation.simulate import simulate
+from router.postgres.connection import Connection, open_connection
+from router.postgres.search import SearchStatement, SearchStatements, arrays
+from router.query.plan import plan_search
+from router.query.types import SearchQuery
+from router.query.wire import to_wire
+from shard_config import load as load_map
+from shard_config.model import ShardMap
+
+__all__ = ["Calibration", "Comparison", "Validation", "calibrate", "validate"]
+
+_TOLERANCE = 0.15
+_BATCHES = (1, 2, 4, 8, 16)
+# A backend that has just answered may still run; what it does then is counted when it sleeps.
+_SETTLE = 0.0004
+_CLIENTS = 16  # of the run to compare with
+_OTHER_CLIENTS = (1, 6, 40)  # of those that the router's costs come from
+_WARM = 3.0
+_SETTLED = 17.0  # past the limit's next look at the time alone, in the circumstances of the run
+
+
+class Calibration(msgspec.Struct, frozen=True, kw_only=True):
+    """What was measured.
+
+    Attributes:
+        crowded: speed of a server's processor while all of the machine's are busy, relative to one alone.
+        usable: the share of the processors' time that the busiest other run got: some stay idle for moments
+            although work waits for others.
+        batches: mean processor seconds of a statement by the searches in it.
+    """
+
+    costs: Costs
+    crowded: float
+    usable: float
+    batches: dict[int, float]
+    data: Data
+    k: int
+    ef_search: int
+
+
+class Comparison(msgspec.Struct, frozen=True):
+    """One figure, measured and simulated; rates per second, times in seconds."""
+
+    name: str
+    measured: float
+    simulated: float
+
+    @property
+    def off(self) -> float:
+        return self.simulated / self.measured - 1
+
+    @property
+    def within(self) -> bool:
+        return abs(self.off) <= _TOLERANCE
+
+
+class Validation(msgspec.Struct, frozen=True, kw_only=True):
+    """A measured run beside a simulated one.
+
+    Attributes:
+        cores: processors that other processes left to it.
+        statements: per search and shard, measured and simulated.
+        server_cpu: processor seconds of the servers per search, likewise.
+    """
+
+    clients: int
+    cores: float
+    comparisons: list[Comparison]
+    statements: tuple[float, float]
+    server_cpu: tuple[float, float]
+    simulated: Result
+
+    @property
+    def valid(self) -> bool:
+        return all(comparison.within for comparison in self.comparisons)
+
+
+def calibrate(
+    data: Data | None = None,
+    *,
+    k: int = 10,
+    ef_search: int = 40,
+    seconds: float = 8.0,
+    clients: int = _CLIENTS,
+    say: Callable[[str], object] = str,
+    keep: Callable[[Taken], object] | None = None,
+) -> tuple[Calibration, Validation]:
+    """Measure a cluster of its own, and compare a run of it with a simulation of that run.
+
+    Raises:
+        MeasuringError, ClusterError: the cluster could not be had, or failed.
+    """
+    data = data or Data()
+    with real(data, say) as running:
+        say("measuring statements")
+        statements = asyncio.run(_statements(running, data, k, ef_search))
+        say("measuring the router")
+        runs: list[tuple[int, Taken]] = []
+
+        def take(collection: str, count: int, length: float, warm: float = _WARM) -> Taken:
+            return running.closed_loop(collection, count, seconds=length, warm=warm, k=k, ef_search=ef_search)
+
+        runs += [(SHARDS, take("items", count, seconds / 2)) for count in _OTHER_CLIENTS]
+        for name, shards in NARROW.items():
+            runs += [(shards, take(name, count, seconds / 2)) for count in (1, _OTHER_CLIENTS[-1])]
+        say(f"measuring {clients} clients")
+        target = take("items", clients, seconds, _SETTLED)
+    crowded, usable = _busy(statements, runs[1][1], runs[2][1])
+    costs = _with_router(statements, runs, crowded)
+    if keep is not None:
+        keep(target)
+    calibration = Calibration(
+        costs=costs,
+        crowded=crowded,
+        usable=usable,
+        batches=statements.batches,
+        data=data,
+        k=k,
+        ef_search=ef_search,
+    )
+    return calibration, validate(calibration, target, clients)
+
+
+class _Statements(msgspec.Struct):
+    """Seconds: `single` of statements of one search, `wire` that nobody is busy in a round trip."""
+
+    single: list[float]
+    batches: dict[int, float]
+    wire: float
+
+
+async def _statements(running: Real, data: Data, k: int, ef_search: int) -> _Statements:
+    shard_map = load_map(running.cluster.map_path)
+    queries = vectors(data)[1]
+    made = _made(shard_map, [query.tobytes() for query in queries], k, ef_search)
+    plan_width = made[1]
+    connections = [
+        await open_connection(dsn, connect_timeout=5, statement_timeout=30) for dsn in running.dsns
+    ]
+    try:
+        for connection in connections:
+            await connection.set_ef_search(plan_width)
+            for count in _BATCHES:
+                for _ in range(20):  # past PostgreSQL's custom plans, and with warm caches
+                    await _send(connection, made[0][:count])
+            for i in range(0, len(made[0]), 16):
+                await _send(connection, made[0][i : i + 16])
+        one = connections[0]
+        pid = one.get_server_pid()
+        batches: dict[int, list[float]] = {count: [] for count in _BATCHES}
+        idle: list[float] = []
+        for start in range(0, 700):
+            for count in _BATCHES:
+                if count > 1 and start % 7:
+                    continue
+                first = (start * 31) % (len(made[0]) - count)
+                wall, own, server = await _timed(one, pid, made[0][first : first + count])
+                batches[count].append(server)
+                if count == 1:
+                    idle.append(wall - own - server)
+    finally:
+        for connection in connections:
+            connection.terminate()
+    means = {count: float(np.mean(values)) for count, values in batches.items()}
+    return _Statements(batches[1], means, max(median(idle), 0.0))
+
+
+def _made(
+    shard_map: ShardMap, queries: Sequence[bytes], k: int, ef_search: int
+) -> tuple[list[SearchStatement], int]:
+    """The very statements that the router would send, and the width of their scans."""
+    collection = shard_map.collections["items"]
+    statements = SearchStatements()
+    plan = plan_search(SearchQuery(collection, queries[0], k, ef_search=ef_search), shard_map)
+    made = [
+        statements.search(
+            collection,
+            to_wire(query, collection.vector.type),
+            limit=plan.limit,
+            candidates=plan.candidates,
+            ef_search=plan.ef_search,
+            exact=False,
+            filter=None,
+            include=frozenset(),
+        )
+        for query in queries
+    ]
+    return made, plan.ef_search
+
+
+async def _send(connection: Connection, members: Sequence[SearchStatement]) -> None:
+    shape = members[0].shape
+    if len(members) == 1:
+        await connection.fetch(shape.single, *members[0].args)
+    else:
+        assert shape.together is not None
+        await connection.fetch(shape.together, *arrays(shape, [member.args for member in members]))
+
+
+async def _timed(
+    connection: Connection, pid: int, members: Sequence[SearchStatement]
+) -> tuple[float, float, float]:
+    """Wall time, own processor time and the server's, of one statement."""
+    before = ran_seconds(pid)
+    started, own = time.perf_counter(), time.process_time()
+    await _send(connection, members)
+    wall, own = time.perf_counter() - started, time.process_time() - own
+    time.sleep(_SETTLE)  # noqa: ASYNC251 - nothing else runs on this loop
+    return wall, own, ran_seconds(pid) - before
+
+
+def _line(statements: _Statements) -> tuple[float, float]:
+    """Seconds of a statement and of each search in it; each mean weighs by what it says of one search."""
+    sizes = np.array(list(statements.batches), dtype=float)
+    slope, fixed = np.polyfit(sizes, np.array(list(statements.batches.values())), 1, w=1 / sizes)
+    return max(float(fixed), 0.0), float(slope)
+
+
+def _busy(statements: _Statements, some: Taken, most: Taken) -> tuple[float, float]:
+    """`Calibration.crowded` and `usable`, from runs over four shards that keep the machine busy."""
+    fixed, each = _line(statements)
+    speeds = [
+        SHARDS * (fixed * taken.statements + each) * len(taken.latencies) / taken.server_cpu
+        for taken in (some, most)
+    ]
+    ours = (most.client_cpu + most.router_cpu + most.server_cpu) / most.seconds
+    left = (os.cpu_count() or 1) - float(np.mean(most.others))
+    return min(float(np.mean(speeds)), 1.0), min(ours / left, 1.0)
+
+
+def _with_router(statements: _Statements, runs: Sequence[tuple[int, Taken]], crowded: float) -> Costs:
+    """Least squares: a statement's cost over the searches in it, the router's over shards and statements."""
+    fixed, slope = _line(statements)
+    single = np.array(statements.single)
+    searches = single * slope / float(single.mean())
+    rows, router, client = [], [], []
+    for shards, taken in runs:
+        count = len(taken.latencies)
+        rows.append([1.0, shards, shards * taken.statements])
+        router.append(taken.router_cpu / count)
+        client.append(taken.client_cpu / count)
+    search, shard, statement = _not_negative(np.array(rows), np.array(router))
+    # These were measured with all processors busy; costs are those of one that is alone.
+    return Costs(
+        statement=fixed,
+        searches=tuple(float(x) for x in searches),
+        wire=statements.wire,
+        router_search=search * crowded,
+        router_shard=shard * crowded,
+        router_statement=statement * crowded,
+        client_search=float(np.mean(client)) * crowded,
+    )
+
+
+def _not_negative(
+    rows: np.ndarray[tuple[int, int], np.dtype[np.float64]],
+    values: np.ndarray[tuple[int], np.dtype[np.float64]],
+) -> list[float]:
+    """Least squares over relative errors; what comes out below zero is left out, the least first."""
+    kept = list(range(rows.shape[1]))
+    weights = 1 / values
+    while True:
+        found = np.linalg.lstsq(rows[:, kept] * weights[:, None], values * weights, rcond=None)[0]
+        if found.min() >= 0:
+            break
+        kept.pop(int(found.argmin()))
+    result = [0.0] * rows.shape[1]
+    for place, value in zip(kept, found, strict=True):
+        result[place] = float(value)
+    return result
+
+
+def validate(calibration: Calibration, target: Taken, clients: int) -> Validation:
+    """The run that `target` is, simulated with the processors that others left to it."""
+    all_cores = os.cpu_count() or 1
+    system = System(
+        shards=SHARDS,
+        nodes_per_host=0,
+        cores=all_cores * calibration.usable,
+        others=tuple(target.others),
+        step=STEP,
+        crowded=calibration.crowded,
+        together_on_host=True,
+    )
+    load = Load(
+        clients=clients,
+        seconds=target.seconds,
+        warm=_SETTLED,
+        k=calibration.k,
+        ef_search=calibration.ef_search,
+    )
+    found = simulate(system, calibration.costs, load)
+    count = len(target.latencies)
+    p50, p99 = (float(x) for x in np.percentile(target.latencies, [50, 99]))
+    costs = calibration.costs
+    per_search = SHARDS * (costs.statement / found.together + float(np.mean(costs.searches)))
+    return Validation(
+        clients=clients,
+        cores=all_cores - float(np.mean(target.others)),
+        comparisons=[
+            Comparison("throughput", count / target.seconds, found.rate),
+            Comparison("p50", p50, found.p50),
+            Comparison("p99", p99, found.p99),
+        ],
+        statements=(target.statements, 1 / found.together),
+        server_cpu=(target.server_cpu / count, per_search / calibration.crowded),
+        simulated=found,
+    )

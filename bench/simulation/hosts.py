@@ -1,0 +1,164 @@
+"""Processors on a virtual clock: what runs at the same time shares them.
+
+Invariant: a job of w seconds of work is done when it has been given w seconds, neither sooner nor later;
+jobs of equal remaining work finish in the order they came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+
+__all__ = ["Host", "Process"]
+
+
+class _Job:
+    __slots__ = ("done", "gone")
+
+    def __init__(self, done: Callable[[], None]) -> None:
+        self.done = done
+        self.gone = False
+
+
+class Host:
+    """Egalitarian processor sharing over `cores` cores, none of which a job can use more than one of.
+
+    The jobs' progress is one number: how much work each job that was here all along has been given
+    (Kleinrock, Queueing Systems II, 1976, 4.4). So an arrival or a departure costs O(log n), however many
+    jobs there are.
+
+    Args:
+        cores: how many; a fraction where others use the rest.
+        crowded: the speed of a job while all cores are busy, relative to one that is alone; below 1 where
+            cores share caches and execution units.
+    """
+
+    def __init__(self, cores: float, *, crowded: float = 1.0) -> None:
+        self.busy_seconds = 0.0  # of work given
+        self._cores = cores
+        self._crowded = crowded
+        self._loop = asyncio.get_running_loop()
+        self._given = 0.0
+        self._changed = self._loop.time()
+        self._jobs: list[tuple[float, int, _Job]] = []
+        self._running = 0
+        self._numbers = count()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Host of {self._cores:g} cores, {self._running} jobs>"
+
+    @property
+    def running(self) -> int:
+        return self._running
+
+    def start(self, work: float, done: Callable[[], None]) -> _Job:
+        """Begin a job of `work` seconds; `done` is called at its end, unless it is ended before."""
+        self._advance()
+        job = _Job(done)
+        heappush(self._jobs, (self._given + work, next(self._numbers), job))
+        self._running += 1
+        self._schedule()
+        return job
+
+    def end(self, job: _Job) -> None:
+        """Take a job away."""
+        if not job.gone:
+            self._advance()
+            job.gone = True
+            self._running -= 1
+            self._schedule()
+
+    async def run(self, work: float) -> None:
+        """Return after `work` seconds of processor time; a cancelled job leaves at once."""
+        finished: asyncio.Future[None] = self._loop.create_future()
+
+        def done() -> None:
+            if not finished.done():
+                finished.set_result(None)
+
+        job = self.start(work, done)
+        try:
+            await finished
+        finally:
+            self.end(job)
+
+    @property
+    def _rate(self) -> float:
+        """Work per second of each job; one that is alone on its core is as fast as the core."""
+        running, cores = self._running, self._cores
+        if running < cores or running <= 1:
+            return min(1.0, cores)
+        return cores / running * self._crowded
+
+    def _advance(self) -> None:
+        now = self._loop.time()
+        if self._running:
+            given = (now - self._changed) * self._rate
+            self._given += given
+            self.busy_seconds += given * self._running
+        self._changed = now
+
+    def _schedule(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        while self._jobs and self._jobs[0][2].gone:
+            heappop(self._jobs)
+        if self._jobs:
+            left = max(self._jobs[0][0] - self._given, 0.0)
+            self._timer = self._loop.call_at(self._changed + left / self._rate, self._finish)
+
+    def _finish(self) -> None:
+        """The job with the least work left is done: the timer was set for it."""
+        self._timer = None
+        self._advance()
+        target, _, job = heappop(self._jobs)
+        self._given = max(self._given, target)  # rounding must not leave a rest for another timer
+        job.gone = True
+        self._running -= 1
+        self._schedule()
+        job.done()
+
+
+class Process:
+    """Does one thing after another, in the order they are asked for, as an event loop does; on no host it
+    has a processor to itself."""
+
+    def __init__(self, host: Host | None = None) -> None:
+        self.busy_seconds = 0.0
+        self._host = host or Host(1)
+        self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
+        self._busy = False
+
+    def __repr__(self) -> str:
+        return f"<Process on {self._host!r}, {len(self._waiting)} waiting>"
+
+    async def work(self, seconds: float) -> None:
+        """Return when this much has been done, after all that was asked for before."""
+        if seconds <= 0:
+            return
+        finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((seconds, finished))
+        if not self._busy:
+            self._next()
+        await finished
+
+    def _next(self) -> None:
+        while self._waiting:
+            seconds, finished = self._waiting.popleft()
+            if finished.cancelled():
+                continue
+            self._busy = True
+            self.busy_seconds += seconds
+            self._host.start(seconds, lambda finished=finished: self._done(finished))  # type: ignore[misc]
+            return
+        self._busy = False
+
+    def _done(self, finished: asyncio.Future[None]) -> None:
+        if not finished.done():
+            finished.set_result(None)
+        self._next()

@@ -1,0 +1,241 @@
+"""Many small worlds, each from a seed: whatever happens to a dispatcher, its promises hold."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from random import Random
+
+import pytest
+
+from bench.simulation.hosts import Host
+from bench.simulation.virtual_time import run
+from router.policy.limit import Limit
+from router.postgres.connection import ErrorKind, NodeError
+from router.query.errors import OverloadedError
+from router.query.types import Probe, Row, Shape
+from router.stages.dispatcher import Dispatcher, Fetched, Ticket
+
+SHAPE = Shape("one", "many")
+WAIT = 0.05
+
+
+def probe(number: int, *, key: object | None = "k", caller: object | None = None) -> Probe:
+    return Probe(SHAPE, (number,), 10, 10, key=key, caller=caller)
+
+
+class Execution:
+    """Statements over a host's cores; those with a poisoned member fail, and some fail by chance."""
+
+    def __init__(self, host: Host, rng: Random, *, failing: float = 0.0) -> None:
+        self.host, self.rng, self.failing = host, rng, failing
+        self.poisoned: set[object] = set()
+        self.seen: list[object] = []
+        self.started: list[tuple[float, object]] = []
+        self.running = self.most = 0
+        self.slow = 1.0
+
+    async def __call__(self, probes: Sequence[Probe]) -> list[tuple[Sequence[Row], str | None]]:
+        numbers = [one.args[0] for one in probes]
+        now = asyncio.get_running_loop().time()
+        self.started += [(now, number) for number in numbers]
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await self.host.run(self.slow * (0.0003 + 0.001 * len(probes) * self.rng.lognormvariate(0, 0.5)))
+        finally:
+            self.running -= 1
+        if self.poisoned.intersection(numbers):
+            raise NodeError(ErrorKind.DATA, "poisoned")
+        if self.rng.random() < self.failing:
+            raise NodeError(self.rng.choice(list(ErrorKind)), "by chance")
+        self.seen += numbers
+        return [([(number, 0.0)], None) for number in numbers]
+
+
+class Search:
+    """One search and what became of it; the deadline is the caller's to keep."""
+
+    def __init__(self, dispatcher: Dispatcher, number: int, deadline: float, **options: object) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.number, self.deadline = number, deadline
+        self.outcomes: list[Fetched | Exception] = []
+        self.since = self.loop.time()
+        self.ended: float | None = None
+        self.ticket: Ticket | None = None
+        self.dispatcher = dispatcher
+        try:
+            self.ticket = dispatcher.submit(probe(number, **options), deadline, self.came)  # type: ignore[arg-type]
+        except OverloadedError as exc:
+            self.came(exc)
+        else:
+            self.loop.call_at(deadline, self.leave)
+
+    def came(self, outcome: Fetched | Exception) -> None:
+        self.outcomes.append(outcome)
+        self.ended = self.loop.time()
+
+    def leave(self) -> None:
+        if self.ended is None and self.ticket is not None:
+            self.ended = self.loop.time()
+            self.dispatcher.leave(self.ticket)
+
+    @property
+    def answered(self) -> bool:
+        return len(self.outcomes) == 1 and isinstance(self.outcomes[0], Fetched)
+
+
+async def chaos(seed: int) -> None:
+    """Bursts of searches with all kinds of ends, on a few nodes that share a host and a limit."""
+    rng = Random(seed)
+    loop = asyncio.get_running_loop()
+    host = Host(rng.choice([1, 2, 4]))
+    nodes, least, most, queue = rng.choice([1, 1, 4]), 1, rng.randint(1, 6), rng.choice([4, 30, 100])
+    limit = Limit(least, most, nodes)
+    executions = [Execution(host, rng, failing=rng.choice([0, 0.1])) for _ in range(nodes)]
+    together = rng.choice([1, 4, 16])
+    dispatchers = [
+        Dispatcher(str(i), execution, limit, queue=queue, wait=WAIT, together=together, clock=loop.time)
+        for i, execution in enumerate(executions)
+    ]
+    searches: list[Search] = []
+    for number in range(rng.randint(50, 250)):
+        which = rng.randrange(nodes)
+        if rng.random() < 0.02:
+            executions[which].poisoned.add(number)
+        dispatcher = dispatchers[which]
+        free = not dispatcher.waiting and limit.admits(dispatcher.in_flight)
+        searches.append(
+            Search(
+                dispatcher,
+                number,
+                loop.time() + rng.choice([0.002, 0.02, 0.2]),
+                key=None if rng.random() < 0.05 else rng.choice("ab"),
+                caller=rng.choice([None, None, "batch"]),
+            )
+        )
+        ticket = searches[-1].ticket
+        if free:
+            assert ticket is not None and ticket.statement is not None, "a free node keeps nobody waiting"
+        for one in dispatchers:
+            assert one.waiting <= queue + together * most  # those that are tried again
+            assert one.in_flight <= most
+        assert least * nodes <= limit.value <= most * nodes
+        assert limit.in_flight == sum(one.in_flight for one in dispatchers)
+        if rng.random() < 0.05:
+            rng.choice(searches).leave()
+        if rng.random() < 0.2:
+            await asyncio.sleep(rng.expovariate(100))
+    await asyncio.sleep(1)
+    for search in searches:
+        assert len(search.outcomes) <= 1, "answered twice"
+        assert search.ended is not None and search.ended <= search.deadline + 1e-9
+        for outcome in search.outcomes:
+            if isinstance(outcome, Fetched):
+                assert outcome.rows == [(search.number, 0.0)], "somebody else's rows"
+                assert outcome.queue_ms <= WAIT * 1000 + 1 + 1e-6
+            elif isinstance(outcome, NodeError) and "poisoned" in str(outcome):
+                assert any(search.number in execution.poisoned for execution in executions)
+    ends = {search.number: search.ended for search in searches}
+    for execution in executions:
+        assert execution.most <= most
+        for at, number in execution.started:
+            ended = ends[number]  # type: ignore[index]
+            assert ended is not None and at <= ended, "sent although nobody waits for it"
+    for dispatcher in dispatchers:
+        assert (dispatcher.waiting, dispatcher.in_flight, dispatcher.load) == (0, 0, 0)
+        await dispatcher.close()
+    assert limit.in_flight == 0
+
+
+@pytest.mark.parametrize("first", range(0, 300, 50))
+def test_promises_hold_in_every_world(first: int) -> None:
+    for seed in range(first, first + 50):
+        try:
+            run(chaos(seed))
+        except BaseException as exc:
+            exc.add_note(f"seed {seed}")
+            raise
+
+
+def one(limit: Limit, **options: object) -> tuple[Dispatcher, Execution]:
+    execution = Execution(Host(1), Random(1))
+    settings = {"queue": 100, "wait": 1.0, "together": 16, **options}
+    clock = asyncio.get_running_loop().time
+    return Dispatcher("n", execution, limit, clock=clock, **settings), execution  # type: ignore[arg-type]
+
+
+def test_a_poisoned_search_fails_alone() -> None:
+    async def main() -> None:
+        dispatcher, execution = one(Limit(1, 1))
+        execution.poisoned.add(5)
+        searches = [Search(dispatcher, i, 10) for i in range(12)]
+        await asyncio.sleep(5)
+        assert [search.number for search in searches if not search.answered] == [5]
+
+    run(main())
+
+
+def test_those_that_leave_disturb_nobody_and_cost_nothing_while_they_wait() -> None:
+    async def main() -> None:
+        dispatcher, execution = one(Limit(1, 1))
+        searches = [Search(dispatcher, i, 10) for i in range(12)]
+        for search in searches[1:6]:
+            search.leave()
+        assert dispatcher.waiting == 6
+        await asyncio.sleep(0.0001)
+        searches[0].leave()
+        await asyncio.sleep(5)
+        assert execution.seen == [6, 7, 8, 9, 10, 11]
+        assert [search.answered for search in searches] == [False] * 6 + [True] * 6
+
+    run(main())
+
+
+def test_the_expired_never_reach_the_node() -> None:
+    async def main() -> None:
+        dispatcher, execution = one(Limit(1, 1))
+        for i in range(200):
+            dispatcher.submit(probe(i), 0.0001 if 0 < i <= 50 else 10, lambda _: None)
+            if i == 99:
+                await asyncio.sleep(0)
+                break
+        await asyncio.sleep(5)
+        assert {number for _, number in execution.started} == {0, *range(51, 100)}
+
+    run(main())
+
+
+def test_nobody_waits_longer_than_it_may() -> None:
+    async def main() -> None:
+        dispatcher, _ = one(Limit(1, 1), wait=0.01, together=1, queue=50)
+        searches = [Search(dispatcher, i, 10) for i in range(60)]
+        await asyncio.sleep(5)
+        refused = [s for s in searches if isinstance(s.outcomes[0], OverloadedError)]
+        assert refused
+        for search in searches:
+            (outcome,) = search.outcomes
+            if isinstance(outcome, Fetched):
+                assert outcome.queue_ms <= 10 + 1e-6
+            else:
+                assert search.ended is not None and search.ended - search.since <= 0.01 + 1e-9
+
+    run(main())
+
+
+def test_those_tried_again_have_their_time_to_wait_and_no_more() -> None:
+    async def main() -> None:
+        dispatcher, execution = one(Limit(1, 1), wait=0.05)
+        execution.slow = 30.0
+        execution.poisoned.add(3)
+        searches = [Search(dispatcher, i, 10) for i in range(8)]
+        await asyncio.sleep(5)
+        retried = searches[1:]
+        assert any(search.answered for search in retried)
+        assert any(isinstance(search.outcomes[0], OverloadedError) for search in retried)
+        for search in searches:
+            (outcome,) = search.outcomes
+            if isinstance(outcome, Fetched):
+                assert outcome.queue_ms <= 51 + 1e-6
+
+    run(main())
