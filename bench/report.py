@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bench.environment import Environment
 from bench.results import Metric, Run
 
 __all__ = ["figure", "markdown", "table"]
@@ -23,8 +24,17 @@ def markdown(run: Run) -> str:
         parts += ["## Notes", "\n".join(f"- {note}" for note in outcome.notes)]
     settings = ([name, value] for name, value in run.settings.items())
     packages = ", ".join(f"{name} {number}" for name, number in run.environment.packages.items())
-    parts += ["## Settings", table(["setting", "value"], settings), packages]
+    parts += ["## Settings", table(["setting", "value"], settings), packages, *_systems(run.environment)]
     return "\n\n".join(parts) + "\n"
+
+
+def _systems(machine: Environment) -> list[str]:
+    """Servers and routers, as they were set."""
+    servers = ", ".join(f"{name} {value}" for name, value in machine.servers.items())
+    router = ", ".join(f"{name} {value}" for name, value in machine.router.items())
+    flags = "; ".join(f"`{flags}`" if flags else "no flags" for flags in machine.flags)
+    parts = [("Servers: ", servers), ("Router: ", router), ("Routers ran with: ", flags)]
+    return [what + text for what, text in parts if text]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -32,7 +32,9 @@ def run_scenario(name: str, options: Options, display: Display) -> Run:
     meter = display.meter("exact answers", len(dataset.queries), "queries")
     truth = truth_of(dataset, options.k, meter.reach)
     meter.end()
-    outcome = run(Context(options, dataset, truth, display))
+    context = Context(options, dataset, truth, display)
+    outcome = run(context)
+    machine = msgspec.structs.replace(machine, servers=context.servers, flags=context.flags)
     return Run(
         scenario=name,
         began=began.isoformat(timespec="seconds"),

@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--queries", type=positive, metavar="N", help="how many of its queries (default 1000)"
     )
-    parser.add_argument("--shards", type=positive, default=4, metavar="N", help="(default %(default)s)")
+    parser.add_argument("--shards", type=positive, metavar="N", help="(default 4; scaling goes up to 8)")
     parser.add_argument("--seconds", type=_seconds, metavar="S", help="of each measurement (default 5)")
     parser.add_argument("--rounds", type=positive, metavar="N", help="of each variant (default 3)")
     parser.add_argument("--clients", type=_numbers, metavar="N,…", help="numbers of clients")
