@@ -142,8 +142,8 @@ class Context:
         finally:
             meter.end()
 
-    def index_notes(self, world: World, router: Router, ef_search: int, **more: Any) -> list[str]:
-        """Which shards read all their rows, as PostgreSQL's planner does where there are few of them.
+    def unindexed(self, world: World, router: Router, ef_search: int, **more: Any) -> list[str]:
+        """The shards whose plan does without the vector index; `more` are fields of the search.
 
         Raises:
             BenchError
@@ -151,7 +151,15 @@ class Context:
         fields = {"k": self.options.k, "ef_search": ef_search, "cache": False, "explain_plan": True, **more}
         _, answer = world.ask(router, 0, **fields)
         reports = answer["explain"]["shards"]
-        without = [one["shard"] for one in reports if "Index Scan using" not in (one["plan"] or "")]
+        return [one["shard"] for one in reports if "Index Scan using" not in (one["plan"] or "")]
+
+    def index_notes(self, world: World, router: Router, ef_search: int, **more: Any) -> list[str]:
+        """Which shards read all their rows, as PostgreSQL's planner does where there are few of them.
+
+        Raises:
+            BenchError
+        """
+        without = self.unindexed(world, router, ef_search, **more)
         if not without:
             return []
         return [f"NOT an index scan on {', '.join(without)}: too few rows for what this scenario is about"]

@@ -195,7 +195,9 @@ class World:
             raise BenchError(f"pgscatter {' '.join(words)} ended with {status}: {said.strip()[-1000:]}")
         return said
 
-    def ask(self, router: Router, query: int, **fields: Any) -> tuple[bytes, dict[str, Any]]:
+    def ask(
+        self, router: Router, query: int, *, collection: str = COLLECTION, **fields: Any
+    ) -> tuple[bytes, dict[str, Any]]:
         """One search by JSON: the answer as it came, and decoded.
 
         Raises:
@@ -203,7 +205,7 @@ class World:
         """
         body = json.dumps({"vector": self.dataset.queries[query].tolist(), **fields}).encode()
         request = urllib.request.Request(
-            router.search_url(), body, {"Content-Type": "application/json"}, method="POST"
+            router.search_url(collection), body, {"Content-Type": "application/json"}, method="POST"
         )
         try:
             with _opener().open(request, timeout=60) as reply:
@@ -248,6 +250,7 @@ def open_world(
     single: bool = False,
     copied: bool = False,
     sliced: bool = False,
+    filled: bool = True,
     spread: Mapping[str, int] | None = None,
     search: Mapping[str, Any] | None = None,
     say: Say = str,
@@ -256,7 +259,8 @@ def open_world(
 
     With `single`, the same rows also stand in one unsharded table; with `copied`, there is an empty
     collection without a vector index; with `sliced`, rows have the column `SLICE`. `spread` names further
-    collections with the same rows on the first so many of the shards. `search` goes into the map as it is.
+    collections with the same rows on the first so many of the shards. Without `filled` all of them stay
+    empty. `search` goes into the map as it is.
 
     Raises:
         BenchError: servers or commands failed.
@@ -283,7 +287,7 @@ def open_world(
                 world.command("schema", "apply", "--map", world.map_path, "--collection", name, *flags)
             if sliced:
                 world.sql(_SLICED)
-            for name in loaded:
+            for name in loaded if filled else ():
                 world.load(name)
             yield world
     finally:

@@ -41,6 +41,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--recall", type=_share, default=0.99, metavar="R", help="that variants are tuned to (default 0.99)"
     )
+    parser.add_argument(
+        "--open-loop",
+        type=_rates,
+        metavar="RATE,…",
+        help="searches/s that arrive whatever becomes of them (concurrency, soak; default: by capacity)",
+    )
+    parser.add_argument(
+        "--duration", type=_duration, metavar="S", help="of the long run (scenario soak; default 600)"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default ./bench-results)")
     parser.add_argument("--quick", action="store_true", help="small and short: shows that it works")
     parser.set_defaults(run=_run, parser=parser)
@@ -101,6 +110,8 @@ def _measure(names: list[str], args: argparse.Namespace) -> None:
         ef_search=args.ef_search,
         k=args.k,
         recall=args.recall,
+        open_loop=args.open_loop,
+        duration=args.duration,
         quick=quick,
     )
     folder: Path = args.out or Path("bench-results")
@@ -114,6 +125,26 @@ def _measure(names: list[str], args: argparse.Namespace) -> None:
 
 def _numbers(text: str) -> list[int]:
     return [positive(part) for part in text.split(",")]
+
+
+def _rates(text: str) -> list[float]:
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        rates = []
+    if not rates or not all(0.1 <= rate <= 1e6 for rate in rates):
+        raise argparse.ArgumentTypeError(f"expected searches/s from 0.1 to 1000000, got {text!r}")
+    return rates
+
+
+def _duration(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 1 <= value <= 604_800:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds from 1 to 604800, got {text!r}")
+    return value
 
 
 def _seconds(text: str) -> float:

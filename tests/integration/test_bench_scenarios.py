@@ -21,6 +21,7 @@ from bench.world import World, open_world
 from router.cli import main
 
 DATASET = "clustered:n=8000,d=32,seed=3,q=50,c=20"
+ONCE = ["--rounds", "1"]
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -28,7 +29,7 @@ pytestmark = pytest.mark.timeout(300)
 def measured(
     scenario: str, folder: Path, capsys: pytest.CaptureFixture[str], *flags: str
 ) -> tuple[Run, dict[str, Metric]]:
-    common = ["--dataset", DATASET, "--shards", "2", "--seconds", "0.4", "--rounds", "2", "--quick"]
+    common = ["--dataset", DATASET, "--shards", "2", "--seconds", "0.3", "--rounds", "2", "--quick"]
     assert main(["bench", scenario, *common, "--out", str(folder), *flags]) == 0
     run = load_run(folder / f"{scenario}.json")
     text = (folder / f"{scenario}.md").read_text()
@@ -36,17 +37,22 @@ def measured(
     assert text in capsys.readouterr().out
     for figure in run.outcome.figures:
         assert (folder / f"{scenario}-{figure.name}.png").stat().st_size > 5000
+    assert run.environment.servers["pgvector"] and run.environment.servers["shared_buffers"] == "128MB"
+    assert run.environment.flags or scenario == "load"
     for found in run.outcome.samples.values():
-        assert len(found) == 2
+        assert len(found) == int(run.settings["rounds"])
         assert all(sample.searches and not sample.failed for sample in found)
     return run, {metric.name: metric for metric in run.outcome.metrics}
 
 
 def test_concurrency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, metrics = measured("concurrency", tmp_path, capsys, "--clients", "1,8")
+    run, metrics = measured("concurrency", tmp_path, capsys, "--clients", "1,8", "--open-loop", "50")
     assert set(run.outcome.samples) == {
-        f"{name}, {clients} clients" for name in ("pgscatter", "direct gather") for clients in (1, 8)
+        f"{name}, {at}"
+        for name in ("pgscatter", "direct gather")
+        for at in ("1 clients", "8 clients", "50 arrivals/s")
     }
+    assert metrics["pgscatter, 50 arrivals/s: searches/s"].value == pytest.approx(50, rel=0.5)
     recall = metrics["pgscatter, 8 clients: recall"].value
     assert recall is not None and recall >= 0.99
     assert main(["bench", "compare", *[str(tmp_path / "concurrency.json")] * 2]) == 0
@@ -58,6 +64,48 @@ def test_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (figure,) = run.outcome.figures
     assert [series.name for series in figure.series] == ["pgscatter", "direct gather"]
     assert all(series.points[0][0] <= series.points[1][0] for series in figure.series)
+
+
+def test_scaling_searches_the_same_rows_on_more_and_more_shards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, metrics = measured("scaling", tmp_path, capsys, "--clients", "4", "--ef-search", "60", *ONCE)
+    assert [row[:4] for row in run.outcome.tables[0].rows][::3] == [
+        ["fixed ef_search", "4", "1", "60"],
+        ["fixed recall", "4", "2", run.outcome.tables[0].rows[3][3]],
+    ]
+    for shards in (1, 2):
+        recall = metrics[f"{shards} shards, fixed recall, 4 clients: recall"].value
+        assert recall is not None and recall >= 0.98
+    efficiency = metrics["efficiency, 2 shards, fixed ef_search, 4 clients"].value
+    # Two scans of one width cost more than one of them over twice the rows.
+    assert efficiency is not None and 20 < efficiency < 100
+
+
+def test_filters_count_the_rows_of_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, metrics = measured("filters", tmp_path, capsys, "--clients", "4", *ONCE)
+    rows = {(row[0], row[2]): row for row in run.outcome.tables[0].rows}
+    assert [rows[share, "pgscatter"][1] for share in ("0.1 %", "1 %", "10 %", "100 %")] == [
+        *("8", "80", "800", "8,000")
+    ]
+    # Eight rows match: no answer may have more, and the router says that there are no others.
+    assert rows["0.1 %", "pgscatter"][3] == "8.00 of 8"
+    assert str(rows["0.1 %", "pgscatter"][6]).startswith("short: exhausted")
+    assert rows["100 %", "pgscatter"][3] == rows["100 %", "direct gather"][3] == "10.00 of 10"
+    for share in ("0.1", "100"):
+        recall = metrics[f"pgscatter, {share} %: recall"].value
+        assert recall is not None and recall > 0.95
+
+
+def test_load_tells_rows_and_index_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, metrics = measured("load", tmp_path, capsys, *ONCE)
+    (target,) = (metric for metric in metrics.values() if metric.target is not None)
+    assert target.name.endswith("2 connections per shard")
+    assert target.value is not None and 3 < target.value < 200
+    for row in run.outcome.tables[0].rows:
+        numbers = [cell for cell in row if isinstance(cell, float)]
+        assert len(numbers) == 5 and all(number > 0 for number in numbers)
+        assert numbers[2] + numbers[3] == pytest.approx(numbers[4], rel=0.5)
 
 
 def test_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,9 +141,10 @@ def world() -> Iterator[World]:
 def test_both_ways_of_loading_begin_alike(world: World) -> None:
     copying = Copying(world)
     for _ in range(2):
-        assert 1000 < copying.loaded() < 10_000_000
+        assert 1000 < copying.loaded().rate < 10_000_000
         # With the vector index that the load has just built, this would be a few thousand.
-        assert copying.copied() > 20_000
+        assert copying.copied().rate > 20_000
+    assert copying.copied(indexed=True).index_seconds > 0.01
 
 
 def test_searches_inside_postgresql_cost_more_the_wider_they_are(world: World) -> None:
