@@ -108,6 +108,37 @@ def test_load_tells_rows_and_index_apart(tmp_path: Path, capsys: pytest.CaptureF
         assert numbers[2] + numbers[3] == pytest.approx(numbers[4], rel=0.5)
 
 
+def test_cache_tells_its_tiers_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, metrics = measured("cache", tmp_path, capsys, "--clients", "4", *ONCE)
+    rows = {(row[1], row[2]): row for row in run.outcome.tables[0].rows}
+    assert {tier for router, tier in rows if router == "no cache"} == {"bypass"}
+    assert {tier for router, tier in rows if router == "L1"} == {"l1", "miss"}
+    assert {tier for router, tier in rows if router == "L2"} == {"l2", "miss"}
+    both, small = (
+        metrics[f"l1 hits, {name}, Zipf 1"].value for name in ("L1 and L2", "a tenth in L1, and L2")
+    )
+    # The most popular tenth of a thousand has 69 % of Zipf's distribution with exponent 1.
+    assert both is not None and small is not None and 20 < small < 75 < both
+    assert set(run.outcome.samples["L2 hits"][0].account) == {"l2"}
+    lookup = metrics["bare lookup in dict"].value
+    get = metrics["bare GET from Redis, p50"].value
+    assert lookup is not None and get is not None and 0.001 < lookup < 10 < get < 5000
+
+
+def test_soak_watches_what_grows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, metrics = measured(
+        "soak", tmp_path, capsys, "--duration", "4", "--open-loop", "100", "--rounds", "1"
+    )
+    grown = {row[0]: row[1:] for row in run.outcome.tables[0].rows}
+    assert grown["connections to nodes"][-1] == 0
+    memory = grown["router's memory, MiB"][0]
+    assert isinstance(memory, float) and 20 < memory < 500
+    assert 7 <= len(run.outcome.tables[1].rows) <= 9
+    (sample,) = run.outcome.samples["soak"]
+    assert sample.rate == pytest.approx(100, rel=0.3) and set(sample.account) == {"l1", "miss"}
+    assert metrics["growth of tasks"].unit == "/h"
+
+
 def test_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, metrics = measured("peers", tmp_path, capsys, "--clients", "4")
     for name in ("direct gather", "direct gather, not tuned", "one table, no router"):
