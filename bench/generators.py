@@ -41,7 +41,7 @@ class Target(Protocol):
     async def open(self) -> None: ...
 
     async def search(self, query: int) -> Sequence[int]:
-        """Ids, nearest first.
+        """Ids, nearest first. It must wait for something, be it `asyncio.sleep(0)`.
 
         Raises:
             SearchError

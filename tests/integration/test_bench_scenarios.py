@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from bench import inside, report
 from bench.copying import Copying
 from bench.datasets import Vectors, open_dataset
+from bench.errors import NotHere
 from bench.generators import Target
-from bench.peers import open_peers
+from bench.peers import installed, open_peers
 from bench.results import Metric, Run, load_run
 from bench.targets import ImportedSpec, TargetSpec
 from bench.tuning import ask
@@ -213,7 +216,7 @@ def exhaustive(spec: ImportedSpec, queries: Vectors) -> Target:
 
 def test_other_systems_come_by_adapters(world: World) -> None:
     @contextmanager
-    def here(world: World) -> Iterator[TargetSpec | None]:
+    def here(world: World) -> Iterator[TargetSpec]:
         yield ImportedSpec(
             target=f"{__name__}:exhaustive",
             queries=str(world.queries_path),
@@ -221,14 +224,32 @@ def test_other_systems_come_by_adapters(world: World) -> None:
         )
 
     @contextmanager
-    def not_here(world: World) -> Iterator[TargetSpec | None]:
-        yield None
+    def not_here(world: World) -> Iterator[TargetSpec]:
+        raise NotHere("no such server")
+        yield
 
     with ExitStack() as stack:
         specs, absent = open_peers({"here": here, "not here": not_here}, world, stack)
-        assert absent == ["not here"]
+        assert absent == {"not here": "no such server"}
         answers = ask(specs["here"], 5)
     assert answers == ask(world.gather(ef_search=1000), 5)
+
+
+def test_faiss_finds_the_same_in_its_own_graph(world: World) -> None:
+    pytest.importorskip("faiss")
+    with ExitStack() as stack:
+        specs, absent = open_peers(installed(), world, stack)
+        assert not absent
+        spec = msgspec.structs.replace(specs["faiss in the process"], ef_search=500)
+        assert ask(spec, 20) == ask(world.gather(ef_search=1000), 20)
+
+
+def test_without_faiss_the_report_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with ExitStack() as stack:
+        specs, absent = open_peers(installed(), world, stack)
+    assert not specs
+    assert absent == {"faiss in the process": "the Python package faiss-cpu is not installed"}
 
 
 def test_the_gather_gets_the_width_that_the_routers_shards_really_use(world: World) -> None:
