@@ -60,7 +60,7 @@ def run(context: Context) -> Outcome:
             taken = context.interleave(named, f"{users} clients")
             found |= {(*key, users): taken[_named(*key, users)] for key in variants}
         notes = [
-            f"{count} shards: ef_search {widths[count, _RECALL]} for recall {options.recall:g}; the router"
+            f"{_shards(count)}: ef_search {widths[count, _RECALL]} for recall {options.recall:g}; the router"
             f" scans {world.effective(widths[count, _RECALL], options.k, name)} wide for it, and"
             f" {world.effective(width, options.k, name)} for ef_search {width}"
             for count, name in collections.items()
@@ -94,7 +94,11 @@ def _counts(most: int) -> list[int]:
 
 
 def _named(count: int, mode: str, clients: int) -> str:
-    return f"{count} shards, {mode}, {clients} clients"
+    return f"{_shards(count)}, {mode}, {clients} clients"
+
+
+def _shards(count: int) -> str:
+    return f"{count} shard" if count == 1 else f"{count} shards"
 
 
 def _tuned(context: Context, world: World, router: Router, collection: str) -> int:

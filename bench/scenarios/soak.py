@@ -122,6 +122,8 @@ def _watched(
         sample = context.sample(world, spec, load, router, judged=False, queries=_QUERIES, tick=tick)
     finally:
         meter.end()
+    if readings:
+        readings.pop()  # while it was read, the load had ended and its connections were being closed
     if len(readings) < 4:
         raise BenchError(f"{len(readings)} readings in {duration:g} s; a soak needs 4 at least")
     return readings, sample

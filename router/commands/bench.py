@@ -212,8 +212,8 @@ def _duration(text: str) -> float:
         value = float(text)
     except ValueError:
         value = 0.0
-    if not 1 <= value <= 604_800:
-        raise argparse.ArgumentTypeError(f"expected a number of seconds from 1 to 604800, got {text!r}")
+    if not 4 <= value <= 604_800:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds from 4 to 604800, got {text!r}")
     return value
 
 

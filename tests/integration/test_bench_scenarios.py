@@ -77,8 +77,8 @@ def test_scaling_searches_the_same_rows_on_more_and_more_shards(
         ["fixed ef_search", "4", "1", "60"],
         ["fixed recall", "4", "2", run.outcome.tables[0].rows[3][3]],
     ]
-    for shards in (1, 2):
-        recall = metrics[f"{shards} shards, fixed recall, 4 clients: recall"].value
+    for shards in ("1 shard", "2 shards"):
+        recall = metrics[f"{shards}, fixed recall, 4 clients: recall"].value
         assert recall is not None and recall >= 0.98
     efficiency = metrics["efficiency, 2 shards, fixed ef_search, 4 clients"].value
     # Two scans of one width cost more than one of them over twice the rows.
@@ -136,7 +136,7 @@ def test_soak_watches_what_grows(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert grown["connections to nodes"][-1] == 0
     memory = grown["router's memory, MiB"][0]
     assert isinstance(memory, float) and 20 < memory < 500
-    assert 7 <= len(run.outcome.tables[1].rows) <= 9
+    assert 6 <= len(run.outcome.tables[1].rows) <= 8
     (sample,) = run.outcome.samples["soak"]
     assert sample.rate == pytest.approx(100, rel=0.3) and set(sample.account) == {"l1", "miss"}
     assert metrics["growth of tasks"].unit == "/h"
