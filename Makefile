@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: install demo test lint format lock clean
+.PHONY: install demo test bench lint format lock clean
 
 install: $(VENV)/.installed
 
@@ -20,6 +20,10 @@ demo: install
 
 test: install
 	$(BIN)/python -m pytest $(ARGS)
+
+# Every scenario, into bench-results/results.md: make bench ARGS="--quick".
+bench: install
+	$(BIN)/pgscatter bench all $(ARGS)
 
 lint: install
 	$(BIN)/ruff check .

@@ -63,6 +63,8 @@ def _differences(before: Run, after: Run) -> list[str]:
     for kind, old, new in (
         ("setting", before.settings, after.settings),
         ("version of", before.environment.packages, after.environment.packages),
+        ("server's", before.environment.servers, after.environment.servers),
+        ("router's", before.environment.router, after.environment.router),
     ):
         pairs += [(f"{kind} {name}", old.get(name), new.get(name)) for name in {**old, **new}]
     return [f"{name} {one} and {other}" for name, one, other in pairs if one != other]

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, TypeVar
 
 import msgspec
 
 from bench import tuning
 from bench.datasets import Dataset
-from bench.generators import Closed, Load
+from bench.generators import Closed, Load, Open, Slice
 from bench.interleave import interleave
 from bench.sample import Sample, take
 from bench.targets import TargetSpec
@@ -21,6 +21,10 @@ from router.schema.progress import Display
 
 __all__ = ["Context", "Equal", "Options"]
 
+T = TypeVar("T")
+
+_SHARDS = 4
+
 
 class Options(msgspec.Struct, frozen=True, kw_only=True):
     """What the command line says; None leaves it to the scenario.
@@ -30,12 +34,14 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         rounds: of each variant.
         queries: how many of the data set's are asked.
         recall: that tuned variants have to reach.
+        open_loop: rates in searches/s at which searches arrive.
+        duration: seconds of a scenario that watches one long run.
     """
 
     dataset: str
     rows: int | None = None
     queries: int = 1000
-    shards: int = 4
+    shards: int | None = None
     seconds: float = 5.0
     warmup: float = 1.0
     rounds: int = 3
@@ -43,6 +49,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     ef_search: list[int] | None = None
     k: int = 10
     recall: float = 0.99
+    open_loop: list[float] | None = None
+    duration: float | None = None
     quick: bool = False
 
 
@@ -56,13 +64,19 @@ class Equal(msgspec.Struct, frozen=True):
 
 
 class Context:
-    """Made by `bench.suite` for one run of one scenario."""
+    """Made by `bench.suite` for one run of one scenario.
+
+    `servers` and `flags` are what its servers are and how its routers were called, see
+    `bench.environment`; `world` adds to them.
+    """
 
     def __init__(self, options: Options, dataset: Dataset, truth: Truth, display: Display) -> None:
         self.options = options
         self.dataset = dataset
         self.truth = truth
         self.display = display
+        self.servers: dict[str, str] = {}
+        self.flags: list[str] = []
 
     def __repr__(self) -> str:
         return f"<Context {self.dataset!r}, {self.options}>"
@@ -70,29 +84,50 @@ class Context:
     def say(self, line: str) -> None:
         self.display.say(line)
 
-    def world(self, **changes: Any) -> AbstractContextManager[World]:
+    @property
+    def shards(self) -> int:
+        return self.options.shards or _SHARDS
+
+    @contextmanager
+    def world(self, **changes: Any) -> Iterator[World]:
         """A cluster with the data set; `changes` go to `open_world`."""
-        return open_world(self.dataset, changes.pop("shards", self.options.shards), say=self.say, **changes)
+        with open_world(self.dataset, changes.pop("shards", self.shards), say=self.say, **changes) as world:
+            self.servers |= world.server_record()
+            yield world
+            self.flags += [flags for flags in world.flags if flags not in self.flags]
 
     def closed(self, clients: int) -> Closed:
         return Closed(clients, self.options.seconds, self.options.warmup)
 
+    def open(self, rate: float) -> Open:
+        return Open(rate, self.options.seconds, self.options.warmup)
+
     def sample(
-        self, world: World, spec: TargetSpec, load: Load, router: Router | None = None, *, judged: bool = True
+        self,
+        world: World,
+        spec: TargetSpec,
+        load: Load,
+        router: Router | None = None,
+        *,
+        judged: bool = True,
+        queries: int | None = None,
+        truth: Truth | None = None,
+        tick: Callable[[Slice], object] = bool,
     ) -> Sample:
         """One measurement; the processor time of `world`'s servers and of `router` is part of it.
 
-        With `judged` False its answers are none to these queries, and have no recall.
+        With `judged` False its answers are none to these queries, and have no recall; `queries` then says
+        how many others there are. `truth` takes the place of the data set's own, where a filter changes it.
 
         Raises:
             BenchError
         """
-        job = Job(spec, load, len(self.dataset.queries), self.options.k)
+        job = Job(spec, load, queries or len(self.dataset.queries), self.options.k)
         pids = () if router is None else router.pids
-        truth = self.truth if judged else None
-        return take(job, self.dataset, truth, routers=pids, servers=world.server_pids)
+        exact = (truth or self.truth) if judged else None
+        return take(job, self.dataset, exact, routers=pids, servers=world.server_pids, tick=tick)
 
-    def interleave(self, variants: Mapping[str, Callable[[], Sample]], what: str) -> dict[str, list[Sample]]:
+    def interleave(self, variants: Mapping[str, Callable[[], T]], what: str) -> dict[str, list[T]]:
         """Every variant in every round, see `bench.interleave`."""
         meter = self.display.meter(what, len(variants) * self.options.rounds, "measurements")
         done = 0
@@ -107,16 +142,24 @@ class Context:
         finally:
             meter.end()
 
-    def index_notes(self, world: World, router: Router, ef_search: int) -> list[str]:
+    def unindexed(self, world: World, router: Router, ef_search: int, **more: Any) -> list[str]:
+        """The shards whose plan does without the vector index; `more` are fields of the search.
+
+        Raises:
+            BenchError
+        """
+        fields = {"k": self.options.k, "ef_search": ef_search, "cache": False, "explain_plan": True, **more}
+        _, answer = world.ask(router, 0, **fields)
+        reports = answer["explain"]["shards"]
+        return [one["shard"] for one in reports if "Index Scan using" not in (one["plan"] or "")]
+
+    def index_notes(self, world: World, router: Router, ef_search: int, **more: Any) -> list[str]:
         """Which shards read all their rows, as PostgreSQL's planner does where there are few of them.
 
         Raises:
             BenchError
         """
-        fields = {"k": self.options.k, "ef_search": ef_search, "cache": False, "explain_plan": True}
-        _, answer = world.ask(router, 0, **fields)
-        reports = answer["explain"]["shards"]
-        without = [one["shard"] for one in reports if "Index Scan using" not in (one["plan"] or "")]
+        without = self.unindexed(world, router, ef_search, **more)
         if not without:
             return []
         return [f"NOT an index scan on {', '.join(without)}: too few rows for what this scenario is about"]
@@ -141,11 +184,19 @@ class Context:
         ]
         return Equal(http, gather, same, notes)
 
-    def tuned(self, spec: TargetSpec) -> tuple[int, float]:
+    def tuned(self, spec: TargetSpec, truth: Truth | None = None) -> tuple[int, float]:
         """The smallest ef_search with which `spec` reaches the wanted recall, and the recall it has.
+
+        `truth` takes the place of the data set's own, where a filter changes it.
 
         Raises:
             BenchError: none does.
         """
-        self.say(f"looking for the ef_search of recall {self.options.recall:g}")
-        return tuning.smallest(spec, self.dataset, self.truth, self.options.recall)
+        what = f"ef_search of recall {self.options.recall:g}"
+        meter = self.display.meter(what, tuning.MOST_RUNS * len(self.dataset.queries), "searches")
+        try:
+            return tuning.smallest(
+                spec, self.dataset, truth or self.truth, self.options.recall, lambda: meter.add(1)
+            )
+        finally:
+            meter.end()

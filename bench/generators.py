@@ -14,7 +14,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from time import perf_counter
-from typing import Protocol, TypeAlias
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import msgspec
 import numpy as np
@@ -22,11 +22,13 @@ import numpy as np
 from bench.errors import SearchError
 from bench.percentiles import Latencies
 
-__all__ = ["Closed", "Load", "Measured", "Open", "Target", "generate"]
+__all__ = ["Closed", "Load", "Measured", "Open", "Slice", "Target", "Tiered", "generate"]
 
 # Answers kept for recall; 8 bytes per row of an answer. Beyond it latency is measured, recall is not.
 _MOST_ANSWERS = 1_000_000
 _MOST_REASONS = 10
+# Drawn at a time, so that a long run keeps no list of all its queries.
+_DRAWN = 4096
 # A failing system is asked again after this, not in a circle that takes its processor away.
 _PAUSE_AFTER_FAILURE = 0.005
 # What is under way at the end gets this long; then it has failed.
@@ -39,7 +41,7 @@ class Target(Protocol):
     async def open(self) -> None: ...
 
     async def search(self, query: int) -> Sequence[int]:
-        """Ids, nearest first.
+        """Ids, nearest first. It must wait for something, be it `asyncio.sleep(0)`.
 
         Raises:
             SearchError
@@ -51,27 +53,62 @@ class Target(Protocol):
     async def close(self) -> None: ...
 
 
+@runtime_checkable
+class Tiered(Protocol):
+    """A target that knows which of its tiers answered, and how fast each does."""
+
+    def tiers(self) -> dict[str, Latencies]: ...
+
+
 class Closed(msgspec.Struct, frozen=True, tag="closed"):
-    """`clients` callers, each with one search at a time, for `seconds` after `warmup`."""
+    """`clients` callers, each with one search at a time, for `seconds` after `warmup`.
+
+    Attributes:
+        zipf: the exponent with which some queries are more popular than others; at 0 each is asked as
+            often as any other, in a shuffled circle.
+        slice: tell of every so many seconds while it runs; 0 does not.
+    """
 
     clients: int
     seconds: float
     warmup: float = 1.0
     seed: int = 0
+    zipf: float = 0.0
+    slice: float = 0.0
 
 
 class Open(msgspec.Struct, frozen=True, tag="open"):
-    """`rate` searches a second, evenly or by Poisson, whatever becomes of them."""
+    """`rate` searches a second, evenly or by Poisson, whatever becomes of them; see `Closed`."""
 
     rate: float
     seconds: float
     warmup: float = 1.0
     seed: int = 0
+    zipf: float = 0.0
+    slice: float = 0.0
     poisson: bool = True
     outstanding: int = 1024
 
 
 Load: TypeAlias = Closed | Open
+
+
+class Slice(msgspec.Struct, frozen=True):
+    """A part of a run: what ended within `seconds`, `at` seconds after the measured time began."""
+
+    at: float
+    seconds: float
+    searches: int
+    failed: int
+    shed: int
+    p50: float
+    p99: float
+    p999: float
+    most: float
+
+    @property
+    def rate(self) -> float:
+        return self.searches / self.seconds
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -83,6 +120,7 @@ class Measured(msgspec.Struct, frozen=True):
         lag: how late the generator itself started searches; empty in a closed loop.
         cpu_seconds: of the generator's process.
         asked, answers: queries' numbers (int32) and k ids each (int64, -1 for none), as bytes.
+        tiers: latencies by what answered, of a target that tells; its warm-up's are among them.
     """
 
     seconds: float
@@ -97,6 +135,7 @@ class Measured(msgspec.Struct, frozen=True):
     asked: bytes
     answers: bytes
     account: dict[str, int]
+    tiers: dict[str, bytes] = {}
 
     @property
     def rate(self) -> float:
@@ -109,6 +148,12 @@ class Measured(msgspec.Struct, frozen=True):
     def at(self, percentile: float) -> float:
         return Latencies.decode(self.latencies).at(percentile)
 
+    @property
+    def returned(self) -> float | None:
+        """Rows of an answer on average; None if no answer was kept."""
+        found = np.frombuffer(self.answers, np.int64)
+        return float((found >= 0).sum()) / (len(found) // self.k) if len(found) else None
+
 
 class _Recorder:
     """Counts while it is `open`; changed by the generators' searches only."""
@@ -116,6 +161,8 @@ class _Recorder:
     def __init__(self, target: Target, k: int) -> None:
         self.open = False
         self.latencies = Latencies()
+        self._recent = Latencies()
+        self._before = (0, 0, 0)
         self.lag = Latencies()
         self.searches = self.failed = self.shed = 0
         self.reasons: dict[str, int] = {}
@@ -134,7 +181,7 @@ class _Recorder:
             return False
         self.searches += self.open
         if counted():
-            self.latencies.record(perf_counter() - started)
+            self._recent.record(perf_counter() - started)
             self._keep(query, ids)
         return True
 
@@ -149,7 +196,18 @@ class _Recorder:
             self._answers.extend(ids[: self._k])
             self._answers.extend([-1] * (self._k - len(ids)))
 
+    def cut(self, at: float, seconds: float) -> Slice:
+        """What came since the last cut."""
+        now = (self.searches, self.failed, self.shed)
+        searches, failed, shed = (new - old for new, old in zip(now, self._before, strict=True))
+        recent, self._recent, self._before = self._recent, Latencies(), now
+        self.latencies.merge([recent])
+        p50, p99, p999, most = (recent.at(percentile) for percentile in (50, 99, 99.9, 100))
+        return Slice(at, seconds, searches, failed, shed, p50, p99, p999, most)
+
     def measured(self, seconds: float, cpu_seconds: float) -> Measured:
+        self.latencies.merge([self._recent])
+        tiers = self._target.tiers() if isinstance(self._target, Tiered) else {}
         return Measured(
             seconds=seconds,
             searches=self.searches,
@@ -163,16 +221,24 @@ class _Recorder:
             asked=self._asked.tobytes(),
             answers=self._answers.tobytes(),
             account=self._target.account(),
+            tiers={name: found.encode() for name, found in tiers.items()},
         )
 
 
 class _Window:
     """Opens the recorder after the warm-up, closes it after the time, and tells whoever watches."""
 
-    def __init__(self, recorder: _Recorder, begin: Callable[[], object], end: Callable[[], object]) -> None:
+    def __init__(
+        self,
+        recorder: _Recorder,
+        begin: Callable[[], object],
+        end: Callable[[], object],
+        tick: Callable[[Slice], object],
+    ) -> None:
         self._recorder = recorder
         self._begin = begin
         self._end = end
+        self._tick = tick
         self.seconds = self.cpu_seconds = 0.0
 
     async def run(self, load: Load) -> None:
@@ -180,10 +246,19 @@ class _Window:
         self._begin()
         started, cpu = perf_counter(), time.process_time()
         self._recorder.open = True
-        await asyncio.sleep(load.seconds)
+        await self._slices(load, started)
         self._recorder.open = False
         self.seconds, self.cpu_seconds = perf_counter() - started, time.process_time() - cpu
         self._end()
+
+    async def _slices(self, load: Load, started: float) -> None:
+        last = started
+        while (left := started + load.seconds - perf_counter()) > 0:
+            await asyncio.sleep(min(left, load.slice or left))
+            if load.slice:
+                now = perf_counter()
+                self._tick(self._recorder.cut(last - started, now - last))
+                last = now
 
 
 async def generate(
@@ -194,15 +269,18 @@ async def generate(
     k: int,
     begin: Callable[[], object] = int,
     end: Callable[[], object] = int,
+    tick: Callable[[Slice], object] = bool,
 ) -> Measured:
     """Run `load` over a target that is open; `begin` and `end` are called around the measured time.
+
+    `tick` gets each slice of it, where the load has any.
 
     Raises:
         Exception: whatever the target raises that is no `SearchError`.
     """
     recorder = _Recorder(target, k)
-    window = _Window(recorder, begin, end)
-    order = itertools.cycle(np.random.default_rng(load.seed).permutation(queries).tolist())
+    window = _Window(recorder, begin, end, tick)
+    order = _order(load, queries)
     measuring = asyncio.create_task(window.run(load))
     searches: set[asyncio.Task[None]] = set()
     if isinstance(load, Closed):
@@ -223,6 +301,18 @@ async def generate(
             task.cancel()
         await asyncio.gather(*everything, return_exceptions=True)
     return recorder.measured(window.seconds, window.cpu_seconds)
+
+
+def _order(load: Load, queries: int) -> Iterator[int]:
+    """Numbers of queries without end: a shuffled circle, or by popularity of 1/rank**zipf."""
+    rng = np.random.default_rng(load.seed)
+    shuffled = rng.permutation(queries)
+    if not load.zipf:
+        return itertools.cycle(shuffled.tolist())
+    weights = np.arange(1, queries + 1) ** -load.zipf
+    weights /= weights.sum()
+    blocks = (rng.choice(shuffled, _DRAWN, p=weights).tolist() for _ in itertools.count())
+    return itertools.chain.from_iterable(blocks)
 
 
 async def _closed(

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import re
-import urllib.request
-
 import msgspec
 import numpy as np
 
 from bench.context import Context
-from bench.errors import BenchError
+from bench.datasets import Dataset, Vectors
 from bench.generators import Closed
 from bench.sample import Sample, take
+from bench.scrape import scrape
 from bench.workers import Job
 from bench.world import Router, World
 from router.settings import Settings
 
-__all__ = ["fill_l1", "l1_bytes"]
+__all__ = ["distinct", "fill_l1"]
 
 # An entry takes 1,500 bytes and its hits, so this many fill the default cache with k=10.
 _DISTINCT = 40_000
@@ -25,22 +23,13 @@ _MOST_STEPS = 60
 _FULL = 0.98
 
 
-def l1_bytes(router: Router) -> float:
-    """Size of the cache, as the router's metrics have it.
-
-    Raises:
-        BenchError
-    """
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with opener.open(f"{router.url}/metrics", timeout=30) as reply:
-            text = reply.read().decode()
-    except OSError as exc:
-        raise BenchError(f"no metrics: {exc}") from exc
-    found = re.search(r"^pgscatter_l1_bytes (\S+)$", text, re.MULTILINE)
-    if not found:
-        raise BenchError("the router's metrics have no pgscatter_l1_bytes")
-    return float(found[1])
+def distinct(dataset: Dataset, count: int, seed: int = 0) -> Vectors:
+    """As many different queries as wanted, (count, d)."""
+    rng = np.random.default_rng(seed)
+    rows = np.resize(dataset.queries, (count, dataset.dimensions)).astype(np.float32)
+    # Near enough to the queries to cost the same, far enough to be none of them.
+    rows *= 1 + 1e-4 * rng.standard_normal((count, 1), dtype=np.float32)
+    return rows
 
 
 def fill_l1(context: Context, world: World, router: Router, clients: int) -> tuple[Sample, float]:
@@ -50,11 +39,7 @@ def fill_l1(context: Context, world: World, router: Router, clients: int) -> tup
         BenchError
     """
     path = world.folder / "distinct.npy"
-    rng = np.random.default_rng(0)
-    rows = np.resize(world.dataset.queries, (_DISTINCT, world.dataset.dimensions)).astype(np.float32)
-    # Near enough to the queries to cost the same, far enough to be none of them.
-    rows *= 1 + 1e-4 * rng.standard_normal((_DISTINCT, 1), dtype=np.float32)
-    np.save(path, rows)
+    np.save(path, distinct(world.dataset, _DISTINCT))
     meter = context.display.meter("filling L1", Settings().l1_bytes, "bytes")
     try:
         for turn in range(_MOST_STEPS):
@@ -62,7 +47,7 @@ def fill_l1(context: Context, world: World, router: Router, clients: int) -> tup
             spec = msgspec.structs.replace(spec, queries=str(path))
             job = Job(spec, Closed(clients, _STEP_SECONDS, 0.0, seed=turn), _DISTINCT, context.options.k)
             sample = take(job, routers=router.pids)
-            size = l1_bytes(router)
+            size = scrape(router)["pgscatter_l1_bytes"]
             meter.reach(int(size))
             if size >= _FULL * Settings().l1_bytes:
                 break

@@ -1,38 +1,59 @@
-"""Other systems beside pgscatter: each is an adapter, a function that an installed package announces.
+"""Other systems beside pgscatter: each is an adapter, our own or one that an installed package announces.
 
     [project.entry-points."pgscatter.bench_peers"]
     NAME = "module:function"
 
 The function takes the `World`, whose data set it loads into its system, and is a context manager: its
-block gets what to measure, an `ImportedSpec` as a rule, or None where the system does not run here.
+block gets what to measure, an `ImportedSpec` as a rule. Where the system does not run, it raises `NotHere`
+instead, and the report says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, ExitStack
 from importlib.metadata import entry_points
-from typing import TypeAlias
+from typing import Protocol
 
+from bench import faiss_peer
+from bench.errors import NotHere
 from bench.targets import TargetSpec
 from bench.world import World
 
-__all__ = ["GROUP", "Peer", "installed", "open_peers"]
+__all__ = ["GROUP", "NotHere", "Peer", "installed", "open_peers"]
 
 GROUP = "pgscatter.bench_peers"
 
-Peer: TypeAlias = Callable[[World], AbstractContextManager[TargetSpec | None]]
+
+class Peer(Protocol):
+    """An adapter."""
+
+    def __call__(self, world: World, /) -> AbstractContextManager[TargetSpec]:
+        """What to measure, while the block runs.
+
+        Raises:
+            NotHere: the system does not run on this machine.
+            BenchError: it should, and does not.
+        """
+
+
+_OWN: dict[str, Peer] = {"faiss in the process": faiss_peer.peer}
 
 
 def installed() -> dict[str, Peer]:
-    """Adapters by their names."""
-    return {point.name: point.load() for point in entry_points(group=GROUP)}
+    """Adapters by their names, our own first."""
+    return {**_OWN, **{point.name: point.load() for point in entry_points(group=GROUP)}}
 
 
 def open_peers(
     peers: Mapping[str, Peer], world: World, stack: ExitStack
-) -> tuple[dict[str, TargetSpec], list[str]]:
-    """What to measure by name, until `stack` closes, and the names of those that do not run here."""
-    opened = {name: stack.enter_context(peer(world)) for name, peer in peers.items()}
-    running = {name: spec for name, spec in opened.items() if spec is not None}
-    return running, [name for name in opened if name not in running]
+) -> tuple[dict[str, TargetSpec], dict[str, str]]:
+    """What to measure by name, until `stack` closes; and of those that do not run here, why."""
+    running: dict[str, TargetSpec] = {}
+    absent: dict[str, str] = {}
+    for name, peer in peers.items():
+        try:
+            running[name] = stack.enter_context(peer(world))
+        except NotHere as exc:
+            absent[name] = str(exc)
+    return running, absent

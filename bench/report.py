@@ -4,27 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
+from bench.environment import Environment
 from bench.results import Metric, Run
 
-__all__ = ["figure", "markdown", "table"]
+__all__ = ["TARGET_COLUMNS", "figure", "markdown", "sections", "table", "target_row"]
+
+
+TARGET_COLUMNS = ["", "measured", "rounds", "target", ""]
 
 
 def markdown(run: Run) -> str:
-    outcome = run.outcome
-    parts = [f"# pgscatter bench {run.scenario}", _circumstances(run)]
+    return "\n\n".join([f"# pgscatter bench {run.scenario}", *sections(run)]) + "\n"
+
+
+def sections(run: Run, *, level: int = 2, plots: bool = True) -> list[str]:
+    """Everything below the title, with headings of that level; the plots lie beside the text."""
+    outcome, head = run.outcome, "#" * level
+    parts = [_circumstances(run)]
+    if run.command:
+        parts.append(f"```sh\n{run.command}\n```")
     targets = [metric for metric in outcome.metrics if metric.target is not None]
     if targets:
-        parts += ["## Targets", table(["", "measured", "rounds", "target", ""], map(_target, targets))]
+        parts += [f"{head} Targets", table(TARGET_COLUMNS, map(target_row, targets))]
     for one in outcome.tables:
         rows = ([_cell(cell) for cell in row] for row in one.rows)
-        parts += [f"## {one.title}", table(one.columns, rows)]
-    parts += [f"![{plot.title}]({run.scenario}-{plot.name}.png)" for plot in outcome.figures]
+        parts += [f"{head} {one.title}", table(one.columns, rows)]
+    if plots:
+        parts += [f"![{plot.title}]({run.scenario}-{plot.name}.png)" for plot in outcome.figures]
     if outcome.notes:
-        parts += ["## Notes", "\n".join(f"- {note}" for note in outcome.notes)]
+        parts += [f"{head} Notes", "\n".join(f"- {note}" for note in outcome.notes)]
     settings = ([name, value] for name, value in run.settings.items())
     packages = ", ".join(f"{name} {number}" for name, number in run.environment.packages.items())
-    parts += ["## Settings", table(["setting", "value"], settings), packages]
-    return "\n\n".join(parts) + "\n"
+    parts += [f"{head} Settings", table(["setting", "value"], settings), packages]
+    return [*parts, *_systems(run.environment)]
+
+
+def _systems(machine: Environment) -> list[str]:
+    """Servers and routers, as they were set."""
+    servers = ", ".join(f"{name} {value}" for name, value in machine.servers.items())
+    router = ", ".join(f"{name} {value}" for name, value in machine.router.items())
+    flags = "; ".join(f"`{flags}`" if flags else "no flags" for flags in machine.flags)
+    parts = [("Servers: ", servers), ("Router: ", router), ("Routers ran with: ", flags)]
+    return [what + text for what, text in parts if text]
 
 
 def table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
@@ -42,7 +63,8 @@ def figure(value: float | None, unit: str = "") -> str:
     return f"{text} {unit}"
 
 
-def _target(metric: Metric) -> list[str]:
+def target_row(metric: Metric) -> list[str]:
+    """Under `TARGET_COLUMNS`."""
     relation = ">=" if metric.better == "higher" else "<="
     verdict = {True: "met", False: "**not met**", None: "not measured"}[metric.met]
     spread = "" if metric.low is None else f"{figure(metric.low)} to {figure(metric.high)}"

@@ -95,7 +95,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
-    """An outcome with its circumstances; `began` is ISO 8601 in UTC."""
+    """An outcome with its circumstances; `began` is ISO 8601 in UTC, `command` made it."""
 
     format: int = _FORMAT
     scenario: str
@@ -107,6 +107,7 @@ class Run(msgspec.Struct, frozen=True, kw_only=True):
     settings: dict[str, str]
     environment: Environment
     outcome: Outcome
+    command: str = ""
 
 
 def save_run(run: Run, path: Path) -> None:

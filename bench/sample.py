@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import msgspec
 import numpy as np
 
 from bench.datasets import Dataset
-from bench.generators import Measured
+from bench.generators import Measured, Slice
 from bench.resources import usage
 from bench.truth import Truth
 from bench.workers import Job, measure
@@ -22,7 +22,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     """Times in seconds; `recall` is None where no answer had ids to judge.
 
     Attributes:
-        latencies: the whole HdrHistogram, in its V2 encoding.
+        latencies: the whole HdrHistogram, in its V2 encoding; `tiers` are those of each cache.
+        returned: rows of an answer on average.
         lag99: how late the generator itself was, in an open loop.
         router_cpu, server_cpu, generator_cpu: processor seconds within `seconds`.
         account: what the target counted, see `bench.targets`.
@@ -46,6 +47,8 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     router_rss_bytes: int
     account: dict[str, int]
     latencies: bytes
+    tiers: dict[str, bytes] = {}
+    returned: float | None = None
 
     @property
     def router_cpu_per_search(self) -> float:
@@ -63,8 +66,11 @@ def take(
     *,
     routers: Sequence[int] = (),
     servers: Sequence[int] = (),
+    tick: Callable[[Slice], object] = bool,
 ) -> Sample:
     """Run `job`; `routers` and `servers` are pids whose families' processor time is read around it.
+
+    `tick` gets each slice of it, where the load has any.
 
     Raises:
         BenchError: the generator failed.
@@ -74,7 +80,7 @@ def take(
     def read() -> None:
         readings.append((usage(routers), usage(servers)))
 
-    measured = measure(job, begin=read, end=read)
+    measured = measure(job, begin=read, end=read, tick=tick)
     (router0, server0), (router1, server1) = readings
     p50, p90, p99, p999 = (measured.at(percentile) for percentile in _PERCENTILES)
     return Sample(
@@ -96,6 +102,8 @@ def take(
         router_rss_bytes=router1.rss_bytes,
         account=measured.account,
         latencies=measured.latencies,
+        tiers=measured.tiers,
+        returned=measured.returned,
     )
 
 

@@ -19,8 +19,9 @@ from router.schema.progress import Display
 __all__ = ["run_scenario", "write"]
 
 
-def run_scenario(name: str, options: Options, display: Display) -> Run:
-    """
+def run_scenario(name: str, options: Options, display: Display, command: str = "") -> Run:
+    """`command` is what stands in the report as having made it.
+
     Raises:
         BenchError: the scenario does not exist, or could not be run to its end.
     """
@@ -32,7 +33,9 @@ def run_scenario(name: str, options: Options, display: Display) -> Run:
     meter = display.meter("exact answers", len(dataset.queries), "queries")
     truth = truth_of(dataset, options.k, meter.reach)
     meter.end()
-    outcome = run(Context(options, dataset, truth, display))
+    context = Context(options, dataset, truth, display)
+    outcome = run(context)
+    machine = msgspec.structs.replace(machine, servers=context.servers, flags=context.flags)
     return Run(
         scenario=name,
         began=began.isoformat(timespec="seconds"),
@@ -43,6 +46,7 @@ def run_scenario(name: str, options: Options, display: Display) -> Run:
         settings={field: str(value) for field, value in msgspec.structs.asdict(options).items()},
         environment=machine,
         outcome=outcome,
+        command=command,
     )
 
 

@@ -47,13 +47,14 @@ def curve_figure(
     curves: Curve,
     of: Callable[[Sample], float],
     *,
+    log_x: bool = True,
     log_y: bool = False,
 ) -> Figure:
     series = []
     for label, points in curves.items():
         spreads = [(at, spread(values(samples, of))) for at, samples in points.items()]
         series.append(Series(label, [(at, one.median, one.low, one.high) for at, one in spreads]))
-    return Figure(name, title, x, y, series, log_x=True, log_y=log_y)
+    return Figure(name, title, x, y, series, log_x=log_x, log_y=log_y)
 
 
 def _row(name: str, samples: Sequence[Sample]) -> list[str | float | None]:

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
+from time import perf_counter
 from typing import Any, Literal, TypeAlias
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ from bench.datasets import Vectors
 from bench.errors import SearchError
 from bench.generators import Target
 from bench.http_client import Connections, request_bytes
+from bench.percentiles import Latencies
 
 __all__ = ["GatherSpec", "GatherTarget", "HttpSpec", "HttpTarget", "ImportedSpec", "TargetSpec", "make"]
 
@@ -36,6 +38,7 @@ class HttpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
         ef_search: None leaves it to the collection.
         cache: whether a cached answer will do; off, the router's own path is measured.
         encoding: of vectors, as JSON numbers or as base64 of float32.
+        tiers: whether latencies are kept by what answered, too.
         extra: further fields of every body.
     """
 
@@ -45,11 +48,17 @@ class HttpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
     ef_search: int | None = None
     cache: bool = False
     encoding: Literal["base64", "json"] = "base64"
+    tiers: bool = False
     extra: dict[str, Any] = {}
 
 
 class GatherSpec(msgspec.Struct, frozen=True, kw_only=True, tag="gather"):
-    """A table on each of `dsns`; `operator` is pgvector's; `ef_search` None is PostgreSQL's 40."""
+    """A table on each of `dsns`; `operator` is pgvector's; `ef_search` None is PostgreSQL's 40.
+
+    Attributes:
+        where: a condition in SQL, of a filtered search.
+        settings: of the connections, beside the width.
+    """
 
     dsns: list[str]
     queries: str
@@ -57,6 +66,8 @@ class GatherSpec(msgspec.Struct, frozen=True, kw_only=True, tag="gather"):
     operator: str
     id_column: str = "id"
     vector_column: str = "embedding"
+    where: str = ""
+    settings: dict[str, str] = {}
     k: int = 10
     ef_search: int | None = None
 
@@ -97,10 +108,15 @@ class _Coverage(msgspec.Struct):
     full: bool
 
 
+class _Short(msgspec.Struct):
+    reason: str
+
+
 class _Answer(msgspec.Struct):
     hits: list[_Hit]
     cache: str
     coverage: _Coverage
+    short: _Short | None = None
 
 
 class HttpTarget:
@@ -118,6 +134,8 @@ class HttpTarget:
         ]
         self._decoder = msgspec.json.Decoder(_Answer)
         self._account: Counter[str] = Counter()
+        self._tiers: dict[str, Latencies] = {}
+        self._timed = spec.tiers
 
     def __repr__(self) -> str:
         return f"<HttpTarget {len(self._requests)} queries, {self._connections!r}>"
@@ -126,6 +144,7 @@ class HttpTarget:
         pass
 
     async def search(self, query: int) -> Sequence[int]:
+        started = perf_counter()
         status, body = await self._connections.send(self._requests[query])
         if status != 200:
             raise SearchError(f"status {status}")
@@ -136,11 +155,21 @@ class HttpTarget:
         if not answer.coverage.full:
             raise SearchError("incomplete answer")
         self._account[answer.cache] += 1
+        if answer.short is not None:
+            self._account[f"short: {answer.short.reason}"] += 1
+        if self._timed:
+            self._tiers.setdefault(answer.cache, Latencies()).record(perf_counter() - started)
         return [hit.id for hit in answer.hits]
 
     def account(self) -> dict[str, int]:
-        """Answers by where they came from: l1, l2, miss or bypass. The warm-up's are among them."""
+        """Answers by where they came from: l1, l2, miss or bypass. The warm-up's are among them.
+
+        Those with fewer than k rows are also counted by the reason.
+        """
         return dict(self._account)
+
+    def tiers(self) -> dict[str, Latencies]:
+        return self._tiers
 
     async def close(self) -> None:
         self._connections.close()
@@ -167,14 +196,17 @@ class GatherTarget:
         distance = f"{spec.vector_column} {spec.operator} $1"
         self._sql = (
             f"SELECT {spec.id_column}, {distance} AS distance FROM {spec.table}"
-            f" ORDER BY {distance} LIMIT {spec.k}"
+            + (f" WHERE {spec.where}" if spec.where else "")
+            + f" ORDER BY {distance} LIMIT {spec.k}"
         )
 
     def __repr__(self) -> str:
         return f"<GatherTarget {len(self._spec.dsns)} shards, {self._sql}>"
 
     async def open(self) -> None:
-        settings = {} if self._spec.ef_search is None else {"hnsw.ef_search": str(self._spec.ef_search)}
+        settings = dict(self._spec.settings)
+        if self._spec.ef_search is not None:
+            settings["hnsw.ef_search"] = str(self._spec.ef_search)
         for dsn in self._spec.dsns:
             pool = await asyncpg.create_pool(dsn, init=register_vector, server_settings=settings)
             self._pools.append(pool)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import msgspec
 import numpy as np
@@ -14,18 +14,25 @@ from bench.generators import Target
 from bench.targets import TargetSpec, make
 from bench.truth import Truth
 
-__all__ = ["ask", "recall_of", "smallest"]
+__all__ = ["MOST_RUNS", "ask", "recall_of", "smallest"]
 
 # Steps of about an eighth: finer ones differ by less than the recall of one set of queries tells.
 _STEPS = (
     *(10, 12, 14, 16, 18, 20, 22, 24, 28, 32, 36, 40, 48, 56, 64, 72, 80, 96, 112, 128, 144, 160),
     *(192, 224, 256, 288, 320, 384, 448, 512, 576, 640, 768, 896, 1000),
 )
+# So often all queries are asked at most: once with the widest scan, then by bisection.
+MOST_RUNS = 1 + (len(_STEPS) - 1).bit_length()
 _CONCURRENCY = 4
 _SECONDS = 600.0
 
+# Called once for each answer.
+Progress = Callable[[], object]
 
-def smallest(spec: TargetSpec, dataset: Dataset, truth: Truth, wanted: float) -> tuple[int, float]:
+
+def smallest(
+    spec: TargetSpec, dataset: Dataset, truth: Truth, wanted: float, progress: Progress = int
+) -> tuple[int, float]:
     """The ef_search, and its recall over all queries.
 
     Raises:
@@ -34,7 +41,8 @@ def smallest(spec: TargetSpec, dataset: Dataset, truth: Truth, wanted: float) ->
     found: dict[int, float] = {}
 
     def reaches(ef_search: int) -> bool:
-        found[ef_search] = recall_of(msgspec.structs.replace(spec, ef_search=ef_search), dataset, truth)
+        widened = msgspec.structs.replace(spec, ef_search=ef_search)
+        found[ef_search] = recall_of(widened, dataset, truth, progress)
         return found[ef_search] >= wanted
 
     low, high = 0, len(_STEPS) - 1
@@ -52,35 +60,37 @@ def smallest(spec: TargetSpec, dataset: Dataset, truth: Truth, wanted: float) ->
     return _STEPS[low], found[_STEPS[low]]
 
 
-def recall_of(spec: TargetSpec, dataset: Dataset, truth: Truth) -> float:
+def recall_of(spec: TargetSpec, dataset: Dataset, truth: Truth, progress: Progress = int) -> float:
     """By asking every query once."""
     count = len(dataset.queries)
     answers = np.full((count, truth.k), -1, np.int64)
-    for query, ids in enumerate(ask(spec, count)):
+    for query, ids in enumerate(ask(spec, count, progress)):
         answers[query, : len(ids)] = ids[: truth.k]
     return truth.recall(dataset, np.arange(count), answers)
 
 
-def ask(spec: TargetSpec, count: int) -> list[list[int]]:
+def ask(spec: TargetSpec, count: int, progress: Progress = int) -> list[list[int]]:
     """The answers to the first `count` queries, each asked once.
 
     Raises:
         BenchError: a search failed.
     """
     try:
-        return asyncio.run(_ask(spec, count))
+        return asyncio.run(_ask(spec, count, progress))
     except (SearchError, OSError) as exc:  # TimeoutError is one
         raise BenchError(f"a search failed while none may: {exc or 'it took too long'}") from exc
 
 
-async def _ask(spec: TargetSpec, count: int) -> list[list[int]]:
+async def _ask(spec: TargetSpec, count: int, progress: Progress) -> list[list[int]]:
     found: list[list[int]] = [[] for _ in range(count)]
     target = make(spec)
     try:
         async with asyncio.timeout(_SECONDS):
             await target.open()
             queries = iter(range(count))
-            tasks = [asyncio.create_task(_client(target, queries, found)) for _ in range(_CONCURRENCY)]
+            tasks = [
+                asyncio.create_task(_client(target, queries, found, progress)) for _ in range(_CONCURRENCY)
+            ]
             try:
                 await asyncio.gather(*tasks)
             finally:
@@ -92,6 +102,7 @@ async def _ask(spec: TargetSpec, count: int) -> list[list[int]]:
     return found
 
 
-async def _client(target: Target, queries: Iterator[int], found: list[list[int]]) -> None:
+async def _client(target: Target, queries: Iterator[int], found: list[list[int]], progress: Progress) -> None:
     for query in queries:
         found[query] = list(await target.search(query))
+        progress()

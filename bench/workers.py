@@ -19,7 +19,7 @@ import msgspec
 import uvloop
 
 from bench.errors import BenchError
-from bench.generators import Load, Measured, generate
+from bench.generators import Load, Measured, Slice, generate
 from bench.targets import TargetSpec, make
 
 __all__ = ["Job", "main", "measure"]
@@ -41,6 +41,10 @@ class _Began(msgspec.Struct, frozen=True, tag="began"):
     pass
 
 
+class _Sliced(msgspec.Struct, frozen=True, tag="sliced"):
+    slice: Slice
+
+
 class _Ended(msgspec.Struct, frozen=True, tag="ended"):
     pass
 
@@ -53,11 +57,19 @@ class _Done(msgspec.Struct, frozen=True, tag="done"):
     measured: Measured
 
 
-_Event: TypeAlias = _Began | _Ended | _Failed | _Done
+_Event: TypeAlias = _Began | _Sliced | _Ended | _Failed | _Done
 
 
-def measure(job: Job, *, begin: Callable[[], Any] = int, end: Callable[[], Any] = int) -> Measured:
+def measure(
+    job: Job,
+    *,
+    begin: Callable[[], Any] = int,
+    end: Callable[[], Any] = int,
+    tick: Callable[[Slice], Any] = bool,
+) -> Measured:
     """Run `job` in a new process; `begin` and `end` are called here as its measured time begins and ends.
+
+    `tick` gets each slice as it ends, where the load has any.
 
     Raises:
         BenchError: it failed, or did not end.
@@ -70,7 +82,7 @@ def measure(job: Job, *, begin: Callable[[], Any] = int, end: Callable[[], Any] 
         timer = threading.Timer(limit, process.kill)
         timer.start()
         try:
-            measured = _follow(process, job, begin, end)
+            measured = _follow(process, job, begin, end, tick)
         finally:
             timer.cancel()
             timer.join()
@@ -89,7 +101,11 @@ def measure(job: Job, *, begin: Callable[[], Any] = int, end: Callable[[], Any] 
 
 
 def _follow(
-    process: subprocess.Popen[bytes], job: Job, begin: Callable[[], Any], end: Callable[[], Any]
+    process: subprocess.Popen[bytes],
+    job: Job,
+    begin: Callable[[], Any],
+    end: Callable[[], Any],
+    tick: Callable[[Slice], Any],
 ) -> Measured | None:
     assert process.stdin is not None and process.stdout is not None
     process.stdin.write(msgspec.json.encode(job) + b"\n")
@@ -101,6 +117,8 @@ def _follow(
         match decoder.decode(line):
             case _Began():
                 begin()
+            case _Sliced(part):
+                tick(part)
             case _Ended():
                 end()
             case _Failed(reason):
@@ -131,6 +149,7 @@ async def _run(job: Job) -> Measured:
             k=job.k,
             begin=lambda: _tell(_Began()),
             end=lambda: _tell(_Ended()),
+            tick=lambda part: _tell(_Sliced(part)),
         )
     finally:
         await asyncio.wait_for(target.close(), 10)

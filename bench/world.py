@@ -6,6 +6,7 @@ started goes on.
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import json
 import re
@@ -20,10 +21,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import asyncpg
 import msgspec
 import numpy as np
 import psutil
+import redis
 import yaml
+from numpy.typing import NDArray
 
 from bench.datasets import Dataset
 from bench.errors import BenchError
@@ -35,19 +39,45 @@ from router.query.plan import plan_search
 from router.query.types import SearchQuery
 from shard_config import load as load_map
 
-__all__ = ["COLLECTION", "COPIED", "SINGLE", "Router", "World", "open_world"]
+__all__ = ["COLLECTION", "COPIED", "SINGLE", "SLICE", "SLICES", "Router", "World", "open_world", "slices_of"]
 
 # Sharded over all nodes, whole on one, and sharded but empty and without a vector index.
 COLLECTION = "items"
 SINGLE = "single"
 COPIED = "copied"
+# An attribute to filter by: each value from 0 on has as many rows as any other, spread over the data set.
+SLICE = "slice"
+SLICES = 1000
+_STRIDE = 7919  # prime to SLICES
 
+_BUCKETS = 64
 _READY_SECONDS = 60.0
+_SQL_SECONDS = 600.0
 _POLL = 0.05
+# A command that runs long says how far it is; it is passed on this often.
+_LISTEN = 0.5
+# What decides how fast a search is, and what a load costs.
+_SERVER_SETTINGS = (
+    *("shared_buffers", "effective_cache_size", "work_mem", "maintenance_work_mem", "max_connections", "jit"),
+    *("max_worker_processes", "max_parallel_workers", "max_parallel_maintenance_workers", "io_method"),
+    *("fsync", "synchronous_commit", "wal_level", "max_wal_size", "huge_pages", "random_page_cost"),
+    *("hnsw.ef_search", "hnsw.iterative_scan", "hnsw.max_scan_tuples", "hnsw.scan_mem_multiplier"),
+)
 # A load with its index, of the largest data sets.
 _COMMAND_SECONDS = 4 * 3600.0
 
 Say = Callable[[str], object]
+
+# A file of vectors brings no columns; what this one holds follows from the id.
+_SLICED = f"""
+CREATE FUNCTION public.pgscatter_bench_slice() RETURNS trigger LANGUAGE plpgsql AS $f$
+BEGIN
+    NEW.{SLICE} := (NEW.id * {_STRIDE}) % {SLICES};
+    RETURN NEW;
+END $f$;
+CREATE TRIGGER pgscatter_bench_slice BEFORE INSERT ON public.{COLLECTION}
+    FOR EACH ROW EXECUTE FUNCTION public.pgscatter_bench_slice()
+"""
 
 
 class Router(msgspec.Struct, frozen=True):
@@ -64,11 +94,20 @@ class Router(msgspec.Struct, frozen=True):
 class World:
     """A cluster that holds `dataset`; made by `open_world`."""
 
-    def __init__(self, cluster: Cluster, dataset: Dataset, folder: Path, say: Say) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        dataset: Dataset,
+        folder: Path,
+        say: Say,
+        spread: Mapping[str, int] | None = None,
+    ) -> None:
         self.cluster = cluster
         self.dataset = dataset
         self.folder = folder
+        self.flags: list[str] = []
         self._say = say
+        self._spread = dict(spread or {})
         self._routers = itertools.count(1)
 
     def __repr__(self) -> str:
@@ -102,24 +141,44 @@ class World:
 
     def gather(self, collection: str = COLLECTION, **options: Any) -> GatherSpec:
         """The same searches by an application of its own."""
-        nodes = self.primaries if collection == COLLECTION else self.primaries[:1]
+        nodes = self.primaries
         return GatherSpec(
-            dsns=[node.dsn for node in nodes],
+            dsns=[node.dsn for node in nodes[: self._spread.get(collection, len(nodes))]],
             queries=str(self.queries_path),
             table=f"public.{collection}",
             operator=distance_operator(self.dataset.metric),
             **options,
         )
 
-    def effective(self, ef_search: int, k: int) -> int:
+    def effective(self, ef_search: int, k: int, collection: str = COLLECTION) -> int:
         """The width that the router scans with: it raises what would cut its over-fetching short."""
         shard_map = load_map(self.map_path)
         vector = self.dataset.queries[0].tobytes()
-        query = SearchQuery(shard_map.collections[COLLECTION], vector, k, ef_search=ef_search)
+        query = SearchQuery(shard_map.collections[collection], vector, k, ef_search=ef_search)
         return plan_search(query, shard_map).ef_search
 
-    def command(self, *arguments: object) -> str:
-        """Run `pgscatter ARGUMENTS`; returns what it printed.
+    def server_record(self) -> dict[str, str]:
+        """Versions of the servers and the settings that matter, of one node, since all are made alike.
+
+        Raises:
+            BenchError
+        """
+        found = asyncio.run(_settings(self.primaries[0].dsn))
+        if self.cluster.redis_url:
+            with redis.Redis.from_url(self.cluster.redis_url) as client:
+                found["Redis"] = str(client.info("server")["redis_version"])
+        return found
+
+    def sql(self, statement: str) -> None:
+        """Run it on every primary.
+
+        Raises:
+            BenchError
+        """
+        asyncio.run(_on_all([node.dsn for node in self.primaries], statement))
+
+    def command(self, *arguments: object, listen: Say = str) -> str:
+        """Run `pgscatter ARGUMENTS`; returns what it printed. `listen` gets its lines as they come.
 
         Raises:
             BenchError: it failed.
@@ -128,16 +187,17 @@ class World:
         log = self.folder / "command.log"
         log.write_bytes(b"")
         with leashed([sys.executable, "-m", "router.cli", *words], log) as process:
-            try:
-                status = process.wait(_COMMAND_SECONDS)
-            except subprocess.TimeoutExpired as exc:
-                raise BenchError(f"pgscatter {words[0]} took more than {_COMMAND_SECONDS:g} s") from exc
+            status = _wait(process, log, listen)
+        if status is None:
+            raise BenchError(f"pgscatter {words[0]} took more than {_COMMAND_SECONDS:g} s")
         said = log.read_text()
         if status:
             raise BenchError(f"pgscatter {' '.join(words)} ended with {status}: {said.strip()[-1000:]}")
         return said
 
-    def ask(self, router: Router, query: int, **fields: Any) -> tuple[bytes, dict[str, Any]]:
+    def ask(
+        self, router: Router, query: int, *, collection: str = COLLECTION, **fields: Any
+    ) -> tuple[bytes, dict[str, Any]]:
         """One search by JSON: the answer as it came, and decoded.
 
         Raises:
@@ -145,7 +205,7 @@ class World:
         """
         body = json.dumps({"vector": self.dataset.queries[query].tolist(), **fields}).encode()
         request = urllib.request.Request(
-            router.search_url(), body, {"Content-Type": "application/json"}, method="POST"
+            router.search_url(collection), body, {"Content-Type": "application/json"}, method="POST"
         )
         try:
             with _opener().open(request, timeout=60) as reply:
@@ -158,7 +218,7 @@ class World:
         """`pgscatter load` of the data set's base vectors."""
         self._say(f"loading {len(self.dataset.base):,} rows into {collection}, and building its index")
         where = ("--map", self.map_path, "--collection", collection)
-        return self.command("load", self.base_path, *where, *flags)
+        return self.command("load", self.base_path, *where, *flags, listen=self._say)
 
     @contextmanager
     def serve(self, *, redis: bool = False, **settings: object) -> Iterator[Router]:
@@ -170,6 +230,7 @@ class World:
         flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
         if redis:
             flags.append(f"--redis={self.cluster.redis_url}")
+        self.flags.append(" ".join(flags))
         # Its log of requests costs what it costs: that is what is shipped, and what is measured.
         log = self.folder / f"serve-{next(self._routers)}.log"
         log.write_bytes(b"")
@@ -188,13 +249,18 @@ def open_world(
     replicas: int = 0,
     single: bool = False,
     copied: bool = False,
+    sliced: bool = False,
+    filled: bool = True,
+    spread: Mapping[str, int] | None = None,
     search: Mapping[str, Any] | None = None,
     say: Say = str,
 ) -> Iterator[World]:
     """A temporary cluster with `dataset` in the collection `items`, ids being row numbers.
 
     With `single`, the same rows also stand in one unsharded table; with `copied`, there is an empty
-    collection without a vector index. `search` goes into the map as it is.
+    collection without a vector index; with `sliced`, rows have the column `SLICE`. `spread` names further
+    collections with the same rows on the first so many of the shards. Without `filled` all of them stay
+    empty. `search` goes into the map as it is.
 
     Raises:
         BenchError: servers or commands failed.
@@ -204,22 +270,33 @@ def open_world(
         folder.chmod(0o755)  # PostgreSQL may have to run as another user
         np.save(folder / "base.npy", dataset.base)
         np.save(folder / "queries.npy", dataset.queries)
-        loaded = [COLLECTION, SINGLE] if single else [COLLECTION]
+        placed = {**({SINGLE: 1} if single else {}), **(spread or {})}
+        loaded = [COLLECTION, *placed]
         names = [*loaded, COPIED] if copied else loaded
         collections = folder / "collections.yaml"
-        made = {name: _collection(name, dataset, search) for name in names}
+        made = {
+            name: _collection(name, dataset, placed.get(name, shards), search, sliced=sliced)
+            for name in names
+        }
         collections.write_text(yaml.safe_dump({"collections": made}, sort_keys=False))
         say(f"starting {shards} shards with {replicas} replicas each")
         with _cluster(folder / "cluster", shards, replicas, collections) as cluster:
-            world = World(cluster, dataset, folder, say)
+            world = World(cluster, dataset, folder, say, placed)
             for name in names:
                 flags = ["--no-index"] if name == COPIED else []
                 world.command("schema", "apply", "--map", world.map_path, "--collection", name, *flags)
-            for name in loaded:
+            if sliced:
+                world.sql(_SLICED)
+            for name in loaded if filled else ():
                 world.load(name)
             yield world
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def slices_of(rows: int) -> NDArray[np.int64]:
+    """The column `SLICE` of that many rows, in the order of their ids."""
+    return np.arange(rows, dtype=np.int64) * _STRIDE % SLICES
 
 
 @contextmanager
@@ -235,25 +312,77 @@ def _cluster(directory: Path, shards: int, replicas: int, collections: Path) -> 
         cluster.down()
 
 
-def _collection(name: str, dataset: Dataset, search: Mapping[str, Any] | None) -> dict[str, Any]:
+def _collection(
+    name: str, dataset: Dataset, shards: int, search: Mapping[str, Any] | None, *, sliced: bool
+) -> dict[str, Any]:
     vector = {
         "column": "embedding",
         "type": "vector",
         "dimensions": dataset.dimensions,
         "metric": str(dataset.metric),
     }
-    sharding: dict[str, Any] = {"strategy": "hash", "key": "id", "buckets": 64}
-    if name == SINGLE:
-        sharding["placement"] = {"s0": ["0-63"]}
+    edges = [i * _BUCKETS // shards for i in range(shards + 1)]
+    placement = {f"s{i}": [f"{edges[i]}-{edges[i + 1] - 1}"] for i in range(shards)}
+    sharding = {"strategy": "hash", "key": "id", "buckets": _BUCKETS, "placement": placement}
     return {
         "table": f"public.{name}",
         "id": {"column": "id", "type": "bigint"},
         "vector": vector,
+        **({"columns": {SLICE: "int"}} if sliced else {}),
         "sharding": sharding,
         # Longer than any run: what is cached stays so while hits are measured.
         "cache": {"ttl": "24h"},
         **({} if search is None else {"search": dict(search)}),
     }
+
+
+async def _settings(dsn: str) -> dict[str, str]:
+    try:
+        connection = await asyncpg.connect(dsn, timeout=_READY_SECONDS)
+        try:
+            await connection.execute("SELECT '[1]'::vector")  # loads the library, and its settings with it
+            found = {
+                "PostgreSQL": await connection.fetchval("SHOW server_version"),
+                "pgvector": await connection.fetchval(
+                    "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
+                ),
+            }
+            statement = "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY($1)"
+            values = {row[0]: row[1] for row in await connection.fetch(statement, list(_SERVER_SETTINGS))}
+            return found | {name: values[name] for name in _SERVER_SETTINGS if name in values}
+        finally:
+            connection.terminate()
+    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+        raise BenchError(f"the settings of a server cannot be read: {exc}") from exc
+
+
+async def _on_all(dsns: list[str], statement: str) -> None:
+    for dsn in dsns:
+        try:
+            connection = await asyncpg.connect(dsn, timeout=_READY_SECONDS)
+            try:
+                await connection.execute(statement, timeout=_SQL_SECONDS)
+            finally:
+                connection.terminate()
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+            raise BenchError(f"{statement[:80]} failed: {exc}") from exc
+
+
+def _wait(process: subprocess.Popen[bytes], log: Path, listen: Say) -> int | None:
+    """The status of `process`, or None if it takes too long; `listen` gets the lines of its log."""
+    deadline = time.monotonic() + _COMMAND_SECONDS
+    with log.open() as said:
+        part = ""
+        while True:
+            try:
+                status = process.wait(_LISTEN)
+            except subprocess.TimeoutExpired:
+                status = None
+            *lines, part = (part + said.read()).split("\n")
+            for line in lines:
+                listen(line)
+            if status is not None or time.monotonic() > deadline:
+                return status
 
 
 def _ready(process: subprocess.Popen[bytes], log: Path) -> str:

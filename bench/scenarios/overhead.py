@@ -15,7 +15,7 @@ from bench import inside, tuning
 from bench.bare import serving
 from bench.context import Context, Equal
 from bench.copying import Copying
-from bench.interleave import Spread, interleave, ratios, spread
+from bench.interleave import Spread, ratios, spread
 from bench.memory import fill_l1
 from bench.results import Metric, Outcome
 from bench.sample import Sample
@@ -32,6 +32,10 @@ _SAME, _DEFAULT = "direct gather, the router's ef_search", "direct gather, not t
 _HTTP1, _GATHER1 = "pgscatter, 1 client", "direct gather, 1 client"
 _L1, _L2, _BARE = "L1 hits", "L2 hits", "bare endpoint"
 
+_TIERS = ("l1", "l2", "miss", "bypass")
+# A load of them takes some seconds.
+_LEAST_ROWS = 240_000
+
 Samples = dict[str, list[Sample]]
 
 
@@ -45,16 +49,18 @@ def run(context: Context) -> Outcome:
         with world.serve() as router:
             context.say("filling a router's L1")
             full, share = fill_l1(context, world, router, clients)
-        copying = Copying(world)
-        context.say(f"loading {copying.rows:,} rows by pgscatter load and by raw COPY")
-        rows = interleave({"load": copying.loaded, "copy": copying.copied}, context.options.rounds)
+        copying = Copying(world, least_rows=0 if context.options.quick else _LEAST_ROWS)
+        rows = context.interleave(
+            {"load": copying.loaded, "copy": copying.copied}, "pgscatter load and raw COPY"
+        )
+        rates = {name: [one.rate for one in taken] for name, taken in rows.items()}
     metrics = [
         *_against_gather(samples, clients),
         *_processor(samples, loop),
         *_caches(samples),
         Metric.of(
             "8. pgscatter load against raw parallel COPY, rows/s",
-            _percent(rows["load"], rows["copy"]),
+            _percent(rates["load"], rates["copy"]),
             "%",
             target=85.0,
         ),
@@ -104,9 +110,9 @@ def _searches(context: Context, world: World, router: Router, clients: int, equa
 
 
 def _inside(context: Context, world: World, ef_search: int) -> list[float]:
-    context.say("looping the same searches inside PostgreSQL")
     inside.prepare(world, ef_search, context.options.k)
-    return [inside.cpu_per_search(world, context.options.seconds) for _ in range(context.options.rounds)]
+    looped = {"loop": partial(inside.cpu_per_search, world, context.options.seconds)}
+    return context.interleave(looped, "the same searches inside PostgreSQL")["loop"]
 
 
 def _against_gather(samples: Samples, clients: int) -> list[Metric]:
@@ -184,7 +190,7 @@ def _doubts(context: Context, samples: Samples) -> list[str]:
     """What would make a figure mean something else than its name says."""
     found = []
     for name, expected in ((_L1, "l1"), (_L2, "l2")):
-        total = sum(sum(sample.account.values()) for sample in samples[name])
+        total = sum(sample.account.get(tier, 0) for sample in samples[name] for tier in _TIERS)
         other = total - sum(sample.account.get(expected, 0) for sample in samples[name])
         if other:
             found.append(f"{name}: {other:,} of {total:,} answers came from elsewhere")

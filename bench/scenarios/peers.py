@@ -34,8 +34,7 @@ def run(context: Context) -> Outcome:
         notes = list(equal.notes)
         single, _ = context.tuned(world.gather(SINGLE))
         others, absent = open_peers(installed(), world, stack)
-        if absent:
-            notes.append(f"not running here: {', '.join(absent)}")
+        notes += [f"not running here: {name}: {reason}" for name, reason in absent.items()]
         tuned = {name: context.tuned(spec)[0] for name, spec in others.items()}
         specs: dict[str, TargetSpec] = {
             _OURS: world.http(router, ef_search=equal.http),

@@ -37,6 +37,7 @@ __all__ = ["Cluster", "ClusterError", "NodeInfo"]
 _ATTEMPTS = 3  # a port may be taken between looking for it and listening on it
 _STREAMING_SECONDS = 20.0
 _STOP_SECONDS = 5.0
+_REAP_SECONDS = 1.0
 _SWEEPS = 10
 _SWEEP_SECONDS = 0.2
 _THREADS = 4
@@ -333,6 +334,10 @@ class Cluster:
 
     def _stop_servers(self) -> None:
         _shut_down(self._running())
+        for child in self._children:
+            # A zombie counts as gone, but Redis has threads, and cannot be reaped before they have ended.
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(_REAP_SECONDS)
         self._children = [child for child in self._children if child.poll() is None]
 
     def _running(self) -> list[int]:

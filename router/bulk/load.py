@@ -33,6 +33,7 @@ class Options(msgspec.Struct, frozen=True):
     skip_bad: int = 0
     restart: bool = False
     replay_timeout: float = 120.0
+    index: bool = True
     build: BuildLimits = BuildLimits()
 
 
@@ -140,7 +141,12 @@ class _Run:
         meter.end()
 
     async def _complete(self) -> list[str]:
-        notes = await finish.index(self._collection, self._targets, self._options.build, self._display)
+        if self._options.index:
+            notes = await finish.index(self._collection, self._targets, self._options.build, self._display)
+        elif any(target.load.deferred_index for target in self._targets):
+            notes = [f"{self._collection.table} has no HNSW index; `pgscatter schema apply` creates it"]
+        else:
+            notes = []
         await finish.check_ids(self._collection, self._targets)
         await finish.mark_finished(self._targets)
         return notes

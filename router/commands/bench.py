@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,13 @@ from router.commands.schema import positive
 
 __all__ = ["add_parser"]
 
-_COMPARE, _LIST, _ALL = "compare", "list", "all"
+_COMPARE, _COLLECT, _LIST, _ALL = "compare", "collect", "list", "all"
+# The results of a folder as one text; and the flags that are part of the command that a report names.
+_COLLECTED = "results.md"
+_NAMED = (
+    *("dataset", "rows", "queries", "shards", "seconds", "rounds", "clients", "ef_search", "k", "recall"),
+    *("open_loop", "duration"),
+)
 _DATASET = "clustered:n=50000,d=128,seed=1"
 _QUICK_DATASET = "clustered:n=20000,d=64,seed=1"
 _NEEDS = "pgscatter bench needs what is not installed ({}): pip install 'pgscatter[bench,cluster]'"
@@ -22,17 +29,24 @@ def add_parser(subparsers: Any) -> None:
         "bench",
         help="measure searches on a cluster of this machine's own",
         description="Runs a scenario on a temporary cluster and writes a report, its data and its plots."
-        " `all` runs every scenario, `list` names them, `compare BEFORE AFTER` shows two results."
+        " `all` runs every scenario, `list` names them, `compare BEFORE AFTER` shows two results,"
+        " `collect DIR` makes one text of those in a folder."
         " A missed target is reported, and is no failure.",
     )
-    parser.add_argument("scenario", metavar="SCENARIO", help="a scenario, or all, list or compare")
-    parser.add_argument("files", nargs="*", type=Path, metavar="FILE", help="of compare: two .json results")
+    parser.add_argument("scenario", metavar="SCENARIO", help="a scenario, or all, list, compare or collect")
+    parser.add_argument(
+        "files",
+        nargs="*",
+        type=Path,
+        metavar="FILE",
+        help="of compare: two .json results; of collect: a folder with some",
+    )
     parser.add_argument("--dataset", metavar="SPEC", help="what to search, see the documentation")
     parser.add_argument("--rows", type=positive, metavar="N", help="only its first N rows")
     parser.add_argument(
         "--queries", type=positive, metavar="N", help="how many of its queries (default 1000)"
     )
-    parser.add_argument("--shards", type=positive, default=4, metavar="N", help="(default %(default)s)")
+    parser.add_argument("--shards", type=positive, metavar="N", help="(default 4; scaling goes up to 8)")
     parser.add_argument("--seconds", type=_seconds, metavar="S", help="of each measurement (default 5)")
     parser.add_argument("--rounds", type=positive, metavar="N", help="of each variant (default 3)")
     parser.add_argument("--clients", type=_numbers, metavar="N,…", help="numbers of clients")
@@ -41,16 +55,32 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--recall", type=_share, default=0.99, metavar="R", help="that variants are tuned to (default 0.99)"
     )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="where results go (default ./bench-results)")
+    parser.add_argument(
+        "--open-loop",
+        type=_rates,
+        metavar="RATE,…",
+        help="searches/s that arrive whatever becomes of them (concurrency, soak; default: by capacity)",
+    )
+    parser.add_argument(
+        "--duration", type=_duration, metavar="S", help="of the long run (scenario soak; default 600)"
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where results go (default ./bench-results); of collect: the file to write",
+    )
     parser.add_argument("--quick", action="store_true", help="small and short: shows that it works")
     parser.set_defaults(run=_run, parser=parser)
 
 
 def _run(args: argparse.Namespace) -> int:
-    if args.scenario != _COMPARE and args.files:
-        args.parser.error(f"{args.files[0]}: only compare takes files")
+    if args.scenario not in (_COMPARE, _COLLECT) and args.files:
+        args.parser.error(f"{args.files[0]}: only compare and collect take files")
     if args.scenario == _COMPARE and len(args.files) != 2:
         args.parser.error(f"compare takes two results, got {len(args.files)}")
+    if args.scenario == _COLLECT and len(args.files) != 1:
+        args.parser.error(f"collect takes one folder, got {len(args.files)}")
     try:
         # Its dependencies are an extra, and slow to import.
         from bench import scenarios
@@ -59,7 +89,7 @@ def _run(args: argparse.Namespace) -> int:
         print(_NEEDS.format(exc.name), file=sys.stderr)
         return 1
     names = scenarios.names()
-    if args.scenario not in (_COMPARE, _LIST, _ALL, *names):
+    if args.scenario not in (_COMPARE, _COLLECT, _LIST, _ALL, *names):
         args.parser.error(f"no scenario {args.scenario!r}; there are {', '.join(names)}")
     try:
         if args.scenario == _LIST:
@@ -67,8 +97,12 @@ def _run(args: argparse.Namespace) -> int:
                 print(f"{name:14}{scenarios.summary(name)}")
         elif args.scenario == _COMPARE:
             _compare(*args.files)
+        elif args.scenario == _COLLECT:
+            _collect(args.files[0], args.out)
+        elif args.scenario == _ALL:
+            return _measure_all(names, args)
         else:
-            _measure(names if args.scenario == _ALL else [args.scenario], args)
+            _measure(args.scenario, args)
     except (BenchError, OSError) as exc:
         print(f"pgscatter bench: {exc}", file=sys.stderr)
         return 1
@@ -82,7 +116,54 @@ def _compare(before: Path, after: Path) -> None:
     print(compare(load_run(before), load_run(after)), end="")
 
 
-def _measure(names: list[str], args: argparse.Namespace) -> None:
+def _collect(folder: Path, out: Path | None) -> None:
+    from bench.collect import collected, load_runs
+
+    beside = out is not None and out.resolve().parent == folder.resolve()
+    text = collected(load_runs(folder), folder, plots=beside)
+    if out is None:
+        print(text, end="")
+    else:
+        out.write_text(text)
+
+
+def _measure_all(names: list[str], args: argparse.Namespace) -> int:
+    """Every scenario, also where one of them cannot be run; what there is, is collected after each."""
+    from bench.errors import BenchError
+
+    failed = []
+    for name in names:
+        print(f"-- {name}", file=sys.stderr)
+        try:
+            _measure(name, args)
+        except BenchError as exc:
+            failed.append(name)
+            print(f"pgscatter bench: {name}: {exc}", file=sys.stderr)
+            continue
+        _collect(_folder(args), _folder(args) / _COLLECTED)
+    if failed:
+        print(f"pgscatter bench: could not be run: {', '.join(failed)}", file=sys.stderr)
+        return 1
+    print(f"all: {_folder(args) / _COLLECTED}", file=sys.stderr)
+    return 0
+
+
+def _folder(args: argparse.Namespace) -> Path:
+    return args.out or Path("bench-results")
+
+
+def _command(name: str, args: argparse.Namespace) -> str:
+    """What makes the same run again; where its results go is no part of it."""
+    words = ["pgscatter", "bench", name]
+    for flag in _NAMED:
+        value = getattr(args, flag)
+        if value is not None and value != args.parser.get_default(flag):
+            shown = ",".join(f"{one:g}" for one in value) if isinstance(value, list) else str(value)
+            words += [f"--{flag.replace('_', '-')}", shown]
+    return shlex.join([*words, "--quick"] if args.quick else words)
+
+
+def _measure(name: str, args: argparse.Namespace) -> None:
     from bench import report
     from bench.context import Options
     from bench.suite import run_scenario, write
@@ -101,19 +182,39 @@ def _measure(names: list[str], args: argparse.Namespace) -> None:
         ef_search=args.ef_search,
         k=args.k,
         recall=args.recall,
+        open_loop=args.open_loop,
+        duration=args.duration,
         quick=quick,
     )
-    folder: Path = args.out or Path("bench-results")
-    for name in names:
-        with Display() as display:
-            run = run_scenario(name, options, display)
-        *_, text = write(run, folder)
-        print(report.markdown(run))
-        print(f"{name}: {text} and what lies beside it", file=sys.stderr)
+    with Display() as display:
+        run = run_scenario(name, options, display, _command(name, args))
+    *_, text = write(run, _folder(args))
+    print(report.markdown(run))
+    print(f"{name}: {text} and what lies beside it", file=sys.stderr)
 
 
 def _numbers(text: str) -> list[int]:
     return [positive(part) for part in text.split(",")]
+
+
+def _rates(text: str) -> list[float]:
+    try:
+        rates = [float(part) for part in text.split(",")]
+    except ValueError:
+        rates = []
+    if not rates or not all(0.1 <= rate <= 1e6 for rate in rates):
+        raise argparse.ArgumentTypeError(f"expected searches/s from 0.1 to 1000000, got {text!r}")
+    return rates
+
+
+def _duration(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 4 <= value <= 604_800:
+        raise argparse.ArgumentTypeError(f"expected a number of seconds from 4 to 604800, got {text!r}")
+    return value
 
 
 def _seconds(text: str) -> float:

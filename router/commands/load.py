@@ -54,6 +54,7 @@ def add_parser(subparsers: Any) -> None:
         action="store_true",
         help="forget what was loaded of this file, for instance after deleting it",
     )
+    parser.add_argument("--no-index", action="store_true", help="leave the index to `pgscatter schema apply`")
     add_build_flags(parser)
     parser.set_defaults(run=run_load)
 
@@ -66,6 +67,7 @@ def run_load(args: argparse.Namespace) -> int:
         limit=args.limit,
         skip_bad=args.skip_bad,
         restart=args.restart,
+        index=not args.no_index,
         build=build_limits(args),
     )
     try:

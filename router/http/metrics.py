@@ -7,6 +7,8 @@ all of them; the gauges say how their values add up over workers, and each worke
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import os
 from typing import TypeVar
 
@@ -56,6 +58,7 @@ class Metrics:
             _REQUEST_BUCKETS,
         )
         self._open = self._gauge("requests_in_flight", "Requests being answered.", [], "livesum")
+        self._tasks = self._gauge("tasks", "Tasks of the event loop.", [], "livesum")
         self._rejected = self._counter(
             "requests_rejected", "Requests refused to protect the rest.", ["reason"]
         )
@@ -110,6 +113,8 @@ class Metrics:
     def sample(self, backend: Backend) -> None:
         """Bring the gauges up to date."""
         self._open.set(self.in_flight)
+        with contextlib.suppress(RuntimeError):  # no loop is running
+            self._tasks.set(len(asyncio.all_tasks()))
         stats = backend.cache_stats()
         self._l1_bytes.set(float(stats.get("l1_bytes", 0)))
         self._l1_entries.set(float(stats.get("l1_entries", 0)))

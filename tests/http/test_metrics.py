@@ -88,6 +88,7 @@ async def test_state_is_read_when_it_is_scraped(client: httpx.AsyncClient, backe
     assert found["pgscatter_l1_bytes", ()] == 4096
     assert found["pgscatter_l1_entries", ()] == 2
     assert found["pgscatter_map_version", ()] == 12
+    assert found["pgscatter_tasks", ()] >= 1
     node = labels(shard="s1", node="s1-a")
     assert found["pgscatter_node_up", node] == found["pgscatter_node_primary", node] == 1
     assert found["pgscatter_node_connections", node] == 2

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from bench import inside, report
 from bench.copying import Copying
 from bench.datasets import Vectors, open_dataset
+from bench.errors import NotHere
 from bench.generators import Target
-from bench.peers import open_peers
+from bench.peers import installed, open_peers
 from bench.results import Metric, Run, load_run
 from bench.targets import ImportedSpec, TargetSpec
 from bench.tuning import ask
@@ -21,6 +24,7 @@ from bench.world import World, open_world
 from router.cli import main
 
 DATASET = "clustered:n=8000,d=32,seed=3,q=50,c=20"
+ONCE = ["--rounds", "1"]
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -28,7 +32,7 @@ pytestmark = pytest.mark.timeout(300)
 def measured(
     scenario: str, folder: Path, capsys: pytest.CaptureFixture[str], *flags: str
 ) -> tuple[Run, dict[str, Metric]]:
-    common = ["--dataset", DATASET, "--shards", "2", "--seconds", "0.4", "--rounds", "2", "--quick"]
+    common = ["--dataset", DATASET, "--shards", "2", "--seconds", "0.3", "--rounds", "2", "--quick"]
     assert main(["bench", scenario, *common, "--out", str(folder), *flags]) == 0
     run = load_run(folder / f"{scenario}.json")
     text = (folder / f"{scenario}.md").read_text()
@@ -36,17 +40,22 @@ def measured(
     assert text in capsys.readouterr().out
     for figure in run.outcome.figures:
         assert (folder / f"{scenario}-{figure.name}.png").stat().st_size > 5000
+    assert run.environment.servers["pgvector"] and run.environment.servers["shared_buffers"] == "128MB"
+    assert run.environment.flags or scenario == "load"
     for found in run.outcome.samples.values():
-        assert len(found) == 2
+        assert len(found) == int(run.settings["rounds"])
         assert all(sample.searches and not sample.failed for sample in found)
     return run, {metric.name: metric for metric in run.outcome.metrics}
 
 
 def test_concurrency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, metrics = measured("concurrency", tmp_path, capsys, "--clients", "1,8")
+    run, metrics = measured("concurrency", tmp_path, capsys, "--clients", "1,8", "--open-loop", "50")
     assert set(run.outcome.samples) == {
-        f"{name}, {clients} clients" for name in ("pgscatter", "direct gather") for clients in (1, 8)
+        f"{name}, {at}"
+        for name in ("pgscatter", "direct gather")
+        for at in ("1 clients", "8 clients", "50 arrivals/s")
     }
+    assert metrics["pgscatter, 50 arrivals/s: searches/s"].value == pytest.approx(50, rel=0.5)
     recall = metrics["pgscatter, 8 clients: recall"].value
     assert recall is not None and recall >= 0.99
     assert main(["bench", "compare", *[str(tmp_path / "concurrency.json")] * 2]) == 0
@@ -58,6 +67,79 @@ def test_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (figure,) = run.outcome.figures
     assert [series.name for series in figure.series] == ["pgscatter", "direct gather"]
     assert all(series.points[0][0] <= series.points[1][0] for series in figure.series)
+
+
+def test_scaling_searches_the_same_rows_on_more_and_more_shards(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run, metrics = measured("scaling", tmp_path, capsys, "--clients", "4", "--ef-search", "60", *ONCE)
+    assert [row[:4] for row in run.outcome.tables[0].rows][::3] == [
+        ["fixed ef_search", "4", "1", "60"],
+        ["fixed recall", "4", "2", run.outcome.tables[0].rows[3][3]],
+    ]
+    for shards in ("1 shard", "2 shards"):
+        recall = metrics[f"{shards}, fixed recall, 4 clients: recall"].value
+        assert recall is not None and recall >= 0.98
+    efficiency = metrics["efficiency, 2 shards, fixed ef_search, 4 clients"].value
+    # Two scans of one width cost more than one of them over twice the rows.
+    assert efficiency is not None and 20 < efficiency < 100
+
+
+def test_filters_count_the_rows_of_answers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, metrics = measured("filters", tmp_path, capsys, "--clients", "4", *ONCE)
+    rows = {(row[0], row[2]): row for row in run.outcome.tables[0].rows}
+    assert [rows[share, "pgscatter"][1] for share in ("0.1 %", "1 %", "10 %", "100 %")] == [
+        *("8", "80", "800", "8,000")
+    ]
+    # Eight rows match: no answer may have more, and the router says that there are no others.
+    assert rows["0.1 %", "pgscatter"][3] == "8.00 of 8"
+    assert str(rows["0.1 %", "pgscatter"][6]).startswith("short: exhausted")
+    assert rows["100 %", "pgscatter"][3] == rows["100 %", "direct gather"][3] == "10.00 of 10"
+    for share in ("0.1", "100"):
+        recall = metrics[f"pgscatter, {share} %: recall"].value
+        assert recall is not None and recall > 0.95
+
+
+def test_load_tells_rows_and_index_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, metrics = measured("load", tmp_path, capsys, *ONCE)
+    (target,) = (metric for metric in metrics.values() if metric.target is not None)
+    assert target.name.endswith("2 connections per shard")
+    assert target.value is not None and 3 < target.value < 200
+    for row in run.outcome.tables[0].rows:
+        numbers = [cell for cell in row if isinstance(cell, float)]
+        assert len(numbers) == 5 and all(number > 0 for number in numbers)
+        assert numbers[2] + numbers[3] == pytest.approx(numbers[4], rel=0.5)
+
+
+def test_cache_tells_its_tiers_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, metrics = measured("cache", tmp_path, capsys, "--clients", "4", *ONCE)
+    rows = {(row[1], row[2]): row for row in run.outcome.tables[0].rows}
+    assert {tier for router, tier in rows if router == "no cache"} == {"bypass"}
+    assert {tier for router, tier in rows if router == "L1"} == {"l1", "miss"}
+    assert {tier for router, tier in rows if router == "L2"} == {"l2", "miss"}
+    both, small = (
+        metrics[f"l1 hits, {name}, Zipf 1"].value for name in ("L1 and L2", "a tenth in L1, and L2")
+    )
+    # The most popular tenth of a thousand has 69 % of Zipf's distribution with exponent 1.
+    assert both is not None and small is not None and 20 < small < 75 < both
+    assert set(run.outcome.samples["L2 hits"][0].account) == {"l2"}
+    lookup = metrics["bare lookup in dict"].value
+    get = metrics["bare GET from Redis, p50"].value
+    assert lookup is not None and get is not None and 0.001 < lookup < 10 < get < 5000
+
+
+def test_soak_watches_what_grows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, metrics = measured(
+        "soak", tmp_path, capsys, "--duration", "4", "--open-loop", "100", "--rounds", "1"
+    )
+    grown = {row[0]: row[1:] for row in run.outcome.tables[0].rows}
+    assert grown["connections to nodes"][-1] == 0
+    memory = grown["router's memory, MiB"][0]
+    assert isinstance(memory, float) and 20 < memory < 500
+    assert 6 <= len(run.outcome.tables[1].rows) <= 8
+    (sample,) = run.outcome.samples["soak"]
+    assert sample.rate == pytest.approx(100, rel=0.3) and set(sample.account) == {"l1", "miss"}
+    assert metrics["growth of tasks"].unit == "/h"
 
 
 def test_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -93,9 +175,10 @@ def world() -> Iterator[World]:
 def test_both_ways_of_loading_begin_alike(world: World) -> None:
     copying = Copying(world)
     for _ in range(2):
-        assert 1000 < copying.loaded() < 10_000_000
+        assert 1000 < copying.loaded().rate < 10_000_000
         # With the vector index that the load has just built, this would be a few thousand.
-        assert copying.copied() > 20_000
+        assert copying.copied().rate > 20_000
+    assert copying.copied(indexed=True).index_seconds > 0.01
 
 
 def test_searches_inside_postgresql_cost_more_the_wider_they_are(world: World) -> None:
@@ -133,7 +216,7 @@ def exhaustive(spec: ImportedSpec, queries: Vectors) -> Target:
 
 def test_other_systems_come_by_adapters(world: World) -> None:
     @contextmanager
-    def here(world: World) -> Iterator[TargetSpec | None]:
+    def here(world: World) -> Iterator[TargetSpec]:
         yield ImportedSpec(
             target=f"{__name__}:exhaustive",
             queries=str(world.queries_path),
@@ -141,14 +224,32 @@ def test_other_systems_come_by_adapters(world: World) -> None:
         )
 
     @contextmanager
-    def not_here(world: World) -> Iterator[TargetSpec | None]:
-        yield None
+    def not_here(world: World) -> Iterator[TargetSpec]:
+        raise NotHere("no such server")
+        yield
 
     with ExitStack() as stack:
         specs, absent = open_peers({"here": here, "not here": not_here}, world, stack)
-        assert absent == ["not here"]
+        assert absent == {"not here": "no such server"}
         answers = ask(specs["here"], 5)
     assert answers == ask(world.gather(ef_search=1000), 5)
+
+
+def test_faiss_finds_the_same_in_its_own_graph(world: World) -> None:
+    pytest.importorskip("faiss")
+    with ExitStack() as stack:
+        specs, absent = open_peers(installed(), world, stack)
+        assert not absent
+        spec = msgspec.structs.replace(specs["faiss in the process"], ef_search=500)
+        assert ask(spec, 20) == ask(world.gather(ef_search=1000), 20)
+
+
+def test_without_faiss_the_report_says_so(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with ExitStack() as stack:
+        specs, absent = open_peers(installed(), world, stack)
+    assert not specs
+    assert absent == {"faiss in the process": "the Python package faiss-cpu is not installed"}
 
 
 def test_the_gather_gets_the_width_that_the_routers_shards_really_use(world: World) -> None:

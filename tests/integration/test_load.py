@@ -132,6 +132,18 @@ async def test_an_array_is_loaded_indexed_and_on_the_replicas(cluster: Cluster, 
     assert pgscatter("schema", "apply", "--map", path).stdout.count("nothing to do") == 4
 
 
+async def test_an_index_may_be_left_for_later(cluster: Cluster, tmp_path: Path) -> None:
+    table = fresh()
+    path = applied_map(cluster, tmp_path, docs=collection(table=table))
+    vectors = sample(500)
+    done = load(npy(tmp_path, vectors), path, "--no-index")
+    assert f"note: {table} has no HNSW index; `pgscatter schema apply` creates it" in done.stdout
+    await check(path, vectors, table)
+    assert await hnsw(path, table) == [0, 0, 0, 0]
+    pgscatter("schema", "apply", "--map", path)
+    assert await hnsw(path, table) == [1, 1, 1, 1]
+
+
 async def test_an_hdf5_file_of_halfvecs(cluster: Cluster, tmp_path: Path) -> None:
     table = fresh()
     vector = {"type": "halfvec", "dimensions": 4, "metric": "cosine"}

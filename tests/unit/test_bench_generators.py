@@ -15,7 +15,7 @@ import pytest
 
 from bench import generators
 from bench.errors import BenchError, SearchError
-from bench.generators import Closed, Measured, Open, generate
+from bench.generators import Closed, Measured, Open, Slice, generate
 from bench.percentiles import Latencies
 from bench.targets import GatherSpec, HttpSpec
 from bench.workers import Job, measure
@@ -100,6 +100,40 @@ async def test_arrivals_keep_their_rate() -> None:
     assert measured.searches == pytest.approx(500, abs=100)
     assert Latencies.decode(measured.lag).count == pytest.approx(500, abs=100)
     assert Latencies.decode(measured.lag).at(50) < 0.01
+
+
+async def test_popular_queries_are_asked_more_often() -> None:
+    target = Fake(0.0002)
+    await generate(target, Closed(4, 0.5, 0, zipf=1.0), queries=100, k=2)
+    counts = sorted((target.asked.count(query) for query in range(100)), reverse=True)
+    # The most popular of a hundred has a share of 1 / (1 + 1/2 + … + 1/100), a fifth of it.
+    assert counts[0] / len(target.asked) == pytest.approx(0.193, rel=0.3)
+    assert counts[0] > 5 * counts[20] > 0
+
+
+@pytest.mark.parametrize("load", [Closed(2, 0.6, 0.1, slice=0.2), Open(200, 0.6, 0.1, slice=0.2)])
+async def test_slices_add_up_to_the_run(load: generators.Load) -> None:
+    slices: list[Slice] = []
+    measured = await generate(Fake(stall=(0.3, 0.4)), load, queries=5, k=2, tick=slices.append)
+    assert [part.at for part in slices[:3]] == pytest.approx([0, 0.2, 0.4], abs=0.05)
+    assert sum(part.searches for part in slices) == pytest.approx(measured.searches, abs=5)
+    # The stall is in the slice in which it ended, and in the whole.
+    assert max(part.most for part in slices) > 0.05 and measured.at(100) > 0.05
+    assert min(part.most for part in slices) < 0.05
+
+
+class Cached(Fake):
+    def tiers(self) -> dict[str, Latencies]:
+        found = Latencies()
+        found.record(0.003)
+        return {"l1": found}
+
+
+async def test_a_target_may_tell_its_tiers() -> None:
+    measured = await generate(Cached(), Closed(1, 0.1, 0), queries=5, k=3)
+    assert Latencies.decode(measured.tiers["l1"]).at(50) == pytest.approx(0.003, rel=0.01)
+    assert measured.returned == 2
+    assert (await generate(Fake(), Closed(1, 0.1, 0), queries=5, k=3)).tiers == {}
 
 
 async def test_what_cannot_start_is_counted() -> None:

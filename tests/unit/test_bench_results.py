@@ -11,6 +11,7 @@ from bench.errors import BenchError
 from bench.interleave import Spread, interleave, ratios, spread
 from bench.results import Figure, Metric, Outcome, Run, Series, Table, load_run, save_run
 from bench.suite import write
+from router.settings import Settings
 
 
 def run(*metrics: Metric, **changes: object) -> Run:
@@ -88,6 +89,19 @@ def test_a_report_says_which_targets_are_missed() -> None:
     assert "untargeted" not in text
     assert "| shards | 4 |" in text
     assert environment.describe().processor in text
+
+
+def test_servers_and_routers_are_in_the_report_and_in_a_comparison() -> None:
+    def on(version: str) -> Run:
+        machine = environment.describe()
+        servers = {"PostgreSQL": version, "jit": "off"}
+        return run(environment=msgspec.structs.replace(machine, servers=servers, flags=["", "--l1-bytes=0"]))
+
+    text = report.markdown(on("18.4"))
+    assert "Servers: PostgreSQL 18.4, jit off" in text
+    assert f"node_connections {Settings().node_connections}," in text
+    assert "Routers ran with: no flags; `--l1-bytes=0`" in text
+    assert "Not measured alike: server's PostgreSQL 18.4 and 17.1." in compare(on("18.4"), on("17.1"))
 
 
 def test_tables_and_notes_are_in_the_report() -> None:

@@ -1,0 +1,215 @@
+"""Hours at a fixed rate: percentiles, memory, tasks and connections over time, and what grows.
+
+Searches arrive whatever becomes of them, half as many as the router can answer unless `--open-loop` says
+otherwise, by Zipf's distribution over more queries than L1 holds at first, with both caches. Growth is
+from the second quarter of the run to the last, when caches and pools have what they need.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+import msgspec
+import numpy as np
+
+from bench.context import Context
+from bench.errors import BenchError
+from bench.generators import Open, Slice
+from bench.memory import distinct
+from bench.results import Figure, Metric, Outcome, Series, Table
+from bench.sample import Sample
+from bench.scrape import State, state
+from bench.summary import samples_table
+from bench.targets import HttpSpec
+from bench.world import Router, World
+
+__all__ = ["run"]
+
+_DURATION = 600.0
+_QUICK_DURATION = 12.0
+_QUERIES = 20_000
+_ZIPF = 1.0
+_CLIENTS = 16
+_LOAD_SHARE = 0.5
+_EF_SEARCH = 40
+# Readings of a run; each costs the router a scrape, and a run of hours a minute or so between two.
+_READINGS = 120
+_SHORTEST_SLICE = 0.5
+_ROWS = 24
+_MIB = float(1 << 20)
+
+# By name and unit: what is read of a state.
+_READ: dict[str, tuple[str, Callable[[State], float]]] = {
+    "router's memory": ("MiB", lambda s: s.router_bytes / _MIB),
+    "of it L1": ("MiB", lambda s: s.l1_bytes / _MIB),
+    "servers' memory": ("MiB", lambda s: s.server_bytes / _MIB),
+    "tasks": ("", lambda s: s.tasks),
+    "waiting statements": ("", lambda s: s.waiting),
+    "connections to nodes": ("", lambda s: s.node_connections),
+    "sockets": ("", lambda s: float(s.sockets)),
+    "open files": ("", lambda s: float(s.files)),
+    "threads": ("", lambda s: float(s.threads)),
+    "processes of PostgreSQL": ("", lambda s: float(s.backends)),
+}
+# What a leak makes larger. L1 may still be filling, so its growth stands beside that of the memory; it
+# is by the cache's own account, which is generous, and so cannot be subtracted.
+_LEAKS = ("router's memory", "of it L1", "tasks", "connections to nodes", "sockets", "open files", "threads")
+
+
+class _Reading(msgspec.Struct, frozen=True):
+    slice: Slice
+    state: State
+
+
+def run(context: Context) -> Outcome:
+    options = context.options
+    duration = options.duration or (_QUICK_DURATION if options.quick else _DURATION)
+    with context.world() as world, world.serve(redis=True) as router:
+        path = world.folder / "popular.npy"
+        np.save(path, distinct(context.dataset, _QUERIES))
+        spec = msgspec.structs.replace(
+            world.http(router, cache=True, ef_search=_EF_SEARCH), queries=str(path)
+        )
+        rate = options.open_loop[0] if options.open_loop else _half(context, world, spec, router)
+        readings, sample = _watched(context, world, spec, router, rate, duration)
+    return Outcome(
+        metrics=[
+            Metric(name="searches/s that arrive", value=rate, unit="/s"),
+            Metric(name="failed or shed", value=float(sample.failed + sample.shed), better="lower"),
+            *_growth(readings, duration),
+        ],
+        tables=[
+            _growth_table(readings),
+            _over_time(readings),
+            samples_table("The whole run", {"soak": [sample]}),
+        ],
+        figures=_figures(readings),
+        notes=[
+            f"{duration:,.0f} s at {rate:,.0f} searches/s of Poisson's arrivals; {_QUERIES:,} queries, Zipf"
+            f" {_ZIPF:g}, ef_search {_EF_SEARCH}; generator late by {sample.lag99 * 1e3:.3g} ms at p99",
+            *([f"failures: {sample.reasons}"] if sample.reasons else []),
+        ],
+        samples={"soak": [sample]},
+    )
+
+
+def _half(context: Context, world: World, spec: HttpSpec, router: Router) -> float:
+    """Half of what the router answers when clients wait for it, its caches as warm as this makes them."""
+    load = msgspec.structs.replace(context.closed(_CLIENTS), zipf=_ZIPF, seed=1)
+    sample = context.sample(world, spec, load, router, judged=False, queries=_QUERIES)
+    context.say(f"capacity {sample.rate:,.0f} searches/s; {_LOAD_SHARE:.0%} of it arrive")
+    if not sample.searches:
+        raise BenchError(f"no search of {sample.failed} was answered: {sample.reasons}")
+    return _LOAD_SHARE * sample.rate
+
+
+def _watched(
+    context: Context, world: World, spec: HttpSpec, router: Router, rate: float, duration: float
+) -> tuple[list[_Reading], Sample]:
+    every = max(_SHORTEST_SLICE, duration / _READINGS)
+    load = Open(rate, duration, context.options.warmup, zipf=_ZIPF, slice=every)
+    meter = context.display.meter("soaking", int(duration), "s")
+    readings: list[_Reading] = []
+    began = perf_counter()
+
+    def tick(part: Slice) -> None:
+        readings.append(_Reading(part, state(world, router, perf_counter() - began)))
+        meter.reach(int(part.at + part.seconds))
+
+    try:
+        sample = context.sample(world, spec, load, router, judged=False, queries=_QUERIES, tick=tick)
+    finally:
+        meter.end()
+    if readings:
+        readings.pop()  # while it was read, the load had ended and its connections were being closed
+    if len(readings) < 4:
+        raise BenchError(f"{len(readings)} readings in {duration:g} s; a soak needs 4 at least")
+    return readings, sample
+
+
+def _quarters(values: Sequence[float]) -> tuple[float, float]:
+    """Medians of the second and of the last quarter."""
+    quarter = len(values) // 4
+    return statistics.median(values[quarter : 2 * quarter]), statistics.median(values[-quarter:])
+
+
+def _growth(readings: list[_Reading], duration: float) -> list[Metric]:
+    """From the second quarter to the last, between whose middles lies half of the run."""
+    made = []
+    for name in _LEAKS:
+        unit, of = _READ[name]
+        early, late = _quarters([of(one.state) for one in readings])
+        made.append(
+            Metric(
+                name=f"growth of {name}",
+                value=(late - early) / (duration / 2 / 3600),
+                unit=f"{unit}/h",
+                better="lower",
+            )
+        )
+    for name in ("p50", "p99"):
+        early, late = _quarters([getattr(one.slice, name) for one in readings])
+        made.append(
+            Metric(
+                name=f"{name} at the end against the second quarter",
+                value=late / early if early else None,
+                unit="x",
+                better="lower",
+            )
+        )
+    return made
+
+
+def _growth_table(readings: list[_Reading]) -> Table:
+    rows: list[list[str | float | None]] = []
+    for name, (unit, of) in _READ.items():
+        found = [of(one.state) for one in readings]
+        early, late = _quarters(found)
+        rows.append([f"{name}, {unit}" if unit else name, found[0], early, late, max(found), late - early])
+    for name in ("p50", "p99"):
+        found = [getattr(one.slice, name) * 1e3 for one in readings]
+        early, late = _quarters(found)
+        rows.append([f"{name}, ms", found[0], early, late, max(found), late - early])
+    columns = ["", "first", "second quarter", "last quarter", "most", "growth"]
+    return Table("What grows", columns, rows)
+
+
+def _over_time(readings: list[_Reading]) -> Table:
+    rows: list[list[str | float | None]] = [
+        [
+            *(one.slice.at, one.slice.rate, one.slice.p50 * 1e3, one.slice.p99 * 1e3, one.slice.most * 1e3),
+            *(of(one.state) for _, of in (_READ["router's memory"], _READ["of it L1"])),
+            *(one.state.tasks, one.state.node_connections, str(one.slice.failed + one.slice.shed)),
+        ]
+        for one in readings[:: -(-len(readings) // _ROWS)]
+    ]
+    columns = ["s", "answers/s", "p50 ms", "p99 ms", "most ms", "router MiB", "L1 MiB", "tasks"]
+    return Table("Over time", [*columns, "connections to nodes", "failed"], rows)
+
+
+def _figures(readings: list[_Reading]) -> list[Figure]:
+    def series(name: str, of: Callable[[_Reading], float]) -> Series:
+        return Series(name, [(one.slice.at, of(one), of(one), of(one)) for one in readings])
+
+    def read(name: str) -> Series:
+        of = _READ[name][1]
+        return series(name, lambda one: of(one.state))
+
+    latencies = [
+        series("p50", lambda one: one.slice.p50 * 1e3),
+        series("p99", lambda one: one.slice.p99 * 1e3),
+        series("p99.9", lambda one: one.slice.p999 * 1e3),
+    ]
+    return [
+        Figure("latency", "Latency from the intended start", "s", "ms", latencies, log_y=True),
+        Figure("memory", "Memory", "s", "MiB", [read("router's memory"), read("of it L1")]),
+        Figure(
+            "held",
+            "What the router holds",
+            "s",
+            "",
+            [read(name) for name in ("tasks", "sockets", "connections to nodes", "threads")],
+        ),
+    ]
