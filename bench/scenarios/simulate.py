@@ -1,0 +1,123 @@
+"""Up to 1,024 shards, stragglers and replicas, simulated with costs that are measured here first.
+
+The simulation has to reproduce a measured run of four shards within 15 % before larger systems are shown.
+It brings vectors of its own: what it needs of a data set is how long searches take.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean
+
+from bench.context import Context
+from bench.errors import BenchError
+from bench.results import Figure, Metric, Outcome, Series, Table
+from bench.simulation.calibrate import Calibration, Comparison, calibrate
+from bench.simulation.measured import Data, MeasuringError
+from bench.simulation.scale import Point, scale
+from deploy.local import ClusterError
+
+__all__ = ["run"]
+
+_CLIENTS = 16
+_EF_SEARCH = 40
+_WITHIN = 15.0
+_QUICK_ROWS = 4000
+_QUICK_SHARDS = (1, 4, 16)
+
+
+def run(context: Context) -> Outcome:
+    options = context.options
+    data = Data(rows=_QUICK_ROWS) if options.quick else Data()
+    try:
+        calibration, validation = calibrate(
+            data,
+            k=options.k,
+            ef_search=(options.ef_search or [_EF_SEARCH])[0],
+            seconds=2 * options.seconds,
+            clients=(options.clients or [_CLIENTS])[0],
+            say=context.say,
+        )
+    except (MeasuringError, ClusterError) as exc:
+        raise BenchError(str(exc)) from exc
+    points: list[Point] = []
+    if validation.valid and options.quick:
+        points = scale(calibration.costs, shards=_QUICK_SHARDS, say=context.say)
+    elif validation.valid:
+        points = scale(calibration.costs, say=context.say)
+    notes = [
+        f"{data.rows:,} vectors of {data.dimensions} dimensions on four shards, {validation.clients} clients;"
+        f" other processes left {validation.cores:.2f} processors."
+    ]
+    if not validation.valid:
+        notes.append(
+            "The simulation does not reproduce the measured run, so nothing is reported of larger systems."
+        )
+    return Outcome(
+        metrics=[_metric(one) for one in validation.comparisons],
+        tables=[_costs(calibration), *([_points(points)] if points else [])],
+        figures=_figures(points) if points else [],
+        notes=notes,
+    )
+
+
+def _metric(one: Comparison) -> Metric:
+    unit, factor = ("/s", 1.0) if one.name == "throughput" else ("ms", 1e3)
+    note = f"measured {one.measured * factor:,.2f} {unit}, simulated {one.simulated * factor:,.2f} {unit}"
+    return Metric(
+        name=f"{one.name}: simulated against measured",
+        value=abs(one.off) * 100,
+        unit="% off",
+        better="lower",
+        target=_WITHIN,
+        note=note,
+    )
+
+
+def _costs(calibration: Calibration) -> Table:
+    costs = calibration.costs
+    rows: list[list[str | float | None]] = [
+        ["statement, beside its searches", costs.statement * 1e6],
+        ["search in a statement, mean", fmean(costs.searches) * 1e6],
+        ["router, per search", costs.router_search * 1e6],
+        ["router, per shard of a search", costs.router_shard * 1e6],
+        ["router, per statement", costs.router_statement * 1e6],
+        ["load generator, per search", costs.client_search * 1e6],
+    ]
+    return Table("Costs", ["processor time", "µs"], rows)
+
+
+def _points(points: Sequence[Point]) -> Table:
+    columns = [
+        "shards",
+        "system",
+        "arrivals/s",
+        "answers/s",
+        "p50 ms",
+        "p99 ms",
+        "coverage %",
+        "router busy %",
+    ]
+    rows: list[list[str | float | None]] = [
+        [
+            str(point.shards),
+            point.name,
+            point.rate,
+            point.result.rate,
+            point.result.p50 * 1e3,
+            point.result.p99 * 1e3,
+            point.result.coverage * 100,
+            point.result.router_use * 100,
+        ]
+        for point in points
+    ]
+    return Table("Larger systems", columns, rows)
+
+
+def _figures(points: Sequence[Point]) -> list[Figure]:
+    lines: dict[str, list[tuple[float, float, float, float]]] = {}
+    for point in points:
+        p99 = point.result.p99 * 1e3
+        lines.setdefault(point.name, []).append((float(point.shards), p99, p99, p99))
+    series = [Series(name, found) for name, found in lines.items()]
+    return [Figure("p99", "p99 by shards, simulated", "shards", "ms", series, log_x=True, log_y=True)]
