@@ -22,17 +22,12 @@ EF_SEARCH_MAX = 1000
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """`limit` rows are wanted of each target.
-
-    They are the nearest of `asked` candidates that the index is to consider, of which `candidates` must be
-    read and compared by their full vectors.
-    """
+    """`limit` rows are wanted of each target: the nearest, by their full vectors, of `asked` candidates."""
 
     targets: tuple[str, ...]
     total: int
     limit: int
     asked: int
-    candidates: int
     ef_search: int
     exact: bool
 
@@ -44,27 +39,26 @@ class Plan(msgspec.Struct, frozen=True):
 def plan_search(query: SearchQuery, shard_map: ShardMap, *, exact: bool | None = None) -> Plan:
     """The plan of `query`; `exact` overrides what the query says.
 
-    A shard's part of the answer is at most offset + k rows, and an approximate search wants them to be the
-    best of overfetch times as many candidates: `ef_search` is raised where it would cut that short. An
-    index over full vectors has ranked the candidates by the true distance already, so the first of them
-    are enough. They must be read where a filter decides which of them count, and all that the scan visits
-    where the index is quantized and re-ranking tells the near ones apart.
+    A shard's part of the answer is at most offset + k rows. An index over full vectors ranks its candidates
+    by the true distance, so without a filter the first of them are the answer's, and asking for more of
+    them changes nothing: only `ef_search` moves recall, and it is raised no further than to keep it from
+    cutting off rows that are wanted. Overfetch is for what takes candidates away or puts them in another
+    order: where a filter decides which of them count, overfetch times as many are asked for and read, and
+    all that the scan visits where the index is quantized and re-ranking tells the near ones apart.
     """
     exact = query.exact if exact is None else exact
     collection = query.collection
-    limit = query.k + query.offset
-    asked = limit if exact else math.ceil(limit * collection.search.overfetch)
-    candidates = limit
-    if not exact and query.filter is not None:
-        candidates = asked
-    if not exact and collection.index.quantization is not Quantization.NONE:
-        candidates = asked = max(asked, query.ef_search)
+    quantized = collection.index.quantization is not Quantization.NONE
+    limit = asked = query.k + query.offset
+    if not exact and (quantized or query.filter is not None):
+        asked = math.ceil(limit * collection.search.overfetch)
+    if not exact and quantized:
+        asked = max(asked, query.ef_search)
     return Plan(
         targets=targets(query.filter, collection, shard_map),
         total=len(shard_map.shards_of(collection)),
         limit=limit,
         asked=asked,
-        candidates=candidates,
         ef_search=min(max(query.ef_search, asked), EF_SEARCH_MAX),
         exact=exact,
     )

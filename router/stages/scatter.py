@@ -93,7 +93,7 @@ class Scatter:
             query.collection,
             to_wire(query.vector, query.collection.vector.type),
             limit=plan.limit,
-            candidates=plan.candidates,
+            candidates=plan.asked,
             ef_search=plan.ef_search,
             exact=plan.exact,
             filter=query.filter,

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from router.query.filter import parse
 from router.query.plan import plan_search, targets
+from router.query.types import SearchQuery
 from router.settings import Settings
 from shard_config import model
 from shard_config.partition import NoPlaceError, locate
@@ -88,20 +89,26 @@ def test_a_row_that_matches_always_lies_on_a_target(
     assert home in shards(documents, raw)
 
 
-def test_a_shards_rows_are_the_best_of_overfetch_times_as_many_candidates() -> None:
+def filtered(**changes: Any) -> SearchQuery:
+    return query(filter=parse(collection(), {"active": True}, Settings()), **changes)
+
+
+def test_over_full_vectors_the_scan_brings_what_is_wanted_and_is_no_wider_than_said() -> None:
     plan = plan_search(query(k=10, offset=15, ef_search=10), shard_map())
+    assert (plan.limit, plan.asked, plan.ef_search) == (25, 25, 25)
+    assert plan_search(query(k=10, ef_search=12), shard_map()).ef_search == 12
+
+
+def test_with_a_filter_a_shards_rows_are_the_best_of_overfetch_times_as_many_candidates() -> None:
+    plan = plan_search(filtered(k=10, offset=15, ef_search=10), shard_map())
     assert (plan.limit, plan.asked, plan.ef_search) == (25, 50, 50)
-
-
-def test_candidates_are_read_only_where_that_can_change_their_order() -> None:
-    assert plan_search(query(k=10), shard_map()).candidates == 10
-    filtered = query(k=10, filter=parse(collection(), {"active": True}, Settings()))
-    assert plan_search(filtered, shard_map()).candidates == 20
+    assert plan_search(filtered(k=10, exact=True), shard_map()).asked == 10
 
 
 def test_the_scan_is_widened_where_it_would_cut_the_rows_short() -> None:
-    assert plan_search(query(k=100), shard_map()).ef_search == 200
-    assert plan_search(query(k=1000), shard_map()).ef_search == 1000
+    assert plan_search(query(k=100), shard_map()).ef_search == 100
+    assert plan_search(filtered(k=100), shard_map()).ef_search == 200
+    assert plan_search(query(k=1000, offset=500), shard_map()).ef_search == 1000
 
 
 def test_an_exact_search_asks_no_more_than_it_needs() -> None:
@@ -111,7 +118,9 @@ def test_an_exact_search_asks_no_more_than_it_needs() -> None:
 
 def test_a_quantized_index_brings_all_its_candidates_for_ranking() -> None:
     plan = plan_search(query(collection(index=QUANTIZED), ef_search=200), shard_map())
-    assert (plan.limit, plan.asked, plan.candidates) == (10, 200, 200)
+    assert (plan.limit, plan.asked, plan.ef_search) == (10, 200, 200)
+    narrow = plan_search(query(collection(index=QUANTIZED), ef_search=5), shard_map())
+    assert (narrow.asked, narrow.ef_search) == (20, 20)
 
 
 def test_values_keep_their_types_on_the_way() -> None:
