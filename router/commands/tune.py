@@ -9,13 +9,16 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from router.query.errors import RouterError
 from router.schema.progress import Display, Meter
 from router.settings import Settings
 from router.topology import Topology
 from router.tuning import Measured, TuningError, tune
 from shard_config import MapError, load, parse
-from shard_config.edit import set_search_option
+from shard_config.edit import Option, raise_version, set_search_options
+from shard_config.model import Tuned
 
 __all__ = ["add_parser"]
 
@@ -44,13 +47,32 @@ def _run(args: argparse.Namespace) -> int:
             f" over {measured.queries} queries"
         )
         if not args.dry_run:
-            _write(args, measured.ef_search, f"{date.today()}, target {args.target_recall}: {said}")
+            _write(args, _options(args, measured))
     except (MapError, TuningError, RouterError, OSError, ValueError) as exc:
         print(f"pgscatter tune: {exc}", file=sys.stderr)
         return 1
     where = "not written" if args.dry_run else f"written to {args.map}"
     print(f"{args.collection}: ef_search {measured.ef_search} ({said}), {where}")
     return 0
+
+
+def _options(args: argparse.Namespace, measured: Measured) -> dict[str, Option]:
+    shard_map = load(args.map)
+    tuned = Tuned(
+        args.target_recall,
+        round(measured.recall, 4),
+        round(measured.bound, 4),
+        args.k,
+        measured.queries,
+        0,
+        len(shard_map.shards_of(shard_map.collections[args.collection])),
+        date.today(),
+    )
+    return {
+        "ef_search": measured.ef_search,
+        "target_recall": args.target_recall,
+        "tuned": msgspec.structs.asdict(tuned),
+    }
 
 
 async def _tune(args: argparse.Namespace) -> Measured:
@@ -81,9 +103,9 @@ async def _tune(args: argparse.Namespace) -> Measured:
         await topology.close()
 
 
-def _write(args: argparse.Namespace, ef_search: int, note: str) -> None:
+def _write(args: argparse.Namespace, options: dict[str, Option]) -> None:
     """Replace the map in one step, after the new text has proved to be a map."""
-    text = set_search_option(args.map.read_text(), args.collection, "ef_search", ef_search, note)
+    text = raise_version(set_search_options(args.map.read_text(), args.collection, options))
     parse(text, str(args.map))
     fresh = args.map.with_name(args.map.name + ".new")
     fresh.write_text(text)

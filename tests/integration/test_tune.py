@@ -39,7 +39,8 @@ def test_the_map_gets_an_ef_search_that_reaches_the_target(tuned_map: Path) -> N
     written = yaml.safe_load(text)
     assert written["collections"]["docs"]["search"]["ef_search"] == int(found[1])
     assert written["version"] == 2
-    assert "# pgscatter tune: " in text
+    search = written["collections"]["docs"]["search"]
+    assert (search["target_recall"], search["tuned"]["queries"], search["tuned"]["shards"]) == (0.95, 200, 4)
 
 
 def test_what_cannot_be_tuned_leaves_the_map_alone(tuned_map: Path) -> None:
