@@ -115,7 +115,7 @@ class LiveRecall:
         elif not self._sampler.pays():
             self._drop("budget")
         else:
-            self._jobs.put_nowait(_Job(stage, query, found.answer.hits, version))
+            self._jobs.put_nowait(_Job(stage, _exactly(query), found.answer.hits, version))
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -139,7 +139,7 @@ class LiveRecall:
             return "written"
         deadline = asyncio.get_running_loop().time() + _SECONDS
         try:
-            found = await job.stage.search(_exactly(job.query), deadline)
+            found = await job.stage.search(job.query, deadline)
         except DeadlineError:
             return "late"
         except OverloadedError:

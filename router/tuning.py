@@ -19,7 +19,7 @@ from router.query.filter import Filter, parse
 from router.query.plan import EF_SEARCH_MAX
 from router.query.recall import best_bound, lower_bound, near, queries_for, recall
 from router.query.selectivity import filters_of_share
-from router.query.types import Probe, Row, SearchQuery, Shape
+from router.query.types import Found, Probe, Row, SearchQuery, Shape
 from router.query.wire import from_wire_bytes
 from router.topology import Topology
 from shard_config.model import Collection
@@ -130,7 +130,8 @@ async def tune(
         tell: is told each measurement.
 
     Raises:
-        TuningError: too few rows, a shard did not answer, or no width reaches the target.
+        TuningError: too few rows, the index is not used, a shard did not answer, or no width reaches the
+            target.
         InvalidError: one of `filters` is none.
     """
     if best_bound(queries) < target:
@@ -147,6 +148,7 @@ async def tune(
             f" takes {queries_for(target)} queries or more"
         )
     tuning = _Tuning(topology, collection, k, sampled, progress)
+    await tuning.check_plan()
     cases = [await tuning.case("no filter", None)]
     cases += [await tuning.case(f"filter {said}", filter) for said, filter in given]
     for made in await _filters(topology, collection, sizes):
@@ -171,9 +173,7 @@ async def _search(tuning: _Tuning, cases: list[_Case], target: float, tell: Tell
         reached[ef_search] = Tuned(ef_search, tuple(measured))
         return True
 
-    # A query's own row takes a place of its scan.
-    steps = [step for step in _STEPS if step > tuning.k] or [EF_SEARCH_MAX]
-    best = await smallest(steps, reaches)
+    best = await smallest(tuning.steps, reaches)
     if best is None:
         raise TuningError(
             f"{tuning.collection.name}: recall at {tuning.k} is {failed[EF_SEARCH_MAX]}, even at ef_search"
@@ -191,9 +191,27 @@ class _Tuning:
     ) -> None:
         self.collection = collection
         self.k = k
+        # A query's own row takes a place of its scan.
+        self.steps = [step for step in _STEPS if step > k] or [EF_SEARCH_MAX]
         self._topology = topology
         self._queries = queries
         self._progress = progress
+
+    async def check_plan(self) -> None:
+        """See that PostgreSQL uses the index at all: reading every row has a recall of 1 at any width.
+
+        Raises:
+            TuningError: no shard's plan scans an index.
+        """
+        query = SearchQuery(
+            self.collection, self._queries[0].vector, self.k, ef_search=self.steps[0], plan=True
+        )
+        found = await self._found(query)
+        if not any("Index Scan using" in (report.plan or "") for report in found.answer.reports):
+            raise TuningError(
+                f"{self.collection.name}: PostgreSQL reads all rows for a search and not the index, so that"
+                f" ef_search changes nothing; ANALYZE {self.collection.table}, and tune when it has more rows"
+            )
 
     async def case(self, name: str, filter: Filter | None) -> _Case:
         truth = await self._answers(f"exact answers, {name}", filter, None)
@@ -203,6 +221,10 @@ class _Tuning:
         return _Case(name, filter, truth)
 
     async def measure(self, case: _Case, ef_search: int) -> Measured:
+        # A connection keeps the plan it made for a statement, and at a great width that may be to read all
+        # rows: kept for a narrow one, it would have a recall of 1 that no new connection's index scan has.
+        for node in self._topology.nodes:
+            node.reads.discard_idle()
         found = await self._answers(f"ef_search {ef_search}, {case.name}", case.filter, ef_search)
         each = [recall(got, true) for got, true in zip(found, case.truth, strict=True)]
         recalls = [value for value in each if value is not None]
@@ -239,13 +261,17 @@ class _Tuning:
             exact=ef_search is None,
             cache=False,
         )
+        found = await self._found(search)
+        own = query.id if isinstance(query.id, int) else str(query.id)
+        return [hit.distance for hit in near(found.answer.hits) if hit.id != own][: self.k]
+
+    async def _found(self, search: SearchQuery) -> Found:
         deadline = asyncio.get_running_loop().time() + _SEARCH_SECONDS
         found = await self._topology.snapshot.search(search, deadline)
         if not found.answer.coverage.full:
             failure = found.answer.coverage.failures[0]
             raise TuningError(f"{failure.shard} did not answer: {failure.error}")
-        own = query.id if isinstance(query.id, int) else str(query.id)
-        return [hit.distance for hit in near(found.answer.hits) if hit.id != own][: self.k]
+        return found
 
 
 async def _sizes(topology: Topology, collection: Collection) -> dict[str, int]:

@@ -13,22 +13,24 @@ from tests.conftest import Serve
 from tests.integration.apps import applied_map, collection, pgscatter
 from tests.integration.test_search import no_sequential_scans
 
+D = 64
 COMMENT = "# which nobody but us knows"
 
 
 @pytest.fixture(scope="module")
 def tuned_map(cluster: Cluster, serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clustered vectors, which a narrow scan finds hard, and as many of them twice."""
-    vector = {"column": "embedding", "type": "vector", "dimensions": 16, "metric": "l2"}
+    """Vectors without any order, which a narrow scan finds hard; some of them twice."""
+    vector = {"column": "embedding", "type": "vector", "dimensions": D, "metric": "l2"}
     path = applied_map(
         cluster,
         tmp_path_factory.mktemp("tune"),
         docs=collection(vector=vector, search={"ef_search": 1, "target_recall": 0.9}),
+        tiny=collection(vector=vector),
         empty=collection(),
     )
     path.write_text(f"{COMMENT}\n{path.read_text()}")
     rng = np.random.default_rng(5)
-    rows = (rng.normal(size=(30, 16))[rng.integers(0, 30, 2000)] + 0.3 * rng.normal(size=(2000, 16))).round(4)
+    rows = rng.normal(size=(2000, D)).round(4)
     rows[1000:1100] = rows[:100]
     with serve(path) as url:
         documents = [
@@ -37,6 +39,7 @@ def tuned_map(cluster: Cluster, serve: Serve, tmp_path_factory: pytest.TempPathF
         ]
         answer = httpx.put(f"{url}/v1/collections/docs/documents", json={"documents": documents}, timeout=60)
         assert answer.json()["stored"] == 2000
+        httpx.put(f"{url}/v1/collections/tiny/documents", json={"documents": documents[:40]}, timeout=60)
     return path
 
 
@@ -58,19 +61,22 @@ async def test_the_map_gets_an_ef_search_that_reaches_the_target_with_filters_an
     assert written["version"] == 2
     assert tuned_map.read_text().startswith(COMMENT)
     search = written["collections"]["docs"]["search"]
-    assert search["ef_search"] == int(found[1]) > 1
+    assert search["ef_search"] == int(found[1]) >= 12
     assert search["target_recall"] == search["tuned"]["target_recall"] == 0.9
     assert (search["tuned"]["filters"], search["tuned"]["shards"], search["tuned"]["k"]) == (4, 4, 10)
     assert search["tuned"]["lower_bound"] == min(float(bound) for _, bound, _ in cases)
 
 
-def test_without_a_collection_those_that_can_be_tuned_are(tuned_map: Path) -> None:
+async def test_without_a_collection_those_that_can_be_tuned_are(cluster: Cluster, tuned_map: Path) -> None:
     before = yaml.safe_load(tuned_map.read_text())
-    done = pgscatter("tune", "--map", tuned_map, "--target-recall", 0.95, "--queries", 100, check=False)
+    command = ["tune", "--map", tuned_map, "--target-recall", 0.95, "--queries", 100]
+    async with no_sequential_scans(cluster):
+        done = pgscatter(*command, check=False)
     assert done.returncode == 1
     assert "empty holds too few rows: 0" in done.stderr
     after = yaml.safe_load(tuned_map.read_text())
     assert after["collections"]["docs"]["search"]["target_recall"] == 0.95
+    assert "tiny holds too few rows: 40" in done.stderr
     assert after["collections"]["empty"] == before["collections"]["empty"]
     assert after["version"] == before["version"] + 1
 
@@ -83,7 +89,11 @@ def test_without_a_collection_those_that_can_be_tuned_are(tuned_map: Path) -> No
         (["--collection", "docs", "--target-recall", 2], 2, "expected a number from 0.5 to 0.9999, got 2"),
         (["--collection", "docs", "--filter", "[]"], 2, "not a JSON object"),
         (["--collection", "docs", "--filter", '{"colour": 1}'], 1, "unknown field 'colour'"),
-        (["--collection", "docs", "--filter", '{"price": -1}'], 1, "docs holds nothing that matches"),
+        (
+            ["--collection", "tiny", "--target-recall", 0.5],
+            1,
+            "reads all rows for a search and not the index",
+        ),
         (
             ["--target-recall", 0.99, "--queries", 50],
             1,
@@ -98,6 +108,14 @@ def test_what_cannot_be_tuned_leaves_the_map_alone(
     done = pgscatter("tune", "--map", tuned_map, *arguments, check=False)
     assert (done.returncode, tuned_map.read_text()) == (status, before)
     assert message in done.stderr
+
+
+async def test_a_filter_that_keeps_nothing_says_nothing(cluster: Cluster, tuned_map: Path) -> None:
+    command = ["tune", "--map", tuned_map, "--collection", "docs", "--filter", '{"price": -1}']
+    async with no_sequential_scans(cluster):
+        done = pgscatter(*command, check=False)
+    assert done.returncode == 1
+    assert 'docs holds nothing that matches: filter {"price":-1}' in done.stderr
 
 
 async def test_a_target_out_of_reach_says_how_far_it_came(
