@@ -39,11 +39,13 @@ def create_app() -> ASGIApp:
     """
     config = from_env(os.environ)
     configure(config.log_level, sys.stderr)
+    metrics = Metrics()
     topology = Topology(
         load(config.map_path),
         config.settings,
         redis_url=config.redis_url,
         shared_path=None if config.shared_path is None else Path(config.shared_path),
+        recall_listener=metrics,
     )
 
     models = TextModels()
@@ -62,7 +64,7 @@ def create_app() -> ASGIApp:
         lambda: topology.snapshot,
         config.settings,
         None if config.api_keys_path is None else load_keys(Path(config.api_keys_path), os.environ),
-        Metrics(),
+        metrics,
         embed=models.embed,
         lifespan=lifespan,
         access_log=AccessLog(sys.stderr, level=config.log_level),

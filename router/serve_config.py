@@ -50,11 +50,33 @@ HELP: dict[str, str] = {
     "l2_timeout": "longest time that Redis may take, in seconds",
     "l2_pause": "time without Redis after it failed, in seconds",
     "l2_max_entry_bytes": "largest answer kept in Redis",
+    "recall_sample_rate": "share of searches repeated exactly to measure recall; 0 turns it off",
+    "recall_budget": "such repetitions per second at most, per worker",
 }
 
 _MAY_BE_ZERO = frozenset(
-    {"max_offset", "node_queue", "l1_bytes", "body_cache_bytes", "l2_pause", "l2_max_entry_bytes"}
+    {
+        "max_offset",
+        "node_queue",
+        "l1_bytes",
+        "body_cache_bytes",
+        "l2_pause",
+        "l2_max_entry_bytes",
+        "recall_sample_rate",
+    }
 )
+
+
+class _Kind(msgspec.Struct, frozen=True):
+    """What a setting's number is, for help and messages."""
+
+    metavar: str
+    name: str
+    most: float = _MOST
+
+
+# All others are times or whole numbers, as their type says.
+_KINDS = {"recall_sample_rate": _Kind("SHARE", "a share", 1.0), "recall_budget": _Kind("RATE", "a rate")}
 
 
 class ServeConfig(msgspec.Struct, frozen=True):
@@ -93,7 +115,7 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     for field in msgspec.structs.fields(Settings):
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
-            metavar="SECONDS" if field.type is float else "N",
+            metavar=_kind(field).metavar,
             help=f"{HELP[field.name]} (default {field.default})",
         )
 
@@ -112,17 +134,23 @@ def read_settings(args: argparse.Namespace, env: Mapping[str, str]) -> Settings:
         if text is None:
             text, source = env.get(variable), variable
         if text is not None:
-            values[field.name] = _number(text, field.type, source, zero=field.name in _MAY_BE_ZERO)
+            values[field.name] = _number(text, field, source)
     return Settings(**values)
 
 
-def _number(text: str, type_: Any, source: str, *, zero: bool) -> float:
-    kind = "a number of seconds" if type_ is float else "a whole number"
+def _kind(field: msgspec.structs.FieldInfo) -> _Kind:
+    usual = _Kind("SECONDS", "a number of seconds") if field.type is float else _Kind("N", "a whole number")
+    return _KINDS.get(field.name, usual)
+
+
+def _number(text: str, field: msgspec.structs.FieldInfo, source: str) -> float:
+    kind, zero = _kind(field), field.name in _MAY_BE_ZERO
     least = "of at least 0" if zero else "above 0"
+    most = "" if kind.most == _MOST else f" and at most {kind.most:g}"
     try:
-        value: float = type_(text)
+        value: float = field.type(text)
     except ValueError:
         value = math.nan
-    if not (0 <= value <= _MOST) or (value == 0 and not zero):
-        raise ValueError(f"{source}: expected {kind} {least}, got {text[:40]!r}")
+    if not (0 <= value <= kind.most) or (value == 0 and not zero):
+        raise ValueError(f"{source}: expected {kind.name} {least}{most}, got {text[:40]!r}")
     return value

@@ -2,7 +2,7 @@
 
 Each field is a flag of `pgscatter serve` (`--max-body-bytes`) and an environment variable
 (`PGSCATTER_MAX_BODY_BYTES`); `docs/settings.md` explains them and a test keeps it complete.
-Times are in seconds.
+Times are in seconds, rates per second.
 """
 
 from __future__ import annotations
@@ -44,3 +44,6 @@ class Settings(msgspec.Struct, frozen=True):
     l2_timeout: float = 0.02
     l2_pause: float = 2.0
     l2_max_entry_bytes: int = 1 << 20
+    # recall
+    recall_sample_rate: float = 0.001
+    recall_budget: float = 1.0

@@ -1,6 +1,7 @@
 """Everything that serves one shard map, put together in one place and one order.
 
-`Topology` owns what has a lifetime: nodes, the prober, the cache's entries, the line to Redis.
+`Topology` owns what has a lifetime: nodes, the prober, the cache's entries, the line to Redis, the
+measurement of recall.
 `Snapshot` is what a request uses from its beginning to its end; nothing else constructs a stage.
 """
 
@@ -18,7 +19,9 @@ from router.documents.primary import Primaries
 from router.documents.reader import Reader
 from router.documents.types import CountAnswer, DeleteOutcome, Document, UpsertOutcome
 from router.documents.writer import Writer
+from router.live_recall import LiveRecall, RecallListener
 from router.policy.limit import Limit
+from router.policy.recall_sampling import RecallSampler, RecallSeen
 from router.policy.selection import Health, Role
 from router.prober import Prober
 from router.query.filter import Filter
@@ -51,6 +54,7 @@ class Topology:
         *,
         redis_url: str | None = None,
         shared_path: Path | None = None,
+        recall_listener: RecallListener | None = None,
     ) -> None:
         self.settings = settings
         limits = _limits(shard_map, settings)
@@ -62,6 +66,11 @@ class Topology:
         self.shared = Shared(shard_map, shared_path)
         self.store = Store(settings.l1_bytes)
         self.prober = Prober(self.nodes, settings)
+        self.recall = LiveRecall(
+            RecallSampler(settings.recall_sample_rate, settings.recall_budget),
+            self.shared.version,
+            recall_listener,
+        )
         self.link = (
             None
             if redis_url is None
@@ -78,9 +87,11 @@ class Topology:
         up = [node for node in self.nodes if node.state.health is Health.UP]
         # One that fails here is no worse than one that fails later: its searches will say so.
         await asyncio.gather(*(node.reads.warm() for node in up), return_exceptions=True)
+        self.recall.start()
 
     async def close(self) -> None:
         """Let go of everything, within the bounds of each part."""
+        await self.recall.close()
         await self.prober.close()
         await self.snapshot.close()
         await asyncio.gather(*(node.close() for node in self.nodes))
@@ -107,6 +118,9 @@ class Snapshot:
         }
         self.fanout = fanout = Fanout(sets)
         search: Stage = Scatter(shard_map, fanout, shared)
+        self._exactly = search  # repeats searches to measure recall, past all caches
+        self._recall = topology.recall
+        self._chosen_for_recall = topology.recall.chooses
         invalidations = None
         self._shared_cache = None
         if topology.link is not None:
@@ -129,7 +143,13 @@ class Snapshot:
         return f"<Snapshot map {self.shard_map.version}: {self._search!r}>"
 
     async def search(self, query: SearchQuery, deadline: float) -> Found:
-        return await self._search.search(query, deadline)
+        if not self._chosen_for_recall():
+            return await self._search.search(query, deadline)
+        # Read before the search starts: a write that lands meanwhile makes the two answers incomparable.
+        version = self._topology.shared.version(query.collection.name)
+        found = await self._search.search(query, deadline)
+        self._recall.offer(self._exactly, query, found, version)
+        return found
 
     async def upsert(
         self, collection: Collection, documents: Sequence[Document], deadline: float
@@ -178,6 +198,10 @@ class Snapshot:
                 "l2_on": link.on,
             }
         return stats
+
+    def recall(self, collection: str) -> RecallSeen | None:
+        """What repeating real searches exactly has shown lately, if anything."""
+        return self._recall.seen(collection)
 
     async def close(self) -> None:
         if self._shared_cache is not None:

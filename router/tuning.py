@@ -1,8 +1,8 @@
-"""How wide an HNSW scan must be for a wanted recall.
+"""How wide an HNSW scan must be for a wanted recall, with filters and without.
 
 Real vectors of the collection are the queries; each one's own row is left out of its answers. Truth
-comes from exact searches through the same router, so whatever the number of shards does for recall is
-part of what is measured.
+comes from exact searches through the same router, so whatever the number of shards, the plan and the
+filters do for recall is part of what is measured.
 """
 
 from __future__ import annotations
@@ -10,28 +10,35 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import msgspec
 
-from router.postgres.sql import sample
+from router.postgres.sql import Statement, count, sample
+from router.query.filter import Filter, parse
 from router.query.plan import EF_SEARCH_MAX
-from router.query.types import Probe, SearchQuery, Shape
+from router.query.recall import best_bound, lower_bound, near, queries_for, recall
+from router.query.selectivity import filters_of_share
+from router.query.types import Found, Probe, Row, SearchQuery, Shape
 from router.query.wire import from_wire_bytes
 from router.topology import Topology
 from shard_config.model import Collection
 
-__all__ = ["Measured", "TuningError", "lower_bound", "smallest", "tune"]
+__all__ = ["Measured", "Tuned", "TuningError", "queries_by_default", "smallest", "tune"]
 
 # Steps of about an eighth: finer ones would be told apart by noise alone.
 _STEPS = [
-    *(10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 64, 72, 80, 96, 112, 128, 144, 160),
+    *(2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 64, 72, 80, 96, 112, 128, 144, 160),
     *(192, 224, 256, 288, 320, 384, 448, 512, 576, 640, 768, 896, EF_SEARCH_MAX),
 ]
-_Z95 = 1.6449  # one-sided 95 % quantile of the normal distribution
+_SHARES = (0.01, 0.1, 0.5)
+_SHARE_ROWS = 4000  # 1 % of them are 40, so that shares are off by a sixth
+_LEAST_QUERIES = 500
 _CONCURRENCY = 4
 _SEARCH_SECONDS = 60.0
 
-Progress = Callable[[str, int], None]
+Progress = Callable[[str, int, int], None]
+Tell = Callable[[str], None]
 
 
 class TuningError(Exception):
@@ -39,22 +46,50 @@ class TuningError(Exception):
 
 
 class Measured(msgspec.Struct, frozen=True):
-    """`recall` is the mean over `queries`, at least `bound` with 95 % confidence."""
+    """`recall` is the mean over `queries`, at least `bound` with 95 % confidence.
 
-    ef_search: int
+    `case` is what searches had in common: "no filter", or the filter.
+    """
+
+    case: str
     recall: float
     bound: float
     queries: int
 
+    def __str__(self) -> str:
+        return (
+            f"{self.recall:.4f}, at least {self.bound:.4f} with 95 % confidence,"
+            f" over {self.queries} queries, {self.case}"
+        )
 
-def lower_bound(recalls: Sequence[float]) -> float:
-    """The mean of all queries' recall is above this with 95 % confidence (normal approximation)."""
-    n = len(recalls)
-    mean = sum(recalls) / n
-    if n < 2:
-        return 0.0
-    variance = sum((value - mean) ** 2 for value in recalls) / (n - 1)
-    return mean - _Z95 * math.sqrt(variance / n)
+
+class Tuned(msgspec.Struct, frozen=True):
+    """The `ef_search` found, and what was measured with it for each case."""
+
+    ef_search: int
+    cases: tuple[Measured, ...]
+
+    @property
+    def worst(self) -> Measured:
+        return min(self.cases, key=lambda case: case.bound)
+
+
+class _Query(msgspec.Struct, frozen=True):
+    id: object
+    vector: bytes
+
+
+class _Case(msgspec.Struct, frozen=True):
+    """A filter, its name, and the exact answers' distances to each query."""
+
+    name: str
+    filter: Filter | None
+    truth: list[list[float]]
+
+
+def queries_by_default(target: float) -> int:
+    """Three times what would do if no query missed anything, so that some may."""
+    return max(_LEAST_QUERIES, 3 * queries_for(target))
 
 
 async def smallest(steps: Sequence[int], reaches: Callable[[int], Awaitable[bool]]) -> int | None:
@@ -72,88 +107,223 @@ async def smallest(steps: Sequence[int], reaches: Callable[[int], Awaitable[bool
 
 
 async def tune(
-    topology: Topology, collection: Collection, *, k: int, target: float, queries: int, progress: Progress
-) -> Measured:
+    topology: Topology,
+    collection: Collection,
+    *,
+    k: int,
+    target: float,
+    queries: int,
+    filters: Sequence[dict[str, Any]],
+    progress: Progress,
+    tell: Tell,
+) -> Tuned:
     """The smallest `ef_search` whose recall at `k` is at least `target` with 95 % confidence.
 
+    It must be so without a filter, with filters made from the collection's values that keep about 1 %,
+    10 % and 50 % of it, as far as its columns allow, and with each of `filters`. As all of these must
+    reach the target, each is held to the same confidence (Berger, "Multiparameter hypothesis testing and
+    acceptance sampling", Technometrics 24, 1982).
+
+    Args:
+        filters: as requests say them.
+        progress: is told what is being done, how much of it is, and out of how much.
+        tell: is told each measurement.
+
     Raises:
-        TuningError: too few rows, a shard did not answer, or no width reaches the target.
+        TuningError: too few rows, the index is not used, a shard did not answer, or no width reaches the
+            target.
+        InvalidError: one of `filters` is none.
     """
-    vectors = await _sampled(topology, collection, queries)
-    if len(vectors) < 2:
-        raise TuningError(f"{collection.name} holds too few rows to sample queries from")
-    truth = await _answers(topology, collection, vectors, k, None, progress)
-    measured: dict[int, Measured] = {}
+    if best_bound(queries) < target:
+        raise TuningError(
+            f"{collection.name}: {queries} queries cannot show a recall of {target}; it takes"
+            f" {queries_for(target)} without a miss, and more with some"
+        )
+    given = [(_said(raw), parse(collection, raw, topology.settings)) for raw in filters]
+    sizes = await _sizes(topology, collection)
+    sampled = await _vectors(topology, collection, sizes, queries)
+    if not sampled or best_bound(len(sampled)) < target:
+        raise TuningError(
+            f"{collection.name} holds too few rows: {sum(sizes.values())}, where a recall of {target}"
+            f" takes {queries_for(target)} queries or more"
+        )
+    tuning = _Tuning(topology, collection, k, sampled, progress)
+    await tuning.check_plan()
+    cases = [await tuning.case("no filter", None)]
+    cases += [await tuning.case(f"filter {said}", filter) for said, filter in given]
+    for made in await _filters(topology, collection, sizes):
+        cases.append(await tuning.case(f"filter {made.said} ({made.share:.1%})", made.filter))
+    return await _search(tuning, cases, target, tell)
+
+
+async def _search(tuning: _Tuning, cases: list[_Case], target: float, tell: Tell) -> Tuned:
+    reached: dict[int, Tuned] = {}
+    failed: dict[int, Measured] = {}
 
     async def reaches(ef_search: int) -> bool:
-        found = await _answers(topology, collection, vectors, k, ef_search, progress)
-        recalls = [
-            len(set(got) & set(true)) / len(true) for got, true in zip(found, truth, strict=True) if true
-        ]
-        if not recalls:
-            raise TuningError(f"{collection.name} holds too few rows to measure recall at {k}")
-        mean = sum(recalls) / len(recalls)
-        measured[ef_search] = Measured(ef_search, mean, lower_bound(recalls), len(recalls))
-        return measured[ef_search].bound >= target
+        measured: list[Measured] = []
+        for at, case in enumerate(cases):
+            measured.append(await tuning.measure(case, ef_search))
+            tell(f"{tuning.collection.name}: ef_search {ef_search}: recall@{tuning.k} {measured[-1]}")
+            if measured[-1].bound < target:
+                failed[ef_search] = measured[-1]
+                # What was hardest now is likely to be so again, and then spares measuring the others.
+                cases.insert(0, cases.pop(at))
+                return False
+        reached[ef_search] = Tuned(ef_search, tuple(measured))
+        return True
 
-    best = await smallest([step for step in _STEPS if step >= k] or [EF_SEARCH_MAX], reaches)
+    best = await smallest(tuning.steps, reaches)
     if best is None:
-        last = measured[EF_SEARCH_MAX]
         raise TuningError(
-            f"recall at {k} is {last.recall:.4f} (at least {last.bound:.4f} with 95 % confidence, over"
-            f" {last.queries} queries) even at ef_search {EF_SEARCH_MAX}: the target {target} is out of"
-            " reach; build the index with larger m and ef_construction, or sample more queries"
+            f"{tuning.collection.name}: recall at {tuning.k} is {failed[EF_SEARCH_MAX]}, even at ef_search"
+            f" {EF_SEARCH_MAX}: the target {target} is out of reach; build the index with larger m and"
+            " ef_construction, or take more queries"
         )
-    return measured[best]
+    return reached[best]
 
 
-async def _sampled(topology: Topology, collection: Collection, count: int) -> list[tuple[object, bytes]]:
-    """About `count` random rows as (id, vector), an equal part of each shard."""
+class _Tuning:
+    """The queries of one collection, and the searches for them."""
+
+    def __init__(
+        self, topology: Topology, collection: Collection, k: int, queries: list[_Query], progress: Progress
+    ) -> None:
+        self.collection = collection
+        self.k = k
+        # A query's own row takes a place of its scan.
+        self.steps = [step for step in _STEPS if step > k] or [EF_SEARCH_MAX]
+        self._topology = topology
+        self._queries = queries
+        self._progress = progress
+
+    async def check_plan(self) -> None:
+        """See that PostgreSQL uses the index at all: reading every row has a recall of 1 at any width.
+
+        Raises:
+            TuningError: no shard's plan scans an index.
+        """
+        query = SearchQuery(
+            self.collection, self._queries[0].vector, self.k, ef_search=self.steps[0], plan=True
+        )
+        found = await self._found(query)
+        if not any("Index Scan using" in (report.plan or "") for report in found.answer.reports):
+            raise TuningError(
+                f"{self.collection.name}: PostgreSQL reads all rows for a search and not the index, so that"
+                f" ef_search changes nothing; ANALYZE {self.collection.table}, and tune when it has more rows"
+            )
+
+    async def case(self, name: str, filter: Filter | None) -> _Case:
+        truth = await self._answers(f"exact answers, {name}", filter, None)
+        if not any(truth):
+            what = "no other rows" if filter is None else f"nothing that matches: {name}"
+            raise TuningError(f"{self.collection.name} holds {what}")
+        return _Case(name, filter, truth)
+
+    async def measure(self, case: _Case, ef_search: int) -> Measured:
+        # A connection keeps the plan it made for a statement, and at a great width that may be to read all
+        # rows: kept for a narrow one, it would have a recall of 1 that no new connection's index scan has.
+        for node in self._topology.nodes:
+            node.reads.discard_idle()
+        found = await self._answers(f"ef_search {ef_search}, {case.name}", case.filter, ef_search)
+        each = [recall(got, true) for got, true in zip(found, case.truth, strict=True)]
+        recalls = [value for value in each if value is not None]
+        return Measured(case.name, sum(recalls) / len(recalls), lower_bound(recalls), len(recalls))
+
+    async def _answers(self, what: str, filter: Filter | None, ef_search: int | None) -> list[list[float]]:
+        """For each query the distances of its k nearest other rows; exactly if `ef_search` is None."""
+        places = asyncio.Semaphore(_CONCURRENCY)
+        done = 0
+
+        async def one(query: _Query) -> list[float]:
+            nonlocal done
+            async with places:
+                distances = await self._answer(query, filter, ef_search)
+            done += 1
+            self._progress(f"{self.collection.name}: {what}", done, len(self._queries))
+            return distances
+
+        tasks = [asyncio.create_task(one(query)) for query in self._queries]
+        try:
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _answer(self, query: _Query, filter: Filter | None, ef_search: int | None) -> list[float]:
+        search = SearchQuery(
+            self.collection,
+            query.vector,
+            self.k + 1,
+            filter=filter,
+            ef_search=ef_search or 1,
+            exact=ef_search is None,
+            cache=False,
+        )
+        found = await self._found(search)
+        own = query.id if isinstance(query.id, int) else str(query.id)
+        return [hit.distance for hit in near(found.answer.hits) if hit.id != own][: self.k]
+
+    async def _found(self, search: SearchQuery) -> Found:
+        deadline = asyncio.get_running_loop().time() + _SEARCH_SECONDS
+        found = await self._topology.snapshot.search(search, deadline)
+        if not found.answer.coverage.full:
+            failure = found.answer.coverage.failures[0]
+            raise TuningError(f"{failure.shard} did not answer: {failure.error}")
+        return found
+
+
+async def _sizes(topology: Topology, collection: Collection) -> dict[str, int]:
+    """How many rows each shard holds."""
+    statement = count(collection, None)
     shards = topology.snapshot.shard_map.shards_of(collection)
-    statement = sample(collection, math.ceil(count / len(shards)))
-    probes = {shard: Probe(Shape(statement.sql), statement.args, count, count) for shard in shards}
+    rows = await _rows(topology, {shard: statement for shard in shards})
+    return {shard: part[0][0] for shard, part in rows.items()}
+
+
+async def _vectors(
+    topology: Topology, collection: Collection, sizes: dict[str, int], wanted: int
+) -> list[_Query]:
+    """About `wanted` random rows, or all."""
+    rows = await _sampled(topology, collection, sizes, wanted, [collection.vector.column])
+    kind = collection.vector.type
+    return [_Query(row[0], from_wire_bytes(row[1], kind)) for row in rows]
+
+
+async def _filters(topology: Topology, collection: Collection, sizes: dict[str, int]) -> list[Any]:
+    if not collection.columns:
+        return []
+    columns = [column.column for column in collection.columns.values()]
+    rows = await _sampled(topology, collection, sizes, _SHARE_ROWS, columns)
+    return filters_of_share(collection, [row[1:] for row in rows], _SHARES)
+
+
+async def _sampled(
+    topology: Topology, collection: Collection, sizes: dict[str, int], wanted: int, columns: Sequence[str]
+) -> list[Row]:
+    """Random rows as (id, *columns), of each shard as many as its part of all rows."""
+    total = sum(sizes.values())
+    statements = {
+        shard: sample(collection, math.ceil(wanted * size / total), columns)
+        for shard, size in sizes.items()
+        if size
+    }
+    return [row for part in (await _rows(topology, statements)).values() for row in part]
+
+
+async def _rows(topology: Topology, statements: dict[str, Statement]) -> dict[str, Sequence[Row]]:
+    probes = {
+        shard: Probe(Shape(statement.sql), statement.args, 0, 0) for shard, statement in statements.items()
+    }
     deadline = asyncio.get_running_loop().time() + _SEARCH_SECONDS
     parts = await topology.snapshot.fanout.fetch(probes, deadline)
     missing = [part.report for part in parts.values() if part.report.error is not None]
     if missing:
         raise TuningError(f"{missing[0].shard}: {missing[0].error}")
-    kind = collection.vector.type
-    return [(row[0], from_wire_bytes(row[1], kind)) for part in parts.values() for row in part.rows]
+    return {shard: part.rows for shard, part in parts.items()}
 
 
-async def _answers(
-    topology: Topology,
-    collection: Collection,
-    vectors: Sequence[tuple[object, bytes]],
-    k: int,
-    ef_search: int | None,
-    progress: Progress,
-) -> list[list[object]]:
-    """For each query the ids of its k nearest other rows; exactly if `ef_search` is None."""
-    what = "exact answers" if ef_search is None else f"ef_search {ef_search}"
-    places = asyncio.Semaphore(_CONCURRENCY)
-    done = 0
-
-    async def one(id_: object, vector: bytes) -> list[object]:
-        nonlocal done
-        query = SearchQuery(
-            collection, vector, k + 1, ef_search=ef_search or 1, exact=ef_search is None, cache=False
-        )
-        async with places:
-            deadline = asyncio.get_running_loop().time() + _SEARCH_SECONDS
-            found = await topology.snapshot.search(query, deadline)
-        if not found.answer.coverage.full:
-            raise TuningError(f"{found.answer.coverage.failures[0].shard} did not answer")
-        done += 1
-        progress(what, done)
-        ids = [hit["id"] for hit in msgspec.json.decode(found.answer.hits)]
-        own = id_ if isinstance(id_, int) else str(id_)
-        return [other for other in ids if other != own][:k]
-
-    tasks = [asyncio.create_task(one(id_, vector)) for id_, vector in vectors]
-    try:
-        return await asyncio.gather(*tasks)
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+def _said(raw: dict[str, Any]) -> str:
+    text = msgspec.json.encode(raw).decode()
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection as Names
+from datetime import date
 from enum import StrEnum
 
 from shard_config import limits
@@ -16,6 +17,7 @@ from shard_config.model import (
     Quantization,
     SearchDefaults,
     Table,
+    Tuned,
     Vector,
     VectorType,
 )
@@ -200,10 +202,37 @@ def _index(cursor: Cursor) -> Index:
 
 
 def _search(cursor: Cursor) -> SearchDefaults:
-    section = cursor.section(("ef_search", "overfetch", "timeout", "max_k"))
+    section = cursor.section(("ef_search", "overfetch", "timeout", "max_k", "target_recall", "tuned"))
+    target = section["target_recall"]
+    wanted = target.number(limits.TARGET_RECALL, limits.TARGET_RECALL[0])
     return SearchDefaults(
         ef_search=section["ef_search"].integer(limits.EF_SEARCH, SEARCH.ef_search),
         overfetch=section["overfetch"].number(limits.OVERFETCH, SEARCH.overfetch),
         timeout=section["timeout"].duration(limits.TIMEOUT, SEARCH.timeout),
         max_k=section["max_k"].integer(limits.MAX_K, SEARCH.max_k),
+        target_recall=wanted if target.present else None,
+        tuned=_tuned(section["tuned"]) if section["tuned"].present else None,
     )
+
+
+def _tuned(cursor: Cursor) -> Tuned:
+    section = cursor.section(Tuned.__struct_fields__)
+    return Tuned(
+        target_recall=section.required("target_recall", "0.99").number(limits.TARGET_RECALL, 0.5),
+        recall=section.required("recall", "0.995").number(limits.SHARE, 0.0),
+        lower_bound=section.required("lower_bound", "0.99").number(limits.SHARE, 0.0),
+        k=section.required("k", "10").integer(limits.MAX_K, 1),
+        queries=section.required("queries", "500").integer(limits.TUNE_QUERIES, 2),
+        filters=section.required("filters", "0").integer(limits.TUNE_FILTERS, 0),
+        shards=section.required("shards", "4").integer((1, limits.SHARDS), 1),
+        at=_day(section.required("at", "2026-01-31")),
+    )
+
+
+def _day(cursor: Cursor) -> date:
+    text = cursor.matching(limits.DAY, "a date such as 2026-01-31")
+    try:
+        return date.min if text is None else date.fromisoformat(text)
+    except ValueError:
+        cursor.fail(f"expected a day of the calendar, got {cursor.shown()}")
+        return date.min

@@ -1,50 +1,54 @@
-"""Changes one number of a map's text and leaves the rest, comments included, as its author wrote it."""
+"""Changes a collection's search options in a map's text and leaves the rest as its author wrote it.
+
+Comments stay where they are. The text is edited by the places that YAML's parser found, option by option.
+"""
 
 from __future__ import annotations
 
-import re
+from collections.abc import Mapping
+from datetime import date
 
 import yaml
 
-__all__ = ["set_search_option"]
+__all__ = ["Option", "raise_version", "set_search_options"]
 
-_NOTE = "# pgscatter tune: "
+Option = int | float | date | Mapping[str, int | float | date]
 
 
-def set_search_option(text: str, collection: str, option: str, value: int, note: str) -> str:
-    """`text` with `collections.<collection>.search.<option>` set, and the map's version one higher.
-
-    `note` becomes a comment on the line above; an earlier such comment goes.
+def set_search_options(text: str, collection: str, options: Mapping[str, Option]) -> str:
+    """`text` with each `collections.<collection>.search.<option>` set; a new option goes to the front.
 
     Raises:
         ValueError: the text has no such collection.
     """
+    for option in reversed(list(options)):
+        text = _set(text, collection, option, _written(options[option]))
+    return text
+
+
+def raise_version(text: str) -> str:
+    """`text` with the map's version one higher."""
+    version = _child(yaml.compose(text, Loader=yaml.SafeLoader), "version")
+    if not isinstance(version, yaml.ScalarNode):
+        return text
+    return _replaced(text, version.start_mark.index, version.end_mark.index, str(int(version.value) + 1))
+
+
+def _set(text: str, collection: str, option: str, value: str) -> str:
     root = yaml.compose(text, Loader=yaml.SafeLoader)
     body = _child(_child(root, "collections"), collection)
-    if not isinstance(root, yaml.MappingNode) or not isinstance(body, yaml.MappingNode):
+    if not isinstance(body, yaml.MappingNode):
         raise ValueError(f"no collection {collection} in the map")
     search = _child(body, "search")
     present = _child(search, option)
     if present is not None:
-        start, end = present.start_mark.index, present.end_mark.index
-        edits = [(start, end, str(value))]
-    elif isinstance(search, yaml.MappingNode) and (search.value or search.flow_style):
-        start, inserted = _opening(search, f"{option}: {value}")
-        edits = [(start, start, inserted)]
-    elif search is not None:  # `search:` with nothing in it
-        start = search.start_mark.index
-        edits = [(start, search.end_mark.index, f" {{{option}: {value}}}")]
-    else:
-        start, inserted = _opening(body, f"search: {{{option}: {value}}}")
-        edits = [(start, start, inserted)]
-    version = _child(root, "version")
-    if isinstance(version, yaml.ScalarNode):
-        raised = str(int(version.value) + 1)
-        edits.append((version.start_mark.index, version.end_mark.index, raised))
-    edits += _noted(text, start, note)
-    for begin, end, inserted in sorted(edits, reverse=True):
-        text = text[:begin] + inserted + text[end:]
-    return text
+        return _replaced(text, present.start_mark.index, _end(present), value)
+    if isinstance(search, yaml.MappingNode) and (search.value or search.flow_style):
+        return _opened(text, search, f"{option}: {value}")
+    if search is not None:  # `search:` with nothing in it
+        entry = f" {{{option}: {value}}}"
+        return _replaced(text, search.start_mark.index, search.end_mark.index, entry)
+    return _opened(text, body, f"search: {{{option}: {value}}}")
 
 
 def _child(node: yaml.Node | None, key: str) -> yaml.Node | None:
@@ -56,18 +60,27 @@ def _child(node: yaml.Node | None, key: str) -> yaml.Node | None:
     return None
 
 
-def _opening(mapping: yaml.MappingNode, entry: str) -> tuple[int, str]:
-    """Where a first entry of `mapping` goes, and the text that puts it there."""
+def _end(node: yaml.Node) -> int:
+    """Where the node's last character stands; the parser says of a block where the next token begins."""
+    while isinstance(node, yaml.MappingNode) and not node.flow_style and node.value:
+        node = node.value[-1][1]
+    end: int = node.end_mark.index
+    return end
+
+
+def _replaced(text: str, start: int, end: int, value: str) -> str:
+    return text[:start] + value + text[end:]
+
+
+def _opened(text: str, mapping: yaml.MappingNode, entry: str) -> str:
+    """`text` with a first entry of `mapping`."""
     start: int = mapping.start_mark.index
     if mapping.flow_style:
-        return start + 1, entry + (", " if mapping.value else "")
-    return start, f"{entry}\n{' ' * mapping.start_mark.column}"
+        return _replaced(text, start + 1, start + 1, entry + (", " if mapping.value else ""))
+    return _replaced(text, start, start, f"{entry}\n{' ' * mapping.start_mark.column}")
 
 
-def _noted(text: str, place: int, note: str) -> list[tuple[int, int, str]]:
-    """Edits that put the note above the line of `place`, instead of an earlier one."""
-    line = text.rfind("\n", 0, place) + 1
-    indent = re.match(r"[ ]*", text[line:])
-    above = text.rfind("\n", 0, max(line - 1, 0)) + 1
-    begin = above if line and text[above:line].lstrip().startswith(_NOTE) else line
-    return [(begin, line, f"{indent[0] if indent else ''}{_NOTE}{note}\n")]
+def _written(value: Option) -> str:
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(f'{name}: {_written(part)}' for name, part in value.items())}}}"
+    return str(value)

@@ -24,6 +24,10 @@ EF_CONSTRUCTION = (4, 1000)
 EF_SEARCH = (1, 1000)
 OVERFETCH = (1.0, 100.0)
 MAX_K = (1, 10_000)
+TARGET_RECALL = (0.5, 0.9999)  # a recall of 1 is what exact searches are for
+SHARE = (0.0, 1.0)
+TUNE_QUERIES = (2, 100_000)
+TUNE_FILTERS = (0, 1000)
 TIMEOUT = (0.001, 3600.0)  # seconds
 TTL = (0.0, 7 * 86_400.0)  # seconds
 
@@ -31,6 +35,7 @@ NAME = r"[a-z][a-z0-9_-]{0,62}"  # of shards, nodes and collections
 ZONE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 IDENTIFIER = r"[a-z_][a-z0-9_]{0,62}"  # what PostgreSQL takes without quotes
 BUCKET_RUN = r"([0-9]{1,5})(?:-([0-9]{1,5}))?"
+DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"
 DURATION = r"([0-9]{1,9}(?:\.[0-9]{1,9})?)\s*(ms|s|m|h)"
 
 # What a search answers under these names would hide a column of the same name.

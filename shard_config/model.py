@@ -7,6 +7,7 @@ trust every name, type and placement in it.
 
 from __future__ import annotations
 
+from datetime import date
 from enum import StrEnum
 from functools import cached_property
 from typing import TypeAlias
@@ -33,6 +34,7 @@ __all__ = [
     "ShardMap",
     "Sharding",
     "Table",
+    "Tuned",
     "Vector",
     "VectorType",
 ]
@@ -144,13 +146,35 @@ class Index(msgspec.Struct, frozen=True):
     quantization: Quantization
 
 
+class Tuned(msgspec.Struct, frozen=True):
+    """What `pgscatter tune` measured when it chose `ef_search`.
+
+    `recall` at `k` is the mean over `queries`, and at least `lower_bound` with 95 % confidence; both are
+    those of the worst of the searches without a filter and with each of `filters` filters.
+    """
+
+    target_recall: float
+    recall: float
+    lower_bound: float
+    k: int
+    queries: int
+    filters: int
+    shards: int
+    at: date
+
+
 class SearchDefaults(msgspec.Struct, frozen=True):
-    """What a search gets when it does not say: `timeout` in seconds, `overfetch` as a factor on k."""
+    """What a search gets when it does not say: `timeout` in seconds, `overfetch` as a factor on k.
+
+    `target_recall` is what `ef_search` is tuned for, None where nobody has said.
+    """
 
     ef_search: int
     overfetch: float
     timeout: float
     max_k: int
+    target_recall: float | None = None
+    tuned: Tuned | None = None
 
 
 class Cache(msgspec.Struct, frozen=True):

@@ -124,15 +124,30 @@ def _index() -> Schema:
 
 
 def _search() -> Schema:
-    low, high = limits.OVERFETCH
     return _object(
         {
             "ef_search": {**_integer(limits.EF_SEARCH), "default": SEARCH.ef_search},
-            "overfetch": {"type": "number", "minimum": low, "maximum": high, "default": SEARCH.overfetch},
+            "overfetch": {**_number(limits.OVERFETCH), "default": SEARCH.overfetch},
             "timeout": _duration(limits.TIMEOUT, SEARCH.timeout),
             "max_k": {**_integer(limits.MAX_K), "default": SEARCH.max_k},
+            "target_recall": _number(limits.TARGET_RECALL, "What `pgscatter tune` chooses ef_search for."),
+            "tuned": _tuned(),
         }
     )
+
+
+def _tuned() -> Schema:
+    fields = {
+        "target_recall": _number(limits.TARGET_RECALL),
+        "recall": _number(limits.SHARE, "Mean of the queries' recall at k, in the worst case measured."),
+        "lower_bound": _number(limits.SHARE, "What that is at least, with 95 % confidence."),
+        "k": _integer(limits.MAX_K),
+        "queries": _integer(limits.TUNE_QUERIES),
+        "filters": _integer(limits.TUNE_FILTERS, "How many filters were measured beside no filter."),
+        "shards": _integer((1, limits.SHARDS), "How many shards the collection had."),
+        "at": _text(limits.DAY),
+    }
+    return {**_object(fields, fields), "description": "Written by `pgscatter tune`."}
 
 
 # Pieces.
@@ -159,6 +174,11 @@ def _named(value: Schema) -> Schema:
 def _integer(bounds: tuple[int, int], description: str | None = None) -> Schema:
     said = {} if description is None else {"description": description}
     return {"type": "integer", "minimum": bounds[0], "maximum": bounds[1], **said}
+
+
+def _number(bounds: tuple[float, float], description: str | None = None) -> Schema:
+    said = {} if description is None else {"description": description}
+    return {"type": "number", "minimum": bounds[0], "maximum": bounds[1], **said}
 
 
 def _whole(pattern: str) -> str:

@@ -7,6 +7,8 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
+import msgspec
+
 from shard_config.dsn import redact
 from shard_config.model import (
     Collection,
@@ -15,6 +17,7 @@ from shard_config.model import (
     Node,
     RangePart,
     RangeSharding,
+    SearchDefaults,
     Sharding,
     ShardMap,
 )
@@ -73,9 +76,19 @@ def _collection(collection: Collection) -> dict[str, Any]:
             "overfetch": search.overfetch,
             "timeout": search.timeout,
             "max_k": search.max_k,
+            **_target(search),
         },
         "cache": {"ttl": collection.cache.ttl},
     }
+
+
+def _target(search: SearchDefaults) -> dict[str, Any]:
+    tuned = search.tuned
+    fields = {
+        "target_recall": search.target_recall,
+        "tuned": tuned and {**msgspec.structs.asdict(tuned), "at": tuned.at.isoformat()},
+    }
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 def _sharding(sharding: Sharding) -> dict[str, Any]:

@@ -9,13 +9,15 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from router.query.errors import RouterError
 from router.schema.progress import Display, Meter
 from router.settings import Settings
 from router.topology import Topology
-from router.tuning import Measured, TuningError, tune
-from shard_config import MapError, load, parse
-from shard_config.edit import set_search_option
+from router.tuning import Tuned, TuningError, queries_by_default, tune
+from shard_config import Collection, MapError, ShardMap, limits, load, model, parse
+from shard_config.edit import Option, raise_version, set_search_options
 
 __all__ = ["add_parser"]
 
@@ -24,77 +26,165 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "tune",
         help="find the ef_search that reaches a recall, and write it into the map",
-        description="Takes rows of the collection as queries, computes their exact answers, and searches for"
-        " the smallest ef_search whose recall reaches the target with 95 %% confidence.",
+        description="Takes rows of each collection as queries, computes their exact answers, with filters and"
+        " without, and searches for the smallest ef_search whose recall reaches the target with 95 %%"
+        " confidence.",
     )
     parser.add_argument("--map", required=True, type=Path, metavar="FILE", help="the shard map; it is edited")
-    parser.add_argument("--collection", required=True, metavar="C")
-    parser.add_argument("--target-recall", required=True, type=_share, metavar="R", help="such as 0.99")
+    parser.add_argument(
+        "--collection",
+        metavar="C",
+        help="only this one (default: every one with a target in the map, or all with --target-recall)",
+    )
+    parser.add_argument(
+        "--target-recall",
+        type=_target,
+        metavar="R",
+        help="such as 0.99; written to the map as well (default: search.target_recall of the map)",
+    )
     parser.add_argument("--k", type=_count, default=10, metavar="K", help="recall at K (default 10)")
-    parser.add_argument("--queries", type=_count, default=500, metavar="N", help="(default 500)")
+    parser.add_argument(
+        "--queries", type=_count, metavar="N", help="(default 500, and more where the target needs them)"
+    )
+    parser.add_argument(
+        "--filter",
+        type=_filter,
+        action="append",
+        default=[],
+        metavar="JSON",
+        help="a filter with which the target must be reached as well; may be given several times",
+    )
     parser.add_argument("--dry-run", action="store_true", help="leave the map as it is")
     parser.set_defaults(run=_run)
 
 
 def _run(args: argparse.Namespace) -> int:
+    """One map for all: what was reached is written at once, what was not stays as it is."""
     try:
-        measured = asyncio.run(_tune(args))
-        said = (
-            f"recall@{args.k} {measured.recall:.4f}, at least {measured.bound:.4f} with 95 % confidence,"
-            f" over {measured.queries} queries"
-        )
-        if not args.dry_run:
-            _write(args, measured.ef_search, f"{date.today()}, target {args.target_recall}: {said}")
+        shard_map = load(args.map)
+        targets = _targets(args, shard_map)
+        tuned, failures = asyncio.run(_tune(args, shard_map, targets))
+        if tuned and not args.dry_run:
+            _write(args.map, {name: _options(args, shard_map, targets, name, tuned[name]) for name in tuned})
     except (MapError, TuningError, RouterError, OSError, ValueError) as exc:
         print(f"pgscatter tune: {exc}", file=sys.stderr)
         return 1
     where = "not written" if args.dry_run else f"written to {args.map}"
-    print(f"{args.collection}: ef_search {measured.ef_search} ({said}), {where}")
-    return 0
+    for name, found in tuned.items():
+        print(f"{name}: ef_search {found.ef_search}, {where}")
+        for case in found.cases:
+            print(f"  recall@{args.k} {case}")
+    for failure in failures:
+        print(f"pgscatter tune: {failure}", file=sys.stderr)
+    return 1 if failures else 0
 
 
-async def _tune(args: argparse.Namespace) -> Measured:
-    shard_map = load(args.map)
-    collection = shard_map.collections.get(args.collection)
-    if collection is None:
+def _targets(args: argparse.Namespace, shard_map: ShardMap) -> dict[str, float]:
+    """What each collection in question is to reach.
+
+    Raises:
+        TuningError: there is no such collection, or nobody said what to reach.
+    """
+    if args.collection is not None and args.collection not in shard_map.collections:
         raise TuningError(f"no collection {args.collection} in {args.map}")
-    topology = Topology(shard_map, Settings())
+    names = [args.collection] if args.collection is not None else list(shard_map.collections)
+    targets = {name: args.target_recall or shard_map.collections[name].search.target_recall for name in names}
+    wanted = {name: target for name, target in targets.items() if target is not None}
+    if not wanted:
+        which = f"{names[0]} has no" if args.collection is not None else "no collection has a"
+        raise TuningError(f"{which} search.target_recall in {args.map}; give --target-recall")
+    return wanted
+
+
+async def _tune(
+    args: argparse.Namespace, shard_map: ShardMap, targets: dict[str, float]
+) -> tuple[dict[str, Tuned], list[str]]:
+    """What was found for each collection, and for which not and why."""
+    tuned: dict[str, Tuned] = {}
+    failures: list[str] = []
+    topology = Topology(shard_map, Settings(recall_sample_rate=0))
     await topology.open()
     try:
         with Display() as display:
-            meters: dict[str, Meter] = {}
-
-            def progress(what: str, done: int) -> None:
-                if what not in meters:
-                    meters[what] = display.meter(what, args.queries, "queries")
-                meters[what].reach(done)
-
-            return await tune(
-                topology,
-                collection,
-                k=args.k,
-                target=args.target_recall,
-                queries=args.queries,
-                progress=progress,
-            )
+            for name, target in targets.items():
+                try:
+                    tuned[name] = await _tune_one(
+                        args, topology, shard_map.collections[name], target, display
+                    )
+                except (TuningError, RouterError) as exc:
+                    failures.append(str(exc))
     finally:
         await topology.close()
+    return tuned, failures
 
 
-def _write(args: argparse.Namespace, ef_search: int, note: str) -> None:
+async def _tune_one(
+    args: argparse.Namespace, topology: Topology, collection: Collection, target: float, display: Display
+) -> Tuned:
+    meters: dict[str, Meter] = {}
+
+    def progress(what: str, done: int, total: int) -> None:
+        if what not in meters:
+            meters[what] = display.meter(what, total, "queries")
+        meters[what].reach(done)
+        if done == total:
+            meters.pop(what).end()
+
+    return await tune(
+        topology,
+        collection,
+        k=args.k,
+        target=target,
+        queries=args.queries or queries_by_default(target),
+        filters=args.filter,
+        progress=progress,
+        tell=display.say,
+    )
+
+
+def _options(
+    args: argparse.Namespace, shard_map: ShardMap, targets: dict[str, float], name: str, found: Tuned
+) -> dict[str, Option]:
+    worst = found.worst
+    tuned = model.Tuned(
+        target_recall=targets[name],
+        recall=round(worst.recall, 4),
+        lower_bound=round(worst.bound, 4),
+        k=args.k,
+        queries=worst.queries,
+        filters=len(found.cases) - 1,
+        shards=len(shard_map.shards_of(shard_map.collections[name])),
+        at=date.today(),
+    )
+    given = {} if args.target_recall is None else {"target_recall": args.target_recall}
+    return {"ef_search": found.ef_search, **given, "tuned": msgspec.structs.asdict(tuned)}
+
+
+def _write(path: Path, options: dict[str, dict[str, Option]]) -> None:
     """Replace the map in one step, after the new text has proved to be a map."""
-    text = set_search_option(args.map.read_text(), args.collection, "ef_search", ef_search, note)
-    parse(text, str(args.map))
-    fresh = args.map.with_name(args.map.name + ".new")
+    text = path.read_text()
+    for name, changed in options.items():
+        text = set_search_options(text, name, changed)
+    text = raise_version(text)
+    parse(text, str(path), directory=path.parent)
+    fresh = path.with_name(path.name + ".new")
     fresh.write_text(text)
-    fresh.replace(args.map)
+    fresh.replace(path)
 
 
-def _share(text: str) -> float:
+def _target(text: str) -> float:
+    low, high = limits.TARGET_RECALL
     value = float(text)
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text}")
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"expected a number from {low} to {high}, got {text}")
     return value
+
+
+def _filter(text: str) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(text, type=dict[str, Any])
+    except msgspec.DecodeError as exc:
+        raise argparse.ArgumentTypeError(f"not a JSON object: {exc}") from exc
 
 
 def _count(text: str) -> int:

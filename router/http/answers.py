@@ -36,6 +36,7 @@ __all__ = [
     "Location",
     "NodeList",
     "Ready",
+    "RecallView",
     "SearchAnswer",
     "ShardOutcome",
     "UpsertAnswer",
@@ -161,8 +162,15 @@ class CountView(msgspec.Struct, frozen=True):
     coverage: CoverageView
 
 
+class RecallView(msgspec.Struct, frozen=True):
+    """Mean recall of the last `samples` real searches that this worker repeated exactly."""
+
+    at_k: float
+    samples: int
+
+
 class CollectionView(msgspec.Struct, frozen=True):
-    """A collection as the shard map defines it."""
+    """A collection as the shard map defines it; `recall` is there once some has been measured."""
 
     name: str
     table: str
@@ -173,9 +181,10 @@ class CollectionView(msgspec.Struct, frozen=True):
     columns: dict[str, str]
     sharding: dict[str, Any]
     index: dict[str, str | int]
-    search: dict[str, int | float]
+    search: dict[str, Any]
     cache: dict[str, float]
     text: bool
+    recall: RecallView | UnsetType = UNSET
 
 
 class CollectionList(msgspec.Struct, frozen=True):

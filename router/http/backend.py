@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.documents.types import CountAnswer, DeleteOutcome, Document, UpsertOutcome
+from router.policy.recall_sampling import RecallSeen
 from router.query.filter import Filter
 from router.query.types import Found, Hit, SearchQuery
 from router.status import NodeStatus
@@ -57,6 +58,10 @@ class Backend(Protocol):
 
     def ready(self) -> tuple[bool, dict[str, bool]]:
         """Whether a search can be answered at all, and which shards can be read."""
+        ...
+
+    def recall(self, collection: str) -> RecallSeen | None:
+        """Recall as measured lately on real searches, None where nothing has been."""
         ...
 
     def cache_stats(self) -> Mapping[str, int | float | str | bool]:

@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import msgspec
+from msgspec import UNSET
 
 from router.http.answers import (
     CollectionList,
@@ -15,9 +16,11 @@ from router.http.answers import (
     Location,
     NodeList,
     Ready,
+    RecallView,
 )
 from router.http.backend import Backend
 from router.http.message import Reply, Request
+from router.policy.recall_sampling import RecallSeen
 from router.query.errors import InvalidError, NotFoundError
 from shard_config import partition, to_json
 from shard_config.model import Collection, HashSharding, ListSharding, RangeSharding, ShardMap
@@ -38,11 +41,16 @@ class Inspection:
 
     async def collections(self, request: Request) -> Reply:
         shard_map = request.backend.shard_map
-        views = [collection_view(collection, shard_map) for collection in shard_map.collections.values()]
+        views = [
+            collection_view(collection, shard_map, request.backend.recall(collection.name))
+            for collection in shard_map.collections.values()
+        ]
         return self._reply(CollectionList(views))
 
     async def collection(self, request: Request) -> Reply:
-        return self._reply(collection_view(request.collection, request.backend.shard_map))
+        backend, collection = request.backend, request.collection
+        seen = backend.recall(collection.name)
+        return self._reply(collection_view(collection, backend.shard_map, seen))
 
     async def locate(self, request: Request) -> Reply:
         collection = request.collection
@@ -93,7 +101,9 @@ class Inspection:
         return Reply(self._encoder.encode(body))
 
 
-def collection_view(collection: Collection, shard_map: ShardMap) -> CollectionView:
+def collection_view(
+    collection: Collection, shard_map: ShardMap, seen: RecallSeen | None = None
+) -> CollectionView:
     vector, index, search = collection.vector, collection.index, collection.search
     return CollectionView(
         name=collection.name,
@@ -110,9 +120,12 @@ def collection_view(collection: Collection, shard_map: ShardMap) -> CollectionVi
             "overfetch": search.overfetch,
             "timeout_ms": search.timeout * 1000,
             "max_k": search.max_k,
+            **({} if search.target_recall is None else {"target_recall": search.target_recall}),
+            **({} if search.tuned is None else {"tuned": search.tuned}),
         },
         cache={"ttl_s": collection.cache.ttl},
         text=collection.text_model is not None,
+        recall=UNSET if seen is None else RecallView(round(seen.recall, 4), seen.samples),
     )
 
 

@@ -10,13 +10,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+from collections.abc import Callable, Iterable
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.metrics_core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from router.http.backend import Backend, NodeStatus
 from router.http.message import Reply, Written
+from router.policy.recall_sampling import RecallSeen
 from router.query.types import Found
 
 __all__ = ["Metrics"]
@@ -43,6 +47,31 @@ _REQUEST_BUCKETS = (
 )
 _SHARD_BUCKETS = (0.00025, *_REQUEST_BUCKETS[:-2])
 _NODE = ["shard", "node"]
+
+
+class _WithRecall(Collector):
+    """What `collect` brings, and each collection's mean recall over the windows of all workers."""
+
+    def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
+        self._collect = collect
+
+    def collect(self) -> Iterable[Metric]:
+        families = list(self._collect())
+        values = {
+            family.name: {one.labels["collection"]: one.value for one in family.samples}
+            for family in families
+            if family.name in ("pgscatter_recall_window_sum", "pgscatter_recall_window_samples")
+        }
+        mean = GaugeMetricFamily(
+            "pgscatter_recall_at_k",
+            "Mean recall of real searches, by the last of them that were repeated exactly.",
+            labels=["collection"],
+        )
+        sums = values.get("pgscatter_recall_window_sum", {})
+        for collection, samples in values.get("pgscatter_recall_window_samples", {}).items():
+            if samples:
+                mean.add_metric([collection], sums[collection] / samples)
+        return [*families, mean]
 
 
 class Metrics:
@@ -76,6 +105,18 @@ class Metrics:
         self._stored = self._counter("documents_stored", "Documents inserted or replaced.", ["collection"])
         self._deleted = self._counter("documents_deleted", "Documents deleted.", ["collection"])
         self._failed = self._counter("documents_failed", "Documents not stored.", ["collection", "reason"])
+        self._recall_samples = self._counter(
+            "recall_samples", "Searches repeated exactly to measure recall.", ["collection"]
+        )
+        self._recall_dropped = self._counter(
+            "recall_dropped", "Searches chosen to measure recall that were not compared.", ["reason"]
+        )
+        self._window_sum = self._gauge(
+            "recall_window_sum", "Sum of the last samples' recall.", ["collection"], "livesum"
+        )
+        self._window_samples = self._gauge(
+            "recall_window_samples", "Number of these samples.", ["collection"], "livesum"
+        )
         self._l1_bytes = self._gauge("l1_bytes", "Size of the caches in process memory.", [], "livesum")
         self._l1_entries = self._gauge("l1_entries", "Answers in those caches.", [], "livesum")
         self._map_version = self._gauge("map_version", "Version of the shard map in use.", [], "livemin")
@@ -110,6 +151,15 @@ class Metrics:
     def reject(self, reason: str) -> None:
         self._child(self._rejected, reason).inc()
 
+    def recall_sampled(self, collection: str, seen: RecallSeen) -> None:
+        """Satisfies `router.live_recall.RecallListener`, with the next."""
+        self._child(self._recall_samples, collection).inc()
+        self._child(self._window_sum, collection).set(seen.recall * seen.samples)
+        self._child(self._window_samples, collection).set(seen.samples)
+
+    def recall_dropped(self, reason: str) -> None:
+        self._child(self._recall_dropped, reason).inc()
+
     def sample(self, backend: Backend) -> None:
         """Bring the gauges up to date."""
         self._open.set(self.in_flight)
@@ -132,9 +182,11 @@ class Metrics:
         """The text format, for all workers."""
         self.sample(backend)
         if "PROMETHEUS_MULTIPROC_DIR" not in os.environ:
-            return generate_latest(self.registry)
+            collect = self.registry.collect
+        else:
+            collect = MultiProcessCollector(None).collect  # type: ignore[no-untyped-call]
         whole = CollectorRegistry()
-        MultiProcessCollector(whole)  # type: ignore[no-untyped-call]
+        whole.register(_WithRecall(collect))
         return generate_latest(whole)
 
     def _search(self, collection: str, found: Found) -> None:

@@ -96,13 +96,17 @@ class SearchStatements:
         brought, wanted = arguments.add(candidates, "int"), arguments.add(limit, "int")
         condition = "" if filter is None else where(filter, collection, arguments)
         literal = max(_LEAST_LITERAL, 1 << (candidates - 1).bit_length())
-        name = (collection.name, literal, exact, include, condition)
+        # The planner takes a wide scan for dear, so a plan made for one may read the whole table; kept, it
+        # would do so for narrow ones, too.
+        width = 0 if exact else 1 << (ef_search - 1).bit_length()
+        name = (collection.name, literal, width, include, condition)
         shape = self._shapes.get(name)
         if shape is None:
             single = _one(collection, query, condition, brought, wanted, literal, exact, include)
+            hint = f"/* ef_search up to {width} */ "
             shape = Shape(
-                single,
-                None if exact else _many(collection, filter, literal, include),
+                single if exact else hint + single,
+                None if exact else hint + _many(collection, filter, literal, include),
                 tuple(arguments.shared),
             )
             self._shapes[name] = shape

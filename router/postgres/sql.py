@@ -94,11 +94,12 @@ def existing_ids(collection: Collection, ids: Sequence[object]) -> Statement:
     return Statement(sql, tuple(params.args))
 
 
-def sample(collection: Collection, count: int) -> Statement:
-    """`count` random rows as (id, vector); reads every id once, but only the chosen vectors."""
+def sample(collection: Collection, count: int, columns: Sequence[str]) -> Statement:
+    """`count` random rows as (id, *columns of the table); reads every id once, and no other row's columns."""
     id_, table = collection.id.column, collection.table
+    read = "".join(f", t.{column}" for column in columns)
     sql = (
-        f"SELECT t.{id_}, t.{collection.vector.column} FROM {table} t"
+        f"SELECT t.{id_}{read} FROM {table} t"
         f" JOIN (SELECT {id_} FROM {table} ORDER BY random() LIMIT $1) chosen USING ({id_})"
     )
     return Statement(sql, (count,))

@@ -75,9 +75,12 @@ def plan_search(query: SearchQuery, shard_map: ShardMap, *, exact: bool | None =
 def usual_ef_search(collection: Collection, limit: int) -> int:
     """The width of a scan for `limit` rows where the search itself does not say.
 
-    It is the collection's, or what overfetch times as many candidates need.
+    It is the collection's, or what overfetch times as many candidates need if nobody has measured that
+    the collection's will do.
     """
     search = collection.search
+    if search.tuned is not None and limit <= search.tuned.k:
+        return search.ef_search
     return min(max(search.ef_search, math.ceil(limit * search.overfetch)), EF_SEARCH_MAX)
 
 

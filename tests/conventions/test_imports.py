@@ -17,7 +17,7 @@ LEVELS = [
     ["router.query"],
     ["router.policy", "router.postgres", "router.shared", "router.redis_link", "router.text"],
     ["router.stages"],
-    ["router.prober"],
+    ["router.prober", "router.live_recall"],
     ["router.documents"],
     ["router.status"],
     ["router.topology"],

@@ -25,6 +25,7 @@ from router.http.backend import NodeStatus
 from router.http.keys import Keys
 from router.http.metrics import Metrics
 from router.logs import AccessLog
+from router.policy.recall_sampling import RecallSeen
 from router.query.errors import InvalidError
 from router.query.filter import Filter
 from router.query.types import (
@@ -89,6 +90,7 @@ class FakeBackend:
         self.conflicts: set[object] = set()
         self.gate: asyncio.Event | None = None
         self.is_ready = True
+        self.measured: dict[str, RecallSeen] = {}
         self.tier = "miss"
 
     async def search(self, query: SearchQuery, deadline: float) -> Found:
@@ -204,6 +206,9 @@ class FakeBackend:
 
     def ready(self) -> tuple[bool, dict[str, bool]]:
         return self.is_ready, {name: name not in self.down for name in self.shard_map.shards}
+
+    def recall(self, collection: str) -> RecallSeen | None:
+        return self.measured.get(collection)
 
     def cache_stats(self) -> dict[str, int | float | bool]:
         return {"l1_bytes": 4096, "l1_entries": 2}

@@ -2,12 +2,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
+from datetime import date
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 
+from router.policy.recall_sampling import RecallSeen
 from router.settings import Settings
+from shard_config.model import Tuned
 from tests.http.fake import FakeBackend, LogLines, application
 
 SEARCH = "/v1/collections/documents/search"
@@ -216,6 +220,22 @@ async def test_inspection_shows_the_map_without_passwords(client: httpx.AsyncCli
     assert one["sharding"] == {"strategy": "hash", "buckets": 4, "key": "id", "shards": ["s0", "s1"]}
     nodes = (await client.get("/v1/nodes")).json()["nodes"]
     assert [(node["name"], node["state"]) for node in nodes] == [("s0-a", "up"), ("s1-a", "up")]
+
+
+async def test_a_collection_shows_the_recall_that_was_measured(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    url = "/v1/collections/documents"
+    assert "recall" not in (await client.get(url)).json()
+    backend.measured["documents"] = RecallSeen(0.98765432, 132)
+    documents = backend.shard_map.collections["documents"]
+    tuned = Tuned(0.99, 0.995, 0.991, 10, 500, 3, 2, date(2026, 1, 31))
+    search = msgspec.structs.replace(documents.search, target_recall=0.99, tuned=tuned)
+    changed = msgspec.structs.replace(documents, search=search)
+    backend.shard_map = msgspec.structs.replace(backend.shard_map, collections={"documents": changed})
+    one = (await client.get(url)).json()
+    assert one["recall"] == {"at_k": 0.9877, "samples": 132}
+    assert (one["search"]["target_recall"], one["search"]["tuned"]["at"]) == (0.99, "2026-01-31")
 
 
 async def test_a_key_is_located(client: httpx.AsyncClient) -> None:

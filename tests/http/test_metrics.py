@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from router.http.metrics import Metrics
+from router.policy.recall_sampling import RecallSeen
 from router.settings import Settings
 from tests.http.fake import FakeBackend, application
 
@@ -98,6 +101,19 @@ async def test_state_is_read_when_it_is_scraped(client: httpx.AsyncClient, backe
     assert found["pgscatter_shard_ready", labels(shard="s1")] == 0
 
 
+def test_recall_is_the_mean_of_the_last_samples() -> None:
+    metrics, documents = Metrics(), labels(collection="documents")
+    assert ("pgscatter_recall_at_k", documents) not in samples(metrics.render(FakeBackend()).decode())
+    metrics.recall_sampled("documents", RecallSeen(1.0, 1))
+    metrics.recall_sampled("documents", RecallSeen(0.9, 2))
+    metrics.recall_dropped("budget")
+    found = samples(metrics.render(FakeBackend()).decode())
+    assert found["pgscatter_recall_at_k", documents] == pytest.approx(0.9)
+    assert found["pgscatter_recall_window_samples", documents] == 2
+    assert found["pgscatter_recall_samples_total", documents] == 2
+    assert found["pgscatter_recall_dropped_total", labels(reason="budget")] == 1
+
+
 async def test_nodes_that_left_the_map_are_forgotten(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     node = labels(shard="s1", node="s1-a")
     assert ("pgscatter_node_up", node) in await scrape(client)
@@ -127,9 +143,12 @@ WORKER = """
 import sys
 from router.http.message import Reply
 from router.http.metrics import Metrics
+from router.policy.recall_sampling import RecallSeen
 from tests.http.fake import FakeBackend
 
 metrics = Metrics()
+count = int(sys.argv[1])
+metrics.recall_sampled("documents", RecallSeen(1 / count, count))
 metrics.begin()
 metrics.end("GET", "/livez", Reply(b""), 0.01)
 sys.stdout.buffer.write(metrics.render(FakeBackend()))
@@ -140,10 +159,17 @@ def test_any_worker_answers_a_scrape_for_all(tmp_path: Path) -> None:
     env = {**os.environ, "PROMETHEUS_MULTIPROC_DIR": str(tmp_path)}
     for count in (1, 2):
         done = subprocess.run(
-            [sys.executable, "-c", WORKER], env=env, capture_output=True, timeout=60, check=True
+            [sys.executable, "-c", WORKER, str(count)],
+            env=env,
+            capture_output=True,
+            timeout=60,
+            check=True,
         )
         found = samples(done.stdout.decode())
         key = ("pgscatter_requests_total", labels(method="GET", route="/livez", status="200"))
         assert found[key] == count
         assert found["pgscatter_l1_bytes", ()] == 4096 * count
         assert found["pgscatter_node_up", labels(shard="s0", node="s0-a")] == 1
+        # One worker saw 1 in one sample, the other 0.5 in two.
+        recall = found["pgscatter_recall_at_k", labels(collection="documents")]
+        assert recall == pytest.approx(1.0 if count == 1 else 2 / 3)

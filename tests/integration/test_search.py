@@ -86,11 +86,15 @@ async def no_sequential_scans(cluster: Cluster) -> AsyncIterator[None]:
 
 @asynccontextmanager
 async def indexed(
-    cluster: Cluster, quantization: model.Quantization = model.Quantization.NONE, **changes: Any
+    cluster: Cluster,
+    quantization: model.Quantization = model.Quantization.NONE,
+    settings: Settings | None = None,
+    dimensions: int = DIMENSIONS,
+    **changes: Any,
 ) -> AsyncIterator[tuple[World, Vectors]]:
     index = model.Index(16, 64, quantization)
-    async with world(cluster, vector=vector_of(), index=index, **changes) as w:
-        vectors = gaussian(ROWS)
+    async with world(cluster, settings, vector=vector_of(dimensions), index=index, **changes) as w:
+        vectors = gaussian(ROWS, dimensions)
         await fill(w, vectors)
         await w.build_index()
         async with no_sequential_scans(cluster):

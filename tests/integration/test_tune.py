@@ -11,41 +11,126 @@ import yaml
 from deploy.local import Cluster
 from tests.conftest import Serve
 from tests.integration.apps import applied_map, collection, pgscatter
+from tests.integration.test_search import no_sequential_scans
+
+D = 64
+COMMENT = "# which nobody but us knows"
 
 
 @pytest.fixture(scope="module")
 def tuned_map(cluster: Cluster, serve: Serve, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Clustered vectors, which a narrow scan finds hard."""
-    vector = {"column": "embedding", "type": "vector", "dimensions": 16, "metric": "l2"}
+    """Vectors without any order, which a narrow scan finds hard; some of them twice."""
+    vector = {"column": "embedding", "type": "vector", "dimensions": D, "metric": "l2"}
     path = applied_map(
-        cluster, tmp_path_factory.mktemp("tune"), docs=collection(vector=vector, search={"ef_search": 1})
+        cluster,
+        tmp_path_factory.mktemp("tune"),
+        docs=collection(vector=vector, search={"ef_search": 1, "target_recall": 0.9}),
+        tiny=collection(vector=vector),
+        empty=collection(),
     )
+    path.write_text(f"{COMMENT}\n{path.read_text()}")
     rng = np.random.default_rng(5)
-    rows = (rng.normal(size=(30, 16))[rng.integers(0, 30, 2000)] + 0.3 * rng.normal(size=(2000, 16))).round(4)
+    rows = rng.normal(size=(2000, D)).round(4)
+    rows[1000:1100] = rows[:100]
     with serve(path) as url:
-        documents = [{"id": i, "vector": row.tolist()} for i, row in enumerate(rows)]
+        documents = [
+            {"id": i, "vector": row.tolist(), "category": f"c{i % 10}", "price": float(i)}
+            for i, row in enumerate(rows)
+        ]
         answer = httpx.put(f"{url}/v1/collections/docs/documents", json={"documents": documents}, timeout=60)
         assert answer.json()["stored"] == 2000
+        httpx.put(f"{url}/v1/collections/tiny/documents", json={"documents": documents[:40]}, timeout=60)
     return path
 
 
-def test_the_map_gets_an_ef_search_that_reaches_the_target(tuned_map: Path) -> None:
-    command = ["tune", "--map", tuned_map, "--collection", "docs", "--target-recall", 0.95, "--queries", 200]
-    done = pgscatter(*command)
-    found = re.search(r"ef_search (\d+) \(recall@10 ([\d.]+), at least ([\d.]+)", done.stdout)
+async def test_the_map_gets_an_ef_search_that_reaches_the_target_with_filters_and_without(
+    cluster: Cluster, tuned_map: Path
+) -> None:
+    filters = ["--filter", '{"price": {"$lt": 700}}']
+    async with no_sequential_scans(cluster):
+        done = pgscatter("tune", "--map", tuned_map, "--collection", "docs", "--queries", 200, *filters)
+    found = re.search(r"docs: ef_search (\d+), written", done.stdout)
     assert found, done.stdout
-    assert float(found[2]) >= float(found[3]) >= 0.95
-    text = tuned_map.read_text()
-    written = yaml.safe_load(text)
-    assert written["collections"]["docs"]["search"]["ef_search"] == int(found[1])
+    cases = re.findall(r"recall@10 ([\d.]+), at least ([\d.]+) with .* queries, (.*)", done.stdout)
+    assert all(float(recall) >= float(bound) >= 0.9 for recall, bound, _ in cases)
+    names = [name for *_, name in cases]
+    assert {"no filter", 'filter {"price":{"$lt":700}}'} < set(names)
+    assert sum("category" in name for name in names) >= 1
+    assert len(names) == 5
+    written = yaml.safe_load(tuned_map.read_text())
     assert written["version"] == 2
-    assert "# pgscatter tune: " in text
+    assert tuned_map.read_text().startswith(COMMENT)
+    search = written["collections"]["docs"]["search"]
+    assert search["ef_search"] == int(found[1]) >= 12
+    assert search["target_recall"] == search["tuned"]["target_recall"] == 0.9
+    assert (search["tuned"]["filters"], search["tuned"]["shards"], search["tuned"]["k"]) == (4, 4, 10)
+    assert search["tuned"]["lower_bound"] == min(float(bound) for _, bound, _ in cases)
 
 
-def test_what_cannot_be_tuned_leaves_the_map_alone(tuned_map: Path) -> None:
+async def test_without_a_collection_those_that_can_be_tuned_are(cluster: Cluster, tuned_map: Path) -> None:
+    before = yaml.safe_load(tuned_map.read_text())
+    command = ["tune", "--map", tuned_map, "--target-recall", 0.95, "--queries", 100]
+    async with no_sequential_scans(cluster):
+        done = pgscatter(*command, check=False)
+    assert done.returncode == 1
+    assert "empty holds too few rows: 0" in done.stderr
+    after = yaml.safe_load(tuned_map.read_text())
+    assert after["collections"]["docs"]["search"]["target_recall"] == 0.95
+    assert "tiny holds too few rows: 40" in done.stderr
+    assert after["collections"]["empty"] == before["collections"]["empty"]
+    assert after["version"] == before["version"] + 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["--collection", "nope", "--target-recall", 0.9], 1, "no collection nope"),
+        (["--collection", "empty"], 1, "empty has no search.target_recall"),
+        (["--collection", "docs", "--target-recall", 2], 2, "expected a number from 0.5 to 0.9999, got 2"),
+        (["--collection", "docs", "--filter", "[]"], 2, "not a JSON object"),
+        (["--collection", "docs", "--filter", '{"colour": 1}'], 1, "unknown field 'colour'"),
+        (
+            ["--target-recall", 0.99, "--queries", 50],
+            1,
+            "50 queries cannot show a recall of 0.99; it takes 299",
+        ),
+    ],
+)
+def test_what_cannot_be_tuned_leaves_the_map_alone(
+    tuned_map: Path, arguments: list[object], status: int, message: str
+) -> None:
     before = tuned_map.read_text()
-    done = pgscatter("tune", "--map", tuned_map, "--collection", "nope", "--target-recall", 0.9, check=False)
-    assert (done.returncode, tuned_map.read_text()) == (1, before)
-    assert "no collection nope" in done.stderr
-    wrong = pgscatter("tune", "--map", tuned_map, "--collection", "docs", "--target-recall", 2, check=False)
-    assert wrong.returncode == 2
+    done = pgscatter("tune", "--map", tuned_map, *arguments, check=False)
+    assert (done.returncode, tuned_map.read_text()) == (status, before)
+    assert message in done.stderr
+
+
+async def test_a_filter_that_keeps_nothing_says_nothing(cluster: Cluster, tuned_map: Path) -> None:
+    command = ["tune", "--map", tuned_map, "--collection", "docs", "--filter", '{"price": -1}']
+    async with no_sequential_scans(cluster):
+        done = pgscatter(*command, check=False)
+    assert done.returncode == 1
+    assert 'docs holds nothing that matches: filter {"price":-1}' in done.stderr
+
+
+async def test_a_target_out_of_reach_says_how_far_it_came(
+    cluster: Cluster, serve: Serve, tmp_path: Path
+) -> None:
+    """A scan over signs alone cannot tell neighbours apart that lie within one orthant."""
+    vector = {"column": "embedding", "type": "vector", "dimensions": 4, "metric": "l2"}
+    path = applied_map(
+        cluster,
+        tmp_path,
+        docs=collection(vector=vector, index={"quantization": "binary"}, columns={}, search={"overfetch": 1}),
+    )
+    rng = np.random.default_rng(3)
+    rows = (1 + rng.random(size=(6000, 4))).round(4)
+    with serve(path) as url:
+        documents = [{"id": i, "vector": row.tolist()} for i, row in enumerate(rows)]
+        answer = httpx.put(f"{url}/v1/collections/docs/documents", json={"documents": documents}, timeout=60)
+        assert answer.json()["stored"] == 6000
+    before = path.read_text()
+    async with no_sequential_scans(cluster):
+        done = pgscatter("tune", "--map", path, "--target-recall", 0.95, "--queries", 60, check=False)
+    assert (done.returncode, path.read_text()) == (1, before)
+    assert re.search(r"docs: recall at 10 is 0\.\d+, .* even at ef_search 1000", done.stderr), done.stderr

@@ -15,6 +15,16 @@ from shard_config.values import ValueType
 __all__ = ["by_hash", "by_list", "by_range", "document", "parse", "problems"]
 
 ENV = {"PGPASSWORD": "s3cret"}
+TUNED = {
+    "target_recall": 0.99,
+    "recall": 0.9951,
+    "lower_bound": 0.991,
+    "k": 10,
+    "queries": 500,
+    "filters": 3,
+    "shards": 4,
+    "at": "2026-01-31",
+}
 
 _DOCUMENT: dict[str, Any] = {
     "version": 12,

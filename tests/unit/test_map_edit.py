@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+from datetime import date
+from typing import Any
+
 import pytest
 import yaml
 
-from shard_config.edit import set_search_option
+from shard_config.edit import Option, raise_version, set_search_options
 
 BLOCK = """\
 # our map
@@ -18,8 +21,12 @@ collections:
 """
 
 
-def tuned(text: str, note: str = "recall 0.99") -> tuple[str, dict[str, object]]:
-    edited = set_search_option(text, "docs", "ef_search", 64, note)
+MEASURED = {"target_recall": 0.99, "recall": 0.995, "k": 10, "at": date(2026, 1, 31)}
+SET: dict[str, Option] = {"ef_search": 64, "target_recall": 0.99, "tuned": MEASURED}
+
+
+def tuned(text: str) -> tuple[str, dict[str, Any]]:
+    edited = raise_version(set_search_options(text, "docs", SET))
     return edited, yaml.safe_load(edited)
 
 
@@ -36,28 +43,45 @@ def tuned(text: str, note: str = "recall 0.99") -> tuple[str, dict[str, object]]
         "version: 7\ncollections: {docs: {table: docs}}\n",
     ],
 )
-def test_only_the_option_and_the_version_change(text: str) -> None:
+def test_only_the_options_and_the_version_change(text: str) -> None:
     before = yaml.safe_load(text)
     edited, after = tuned(text)
     expected = dict(before["collections"]["docs"])
-    expected["search"] = {**(expected.get("search") or {}), "ef_search": 64}
+    expected["search"] = {**(expected.get("search") or {}), **SET}
     assert after == {
         "version": 8,
         "collections": {**before["collections"], "docs": expected},
     }
-    assert "# pgscatter tune: recall 0.99\n" in edited
-    for comment in ("# our map", "# bumped by hand", "# keep me"):
+    for comment in ("# our map", "# bumped by hand", "# keep me", "# guessed"):
         assert (comment in edited) == (comment in text)
 
 
-def test_tuning_again_replaces_its_own_note() -> None:
-    once, _ = tuned(BLOCK, "first")
-    twice, after = tuned(once, "second")
-    assert "first" not in twice
-    assert "# pgscatter tune: second" in twice
+def test_tuning_again_replaces_what_was_measured() -> None:
+    once, _ = tuned(BLOCK)
+    twice, after = tuned(once)
+    assert twice.replace("version: 9", "version: 8") == once
     assert after["version"] == 9
+
+
+def test_what_somebody_wrote_in_lines_is_replaced_without_what_follows() -> None:
+    lines = """\
+version: 1
+collections:
+  docs:
+    search:
+      tuned:  # by hand
+        recall: 0.9
+        k: 5
+
+      # about the timeout
+      timeout: 2s
+"""
+    edited, after = tuned(lines)
+    assert after["collections"]["docs"]["search"] == {**SET, "timeout": "2s"}
+    assert "# by hand" in edited
+    assert "\n\n      # about the timeout\n" in edited
 
 
 def test_an_unknown_collection_is_an_error() -> None:
     with pytest.raises(ValueError, match="no collection nope"):
-        set_search_option(BLOCK, "nope", "ef_search", 1, "")
+        set_search_options(BLOCK, "nope", {"ef_search": 1})

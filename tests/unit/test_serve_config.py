@@ -38,6 +38,12 @@ def test_flags_win_over_the_environment_and_that_over_defaults() -> None:
         (["--node-queue", "-1"], {}, "--node-queue: expected a whole number of at least 0, got '-1'"),
         (["--max-timeout", "nan"], {}, "--max-timeout: expected a number of seconds above 0, got 'nan'"),
         (["--max-timeout", "inf"], {}, "--max-timeout: expected a number of seconds above 0, got 'inf'"),
+        (
+            ["--recall-sample-rate", "1.5"],
+            {},
+            "--recall-sample-rate: expected a share of at least 0 and at most 1, got '1.5'",
+        ),
+        (["--recall-budget", "0"], {}, "--recall-budget: expected a rate above 0, got '0'"),
         ([], {"PGSCATTER_L2_PAUSE": "x"}, "PGSCATTER_L2_PAUSE: expected a number of seconds of at least 0"),
     ],
 )

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from shard_config import codec, limits
+from shard_config import codec, limits, to_json
 from shard_config.codec import MapError
 from shard_config.model import (
     Cache,
@@ -22,12 +23,13 @@ from shard_config.model import (
     RangeSharding,
     SearchDefaults,
     Table,
+    Tuned,
     Vector,
     VectorType,
 )
 from shard_config.problems import MAX_PROBLEMS
 from shard_config.values import ValueType
-from tests.unit.shard_config_maps import ENV, REMOVED, document, parse, problems
+from tests.unit.shard_config_maps import ENV, REMOVED, TUNED, document, parse, problems
 
 C = "collections.documents"
 
@@ -72,6 +74,16 @@ def test_what_a_file_leaves_out_has_its_default() -> None:
     assert collection.search == SearchDefaults(40, 2.0, 2.0, 1000)
     assert collection.cache == Cache(60.0)
     assert collection.text_model is None
+
+
+def test_what_tune_measured_is_read_strictly_and_shown_again() -> None:
+    search = {"ef_search": 64, "target_recall": 0.99, "tuned": TUNED}
+    shard_map = parse(document({f"{C}.search": search}))
+    tuned = Tuned(0.99, 0.9951, 0.991, 10, 500, 3, 4, date(2026, 1, 31))
+    assert shard_map.collections["documents"].search == SearchDefaults(64, 2.0, 2.0, 1000, 0.99, tuned)
+    shown = to_json(shard_map)["collections"]["documents"]["search"]
+    assert {name: shown[name] for name in search} == search
+    assert "tuned" not in to_json(parse(document()))["collections"]["documents"]["search"]
 
 
 def test_a_map_without_collections_is_valid() -> None:
@@ -215,6 +227,13 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
     ({f"{C}.search.timeout": "2h"}, f"{C}.search.timeout", "3600s"),
     ({f"{C}.search.timeout": True}, f"{C}.search.timeout", "duration"),
     ({f"{C}.search.max_k": 10001}, f"{C}.search.max_k", "from 1 to 10000"),
+    ({f"{C}.search.target_recall": 1}, f"{C}.search.target_recall", "a number from 0.5 to 0.9999, got 1"),
+    ({f"{C}.search.target_recall": "high"}, f"{C}.search.target_recall", "a number from 0.5 to 0.9999"),
+    ({f"{C}.search.tuned": {**TUNED, "at": "2026-02-30"}}, f"{C}.search.tuned.at", "a day of the calendar"),
+    ({f"{C}.search.tuned": {**TUNED, "at": "yesterday"}}, f"{C}.search.tuned.at", "a date such as"),
+    ({f"{C}.search.tuned": {**TUNED, "queries": 1}}, f"{C}.search.tuned.queries", "from 2 to 100000"),
+    ({f"{C}.search.tuned": {**TUNED, "recal": 1}}, f"{C}.search.tuned.recal", "did you mean 'recall'"),
+    ({f"{C}.search.tuned": {"recall": 0.9}}, f"{C}.search.tuned", "missing field 'lower_bound'"),
     ({f"{C}.search.limit": 5}, f"{C}.search.limit", "unknown field"),
     ({f"{C}.cache.ttl": -1}, f"{C}.cache.ttl", "duration"),
     ({f"{C}.text_model": ""}, f"{C}.text_model", "path of a file"),

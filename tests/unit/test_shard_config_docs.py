@@ -74,6 +74,7 @@ def test_every_taken_name_is_documented() -> None:
             f"{limits.TIMEOUT[0] * 1000:g}ms",
             f"{limits.TIMEOUT[1] / 3600:g}h",
         ),
+        ("target_recall", "none", *(f"{bound:g}" for bound in limits.TARGET_RECALL)),
         ("max_k", SEARCH.max_k, *limits.MAX_K),
         ("ttl", f"{CACHE.ttl:g}s", f"{limits.TTL[0]:g}", f"{limits.TTL[1] / 3600:g}h"),
         ("dimensions", "required", *limits.DIMENSIONS),

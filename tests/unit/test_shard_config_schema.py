@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from shard_config.schema import DIALECT, json_schema
-from tests.unit.shard_config_maps import document, problems
+from tests.unit.shard_config_maps import TUNED, document, problems
 from tests.unit.test_shard_config_codec import FAULTS, LIST, PLACEMENTS, RANGE
 
 VALIDATOR = jsonschema_rs.Draft202012Validator(json_schema())
@@ -20,7 +20,8 @@ VALIDATOR = jsonschema_rs.Draft202012Validator(json_schema())
 ONLY_THE_READER = (
     "exceed", "mapped by", "already", "ef_construction", "66 for m", "no shard", "of 16", "of 8",
     "from 0 to 7", "ascending", "did you mean 'tenant'", "hash needs", "gap", "overlap", "empty range",
-    "no value", "no range", "quote it", "an integer from", "a number", "4000", "3600s", "duration",
+    "calendar", "no value", "no range",
+    "quote it", "an integer from", "a number", "4000", "3600s", "duration",
 )  # fmt: skip
 
 
@@ -70,7 +71,9 @@ def test_a_faulty_placement_is_seen_where_its_shape_is(
 FIELDS = """
     table id id.type id.column vector vector.dimensions vector.metric vector.type content metadata columns
     columns.tenant columns.id columns.n sharding index index.m index.ef_construction index.quantization
-    search.ef_search search.overfetch search.timeout search.max_k cache cache.ttl text_model
+    search.ef_search search.overfetch search.timeout search.max_k
+    search.target_recall search.tuned search.tuned.recall search.tuned.queries search.tuned.at
+    cache cache.ttl text_model
     sharding.buckets sharding.key sharding.placement sharding.placement.s0 sharding.placement.s1
     sharding.default sharding.strategy
 """.split()
@@ -109,6 +112,6 @@ bases = st.sampled_from(
 @settings(deadline=None)
 @given(bases, st.sampled_from(PATHS), values)
 def test_the_schema_never_refuses_what_the_reader_takes(base: dict[str, Any], path: str, value: Any) -> None:
-    tree = document({path: value}, **base)
+    tree = document({"collections.documents.search.tuned": TUNED, path: value}, **base)
     if not VALIDATOR.is_valid(tree):
         assert problems(tree) != {}

@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.tuning import lower_bound, smallest
+from router.tuning import smallest
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=40, unique=True).map(sorted), st.integers(1, 1100))
@@ -19,9 +19,3 @@ def test_bisection_finds_the_smallest_step_that_reaches(steps: list[int], needed
     found = asyncio.run(smallest(steps, reaches))
     assert found == next((step for step in steps if step >= needed), None)
     assert len(tried) <= 8
-
-
-def test_few_or_scattered_queries_promise_less() -> None:
-    assert lower_bound([1.0] * 100) == 1.0
-    assert lower_bound([1.0]) == 0.0
-    assert lower_bound([1.0, 0.8] * 10) < lower_bound([1.0, 0.8] * 1000) < 0.9

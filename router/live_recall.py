@@ -1,0 +1,185 @@
+"""The recall of real searches: a small share of them is repeated exactly, off the request path.
+
+A search that was chosen is put into a bounded queue once it is answered; whoever asked waits for
+nothing. One task takes from the queue, repeats the search exactly, on the least loaded node of each
+shard, and compares. Between two repetitions it rests, so that they take a tenth of its time at most,
+however long they are.
+
+Invariant: what is compared saw the same rows, as far as this router's workers wrote them. If the
+collection's write version moved between the beginning of the search and the end of its repetition, the
+pair is dropped, and counted as such. What others write past the router is not known here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import Counter
+from collections.abc import Callable
+from typing import Literal, Protocol, TypeAlias
+
+import msgspec
+
+from router.policy.recall_sampling import RecallSampler, RecallSeen, RecallWindow
+from router.query.errors import DeadlineError, OverloadedError, RouterError
+from router.query.recall import near, recall
+from router.query.types import Consistency, Found, SearchQuery
+from router.stages.stage import Stage
+
+__all__ = ["DropReason", "LiveRecall", "RecallListener"]
+
+DropReason: TypeAlias = Literal[
+    "queue", "budget", "written", "late", "busy", "failed", "stale", "empty", "error"
+]
+
+_QUEUE = 16
+_SECONDS = 10.0  # for one repetition
+_SHARE = 0.1  # of the time, for repetitions
+
+_logger = logging.getLogger(__name__)
+
+
+class RecallListener(Protocol):
+    """Is told of every sample; the metrics are one."""
+
+    def recall_sampled(self, collection: str, seen: RecallSeen) -> None: ...
+
+    def recall_dropped(self, reason: DropReason) -> None: ...
+
+
+class _Job(msgspec.Struct, frozen=True):
+    stage: Stage
+    query: SearchQuery
+    hits: msgspec.Raw
+    version: int
+
+
+class LiveRecall:
+    """Owned by the topology: `start` and `close` bound the life of its only task.
+
+    Args:
+        version: a collection's write version.
+        share: of the time that repetitions may take.
+    """
+
+    def __init__(
+        self,
+        sampler: RecallSampler,
+        version: Callable[[str], int],
+        listener: RecallListener | None = None,
+        *,
+        share: float = _SHARE,
+    ) -> None:
+        self.chooses = sampler.chooses
+        self.dropped: Counter[DropReason] = Counter()
+        self.samples = 0
+        self._sampler = sampler
+        self._version = version
+        self._listener = listener
+        self._share = share
+        self._seen: dict[str, RecallSeen] = {}
+        self._windows: dict[str, RecallWindow] = {}
+        self._jobs: asyncio.Queue[_Job] = asyncio.Queue(_QUEUE)
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        counts = f"{self.samples} samples, {self.dropped.total()} dropped, {self._jobs.qsize()} waiting"
+        return f"<LiveRecall {self._sampler!r}, {counts}>"
+
+    def start(self) -> None:
+        if self._sampler.rate > 0 and self._task is None:
+            self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """Leave what waits, and the repetition under way."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    def seen(self, collection: str) -> RecallSeen | None:
+        """What the last samples showed, None while there are none."""
+        return self._seen.get(collection)
+
+    def offer(self, stage: Stage, query: SearchQuery, found: Found, version: int) -> None:
+        """Take a search that was chosen, if its answer is one to compare with. Never waits.
+
+        Args:
+            stage: what repeats it, past all caches.
+            version: the collection's write version before the search began.
+        """
+        if query.exact or found.tier in ("l1", "l2") or not found.answer.cacheable:
+            return
+        if self._jobs.full():
+            self._drop("queue")
+        elif not self._sampler.pays():
+            self._drop("budget")
+        else:
+            self._jobs.put_nowait(_Job(stage, _exactly(query), found.answer.hits, version))
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            job = await self._jobs.get()
+            started = loop.time()
+            try:
+                reason = await self._compare(job)
+            except Exception:
+                # The task outlives a fault of ours, which must not end the measurement in silence.
+                _logger.exception("recall not measured", extra={"collection": job.query.collection.name})
+                reason = "error"
+            if reason is not None:
+                self._drop(reason)
+            await asyncio.sleep((loop.time() - started) * (1 / self._share - 1))
+
+    async def _compare(self, job: _Job) -> DropReason | None:
+        """Repeat one search and count what it shows, or say why that shows nothing."""
+        collection = job.query.collection.name
+        if self._version(collection) != job.version:
+            return "written"
+        deadline = asyncio.get_running_loop().time() + _SECONDS
+        try:
+            found = await job.stage.search(job.query, deadline)
+        except DeadlineError:
+            return "late"
+        except OverloadedError:
+            return "busy"
+        except RouterError:
+            return "failed"
+        if self._version(collection) != job.version:
+            return "written"
+        if not found.answer.cacheable:
+            return "stale"
+        value = recall(_distances(job.hits), _distances(found.answer.hits))
+        if value is None:
+            return "empty"
+        seen = self._windows.setdefault(collection, RecallWindow()).add(value)
+        self._seen[collection] = seen
+        self.samples += 1
+        if self._listener is not None:
+            self._listener.recall_sampled(collection, seen)
+        return None
+
+    def _drop(self, reason: DropReason) -> None:
+        self.dropped[reason] += 1
+        if self._listener is not None:
+            self._listener.recall_dropped(reason)
+
+
+def _exactly(query: SearchQuery) -> SearchQuery:
+    """The same search for ids and distances alone, all of them, from any node that is up to date."""
+    return msgspec.structs.replace(
+        query,
+        exact=True,
+        include=frozenset(),
+        consistency=Consistency.EVENTUAL,
+        cache=False,
+        allow_partial=False,
+        explain=False,
+        plan=False,
+        caller=None,
+    )
+
+
+def _distances(hits: msgspec.Raw) -> list[float]:
+    return [hit.distance for hit in near(hits)]
