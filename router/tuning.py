@@ -130,8 +130,7 @@ async def tune(
         tell: is told each measurement.
 
     Raises:
-        TuningError: too few rows, the index is not used, a shard did not answer, or no width reaches the
-            target.
+        TuningError: too few rows, a shard did not answer, or no width reaches the target.
         InvalidError: one of `filters` is none.
     """
     if best_bound(queries) < target:
@@ -148,7 +147,12 @@ async def tune(
             f" takes {queries_for(target)} queries or more"
         )
     tuning = _Tuning(topology, collection, k, sampled, progress)
-    await tuning.check_plan()
+    if not await tuning.uses_index():
+        tell(
+            f"{collection.name}: PostgreSQL reads all rows for a search and not the index, so any width will"
+            " do; tune again when there are more rows"
+        )
+        tuning.steps = [max(collection.search.ef_search, k + 1)]
     cases = [await tuning.case("no filter", None)]
     cases += [await tuning.case(f"filter {said}", filter) for said, filter in given]
     for made in await _filters(topology, collection, sizes):
@@ -175,9 +179,10 @@ async def _search(tuning: _Tuning, cases: list[_Case], target: float, tell: Tell
 
     best = await smallest(tuning.steps, reaches)
     if best is None:
+        widest = tuning.steps[-1]
         raise TuningError(
-            f"{tuning.collection.name}: recall at {tuning.k} is {failed[EF_SEARCH_MAX]}, even at ef_search"
-            f" {EF_SEARCH_MAX}: the target {target} is out of reach; build the index with larger m and"
+            f"{tuning.collection.name}: recall at {tuning.k} is {failed[widest]}, even at ef_search"
+            f" {widest}: the target {target} is out of reach; build the index with larger m and"
             " ef_construction, or take more queries"
         )
     return reached[best]
@@ -197,21 +202,13 @@ class _Tuning:
         self._queries = queries
         self._progress = progress
 
-    async def check_plan(self) -> None:
-        """See that PostgreSQL uses the index at all: reading every row has a recall of 1 at any width.
-
-        Raises:
-            TuningError: no shard's plan scans an index.
-        """
+    async def uses_index(self) -> bool:
+        """Whether PostgreSQL scans an index at all: reading every row has a recall of 1 at any width."""
         query = SearchQuery(
             self.collection, self._queries[0].vector, self.k, ef_search=self.steps[0], plan=True
         )
         found = await self._found(query)
-        if not any("Index Scan using" in (report.plan or "") for report in found.answer.reports):
-            raise TuningError(
-                f"{self.collection.name}: PostgreSQL reads all rows for a search and not the index, so that"
-                f" ef_search changes nothing; ANALYZE {self.collection.table}, and tune when it has more rows"
-            )
+        return any("Index Scan using" in (report.plan or "") for report in found.answer.reports)
 
     async def case(self, name: str, filter: Filter | None) -> _Case:
         truth = await self._answers(f"exact answers, {name}", filter, None)

@@ -6,7 +6,7 @@ import asyncio
 import random
 import uuid
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -70,18 +70,23 @@ def ranked(vectors: Vectors, query: Vectors) -> list[int]:
 
 
 @asynccontextmanager
-async def no_sequential_scans(cluster: Cluster) -> AsyncIterator[None]:
-    """Sessions that begin within the block use an index where they can, however small the table is."""
+async def without(cluster: Cluster, method: str) -> AsyncIterator[None]:
+    """Sessions that begin within the block plan without `enable_METHOD`, where they can."""
     primaries = [node.dsn for node in cluster.nodes if node.role == "primary"]
     for dsn in primaries:
-        await execute(dsn, "ALTER ROLE CURRENT_USER SET enable_seqscan = off")
+        await execute(dsn, f"ALTER ROLE CURRENT_USER SET enable_{method} = off")
     try:
         for node in cluster.nodes:
-            await eventually_zero(node.dsn, "SELECT (current_setting('enable_seqscan') = 'on')::int")
+            await eventually_zero(node.dsn, f"SELECT (current_setting('enable_{method}') = 'on')::int")
         yield
     finally:
         for dsn in primaries:
-            await execute(dsn, "ALTER ROLE CURRENT_USER RESET enable_seqscan")
+            await execute(dsn, f"ALTER ROLE CURRENT_USER RESET enable_{method}")
+
+
+def no_sequential_scans(cluster: Cluster) -> AbstractAsyncContextManager[None]:
+    """Sessions that begin within the block use an index where they can, however small the table is."""
+    return without(cluster, "seqscan")
 
 
 @asynccontextmanager

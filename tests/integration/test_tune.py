@@ -11,7 +11,7 @@ import yaml
 from deploy.local import Cluster
 from tests.conftest import Serve
 from tests.integration.apps import applied_map, collection, pgscatter
-from tests.integration.test_search import no_sequential_scans
+from tests.integration.test_search import no_sequential_scans, without
 
 D = 64
 COMMENT = "# which nobody but us knows"
@@ -79,6 +79,17 @@ async def test_without_a_collection_those_that_can_be_tuned_are(cluster: Cluster
     assert "tiny holds too few rows: 40" in done.stderr
     assert after["collections"]["empty"] == before["collections"]["empty"]
     assert after["version"] == before["version"] + 1
+
+
+async def test_where_all_rows_are_read_the_width_stays_as_it_is(cluster: Cluster, tuned_map: Path) -> None:
+    before = yaml.safe_load(tuned_map.read_text())["collections"]["docs"]["search"]["ef_search"]
+    command = ["tune", "--map", tuned_map, "--collection", "docs", "--target-recall", 0.95, "--queries", 100]
+    async with without(cluster, "indexscan"):
+        done = pgscatter(*command)
+    assert "docs: PostgreSQL reads all rows for a search and not the index" in done.stderr
+    assert f"docs: ef_search {max(before, 11)}, written" in done.stdout
+    search = yaml.safe_load(tuned_map.read_text())["collections"]["docs"]["search"]
+    assert (search["ef_search"], search["tuned"]["recall"]) == (max(before, 11), 1.0)
 
 
 @pytest.mark.parametrize(
