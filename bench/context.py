@@ -167,7 +167,7 @@ class Context:
     def equal(self, world: World, router: Router) -> Equal:
         """What reaches the wanted recall, each by itself.
 
-        The widths differ: the router asks each shard for more rows, and scans no narrower than that.
+        The widths may differ: the router scans no narrower than what it has to bring.
 
         Raises:
             BenchError: something does not reach it.

@@ -151,7 +151,7 @@ class World:
         )
 
     def effective(self, ef_search: int, k: int, collection: str = COLLECTION) -> int:
-        """The width that the router scans with: it raises what would cut its over-fetching short."""
+        """The width that the router scans with: it raises what would cut k short."""
         shard_map = load_map(self.map_path)
         vector = self.dataset.queries[0].tobytes()
         query = SearchQuery(shard_map.collections[collection], vector, k, ef_search=ef_search)
