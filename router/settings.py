@@ -46,4 +46,4 @@ class Settings(msgspec.Struct, frozen=True):
     l2_max_entry_bytes: int = 1 << 20
     # recall
     recall_sample_rate: float = 0.001
-    recall_budget: float = 1.0
+    recall_budget: float = 0.1
