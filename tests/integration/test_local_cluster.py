@@ -39,8 +39,11 @@ def directory() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="pgscatter-test-"))
     path.chmod(0o755)
     yield path
-    Cluster(path).stop_all()
+    for cluster in (path, *(child.parent for child in path.glob("*/cluster.json"))):
+        Cluster(cluster).stop_all()
+    left = servers_of(path)
     shutil.rmtree(path)
+    assert left == []
 
 
 def up(directory: Path, *options: object, shards: int = 1, replicas: int = 1, check: bool = True) -> Any:
