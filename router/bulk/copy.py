@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+import gc
+from collections.abc import AsyncIterator, Iterable, Sequence
 from typing import cast
 
 import asyncpg
@@ -18,9 +19,9 @@ from router.bulk.target import Target
 from router.bulk.wire import copy_columns, copy_stream
 from router.postgres.connection import POSTGRES_ERRORS, ErrorKind, NodeError
 from router.schema.session import Connection, bound_to, connect, session_error
-from shard_config.model import Collection
+from shard_config.model import Collection, Table
 
-__all__ = ["Part", "Writer"]
+__all__ = ["Part", "Writer", "copy_blocks"]
 
 # Between two blocks of a stream, and for its end: rows that go into an HNSW index take milliseconds each.
 _STALL = 300.0
@@ -82,14 +83,9 @@ class Writer:
             await connection.execute("ROLLBACK")
             return False
         if len(positions):
-            table = self._collection.table
-            await connection.copy_to_table(
-                table.name,
-                schema_name=table.schema,
-                source=_paced(copy_stream(self._collection, batch, positions), limit),
-                columns=copy_columns(self._collection, batch),
-                format="binary",
-            )
+            blocks = _paced(copy_stream(self._collection, batch, positions), limit)
+            columns = copy_columns(self._collection, batch)
+            await copy_blocks(connection, self._collection.table, columns, blocks)
         await connection.execute("COMMIT")
         return True
 
@@ -137,6 +133,24 @@ class Writer:
             f"{where} in {self._collection.table} ({seen.get(there)} of {self._source.path});"
             " a load adds rows, it replaces none"
         )
+
+
+async def copy_blocks(
+    connection: Connection, table: Table, columns: Sequence[str], blocks: AsyncIterator[bytes]
+) -> None:
+    """COPY a stream in PostgreSQL's binary format into `table`."""
+    try:
+        await connection.copy_to_table(
+            table.name, schema_name=table.schema, source=blocks, columns=columns, format="binary"
+        )
+    except asyncpg.InternalClientError:
+        # The server had said that it ends, and had not hung up yet. asyncpg 0.32 finds that out after it
+        # has created the COPY's future, which it then fails when nobody can read it any more; asyncio
+        # would complain about that on standard error.
+        for held in gc.get_referents(connection._protocol):  # type: ignore[attr-defined]
+            if isinstance(held, asyncio.Future):
+                held.add_done_callback(lambda future: future.cancelled() or future.exception())
+        raise
 
 
 async def _paced(blocks: Iterable[bytes | memoryview], limit: asyncio.Timeout) -> AsyncIterator[bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import io
 import itertools
 import json
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, date, datetime, timedelta, timezone
 from decimal import Decimal
 from pathlib import Path
@@ -29,11 +30,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deploy.local import Cluster
+from router.bulk.copy import copy_blocks
 from router.bulk.load import Options
 from router.bulk.load import load as run_load
 from router.bulk.scalars import JSONB, encoder
+from router.postgres.connection import POSTGRES_ERRORS
 from router.schema.progress import Display
 from shard_config import codec
+from shard_config.model import Table
 from shard_config.partition import locate
 from shard_config.values import ValueType
 from tests.integration.apps import applied_map, collection, pgscatter, write_map
@@ -400,6 +404,34 @@ async def test_ctrl_c_stops_cleanly_and_the_load_goes_on_later(cluster: Cluster,
     done = load(source, path)
     assert "were there from before" in done.stdout
     await check(path, vectors, table)
+
+
+@pytest.mark.parametrize("steps", range(5))
+async def test_a_server_that_ends_just_before_a_copy_leaves_no_complaint(
+    cluster: Cluster, steps: int
+) -> None:
+    """After one of these steps of the loop the server's last words are read, and its hanging up is not."""
+
+    async def blocks() -> AsyncIterator[bytes]:
+        yield b""
+
+    complaints: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+    connection = await asyncpg.connect(cluster.nodes[0].dsn, timeout=10)
+    other = await asyncpg.connect(cluster.nodes[0].dsn, timeout=10)
+    await other.execute("SELECT pg_terminate_backend($1)", connection.get_server_pid())
+    time.sleep(0.3)  # both arrive while the loop stands still
+    for _ in range(steps):
+        await asyncio.sleep(0)
+    with pytest.raises(POSTGRES_ERRORS):
+        await copy_blocks(connection, Table("public", "nothing"), ["id"], blocks())
+    await asyncio.sleep(0.05)
+    connection.terminate()
+    await other.close(timeout=10)
+    del connection
+    gc.collect()
+    await asyncio.sleep(0)
+    assert complaints == []
 
 
 async def reach(path: Path, table: str, count: int) -> None:
