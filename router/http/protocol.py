@@ -1,14 +1,16 @@
-"""uvicorn's HTTP/1.1 protocol with what it leaves open: bounds for a request's head, one write per answer."""
+"""uvicorn's HTTP/1.1 protocol with what it leaves open: bounds for a request's head, few writes."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from router.http.message import COMPLETE, WHOLE
+from router.http.outbox import GatheredTransport, Outbox
 
 __all__ = ["BoundedProtocol"]
 
@@ -23,8 +25,12 @@ class BoundedProtocol(HttpToolsProtocol):
     answer.
     """
 
+    def __init__(self, *args: Any, outbox: Outbox, **named: Any) -> None:
+        super().__init__(*args, **named)
+        self._outbox = outbox
+
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        super().connection_made(transport)
+        super().connection_made(GatheredTransport(transport, self._outbox))
         self._in_head = False
         self._head_bytes = 0  # in earlier chunks
         self._size = 0  # of this chunk
@@ -84,6 +90,10 @@ class BoundedProtocol(HttpToolsProtocol):
         It writes head and body one after the other, two system calls and two packets that wake the
         client twice, and looks through each header with regular expressions: 10 µs of an L1 hit.
         """
+        # It is asked once; kept, the scope would hold the cycle that holds the scope.
+        cycle.scope.pop("extensions", None)
+        # It is asked once; kept, the scope would hold the cycle that holds the scope.
+        cycle.scope.pop("extensions", None)
         plain = cycle.keep_alive and cycle.scope["method"] != "HEAD"
         if not plain or cycle.disconnected or cycle.response_started or self.flow.write_paused:
             return False

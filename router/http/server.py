@@ -12,6 +12,7 @@ import math
 import signal
 import socket
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 
 import uvicorn
@@ -19,6 +20,7 @@ from prometheus_client.multiprocess import mark_process_dead
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
+from router.http.outbox import Outbox
 from router.http.protocol import BoundedProtocol
 
 __all__ = ["is_loopback", "listen", "run"]
@@ -73,7 +75,7 @@ def run(
         factory=True,
         workers=workers,
         loop="uvloop",
-        http=BoundedProtocol,
+        http=partial(BoundedProtocol, outbox=Outbox()),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import asyncio
+
+from router.http.outbox import GatheredTransport, Outbox
+
+
+class Wire(asyncio.Transport):
+    """Remembers what it was told, in a list that several share."""
+
+    def __init__(self, name: str, said: list[str]) -> None:
+        super().__init__()
+        self.name = name
+        self.said = said
+        self.closed = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        self.said.append(f"{self.name} {bytes(data).decode()}")
+
+    def close(self) -> None:
+        self.closed = True
+        self.said.append(f"{self.name} closed")
+
+    def is_closing(self) -> bool:
+        return self.closed
+
+
+async def test_what_one_turn_writes_leaves_at_its_end_in_order() -> None:
+    said: list[str] = []
+    outbox = Outbox()
+    a, b = (GatheredTransport(Wire(name, said), outbox) for name in "ab")
+    a.write(b"1")
+    b.write(b"2")
+    a.write(b"3")
+    assert said == []
+    assert repr(outbox) == "<Outbox 3 waiting>"
+    await asyncio.sleep(0)
+    assert said == ["a 1", "b 2", "a 3"]
+    a.write(b"4")
+    await asyncio.sleep(0)
+    assert said[3:] == ["a 4"]
+
+
+async def test_nothing_waits_for_more_than_fifteen_others() -> None:
+    said: list[str] = []
+    transport = GatheredTransport(Wire("a", said), Outbox())
+    for i in range(40):
+        transport.write(b"%d" % i)
+        assert len(said) == (i + 1) // 16 * 16
+    await asyncio.sleep(0)
+    assert said == [f"a {i}" for i in range(40)]
+
+
+async def test_a_connection_that_closes_has_said_what_it_had_to_say() -> None:
+    said: list[str] = []
+    outbox = Outbox()
+    a, b = (GatheredTransport(Wire(name, said), outbox) for name in "ab")
+    a.write(b"1")
+    b.write(b"2")
+    a.close()
+    assert a.is_closing()
+    assert said == ["a 1", "b 2", "a closed"]
+
+
+async def test_a_connection_that_is_gone_costs_the_others_nothing() -> None:
+    said: list[str] = []
+    outbox = Outbox()
+    gone, other = Wire("a", said), Wire("b", said)
+    outbox.put(gone, b"1")
+    outbox.put(other, b"2")
+    gone.closed = True
+    await asyncio.sleep(0)
+    assert said == ["b 2"]
