@@ -19,6 +19,8 @@ __all__ = ["RedisLink"]
 T = TypeVar("T")
 
 _CONNECTIONS = 32
+# The resolution of uvloop's clock: the loop reads its sockets on the way there.
+_LOOK = 0.001
 
 
 class RedisLink:
@@ -34,7 +36,7 @@ class RedisLink:
         """
         self.failures = 0
         self.reason: str | None = None
-        self._budget = budget
+        self.budget = budget
         self._pause = pause
         self._clock = clock
         self._off_until = 0.0
@@ -58,12 +60,23 @@ class RedisLink:
     async def call(
         self, command: Callable[[redis.Redis], Awaitable[T]], budget: float | None = None
     ) -> T | None:
-        """What `command` returns; None if Redis is off, busy, late or wrong."""
+        """What `command` returns; None if Redis is off, busy, late or wrong.
+
+        `budget` in seconds, if part of the link's own is spent.
+        """
         if not self.on or self._under_way >= _CONNECTIONS:
             return None
         self._under_way += 1
+        loop = asyncio.get_running_loop()
+        timer: asyncio.TimerHandle | None = None
         try:
-            async with asyncio.timeout(self._budget):
+            async with asyncio.timeout(None) as limit:
+                # A loop that comes late finds the answer and the end of the budget in the same turn, and the
+                # end would win. So time is up only when the loop has looked once more.
+                timer = loop.call_later(
+                    self.budget if budget is None else max(0.0, budget),
+                    lambda: limit.reschedule(loop.time() + _LOOK),
+                )
                 return await command(self.client)
         except ResponseError:
             # It answered, in time, that it cannot: out of memory, say. Others may still be able to read.
@@ -75,6 +88,8 @@ class RedisLink:
             self._off_until = self._clock() + self._pause
             return None
         finally:
+            if timer is not None:
+                timer.cancel()
             self._under_way -= 1
 
     async def close(self) -> None:

@@ -16,14 +16,14 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Mapping, Sequence
-from typing import cast
+from collections.abc import Mapping
 
 import msgspec
 
 from router.query.types import Answer, Coverage, Found, SearchQuery, Shortfall
 from router.redis_link import RedisLink
 from router.shared import Shared
+from router.stages.lookups import Lookups
 from router.stages.stage import Stage
 
 __all__ = ["Invalidations", "SharedCache"]
@@ -100,6 +100,7 @@ class SharedCache:
         self._invalidations = invalidations
         self._namespace = namespace
         self._max_entry_bytes = max_entry_bytes
+        self._lookups = Lookups(link)
         self._stores: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -121,6 +122,7 @@ class SharedCache:
         return found
 
     async def close(self) -> None:
+        await self._lookups.close()
         for task in self._stores:
             task.cancel()
         await asyncio.gather(*self._stores, return_exceptions=True)
@@ -132,10 +134,7 @@ class SharedCache:
         """
         if not await self._invalidations.settled(collection):
             return None, None
-        values = cast(
-            "Sequence[bytes | None] | None",
-            await self._link.call(lambda client: client.mget(_token_key(collection), key)),
-        )
+        values = await self._lookups.get(_token_key(collection), key)
         if values is None:
             return None, None
         token, data = values
