@@ -160,7 +160,9 @@ class Pool:
         if self._closed:
             raise NodeError(ErrorKind.UNREACHABLE, "the router is closing its connections")
         while self._idle:
-            fitting = (i for i, idle in enumerate(self._idle) if idle.ef_search == ef_search)
+            # The one used last: its server process has what it needs in the processor's caches.
+            latest = range(len(self._idle) - 1, -1, -1)
+            fitting = (i for i in latest if self._idle[i].ef_search == ef_search)
             connection = self._idle.pop(next(fitting, -1))
             if not connection.is_closed():
                 return connection

@@ -177,7 +177,7 @@ class Dispatcher:
     def pump(self) -> None:
         """Send what waits, as far as the node has room."""
         while self.waiting and self._free():
-            tickets = self._backlog.take(self.limit.together(self._together))
+            tickets = self._backlog.take(self._together)
             self.waiting -= len(tickets)
             tickets = self._in_time(tickets)
             if tickets:
@@ -225,13 +225,13 @@ class Dispatcher:
         statement = _Statement(tickets)
         for ticket in tickets:
             ticket.statement = statement
+        self.limit.start(len(self._flying))
         self._flying.add(statement)
         self._carried += len(tickets)
-        on_host = self.limit.start()
-        statement.task = asyncio.get_running_loop().create_task(self._run(statement, on_host))
+        statement.task = asyncio.get_running_loop().create_task(self._run(statement))
         statement.task.add_done_callback(lambda _: self._ended(statement))
 
-    async def _run(self, statement: _Statement, on_host: int) -> None:
+    async def _run(self, statement: _Statement) -> None:
         tickets = statement.tickets
         in_flight = len(self._flying)
         started = self._clock()
@@ -246,8 +246,7 @@ class Dispatcher:
         for ticket, (rows, plan) in zip(tickets, answers, strict=True):
             queue_ms = (started - ticket.since) * 1000
             _tell(ticket, Fetched(rows, queue_ms, (now - started) * 1000, len(tickets), plan))
-        if tickets[0].probe.key is not None:
-            self.limit.observe(tickets[0].probe.key, now - started, len(tickets), on_host, now)
+        self.limit.observe(len(tickets), now, waiting=self.waiting > 0)
 
     def _failed(self, tickets: list[Ticket], error: Exception) -> None:
         """Tell who asked; of several, each is tried again alone unless the node itself is at fault."""
@@ -269,7 +268,7 @@ class Dispatcher:
     def _ended(self, statement: _Statement) -> None:
         self._flying.discard(statement)
         self._carried -= len(statement.tickets)
-        self.limit.end()
+        self.limit.end(len(self._flying))
         statement.task = None  # which holds this statement in turn
         self.pump()
 
