@@ -45,6 +45,8 @@ HELP: dict[str, str] = {
     "cancel_timeout": "longest time for a node to confirm a cancelled statement, in seconds",
     "probe_interval": "time between two probes of a node, in seconds",
     "probe_timeout": "longest time for a probe, in seconds",
+    "hedge_quantile": "share of recent searches after whose time a second node is asked; 0 turns it off",
+    "hedge_budget": "such second questions per question at most, per worker",
     "l1_bytes": "size of the cache in memory, per worker; 0 turns it off",
     "body_cache_bytes": "size of the memory of requests that came before, per worker; 0 turns it off",
     "l2_timeout": "longest time that Redis may take, in seconds",
@@ -63,6 +65,8 @@ _MAY_BE_ZERO = frozenset(
         "l2_pause",
         "l2_max_entry_bytes",
         "recall_sample_rate",
+        "hedge_quantile",
+        "hedge_budget",
     }
 )
 
@@ -76,7 +80,13 @@ class _Kind(msgspec.Struct, frozen=True):
 
 
 # All others are times or whole numbers, as their type says.
-_KINDS = {"recall_sample_rate": _Kind("SHARE", "a share", 1.0), "recall_budget": _Kind("RATE", "a rate")}
+_SHARE = _Kind("SHARE", "a share", 1.0)
+_KINDS = {
+    "recall_sample_rate": _SHARE,
+    "hedge_quantile": _SHARE,
+    "hedge_budget": _SHARE,
+    "recall_budget": _Kind("RATE", "a rate"),
+}
 
 
 class ServeConfig(msgspec.Struct, frozen=True):

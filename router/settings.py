@@ -38,6 +38,8 @@ class Settings(msgspec.Struct, frozen=True):
     cancel_timeout: float = 1.0
     probe_interval: float = 0.5
     probe_timeout: float = 1.0
+    hedge_quantile: float = 0.95
+    hedge_budget: float = 0.05
     # caches
     l1_bytes: int = 64 << 20
     body_cache_bytes: int = 32 << 20

@@ -14,8 +14,10 @@ class NodeStatus(msgspec.Struct, frozen=True):
 
     Attributes:
         role: `primary` or `replica`; None while unknown.
-        reason: why it is down.
+        state: an `ejected` node answers probes, but has kept silent when it was searched.
+        reason: why it is down, or ejected.
         since: when state or role changed last, in seconds since the epoch.
+        ejections: how many times it was ejected, by this process.
         in_flight, waiting, connections: this process's statements and connections.
     """
 
@@ -23,9 +25,10 @@ class NodeStatus(msgspec.Struct, frozen=True):
     shard: str
     zone: str | None
     role: str | None
-    state: Literal["up", "down", "unknown"]
+    state: Literal["up", "ejected", "down", "unknown"]
     reason: str | None
     since: float
+    ejections: int
     in_flight: int
     waiting: int
     connections: int

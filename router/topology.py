@@ -20,6 +20,7 @@ from router.documents.reader import Reader
 from router.documents.types import CountAnswer, DeleteOutcome, Document, UpsertOutcome
 from router.documents.writer import Writer
 from router.live_recall import LiveRecall, RecallListener
+from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.recall_sampling import RecallSampler, RecallSeen
 from router.policy.selection import Health, Role
@@ -44,6 +45,9 @@ from shard_config.model import Collection, ShardMap
 __all__ = ["Snapshot", "Topology"]
 
 
+_SILENT = "it kept silent when it was asked, although its probes are answered; it is tried again soon"
+
+
 class Topology:
     """Opens and closes what a router runs on; `snapshot` is valid in between."""
 
@@ -64,6 +68,7 @@ class Topology:
             for node in shard.nodes
         ]
         self.shared = Shared(shard_map, shared_path)
+        self.hedges = Budget(settings.hedge_budget) if settings.hedge_quantile else None
         self.store = Store(settings.l1_bytes)
         self.prober = Prober(self.nodes, settings)
         self.recall = LiveRecall(
@@ -113,7 +118,9 @@ class Snapshot:
         self._topology = topology
         shared = topology.shared
         sets = {
-            name: ReplicaSet(name, [node for node in topology.nodes if node.shard == name])
+            name: ReplicaSet(
+                name, [node for node in topology.nodes if node.shard == name], hedges=topology.hedges
+            )
             for name in shard_map.shards
         }
         self.fanout = fanout = Fanout(sets)
@@ -233,6 +240,7 @@ def _head(replicas: ReplicaSet) -> int | None:
 
 def _status(node: Node, head: int | None) -> NodeStatus:
     state = node.state
+    ejected = node.ejected and state.health is Health.UP
     lag = None
     if head is not None and state.role is Role.REPLICA and state.health is Health.UP:
         lag = max(0, head - state.lsn)
@@ -241,9 +249,10 @@ def _status(node: Node, head: int | None) -> NodeStatus:
         shard=node.shard,
         zone=node.config.zone,
         role=state.role,
-        state=state.health.value,
-        reason=state.reason,
-        since=state.since,
+        state="ejected" if ejected else state.health.value,
+        reason=_SILENT if ejected else state.reason,
+        since=node.ejected_since if ejected else state.since,
+        ejections=node.ejection.count,
         in_flight=node.reads.in_flight + node.writes.in_flight,
         waiting=node.dispatcher.waiting + node.writes.waiting,
         connections=node.reads.connections + node.writes.connections,

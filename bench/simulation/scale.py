@@ -12,6 +12,7 @@ import msgspec
 
 from bench.simulation.model import Costs, Load, Result, Stragglers, System
 from bench.simulation.simulate import simulate
+from router.settings import Settings
 
 __all__ = ["Point", "scale"]
 
@@ -45,8 +46,9 @@ def scale(
     """Open loops over systems of so many shards.
 
     `even`: all nodes are alike. `stragglers`: one node in a hundred, at least one, takes ten times as long.
-    `stragglers, 2 replicas`: each shard has two nodes. `stragglers, deadline`: answers go without what has
-    not come after ten times the even median. `nodes alone`: the router's processor time is left out.
+    `stragglers, 2 replicas`: each shard has two nodes; `no hedges`: none is asked because another is late.
+    `stragglers, deadline`: answers go without what has not come after ten times the even median. `nodes
+    alone`: the router's processor time is left out.
     """
     points: list[Point] = []
     for count in shards:
@@ -68,6 +70,8 @@ def scale(
         add("stragglers, deadline", late, rate, 10 * even.p50)
         halved = msgspec.structs.replace(late, replicas=2, stragglers=_halved(slow))
         add("stragglers, 2 replicas", halved, rate)
+        unhedged = msgspec.structs.replace(halved, settings=Settings(hedge_quantile=0.0))
+        add("stragglers, 2 replicas, no hedges", unhedged, rate)
         add(
             "nodes alone",
             msgspec.structs.replace(base, router_cpu=False),

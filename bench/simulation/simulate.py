@@ -2,9 +2,7 @@
 
 Planning, scattering, selection of replicas, dispatching and limits are the router's classes as they are;
 only what speaks to PostgreSQL is replaced, and what takes processor time is charged to a simulated
-processor. The stages above `Scatter` (caches, coalescing) are left out, since every search differs. A
-hedge would stand between `Fanout` and `ReplicaSet`, where `assemble` puts the sets together; the router
-has none yet.
+processor. The stages above `Scatter` (caches, coalescing) are left out, since every search differs.
 
 Invariant: equal arguments give equal results.
 """
@@ -24,6 +22,7 @@ from bench.simulation.hosts import Host, Process
 from bench.simulation.model import Costs, Load, Result, Stragglers, System
 from bench.simulation.nodes import Server
 from bench.simulation.virtual_time import run
+from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState, Role
 from router.query.errors import OverloadedError, RouterError
@@ -91,9 +90,14 @@ class World:
         self.router, self.client = Process(shared), Process(shared)
         self.limits = [_limit(system, per_host) for _ in self.hosts]
         self._servers_and_nodes(per_host)
+        self.hedges = Budget(system.settings.hedge_budget) if system.settings.hedge_quantile else None
         sets = {
             name: ReplicaSet(
-                name, [node for node in self._of_shard[name]], rng=Random(f"{seed} {name}").random
+                name,
+                self._of_shard[name],
+                hedges=self.hedges,
+                rng=Random(f"{seed} {name}").random,
+                clock=self.clock,
             )
             for name in self.shard_map.shards
         }

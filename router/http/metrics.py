@@ -101,7 +101,14 @@ class Metrics:
         self._shard_results = self._counter(
             "shard_results", "Parts of searches by outcome.", ["shard", "state"]
         )
-        self._hedges = self._counter("shard_hedges", "Parts of searches sent to two nodes.", ["shard"])
+        self._hedges = self._counter(
+            "shard_hedges", "Parts of searches that a second node was wanted for.", ["shard", "outcome"]
+        )
+        self._retries = self._counter(
+            "shard_retries", "Attempts at parts of searches after one failed.", ["shard"]
+        )
+        self._answers = self._counter("node_answers", "Parts of searches by who answered them.", _NODE)
+        self._ejections = self._counter("node_ejections", "Times a node was left out.", _NODE)
         self._stored = self._counter("documents_stored", "Documents inserted or replaced.", ["collection"])
         self._deleted = self._counter("documents_deleted", "Documents deleted.", ["collection"])
         self._failed = self._counter("documents_failed", "Documents not stored.", ["collection", "reason"])
@@ -125,6 +132,9 @@ class Metrics:
         self._node_primary = self._gauge(
             "node_primary", "Whether a node is its shard's primary.", _NODE, "livemax"
         )
+        self._node_ejected = self._gauge(
+            "node_ejected", "Whether a node is left out for its silence.", _NODE, "livemax"
+        )
         self._node_lag = self._gauge(
             "node_replay_lag_bytes", "How far a replica is behind.", _NODE, "livemax"
         )
@@ -132,7 +142,7 @@ class Metrics:
         self._node_waiting = self._gauge("node_waiting", "Statements waiting.", _NODE, "livesum")
         self._node_connections = self._gauge("node_connections", "Open connections.", _NODE, "livesum")
         self._children: dict[tuple[object, ...], Counter | Gauge | Histogram] = {}
-        self._nodes: set[tuple[str, str]] = set()
+        self._nodes: dict[tuple[str, str], int] = {}  # how often it was ejected, as far as counted
         self.in_flight = 0
 
     def begin(self) -> None:
@@ -172,11 +182,11 @@ class Metrics:
         for shard, ready in backend.ready()[1].items():
             self._child(self._shard_ready, shard).set(ready)
         nodes = {(node.shard, node.name): node for node in backend.nodes()}
-        for gone in self._nodes - nodes.keys():
+        for gone in self._nodes.keys() - nodes.keys():
             self._forget(gone)
         for labels, node in nodes.items():
             self._node(labels, node)
-        self._nodes = set(nodes)
+        self._nodes = {labels: node.ejections for labels, node in nodes.items()}
 
     def render(self, backend: Backend) -> bytes:
         """The text format, for all workers."""
@@ -196,8 +206,13 @@ class Metrics:
         for report in found.answer.reports:
             self._child(self._shard_seconds, report.shard).observe(report.total_ms / 1000)
             self._child(self._shard_results, report.shard, str(report.state)).inc()
-            if report.hedged:
-                self._child(self._hedges, report.shard).inc()
+            if report.hedge is not None:
+                self._child(self._hedges, report.shard, str(report.hedge)).inc()
+            retries = report.attempts - 1 - report.hedged
+            if retries > 0:
+                self._child(self._retries, report.shard).inc(retries)
+            if report.node is not None:
+                self._child(self._answers, report.shard, report.node).inc()
 
     def _write(self, written: Written) -> None:
         if written.stored:
@@ -209,6 +224,8 @@ class Metrics:
 
     def _node(self, labels: tuple[str, str], node: NodeStatus) -> None:
         self._child(self._node_up, *labels).set(node.state == "up")
+        self._child(self._node_ejected, *labels).set(node.state == "ejected")
+        self._child(self._ejections, *labels).inc(max(0, node.ejections - self._nodes.get(labels, 0)))
         self._child(self._node_primary, *labels).set(node.role == "primary")
         self._child(self._node_lag, *labels).set(node.replay_lag_bytes or 0)
         self._child(self._node_in_flight, *labels).set(node.in_flight)
@@ -218,6 +235,7 @@ class Metrics:
     def _forget(self, labels: tuple[str, str]) -> None:
         for gauge in (
             self._node_up,
+            self._node_ejected,
             self._node_primary,
             self._node_lag,
             self._node_in_flight,

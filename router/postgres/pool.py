@@ -3,8 +3,8 @@
 Invariants: at most `size` connections exist or are being opened, however callers are cancelled; at
 most `queue` callers wait; nobody ever waits on a node that does not answer beyond its own deadline.
 A connection whose statement was cancelled keeps its slot until PostgreSQL has confirmed the cancel,
-or is terminated after `cancel_timeout`: only then may another statement start, so that cancelled
-work cannot pile up on the server.
+or is terminated after `cancel_timeout`, and one whose caller left while it was opened until it is open:
+only then may another statement start, so that cancelled work cannot pile up on the server.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Pool:
 
     @property
     def mending(self) -> int:
-        """Places of connections whose cancelled statement PostgreSQL has not confirmed."""
+        """Places of connections that have lost their caller, and are opened or cancelled still."""
         return len(self._mending)
 
     @asynccontextmanager
@@ -77,11 +77,7 @@ class Pool:
             NodeError: the node cannot be reached, or a statement of the block failed.
         """
         await self._take_slot()
-        try:
-            connection = await self._connection(ef_search)
-        except BaseException:
-            self._give_slot()
-            raise
+        connection = await self._connection(ef_search)
         self._busy.add(connection)
         try:
             yield connection
@@ -94,7 +90,7 @@ class Pool:
             self._settle(connection)
             raise
         except BaseException:
-            self._mend_later(connection)
+            self._mend_later(self._mend(connection))
             raise
         else:
             self._settle(connection)
@@ -157,7 +153,9 @@ class Pool:
         self._slots.release()
 
     async def _connection(self, ef_search: int | None) -> Connection:
+        """For the slot that the caller has; which is given back if there is none."""
         if self._closed:
+            self._give_slot()
             raise NodeError(ErrorKind.UNREACHABLE, "the router is closing its connections")
         while self._idle:
             # The one used last: its server process has what it needs in the processor's caches.
@@ -168,20 +166,19 @@ class Pool:
                 return connection
         task = asyncio.ensure_future(self._open())
         self._opening.add(task)
+        task.add_done_callback(self._opening.discard)
         try:
             # Not awaited directly: a cancelled opening and a cancelled caller must be told apart.
             await asyncio.wait([task])
         except BaseException:
-            task.cancel()
-            (opened,) = await asyncio.gather(task, return_exceptions=True)
-            if not isinstance(opened, BaseException):
-                # It was ready in the very moment that its caller left.
-                opened.terminate()
+            # To open one costs the server more than most searches: the next caller has it.
+            self._mend_later(self._keep(task))
             raise
-        finally:
-            self._opening.discard(task)
         if task.cancelled():
+            self._give_slot()
             raise NodeError(ErrorKind.UNREACHABLE, "given up while connecting: the node does not answer")
+        if task.exception() is not None:
+            self._give_slot()
         return task.result()
 
     def _settle(self, connection: Connection) -> None:
@@ -192,8 +189,8 @@ class Pool:
             self._idle.append(connection)
         self._give_slot()
 
-    def _mend_later(self, connection: Connection) -> None:
-        task = asyncio.create_task(self._mend(connection), name=f"mend {self.name}")
+    def _mend_later(self, work: Coroutine[None, None, None]) -> None:
+        task = asyncio.create_task(work, name=f"mend {self.name}")
         self._mending.add(task)
 
         def mended(task: asyncio.Task[None]) -> None:
@@ -201,6 +198,22 @@ class Pool:
             self.freed()
 
         task.add_done_callback(mended)
+
+    async def _keep(self, opening: asyncio.Task[Connection]) -> None:
+        """Wait for a connection that whoever asked for it has left; bounded by its own time limit."""
+        try:
+            await asyncio.wait([opening])
+        except BaseException:
+            opening.cancel()
+            (opened,) = await asyncio.gather(opening, return_exceptions=True)
+            if not isinstance(opened, BaseException):
+                opened.terminate()
+            self._give_slot()
+            raise
+        if opening.cancelled() or opening.exception() is not None:
+            self._give_slot()
+        else:
+            self._settle(opening.result())
 
     async def _mend(self, connection: Connection) -> None:
         # asyncpg has sent the cancel request; the next statement waits for its confirmation.

@@ -144,10 +144,22 @@ class Probe(msgspec.Struct, frozen=True):
     min_lsn: int = 0
     plan: bool = False
 
+    @property
+    def hedged(self) -> bool:
+        """Whether a second node may be asked when the first is late: exact scans are long by nature."""
+        return self.ef_search is not None
+
+
+class Hedge(StrEnum):
+    WON = "won"
+    LOST = "lost"
+    DENIED = "denied"
+
 
 class ShardReport(msgspec.Struct, frozen=True):
     """What happened on one shard, in milliseconds and rows.
 
+    `hedged`: a second node was asked as well; `hedge` says what came of that, or that the budget forbade it.
     `together` counts the searches that one statement answered. `asked` are the candidates that were wanted
     of the index, of which the nearest came back. `lsn` is a write-ahead log position up to which the rows
     are known to be complete.
@@ -159,6 +171,7 @@ class ShardReport(msgspec.Struct, frozen=True):
     role: str | None = None
     attempts: int = 0
     hedged: bool = False
+    hedge: Hedge | None = None
     stale: bool = False
     lsn: int = 0
     queue_ms: float = 0.0

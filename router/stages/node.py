@@ -13,17 +13,23 @@ from typing import Any
 
 import msgspec
 
+from router.policy.ejection import TRIAL_SECONDS, Ejection
+from router.policy.latency import Latency
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState
 from router.postgres.connection import Connection, ErrorKind, NodeError, open_connection
 from router.postgres.pool import Pool
 from router.postgres.search import arrays
+from router.query.errors import OverloadedError
 from router.query.types import Probe, Row
 from router.settings import Settings
 from router.stages.dispatcher import Dispatcher, Execute, Fetched, Ticket
 from shard_config import model
 
 __all__ = ["Node"]
+
+# Where no search is hedged, it is only shown.
+_ANY_QUANTILE = 0.95
 
 
 class Node:
@@ -45,7 +51,11 @@ class Node:
     ) -> None:
         self.config = config
         self.shard = shard
+        self.latency = Latency(settings.hedge_quantile or _ANY_QUANTILE)
+        self.ejection = Ejection()
+        self.ejected_since = 0.0  # wall-clock time
         self.state = NodeState(since=time.time())
+        self._clock = clock
         self._settings = settings
         self.reads = self._pool("reads", settings.node_connections, settings.max_timeout)
         self.writes = self._pool("writes", settings.write_connections, settings.write_timeout)
@@ -69,6 +79,54 @@ class Node:
     def load(self) -> int:
         """Searches that a newcomer would share the node with."""
         return self.dispatcher.load
+
+    @property
+    def ejected(self) -> bool:
+        return self.ejection.out
+
+    def mean(self, now: float) -> float:
+        """Seconds that it took for a search lately, by the clock of whoever says `answered`."""
+        return self.latency.mean(now)
+
+    def answered(self, seconds: float, now: float) -> None:
+        """It has answered a search, `seconds` after it was asked."""
+        self.latency.add(seconds, now)
+        self.ejection.answered()
+
+    def silent(self, since: float, now: float) -> None:
+        """A search that was sent at `since` has got no answer in time; nor has any other, perhaps."""
+        if self.latency.last < since and self.ejection.struck(now):
+            self.ejected_since = time.time()
+            self.abandon()
+
+    def try_again(self, probe: Probe) -> None:
+        """Ask it although it is left out, with a search that somebody else answers."""
+        self.ejection.tried(self._clock())
+        ticket: Ticket | None = None
+
+        def came(outcome: Fetched | Exception) -> None:
+            nonlocal ticket
+            ticket = None
+            timer.cancel()
+            if isinstance(outcome, Fetched):
+                self.ejection.answered()
+            elif isinstance(outcome, NodeError):
+                self.failed(outcome)
+                self.ejection.struck(self._clock())
+
+        def late() -> None:
+            nonlocal ticket
+            if ticket is not None:
+                left, ticket = ticket, None
+                self.leave(left)
+                self.ejection.struck(self._clock())
+
+        loop = asyncio.get_running_loop()
+        timer = loop.call_later(TRIAL_SECONDS, late)
+        try:
+            ticket = self.submit(probe, loop.time() + TRIAL_SECONDS, came)
+        except OverloadedError:
+            timer.cancel()
 
     def submit(self, probe: Probe, deadline: float, done: Callable[[Fetched | Exception], None]) -> Ticket:
         """`Dispatcher.submit`: `done` is called with the probe's rows, or a NodeError or OverloadedError.
@@ -100,7 +158,7 @@ class Node:
 
     def abandon(self) -> None:
         """The server has gone silent: end what is under way or waits there, so that it is tried elsewhere."""
-        self.dispatcher.abandon(NodeError(ErrorKind.UNREACHABLE, "given up: the node does not answer"))
+        self.dispatcher.abandon(NodeError(ErrorKind.LOST, "given up: the node does not answer"))
         self.reads.abandon()
 
     async def close(self) -> None:

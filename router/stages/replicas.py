@@ -1,4 +1,4 @@
-"""One shard's replica set: picks a node, and another one if that node cannot answer.
+"""One shard's replica set: picks a node, asks a second one if it is slow, and another if it cannot answer.
 
 Invariant: whoever asks gets one report, unless it leaves first; a shard without an answer is data, not
 an exception. Only full queues everywhere are one.
@@ -6,31 +6,50 @@ an exception. Only full queues everywhere are one.
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
 
+from router.policy.budget import Budget
 from router.policy.selection import Health, Role, rank
 from router.postgres.connection import ErrorKind, NodeError
 from router.query.errors import OverloadedError
-from router.query.types import Probe, ShardReport, ShardRows, ShardState
+from router.query.types import Hedge, Probe, ShardReport, ShardRows, ShardState
 from router.stages.dispatcher import Fetched, Ticket
 from router.stages.node import Node
 
 __all__ = ["Ask", "ReplicaSet"]
 
 _RETRIED = (ErrorKind.UNREACHABLE, ErrorKind.LOST, ErrorKind.TRANSIENT)
+# Seconds before a second node is asked while it is not known what is usual; and at least, since the loop's
+# clock counts whole milliseconds.
+_PATIENCE, _PATIENCE_LEAST = 0.1, 0.002
+# Times as long until it is asked for again, after a hedge was refused.
+_PATIENCE_GROWTH = 3
 
 
 class ReplicaSet:
-    """The nodes of one shard; holds no state of its own beyond them."""
+    """The nodes of one shard; holds no state of its own beyond them.
+
+    `hedges` is what may be asked twice, None for nothing; `clock` is in seconds, for durations.
+    """
 
     def __init__(
-        self, shard: str, nodes: Sequence[Node], *, rng: Callable[[], float] = random.random
+        self,
+        shard: str,
+        nodes: Sequence[Node],
+        *,
+        hedges: Budget | None = None,
+        rng: Callable[[], float] = random.random,
+        clock: Callable[[], float] = perf_counter,
     ) -> None:
         self.shard = shard
         self.nodes = tuple(nodes)
+        self.hedges = hedges if len(self.nodes) > 1 else None
+        self.clock = clock
         self._rng = rng
 
     def __repr__(self) -> str:
@@ -48,27 +67,66 @@ class ReplicaSet:
         return None
 
     def ask(self, probe: Probe, deadline: float, done: Callable[[str, ShardRows | Exception], None]) -> Ask:
-        """Fetch the probe's rows from the best node, or from the next ones if it fails.
+        """Fetch the probe's rows from the best node, or from the next ones if it fails or is late.
 
         Each node is tried once, and once more after the others if it only lost the connection. An error
         that would repeat elsewhere ends the attempts. `done` is called once with the shard's name and its
         rows, or an OverloadedError when every node that could answer has a full queue; it may be called
         before this returns. Past the deadline the caller is expected to leave.
         """
+        if self.hedges is not None:
+            self.hedges.earn()
+            if probe.hedged:
+                self.try_ejected(probe, self.clock())
         ask = Ask(self, probe, deadline, done)
         ask.go_on()
         return ask
 
-    def order(self, probe: Probe) -> list[tuple[int, bool]]:
+    def order(self, probe: Probe, now: float) -> list[tuple[int, bool]]:
         """Nodes to try, best first, as (index, whether its rows may be stale)."""
-        return rank(self.nodes, primary_only=probe.primary_only, min_lsn=probe.min_lsn, random=self._rng)
+        return rank(
+            self.nodes, primary_only=probe.primary_only, min_lsn=probe.min_lsn, now=now, random=self._rng
+        )
+
+    def try_ejected(self, probe: Probe, now: float) -> None:
+        """Ask ejected nodes whose time has come, beside the one that the caller waits for."""
+        for node in self.nodes:
+            if (
+                node.ejection.due(now)
+                and node.state.health is Health.UP
+                and self.hedges
+                and self.hedges.spend()
+            ):
+                node.try_again(probe)
+
+    def patience(self) -> float:
+        """Seconds after which a second node is worth asking: what is usual for the fastest of the set."""
+        usual = [
+            node.latency.quantile
+            for node in self.nodes
+            if node.state.health is Health.UP and node.latency.quantile is not None
+        ]
+        return max(min(usual, default=_PATIENCE), _PATIENCE_LEAST)
+
+
+class _Attempt:
+    """One node's turn: whether it is behind, and how far its log was known to reach when it was asked."""
+
+    __slots__ = ("lsn", "node", "since", "stale", "ticket")
+
+    def __init__(self, node: Node, stale: bool, lsn: int, since: float) -> None:
+        self.node = node
+        self.stale = stale
+        self.lsn = lsn
+        self.since = since
+        self.ticket: Ticket | None = None
 
 
 class Ask:
     """One probe on its way through a replica set.
 
-    No task of its own: a step is taken when a node has answered, which spares a search one task and two
-    turns of the event loop per shard.
+    No task of its own: a step is taken when a node has answered, or is late, which spares a search one task
+    and two turns of the event loop per shard.
     """
 
     def __init__(
@@ -82,96 +140,163 @@ class Ask:
         self._probe = probe
         self._deadline = deadline
         self._done = done
-        self._started = perf_counter()
-        self._order = deque(replicas.order(probe))
+        self._started = replicas.clock()
+        self._order = deque(replicas.order(probe, self._started))
         self._attempts = 0
+        self._flying: list[_Attempt] = []
         self._lost: set[int] = set()
         self._problems: list[str] = []
         self._overloaded: OverloadedError | None = None
-        # The attempt under way: which node, whether it is behind, how far its log is known to reach.
-        self._index = 0
-        self._stale = False
-        self._lsn = 0
-        self._ticket: Ticket | None = None
+        self._second: _Attempt | None = None  # beside the first
+        self._refusals = 0
+        self._timer: asyncio.TimerHandle | None = None
 
     def leave(self) -> None:
         """The rows are not wanted any more; `done` will not be called."""
-        if self._ticket is not None:
-            self._node.leave(self._ticket)
+        self._stop()
 
     def go_on(self) -> None:
         """Try the next node, or report that none is left."""
-        while self._order:
-            self._index, self._stale = self._order.popleft()
-            node = self._node
-            if node.state.health is Health.DOWN:
-                continue  # since the order was made
-            self._attempts += 1
-            # Known before the statement starts, so that its rows hold at least this much.
-            self._lsn = node.state.lsn if self._stale else max(node.state.lsn, self._probe.min_lsn)
-            try:
-                self._ticket = node.submit(self._probe, self._deadline, self._came)
-            except OverloadedError as exc:
-                self._overloaded = exc
-                continue
+        if self._send() is not None:
+            if (
+                self._replicas.hedges is not None
+                and self._order
+                and self._second is None
+                and self._probe.hedged
+            ):
+                self._wait_for_hedge()
             return
+        self._stop()
         if self._overloaded is not None and not self._problems:
             self._done(self._replicas.shard, self._overloaded)
         else:
             self._done(self._replicas.shard, ShardRows([], self._failure()))
 
-    @property
-    def _node(self) -> Node:
-        return self._replicas.nodes[self._index]
+    def _send(self) -> _Attempt | None:
+        """Ask the next node that takes it."""
+        while self._order:
+            index, stale = self._order.popleft()
+            node = self._replicas.nodes[index]
+            if node.state.health is Health.DOWN:
+                continue  # since the order was made
+            self._attempts += 1
+            # Known before the statement starts, so that its rows hold at least this much.
+            lsn = node.state.lsn if stale else max(node.state.lsn, self._probe.min_lsn)
+            attempt = _Attempt(node, stale, lsn, self._replicas.clock())
+            try:
+                attempt.ticket = node.submit(self._probe, self._deadline, partial(self._came, attempt, index))
+            except OverloadedError as exc:
+                self._overloaded = exc
+                continue
+            self._flying.append(attempt)
+            return attempt
+        return None
 
-    def _came(self, outcome: Fetched | Exception) -> None:
-        self._ticket = None
+    def _wait_for_hedge(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        delay = self._replicas.patience() * _PATIENCE_GROWTH**self._refusals
+        self._timer = asyncio.get_running_loop().call_later(delay, self._hedge)
+
+    def _hedge(self) -> None:
+        """It takes longer than is usual: a second node may be faster, and whichever is first counts."""
+        self._timer = None
+        hedges = self._replicas.hedges
+        # A fresh answer is worth more than a fast one.
+        if hedges is None or not self._flying or not self._order or self._order[0][1]:
+            return
+        (first, *_), second = self._flying, self._replicas.nodes[self._order[0][0]]
+        # Where searches wait, one more is no faster; but a node that keeps silent may be gone.
+        useless = second.dispatcher.waiting and first.node.latency.last >= first.since
+        # Some share is always later than is usual, and would leave nothing for those that are very late.
+        if not useless and hedges.spend(urgent=self._refusals > 0):
+            self._second = self._send()
+        else:
+            self._refusals += 1
+            self._wait_for_hedge()
+
+    def _came(self, attempt: _Attempt, index: int, outcome: Fetched | Exception) -> None:
+        attempt.ticket = None
+        self._flying.remove(attempt)
         if isinstance(outcome, Fetched):
-            self._done(self._replicas.shard, ShardRows(outcome.rows, self._report(outcome)))
+            self._won(attempt, outcome)
         elif isinstance(outcome, NodeError):
-            self._failed(outcome)
+            self._failed(attempt, index, outcome)
         elif isinstance(outcome, OverloadedError):
             self._overloaded = outcome
-            self.go_on()
+            if not self._flying:
+                self.go_on()
         else:
+            self._stop()
             self._done(self._replicas.shard, outcome)
 
-    def _failed(self, error: NodeError) -> None:
-        node = self._node
-        node.failed(error)
-        self._problems.append(f"{node.config.name}: {error}")
+    def _won(self, attempt: _Attempt, fetched: Fetched) -> None:
+        now = self._replicas.clock()
+        if self._probe.hedged and len(self._replicas.nodes) > 1:
+            attempt.node.answered(now - attempt.since, now)
+        late = [(other.node, other.since) for other in self._flying]
+        self._stop()
+        for node, since in late:
+            if since < attempt.since:
+                node.silent(since, now)
+        self._done(self._replicas.shard, ShardRows(fetched.rows, self._report(attempt, fetched)))
+
+    def _failed(self, attempt: _Attempt, index: int, error: NodeError) -> None:
+        attempt.node.failed(error)
+        self._problems.append(f"{attempt.node.config.name}: {error}")
         if error.kind not in _RETRIED:
             self._order.clear()
-        elif error.kind is ErrorKind.LOST and self._index not in self._lost:
-            self._lost.add(self._index)
-            self._order.append((self._index, self._stale))
-        self.go_on()
+        elif error.kind is ErrorKind.LOST and index not in self._lost:
+            self._lost.add(index)
+            self._order.append((index, attempt.stale))
+        if not self._flying:
+            self.go_on()
 
-    def _report(self, fetched: Fetched) -> ShardReport:
-        node = self._node
+    def _stop(self) -> None:
+        """Nothing more will be wanted: what is under way is cancelled by its node."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        self._order.clear()
+        flying, self._flying = self._flying, []
+        for attempt in flying:
+            if attempt.ticket is not None:
+                attempt.node.leave(attempt.ticket)
+
+    def _report(self, attempt: _Attempt, fetched: Fetched) -> ShardReport:
+        node = attempt.node
         return ShardReport(
             self._replicas.shard,
             ShardState.OK,
             node=node.config.name,
             role=node.state.role,
             attempts=self._attempts,
-            stale=self._stale,
-            lsn=self._lsn,
+            hedged=self._second is not None,
+            hedge=self._hedge_outcome(attempt),
+            stale=attempt.stale,
+            lsn=attempt.lsn,
             queue_ms=fetched.queue_ms,
             execute_ms=fetched.execute_ms,
-            total_ms=(perf_counter() - self._started) * 1000,
+            total_ms=(self._replicas.clock() - self._started) * 1000,
             together=fetched.together,
             asked=self._probe.asked,
             returned=len(fetched.rows),
             plan=fetched.plan,
         )
 
+    def _hedge_outcome(self, winner: _Attempt | None) -> Hedge | None:
+        if self._second is None:
+            return Hedge.DENIED if self._refusals else None
+        return Hedge.WON if self._second is winner else Hedge.LOST
+
     def _failure(self) -> ShardReport:
         return ShardReport(
             self._replicas.shard,
             ShardState.FAILED,
             attempts=self._attempts,
-            total_ms=(perf_counter() - self._started) * 1000,
+            hedged=self._second is not None,
+            hedge=self._hedge_outcome(None),
+            total_ms=(self._replicas.clock() - self._started) * 1000,
             asked=self._probe.asked,
             error="; ".join(self._problems) or self._why_nobody(),
         )

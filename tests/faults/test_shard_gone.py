@@ -159,6 +159,34 @@ async def test_one_frozen_node_of_a_set_loses_no_search(fragile: Cluster) -> Non
         fragile.resume("s1-b")
 
 
+async def test_hedges_hide_a_frozen_node_long_before_a_probe_finds_it(fragile: Cluster) -> None:
+    async with healing(fragile, Settings(probe_interval=20, probe_timeout=20)) as w:
+        loop = asyncio.get_running_loop()
+
+        async def searches(count: int) -> list[float]:
+            times = []
+            for i in range(count):
+                started = loop.time()
+                found = await w.search([float(i % ROWS)] * 8, 5, cache=False, within=5.0)
+                times.append(loop.time() - started)
+                assert found.answer.coverage.full, found.answer.coverage
+            return sorted(times)
+
+        usual = await searches(300)
+        fragile.pause("s1-b")
+        frozen = await searches(300)
+        states = {status.name: status for status in w.router.nodes()}
+        assert states["s1-b"].state == "ejected"
+        assert states["s1-b"].reason is not None
+        assert frozen[-10] < 2 * usual[-10] + 0.02
+        assert frozen[-1] < 1
+        fragile.resume("s1-b")
+        end = loop.time() + 10
+        while {status.state for status in w.router.nodes()} != {"up"}:
+            await searches(20)
+            assert loop.time() < end
+
+
 async def test_writes_to_a_frozen_primary_end_in_time_and_know_what_they_do_not_know(
     fragile: Cluster,
 ) -> None:

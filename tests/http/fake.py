@@ -195,6 +195,7 @@ class FakeBackend:
                 state="down" if shard.name in self.down else "up",
                 reason="refused" if shard.name in self.down else None,
                 since=0.0,
+                ejections=0,
                 in_flight=1,
                 waiting=0,
                 connections=2,

@@ -9,11 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from router.http.message import Reply
 from router.http.metrics import Metrics
 from router.policy.recall_sampling import RecallSeen
+from router.query.types import Answer, Coverage, Found, Hedge, ShardCounts, ShardReport, ShardState
 from router.settings import Settings
 from tests.http.fake import FakeBackend, application
 
@@ -124,6 +127,35 @@ async def test_nodes_that_left_the_map_are_forgotten(client: httpx.AsyncClient, 
     assert ("pgscatter_node_up", node) in await scrape(client)
 
 
+def test_what_became_of_hedges_retries_and_ejections_is_counted() -> None:
+    metrics, backend = Metrics(), FakeBackend()
+    for hedge, attempts in ((Hedge.WON, 2), (Hedge.LOST, 3), (Hedge.DENIED, 1), (None, 3), (None, 0)):
+        report = ShardReport(
+            "s0",
+            ShardState.OK if attempts else ShardState.FAILED,
+            node="s0-a" if attempts else None,
+            attempts=attempts,
+            hedged=hedge in (Hedge.WON, Hedge.LOST),
+            hedge=hedge,
+        )
+        answer = Answer(msgspec.Raw(b"[]"), 0, Coverage(True, ShardCounts(1, 1, 1, 0, 0, 0)), None, (report,))
+        metrics.begin()
+        metrics.end("POST", "/search", Reply(b"", found=(("documents", Found(answer, "miss")),)), 0.01)
+    nodes = backend.nodes()
+    for ejections in (1, 1, 3):
+        out = msgspec.structs.replace(nodes[0], state="ejected", ejections=ejections)
+        backend.nodes = lambda out=out: [out, *nodes[1:]]  # type: ignore[method-assign, misc]
+        found = samples(metrics.render(backend).decode())
+    shard, node = labels(shard="s0"), labels(shard="s0", node="s0-a")
+    for outcome in ("won", "lost", "denied"):
+        assert found["pgscatter_shard_hedges_total", labels(shard="s0", outcome=outcome)] == 1
+    assert found["pgscatter_shard_retries_total", shard] == 1 + 2
+    assert found["pgscatter_node_answers_total", node] == 4
+    assert found["pgscatter_node_ejections_total", node] == 3
+    assert found["pgscatter_node_ejected", node] == 1
+    assert found["pgscatter_node_up", node] == 0
+
+
 async def test_refusals_are_counted(
     backend: FakeBackend, connect: Callable[[Any], httpx.AsyncClient]
 ) -> None:
@@ -141,6 +173,7 @@ async def test_refusals_are_counted(
 
 WORKER = """
 import sys
+from router.http.message import Reply
 from router.http.message import Reply
 from router.http.metrics import Metrics
 from router.policy.recall_sampling import RecallSeen

@@ -18,14 +18,28 @@ STATES = st.builds(
 
 class Node(NamedTuple):
     state: NodeState
-    load: int
+    load: int = 0
+    ejected: bool = False
+    seconds: float = 0.0
+
+    def mean(self, now: float) -> float:
+        return self.seconds
 
 
 def order(
-    states: Sequence[NodeState], loads: Sequence[int] = (), *, primary_only: bool = False, min_lsn: int = 0
+    states: Sequence[NodeState],
+    loads: Sequence[int] = (),
+    *,
+    seconds: Sequence[float] = (),
+    ejected: Sequence[int] = (),
+    primary_only: bool = False,
+    min_lsn: int = 0,
 ) -> list[tuple[int, bool]]:
-    nodes = [Node(state, loads[i] if loads else 0) for i, state in enumerate(states)]
-    return rank(nodes, primary_only=primary_only, min_lsn=min_lsn, random=lambda: 0.5)
+    nodes = [
+        Node(state, loads[i] if loads else 0, i in ejected, seconds[i] if seconds else 0.0)
+        for i, state in enumerate(states)
+    ]
+    return rank(nodes, primary_only=primary_only, min_lsn=min_lsn, now=0.0, random=lambda: 0.5)
 
 
 PRIMARY = NodeState(Health.UP, Role.PRIMARY, 100)
@@ -48,6 +62,21 @@ def test_the_least_stale_replica_is_the_best_of_the_stale() -> None:
 
 def test_primaries_only_leaves_replicas_out() -> None:
     assert order([REPLICA, PRIMARY], primary_only=True) == [(1, False)]
+
+
+def test_a_node_that_is_slower_counts_as_so_much_busier() -> None:
+    assert order([PRIMARY, REPLICA], [0, 3], seconds=[0.1, 0.002]) == [(1, False), (0, False)]
+    assert order([PRIMARY, REPLICA], [0, 60], seconds=[0.1, 0.002]) == [(0, False), (1, False)]
+    # Differences as small as this are chance, and an unknown node is not slow.
+    assert order([PRIMARY, REPLICA], [0, 1], seconds=[0.003, 0.002])[0] == (0, False)
+    assert order([PRIMARY, REPLICA], [0, 1], seconds=[0.0, 0.002])[0] == (0, False)
+
+
+def test_an_ejected_node_comes_last_but_comes() -> None:
+    older = NodeState(Health.UP, Role.REPLICA, 10)
+    assert order([PRIMARY, REPLICA], [0, 99], ejected=[0]) == [(1, False), (0, False)]
+    assert order([PRIMARY, older], ejected=[0], min_lsn=50) == [(1, True), (0, False)]
+    assert order([PRIMARY, REPLICA], ejected=[0, 1]) != []
 
 
 @given(st.lists(STATES, max_size=5), st.integers(0, 20), st.booleans())

@@ -1,0 +1,70 @@
+"""When a node is left out although probes find it well, and when it is tried again. Pure.
+
+A node that keeps silent costs each search that goes there a hedge, or its deadline. After a few in a row it
+is left out, each time for twice as long; then one request tries it, which readmits it or leaves it out again
+(outlier detection as in Envoy). Being left out means to come last: a set of which nothing else is left still
+asks.
+"""
+
+from __future__ import annotations
+
+__all__ = ["TRIAL_SECONDS", "Ejection"]
+
+# Silent requests in a row. One may be chance; each costs somebody a hedge.
+_STRIKES = 3
+_FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 30.0
+# A trial that nobody hears of again is over by then.
+TRIAL_SECONDS = 1.0
+# Well for so long, a node's past is forgotten.
+_FORGET_SECONDS = 60.0
+
+
+class Ejection:
+    """Of one node; all times by the caller's clock.
+
+    Attributes:
+        count: how many times it was left out, ever.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+        self._strikes = 0
+        self._until: float | None = None
+        self._level = 0
+        self._last = float("-inf")
+
+    def __repr__(self) -> str:
+        return f"<Ejection {'out' if self.out else 'in'}, {self._strikes} strikes, {self.count} before>"
+
+    @property
+    def out(self) -> bool:
+        """Whether it is left out, or on trial."""
+        return self._until is not None
+
+    def due(self, now: float) -> bool:
+        """Whether it is left out and may be tried."""
+        return self._until is not None and now >= self._until
+
+    def tried(self, now: float) -> None:
+        """A request goes there to see; until it is back, or lost, no other does."""
+        self._until = now + TRIAL_SECONDS
+
+    def answered(self) -> None:
+        """It has answered a request, in time."""
+        self._strikes = 0
+        self._until = None
+
+    def struck(self, now: float) -> bool:
+        """A request found it silent; returns whether it is left out from now on, and was not before."""
+        self._strikes += 1
+        if self._until is None and self._strikes < _STRIKES:
+            return False
+        fresh = self._until is None
+        if fresh:
+            self.count += 1
+            if now - self._last > _FORGET_SECONDS:
+                self._level = 0
+        self._last = now
+        self._until = now + min(_FIRST_SECONDS * 2**self._level, _LONGEST_SECONDS)
+        self._level = min(self._level + 1, 10)
+        return fresh

@@ -1,0 +1,72 @@
+"""How long a node takes lately: a mean to compare nodes by, and a quantile to lose patience after. Pure.
+
+The quantile is read off a histogram with buckets of equal ratio, so that its error is a share of the value
+whatever the scale (Masson, Rim and Lee, "DDSketch", VLDB 2019); old values fade, because counts are halved
+now and then. The mean fades in time as well, towards nothing: a node that was slow when it was last asked
+gets another chance (as Finagle's peak EWMA does).
+"""
+
+from __future__ import annotations
+
+from math import ceil, exp, log
+
+__all__ = ["Latency"]
+
+_RATIO = 1.1  # a quantile is within 5 %
+_LOG_RATIO = log(_RATIO)
+_SMALLEST = 1e-5
+_HALVE_EVERY = 512
+_READ_EVERY = 32
+# Below this many, neither means anything: the first take longest, on a new connection and with cold caches.
+_ENOUGH = 20
+_WEIGHT = 0.1
+_FADE_SECONDS = 3.0
+
+
+class Latency:
+    """Of one node; changed by `add` alone.
+
+    Attributes:
+        quantile: in seconds, None until there are values enough.
+        last: when the last answer came, by the caller's clock.
+    """
+
+    def __init__(self, quantile: float) -> None:
+        self.quantile: float | None = None
+        self.last = float("-inf")
+        self._share = quantile
+        self._mean = 0.0
+        self._buckets: dict[int, float] = {}
+        self._added = 0
+
+    def __repr__(self) -> str:
+        known = "unknown" if self.quantile is None else f"{self.quantile * 1000:.1f} ms"
+        return f"<Latency p{self._share * 100:g} {known}>"
+
+    def add(self, seconds: float, now: float) -> None:
+        seconds = max(seconds, _SMALLEST)
+        self._mean = seconds if not self._added else self._mean + _WEIGHT * (seconds - self._mean)
+        self.last = now
+        bucket = ceil(log(seconds / _SMALLEST) / _LOG_RATIO)
+        self._buckets[bucket] = self._buckets.get(bucket, 0.0) + 1
+        self._added += 1
+        if self._added % _HALVE_EVERY == 0:
+            self._buckets = {bucket: count / 2 for bucket, count in self._buckets.items() if count > 0.5}
+        if self._added % _READ_EVERY == 0 or self._added == _ENOUGH:
+            self.quantile = self._read()
+
+    def mean(self, now: float) -> float:
+        """Seconds, fading while nothing comes; 0 until enough has."""
+        if self._added < _ENOUGH:
+            return 0.0
+        return self._mean * exp(-max(now - self.last, 0.0) / _FADE_SECONDS)
+
+    def _read(self) -> float:
+        wanted = self._share * sum(self._buckets.values())
+        seen = 0.0
+        for bucket in sorted(self._buckets):
+            seen += self._buckets[bucket]
+            if seen >= wanted:
+                break
+        # The middle of its bucket, by ratio.
+        return _SMALLEST * 2 * _RATIO**bucket / (1 + _RATIO)

@@ -1,0 +1,233 @@
+"""Replica sets whose nodes fail, freeze and dawdle by a seed: their promises hold in every world."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from random import Random
+
+import numpy as np
+import pytest
+
+from bench.simulation.virtual_time import run
+from router.policy.budget import Budget
+from router.policy.limit import Limit
+from router.policy.selection import Health, NodeState, Role
+from router.postgres.connection import ErrorKind, NodeError
+from router.query.types import Probe, Row, Shape, ShardRows, ShardState
+from router.settings import Settings
+from router.stages.fanout import Fanout
+from router.stages.node import Node
+from router.stages.replicas import ReplicaSet
+from shard_config import model
+
+SETTINGS = Settings(node_connections=1000, node_statements=1000, node_together=1)
+USUAL = 0.002
+
+
+class Server:
+    """Answers after a while; frozen, it never does."""
+
+    def __init__(self, rng: Random) -> None:
+        self.rng = rng
+        self.slow = 0.0
+        self.failing = 0.0
+        self.thawed = asyncio.Event()
+        self.thawed.set()
+        self.asked = self.running = self.cancelled = 0
+
+    async def __call__(self, probes: Sequence[Probe]) -> list[tuple[Sequence[Row], str | None]]:
+        self.asked += 1
+        self.running += 1
+        try:
+            await asyncio.sleep(self.slow + USUAL * self.rng.lognormvariate(0, 0.2))
+            await self.thawed.wait()
+            if self.rng.random() < self.failing:
+                raise NodeError(self.rng.choice([ErrorKind.LOST, ErrorKind.TRANSIENT]), "by chance")
+        except asyncio.CancelledError:
+            self.cancelled += 1
+            raise
+        finally:
+            self.running -= 1
+        return [([(1, 0.5)], None) for _ in probes]
+
+
+class Shard:
+    """A replica set of so many nodes, asked one search after the other or many at once."""
+
+    def __init__(self, nodes: int, seed: int, budget: float = 0.05) -> None:
+        rng = Random(seed)
+        clock = asyncio.get_running_loop().time
+        self.servers = [Server(Random(rng.random())) for _ in range(nodes)]
+        self.nodes = [
+            Node(model.Node(f"n{i}", ""), "s0", SETTINGS, Limit(1000, 1000), execute=server, clock=clock)
+            for i, server in enumerate(self.servers)
+        ]
+        for i, node in enumerate(self.nodes):
+            node.observe(NodeState(Health.UP, Role.REPLICA if i else Role.PRIMARY))
+        self.hedges = Budget(budget)
+        self.set = ReplicaSet("s0", self.nodes, hedges=self.hedges, rng=rng.random, clock=clock)
+        self.fanout = Fanout({"s0": self.set})
+        self.asked = 0
+
+    async def search(self, within: float = 1.0) -> tuple[ShardRows, float]:
+        clock = asyncio.get_running_loop().time
+        started = clock()
+        self.asked += 1
+        found = await self.fanout.fetch(
+            {"s0": Probe(Shape("one", "many"), (), 10, 10, key="k", ef_search=40)}, started + within
+        )
+        took = clock() - started
+        assert took <= within + 1e-6
+        return found["s0"], took
+
+    async def steadily(self, count: int, gap: float = 0.001) -> list[tuple[ShardRows, float]]:
+        """Searches that arrive at a rate, whatever becomes of them."""
+        tasks = []
+        for _ in range(count):
+            tasks.append(asyncio.create_task(self.search()))
+            await asyncio.sleep(gap)
+        return list(await asyncio.gather(*tasks))
+
+    @property
+    def extra(self) -> int:
+        """Statements beyond one per search."""
+        return sum(server.asked for server in self.servers) - self.asked
+
+    async def close(self) -> None:
+        await asyncio.gather(*(node.close() for node in self.nodes))
+
+
+def p99(answers: list[tuple[ShardRows, float]]) -> float:
+    return float(np.percentile([took for _, took in answers], 99))
+
+
+def whole(answers: list[tuple[ShardRows, float]]) -> bool:
+    return all(part.report.state is ShardState.OK for part, _ in answers)
+
+
+def test_a_frozen_node_costs_some_searches_a_hedge_and_the_rest_nothing() -> None:
+    async def main() -> None:
+        shard = Shard(2, 1)
+        healthy = await shard.steadily(1000)
+        shard.servers[1].thawed.clear()
+        frozen = await shard.steadily(1000)
+        assert whole(frozen)
+        assert max(took for _, took in frozen) < 0.1
+        assert p99(frozen) <= 2 * p99(healthy) + shard.set.patience()
+        assert shard.nodes[1].ejected
+        shard.servers[1].thawed.set()
+        await shard.steadily(1000, gap=0.005)
+        assert not shard.nodes[1].ejected
+        asked = shard.servers[1].asked
+        await shard.steadily(300)
+        assert shard.servers[1].asked > asked + 100
+        await shard.close()
+
+    run(main())
+
+
+def test_a_node_that_has_become_slow_is_asked_less() -> None:
+    async def main() -> None:
+        shard = Shard(2, 2)
+        healthy = await shard.steadily(1000)
+        shard.servers[0].slow = 0.1
+        await shard.steadily(300)
+        slow = await shard.steadily(2000)
+        assert whole(slow)
+        assert p99(slow) <= 1.5 * p99(healthy) + shard.set.patience()
+        await shard.close()
+
+    run(main())
+
+
+def test_hedges_stay_within_their_budget_when_everything_is_slow() -> None:
+    async def main() -> None:
+        shard = Shard(2, 3)
+        await shard.steadily(500)
+        for server in shard.servers:
+            server.slow = 0.05
+        before, asked = shard.extra, shard.asked
+        await shard.steadily(2000)
+        assert 0 < shard.extra - before <= 0.05 * (shard.asked - asked) + 10
+        assert shard.hedges.denied > 0
+        await shard.close()
+
+    run(main())
+
+
+def test_one_node_alone_is_never_hedged_nor_ejected() -> None:
+    async def main() -> None:
+        shard = Shard(1, 4)
+        shard.servers[0].slow = 0.3
+        answers = await shard.steadily(100)
+        assert whole(answers)
+        assert shard.extra == 0
+        assert not shard.nodes[0].ejected
+        await shard.close()
+
+    run(main())
+
+
+def test_when_all_keep_silent_all_are_still_asked() -> None:
+    async def main() -> None:
+        shard = Shard(2, 5)
+        await shard.steadily(200)
+        for server in shard.servers:
+            server.thawed.clear()
+        for part, _ in await shard.steadily(200, gap=0.01):
+            assert part.report.state is not ShardState.OK
+        for server in shard.servers:
+            server.thawed.set()
+        await asyncio.sleep(2)
+        assert whole(await shard.steadily(100))
+        await shard.close()
+
+    run(main())
+
+
+async def chaos(seed: int) -> None:
+    rng = Random(seed)
+    shard = Shard(rng.choice([1, 2, 3]), seed, budget=rng.choice([0.0, 0.05, 0.5]))
+    share = shard.hedges._share
+    answers: list[tuple[ShardRows, float]] = []
+    most = 0
+    for _ in range(rng.randint(2, 8)):
+        server = rng.choice(shard.servers)
+        fault = rng.choice(["freeze", "thaw", "slow", "fast", "fail", "work", "down", "up"])
+        if fault in ("freeze", "thaw"):
+            (server.thawed.clear if fault == "freeze" else server.thawed.set)()
+        elif fault in ("slow", "fast"):
+            server.slow = rng.choice([0.01, 0.1, 0.5]) if fault == "slow" else 0.0
+        elif fault in ("fail", "work"):
+            server.failing = 0.3 if fault == "fail" else 0.0
+        else:
+            node = rng.choice(shard.nodes)
+            health = Health.UP if fault == "up" else Health.DOWN
+            node.observe(NodeState(health, node.state.role))
+        answers += await shard.steadily(rng.randint(5, 60), gap=rng.choice([0.0, 0.0005, 0.01]))
+        hedged = sum(part.report.hedged for part, _ in answers)
+        assert hedged <= share * shard.asked + (10 if share else 0) + 1e-9
+        most = max(most, hedged)
+        # Whoever lost has been told to stop: nothing runs on for an answer that nobody wants.
+        await asyncio.sleep(0)
+        await asyncio.sleep(0.001)
+        for server, node in zip(shard.servers, shard.nodes, strict=True):
+            assert server.running <= node.ejected, "of an ejected node, a trial may be under way"
+    for part, _ in answers:
+        if part.report.state is ShardState.OK:
+            assert part.rows == [(1, 0.5)]
+            assert part.report.node is not None
+        else:
+            assert part.report.error
+    await shard.close()
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_promises_hold_in_every_world(first: int) -> None:
+    for seed in range(first, first + 50):
+        try:
+            run(chaos(seed))
+        except BaseException as exc:
+            exc.add_note(f"seed {seed}")
+            raise
