@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from router.policy.replication import Heads, claims, elect
 from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import POSTGRES_ERRORS, Connection, NodeError, node_error, open_connection
 from router.settings import Settings
@@ -23,7 +24,10 @@ __all__ = ["Prober"]
 _QUERY = """
 SELECT r.standby,
        (CASE WHEN r.standby THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END
-        - '0/0'::pg_lsn)::bigint AS lsn
+        - '0/0'::pg_lsn)::bigint AS lsn,
+       -- The control file has it only after the first checkpoint.
+       CASE WHEN NOT r.standby
+            THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS timeline
 FROM (SELECT pg_is_in_recovery() AS standby) r
 """
 
@@ -38,7 +42,14 @@ class Prober:
 
     def __init__(self, nodes: Iterable[Node], settings: Settings) -> None:
         self._settings = settings
-        self._watches = [_Watch(node, self._lost, settings) for node in nodes]
+        shards: dict[str, list[Node]] = {}
+        for node in nodes:
+            shards.setdefault(node.shard, []).append(node)
+        self._watches = [
+            _Watch(node, group, settings)
+            for group in (_Group(members) for members in shards.values())
+            for node in group.nodes
+        ]
 
     def __repr__(self) -> str:
         return f"<Prober of {len(self._watches)} nodes>"
@@ -58,19 +69,46 @@ class Prober:
     async def close(self) -> None:
         await asyncio.gather(*(watch.close() for watch in self._watches))
 
-    def _lost(self, node: Node) -> None:
-        """A node does not answer: its searches move on if anybody else can answer them."""
-        partners = (watch.node for watch in self._watches if watch.node.shard == node.shard)
-        if any(partner.state.health is Health.UP for partner in partners):
+
+class _Group:
+    """The nodes of one shard: what one of them says is judged by what the others do."""
+
+    def __init__(self, nodes: Sequence[Node]) -> None:
+        self.nodes = nodes
+        self._heads = Heads()
+        self._timeline = 0  # the latest that any of them was on
+
+    def observe(self, node: Node, state: NodeState, now: float) -> None:
+        """Take over what a probe of `node` has found."""
+        states = [state if other is node else other.state for other in self.nodes]
+        self._timeline = max(self._timeline, *(known.timeline for known in states if claims(known)), 0)
+        elected = elect(states, self._timeline)
+        if elected is not None and self.nodes[elected] is node:
+            self._heads.saw(state.lsn, now)
+        for index, (other, known) in enumerate(zip(self.nodes, states, strict=True)):
+            deposed = claims(known) and index != elected
+            if other is not node and deposed == known.deposed:
+                continue
+            replica = known.health is Health.UP and known.role is Role.REPLICA
+            lag = self._heads.lag(known.lsn, now) if replica else 0.0
+            reason = known.reason if known.health is not Health.UP else self._why(known) if deposed else None
+            other.observe(msgspec.structs.replace(known, deposed=deposed, lag=lag, reason=reason))
+        if state.health is Health.DOWN and any(other.state.health is Health.UP for other in self.nodes):
+            # Its searches move on: somebody else can answer them.
             node.abandon()
+
+    def _why(self, state: NodeState) -> str:
+        if state.timeline < self._timeline:
+            return f"its timeline is {state.timeline}, but a primary was on {self._timeline} since"
+        return f"another node claims to be the primary on timeline {state.timeline} too"
 
 
 class _Watch:
     """Probes one node, for ever."""
 
-    def __init__(self, node: Node, lost: Callable[[Node], None], settings: Settings) -> None:
+    def __init__(self, node: Node, group: _Group, settings: Settings) -> None:
         self.node = node
-        self._lost = lost
+        self._group = group
         self.first = asyncio.Event()
         self._settings = settings
         self._connection: Connection | None = None
@@ -130,9 +168,7 @@ class _Watch:
                 "no answer within the probe's time" if isinstance(exc, TimeoutError) else str(node_error(exc))
             )
             state = msgspec.structs.replace(self.node.state, health=Health.DOWN, reason=reason)
-        self.node.observe(state)
-        if state.health is Health.DOWN:
-            self._lost(self.node)
+        self._group.observe(self.node, state, asyncio.get_running_loop().time())
 
     async def _ask(self) -> NodeState:
         if self._connection is None or self._connection.is_closed():
@@ -146,7 +182,8 @@ class _Watch:
         if row is None or row["lsn"] is None:
             # A replica that has replayed nothing yet has no position.
             return NodeState(Health.UP, Role.REPLICA, 0)
-        return NodeState(Health.UP, Role.REPLICA if row["standby"] else Role.PRIMARY, row["lsn"])
+        role = Role.REPLICA if row["standby"] else Role.PRIMARY
+        return NodeState(Health.UP, role, row["lsn"], timeline=row["timeline"] or 0)
 
     def _drop(self) -> None:
         if self._connection is not None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Mapping, MutableMapping
-from typing import Any
+from typing import Any, get_args
 
 import msgspec
 
@@ -45,8 +45,14 @@ HELP: dict[str, str] = {
     "cancel_timeout": "longest time for a node to confirm a cancelled statement, in seconds",
     "probe_interval": "time between two probes of a node, in seconds",
     "probe_timeout": "longest time for a probe, in seconds",
+    "failover_wait": "longest time that a write waits for a shard without a primary, in seconds",
+    "max_lag": "longest time that a replica may be behind and still be read, in seconds",
+    "lag_policy": "what to read when only such replicas are left",
+    "primary_reads": "whether primaries are read like replicas, only when no replica can be, or never",
+    "zone": "nodes of this zone are read first",
     "hedge_quantile": "share of recent searches after whose time a second node is asked; 0 turns it off",
     "hedge_budget": "such second questions per question at most, per worker",
+    "retry_budget": "parts of searches tried on another node per search, at most, per worker",
     "l1_bytes": "size of the cache in memory, per worker; 0 turns it off",
     "body_cache_bytes": "size of the memory of requests that came before, per worker; 0 turns it off",
     "l2_timeout": "longest time that Redis may take, in seconds",
@@ -67,6 +73,8 @@ _MAY_BE_ZERO = frozenset(
         "recall_sample_rate",
         "hedge_quantile",
         "hedge_budget",
+        "retry_budget",
+        "failover_wait",
     }
 )
 
@@ -85,6 +93,7 @@ _KINDS = {
     "recall_sample_rate": _SHARE,
     "hedge_quantile": _SHARE,
     "hedge_budget": _SHARE,
+    "retry_budget": _SHARE,
     "recall_budget": _Kind("RATE", "a rate"),
 }
 
@@ -125,8 +134,8 @@ def add_setting_flags(parser: argparse.ArgumentParser) -> None:
     for field in msgspec.structs.fields(Settings):
         group.add_argument(
             f"--{field.name.replace('_', '-')}",
-            metavar=_kind(field).metavar,
-            help=f"{HELP[field.name]} (default {field.default})",
+            metavar=_metavar(field),
+            help=f"{HELP[field.name]} (default {'none' if field.default == '' else field.default})",
         )
 
 
@@ -144,8 +153,23 @@ def read_settings(args: argparse.Namespace, env: Mapping[str, str]) -> Settings:
         if text is None:
             text, source = env.get(variable), variable
         if text is not None:
-            values[field.name] = _number(text, field, source)
+            values[field.name] = _value(text, field, source)
     return Settings(**values)
+
+
+def _metavar(field: msgspec.structs.FieldInfo) -> str:
+    if field.type is str:
+        return "NAME"
+    return "|".join(get_args(field.type)) or _kind(field).metavar
+
+
+def _value(text: str, field: msgspec.structs.FieldInfo, source: str) -> float | str:
+    if field.type is str:
+        return text
+    choices = get_args(field.type)
+    if choices and text not in choices:
+        raise ValueError(f"{source}: expected one of {', '.join(choices)}, got {text[:40]!r}")
+    return text if choices else _number(text, field, source)
 
 
 def _kind(field: msgspec.structs.FieldInfo) -> _Kind:

@@ -7,6 +7,8 @@ Times are in seconds, rates per second.
 
 from __future__ import annotations
 
+from typing import Literal
+
 import msgspec
 
 __all__ = ["Settings"]
@@ -38,8 +40,14 @@ class Settings(msgspec.Struct, frozen=True):
     cancel_timeout: float = 1.0
     probe_interval: float = 0.5
     probe_timeout: float = 1.0
+    failover_wait: float = 5.0
+    max_lag: float = 10.0
+    lag_policy: Literal["primary", "stale", "error"] = "stale"
+    primary_reads: Literal["equal", "last_resort", "never"] = "equal"
+    zone: str = ""
     hedge_quantile: float = 0.95
     hedge_budget: float = 0.05
+    retry_budget: float = 0.2
     # caches
     l1_bytes: int = 64 << 20
     body_cache_bytes: int = 32 << 20

@@ -14,10 +14,12 @@ class NodeStatus(msgspec.Struct, frozen=True):
 
     Attributes:
         role: `primary` or `replica`; None while unknown.
-        state: an `ejected` node answers probes, but has kept silent when it was searched.
-        reason: why it is down, or ejected.
+        state: an `ejected` node answers probes, but has failed when it was searched; a `deposed` one says
+            that it is the primary, but another has a better right to.
+        reason: why it is down, ejected or deposed.
         since: when state or role changed last, in seconds since the epoch.
-        ejections: how many times it was ejected, by this process.
+        ejections, role_changes: how many this process has seen.
+        timeline: of a primary.
         in_flight, waiting, connections: this process's statements and connections.
     """
 
@@ -25,11 +27,14 @@ class NodeStatus(msgspec.Struct, frozen=True):
     shard: str
     zone: str | None
     role: str | None
-    state: Literal["up", "ejected", "down", "unknown"]
+    state: Literal["up", "ejected", "deposed", "down", "unknown"]
     reason: str | None
     since: float
     ejections: int
+    role_changes: int
     in_flight: int
     waiting: int
     connections: int
     replay_lag_bytes: int | None
+    replay_lag_s: float | None
+    timeline: int | None

@@ -23,7 +23,7 @@ from router.live_recall import LiveRecall, RecallListener
 from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.recall_sampling import RecallSampler, RecallSeen
-from router.policy.selection import Health, Role
+from router.policy.selection import Health, Reads, Role
 from router.prober import Prober
 from router.query.filter import Filter
 from router.query.types import Found, Hit, SearchQuery
@@ -45,7 +45,8 @@ from shard_config.model import Collection, ShardMap
 __all__ = ["Snapshot", "Topology"]
 
 
-_SILENT = "it kept silent when it was asked, although its probes are answered; it is tried again soon"
+# All that is under way on a node when it dies is tried elsewhere.
+_RETRIES_AT_ONCE = 1000.0
 
 
 class Topology:
@@ -69,6 +70,7 @@ class Topology:
         ]
         self.shared = Shared(shard_map, shared_path)
         self.hedges = Budget(settings.hedge_budget) if settings.hedge_quantile else None
+        self.retries = Budget(settings.retry_budget, _RETRIES_AT_ONCE)
         self.store = Store(settings.l1_bytes)
         self.prober = Prober(self.nodes, settings)
         self.recall = LiveRecall(
@@ -119,7 +121,11 @@ class Snapshot:
         shared = topology.shared
         sets = {
             name: ReplicaSet(
-                name, [node for node in topology.nodes if node.shard == name], hedges=topology.hedges
+                name,
+                [node for node in topology.nodes if node.shard == name],
+                reads=_reads(topology.settings),
+                hedges=topology.hedges,
+                retries=topology.retries,
             )
             for name in shard_map.shards
         }
@@ -141,7 +147,9 @@ class Snapshot:
             )
         search = self._coalesced = Coalesced(search, shared.version)
         self._search: Stage = LocalCache(search, topology.store, shard_map.version, shared.version)
-        primaries = Primaries(sets, shared, topology.prober, invalidations)
+        primaries = Primaries(
+            sets, shared, topology.prober, invalidations, wait=topology.settings.failover_wait
+        )
         self._writer = Writer(shard_map, primaries)
         self._reader = Reader(shard_map, fanout, shared)
         self._sets = sets
@@ -227,6 +235,10 @@ def _limits(shard_map: ShardMap, settings: Settings) -> dict[str, Limit]:
     return {name: limits[host] for name, host in hosts.items()}
 
 
+def _reads(settings: Settings) -> Reads:
+    return Reads(settings.primary_reads, settings.max_lag, settings.lag_policy, settings.zone)
+
+
 def _namespace(shard_map: ShardMap) -> str:
     """A short name for all that an answer depends on: two maps that differ share no entries in Redis."""
     return blake2b(msgspec.msgpack.encode(shard_map), digest_size=8).hexdigest()
@@ -241,20 +253,23 @@ def _head(replicas: ReplicaSet) -> int | None:
 def _status(node: Node, head: int | None) -> NodeStatus:
     state = node.state
     ejected = node.ejected and state.health is Health.UP
-    lag = None
+    behind = None
     if head is not None and state.role is Role.REPLICA and state.health is Health.UP:
-        lag = max(0, head - state.lsn)
+        behind = max(0, head - state.lsn)
     return NodeStatus(
         name=node.config.name,
         shard=node.shard,
         zone=node.config.zone,
         role=state.role,
-        state="ejected" if ejected else state.health.value,
-        reason=_SILENT if ejected else state.reason,
+        state="deposed" if state.deposed else "ejected" if ejected else state.health.value,
+        reason=state.reason or (f"{node.ejected_for}; it is tried again soon" if ejected else None),
         since=node.ejected_since if ejected else state.since,
         ejections=node.ejection.count,
+        role_changes=node.role_changes,
         in_flight=node.reads.in_flight + node.writes.in_flight,
         waiting=node.dispatcher.waiting + node.writes.waiting,
         connections=node.reads.connections + node.writes.connections,
-        replay_lag_bytes=lag,
+        replay_lag_bytes=behind,
+        replay_lag_s=None if behind is None else state.lag,
+        timeline=state.timeline or None,
     )

@@ -7,8 +7,8 @@ this router's workers no longer answer from before it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
-from contextlib import AbstractAsyncContextManager
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 from typing import Generic, TypeVar
 
 import msgspec
@@ -27,6 +27,10 @@ __all__ = ["Outcome", "Primaries"]
 
 T = TypeVar("T")
 
+_OF_FAILOVER = (ErrorKind.UNREACHABLE, ErrorKind.LOST, ErrorKind.READ_ONLY)
+# Before a node is asked again that was thought to be the primary, and was not.
+_PAUSE_SECONDS = 0.05
+
 
 class Outcome(msgspec.Struct, Generic[T], frozen=True):
     """`value` if `error` is None. Otherwise nothing was stored, or, if `unknown`, perhaps all was."""
@@ -37,7 +41,7 @@ class Outcome(msgspec.Struct, Generic[T], frozen=True):
 
 
 class Primaries:
-    """Sends writes to whichever nodes are primaries now."""
+    """Sends writes to whichever nodes are primaries now, or within `wait` seconds."""
 
     def __init__(
         self,
@@ -45,7 +49,10 @@ class Primaries:
         shared: Shared,
         prober: Prober,
         invalidations: Invalidations | None,
+        *,
+        wait: float,
     ) -> None:
+        self.wait = wait
         self._sets = sets
         self._shared = shared
         self._prober = prober
@@ -54,23 +61,27 @@ class Primaries:
     def __repr__(self) -> str:
         return f"<Primaries of {list(self._sets)}>"
 
-    def node(self, shard: str) -> Node:
+    async def node(self, shard: str, wait: float) -> Node:
         """
         Raises:
-            NodeError: no node of the shard is known to be its primary.
+            NodeError: for `wait` seconds no node of the shard was known to be its primary.
         """
-        node = self._sets[shard].primary()
+        node = await self._sets[shard].primary_within(wait)
         if node is None:
-            raise NodeError(ErrorKind.UNREACHABLE, f"no primary of {shard} is up")
+            waited = f", after {wait:.1f} s" if wait > 0 else ""
+            raise NodeError(ErrorKind.UNREACHABLE, f"no primary of {shard} is up{waited}")
         return node
 
-    def session(self, shard: str) -> AbstractAsyncContextManager[Connection]:
+    @asynccontextmanager
+    async def session(self, shard: str) -> AsyncIterator[Connection]:
         """A write connection to the shard's primary.
 
         Raises:
             NodeError, OverloadedError: on entering.
         """
-        return self.node(shard).writes.session()
+        node = await self.node(shard, self.wait)
+        async with node.writes.session() as connection:
+            yield connection
 
     async def run(
         self,
@@ -125,12 +136,22 @@ class _Job(Generic[T]):
         self._work = work
 
     async def run(self) -> None:
+        """Try until it is known what became of it, as long as primaries may take to change."""
+        now = asyncio.get_running_loop().time
+        end = now() + self._primaries.wait
+        while True:
+            try:
+                node = await self._primaries.node(self._shard, end - now())
+            except NodeError as exc:
+                self.outcome = Outcome(error=str(exc))
+                return
+            if not await self._try(node) or now() >= end:
+                return
+            await asyncio.sleep(_PAUSE_SECONDS)
+
+    async def _try(self, node: Node) -> bool:
+        """Whether nothing was stored because `node` is no primary any more, so that the next one may."""
         sent = committed = False
-        try:
-            node = self._primaries.node(self._shard)
-        except NodeError as exc:
-            self.outcome = Outcome(error=str(exc))
-            return
         try:
             async with node.writes.session() as connection:
                 sent = True
@@ -144,6 +165,8 @@ class _Job(Generic[T]):
             self._primaries.failed(self._shard, node, exc)
             lost = committed or (sent and exc.kind is ErrorKind.LOST)
             self.outcome = Outcome(error=f"{node.config.name}: {exc}", unknown=lost)
+            return not lost and exc.kind in _OF_FAILOVER
         else:
             self._primaries.committed(self._shard, position)
             self.outcome = Outcome(value)
+        return False

@@ -109,6 +109,7 @@ class Metrics:
         )
         self._answers = self._counter("node_answers", "Parts of searches by who answered them.", _NODE)
         self._ejections = self._counter("node_ejections", "Times a node was left out.", _NODE)
+        self._role_changes = self._counter("node_role_changes", "Promotions and demotions.", _NODE)
         self._stored = self._counter("documents_stored", "Documents inserted or replaced.", ["collection"])
         self._deleted = self._counter("documents_deleted", "Documents deleted.", ["collection"])
         self._failed = self._counter("documents_failed", "Documents not stored.", ["collection", "reason"])
@@ -138,11 +139,17 @@ class Metrics:
         self._node_lag = self._gauge(
             "node_replay_lag_bytes", "How far a replica is behind.", _NODE, "livemax"
         )
+        self._node_lag_seconds = self._gauge(
+            "node_replay_lag_seconds", "For how long a replica has lacked something.", _NODE, "livemax"
+        )
+        self._shard_primaries = self._gauge(
+            "shard_primaries", "Nodes that say they are the primary.", ["shard"], "livemax"
+        )
         self._node_in_flight = self._gauge("node_in_flight", "Statements running.", _NODE, "livesum")
         self._node_waiting = self._gauge("node_waiting", "Statements waiting.", _NODE, "livesum")
         self._node_connections = self._gauge("node_connections", "Open connections.", _NODE, "livesum")
         self._children: dict[tuple[object, ...], Counter | Gauge | Histogram] = {}
-        self._nodes: dict[tuple[str, str], int] = {}  # how often it was ejected, as far as counted
+        self._nodes: dict[tuple[str, str], NodeStatus] = {}  # when they were last looked at
         self.in_flight = 0
 
     def begin(self) -> None:
@@ -179,14 +186,16 @@ class Metrics:
         self._l1_bytes.set(float(stats.get("l1_bytes", 0)))
         self._l1_entries.set(float(stats.get("l1_entries", 0)))
         self._map_version.set(backend.shard_map.version)
+        nodes = {(node.shard, node.name): node for node in backend.nodes()}
+        claims = [node.shard for node in nodes.values() if node.role == "primary" and node.state != "down"]
         for shard, ready in backend.ready()[1].items():
             self._child(self._shard_ready, shard).set(ready)
-        nodes = {(node.shard, node.name): node for node in backend.nodes()}
+            self._child(self._shard_primaries, shard).set(claims.count(shard))
         for gone in self._nodes.keys() - nodes.keys():
             self._forget(gone)
         for labels, node in nodes.items():
             self._node(labels, node)
-        self._nodes = {labels: node.ejections for labels, node in nodes.items()}
+        self._nodes = nodes
 
     def render(self, backend: Backend) -> bytes:
         """The text format, for all workers."""
@@ -225,9 +234,15 @@ class Metrics:
     def _node(self, labels: tuple[str, str], node: NodeStatus) -> None:
         self._child(self._node_up, *labels).set(node.state == "up")
         self._child(self._node_ejected, *labels).set(node.state == "ejected")
-        self._child(self._ejections, *labels).inc(max(0, node.ejections - self._nodes.get(labels, 0)))
+        before = self._nodes.get(labels)
+        for counter, count, counted in (
+            (self._ejections, node.ejections, before.ejections if before else 0),
+            (self._role_changes, node.role_changes, before.role_changes if before else 0),
+        ):
+            self._child(counter, *labels).inc(max(0, count - counted))
         self._child(self._node_primary, *labels).set(node.role == "primary")
         self._child(self._node_lag, *labels).set(node.replay_lag_bytes or 0)
+        self._child(self._node_lag_seconds, *labels).set(node.replay_lag_s or 0)
         self._child(self._node_in_flight, *labels).set(node.in_flight)
         self._child(self._node_waiting, *labels).set(node.waiting)
         self._child(self._node_connections, *labels).set(node.connections)
@@ -238,6 +253,7 @@ class Metrics:
             self._node_ejected,
             self._node_primary,
             self._node_lag,
+            self._node_lag_seconds,
             self._node_in_flight,
             self._node_waiting,
             self._node_connections,

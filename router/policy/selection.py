@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from enum import StrEnum
-from typing import Protocol
+from enum import IntEnum, StrEnum
+from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
-__all__ = ["Candidate", "Health", "NodeState", "Role", "rank"]
+__all__ = ["Candidate", "Health", "LagPolicy", "NodeState", "PrimaryReads", "Reads", "Role", "rank"]
 
+PrimaryReads: TypeAlias = Literal["equal", "last_resort", "never"]
+LagPolicy: TypeAlias = Literal["primary", "stale", "error"]
 
 # Times the fastest node's mean.
 _OUTLIER = 2.0
@@ -29,7 +31,8 @@ class Health(StrEnum):
 class NodeState(msgspec.Struct, frozen=True):
     """What the last probe, or a connection that failed since, said of a node.
 
-    `lsn` is the position that a primary has written, or a replica replayed; `since` is wall-clock time.
+    `lsn` is the position that a primary has written, or a replica replayed; `since` is wall-clock time;
+    `lag` is in seconds. `deposed`: it says that it is the primary, but another has a better right to.
     """
 
     health: Health = Health.UNKNOWN
@@ -37,6 +40,26 @@ class NodeState(msgspec.Struct, frozen=True):
     lsn: int = 0
     reason: str | None = None
     since: float = 0.0
+    timeline: int = 0
+    deposed: bool = False
+    lag: float = 0.0
+
+
+class Reads(msgspec.Struct, frozen=True):
+    """What the operator wants of reads.
+
+    Attributes:
+        primary: whether primaries answer like replicas, only when no replica can, or never.
+        max_lag: seconds; a replica further behind is left out.
+        lag_policy: what to do when only such replicas are left: ask the primary even if `primary` says
+            never, ask them and call their answers stale, or ask nobody.
+        zone: nodes there come first.
+    """
+
+    primary: PrimaryReads = "equal"
+    max_lag: float = 10.0
+    lag_policy: LagPolicy = "stale"
+    zone: str = ""
 
 
 class Candidate(Protocol):
@@ -53,56 +76,108 @@ class Candidate(Protocol):
     def load(self) -> int: ...
     @property
     def ejected(self) -> bool: ...
+    @property
+    def zone(self) -> str | None: ...
     def mean(self, now: float) -> float:
         """Seconds that it took for a search lately; 0 if that is not known."""
         ...
 
+    def share(self, now: float) -> float:
+        """Of the searches that it could get, how many it should: less than 1 after a return."""
+        ...
+
+
+class _Tier(IntEnum):
+    FRESH = 0
+    LAST_RESORT = 1
+    BEHIND = 2  # what this router has written
+    UNKNOWN = 3
+    LAGGING = 4
+
 
 def rank(
-    nodes: Sequence[Candidate], *, primary_only: bool, min_lsn: int, now: float, random: Callable[[], float]
+    nodes: Sequence[Candidate],
+    reads: Reads,
+    *,
+    primary_only: bool,
+    min_lsn: int,
+    now: float,
+    random: Callable[[], float],
 ) -> list[tuple[int, bool]]:
     """The nodes to try, in order, as (index, whether its answer may be stale).
 
     1. Nodes that are down are never asked: a probe finds out when they return.
-    2. Fresh nodes come first: primaries, and replicas that have replayed `min_lsn`. Among them the
-       least busy, with ties broken by `random`, so that several routers do not herd. A node that is
-       some times slower than the fastest counts as so many times busier.
-    3. Nodes behind `min_lsn` follow, the least behind first; their answers are stale.
+    2. Fresh nodes come first: the primary, and replicas that have replayed `min_lsn` and lag no more than
+       `reads.max_lag`. Among them, first those in the router's zone, then the least busy, with ties
+       broken by `random`, so that several routers do not herd. A node that is some times slower than
+       the fastest counts as so many times busier; one that has just come back is passed over in some
+       draws. The primary's place is what `reads.primary` says.
+    3. Nodes that are behind follow, the least behind first; their answers are stale.
     4. Nodes not probed yet follow, so that a router that has just started can answer.
-    5. Ejected nodes come last, in the same order: something is better than nothing.
+    5. Ejected nodes come last, in the same order: something is better than nothing. With more than half
+       of a set ejected, nobody is preferred for not being (Envoy calls that the panic threshold).
     """
-    fresh: list[tuple[bool, float, float, int]] = []
-    behind: list[tuple[bool, int, int]] = []
-    unknown: list[tuple[bool, int]] = []
-    for index, node in enumerate(nodes):
-        state = node.state
-        if state.health is Health.DOWN or (primary_only and state.role is Role.REPLICA):
+    if len(nodes) == 1 and _tier(nodes[0].state, reads, primary_only, min_lsn) is _Tier.FRESH:
+        return [(0, False)]
+    panic = 2 * sum(node.ejected for node in nodes) > len(nodes)
+    tiers = [_tier(node.state, reads, primary_only, min_lsn) for node in nodes]
+    if _Tier.FRESH not in tiers and _Tier.LAGGING in tiers and reads.lag_policy != "stale":
+        tiers = [_without_lagging(tier, node.state, reads) for tier, node in zip(tiers, nodes, strict=True)]
+    slower = _slowness(nodes, tiers, now)
+    ranked: list[tuple[bool, _Tier, bool, bool, float, float, int]] = []
+    for index, (node, tier) in enumerate(zip(nodes, tiers, strict=True)):
+        if tier is None or (tier is _Tier.LAGGING and reads.lag_policy != "stale"):
             continue
-        if state.health is Health.UNKNOWN:
-            unknown.append((node.ejected, index))
-        elif state.role is Role.PRIMARY or state.lsn >= min_lsn:
-            fresh.append((node.ejected, node.load + 1.0, random(), index))
+        out = node.ejected and not panic
+        if tier in (_Tier.FRESH, _Tier.LAST_RESORT):
+            share = node.share(now)
+            cold = share < 1.0 and random() >= share
+            elsewhere = bool(reads.zone) and node.zone != reads.zone
+            load = (node.load + 1.0) * slower.get(index, 1.0)
+            ranked.append((out, tier, cold, elsewhere, load, random(), index))
         else:
-            behind.append((node.ejected, -state.lsn, index))
-    if len(fresh) == 1 and not behind and not unknown:
-        return [(fresh[0][3], False)]
-    ranked = [
-        *((out, index, False) for out, _, _, index in sorted(_weighted(fresh, nodes, now))),
-        *((out, index, True) for out, _, index in sorted(behind)),
-        *((out, index, min_lsn > 0) for out, index in sorted(unknown)),
-    ]
-    return [(index, stale) for out in (False, True) for left_out, index, stale in ranked if left_out is out]
+            ranked.append((out, tier, False, False, -float(node.state.lsn), 0.0, index))
+    ranked.sort()
+    return [(index, _is_stale(tier, min_lsn)) for _, tier, *_, index in ranked]
 
 
-def _weighted(
-    fresh: list[tuple[bool, float, float, int]], nodes: Sequence[Candidate], now: float
-) -> list[tuple[bool, float, float, int]]:
-    """Load times latency, as in Finagle's peak EWMA; smaller differences are chance, or the load itself."""
-    means = [nodes[index].mean(now) for *_, index in fresh]
-    fastest = min((mean for mean in means if mean > 0), default=0.0)
-    if not fastest or max(means) <= _OUTLIER * fastest:
-        return fresh
-    return [
-        (out, load * (mean / fastest if mean > _OUTLIER * fastest else 1.0), chance, index)
-        for (out, load, chance, index), mean in zip(fresh, means, strict=True)
-    ]
+def _tier(state: NodeState, reads: Reads, primary_only: bool, min_lsn: int) -> _Tier | None:
+    if state.health is Health.DOWN or (primary_only and (state.role is Role.REPLICA or state.deposed)):
+        return None
+    if state.health is Health.UNKNOWN:
+        return _Tier.UNKNOWN
+    if state.deposed:
+        return _Tier.LAGGING
+    if state.role is Role.PRIMARY:
+        if primary_only or reads.primary == "equal":
+            return _Tier.FRESH
+        return _Tier.LAST_RESORT if reads.primary == "last_resort" else None
+    if state.lag > reads.max_lag:
+        return _Tier.LAGGING
+    return _Tier.BEHIND if state.lsn < min_lsn else _Tier.FRESH
+
+
+def _without_lagging(tier: _Tier | None, state: NodeState, reads: Reads) -> _Tier | None:
+    """Only lagging nodes are left: `primary` turns to the primary that is kept from reads otherwise."""
+    if tier is None and reads.lag_policy == "primary" and state.health is Health.UP:
+        return _Tier.LAST_RESORT if state.role is Role.PRIMARY and not state.deposed else None
+    return tier
+
+
+def _is_stale(tier: _Tier, min_lsn: int) -> bool:
+    return tier in (_Tier.BEHIND, _Tier.LAGGING) or (tier is _Tier.UNKNOWN and min_lsn > 0)
+
+
+def _slowness(nodes: Sequence[Candidate], tiers: Sequence[_Tier | None], now: float) -> dict[int, float]:
+    """How many times slower than the fastest each outlier is.
+
+    Load times latency orders nodes as in Finagle's peak EWMA; smaller differences are chance, or the
+    load itself.
+    """
+    means = {
+        i: node.mean(now) for i, node in enumerate(nodes) if tiers[i] is _Tier.FRESH and not node.ejected
+    }
+    fastest = min((mean for mean in means.values() if mean > 0), default=0.0)
+    if not fastest:
+        return {}
+    return {i: mean / fastest for i, mean in means.items() if mean > _OUTLIER * fastest}

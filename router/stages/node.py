@@ -30,6 +30,8 @@ __all__ = ["Node"]
 
 # Where no search is hedged, it is only shown.
 _ANY_QUANTILE = 0.95
+# A server that comes back has cold caches, and perhaps little strength.
+_WARM_UP_SECONDS, _LEAST_SHARE = 5.0, 0.1
 
 
 class Node:
@@ -54,6 +56,10 @@ class Node:
         self.latency = Latency(settings.hedge_quantile or _ANY_QUANTILE)
         self.ejection = Ejection()
         self.ejected_since = 0.0  # wall-clock time
+        self.ejected_for = ""
+        self.observed: Callable[[], None] = lambda: None  # called whenever its state is new
+        self.role_changes = 0
+        self._returned = float("-inf")
         self.state = NodeState(since=time.time())
         self._clock = clock
         self._settings = settings
@@ -88,16 +94,27 @@ class Node:
         """Seconds that it took for a search lately, by the clock of whoever says `answered`."""
         return self.latency.mean(now)
 
+    @property
+    def zone(self) -> str | None:
+        return self.config.zone
+
+    def share(self, now: float) -> float:
+        """Of the searches that it could get, how many it should: it grows while a returned node warms up."""
+        return min(max((now - self._returned) / _WARM_UP_SECONDS, _LEAST_SHARE), 1.0)
+
     def answered(self, seconds: float, now: float) -> None:
         """It has answered a search, `seconds` after it was asked."""
         self.latency.add(seconds, now)
-        self.ejection.answered()
+        self._readmit()
 
     def silent(self, since: float, now: float) -> None:
         """A search that was sent at `since` has got no answer in time; nor has any other, perhaps."""
-        if self.latency.last < since and self.ejection.struck(now):
-            self.ejected_since = time.time()
+        if self.latency.last < since and self._struck("it kept silent when it was asked", now):
             self.abandon()
+
+    def refused(self, error: NodeError, now: float) -> None:
+        """A search failed there, for a reason that lies with the node."""
+        self._struck(str(error), now)
 
     def try_again(self, probe: Probe) -> None:
         """Ask it although it is left out, with a search that somebody else answers."""
@@ -109,7 +126,7 @@ class Node:
             ticket = None
             timer.cancel()
             if isinstance(outcome, Fetched):
-                self.ejection.answered()
+                self._readmit()
             elif isinstance(outcome, NodeError):
                 self.failed(outcome)
                 self.ejection.struck(self._clock())
@@ -154,7 +171,12 @@ class Node:
         if changed and state.health is Health.DOWN:
             self.reads.discard_idle()
             self.writes.discard_idle()
+        if state.health is Health.UP and self.state.health is Health.DOWN:
+            self._returned = self._clock()
+        if state.role is not self.state.role and None not in (state.role, self.state.role):
+            self.role_changes += 1
         self.state = msgspec.structs.replace(state, since=since)
+        self.observed()
 
     def abandon(self) -> None:
         """The server has gone silent: end what is under way or waits there, so that it is tried elsewhere."""
@@ -164,6 +186,18 @@ class Node:
     async def close(self) -> None:
         await self.dispatcher.close()
         await asyncio.gather(self.reads.close(), self.writes.close())
+
+    def _struck(self, reason: str, now: float) -> bool:
+        """Whether it is left out from now on, and was not before."""
+        fresh = self.ejection.struck(now)
+        if fresh:
+            self.ejected_since, self.ejected_for = time.time(), reason
+        return fresh
+
+    def _readmit(self) -> None:
+        if self.ejection.out:
+            self._returned = self._clock()
+        self.ejection.answered()
 
     async def _execute(self, probes: Sequence[Probe]) -> list[tuple[Sequence[Row], str | None]]:
         probe = probes[0]

@@ -14,7 +14,7 @@ from functools import partial
 from time import perf_counter
 
 from router.policy.budget import Budget
-from router.policy.selection import Health, Role, rank
+from router.policy.selection import Health, Reads, Role, rank
 from router.postgres.connection import ErrorKind, NodeError
 from router.query.errors import OverloadedError
 from router.query.types import Hedge, Probe, ShardReport, ShardRows, ShardState
@@ -24,6 +24,9 @@ from router.stages.node import Node
 __all__ = ["Ask", "ReplicaSet"]
 
 _RETRIED = (ErrorKind.UNREACHABLE, ErrorKind.LOST, ErrorKind.TRANSIENT)
+_ANY = Reads()
+# A node that cannot be reached is taken down at once.
+_STRUCK = (ErrorKind.LOST, ErrorKind.TRANSIENT)
 # Seconds before a second node is asked while it is not known what is usual; and at least, since the loop's
 # clock counts whole milliseconds.
 _PATIENCE, _PATIENCE_LEAST = 0.1, 0.002
@@ -34,7 +37,8 @@ _PATIENCE_GROWTH = 3
 class ReplicaSet:
     """The nodes of one shard; holds no state of its own beyond them.
 
-    `hedges` is what may be asked twice, None for nothing; `clock` is in seconds, for durations.
+    `hedges` is what may be asked twice, and `retries` again; None for nothing and for everything. `clock`
+    is in seconds, for durations.
     """
 
     def __init__(
@@ -42,15 +46,22 @@ class ReplicaSet:
         shard: str,
         nodes: Sequence[Node],
         *,
+        reads: Reads = _ANY,
         hedges: Budget | None = None,
+        retries: Budget | None = None,
         rng: Callable[[], float] = random.random,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self.shard = shard
         self.nodes = tuple(nodes)
         self.hedges = hedges if len(self.nodes) > 1 else None
+        self.retries = retries
         self.clock = clock
+        self._reads = reads
         self._rng = rng
+        self._waiting: set[asyncio.Future[Node]] = set()
+        for node in self.nodes:
+            node.observed = self._observed
 
     def __repr__(self) -> str:
         return f"<ReplicaSet {self.shard} {list(self.nodes)}>"
@@ -62,9 +73,24 @@ class ReplicaSet:
     def primary(self) -> Node | None:
         """The node that takes writes, if one is known and up."""
         for node in self.nodes:
-            if node.state.health is Health.UP and node.state.role is Role.PRIMARY:
+            state = node.state
+            if state.health is Health.UP and state.role is Role.PRIMARY and not state.deposed:
                 return node
         return None
+
+    async def primary_within(self, seconds: float) -> Node | None:
+        """`primary`, as soon as there is one; None if there is none in that time."""
+        if (node := self.primary()) is not None or seconds <= 0:
+            return node
+        future: asyncio.Future[Node] = asyncio.get_running_loop().create_future()
+        self._waiting.add(future)
+        try:
+            async with asyncio.timeout(seconds):
+                return await future
+        except TimeoutError:
+            return None
+        finally:
+            self._waiting.discard(future)
 
     def ask(self, probe: Probe, deadline: float, done: Callable[[str, ShardRows | Exception], None]) -> Ask:
         """Fetch the probe's rows from the best node, or from the next ones if it fails or is late.
@@ -76,8 +102,10 @@ class ReplicaSet:
         """
         if self.hedges is not None:
             self.hedges.earn()
-            if probe.hedged:
-                self.try_ejected(probe, self.clock())
+        if self.retries is not None:
+            self.retries.earn()
+        if probe.hedged:
+            self._try_ejected(probe)
         ask = Ask(self, probe, deadline, done)
         ask.go_on()
         return ask
@@ -85,19 +113,13 @@ class ReplicaSet:
     def order(self, probe: Probe, now: float) -> list[tuple[int, bool]]:
         """Nodes to try, best first, as (index, whether its rows may be stale)."""
         return rank(
-            self.nodes, primary_only=probe.primary_only, min_lsn=probe.min_lsn, now=now, random=self._rng
+            self.nodes,
+            self._reads,
+            primary_only=probe.primary_only,
+            min_lsn=probe.min_lsn,
+            now=now,
+            random=self._rng,
         )
-
-    def try_ejected(self, probe: Probe, now: float) -> None:
-        """Ask ejected nodes whose time has come, beside the one that the caller waits for."""
-        for node in self.nodes:
-            if (
-                node.ejection.due(now)
-                and node.state.health is Health.UP
-                and self.hedges
-                and self.hedges.spend()
-            ):
-                node.try_again(probe)
 
     def patience(self) -> float:
         """Seconds after which a second node is worth asking: what is usual for the fastest of the set."""
@@ -107,6 +129,19 @@ class ReplicaSet:
             if node.state.health is Health.UP and node.latency.quantile is not None
         ]
         return max(min(usual, default=_PATIENCE), _PATIENCE_LEAST)
+
+    def _try_ejected(self, probe: Probe) -> None:
+        """Ask ejected nodes whose time has come, beside the one that the caller waits for."""
+        for node in self.nodes:
+            if node.ejected and node.ejection.due(self.clock()) and node.state.health is Health.UP:
+                node.try_again(probe)
+
+    def _observed(self) -> None:
+        node = self.primary() if self._waiting else None
+        if node is not None:
+            for future in self._waiting:
+                if not future.done():
+                    future.set_result(node)
 
 
 class _Attempt:
@@ -243,12 +278,18 @@ class Ask:
 
     def _failed(self, attempt: _Attempt, index: int, error: NodeError) -> None:
         attempt.node.failed(error)
+        retries = self._replicas.retries
         self._problems.append(f"{attempt.node.config.name}: {error}")
         if error.kind not in _RETRIED:
+            self._order.clear()
+        elif not self._flying and retries is not None and not retries.spend():
+            self._problems.append("too many searches are tried again")
             self._order.clear()
         elif error.kind is ErrorKind.LOST and index not in self._lost:
             self._lost.add(index)
             self._order.append((index, attempt.stale))
+        if error.kind in _STRUCK and self._probe.hedged and len(self._replicas.nodes) > 1:
+            attempt.node.refused(error, self._replicas.clock())
         if not self._flying:
             self.go_on()
 
@@ -304,10 +345,11 @@ class Ask:
     def _why_nobody(self) -> str:
         wanted = "primary" if self._probe.primary_only else "node"
         states = (f"{node.config.name} is {_described(node)}" for node in self._replicas.nodes)
-        return f"no {wanted} is up: {', '.join(states)}"
+        return f"no {wanted} can be read: {', '.join(states)}"
 
 
 def _described(node: Node) -> str:
     state = node.state
     role = f" as {state.role}" if state.role else ""
-    return f"{state.health}{role}" + (f" ({state.reason})" if state.reason else "")
+    behind = f", {state.lag:.1f} s behind" if state.lag else ""
+    return f"{state.health}{role}{behind}" + (f" ({state.reason})" if state.reason else "")

@@ -196,10 +196,13 @@ class FakeBackend:
                 reason="refused" if shard.name in self.down else None,
                 since=0.0,
                 ejections=0,
+                role_changes=0,
                 in_flight=1,
                 waiting=0,
                 connections=2,
                 replay_lag_bytes=None,
+                replay_lag_s=None,
+                timeline=1,
             )
             for shard in self.shard_map.shards.values()
             for node in shard.nodes

@@ -98,9 +98,11 @@ async def test_state_is_read_when_it_is_scraped(client: httpx.AsyncClient, backe
     node = labels(shard="s1", node="s1-a")
     assert found["pgscatter_node_up", node] == found["pgscatter_node_primary", node] == 1
     assert found["pgscatter_node_connections", node] == 2
+    assert found["pgscatter_shard_primaries", labels(shard="s1")] == 1
     backend.down = {"s1"}
     found = await scrape(client)
     assert found["pgscatter_node_up", node] == 0
+    assert found["pgscatter_shard_primaries", labels(shard="s1")] == 0
     assert found["pgscatter_shard_ready", labels(shard="s1")] == 0
 
 

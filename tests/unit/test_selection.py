@@ -6,7 +6,7 @@ from typing import NamedTuple
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.policy.selection import Health, NodeState, Role, rank
+from router.policy.selection import Health, LagPolicy, NodeState, PrimaryReads, Reads, Role, rank
 
 STATES = st.builds(
     NodeState,
@@ -16,14 +16,22 @@ STATES = st.builds(
 )
 
 
+ANY = Reads()
+
+
 class Node(NamedTuple):
     state: NodeState
     load: int = 0
     ejected: bool = False
     seconds: float = 0.0
+    zone: str | None = None
+    part: float = 1.0
 
     def mean(self, now: float) -> float:
         return self.seconds
+
+    def share(self, now: float) -> float:
+        return self.part
 
 
 def order(
@@ -32,14 +40,24 @@ def order(
     *,
     seconds: Sequence[float] = (),
     ejected: Sequence[int] = (),
+    zones: Sequence[str] = (),
+    shares: Sequence[float] = (),
+    reads: Reads = ANY,
     primary_only: bool = False,
     min_lsn: int = 0,
 ) -> list[tuple[int, bool]]:
     nodes = [
-        Node(state, loads[i] if loads else 0, i in ejected, seconds[i] if seconds else 0.0)
+        Node(
+            state,
+            loads[i] if loads else 0,
+            i in ejected,
+            seconds[i] if seconds else 0.0,
+            zones[i] if zones else None,
+            shares[i] if shares else 1.0,
+        )
         for i, state in enumerate(states)
     ]
-    return rank(nodes, primary_only=primary_only, min_lsn=min_lsn, now=0.0, random=lambda: 0.5)
+    return rank(nodes, reads, primary_only=primary_only, min_lsn=min_lsn, now=0.0, random=lambda: 0.5)
 
 
 PRIMARY = NodeState(Health.UP, Role.PRIMARY, 100)
@@ -77,6 +95,62 @@ def test_an_ejected_node_comes_last_but_comes() -> None:
     assert order([PRIMARY, REPLICA], [0, 99], ejected=[0]) == [(1, False), (0, False)]
     assert order([PRIMARY, older], ejected=[0], min_lsn=50) == [(1, True), (0, False)]
     assert order([PRIMARY, REPLICA], ejected=[0, 1]) != []
+
+
+LAGGING = NodeState(Health.UP, Role.REPLICA, 90, lag=11.0)
+DEPOSED = NodeState(Health.UP, Role.PRIMARY, 120, timeline=1, deposed=True)
+
+
+def test_more_than_half_of_a_set_ejected_is_no_reason_to_prefer_anyone() -> None:
+    assert order([PRIMARY, REPLICA, REPLICA], [0, 1, 2], ejected=[0, 1]) == [(i, False) for i in range(3)]
+    assert order([PRIMARY, REPLICA, REPLICA], [0, 1, 2], ejected=[0])[-1] == (0, False)
+
+
+def test_nodes_of_the_routers_zone_come_first() -> None:
+    reads = Reads(zone="b")
+    assert order([PRIMARY, REPLICA], [0, 9], zones=["a", "b"], reads=reads) == [(1, False), (0, False)]
+    assert order([PRIMARY, REPLICA], [0, 9], zones=["a", "b"])[0] == (0, False)
+
+
+def test_a_node_that_has_come_back_gets_its_share_of_draws() -> None:
+    # The draw is 0.5 each time.
+    assert order([PRIMARY, REPLICA], [0, 9], shares=[0.4, 1.0]) == [(1, False), (0, False)]
+    assert order([PRIMARY, REPLICA], [0, 9], shares=[0.6, 1.0]) == [(0, False), (1, False)]
+
+
+def test_primaries_are_read_as_the_operator_says() -> None:
+    last, never = Reads(primary="last_resort"), Reads(primary="never")
+    assert order([PRIMARY, REPLICA], [0, 9], reads=last) == [(1, False), (0, False)]
+    assert order([PRIMARY, REPLICA], [0, 9], reads=never) == [(1, False)]
+    assert order([PRIMARY], reads=never) == []
+    # Whoever asks for the primary alone has said so.
+    assert order([PRIMARY, REPLICA], reads=never, primary_only=True) == [(0, False)]
+
+
+def test_replicas_that_lag_too_far_are_left_out_while_anybody_else_can_answer() -> None:
+    assert order([LAGGING, PRIMARY], [0, 9])[0] == (1, False)
+    assert order([LAGGING, REPLICA], [0, 9])[0] == (1, False)
+
+
+def test_when_all_lag_too_far_the_policy_decides() -> None:
+    def found(primary: PrimaryReads, policy: LagPolicy, *states: NodeState) -> list[tuple[int, bool]]:
+        return order(states, reads=Reads(primary=primary, lag_policy=policy))
+
+    assert found("never", "stale", LAGGING, PRIMARY) == [(0, True)]
+    assert found("never", "primary", LAGGING, PRIMARY) == [(1, False)]
+    assert found("never", "error", LAGGING, PRIMARY) == []
+    assert found("equal", "error", LAGGING) == []
+    assert found("equal", "primary", LAGGING) == []
+    assert found("equal", "stale", LAGGING) == [(0, True)]
+    # Nobody lags: the primary stays out.
+    assert found("never", "primary", LAGGING, REPLICA, PRIMARY) == [(1, False)]
+
+
+def test_a_deposed_primary_is_no_primary_and_stale() -> None:
+    assert order([DEPOSED, PRIMARY], [0, 9]) == [(1, False), (0, True)]
+    assert order([DEPOSED, PRIMARY], primary_only=True) == [(1, False)]
+    assert order([DEPOSED], primary_only=True) == []
+    assert order([DEPOSED], reads=Reads(lag_policy="error")) == []
 
 
 @given(st.lists(STATES, max_size=5), st.integers(0, 20), st.booleans())

@@ -1,0 +1,75 @@
+"""Who is whose primary, and how far behind its replicas are. Pure.
+
+A router never asks a map for roles: nodes say what they are. After a failover two may say that they are
+primaries; PostgreSQL counts its timeline up at each promotion, so the one on the later timeline is.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+
+from router.policy.selection import Health, NodeState, Role
+
+__all__ = ["Heads", "claims", "elect"]
+
+# Beyond this many, the older half of what is remembered is thinned out.
+_SAMPLES = 128
+
+
+def claims(state: NodeState) -> bool:
+    """Whether the node says that it is a primary."""
+    return state.health is Health.UP and state.role is Role.PRIMARY
+
+
+def elect(states: Sequence[NodeState], latest: int) -> int | None:
+    """The index of the node that takes writes, if there is exactly one with the best right to.
+
+    `latest` is the latest timeline that any node of the set was ever on: a primary on an earlier one has
+    been replaced, even if its successor is away now.
+    """
+    timelines = [state.timeline if claims(state) else -1 for state in states]
+    best = max(timelines, default=-1)
+    if best < max(latest, 0) or timelines.count(best) > 1:
+        return None
+    return timelines.index(best)
+
+
+class Heads:
+    """Where a primary's log ended, and when; the clock of its replicas' lag.
+
+    Lag is the age of the oldest known end of the log that a replica has not replayed. So a replica of an
+    idle primary has none, other than by the time of its last transaction, and nothing has to be written
+    to find that out. It is exact to the time between two probes of the primary.
+    """
+
+    def __init__(self) -> None:
+        self._samples: deque[tuple[float, int]] = deque()
+
+    def __repr__(self) -> str:
+        return f"<Heads {len(self._samples)}>"
+
+    @property
+    def last(self) -> int:
+        """The last known end of the log."""
+        return self._samples[-1][1] if self._samples else 0
+
+    def saw(self, lsn: int, now: float) -> None:
+        """The primary's log reached `lsn` at `now`."""
+        # A new primary may have less than its predecessor; the rest of that log is void.
+        while self._samples and self._samples[-1][1] > lsn:
+            self._samples.pop()
+        if self._samples and self._samples[-1][1] == lsn:
+            return
+        self._samples.append((now, lsn))
+        if len(self._samples) > _SAMPLES:
+            samples = list(self._samples)
+            half = len(samples) // 2
+            self._samples = deque([*samples[:half:2], *samples[half:]])
+
+    def lag(self, lsn: int, now: float) -> float:
+        """Seconds for which a replica that has replayed up to `lsn` has lacked something."""
+        for seen, end in self._samples:
+            if end > lsn:
+                return now - seen
+        return 0.0

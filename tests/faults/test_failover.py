@@ -1,0 +1,228 @@
+"""Primaries change and replicas fall behind: the router follows, and says what is old."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+
+import asyncpg
+import pytest
+
+from deploy.local import Cluster
+from router.query.errors import UnavailableError
+from router.settings import Settings
+from router.status import NodeStatus
+from router.topology import Topology
+from tests.integration.worlds import World, execute, hits, world
+
+FAST = Settings(probe_interval=0.2, max_lag=0.5)
+ROWS = 20
+
+
+@pytest.fixture
+def pair() -> Iterator[Cluster]:
+    """One shard that a test may turn upside down."""
+    with Cluster.temporary(shards=1, replicas=1) as running:
+        yield running
+
+
+@asynccontextmanager
+async def filled(cluster: Cluster, settings: Settings = FAST) -> AsyncIterator[World]:
+    """A filled world; its nodes run again before its table goes."""
+    async with world(cluster, settings) as w:
+        await w.put(*(w.document(i, [float(i)] * 8) for i in range(ROWS)))
+        # The replica has the extension, the table and the rows.
+        await until(w, "s0-b", state="up", replay_lag_bytes=0)
+        try:
+            yield w
+        finally:
+            for name in ("s0-a", "s0-b"):
+                await asyncio.to_thread(cluster.start, name)
+
+
+def node(w: World, name: str) -> NodeStatus:
+    return next(status for status in w.router.nodes() if status.name == name)
+
+
+async def until(w: World, name: str, within: float = 3.0, **wanted: object) -> NodeStatus:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + within
+    while True:
+        status = node(w, name)
+        if all(getattr(status, field) == value for field, value in wanted.items()):
+            return status
+        assert loop.time() < end, status
+        await asyncio.sleep(0.01)
+
+
+async def until_it_lags(w: World) -> None:
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 5
+    while (node(w, "s0-b").replay_lag_s or 0) <= FAST.max_lag:
+        assert loop.time() < end, str(w.topology.nodes[1].state)
+        await asyncio.sleep(0.02)
+
+
+async def pause_replay(cluster: Cluster) -> None:
+    connection = await asyncpg.connect(cluster.node("s0-b").dsn)
+    try:
+        await connection.execute("SELECT pg_wal_replay_pause()")
+        # It takes notice at the next record.
+        while await connection.fetchval("SELECT pg_get_wal_replay_pause_state()") != "paused":
+            await execute(cluster.node("s0-a").dsn, "SELECT pg_logical_emit_message(false, '', '')")
+            await asyncio.sleep(0.02)
+    finally:
+        await connection.close()
+
+
+async def stored_on(cluster: Cluster, name: str, w: World) -> set[int]:
+    connection = await asyncpg.connect(cluster.node(name).dsn)
+    try:
+        rows = await connection.fetch(f"SELECT id FROM {w.collection.table} WHERE content = 'new'")
+    finally:
+        await connection.close()
+    return {row["id"] for row in rows}
+
+
+async def test_writes_wait_for_the_next_primary_and_searches_do_not(pair: Cluster) -> None:
+    async with filled(pair) as w:
+        loop = asyncio.get_running_loop()
+        await asyncio.to_thread(pair.kill, "s0-a")
+        document = w.document(100, [100.0] * 8, content="new")
+        writing = asyncio.create_task(w.router.upsert(w.collection, [document], w.soon(10)))
+        for _ in range(30):
+            found = await w.search([0.0] * 8, 5, cache=False)
+            assert found.answer.coverage.full
+            await asyncio.sleep(0.01)
+        assert not writing.done()
+        await execute(pair.node("s0-b").dsn, "SELECT pg_promote()")
+        promoted = loop.time()
+        outcome = await writing
+        assert outcome.stored == 1, outcome
+        assert loop.time() - promoted < 1
+        assert node(w, "s0-b").role == "primary"
+        assert node(w, "s0-b").timeline == 2
+        assert node(w, "s0-b").role_changes == 1
+        assert [hit["id"] for hit in hits(await w.search([100.0] * 8, 1, cache=False))] == [100]
+
+
+async def test_of_two_primaries_the_later_one_takes_writes(pair: Cluster) -> None:
+    async with filled(pair, Settings(probe_interval=0.2, failover_wait=0.3)) as w:
+        await asyncio.to_thread(pair.kill, "s0-a")
+        await execute(pair.node("s0-b").dsn, "SELECT pg_promote()")
+        await until(w, "s0-b", role="primary")
+        # Nobody has told the old one.
+        await asyncio.to_thread(pair.start, "s0-a")
+        status = await until(w, "s0-a", state="deposed")
+        assert status.reason == "its timeline is 1, but a primary was on 2 since"
+        await w.put(*(w.document(i, [float(i)] * 8, content="new") for i in range(5)))
+        assert await stored_on(pair, "s0-b", w) == set(range(5))
+        assert await stored_on(pair, "s0-a", w) == set()
+        for _ in range(20):
+            found = await w.search([0.0] * 8, 5, cache=False, include=frozenset({"content"}))
+            assert {hit["content"] for hit in hits(found)} == {"new"}
+            assert not found.answer.coverage.stale
+
+        # With the later one away, what is left is old, and takes nothing.
+        await asyncio.to_thread(pair.kill, "s0-b")
+        await until(w, "s0-b", state="down")
+        found = await w.search([0.0] * 8, 5, cache=False)
+        assert found.answer.coverage.stale == ("s0",)
+        outcome = await w.router.upsert(w.collection, [w.document(7, [7.0] * 8, content="new")], w.soon(5))
+        assert outcome.stored == 0
+        assert "no primary of s0 is up" in outcome.failures[0].message
+        assert await stored_on(pair, "s0-a", w) == set()
+
+
+async def test_two_primaries_with_equal_rights_take_no_writes(pair: Cluster) -> None:
+    async with filled(pair, Settings(probe_interval=0.2, failover_wait=0.3)) as w:
+        await asyncio.to_thread(pair.kill, "s0-b")
+        (pair.directory / "nodes" / "s0-b" / "data" / "standby.signal").unlink()
+        await asyncio.to_thread(pair.start, "s0-b")
+        for name in ("s0-a", "s0-b"):
+            status = await until(w, name, state="deposed")
+            assert status.reason == "another node claims to be the primary on timeline 1 too"
+        outcome = await w.router.upsert(w.collection, [w.document(7, [7.0] * 8, content="new")], w.soon(5))
+        assert outcome.stored == 0
+        found = await w.search([0.0] * 8, 5, cache=False)
+        assert len(hits(found)) == 5
+        assert found.answer.coverage.stale == ("s0",)
+
+
+async def test_a_write_without_a_primary_fails_after_its_wait(pair: Cluster) -> None:
+    async with filled(pair, Settings(probe_interval=0.2, failover_wait=0.5)) as w:
+        await asyncio.to_thread(pair.kill, "s0-a")
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        outcome = await w.router.upsert(w.collection, [w.document(7, [7.0] * 8)], w.soon(10))
+        assert 0.4 < loop.time() - started < 3.0
+        assert [failure.reason for failure in outcome.failures] == ["unavailable"]
+        deleted = await w.router.delete(w.collection, [7], w.soon(10))
+        assert [write.ok for write in deleted.shards] == [False]
+
+
+async def test_a_replica_of_an_idle_primary_does_not_lag(pair: Cluster) -> None:
+    async with filled(pair) as w:
+        await until(w, "s0-b", replay_lag_bytes=0)
+        for _ in range(20):
+            await asyncio.sleep(0.1)
+            assert node(w, "s0-b").replay_lag_s == 0
+
+
+async def test_a_replica_that_lags_is_not_read_until_it_has_caught_up(pair: Cluster) -> None:
+    async with filled(pair) as w:
+        await pause_replay(pair)
+        # Another router's write, of which this one knows nothing.
+        await w.on_primaries(f"UPDATE {w.collection.table} SET content = 'new'")
+        await until_it_lags(w)
+        for _ in range(30):
+            found = await w.search([0.0] * 8, 5, cache=False, include=frozenset({"content"}))
+            assert {hit["content"] for hit in hits(found)} == {"new"}
+            assert not found.answer.coverage.stale
+
+        await asyncio.to_thread(pair.kill, "s0-a")
+        await until(w, "s0-a", state="down")
+        found = await w.search([0.0] * 8, 5, cache=False, include=frozenset({"content"}))
+        assert {hit["content"] for hit in hits(found)} == {None}
+        assert found.answer.coverage.stale == ("s0",)
+        assert not found.answer.cacheable
+        await execute(pair.node("s0-b").dsn, "SELECT pg_wal_replay_resume()")
+        await asyncio.to_thread(pair.start, "s0-a")
+        await until(w, "s0-b", replay_lag_s=0.0, replay_lag_bytes=0)
+        assert not (await w.search([0.0] * 8, 5, cache=False)).answer.coverage.stale
+
+
+async def test_with_the_policy_error_nothing_old_is_read(pair: Cluster) -> None:
+    async with filled(pair, Settings(probe_interval=0.2, max_lag=0.5, lag_policy="error")) as w:
+        await pause_replay(pair)
+        await w.on_primaries(f"UPDATE {w.collection.table} SET content = 'new'")
+        await until_it_lags(w)
+        await asyncio.to_thread(pair.kill, "s0-a")
+        await until(w, "s0-a", state="down")
+        with pytest.raises(UnavailableError) as caught:
+            await w.search([0.0] * 8, 5, cache=False)
+        assert "s0-b is up as replica, " in caught.value.problems[0].message
+        assert " s behind" in caught.value.problems[0].message
+
+
+async def test_a_node_without_room_for_connections_is_left_for_its_partner(pair: Cluster) -> None:
+    async with filled(pair) as w:
+        taken: list[asyncpg.Connection] = []
+        try:
+            with pytest.raises(asyncpg.TooManyConnectionsError):
+                while True:
+                    taken.append(await asyncpg.connect(pair.node("s0-b").dsn))
+            late = Topology(w.router.shard_map, FAST)
+            await late.open()
+            try:
+                other = World(pair, late)
+                for found in await asyncio.gather(
+                    *(other.search([float(i)] * 8, 5, cache=False) for i in range(50))
+                ):
+                    assert found.answer.coverage.full
+            finally:
+                await late.close()
+        finally:
+            for connection in taken:
+                connection.terminate()
