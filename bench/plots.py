@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bench.errors import BenchError
-from bench.results import Figure, Run
+from bench.results import Figure, Run, Timeline
 
 __all__ = ["draw"]
 
@@ -19,7 +19,10 @@ def draw(run: Run, folder: Path) -> list[Path]:
     Raises:
         BenchError: matplotlib is missing.
     """
-    return [_draw(one, run, folder / f"{run.scenario}-{one.name}.png") for one in run.outcome.figures]
+    drawn = [_draw(one, run, folder / f"{run.scenario}-{one.name}.png") for one in run.outcome.figures]
+    return drawn + [
+        _draw_timeline(one, run, folder / f"{run.scenario}-{one.name}.png") for one in run.outcome.timelines
+    ]
 
 
 def _draw(wanted: Figure, run: Run, path: Path) -> Path:
@@ -46,5 +49,40 @@ def _draw(wanted: Figure, run: Run, path: Path) -> Path:
     axes.set(title=f"{wanted.title}\n{run.dataset}", xlabel=wanted.x, ylabel=wanted.y)
     axes.grid(alpha=0.3)
     axes.legend()
+    canvas.print_figure(str(path), format="png")
+    return path
+
+
+def _draw_timeline(wanted: Timeline, run: Run, path: Path) -> Path:
+    """Latency, completeness and nodes' states above one another, over the same time."""
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure as Plot
+    except ImportError as exc:
+        raise BenchError("plots need matplotlib: pip install 'pgscatter[bench]'") from exc
+    plot = Plot(figsize=_INCHES, dpi=_DPI, layout="constrained")
+    canvas = FigureCanvasAgg(plot)
+    latency, complete, nodes = plot.subplots(3, 1, sharex=True, height_ratios=(3, 1.5, 1))
+    at, p50, p99, answered, full = zip(*wanted.points, strict=True)
+    for name, seconds in (("p50", p50), ("p99", p99)):
+        latency.plot(at, [1e3 * value for value in seconds], marker=".", label=name)
+    latency.set(ylabel="ms", yscale="log", title=f"{wanted.title}\n{run.dataset}")
+    complete.plot(at, [100 * value for value in answered], label="answered")
+    complete.plot(at, [100 * value for value in full], linestyle="--", label="with all shards")
+    complete.set(ylabel="% of searches", ylim=(-5, 105))
+    levels = ("unknown", "down", "deposed", "ejected", "up")
+    for name, known in wanted.states.items():
+        nodes.step(
+            [when for when, _ in known], [levels.index(state) for _, state in known], where="post", label=name
+        )
+    nodes.set(xlabel="s", yticks=range(len(levels)), yticklabels=levels, ylim=(-0.5, len(levels) - 0.5))
+    for axes in (latency, complete, nodes):
+        for when, _ in wanted.marks:
+            axes.axvline(when, color="grey", linestyle=":")
+        axes.grid(alpha=0.3)
+        if axes.has_data():
+            axes.legend(loc="upper right")
+    for when, word in wanted.marks:
+        latency.annotate(word, (when, 1), xycoords=("data", "axes fraction"), va="top", fontsize="small")
     canvas.print_figure(str(path), format="png")
     return path

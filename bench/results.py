@@ -15,7 +15,7 @@ from bench.errors import BenchError
 from bench.interleave import Spread
 from bench.sample import Sample
 
-__all__ = ["Figure", "Metric", "Outcome", "Run", "Series", "Table", "load_run", "save_run"]
+__all__ = ["Figure", "Metric", "Outcome", "Run", "Series", "Table", "Timeline", "load_run", "save_run"]
 
 _FORMAT = 1
 Better = Literal["higher", "lower"]
@@ -84,12 +84,29 @@ class Figure(msgspec.Struct, frozen=True):
     log_y: bool = False
 
 
+class Timeline(msgspec.Struct, frozen=True):
+    """What happened to searches over time, and to nodes: a plot, `name` being its file's.
+
+    Attributes:
+        points: (seconds, p50 and p99 in seconds, share answered, share of full answers).
+        states: of the nodes that were not always up.
+        marks: moments with a word.
+    """
+
+    name: str
+    title: str
+    points: list[tuple[float, float, float, float, float]]
+    states: dict[str, list[tuple[float, str]]]
+    marks: list[tuple[float, str]]
+
+
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     """What a scenario returns; `samples` are its measurements by variant, a round each."""
 
     metrics: list[Metric] = []
     tables: list[Table] = []
     figures: list[Figure] = []
+    timelines: list[Timeline] = []
     notes: list[str] = []
     samples: dict[str, list[Sample]] = {}
 

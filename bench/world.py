@@ -177,6 +177,15 @@ class World:
         """
         asyncio.run(_on_all([node.dsn for node in self.primaries], statement))
 
+    def holding(self, first: int) -> dict[int, int]:
+        """How many primaries hold each id from `first` on.
+
+        Raises:
+            BenchError
+        """
+        self.cluster.status()
+        return asyncio.run(_holding([node.dsn for node in self.primaries], first))
+
     def command(self, *arguments: object, listen: Say = str) -> str:
         """Run `pgscatter ARGUMENTS`; returns what it printed. `listen` gets its lines as they come.
 
@@ -221,7 +230,9 @@ class World:
         return self.command("load", self.base_path, *where, *flags, listen=self._say)
 
     @contextmanager
-    def serve(self, *, redis: bool = False, **settings: object) -> Iterator[Router]:
+    def serve(
+        self, *, redis: bool = False, map_path: Path | None = None, **settings: object
+    ) -> Iterator[Router]:
         """`pgscatter serve` while the block runs; `settings` are its flags.
 
         Raises:
@@ -234,7 +245,7 @@ class World:
         # Its log of requests costs what it costs: that is what is shipped, and what is measured.
         log = self.folder / f"serve-{next(self._routers)}.log"
         log.write_bytes(b"")
-        arguments = ["serve", "--map", str(self.map_path), "--port", "0", *flags]
+        arguments = ["serve", "--map", str(map_path or self.map_path), "--port", "0", *flags]
         with leashed([sys.executable, "-m", "router.cli", *arguments], log) as leash:
             url = _ready(leash, log)
             children = psutil.Process(leash.pid).children(recursive=True)
@@ -354,6 +365,22 @@ async def _settings(dsn: str) -> dict[str, str]:
             connection.terminate()
     except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
         raise BenchError(f"the settings of a server cannot be read: {exc}") from exc
+
+
+async def _holding(dsns: list[str], first: int) -> dict[int, int]:
+    held: dict[int, int] = {}
+    for dsn in dsns:
+        try:
+            connection = await asyncpg.connect(dsn, timeout=_READY_SECONDS)
+            try:
+                statement = f"SELECT id FROM public.{COLLECTION} WHERE id >= $1"
+                for row in await connection.fetch(statement, first):
+                    held[row["id"]] = held.get(row["id"], 0) + 1
+            finally:
+                connection.terminate()
+        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
+            raise BenchError(f"the ids of a node cannot be read: {exc}") from exc
+    return held
 
 
 async def _on_all(dsns: list[str], statement: str) -> None:

@@ -196,6 +196,36 @@ class Cluster:
             finally:
                 self._save()
 
+    def rejoin(self, name: str) -> None:
+        """Make a server that is not running a replica of its shard's present primary, from a fresh copy.
+
+        That is what becomes of a primary after a failover: its own data may hold what its successor lacks.
+        """
+        with self._locked():
+            node = self.node(name)
+            others = [
+                other
+                for other in self.nodes
+                if other.shard == node.shard and other.name != name and self._pid(other.name) is not None
+            ]
+            primaries = [other for other in others if not self._postgres(other.name).is_replica]
+            if self._pid(name) is not None or len(primaries) != 1:
+                running = (
+                    "it is running" if self._pid(name) else f"{node.shard} has {len(primaries)} primaries"
+                )
+                raise ClusterError(f"{name} cannot rejoin: {running}")
+            server, primary = self._postgres(name), self._postgres(primaries[0].name)
+            try:
+                shutil.rmtree(server.data)
+                _drop_slot(primary, primaries[0].port, server.slot)
+                server.create_replica(primaries[0].port)
+                self._children.append(server.start(node.port, primaries[0].port))
+                self._await_streaming(primary, primaries[0].port, 1)
+            except (ServerError, AccountError, OSError) as exc:
+                raise ClusterError(str(exc)) from exc
+            finally:
+                self._save()
+
     def pause(self, name: str) -> None:
         """SIGSTOP one server with all its processes: it accepts connections and answers nothing."""
         pid = self._pid(name)
@@ -297,11 +327,7 @@ class Cluster:
         self._report(f"{primary.name} accepts connections on port {ports[primary.name]}")
         for replica in replicas:
             if not replica.exists:
-                primary.query(
-                    ports[primary.name],
-                    f"SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-                    f" WHERE slot_name = '{replica.slot}'",
-                )
+                _drop_slot(primary, ports[primary.name], replica.slot)
                 replica.create_replica(ports[primary.name])
             if replica.pid is None:
                 self._with_port(replica.name, ports, partial(replica.start, primary_port=ports[primary.name]))
@@ -422,6 +448,15 @@ class Cluster:
         for node in self.nodes:
             shards.setdefault(node.shard, []).append({"name": node.name, "dsn": node.dsn})
         write_map(self.map_path, shards, collections)
+
+
+def _drop_slot(primary: Postgres, port: int, slot: str) -> None:
+    """What a replica left behind that was made before, if anything."""
+    primary.query(
+        port,
+        "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+        f" WHERE slot_name = '{slot}' AND NOT active",
+    )
 
 
 def _shut_down(pids: list[int]) -> None:

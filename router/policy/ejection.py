@@ -12,7 +12,8 @@ __all__ = ["TRIAL_SECONDS", "Ejection"]
 
 # Silent requests in a row. One may be chance; each costs somebody a hedge.
 _STRIKES = 3
-_FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 30.0
+# A trial costs the node one search and nobody a wait, so it need not be rare.
+_FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 5.0
 # A trial that nobody hears of again is over by then.
 TRIAL_SECONDS = 1.0
 # Well for so long, a node's past is forgotten.
@@ -48,6 +49,12 @@ class Ejection:
     def tried(self, now: float) -> None:
         """A request goes there to see; until it is back, or lost, no other does."""
         self._until = now + TRIAL_SECONDS
+
+    def returned(self, now: float) -> None:
+        """A probe has found it well after it was down: it may be tried at once."""
+        if self._until is not None:
+            self._until = now
+            self._level = 0
 
     def answered(self) -> None:
         """It has answered a request, in time."""

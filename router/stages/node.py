@@ -173,6 +173,7 @@ class Node:
             self.writes.discard_idle()
         if state.health is Health.UP and self.state.health is Health.DOWN:
             self._returned = self._clock()
+            self.ejection.returned(self._returned)
         if state.role is not self.state.role and None not in (state.role, self.state.role):
             self.role_changes += 1
         self.state = msgspec.structs.replace(state, since=since)

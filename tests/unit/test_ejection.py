@@ -41,8 +41,20 @@ def test_each_failed_trial_doubles_the_time_up_to_a_bound() -> None:
         waits.append(now - start)
         ejection.tried(now)
         assert not ejection.struck(now)
-    assert waits == [1, 2, 4, 8, 16, 30, 30, 30]
+    assert waits == [1, 2, 4, 5, 5, 5, 5, 5]
     assert ejection.count == 1
+
+
+def test_a_node_that_was_down_and_is_well_is_tried_at_once() -> None:
+    ejection = Ejection()
+    ejection.returned(0.0)
+    assert not ejection.out
+    for _ in range(5):
+        for _ in range(3):
+            ejection.struck(0.0)
+    ejection.returned(0.1)
+    assert ejection.out
+    assert ejection.due(0.1)
 
 
 def test_a_trial_that_is_lost_is_not_the_last() -> None:

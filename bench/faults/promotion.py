@@ -1,0 +1,152 @@
+"""Ten thousand writes while a primary dies and its replica is promoted: each acknowledged one is kept."""
+
+from __future__ import annotations
+
+import asyncio
+from time import perf_counter
+
+import asyncpg
+import msgspec
+
+from bench.context import Context
+from bench.errors import BenchError, SearchError
+from bench.faults.load import FIRST_ID
+from bench.http_client import Connections, request_bytes
+from bench.world import COLLECTION, World
+
+__all__ = ["Writes", "write_across_promotion"]
+
+_WRITERS = 16
+_BATCH = 5
+_IDS = FIRST_ID * 2
+_SHARD = "s0"
+_PATIENCE = 60.0
+
+
+class Writes(msgspec.Struct, frozen=True):
+    """`first_after` is in seconds, from the end of the promotion's command to the shard's next commit."""
+
+    acknowledged: int
+    lost: int
+    doubled: int
+    repeated: int
+    first_after: float | None
+
+
+class _Stored(msgspec.Struct):
+    stored: int = 0
+
+
+async def write_across_promotion(context: Context, world: World, count: int) -> Writes:
+    """`count` documents by callers who repeat what was not acknowledged; in the middle s0's primary dies.
+
+    Its replica confirms each commit (synchronous replication), so that nothing acknowledged can be lost.
+
+    Raises:
+        BenchError: writes are not accepted again.
+    """
+    primary, replica = (
+        next(n for n in world.cluster.nodes if n.shard == _SHARD and n.role == role)
+        for role in ("primary", "replica")
+    )
+    await _sql(primary.dsn, f"ALTER SYSTEM SET synchronous_standby_names = '\"{replica.name}\"'")
+    await _sql(primary.dsn, "SELECT pg_reload_conf()")
+    with world.serve() as router:
+        run = _Run(context, router.url, count)
+        writers = [asyncio.create_task(run.write()) for _ in range(_WRITERS)]
+        try:
+            await run.reached(count // 3)
+            await asyncio.to_thread(world.cluster.kill, primary.name)
+            await asyncio.sleep(0.5)
+            await _sql(replica.dsn, "SELECT pg_promote()")
+            promoted = perf_counter()
+            known = await _count(replica.dsn)
+            first = None
+            while first is None and perf_counter() - promoted < _PATIENCE:
+                if await _count(replica.dsn) > known:
+                    first = perf_counter() - promoted
+                await asyncio.sleep(0.01)
+            await asyncio.gather(*writers)
+        finally:
+            for writer in writers:
+                writer.cancel()
+            await asyncio.gather(*writers, return_exceptions=True)
+            run.close()
+    await asyncio.to_thread(world.cluster.rejoin, primary.name)
+    held = await asyncio.to_thread(world.holding, _IDS)
+    return Writes(
+        acknowledged=len(run.acknowledged),
+        lost=sum(held.get(id_, 0) == 0 for id_ in run.acknowledged),
+        doubled=sum(times > 1 for times in held.values()),
+        repeated=run.repeated,
+        first_after=first,
+    )
+
+
+class _Run:
+    def __init__(self, context: Context, url: str, count: int) -> None:
+        host, port = url.removeprefix("http://").split(":")
+        self._connections = Connections(host, int(port))
+        self._queries = context.dataset.queries
+        self._meter = context.display.meter("writes across a promotion", count, "documents")
+        self._left = list(range(_IDS, _IDS + count, _BATCH))
+        self._host = f"{host}:{port}"
+        self.acknowledged: list[int] = []
+        self.repeated = 0
+        self._goal = count
+        self._reached = asyncio.Event()
+
+    def close(self) -> None:
+        self._connections.close()
+        self._meter.end()
+
+    async def reached(self, count: int) -> None:
+        """Wait until so many are acknowledged."""
+        self._goal = count
+        await self._reached.wait()
+
+    async def write(self) -> None:
+        while self._left:
+            first = self._left.pop()
+            ids = list(range(first, first + _BATCH))
+            body = {
+                "documents": [
+                    {"id": id_, "vector": self._queries[id_ % len(self._queries)].tolist()} for id_ in ids
+                ]
+            }
+            request = request_bytes(
+                self._host, f"/v1/collections/{COLLECTION}/documents", msgspec.json.encode(body), "PUT"
+            )
+            end = perf_counter() + _PATIENCE
+            while not await self._stored(request):
+                self.repeated += 1
+                if perf_counter() > end:
+                    raise BenchError(f"no write was accepted for {_PATIENCE:g} s")
+                await asyncio.sleep(0.05)
+            self.acknowledged += ids
+            self._meter.reach(len(self.acknowledged))
+            if len(self.acknowledged) >= self._goal:
+                self._reached.set()
+
+    async def _stored(self, request: bytes) -> bool:
+        try:
+            status, body = await self._connections.send(request)
+        except SearchError:
+            return False
+        return status == 200 and msgspec.json.decode(body, type=_Stored).stored == _BATCH
+
+
+async def _sql(dsn: str, statement: str) -> None:
+    connection = await asyncpg.connect(dsn)
+    try:
+        await connection.execute(statement)
+    finally:
+        await connection.close()
+
+
+async def _count(dsn: str) -> int:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return int(await connection.fetchval(f"SELECT count(*) FROM public.{COLLECTION} WHERE id >= {_IDS}"))
+    finally:
+        await connection.close()

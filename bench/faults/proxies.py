@@ -1,0 +1,187 @@
+"""A way to each node that can be made slow, cut or closed (as Toxiproxy does), without touching the node.
+
+Runs in a thread of its own, so that a load generator that is busy does not delay what passes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import cast
+
+import uvloop
+
+__all__ = ["Proxies", "open_proxies"]
+
+_HOST = "127.0.0.1"
+_SECONDS = 10.0
+
+
+class _Way:
+    """What happens to the bytes of one node."""
+
+    def __init__(self, port: int) -> None:
+        self.target = port
+        self.port = 0
+        self.delay = 0.0
+        self.cut = False
+        self.server: asyncio.Server | None = None
+        self.pipes: set[_Pipe] = set()
+
+
+class _Pipe(asyncio.Protocol):
+    """One end of a connection; what it receives goes out of `other`, after the way's delay."""
+
+    def __init__(self, way: _Way, other: _Pipe | None = None) -> None:
+        self.way = way
+        self.other = other
+        self.transport: asyncio.Transport | None = None
+        self._early: list[bytes] = []
+        self._late: deque[tuple[float, bytes]] = deque()
+        self._loop = asyncio.get_running_loop()
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self.transport = cast(asyncio.Transport, transport)
+        self.way.pipes.add(self)
+        if self.other is None:
+            self.other = _Pipe(self.way, self)
+            task = self._loop.create_task(self._connect(self.other))
+            task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        for data in self._early:
+            self.transport.write(data)
+        self._early.clear()
+
+    def data_received(self, data: bytes) -> None:
+        if self.way.cut:
+            return
+        if self.way.delay or self._late:
+            self._late.append((self._loop.time() + self.way.delay, data))
+            if len(self._late) == 1:
+                self._loop.call_later(self.way.delay, self._release)
+        else:
+            self._pass(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.way.pipes.discard(self)
+        if self.other is not None and self.other.transport is not None and not self.way.cut:
+            self.other.transport.close()
+
+    def send(self, data: bytes) -> None:
+        if self.transport is None:
+            self._early.append(data)
+        else:
+            self.transport.write(data)
+
+    async def _connect(self, other: _Pipe) -> None:
+        try:
+            await self._loop.create_connection(lambda: other, _HOST, self.way.target)
+        except OSError:
+            if self.transport is not None:
+                self.transport.abort()
+
+    def _release(self) -> None:
+        now = self._loop.time()
+        while self._late and self._late[0][0] <= now:
+            self._pass(self._late.popleft()[1])
+        if self._late:
+            self._loop.call_later(self._late[0][0] - now, self._release)
+
+    def _pass(self, data: bytes) -> None:
+        if self.other is not None and not self.way.cut:
+            self.other.send(data)
+
+
+class Proxies:
+    """One way per node; made by `open_proxies`, and changed by any thread."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, targets: Mapping[str, int]) -> None:
+        self._loop = loop
+        self._ways = {name: _Way(port) for name, port in targets.items()}
+
+    def __repr__(self) -> str:
+        return f"<Proxies {self.ports}>"
+
+    @property
+    def ports(self) -> dict[str, int]:
+        """Where each node is reached."""
+        return {name: way.port for name, way in self._ways.items()}
+
+    def delay(self, name: str, seconds: float) -> None:
+        """What passes takes so much longer, each way half of it."""
+        self._ways[name].delay = seconds / 2
+
+    def cut(self, name: str) -> None:
+        """Nothing passes, and nobody is told."""
+        self._ways[name].cut = True
+
+    def refuse(self, name: str) -> None:
+        """Connections end, and no new one is taken."""
+        self._do(self._close(self._ways[name]))
+
+    def restore(self, name: str) -> None:
+        """Everything passes again; connections that were cut are lost."""
+        self._do(self._restore(self._ways[name]))
+
+    def _do(self, work: object) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result(_SECONDS)  # type: ignore[arg-type]
+
+    async def open(self) -> None:
+        for way in self._ways.values():
+            await self._listen(way)
+
+    async def close(self) -> None:
+        for way in self._ways.values():
+            await self._close(way)
+
+    async def _listen(self, way: _Way) -> None:
+        way.server = await self._loop.create_server(lambda: _Pipe(way), _HOST, way.port)
+        way.port = way.server.sockets[0].getsockname()[1]
+
+    async def _close(self, way: _Way) -> None:
+        server, way.server = way.server, None
+        if server is not None:
+            server.close()
+        self._abort(way)
+        if server is not None:
+            await server.wait_closed()
+
+    async def _restore(self, way: _Way) -> None:
+        way.delay = 0.0
+        if way.cut:
+            way.cut = False
+            self._abort(way)
+        if way.server is None:
+            await self._listen(way)
+
+    def _abort(self, way: _Way) -> None:
+        for pipe in list(way.pipes):
+            if pipe.transport is not None:
+                pipe.transport.abort()
+
+
+@contextmanager
+def open_proxies(targets: Mapping[str, int]) -> Iterator[Proxies]:
+    """Ways to the ports of `targets`, while the block runs."""
+    loop = uvloop.new_event_loop()
+    proxies = Proxies(loop, targets)
+    ready = threading.Event()
+
+    def run(started: Callable[[], None]) -> None:
+        asyncio.set_event_loop(loop)
+        loop.run_until_complete(proxies.open())
+        started()
+        loop.run_forever()
+        loop.run_until_complete(proxies.close())
+        loop.close()
+
+    thread = threading.Thread(target=run, args=(ready.set,), name="proxies", daemon=True)
+    thread.start()
+    ready.wait(_SECONDS)
+    try:
+        yield proxies
+    finally:
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(_SECONDS)

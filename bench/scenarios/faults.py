@@ -1,0 +1,240 @@
+"""Servers killed, frozen, slowed, cut off and promoted under searches and writes, and what callers saw.
+
+One router serves all faults, one after the other, on shards with a replica each. Each node is reached
+through a proxy of this bench, so that it can be slowed or cut off without being touched. Requirements
+hold for faults of a node with a live partner: no failed search, nothing partial once the fault is known,
+p99 within twice the healthy one plus a hedge's delay, and full coverage within two seconds of the end.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import msgspec
+import uvloop
+
+from bench.context import Context
+from bench.errors import BenchError
+from bench.faults.growth import Growth, break_connections
+from bench.faults.kinds import FAULTS, Broken, Fault
+from bench.faults.load import FIRST_ID, Event, Rates, States, traffic
+from bench.faults.promotion import Writes, write_across_promotion
+from bench.faults.proxies import Proxies, open_proxies
+from bench.faults.verdict import DETECTION, Verdict, judge, slices
+from bench.results import Metric, Outcome, Table, Timeline
+from bench.world import COLLECTION, Router, World
+
+__all__ = ["run"]
+
+_QUICK = ("kill-replica", "freeze-replica", "slow-100ms", "shard-gone")
+_QUICK_SECONDS = 2.0
+_SLICE = 0.25
+_RECOVERY = 2.0
+_TIMES_P99, _TIMES_P99_SLOWED = 2.0, 1.5
+_WRITES, _BREAKS = 10_000, 1000
+_QUICK_WRITES, _QUICK_BREAKS = 300, 40
+_MAX_LAG = 1.0
+_IDS_EACH = 1_000_000
+
+
+class _Course(msgspec.Struct, frozen=True):
+    """One fault's load from beginning to end; times in seconds from its beginning."""
+
+    fault: Fault
+    events: list[Event]
+    states: States
+    injected: float
+    healed: float
+    verdict: Verdict
+    lost: int
+
+
+def run(context: Context) -> Outcome:
+    options = context.options
+    faults = [fault for fault in FAULTS if not options.quick or fault.name in _QUICK]
+    seconds = _QUICK_SECONDS if options.quick else options.seconds
+    with context.world(replicas=1) as world:
+        ports = {node.name: node.port for node in world.cluster.nodes}
+        with (
+            open_proxies(ports) as proxies,
+            world.serve(redis=True, map_path=_behind(world, proxies), max_lag=_MAX_LAG) as router,
+        ):
+            courses = uvloop.run(_break_all(context, world, proxies, router, faults, seconds))
+            breaks = _QUICK_BREAKS if options.quick else _BREAKS
+            growth = uvloop.run(
+                break_connections(
+                    world, router, proxies, breaks, context.display.meter("breaking", breaks, "")
+                )
+            )
+        writes = uvloop.run(
+            write_across_promotion(context, world, _QUICK_WRITES if options.quick else _WRITES)
+        )
+    return Outcome(
+        metrics=[*_metrics(courses), *_write_metrics(writes), *_growth_metrics(growth)],
+        tables=[_searches_table(courses), _writes_table(courses), _growth_table(growth)],
+        timelines=[_timeline(course) for course in courses],
+        notes=[
+            f"{Rates().searches:g} searches/s and {Rates().writes:g} writes/s arrive whatever becomes of them"
+            " (open loop), each search for another vector; deadline 2 s",
+            f"late: {DETECTION:g} s after the fault began, or later",
+            "the network was cut by the bench's own proxy, which drops what it gets; no network namespaces",
+            *(f"{c.fault.title}: {c.verdict.reasons}" for c in courses if c.verdict.reasons),
+        ],
+    )
+
+
+def _behind(world: World, proxies: Proxies) -> Path:
+    """The map with every node's port replaced by that of the way to it."""
+    text = world.map_path.read_text()
+    for node in world.cluster.nodes:
+        before = text
+        text = text.replace(f"127.0.0.1:{node.port}/", f"127.0.0.1:{proxies.ports[node.name]}/")
+        if text == before:
+            raise BenchError(f"{node.name} is not in {world.map_path}")
+    path = world.folder / "behind_proxies.yaml"
+    path.write_text(text)
+    return path
+
+
+async def _break_all(
+    context: Context, world: World, proxies: Proxies, router: Router, faults: list[Fault], seconds: float
+) -> list[_Course]:
+    broken = Broken(world, proxies)
+    meter = context.display.meter("faults", len(faults), "faults")
+    courses = []
+    try:
+        for number, fault in enumerate(faults):
+            context.say(fault.title)
+            courses.append(await _course(context, world, router, broken, fault, number, seconds))
+            meter.reach(number + 1)
+    finally:
+        meter.end()
+    return courses
+
+
+async def _course(
+    context: Context,
+    world: World,
+    router: Router,
+    broken: Broken,
+    fault: Fault,
+    number: int,
+    seconds: float,
+) -> _Course:
+    broken.look()
+    lasts = min(fault.seconds, 1.5 * seconds)
+    first_id = FIRST_ID + number * _IDS_EACH
+    async with traffic(router.url, COLLECTION, context.dataset.queries, Rates(), first_id) as load:
+        await asyncio.sleep(1 + seconds)
+        injected = load.now
+        await fault.inject(broken)
+        try:
+            await asyncio.sleep(lasts)
+        finally:
+            await fault.heal(broken)
+        healed = load.now
+        await asyncio.sleep(seconds)
+        hits = broken.name(fault.hits)
+        await load.until_up(hits)
+        await asyncio.sleep(0.5)
+    verdict = judge(load.events, load.states, hits, injected, healed)
+    held = await asyncio.to_thread(world.holding, FIRST_ID)
+    lost = sum(id_ not in held for id_ in load.acknowledged)
+    return _Course(fault, load.events, load.states, injected, healed, verdict, lost)
+
+
+def _metrics(courses: list[_Course]) -> list[Metric]:
+    made = []
+    for course in courses:
+        fault, v = course.fault, course.verdict
+
+        def add(what: str, value: float, target: float | None, unit: str = "", fault: Fault = fault) -> None:
+            name = f"{fault.title}: {what}"
+            made.append(Metric(name=name, value=value, unit=unit, better="lower", target=target))
+
+        if fault.partner:
+            times = _TIMES_P99_SLOWED if fault.name == "slow-100ms" else _TIMES_P99
+            add("failed searches", float(v.failed), 0.0)
+            add("partial or failed, late", float(v.late), 0.0)
+            bound = times * v.healthy_p99 + (0.0 if fault.name == "slow-100ms" else v.healthy_p95)
+            add("p99 against its bound", v.fault_p99 / bound if bound else 0.0, 1.0, "x")
+        add("to full coverage", v.recovered, _RECOVERY, "s")
+        add("acknowledged writes lost", float(course.lost), 0.0)
+    return made
+
+
+def _write_metrics(writes: Writes) -> list[Metric]:
+    return [
+        Metric(
+            name=f"{writes.acknowledged:,} writes across a promotion: lost",
+            value=float(writes.lost),
+            better="lower",
+            target=0.0,
+        ),
+        Metric(
+            name="writes across a promotion: doubled", value=float(writes.doubled), better="lower", target=0.0
+        ),
+        Metric(
+            name="from the promotion to the first write after it",
+            value=writes.first_after,
+            unit="s",
+            better="lower",
+            target=1.0,
+        ),
+    ]
+
+
+def _growth_metrics(growth: Growth) -> list[Metric]:
+    return [
+        Metric(name=f"{growth.faults:,} faults: growth of {name}", value=value, unit=unit, better="lower")
+        for name, (value, unit) in growth.found.items()
+    ]
+
+
+def _growth_table(growth: Growth) -> Table:
+    rows: list[list[str | float | None]] = [
+        [f"{name}, {unit}" if unit else name, value] for name, (value, unit) in growth.found.items()
+    ]
+    return Table(f"What the router holds more after {growth.faults:,} broken connections", ["", "more"], rows)
+
+
+def _searches_table(courses: list[_Course]) -> Table:
+    columns = [
+        *("fault", "searches", "failed", "partial", "late", "stale", "healthy p50 ms", "healthy p99 ms"),
+        *("p50 ms", "p99 ms", "slowest ms", "to full coverage s", "node up after s"),
+    ]
+    rows: list[list[str | float | None]] = [
+        [
+            *(c.fault.title, str(v.searches), str(v.failed), str(v.partial), str(v.late), str(v.stale)),
+            *(v.healthy_p50 * 1e3, v.healthy_p99 * 1e3, v.fault_p50 * 1e3, v.fault_p99 * 1e3),
+            *(v.slowest * 1e3, v.recovered, v.back),
+        ]
+        for c, v in ((course, course.verdict) for course in courses)
+    ]
+    return Table("Searches, from the fault's beginning", columns, rows)
+
+
+def _writes_table(courses: list[_Course]) -> Table:
+    rows: list[list[str | float | None]] = [
+        [c.fault.title, str(v.writes), str(v.writes_failed), v.slowest_write, str(c.lost)]
+        for c, v in ((course, course.verdict) for course in courses)
+    ]
+    return Table("Writes", ["fault", "writes", "failed", "slowest s", "acknowledged and lost"], rows)
+
+
+def _timeline(course: _Course) -> Timeline:
+    names = sorted({name for _, known in course.states for name in known})
+    odd: Callable[[str], bool] = lambda name: any(known.get(name) != "up" for _, known in course.states)  # noqa: E731
+    return Timeline(
+        name=course.fault.name,
+        title=course.fault.title,
+        points=slices(course.events, _SLICE),
+        states={
+            name: [(at, known.get(name, "unknown")) for at, known in course.states]
+            for name in names
+            if odd(name)
+        },
+        marks=[(course.injected, "fault"), (course.healed, "healed")],
+    )
