@@ -7,7 +7,8 @@ import random
 
 import msgspec
 
-from bench.faults.load import FIRST_ID, Rates, traffic
+from bench.faults.load import FIRST_ID, Rates
+from bench.faults.process import Job, running
 from bench.faults.proxies import Proxies
 from bench.scrape import State, state
 from bench.world import COLLECTION, Router, World
@@ -35,7 +36,7 @@ async def break_connections(
     rng = random.Random(1)
     names = list(proxies.ports)
     try:
-        async with traffic(router.url, COLLECTION, world.dataset.queries, Rates(), _IDS):
+        async with running(Job(router.url, COLLECTION, str(world.queries_path), Rates(), _IDS)):
             # The first tenth is for what grows until it is as large as it gets.
             for number in range(count):
                 if number == count // 10:

@@ -108,24 +108,24 @@ async def _rejoin(b: Broken) -> None:
 
 def _freeze(role: Role) -> Step:
     async def step(b: Broken) -> None:
-        b.cluster.pause(b.name(role))
+        await asyncio.to_thread(b.cluster.pause, b.name(role))
 
     return step
 
 
 def _thaw(role: Role) -> Step:
     async def step(b: Broken) -> None:
-        b.cluster.resume(b.name(role))
+        await asyncio.to_thread(b.cluster.resume, b.name(role))
 
     return step
 
 
 async def _freeze_redis(b: Broken) -> None:
-    b.cluster.pause("redis")
+    await asyncio.to_thread(b.cluster.pause, "redis")
 
 
 async def _thaw_redis(b: Broken) -> None:
-    b.cluster.resume("redis")
+    await asyncio.to_thread(b.cluster.resume, "redis")
 
 
 def _slow(seconds: float) -> Step:

@@ -7,6 +7,7 @@ the intended start.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from time import perf_counter
@@ -20,11 +21,10 @@ from numpy.typing import NDArray
 from bench.errors import SearchError
 from bench.http_client import Connections, request_bytes
 
-__all__ = ["FIRST_ID", "Event", "Rates", "States", "Traffic", "traffic"]
+__all__ = ["FIRST_ID", "Event", "Rates", "States", "Traffic", "nodes_of", "traffic"]
 
 _TIMEOUT_MS = 2000
 _POLL_SECONDS = 0.1
-_UP_SECONDS = 60.0
 # Documents of the load, apart from those of the data set.
 FIRST_ID = 1_000_000_000
 
@@ -81,6 +81,7 @@ class Traffic:
     """What runs between `traffic`'s beginning and end.
 
     Attributes:
+        began: by the machine's monotonic clock.
         acknowledged: ids of documents that the router said are stored.
     """
 
@@ -93,7 +94,7 @@ class Traffic:
         self._connections = Connections(parts.hostname, parts.port)
         self._queries = queries
         self._rng = np.random.default_rng(1)
-        self._began = perf_counter()  # the loop's clock counts whole milliseconds
+        self.began = perf_counter()  # the loop's clock counts whole milliseconds
         self._tasks: set[asyncio.Task[None]] = set()
         self._next_id = first_id
         self.events: list[Event] = []
@@ -106,19 +107,7 @@ class Traffic:
     @property
     def now(self) -> float:
         """Seconds since the beginning."""
-        return perf_counter() - self._began
-
-    async def until_up(self, node: str) -> None:
-        """Wait until the router says so.
-
-        Raises:
-            TimeoutError: it has not for a minute.
-        """
-        async with asyncio.timeout(_UP_SECONDS):
-            while True:
-                await asyncio.sleep(_POLL_SECONDS)
-                if self.states and self.states[-1][1].get(node) == "up":
-                    return
+        return perf_counter() - self.began
 
     async def search(self, at: float) -> None:
         query = self._queries[self._rng.integers(len(self._queries))]
@@ -136,13 +125,8 @@ class Traffic:
     async def poll(self) -> None:
         """Keep an eye on what the router says of its nodes."""
         while True:
-            try:
-                _, body = await self._connections.send(request_bytes(self._host, "/v1/nodes", b"", "GET"))
-            except SearchError:
-                pass
-            else:
-                nodes = msgspec.json.decode(body, type=_Nodes).nodes
-                self.states.append((self.now, {one.name: one.state for one in nodes}))
+            with contextlib.suppress(SearchError):
+                self.states.append((self.now, await nodes_of(self._connections, self._host)))
             await asyncio.sleep(_POLL_SECONDS)
 
     async def arrive(self, rate: float, start: Callable[[float], Awaitable[None]]) -> None:
@@ -176,6 +160,16 @@ class Traffic:
             outcome, reason = "failed", str(exc)
         self.events.append(Event(at, self.now - at, what, outcome, reason))
         return outcome
+
+
+async def nodes_of(connections: Connections, host: str) -> dict[str, str]:
+    """The state of each node, by the router's account.
+
+    Raises:
+        SearchError: no answer.
+    """
+    _, body = await connections.send(request_bytes(host, "/v1/nodes", b"", "GET"))
+    return {one.name: one.state for one in msgspec.json.decode(body, type=_Nodes).nodes}
 
 
 @asynccontextmanager

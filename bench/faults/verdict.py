@@ -9,7 +9,7 @@ import numpy as np
 
 from bench.faults.load import Event, States
 
-__all__ = ["Verdict", "judge", "slices"]
+__all__ = ["DETECTION", "Verdict", "judge", "quiet", "slices"]
 
 # A node that does not answer is known to be gone after a probe's interval and its time.
 DETECTION = 2.0
@@ -26,7 +26,6 @@ class Verdict(msgspec.Struct, frozen=True):
     """
 
     healthy_p50: float
-    healthy_p95: float
     healthy_p99: float
     fault_p50: float
     fault_p99: float
@@ -44,10 +43,15 @@ class Verdict(msgspec.Struct, frozen=True):
     reasons: dict[str, int]
 
 
+def quiet(events: Sequence[Event], injected: float) -> list[float]:
+    """Times of the searches before the fault, without those that warmed the router up."""
+    return [e.seconds for e in events if e.what == "search" and _SETTLING <= e.at < injected]
+
+
 def judge(events: Sequence[Event], states: States, node: str, injected: float, healed: float) -> Verdict:
     searches = [event for event in events if event.what == "search"]
     writes = [event for event in events if event.what == "write" and event.at >= injected]
-    healthy = [event.seconds for event in searches if _SETTLING <= event.at < injected]
+    healthy = quiet(events, injected)
     during = [event for event in searches if injected <= event.at < healed]
     since = [event for event in searches if event.at >= injected]
     broken = [event for event in since if event.outcome in ("failed", "partial")]
@@ -60,7 +64,6 @@ def judge(events: Sequence[Event], states: States, node: str, injected: float, h
     later = [at for at in up if at > max(down, default=healed)]
     return Verdict(
         healthy_p50=_at(healthy, 50),
-        healthy_p95=_at(healthy, 95),
         healthy_p99=_at(healthy, 99),
         fault_p50=_at([event.seconds for event in during], 50),
         fault_p99=_at([event.seconds for event in during], 99),

@@ -36,6 +36,7 @@ class Latency:
         self.last = float("-inf")
         self._share = quantile
         self._mean = 0.0
+        self._known = False
         self._buckets: dict[int, float] = {}
         self._added = 0
 
@@ -55,9 +56,14 @@ class Latency:
         if self._added % _READ_EVERY == 0 or self._added == _ENOUGH:
             self.quantile = self._read()
 
+    def restart(self, seconds: float, now: float) -> None:
+        """Nothing before counts for the mean, and one value does: it was the first after a long silence."""
+        self._mean, self.last = max(seconds, _SMALLEST), now
+        self._known = True
+
     def mean(self, now: float) -> float:
         """Seconds, fading while nothing comes; 0 until enough has."""
-        if self._added < _ENOUGH:
+        if self._added < _ENOUGH and not self._known:
             return 0.0
         return self._mean * exp(-max(now - self.last, 0.0) / _FADE_SECONDS)
 

@@ -118,7 +118,8 @@ class Node:
 
     def try_again(self, probe: Probe) -> None:
         """Ask it although it is left out, with a search that somebody else answers."""
-        self.ejection.tried(self._clock())
+        started = self._clock()
+        self.ejection.tried(started)
         ticket: Ticket | None = None
 
         def came(outcome: Fetched | Exception) -> None:
@@ -126,6 +127,8 @@ class Node:
             ticket = None
             timer.cancel()
             if isinstance(outcome, Fetched):
+                # One that has only become slow would be asked, be late and be left out again and again.
+                self.latency.restart(self._clock() - started, self._clock())
                 self._readmit()
             elif isinstance(outcome, NodeError):
                 self.failed(outcome)

@@ -14,7 +14,7 @@ from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import ErrorKind, NodeError
-from router.query.types import Probe, Row, Shape, ShardRows, ShardState
+from router.query.types import Hedge, Probe, Row, Shape, ShardRows, ShardState
 from router.settings import Settings
 from router.stages.fanout import Fanout
 from router.stages.node import Node
@@ -140,6 +140,19 @@ def test_a_node_that_has_become_slow_is_asked_less() -> None:
         slow = await shard.steadily(2000)
         assert whole(slow)
         assert p99(slow) <= 1.5 * p99(healthy) + shard.set.patience()
+        await shard.close()
+
+    run(main())
+
+
+def test_a_node_that_stays_slow_costs_few_hedges() -> None:
+    async def main() -> None:
+        shard = Shard(2, 6)
+        await shard.steadily(1000)
+        shard.servers[0].slow = 0.1
+        slow = await shard.steadily(5000, gap=0.004)
+        assert whole(slow)
+        assert sum(part.report.hedge is Hedge.WON for part, _ in slow) < 13
         await shard.close()
 
     run(main())

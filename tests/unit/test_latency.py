@@ -62,3 +62,16 @@ def test_nothing_is_too_small_or_too_large_for_it() -> None:
         latency.add(value, 0.0)
     assert latency.quantile is not None
     assert latency.quantile < 2e-5
+
+
+def test_one_value_after_a_long_silence_is_the_mean_at_once() -> None:
+    latency = Latency(0.95)
+    latency.restart(0.1, 0.0)
+    assert latency.mean(0.0) == pytest.approx(0.1)
+    assert latency.quantile is None
+    for i in range(30):
+        latency.add(0.002, float(i))
+    latency.restart(0.1, 30.0)
+    assert latency.mean(30.0) == pytest.approx(0.1)
+    assert latency.mean(40.0) < 0.004
+    assert latency.quantile == pytest.approx(0.002, rel=0.05)
