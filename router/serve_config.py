@@ -50,6 +50,7 @@ HELP: dict[str, str] = {
     "lag_policy": "what to read when only such replicas are left",
     "primary_reads": "whether primaries are read like replicas, only when no replica can be, or never",
     "zone": "nodes of this zone are read first",
+    "max_ejected": "share of a shard's nodes that may be left out although probes find them well",
     "hedge_quantile": "share of recent searches after whose time a second node is asked; 0 turns it off",
     "hedge_budget": "such second questions per question at most, per worker",
     "retry_budget": "parts of searches tried on another node per search, at most, per worker",
@@ -71,6 +72,7 @@ _MAY_BE_ZERO = frozenset(
         "l2_pause",
         "l2_max_entry_bytes",
         "recall_sample_rate",
+        "max_ejected",
         "hedge_quantile",
         "hedge_budget",
         "retry_budget",
@@ -91,6 +93,7 @@ class _Kind(msgspec.Struct, frozen=True):
 _SHARE = _Kind("SHARE", "a share", 1.0)
 _KINDS = {
     "recall_sample_rate": _SHARE,
+    "max_ejected": _SHARE,
     "hedge_quantile": _SHARE,
     "hedge_budget": _SHARE,
     "retry_budget": _SHARE,

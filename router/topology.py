@@ -236,7 +236,13 @@ def _limits(shard_map: ShardMap, settings: Settings) -> dict[str, Limit]:
 
 
 def _reads(settings: Settings) -> Reads:
-    return Reads(settings.primary_reads, settings.max_lag, settings.lag_policy, settings.zone)
+    return Reads(
+        settings.primary_reads,
+        settings.max_lag,
+        settings.lag_policy,
+        settings.zone,
+        settings.max_ejected,
+    )
 
 
 def _namespace(shard_map: ShardMap) -> str:

@@ -54,12 +54,14 @@ class Reads(msgspec.Struct, frozen=True):
         lag_policy: what to do when only such replicas are left: ask the primary even if `primary` says
             never, ask them and call their answers stale, or ask nobody.
         zone: nodes there come first.
+        max_ejected: the share of a set that may be left out.
     """
 
     primary: PrimaryReads = "equal"
     max_lag: float = 10.0
     lag_policy: LagPolicy = "stale"
     zone: str = ""
+    max_ejected: float = 0.5
 
 
 class Candidate(Protocol):
@@ -114,12 +116,13 @@ def rank(
        draws. The primary's place is what `reads.primary` says.
     3. Nodes that are behind follow, the least behind first; their answers are stale.
     4. Nodes not probed yet follow, so that a router that has just started can answer.
-    5. Ejected nodes come last, in the same order: something is better than nothing. With more than half
-       of a set ejected, nobody is preferred for not being (Envoy calls that the panic threshold).
+    5. Ejected nodes come last, in the same order: something is better than nothing. With more than
+       `reads.max_ejected` of a set ejected, nobody is preferred for not being (Envoy calls that the panic
+       threshold).
     """
     if len(nodes) == 1 and _tier(nodes[0].state, reads, primary_only, min_lsn) is _Tier.FRESH:
         return [(0, False)]
-    panic = 2 * sum(node.ejected for node in nodes) > len(nodes)
+    panic = sum(node.ejected for node in nodes) > reads.max_ejected * len(nodes)
     tiers = [_tier(node.state, reads, primary_only, min_lsn) for node in nodes]
     if _Tier.FRESH not in tiers and _Tier.LAGGING in tiers and reads.lag_policy != "stale":
         tiers = [_without_lagging(tier, node.state, reads) for tier, node in zip(tiers, nodes, strict=True)]

@@ -104,6 +104,10 @@ DEPOSED = NodeState(Health.UP, Role.PRIMARY, 120, timeline=1, deposed=True)
 def test_more_than_half_of_a_set_ejected_is_no_reason_to_prefer_anyone() -> None:
     assert order([PRIMARY, REPLICA, REPLICA], [0, 1, 2], ejected=[0, 1]) == [(i, False) for i in range(3)]
     assert order([PRIMARY, REPLICA, REPLICA], [0, 1, 2], ejected=[0])[-1] == (0, False)
+    all_but_one = Reads(max_ejected=0.9)
+    assert order([PRIMARY, REPLICA, REPLICA], [0, 1, 2], ejected=[0, 1], reads=all_but_one)[0] == (2, False)
+    none = Reads(max_ejected=0.0)
+    assert order([PRIMARY, REPLICA, REPLICA], [0, 1, 2], ejected=[0], reads=none)[0] == (0, False)
 
 
 def test_nodes_of_the_routers_zone_come_first() -> None:
@@ -151,6 +155,19 @@ def test_a_deposed_primary_is_no_primary_and_stale() -> None:
     assert order([DEPOSED, PRIMARY], primary_only=True) == [(1, False)]
     assert order([DEPOSED], primary_only=True) == []
     assert order([DEPOSED], reads=Reads(lag_policy="error")) == []
+
+
+@given(st.lists(st.tuples(STATES, st.booleans(), st.integers(0, 9)), max_size=5), st.integers(0, 20))
+def test_no_ejected_node_comes_before_one_that_is_not(
+    nodes: list[tuple[NodeState, bool, int]], min_lsn: int
+) -> None:
+    ejected = [i for i, (_, out, _) in enumerate(nodes) if out]
+    ranked = order(
+        [state for state, _, _ in nodes], [load for *_, load in nodes], ejected=ejected, min_lsn=min_lsn
+    )
+    if 2 * len(ejected) <= len(nodes):
+        outs = [index in ejected for index, _ in ranked]
+        assert outs == sorted(outs)
 
 
 @given(st.lists(STATES, max_size=5), st.integers(0, 20), st.booleans())
