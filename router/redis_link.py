@@ -1,14 +1,14 @@
 """The line to Redis: every use of it is bounded in time, and none of them ever fails a request.
 
-A call that errs or exceeds its budget counts as no answer and switches the line off for a while, so
-that a slow or dead Redis costs at most one budget per pause and per call under way.
+A call that errs or exceeds its budget counts as no answer and switches the line off, until a question in
+the background is answered in time: a slow or dead Redis costs the calls that are under way their budget,
+and nobody else anything.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from time import monotonic
 from typing import TypeVar
 
 import redis.asyncio as redis
@@ -21,15 +21,14 @@ T = TypeVar("T")
 _CONNECTIONS = 32
 # The resolution of uvloop's clock: the loop reads its sockets on the way there.
 _LOOK = 0.001
+_SHORTEST_PAUSE = 0.01
 
 
 class RedisLink:
     """`call` runs one command, or a pipeline, or says None."""
 
-    def __init__(
-        self, url: str, *, budget: float, pause: float, clock: Callable[[], float] = monotonic
-    ) -> None:
-        """`budget` and `pause` in seconds.
+    def __init__(self, url: str, *, budget: float, pause: float) -> None:
+        """`budget` and `pause`, between two questions to a Redis that is off, in seconds.
 
         Raises:
             ValueError: the URL is none of Redis.
@@ -37,10 +36,10 @@ class RedisLink:
         self.failures = 0
         self.reason: str | None = None
         self.budget = budget
-        self._pause = pause
-        self._clock = clock
-        self._off_until = 0.0
+        self._pause = max(pause, _SHORTEST_PAUSE)
+        self._recovery: asyncio.Task[None] | None = None  # while it is off
         self._under_way = 0
+        self._closed = False
         self.client: redis.Redis = redis.Redis.from_url(
             url,
             max_connections=_CONNECTIONS,
@@ -55,7 +54,7 @@ class RedisLink:
 
     @property
     def on(self) -> bool:
-        return self._clock() >= self._off_until
+        return self._recovery is None
 
     async def call(
         self, command: Callable[[redis.Redis], Awaitable[T]], budget: float | None = None
@@ -85,14 +84,31 @@ class RedisLink:
         except (RedisError, OSError, TimeoutError) as exc:
             self.failures += 1
             self.reason = str(exc) or "no answer within the budget"
-            self._off_until = self._clock() + self._pause
+            if self._recovery is None and not self._closed:
+                self._recovery = loop.create_task(self._recover(), name="redis recovery")
             return None
         finally:
             if timer is not None:
                 timer.cancel()
             self._under_way -= 1
 
+    async def _recover(self) -> None:
+        while True:
+            await asyncio.sleep(self._pause)
+            try:
+                async with asyncio.timeout(self.budget):
+                    await self.client.ping()
+            except (RedisError, OSError, TimeoutError) as exc:
+                self.reason = str(exc) or "no answer within the budget"
+            else:
+                self._recovery = None
+                return
+
     async def close(self) -> None:
+        self._closed = True
+        if self._recovery is not None:
+            self._recovery.cancel()
+            await asyncio.gather(self._recovery, return_exceptions=True)
         try:
             async with asyncio.timeout(1.0):
                 await self.client.aclose()

@@ -57,7 +57,7 @@ HELP: dict[str, str] = {
     "l1_bytes": "size of the cache in memory, per worker; 0 turns it off",
     "body_cache_bytes": "size of the memory of requests that came before, per worker; 0 turns it off",
     "l2_timeout": "longest time that Redis may take, in seconds",
-    "l2_pause": "time without Redis after it failed, in seconds",
+    "l2_pause": "time between two questions to a Redis that failed, in seconds",
     "l2_max_entry_bytes": "largest answer kept in Redis",
     "recall_sample_rate": "share of searches repeated exactly to measure recall; 0 turns it off",
     "recall_budget": "such repetitions per second at most, per worker",

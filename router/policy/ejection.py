@@ -25,10 +25,12 @@ class Ejection:
 
     Attributes:
         count: how many times it was left out, ever.
+        out: whether it is left out, or on trial.
     """
 
     def __init__(self) -> None:
         self.count = 0
+        self.out = False
         self._strikes = 0
         self._until: float | None = None
         self._level = 0
@@ -36,11 +38,6 @@ class Ejection:
 
     def __repr__(self) -> str:
         return f"<Ejection {'out' if self.out else 'in'}, {self._strikes} strikes, {self.count} before>"
-
-    @property
-    def out(self) -> bool:
-        """Whether it is left out, or on trial."""
-        return self._until is not None
 
     def due(self, now: float) -> bool:
         """Whether it is left out and may be tried."""
@@ -60,6 +57,7 @@ class Ejection:
         """It has answered a request, in time."""
         self._strikes = 0
         self._until = None
+        self.out = False
 
     def struck(self, now: float) -> bool:
         """A request found it silent; returns whether it is left out from now on, and was not before."""
@@ -72,6 +70,7 @@ class Ejection:
             if now - self._last > _FORGET_SECONDS:
                 self._level = 0
         self._last = now
+        self.out = True
         self._until = now + min(_FIRST_SECONDS * 2**self._level, _LONGEST_SECONDS)
         self._level = min(self._level + 1, 10)
         return fresh

@@ -59,7 +59,7 @@ class Node:
         self.ejected_for = ""
         self.observed: Callable[[], None] = lambda: None  # called whenever its state is new
         self.role_changes = 0
-        self._returned = float("-inf")
+        self._warm_at = float("-inf")
         self.state = NodeState(since=time.time())
         self._clock = clock
         self._settings = settings
@@ -100,7 +100,9 @@ class Node:
 
     def share(self, now: float) -> float:
         """Of the searches that it could get, how many it should: it grows while a returned node warms up."""
-        return min(max((now - self._returned) / _WARM_UP_SECONDS, _LEAST_SHARE), 1.0)
+        if now >= self._warm_at:
+            return 1.0
+        return max(1.0 - (self._warm_at - now) / _WARM_UP_SECONDS, _LEAST_SHARE)
 
     def answered(self, seconds: float, now: float) -> None:
         """It has answered a search, `seconds` after it was asked."""
@@ -175,8 +177,9 @@ class Node:
             self.reads.discard_idle()
             self.writes.discard_idle()
         if state.health is Health.UP and self.state.health is Health.DOWN:
-            self._returned = self._clock()
-            self.ejection.returned(self._returned)
+            now = self._clock()
+            self._warm_at = now + _WARM_UP_SECONDS
+            self.ejection.returned(now)
         if state.role is not self.state.role and None not in (state.role, self.state.role):
             self.role_changes += 1
         self.state = msgspec.structs.replace(state, since=since)
@@ -200,7 +203,7 @@ class Node:
 
     def _readmit(self) -> None:
         if self.ejection.out:
-            self._returned = self._clock()
+            self._warm_at = self._clock() + _WARM_UP_SECONDS
         self.ejection.answered()
 
     async def _execute(self, probes: Sequence[Probe]) -> list[tuple[Sequence[Row], str | None]]:

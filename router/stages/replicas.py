@@ -104,7 +104,7 @@ class ReplicaSet:
             self.hedges.earn()
         if self.retries is not None:
             self.retries.earn()
-        if probe.hedged:
+        if probe.hedged and any([node.ejected for node in self.nodes]):
             self._try_ejected(probe)
         ask = Ask(self, probe, deadline, done)
         ask.go_on()
@@ -163,6 +163,23 @@ class Ask:
     No task of its own: a step is taken when a node has answered, or is late, which spares a search one task
     and two turns of the event loop per shard.
     """
+
+    __slots__ = (
+        "_attempts",
+        "_deadline",
+        "_done",
+        "_flying",
+        "_lost",
+        "_order",
+        "_overloaded",
+        "_probe",
+        "_problems",
+        "_refusals",
+        "_replicas",
+        "_second",
+        "_started",
+        "_timer",
+    )
 
     def __init__(
         self,

@@ -170,6 +170,37 @@ def test_no_ejected_node_comes_before_one_that_is_not(
         assert outs == sorted(outs)
 
 
+@given(
+    st.lists(
+        st.tuples(
+            st.builds(NodeState, st.just(Health.UP), st.sampled_from(Role), lsn=st.integers(0, 3)),
+            st.integers(0, 3),
+            st.sampled_from([0.0, 0.01, 0.02, 0.03]),
+            st.booleans(),
+        ),
+        max_size=4,
+    ),
+    st.integers(0, 2),
+    st.sampled_from([0.4, 1.0, 1.0, 1.0]),
+)
+def test_the_short_way_where_all_is_well_leads_to_the_same_order(
+    nodes: list[tuple[NodeState, int, float, bool]], min_lsn: int, share: float
+) -> None:
+    def found(zone: str) -> list[tuple[int, bool]]:
+        return order(
+            [state for state, *_ in nodes],
+            [load for _, load, *_ in nodes],
+            seconds=[seconds for *_, seconds, _ in nodes],
+            ejected=[i for i, (*_, out) in enumerate(nodes) if out and share < 1],
+            shares=[share] * len(nodes),
+            min_lsn=min_lsn,
+            reads=Reads(zone=zone),
+        )
+
+    # No node is in that zone, so it changes nothing; but with a zone, there is no short way.
+    assert found("") == found("nowhere")
+
+
 @given(st.lists(STATES, max_size=5), st.integers(0, 20), st.booleans())
 def test_a_node_that_is_down_is_never_asked_and_no_other_is_forgotten(
     states: list[NodeState], min_lsn: int, primary_only: bool
