@@ -80,7 +80,7 @@ def _draw_timeline(wanted: Timeline, run: Run, path: Path) -> Path:
         for when, _ in wanted.marks:
             axes.axvline(when, color="grey", linestyle=":")
         axes.grid(alpha=0.3)
-        if axes.has_data():
+        if axes.get_legend_handles_labels()[1]:
             axes.legend(loc="upper right")
     for when, word in wanted.marks:
         latency.annotate(word, (when, 1), xycoords=("data", "axes fraction"), va="top", fontsize="small")

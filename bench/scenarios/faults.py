@@ -31,7 +31,7 @@ from bench.world import COLLECTION, Router, World
 __all__ = ["run"]
 
 _QUICK = ("kill-replica", "freeze-replica", "slow-100ms", "shard-gone")
-_QUICK_SECONDS = 2.0
+_QUICK_SECONDS = 1.5
 _SLICE = 0.25
 _RECOVERY = 2.0
 _TIMES_P99, _TIMES_P99_SLOWED = 2.0, 1.5
