@@ -58,11 +58,13 @@ async def write_across_promotion(context: Context, world: World, count: int) -> 
             await run.reached(count // 3)
             await asyncio.to_thread(world.cluster.kill, primary.name)
             await asyncio.sleep(0.5)
+            known = await _count(replica.dsn)
             await _sql(replica.dsn, "SELECT pg_promote()")
             promoted = perf_counter()
-            known = await _count(replica.dsn)
             first = None
-            while first is None and perf_counter() - promoted < _PATIENCE:
+            ended = False
+            while first is None and not ended:
+                ended = all(writer.done() for writer in writers)
                 if await _count(replica.dsn) > known:
                     first = perf_counter() - promoted
                 await asyncio.sleep(0.01)
