@@ -54,7 +54,8 @@ class ReplicaSet:
     ) -> None:
         self.shard = shard
         self.nodes = tuple(nodes)
-        self.hedges = hedges if len(self.nodes) > 1 else None
+        self.several = len(self.nodes) > 1
+        self.hedges = hedges if self.several else None
         self.retries = retries
         self.clock = clock
         self._reads = reads
@@ -100,12 +101,13 @@ class ReplicaSet:
         rows, or an OverloadedError when every node that could answer has a full queue; it may be called
         before this returns. Past the deadline the caller is expected to leave.
         """
-        if self.hedges is not None:
-            self.hedges.earn()
         if self.retries is not None:
             self.retries.earn()
-        if probe.hedged and any([node.ejected for node in self.nodes]):
-            self._try_ejected(probe)
+        if self.several:
+            if self.hedges is not None:
+                self.hedges.earn()
+            if probe.hedged and any([node.ejected for node in self.nodes]):
+                self._try_ejected(probe)
         ask = Ask(self, probe, deadline, done)
         ask.go_on()
         return ask
@@ -210,12 +212,8 @@ class Ask:
     def go_on(self) -> None:
         """Try the next node, or report that none is left."""
         if self._send() is not None:
-            if (
-                self._replicas.hedges is not None
-                and self._order
-                and self._second is None
-                and self._probe.hedged
-            ):
+            hedged = self._replicas.hedges is not None and self._probe.hedged
+            if hedged and self._order and self._second is None:
                 self._wait_for_hedge()
             return
         self._stop()
@@ -284,13 +282,13 @@ class Ask:
 
     def _won(self, attempt: _Attempt, fetched: Fetched) -> None:
         now = self._replicas.clock()
-        if self._probe.hedged and len(self._replicas.nodes) > 1:
+        if self._replicas.several and self._probe.hedged:
             attempt.node.answered(now - attempt.since, now)
-        late = [(other.node, other.since) for other in self._flying]
+        late = self._flying
         self._stop()
-        for node, since in late:
-            if since < attempt.since:
-                node.silent(since, now)
+        for other in late:
+            if other.since < attempt.since:
+                other.node.silent(other.since, now)
         self._done(self._replicas.shard, ShardRows(fetched.rows, self._report(attempt, fetched)))
 
     def _failed(self, attempt: _Attempt, index: int, error: NodeError) -> None:
@@ -305,7 +303,7 @@ class Ask:
         elif error.kind is ErrorKind.LOST and index not in self._lost:
             self._lost.add(index)
             self._order.append((index, attempt.stale))
-        if error.kind in _STRUCK and self._probe.hedged and len(self._replicas.nodes) > 1:
+        if error.kind in _STRUCK and self._probe.hedged and self._replicas.several:
             attempt.node.refused(error, self._replicas.clock())
         if not self._flying:
             self.go_on()
@@ -316,10 +314,11 @@ class Ask:
             self._timer.cancel()
             self._timer = None
         self._order.clear()
-        flying, self._flying = self._flying, []
-        for attempt in flying:
-            if attempt.ticket is not None:
-                attempt.node.leave(attempt.ticket)
+        if self._flying:
+            flying, self._flying = self._flying, []
+            for attempt in flying:
+                if attempt.ticket is not None:
+                    attempt.node.leave(attempt.ticket)
 
     def _report(self, attempt: _Attempt, fetched: Fetched) -> ShardReport:
         node = attempt.node
