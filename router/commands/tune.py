@@ -102,7 +102,7 @@ async def _tune(
     """What was found for each collection, and for which not and why."""
     tuned: dict[str, Tuned] = {}
     failures: list[str] = []
-    topology = Topology(shard_map, Settings(recall_sample_rate=0))
+    topology = Topology(shard_map, Settings(recall_sample_rate=0, hedge_quantile=0))
     await topology.open()
     try:
         with Display() as display:

@@ -89,6 +89,13 @@ class Pool:
         except NodeError:
             self._settle(connection)
             raise
+        except AttributeError as exc:
+            # What asyncpg 0.32 says when a connection is terminated between two steps of one statement.
+            if not connection.is_closed():
+                self._mend_later(self._mend(connection))
+                raise
+            self._settle(connection)
+            raise NodeError(ErrorKind.LOST, "given up: the node does not answer") from exc
         except BaseException:
             self._mend_later(self._mend(connection))
             raise

@@ -30,6 +30,7 @@ __all__ = ["Node"]
 
 # Where no search is hedged, it is only shown.
 _ANY_QUANTILE = 0.95
+_GRACE_SECONDS = 0.05
 # A server that comes back has cold caches, and perhaps little strength.
 _WARM_UP_SECONDS, _LEAST_SHARE = 5.0, 0.1
 
@@ -112,7 +113,8 @@ class Node:
     def silent(self, since: float, now: float) -> None:
         """A search that was sent at `since` has got no answer in time; nor has any other, perhaps."""
         if self.latency.last < since and self._struck("it kept silent when it was asked", now):
-            self.abandon()
+            # One that is only slow answers something meanwhile.
+            asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._abandon_if_silent, since)
 
     def refused(self, error: NodeError, now: float) -> None:
         """A search failed there, for a reason that lies with the node."""
@@ -200,6 +202,10 @@ class Node:
         if fresh:
             self.ejected_since, self.ejected_for = time.time(), reason
         return fresh
+
+    def _abandon_if_silent(self, since: float) -> None:
+        if self.latency.last < since:
+            self.abandon()
 
     def _readmit(self) -> None:
         if self.ejection.out:

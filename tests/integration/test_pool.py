@@ -82,3 +82,23 @@ async def test_an_opening_that_fails_gives_its_place_back() -> None:
         await asyncio.sleep(0.01)
     assert (pool.in_flight, pool.connections) == (0, 0)
     await pool.close()
+
+
+async def test_a_connection_that_is_ended_between_two_steps_of_a_statement_is_lost(cluster: Cluster) -> None:
+    pool, _ = await pool_of(cluster)
+    for steps in range(60):
+        caller = asyncio.create_task(one(pool))
+        for _ in range(steps):
+            await asyncio.sleep(0)
+        pool.abandon()
+        (outcome,) = await asyncio.gather(caller, return_exceptions=True)
+        assert outcome == 1 or isinstance(outcome, NodeError), (steps, outcome)
+    with pytest.raises(NodeError):
+        async with pool.session() as connection:
+            pool.abandon()
+            await connection.fetchval("SELECT 1")
+    with pytest.raises(NodeError):
+        async with pool.session() as connection:
+            connection.terminate()
+            raise AttributeError("as asyncpg does")
+    await pool.close()
