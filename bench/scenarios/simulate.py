@@ -7,6 +7,7 @@ It brings vectors of its own: what it needs of a data set is how long searches t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from math import isnan
 from statistics import fmean
 
 from bench.context import Context
@@ -104,8 +105,8 @@ def _points(points: Sequence[Point]) -> Table:
             point.name,
             point.rate,
             point.result.rate,
-            point.result.p50 * 1e3,
-            point.result.p99 * 1e3,
+            _known(point.result.p50),
+            _known(point.result.p99),
             point.result.coverage * 100,
             point.result.router_use * 100,
         ]
@@ -114,10 +115,16 @@ def _points(points: Sequence[Point]) -> Table:
     return Table("Larger systems", columns, rows)
 
 
+def _known(seconds: float) -> float | None:
+    """In ms; None where no search was answered, which JSON has no number for."""
+    return None if isnan(seconds) else seconds * 1e3
+
+
 def _figures(points: Sequence[Point]) -> list[Figure]:
     lines: dict[str, list[tuple[float, float, float, float]]] = {}
     for point in points:
-        p99 = point.result.p99 * 1e3
-        lines.setdefault(point.name, []).append((float(point.shards), p99, p99, p99))
+        p99 = _known(point.result.p99)
+        if p99 is not None:
+            lines.setdefault(point.name, []).append((float(point.shards), p99, p99, p99))
     series = [Series(name, found) for name, found in lines.items()]
     return [Figure("p99", "p99 by shards, simulated", "shards", "ms", series, log_x=True, log_y=True)]
