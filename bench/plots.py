@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from bench.errors import BenchError
 from bench.results import Figure, Run, Timeline
@@ -26,14 +27,7 @@ def draw(run: Run, folder: Path) -> list[Path]:
 
 
 def _draw(wanted: Figure, run: Run, path: Path) -> Path:
-    try:
-        # Not pyplot: it keeps every figure, and may want a display.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure as Plot
-    except ImportError as exc:
-        raise BenchError("plots need matplotlib: pip install 'pgscatter[bench]'") from exc
-    plot = Plot(figsize=_INCHES, dpi=_DPI, layout="constrained")
-    canvas = FigureCanvasAgg(plot)
+    plot, canvas = _empty()
     axes = plot.add_subplot()
     for series in wanted.series:
         x, y, low, high = ([point[i] for point in series.points] for i in range(4))
@@ -55,13 +49,7 @@ def _draw(wanted: Figure, run: Run, path: Path) -> Path:
 
 def _draw_timeline(wanted: Timeline, run: Run, path: Path) -> Path:
     """Latency, completeness and nodes' states above one another, over the same time."""
-    try:
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure as Plot
-    except ImportError as exc:
-        raise BenchError("plots need matplotlib: pip install 'pgscatter[bench]'") from exc
-    plot = Plot(figsize=_INCHES, dpi=_DPI, layout="constrained")
-    canvas = FigureCanvasAgg(plot)
+    plot, canvas = _empty()
     latency, complete, nodes = plot.subplots(3, 1, sharex=True, height_ratios=(3, 1.5, 1))
     at, p50, p99, answered, full = zip(*wanted.points, strict=True)
     for name, seconds in (("p50", p50), ("p99", p99)):
@@ -86,3 +74,16 @@ def _draw_timeline(wanted: Timeline, run: Run, path: Path) -> Path:
         latency.annotate(word, (when, 1), xycoords=("data", "axes fraction"), va="top", fontsize="small")
     canvas.print_figure(str(path), format="png")
     return path
+
+
+def _empty() -> tuple[Any, Any]:
+    """A figure to draw on, and what prints it."""
+    try:
+        # Not pyplot: it keeps every figure, and may want a display.
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure as Plot
+    except ImportError as exc:
+        raise BenchError("plots need matplotlib: pip install 'pgscatter[bench]'") from exc
+    plot = Plot(figsize=_INCHES, dpi=_DPI, layout="constrained")
+    canvas = FigureCanvasAgg(plot)
+    return plot, canvas

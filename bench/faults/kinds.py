@@ -10,6 +10,7 @@ from typing import Literal
 import asyncpg
 import msgspec
 
+from bench.faults.nodes import execute
 from bench.faults.proxies import Proxies
 from bench.world import World
 
@@ -54,11 +55,7 @@ class Broken:
             await asyncio.to_thread(self.cluster.start, name)
 
     async def sql(self, name: str, statement: str) -> None:
-        connection = await asyncpg.connect(self.cluster.node(name).dsn)
-        try:
-            await connection.execute(statement)
-        finally:
-            await connection.close()
+        await execute(self.cluster.node(name).dsn, statement)
 
 
 Step = Callable[[Broken], Awaitable[None]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from time import perf_counter
 
 import asyncpg
@@ -11,6 +12,7 @@ import msgspec
 from bench.context import Context
 from bench.errors import BenchError, SearchError
 from bench.faults.load import FIRST_ID
+from bench.faults.nodes import execute
 from bench.http_client import Connections, request_bytes
 from bench.world import COLLECTION, World
 
@@ -49,17 +51,17 @@ async def write_across_promotion(context: Context, world: World, count: int) -> 
         next(n for n in world.cluster.nodes if n.shard == _SHARD and n.role == role)
         for role in ("primary", "replica")
     )
-    await _sql(primary.dsn, f"ALTER SYSTEM SET synchronous_standby_names = '\"{replica.name}\"'")
-    await _sql(primary.dsn, "SELECT pg_reload_conf()")
+    await execute(primary.dsn, f"ALTER SYSTEM SET synchronous_standby_names = '\"{replica.name}\"'")
+    await execute(primary.dsn, "SELECT pg_reload_conf()")
     with world.serve() as router:
         run = _Run(context, router.url, count)
         writers = [asyncio.create_task(run.write()) for _ in range(_WRITERS)]
         try:
-            await run.reached(count // 3)
+            await run.reached(count // 3, writers)
             await asyncio.to_thread(world.cluster.kill, primary.name)
             await asyncio.sleep(0.5)
             known = await _count(replica.dsn)
-            await _sql(replica.dsn, "SELECT pg_promote()")
+            await execute(replica.dsn, "SELECT pg_promote()")
             promoted = perf_counter()
             first = None
             ended = False
@@ -102,10 +104,24 @@ class _Run:
         self._connections.close()
         self._meter.end()
 
-    async def reached(self, count: int) -> None:
-        """Wait until so many are acknowledged."""
+    async def reached(self, count: int, writers: Sequence[asyncio.Task[None]]) -> None:
+        """Wait until so many are acknowledged.
+
+        Raises:
+            BenchError: a writer has given up.
+        """
         self._goal = count
-        await self._reached.wait()
+        waiting = asyncio.create_task(self._reached.wait())
+        try:
+            await asyncio.wait((waiting, *writers), return_when=asyncio.FIRST_COMPLETED)
+            for writer in writers:
+                if writer.done():
+                    writer.result()
+            await asyncio.wait_for(asyncio.shield(waiting), _PATIENCE)
+        except TimeoutError as exc:
+            raise BenchError(f"{len(self.acknowledged)} of {count} writes in {_PATIENCE:g} s") from exc
+        finally:
+            waiting.cancel()
 
     async def write(self) -> None:
         while self._left:
@@ -136,14 +152,6 @@ class _Run:
         except SearchError:
             return False
         return status == 200 and msgspec.json.decode(body, type=_Stored).stored == _BATCH
-
-
-async def _sql(dsn: str, statement: str) -> None:
-    connection = await asyncpg.connect(dsn)
-    try:
-        await connection.execute(statement)
-    finally:
-        await connection.close()
 
 
 async def _count(dsn: str) -> int:

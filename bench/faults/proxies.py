@@ -14,6 +14,8 @@ from typing import cast
 
 import uvloop
 
+from bench.errors import BenchError
+
 __all__ = ["Proxies", "open_proxies"]
 
 _HOST = "127.0.0.1"
@@ -179,8 +181,9 @@ def open_proxies(targets: Mapping[str, int]) -> Iterator[Proxies]:
 
     thread = threading.Thread(target=run, args=(ready.set,), name="proxies", daemon=True)
     thread.start()
-    ready.wait(_SECONDS)
     try:
+        if not ready.wait(_SECONDS):
+            raise BenchError(f"the proxies did not start within {_SECONDS:g} s")
         yield proxies
     finally:
         loop.call_soon_threadsafe(loop.stop)

@@ -49,11 +49,6 @@ class Heads:
     def __repr__(self) -> str:
         return f"<Heads {len(self._samples)}>"
 
-    @property
-    def last(self) -> int:
-        """The last known end of the log."""
-        return self._samples[-1][1] if self._samples else 0
-
     def saw(self, lsn: int, now: float) -> None:
         """The primary's log reached `lsn` at `now`."""
         # A new primary may have less than its predecessor; the rest of that log is void.

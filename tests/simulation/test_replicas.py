@@ -55,7 +55,7 @@ class Server:
 class Shard:
     """A replica set of so many nodes, asked one search after the other or many at once."""
 
-    def __init__(self, nodes: int, seed: int, budget: float = 0.05) -> None:
+    def __init__(self, nodes: int, seed: int, budget: float = 0.05, retries: Budget | None = None) -> None:
         rng = Random(seed)
         clock = asyncio.get_running_loop().time
         self.servers = [Server(Random(rng.random())) for _ in range(nodes)]
@@ -66,7 +66,9 @@ class Shard:
         for i, node in enumerate(self.nodes):
             node.observe(NodeState(Health.UP, Role.REPLICA if i else Role.PRIMARY))
         self.hedges = Budget(budget)
-        self.set = ReplicaSet("s0", self.nodes, hedges=self.hedges, rng=rng.random, clock=clock)
+        self.set = ReplicaSet(
+            "s0", self.nodes, hedges=self.hedges, retries=retries, rng=rng.random, clock=clock
+        )
         self.fanout = Fanout({"s0": self.set})
         self.asked = 0
 
@@ -153,6 +155,22 @@ def test_a_node_that_stays_slow_costs_few_hedges() -> None:
         slow = await shard.steadily(5000, gap=0.004)
         assert whole(slow)
         assert sum(part.report.hedge is Hedge.WON for part, _ in slow) < 13
+        await shard.close()
+
+    run(main())
+
+
+def test_retries_stay_within_their_budget_and_say_so() -> None:
+    async def main() -> None:
+        shard = Shard(2, 7, budget=0.0, retries=Budget(0.1, 5.0))
+        for server in shard.servers:
+            server.failing = 1.0
+        answers = await shard.steadily(500)
+        assert 0 < shard.extra <= 0.1 * 500 + 5
+        refused = [
+            part for part, _ in answers if "too many searches are tried again" in (part.report.error or "")
+        ]
+        assert len(refused) > 400
         await shard.close()
 
     run(main())
