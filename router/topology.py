@@ -259,9 +259,8 @@ def _head(replicas: ReplicaSet) -> int | None:
 def _status(node: Node, head: int | None) -> NodeStatus:
     state = node.state
     ejected = node.ejected and state.health is Health.UP
-    behind = None
-    if head is not None and state.role is Role.REPLICA and state.health is Health.UP:
-        behind = max(0, head - state.lsn)
+    replica = state.role is Role.REPLICA and state.health is Health.UP
+    behind = max(0, head - state.lsn) if replica and head is not None else None
     return NodeStatus(
         name=node.config.name,
         shard=node.shard,
@@ -276,6 +275,6 @@ def _status(node: Node, head: int | None) -> NodeStatus:
         waiting=node.dispatcher.waiting + node.writes.waiting,
         connections=node.reads.connections + node.writes.connections,
         replay_lag_bytes=behind,
-        replay_lag_s=None if behind is None else state.lag,
+        replay_lag_s=state.lag if replica else None,
         timeline=state.timeline or None,
     )

@@ -183,6 +183,9 @@ async def test_a_replica_that_lags_is_not_read_until_it_has_caught_up(pair: Clus
 
         await asyncio.to_thread(pair.kill, "s0-a")
         await until(w, "s0-a", state="down")
+        # How far behind it is stays known when nobody can say by how many bytes.
+        status = node(w, "s0-b")
+        assert (status.replay_lag_bytes, (status.replay_lag_s or 0) > FAST.max_lag) == (None, True)
         found = await w.search([0.0] * 8, 5, cache=False, include=frozenset({"content"}))
         assert {hit["content"] for hit in hits(found)} == {None}
         assert found.answer.coverage.stale == ("s0",)
