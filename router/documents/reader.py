@@ -9,7 +9,7 @@ from router.postgres import sql
 from router.query.answer import coverage_of, field_values, raise_if_unanswered
 from router.query.filter import Filter
 from router.query.plan import targets
-from router.query.types import Hit, Probe, Shape, ShardRows
+from router.query.types import Hit, Probe, Shape, ShardRows, Work
 from router.shared import Shared
 from router.stages.fanout import Fanout
 from shard_config.model import Collection, ShardMap
@@ -44,7 +44,7 @@ class Reader:
             except NoPlaceError:
                 return None
         statement = sql.select_by_id(collection, id_, include)
-        parts = await self._fetch(statement, shards, deadline)
+        parts = await self._fetch(statement, Work.LOOKUP, shards, deadline)
         names = [name for name, _ in sql.result_columns(collection, include)]
         for shard, part in parts.items():
             for row in part.rows:
@@ -60,19 +60,21 @@ class Reader:
             UnavailableError, DeadlineError: none of them did.
         """
         statement = sql.count(collection, filter)
-        parts = await self._fetch(statement, targets(filter, collection, self._map), deadline)
+        shards = targets(filter, collection, self._map)
+        parts = await self._fetch(statement, Work.COUNT, shards, deadline)
         reports = [part.report for part in parts.values()]
         coverage = coverage_of(reports, len(self._map.shards_of(collection)))
         raise_if_unanswered(coverage, reports, allow_partial=True)
         return CountAnswer(sum(row[0] for part in parts.values() for row in part.rows), coverage)
 
     async def _fetch(
-        self, statement: sql.Statement, shards: tuple[str, ...], deadline: float
+        self, statement: sql.Statement, work: Work, shards: tuple[str, ...], deadline: float
     ) -> dict[str, ShardRows]:
         # A moment is kept back to report what has not answered.
         stop = deadline - min(0.01, 0.1 * max(0.0, deadline - asyncio.get_running_loop().time()))
+        shape = Shape(statement.sql)
         probes = {
-            shard: Probe(Shape(statement.sql), statement.args, 1, 1, min_lsn=self._shared.position(shard))
+            shard: Probe(shape, statement.args, 1, 1, min_lsn=self._shared.position(shard), work=work)
             for shard in shards
         }
         return await self._fanout.fetch(probes, stop)

@@ -14,7 +14,7 @@ __all__ = ["TRIAL_SECONDS", "Ejection"]
 _STRIKES = 3
 # A trial costs the node one search and nobody a wait, so it need not be rare.
 _FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 5.0
-# A trial that nobody hears of again is over by then.
+# A trial that nobody hears of again is over by then, unless such requests usually take long.
 TRIAL_SECONDS = 1.0
 # Well for so long, a node's past is forgotten.
 _FORGET_SECONDS = 60.0
@@ -43,9 +43,9 @@ class Ejection:
         """Whether it is left out and may be tried."""
         return self._until is not None and now >= self._until
 
-    def tried(self, now: float) -> None:
+    def tried(self, until: float) -> None:
         """A request goes there to see; until it is back, or lost, no other does."""
-        self._until = now + TRIAL_SECONDS
+        self._until = until
 
     def returned(self, now: float) -> None:
         """A probe has found it well after it was down: it may be tried at once."""

@@ -8,6 +8,8 @@ from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
+from router.query.types import Work
+
 __all__ = ["Candidate", "Health", "LagPolicy", "NodeState", "PrimaryReads", "Reads", "Role", "rank"]
 
 PrimaryReads: TypeAlias = Literal["equal", "last_resort", "never"]
@@ -80,8 +82,8 @@ class Candidate(Protocol):
     def ejected(self) -> bool: ...
     @property
     def zone(self) -> str | None: ...
-    def mean(self, now: float) -> float:
-        """Seconds that it took for a search lately; 0 if that is not known."""
+    def mean(self, work: Work, now: float) -> float:
+        """Seconds that it took lately for such work; 0 if that is not known."""
         ...
 
     def share(self, now: float) -> float:
@@ -101,6 +103,7 @@ def rank(
     nodes: Sequence[Candidate],
     reads: Reads,
     *,
+    work: Work,
     primary_only: bool,
     min_lsn: int,
     now: float,
@@ -123,14 +126,14 @@ def rank(
     if len(nodes) == 1 and _tier(nodes[0].state, reads, primary_only, min_lsn) is _Tier.FRESH:
         return [(0, False)]
     if not primary_only and not reads.zone:
-        usual = _by_load(nodes, reads, min_lsn, now, random)
+        usual = _by_load(nodes, reads, work, min_lsn, now, random)
         if usual is not None:
             return usual
     panic = sum(node.ejected for node in nodes) > reads.max_ejected * len(nodes)
     tiers = [_tier(node.state, reads, primary_only, min_lsn) for node in nodes]
     if _Tier.FRESH not in tiers and _Tier.LAGGING in tiers and reads.lag_policy != "stale":
         tiers = [_without_lagging(tier, node.state, reads) for tier, node in zip(tiers, nodes, strict=True)]
-    slower = _slowness(nodes, tiers, now)
+    slower = _slowness(nodes, tiers, work, now)
     ranked: list[tuple[bool, _Tier, bool, bool, float, float, int]] = []
     for index, (node, tier) in enumerate(zip(nodes, tiers, strict=True)):
         if tier is None or (tier is _Tier.LAGGING and reads.lag_policy != "stale"):
@@ -149,7 +152,12 @@ def rank(
 
 
 def _by_load(
-    nodes: Sequence[Candidate], reads: Reads, min_lsn: int, now: float, random: Callable[[], float]
+    nodes: Sequence[Candidate],
+    reads: Reads,
+    work: Work,
+    min_lsn: int,
+    now: float,
+    random: Callable[[], float],
 ) -> list[tuple[int, bool]] | None:
     """What `rank` says where all is well, as nearly always; None elsewhere.
 
@@ -160,7 +168,7 @@ def _by_load(
     for index, node in enumerate(nodes):
         if node.ejected or _tier(node.state, reads, False, min_lsn) is not _Tier.FRESH:
             return None
-        mean = node.mean(now)
+        mean = node.mean(work, now)
         if mean > 0:
             fastest = min(fastest, mean) if fastest else mean
             slowest = max(slowest, mean)
@@ -198,14 +206,18 @@ def _is_stale(tier: _Tier, min_lsn: int) -> bool:
     return tier in (_Tier.BEHIND, _Tier.LAGGING) or (tier is _Tier.UNKNOWN and min_lsn > 0)
 
 
-def _slowness(nodes: Sequence[Candidate], tiers: Sequence[_Tier | None], now: float) -> dict[int, float]:
+def _slowness(
+    nodes: Sequence[Candidate], tiers: Sequence[_Tier | None], work: Work, now: float
+) -> dict[int, float]:
     """How many times slower than the fastest each outlier is.
 
     Load times latency orders nodes as in Finagle's peak EWMA; smaller differences are chance, or the
     load itself.
     """
     means = {
-        i: node.mean(now) for i, node in enumerate(nodes) if tiers[i] is _Tier.FRESH and not node.ejected
+        i: node.mean(work, now)
+        for i, node in enumerate(nodes)
+        if tiers[i] is _Tier.FRESH and not node.ejected
     }
     fastest = min((mean for mean in means.values() if mean > 0), default=0.0)
     if not fastest:

@@ -8,7 +8,7 @@ metrics, headers and `explain` are all projections of the same facts.
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from enum import StrEnum
+from enum import IntEnum, StrEnum
 from functools import cached_property
 from hashlib import blake2b
 from typing import Any, Literal, TypeAlias
@@ -35,6 +35,7 @@ __all__ = [
     "ShardRows",
     "ShardState",
     "Shortfall",
+    "Work",
 ]
 
 CacheTier: TypeAlias = Literal["l1", "l2", "miss", "bypass"]
@@ -121,6 +122,15 @@ class Shape(msgspec.Struct, frozen=True):
     shared: tuple[int, ...] = ()
 
 
+class Work(IntEnum):
+    """What a statement does, as far as that tells how long it usually takes."""
+
+    NEAREST = 0  # by the index
+    SCAN = 1
+    COUNT = 2
+    LOOKUP = 3
+
+
 class Probe(msgspec.Struct, frozen=True):
     """One shard's part of a search: a statement's shape and its arguments.
 
@@ -143,11 +153,7 @@ class Probe(msgspec.Struct, frozen=True):
     primary_only: bool = False
     min_lsn: int = 0
     plan: bool = False
-
-    @property
-    def hedged(self) -> bool:
-        """Whether a second node may be asked when the first is late: exact scans are long by nature."""
-        return self.ef_search is not None
+    work: Work = Work.NEAREST
 
 
 class Hedge(StrEnum):

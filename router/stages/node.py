@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from router.policy.ejection import TRIAL_SECONDS, Ejection
+from router.policy.ejection import Ejection
 from router.policy.latency import Latency
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState
@@ -21,7 +21,7 @@ from router.postgres.connection import Connection, ErrorKind, NodeError, open_co
 from router.postgres.pool import Pool
 from router.postgres.search import arrays
 from router.query.errors import OverloadedError
-from router.query.types import Probe, Row
+from router.query.types import Probe, Row, Work
 from router.settings import Settings
 from router.stages.dispatcher import Dispatcher, Execute, Fetched, Ticket
 from shard_config import model
@@ -54,7 +54,9 @@ class Node:
     ) -> None:
         self.config = config
         self.shard = shard
-        self.latency = Latency(settings.hedge_quantile or _ANY_QUANTILE)
+        quantile = settings.hedge_quantile or _ANY_QUANTILE
+        self.latencies = tuple(Latency(quantile) for _ in Work)
+        self.heard = float("-inf")  # when it last answered anything
         self.ejection = Ejection()
         self.ejected_since = 0.0  # wall-clock time
         self.ejected_for = ""
@@ -91,9 +93,9 @@ class Node:
     def ejected(self) -> bool:
         return self.ejection.out
 
-    def mean(self, now: float) -> float:
-        """Seconds that it took for a search lately, by the clock of whoever says `answered`."""
-        return self.latency.mean(now)
+    def mean(self, work: Work, now: float) -> float:
+        """Seconds that it took lately, by the clock of whoever says `answered`."""
+        return self.latencies[work].mean(now)
 
     @property
     def zone(self) -> str | None:
@@ -105,14 +107,15 @@ class Node:
             return 1.0
         return max(1.0 - (self._warm_at - now) / _WARM_UP_SECONDS, _LEAST_SHARE)
 
-    def answered(self, seconds: float, now: float) -> None:
+    def answered(self, work: Work, seconds: float, now: float) -> None:
         """It has answered a search, `seconds` after it was asked."""
-        self.latency.add(seconds, now)
+        self.heard = now
+        self.latencies[work].add(seconds, now)
         self._readmit()
 
     def silent(self, since: float, now: float) -> None:
         """A search that was sent at `since` has got no answer in time; nor has any other, perhaps."""
-        if self.latency.last < since and self._struck("it kept silent when it was asked", now):
+        if self.heard < since and self._struck("it kept silent when it was asked", now):
             # One that is only slow answers something meanwhile.
             asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._abandon_if_silent, since)
 
@@ -120,10 +123,10 @@ class Node:
         """A search failed there, for a reason that lies with the node."""
         self._struck(str(error), now)
 
-    def try_again(self, probe: Probe) -> None:
-        """Ask it although it is left out, with a search that somebody else answers."""
+    def try_again(self, probe: Probe, seconds: float) -> None:
+        """Ask it although it is left out, with a search that somebody else answers: it has `seconds`."""
         started = self._clock()
-        self.ejection.tried(started)
+        self.ejection.tried(started + seconds)
         ticket: Ticket | None = None
 
         def came(outcome: Fetched | Exception) -> None:
@@ -132,7 +135,8 @@ class Node:
             timer.cancel()
             if isinstance(outcome, Fetched):
                 # One that has only become slow would be asked, be late and be left out again and again.
-                self.latency.restart(self._clock() - started, self._clock())
+                self.heard = self._clock()
+                self.latencies[probe.work].restart(self.heard - started, self.heard)
                 self._readmit()
             elif isinstance(outcome, NodeError):
                 self.failed(outcome)
@@ -146,9 +150,9 @@ class Node:
                 self.ejection.struck(self._clock())
 
         loop = asyncio.get_running_loop()
-        timer = loop.call_later(TRIAL_SECONDS, late)
+        timer = loop.call_later(seconds, late)
         try:
-            ticket = self.submit(probe, loop.time() + TRIAL_SECONDS, came)
+            ticket = self.submit(probe, loop.time() + seconds, came)
         except OverloadedError:
             timer.cancel()
 
@@ -204,7 +208,7 @@ class Node:
         return fresh
 
     def _abandon_if_silent(self, since: float) -> None:
-        if self.latency.last < since:
+        if self.heard < since:
             self.abandon()
 
     def _readmit(self) -> None:

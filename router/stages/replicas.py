@@ -14,10 +14,11 @@ from functools import partial
 from time import perf_counter
 
 from router.policy.budget import Budget
+from router.policy.ejection import TRIAL_SECONDS
 from router.policy.selection import Health, Reads, Role, rank
 from router.postgres.connection import ErrorKind, NodeError
 from router.query.errors import OverloadedError
-from router.query.types import Hedge, Probe, ShardReport, ShardRows, ShardState
+from router.query.types import Hedge, Probe, ShardReport, ShardRows, ShardState, Work
 from router.stages.dispatcher import Fetched, Ticket
 from router.stages.node import Node
 
@@ -32,6 +33,8 @@ _STRUCK = (ErrorKind.LOST, ErrorKind.TRANSIENT)
 _PATIENCE, _PATIENCE_LEAST = 0.1, 0.002
 # Times as long until it is asked for again, after a hedge was refused.
 _PATIENCE_GROWTH = 3
+# Times as long as is usual that an ejected node has for its trial.
+_TRIAL_PATIENCE = 4
 
 
 class ReplicaSet:
@@ -106,7 +109,7 @@ class ReplicaSet:
         if self.several:
             if self.hedges is not None:
                 self.hedges.earn()
-            if probe.hedged and any([node.ejected for node in self.nodes]):
+            if any([node.ejected for node in self.nodes]):
                 self._try_ejected(probe)
         ask = Ask(self, probe, deadline, done)
         ask.go_on()
@@ -117,18 +120,19 @@ class ReplicaSet:
         return rank(
             self.nodes,
             self._reads,
+            work=probe.work,
             primary_only=probe.primary_only,
             min_lsn=probe.min_lsn,
             now=now,
             random=self._rng,
         )
 
-    def patience(self) -> float:
+    def patience(self, work: Work) -> float:
         """Seconds after which a second node is worth asking: what is usual for the fastest of the set."""
         usual = [
-            node.latency.quantile
+            quantile
             for node in self.nodes
-            if node.state.health is Health.UP and node.latency.quantile is not None
+            if node.state.health is Health.UP and (quantile := node.latencies[work].quantile) is not None
         ]
         return max(min(usual, default=_PATIENCE), _PATIENCE_LEAST)
 
@@ -136,7 +140,7 @@ class ReplicaSet:
         """Ask ejected nodes whose time has come, beside the one that the caller waits for."""
         for node in self.nodes:
             if node.ejected and node.ejection.due(self.clock()) and node.state.health is Health.UP:
-                node.try_again(probe)
+                node.try_again(probe, max(TRIAL_SECONDS, _TRIAL_PATIENCE * self.patience(probe.work)))
 
     def _observed(self) -> None:
         node = self.primary() if self._waiting else None
@@ -212,8 +216,7 @@ class Ask:
     def go_on(self) -> None:
         """Try the next node, or report that none is left."""
         if self._send() is not None:
-            hedged = self._replicas.hedges is not None and self._probe.hedged
-            if hedged and self._order and self._second is None:
+            if self._replicas.hedges is not None and self._order and self._second is None:
                 self._wait_for_hedge()
             return
         self._stop()
@@ -245,7 +248,7 @@ class Ask:
     def _wait_for_hedge(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        delay = self._replicas.patience() * _PATIENCE_GROWTH**self._refusals
+        delay = self._replicas.patience(self._probe.work) * _PATIENCE_GROWTH**self._refusals
         self._timer = asyncio.get_running_loop().call_later(delay, self._hedge)
 
     def _hedge(self) -> None:
@@ -257,7 +260,7 @@ class Ask:
             return
         (first, *_), second = self._flying, self._replicas.nodes[self._order[0][0]]
         # Where searches wait, one more is no faster; but a node that keeps silent may be gone.
-        useless = second.dispatcher.waiting and first.node.latency.last >= first.since
+        useless = second.dispatcher.waiting and first.node.heard >= first.since
         # Some share is always later than is usual, and would leave nothing for those that are very late.
         if not useless and hedges.spend(urgent=self._refusals > 0):
             self._second = self._send()
@@ -282,8 +285,8 @@ class Ask:
 
     def _won(self, attempt: _Attempt, fetched: Fetched) -> None:
         now = self._replicas.clock()
-        if self._replicas.several and self._probe.hedged:
-            attempt.node.answered(now - attempt.since, now)
+        if self._replicas.several:
+            attempt.node.answered(self._probe.work, now - attempt.since, now)
         late = self._flying
         self._stop()
         for other in late:
@@ -303,7 +306,7 @@ class Ask:
         elif error.kind is ErrorKind.LOST and index not in self._lost:
             self._lost.add(index)
             self._order.append((index, attempt.stale))
-        if error.kind in _STRUCK and self._probe.hedged and self._replicas.several:
+        if error.kind in _STRUCK and self._replicas.several:
             attempt.node.refused(error, self._replicas.clock())
         if not self._flying:
             self.go_on()

@@ -25,6 +25,7 @@ from router.query.types import (
     SearchQuery,
     ShardRows,
     ShardState,
+    Work,
 )
 from router.query.wire import to_wire
 from router.shared import Shared
@@ -111,6 +112,7 @@ class Scatter:
                 primary_only=query.consistency is Consistency.STRONG,
                 min_lsn=self._shared.position(shard),
                 plan=query.plan,
+                work=Work.SCAN if plan.exact else Work.NEAREST,
             )
             for shard in shards
         }

@@ -14,7 +14,7 @@ from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import ErrorKind, NodeError
-from router.query.types import Hedge, Probe, Row, Shape, ShardRows, ShardState
+from router.query.types import Hedge, Probe, Row, Shape, ShardRows, ShardState, Work
 from router.settings import Settings
 from router.stages.fanout import Fanout
 from router.stages.node import Node
@@ -22,7 +22,7 @@ from router.stages.replicas import ReplicaSet
 from shard_config import model
 
 SETTINGS = Settings(node_connections=1000, node_statements=1000, node_together=1)
-USUAL = 0.002
+USUAL = {Work.NEAREST: 0.002, Work.SCAN: 1.2}
 
 
 class Server:
@@ -32,24 +32,66 @@ class Server:
         self.rng = rng
         self.slow = 0.0
         self.failing = 0.0
-        self.thawed = asyncio.Event()
-        self.thawed.set()
         self.asked = self.running = self.cancelled = 0
+        self._frozen = False
+        self._sessions: set[asyncio.Future[None]] = set()
+        self._stuck: list[asyncio.Future[None]] = []
 
     async def __call__(self, probes: Sequence[Probe]) -> list[tuple[Sequence[Row], str | None]]:
+        loop = asyncio.get_running_loop()
         self.asked += 1
         self.running += 1
+        session = loop.create_future()
+        self._sessions.add(session)
+        seconds = self.slow + USUAL[probes[0].work] * self.rng.lognormvariate(0, 0.2)
+        timer = loop.call_later(seconds, self._finish, session)
         try:
-            await asyncio.sleep(self.slow + USUAL * self.rng.lognormvariate(0, 0.2))
-            await self.thawed.wait()
+            await session
             if self.rng.random() < self.failing:
                 raise NodeError(self.rng.choice([ErrorKind.LOST, ErrorKind.TRANSIENT]), "by chance")
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
         finally:
+            timer.cancel()
+            self._sessions.discard(session)
             self.running -= 1
         return [([(1, 0.5)], None) for _ in probes]
+
+    def freeze(self) -> None:
+        self._frozen = True
+
+    def thaw(self) -> None:
+        self._frozen = False
+        stuck, self._stuck = self._stuck, []
+        for session in stuck:
+            self._finish(session)
+
+    def end_sessions(self) -> None:
+        """As if every connection to it were terminated, from the router's side."""
+        for session in self._sessions:
+            if not session.done():
+                session.set_exception(NodeError(ErrorKind.LOST, "connection closed"))
+
+    def _finish(self, session: asyncio.Future[None]) -> None:
+        if self._frozen:
+            self._stuck.append(session)
+        elif not session.done():
+            session.set_result(None)
+
+
+class SimulatedNode(Node):
+    """A node whose connections lead to `server`."""
+
+    def __init__(self, name: str, server: Server) -> None:
+        clock = asyncio.get_running_loop().time
+        config = model.Node(name, "")
+        super().__init__(config, "s0", SETTINGS, Limit(1000, 1000), execute=server, clock=clock)
+        self.server = server
+
+    def abandon(self) -> None:
+        super().abandon()
+        self.server.end_sessions()
 
 
 class Shard:
@@ -59,10 +101,7 @@ class Shard:
         rng = Random(seed)
         clock = asyncio.get_running_loop().time
         self.servers = [Server(Random(rng.random())) for _ in range(nodes)]
-        self.nodes = [
-            Node(model.Node(f"n{i}", ""), "s0", SETTINGS, Limit(1000, 1000), execute=server, clock=clock)
-            for i, server in enumerate(self.servers)
-        ]
+        self.nodes = [SimulatedNode(f"n{i}", server) for i, server in enumerate(self.servers)]
         for i, node in enumerate(self.nodes):
             node.observe(NodeState(Health.UP, Role.REPLICA if i else Role.PRIMARY))
         self.hedges = Budget(budget)
@@ -72,22 +111,24 @@ class Shard:
         self.fanout = Fanout({"s0": self.set})
         self.asked = 0
 
-    async def search(self, within: float = 1.0) -> tuple[ShardRows, float]:
+    async def search(self, work: Work = Work.NEAREST, *, within: float = 1.0) -> tuple[ShardRows, float]:
         clock = asyncio.get_running_loop().time
         started = clock()
         self.asked += 1
         found = await self.fanout.fetch(
-            {"s0": Probe(Shape("one", "many"), (), 10, 10, key="k", ef_search=40)}, started + within
+            {"s0": Probe(Shape("one", "many"), (), 10, 10, key="k", work=work)}, started + within
         )
         took = clock() - started
         assert took <= within + 1e-6
         return found["s0"], took
 
-    async def steadily(self, count: int, gap: float = 0.001) -> list[tuple[ShardRows, float]]:
+    async def steadily(
+        self, count: int, gap: float = 0.001, *, work: Work = Work.NEAREST, within: float = 1.0
+    ) -> list[tuple[ShardRows, float]]:
         """Searches that arrive at a rate, whatever becomes of them."""
         tasks = []
         for _ in range(count):
-            tasks.append(asyncio.create_task(self.search()))
+            tasks.append(asyncio.create_task(self.search(work, within=within)))
             await asyncio.sleep(gap)
         return list(await asyncio.gather(*tasks))
 
@@ -112,13 +153,13 @@ def test_a_frozen_node_costs_some_searches_a_hedge_and_the_rest_nothing() -> Non
     async def main() -> None:
         shard = Shard(2, 1)
         healthy = await shard.steadily(1000)
-        shard.servers[1].thawed.clear()
+        shard.servers[1].freeze()
         frozen = await shard.steadily(1000)
         assert whole(frozen)
         assert max(took for _, took in frozen) < 0.1
-        assert p99(frozen) <= 2 * p99(healthy) + shard.set.patience()
+        assert p99(frozen) <= 2 * p99(healthy) + shard.set.patience(Work.NEAREST)
         assert shard.nodes[1].ejected
-        shard.servers[1].thawed.set()
+        shard.servers[1].thaw()
         while shard.nodes[1].ejected:
             await shard.search()
         asked = shard.servers[1].asked
@@ -133,6 +174,33 @@ def test_a_frozen_node_costs_some_searches_a_hedge_and_the_rest_nothing() -> Non
     run(main())
 
 
+def test_what_takes_long_by_nature_is_hedged_when_it_takes_longer_than_that() -> None:
+    async def main() -> None:
+        shard = Shard(2, 8)
+        await shard.steadily(500)
+        await shard.steadily(100, gap=0.05, work=Work.SCAN, within=10.0)
+        before = shard.extra
+        scans = shard.steadily(200, gap=0.05, work=Work.SCAN, within=10.0)
+        searches = shard.steadily(500, gap=0.02)
+        healthy, _ = await asyncio.gather(scans, searches)
+        assert shard.extra - before < 0.05 * 700 + 10
+        assert not any(node.ejection.count for node in shard.nodes)
+        assert shard.set.patience(Work.NEAREST) < 0.01
+        assert 1.2 < shard.set.patience(Work.SCAN) < 2.0
+        shard.servers[1].freeze()
+        frozen = await shard.steadily(200, gap=0.05, work=Work.SCAN, within=10.0)
+        assert whole(frozen)
+        assert max(took for _, took in frozen) < 9
+        assert p99(frozen[160:]) <= 2 * p99(healthy)
+        # Nothing but scans comes, which last longer than trials do else: it is readmitted all the same.
+        shard.servers[1].thaw()
+        await shard.steadily(200, gap=0.05, work=Work.SCAN, within=10.0)
+        assert not shard.nodes[1].ejected
+        await shard.close()
+
+    run(main())
+
+
 def test_a_node_that_has_become_slow_is_asked_less() -> None:
     async def main() -> None:
         shard = Shard(2, 2)
@@ -141,7 +209,7 @@ def test_a_node_that_has_become_slow_is_asked_less() -> None:
         await shard.steadily(300)
         slow = await shard.steadily(2000)
         assert whole(slow)
-        assert p99(slow) <= 1.5 * p99(healthy) + shard.set.patience()
+        assert p99(slow) <= 1.5 * p99(healthy) + shard.set.patience(Work.NEAREST)
         await shard.close()
 
     run(main())
@@ -209,11 +277,11 @@ def test_when_all_keep_silent_all_are_still_asked() -> None:
         shard = Shard(2, 5)
         await shard.steadily(200)
         for server in shard.servers:
-            server.thawed.clear()
+            server.freeze()
         for part, _ in await shard.steadily(200, gap=0.01):
             assert part.report.state is not ShardState.OK
         for server in shard.servers:
-            server.thawed.set()
+            server.thaw()
         await asyncio.sleep(2)
         assert whole(await shard.steadily(100))
         await shard.close()
@@ -231,7 +299,7 @@ async def chaos(seed: int, faults: int, most: int) -> None:
         server = rng.choice(shard.servers)
         fault = rng.choice(["freeze", "thaw", "slow", "fast", "fail", "work", "down", "up"])
         if fault in ("freeze", "thaw"):
-            (server.thawed.clear if fault == "freeze" else server.thawed.set)()
+            (server.freeze if fault == "freeze" else server.thaw)()
         elif fault in ("slow", "fast"):
             server.slow = rng.choice([0.01, 0.1, 0.5]) if fault == "slow" else 0.0
         elif fault in ("fail", "work"):
@@ -240,7 +308,8 @@ async def chaos(seed: int, faults: int, most: int) -> None:
             node = rng.choice(shard.nodes)
             health = Health.UP if fault == "up" else Health.DOWN
             node.observe(NodeState(health, node.state.role))
-        answers += await shard.steadily(rng.randint(1, most), gap=rng.choice([0.0, 0.0005, 0.01]))
+        work = rng.choice([Work.NEAREST, Work.NEAREST, Work.SCAN])
+        answers += await shard.steadily(rng.randint(1, most), rng.choice([0.0, 0.0005, 0.01]), work=work)
         hedged = sum(part.report.hedged for part, _ in answers)
         assert hedged <= share * shard.asked + (10 if share else 0) + 1e-9
         # Whoever lost has been told to stop: nothing runs on for an answer that nobody wants.

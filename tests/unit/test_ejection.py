@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.policy.ejection import Ejection
+from router.policy.ejection import TRIAL_SECONDS, Ejection
 
 
 def test_three_silent_requests_in_a_row_leave_a_node_out() -> None:
@@ -21,7 +21,7 @@ def test_one_request_tries_it_when_its_time_is_over() -> None:
         ejection.struck(0.0)
     assert not ejection.due(0.9)
     assert ejection.due(1.0)
-    ejection.tried(1.0)
+    ejection.tried(1.0 + TRIAL_SECONDS)
     assert ejection.out
     assert not ejection.due(1.5)
     ejection.answered()
@@ -39,7 +39,7 @@ def test_each_failed_trial_doubles_the_time_up_to_a_bound() -> None:
         while not ejection.due(now):
             now += 0.25
         waits.append(now - start)
-        ejection.tried(now)
+        ejection.tried(now + TRIAL_SECONDS)
         assert not ejection.struck(now)
     assert waits == [1, 2, 4, 5, 5, 5, 5, 5]
     assert ejection.count == 1
@@ -61,7 +61,7 @@ def test_a_trial_that_is_lost_is_not_the_last() -> None:
     ejection = Ejection()
     for _ in range(3):
         ejection.struck(0.0)
-    ejection.tried(1.0)
+    ejection.tried(1.0 + TRIAL_SECONDS)
     assert ejection.due(2.0)
 
 
@@ -90,5 +90,5 @@ def test_a_node_that_answers_is_never_left_out(events: list[tuple[str, float]]) 
                 assert not ejection.due(now + 0.99)
                 assert ejection.due(now + 30)
         elif ejection.due(now):
-            ejection.tried(now)
+            ejection.tried(now + TRIAL_SECONDS)
             assert not ejection.due(now)

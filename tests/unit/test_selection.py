@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.policy.selection import Health, LagPolicy, NodeState, PrimaryReads, Reads, Role, rank
+from router.query.types import Work
 
 STATES = st.builds(
     NodeState,
@@ -27,7 +28,7 @@ class Node(NamedTuple):
     zone: str | None = None
     part: float = 1.0
 
-    def mean(self, now: float) -> float:
+    def mean(self, work: Work, now: float) -> float:
         return self.seconds
 
     def share(self, now: float) -> float:
@@ -57,7 +58,15 @@ def order(
         )
         for i, state in enumerate(states)
     ]
-    return rank(nodes, reads, primary_only=primary_only, min_lsn=min_lsn, now=0.0, random=lambda: 0.5)
+    return rank(
+        nodes,
+        reads,
+        work=Work.NEAREST,
+        primary_only=primary_only,
+        min_lsn=min_lsn,
+        now=0.0,
+        random=lambda: 0.5,
+    )
 
 
 PRIMARY = NodeState(Health.UP, Role.PRIMARY, 100)
