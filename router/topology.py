@@ -258,7 +258,7 @@ def _head(replicas: ReplicaSet) -> int | None:
 
 def _status(node: Node, head: int | None) -> NodeStatus:
     state = node.state
-    ejected = node.ejected and state.health is Health.UP
+    ejected = node.ejected
     replica = state.role is Role.REPLICA and state.health is Health.UP
     behind = max(0, head - state.lsn) if replica and head is not None else None
     return NodeStatus(

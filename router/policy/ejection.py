@@ -2,13 +2,13 @@
 
 A node that keeps silent costs each search that goes there a hedge, or its deadline. After a few in a row it
 is left out, each time for twice as long; then one request tries it, which readmits it or leaves it out again
-(outlier detection as in Envoy). Being left out means to come last: a set of which nothing else is left still
-asks.
+(outlier detection as in Envoy). No more than a share of a set is left out at once, and being left out means
+to come last: a set of which nothing else is left still asks.
 """
 
 from __future__ import annotations
 
-__all__ = ["TRIAL_SECONDS", "Ejection"]
+__all__ = ["TRIAL_SECONDS", "Ejection", "has_room"]
 
 # Silent requests in a row. One may be chance; each costs somebody a hedge.
 _STRIKES = 3
@@ -18,6 +18,11 @@ _FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 5.0
 TRIAL_SECONDS = 1.0
 # Well for so long, a node's past is forgotten.
 _FORGET_SECONDS = 60.0
+
+
+def has_room(ejected: int, nodes: int, share: float) -> bool:
+    """Whether one more of so many nodes may be left out."""
+    return ejected + 1 <= share * nodes
 
 
 class Ejection:
@@ -59,10 +64,13 @@ class Ejection:
         self._until = None
         self.out = False
 
-    def struck(self, now: float) -> bool:
-        """A request found it silent; returns whether it is left out from now on, and was not before."""
+    def struck(self, now: float, *, room: bool = True) -> bool:
+        """A request found it silent; returns whether it is left out from now on, and was not before.
+
+        Without `room`, too many of its set are left out already, and it stays.
+        """
         self._strikes += 1
-        if self._until is None and self._strikes < _STRIKES:
+        if self._until is None and (self._strikes < _STRIKES or not room):
             return False
         fresh = self._until is None
         if fresh:

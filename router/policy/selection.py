@@ -56,7 +56,7 @@ class Reads(msgspec.Struct, frozen=True):
         lag_policy: what to do when only such replicas are left: ask the primary even if `primary` says
             never, ask them and call their answers stale, or ask nobody.
         zone: nodes there come first.
-        max_ejected: the share of a set that may be left out.
+        max_ejected: the share of a set that may be left out at once.
     """
 
     primary: PrimaryReads = "equal"
@@ -119,9 +119,7 @@ def rank(
        draws. The primary's place is what `reads.primary` says.
     3. Nodes that are behind follow, the least behind first; their answers are stale.
     4. Nodes not probed yet follow, so that a router that has just started can answer.
-    5. Ejected nodes come last, in the same order: something is better than nothing. With more than
-       `reads.max_ejected` of a set ejected, nobody is preferred for not being (Envoy calls that the panic
-       threshold).
+    5. Ejected nodes come last, in the same order: something is better than nothing.
     """
     if len(nodes) == 1 and _tier(nodes[0].state, reads, primary_only, min_lsn) is _Tier.FRESH:
         return [(0, False)]
@@ -129,7 +127,6 @@ def rank(
         usual = _by_load(nodes, reads, work, min_lsn, now, random)
         if usual is not None:
             return usual
-    panic = sum(node.ejected for node in nodes) > reads.max_ejected * len(nodes)
     tiers = [_tier(node.state, reads, primary_only, min_lsn) for node in nodes]
     if _Tier.FRESH not in tiers and _Tier.LAGGING in tiers and reads.lag_policy != "stale":
         tiers = [_without_lagging(tier, node.state, reads) for tier, node in zip(tiers, nodes, strict=True)]
@@ -138,15 +135,14 @@ def rank(
     for index, (node, tier) in enumerate(zip(nodes, tiers, strict=True)):
         if tier is None or (tier is _Tier.LAGGING and reads.lag_policy != "stale"):
             continue
-        out = node.ejected and not panic
         if tier in (_Tier.FRESH, _Tier.LAST_RESORT):
             share = node.share(now)
             cold = share < 1.0 and random() >= share
             elsewhere = bool(reads.zone) and node.zone != reads.zone
             load = (node.load + 1.0) * slower.get(index, 1.0)
-            ranked.append((out, tier, cold, elsewhere, load, random(), index))
+            ranked.append((node.ejected, tier, cold, elsewhere, load, random(), index))
         else:
-            ranked.append((out, tier, False, False, -float(node.state.lsn), 0.0, index))
+            ranked.append((node.ejected, tier, False, False, -float(node.state.lsn), 0.0, index))
     ranked.sort()
     return [(index, _is_stale(tier, min_lsn)) for _, tier, *_, index in ranked]
 

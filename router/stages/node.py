@@ -61,6 +61,7 @@ class Node:
         self.ejected_since = 0.0  # wall-clock time
         self.ejected_for = ""
         self.observed: Callable[[], None] = lambda: None  # called whenever its state is new
+        self.has_room: Callable[[], bool] = lambda: True  # whether its set can do without one node more
         self.role_changes = 0
         self._warm_at = float("-inf")
         self.state = NodeState(since=time.time())
@@ -91,7 +92,8 @@ class Node:
 
     @property
     def ejected(self) -> bool:
-        return self.ejection.out
+        """Left out, although probes find it well."""
+        return self.ejection.out and self.state.health is not Health.DOWN
 
     def mean(self, work: Work, now: float) -> float:
         """Seconds that it took lately, by the clock of whoever says `answered`."""
@@ -185,7 +187,10 @@ class Node:
         if state.health is Health.UP and self.state.health is Health.DOWN:
             now = self._clock()
             self._warm_at = now + _WARM_UP_SECONDS
-            self.ejection.returned(now)
+            if self.has_room():
+                self.ejection.returned(now)
+            else:
+                self.ejection.answered()
         if state.role is not self.state.role and None not in (state.role, self.state.role):
             self.role_changes += 1
         self.state = msgspec.structs.replace(state, since=since)
@@ -202,7 +207,7 @@ class Node:
 
     def _struck(self, reason: str, now: float) -> bool:
         """Whether it is left out from now on, and was not before."""
-        fresh = self.ejection.struck(now)
+        fresh = self.ejection.struck(now, room=self.has_room())
         if fresh:
             self.ejected_since, self.ejected_for = time.time(), reason
         return fresh

@@ -14,7 +14,7 @@ from functools import partial
 from time import perf_counter
 
 from router.policy.budget import Budget
-from router.policy.ejection import TRIAL_SECONDS
+from router.policy.ejection import TRIAL_SECONDS, has_room
 from router.policy.selection import Health, Reads, Role, rank
 from router.postgres.connection import ErrorKind, NodeError
 from router.query.errors import OverloadedError
@@ -66,6 +66,7 @@ class ReplicaSet:
         self._waiting: set[asyncio.Future[Node]] = set()
         for node in self.nodes:
             node.observed = self._observed
+            node.has_room = self._has_room
 
     def __repr__(self) -> str:
         return f"<ReplicaSet {self.shard} {list(self.nodes)}>"
@@ -139,8 +140,13 @@ class ReplicaSet:
     def _try_ejected(self, probe: Probe) -> None:
         """Ask ejected nodes whose time has come, beside the one that the caller waits for."""
         for node in self.nodes:
-            if node.ejected and node.ejection.due(self.clock()) and node.state.health is Health.UP:
+            if node.ejected and node.ejection.due(self.clock()):
                 node.try_again(probe, max(TRIAL_SECONDS, _TRIAL_PATIENCE * self.patience(probe.work)))
+
+    def _has_room(self) -> bool:
+        """Whether one node more may be left out."""
+        ejected = sum(node.ejected for node in self.nodes)
+        return has_room(ejected, len(self.nodes), self._reads.max_ejected)
 
     def _observed(self) -> None:
         node = self.primary() if self._waiting else None

@@ -70,6 +70,16 @@ async def whole_again(w: World, within: float) -> None:
     assert [hit["id"] for hit in hits(found)] == list(range(ROWS))
 
 
+async def all_up(w: World, within: float) -> None:
+    """Searches find out that what was left out is well."""
+    loop = asyncio.get_running_loop()
+    end = loop.time() + within
+    while {status.state for status in w.router.nodes()} != {"up"}:
+        assert loop.time() < end, w.router.nodes()
+        assert (await timed(w, within=5.0))[0].answer.coverage.full
+        await asyncio.sleep(0.01)
+
+
 async def test_a_shard_without_nodes_is_named_in_every_answer_until_it_is_back(fragile: Cluster) -> None:
     async with healing(fragile) as w:
         searching = asyncio.create_task(steady(w, 60))
@@ -123,7 +133,7 @@ async def test_no_search_fails_when_one_node_of_a_set_dies(fragile: Cluster, nod
         again = [asyncio.create_task(steady(w, 60)) for _ in range(2)]
         for task in again:
             assert all(found.answer.coverage.full for found in await task)
-        assert {status.state for status in w.router.nodes()} == {"up"}
+        await all_up(w, 3.0)
 
 
 async def test_a_frozen_shard_costs_a_deadline_once_and_then_nothing(fragile: Cluster) -> None:
@@ -189,10 +199,7 @@ async def test_hedges_hide_a_frozen_node_long_before_a_probe_finds_it(fragile: C
         assert frozen[-10] < 2 * usual[-10] + 0.02
         assert frozen[-1] < 1
         fragile.resume("s1-b")
-        end = loop.time() + 10
-        while {status.state for status in w.router.nodes()} != {"up"}:
-            await searches(20)
-            assert loop.time() < end
+        await all_up(w, 10.0)
 
 
 async def test_writes_to_a_frozen_primary_end_in_time_and_know_what_they_do_not_know(

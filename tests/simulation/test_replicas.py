@@ -120,6 +120,7 @@ class Shard:
         )
         took = clock() - started
         assert took <= within + 1e-6
+        assert sum(node.ejected for node in self.nodes) <= len(self.nodes) / 2
         return found["s0"], took
 
     async def steadily(
@@ -267,6 +268,25 @@ def test_one_node_alone_is_never_hedged_nor_ejected() -> None:
         assert whole(answers)
         assert shard.extra == 0
         assert not shard.nodes[0].ejected
+        await shard.close()
+
+    run(main())
+
+
+def test_one_that_returns_while_another_is_left_out_is_not_left_out_as_well() -> None:
+    async def main() -> None:
+        shard = Shard(2, 9)
+        await shard.steadily(200)
+        shard.servers[0].freeze()
+        await shard.steadily(200)
+        assert [node.ejected for node in shard.nodes] == [True, False]
+        shard.nodes[0].observe(NodeState(Health.DOWN, Role.PRIMARY))
+        assert not shard.nodes[0].ejected
+        shard.servers[1].failing = 1.0
+        await shard.steadily(20)
+        assert [node.ejected for node in shard.nodes] == [False, True]
+        shard.nodes[0].observe(NodeState(Health.UP, Role.PRIMARY))
+        assert [node.ejected for node in shard.nodes] == [False, True]
         await shard.close()
 
     run(main())

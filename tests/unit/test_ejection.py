@@ -3,7 +3,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.policy.ejection import TRIAL_SECONDS, Ejection
+from router.policy.ejection import TRIAL_SECONDS, Ejection, has_room
 
 
 def test_three_silent_requests_in_a_row_leave_a_node_out() -> None:
@@ -63,6 +63,22 @@ def test_a_trial_that_is_lost_is_not_the_last() -> None:
         ejection.struck(0.0)
     ejection.tried(1.0 + TRIAL_SECONDS)
     assert ejection.due(2.0)
+
+
+def test_of_a_set_no_more_than_a_share_is_left_out() -> None:
+    assert [has_room(ejected, 2, 0.5) for ejected in range(3)] == [True, False, False]
+    assert [has_room(ejected, 3, 0.5) for ejected in range(3)] == [True, False, False]
+    assert [has_room(ejected, 3, 1.0) for ejected in range(4)] == [True, True, True, False]
+    assert not has_room(0, 3, 0.0)
+
+
+def test_a_node_that_cannot_be_spared_is_left_out_as_soon_as_it_can() -> None:
+    ejection = Ejection()
+    for _ in range(5):
+        assert not ejection.struck(0.0, room=False)
+        assert not ejection.out
+    assert ejection.struck(1.0)
+    assert ejection.out
 
 
 def test_the_past_is_forgotten_after_a_minute() -> None:

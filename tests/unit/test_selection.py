@@ -110,15 +110,6 @@ LAGGING = NodeState(Health.UP, Role.REPLICA, 90, lag=11.0)
 DEPOSED = NodeState(Health.UP, Role.PRIMARY, 120, timeline=1, deposed=True)
 
 
-def test_more_than_half_of_a_set_ejected_is_no_reason_to_prefer_anyone() -> None:
-    assert order([PRIMARY, REPLICA, REPLICA], [0, 1, 2], ejected=[0, 1]) == [(i, False) for i in range(3)]
-    assert order([PRIMARY, REPLICA, REPLICA], [0, 1, 2], ejected=[0])[-1] == (0, False)
-    all_but_one = Reads(max_ejected=0.9)
-    assert order([PRIMARY, REPLICA, REPLICA], [0, 1, 2], ejected=[0, 1], reads=all_but_one)[0] == (2, False)
-    none = Reads(max_ejected=0.0)
-    assert order([PRIMARY, REPLICA, REPLICA], [0, 1, 2], ejected=[0], reads=none)[0] == (0, False)
-
-
 def test_nodes_of_the_routers_zone_come_first() -> None:
     reads = Reads(zone="b")
     assert order([PRIMARY, REPLICA], [0, 9], zones=["a", "b"], reads=reads) == [(1, False), (0, False)]
