@@ -13,6 +13,7 @@ from collections.abc import Iterable, Sequence
 
 import msgspec
 
+from router.patroni import Patroni
 from router.policy.replication import Heads, claims, elect
 from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import POSTGRES_ERRORS, Connection, NodeError, node_error, open_connection
@@ -63,7 +64,8 @@ class Prober:
     def expect(self, shard: str, lsn: int) -> None:
         """Probe the shard's nodes at short intervals until they have replayed `lsn`."""
         for watch in self._watches:
-            if watch.node.shard == shard:
+            # A primary has what it has written.
+            if watch.node.shard == shard and not claims(watch.node.state):
                 watch.expect(lsn)
 
     async def close(self) -> None:
@@ -98,6 +100,8 @@ class _Group:
             node.abandon()
 
     def _why(self, state: NodeState) -> str:
+        if state.leads is False:
+            return "its Patroni says that it does not lead"
         if state.timeline < self._timeline:
             return f"its timeline is {state.timeline}, but a primary was on {self._timeline} since"
         return f"another node claims to be the primary on timeline {state.timeline} too"
@@ -111,6 +115,7 @@ class _Watch:
         self._group = group
         self.first = asyncio.Event()
         self._settings = settings
+        self._patroni = Patroni(node.config.patroni) if node.config.patroni else None
         self._connection: Connection | None = None
         self._expected = 0
         self._wake = asyncio.Event()
@@ -128,6 +133,8 @@ class _Watch:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
         self._drop()
+        if self._patroni is not None:
+            await self._patroni.close()
 
     async def _run(self) -> None:
         pause = 0.0
@@ -168,6 +175,8 @@ class _Watch:
                 "no answer within the probe's time" if isinstance(exc, TimeoutError) else str(node_error(exc))
             )
             state = msgspec.structs.replace(self.node.state, health=Health.DOWN, reason=reason)
+        if self._patroni is not None and claims(state):
+            state = msgspec.structs.replace(state, leads=await self._patroni.leads())
         self._group.observe(self.node, state, asyncio.get_running_loop().time())
 
     async def _ask(self) -> NodeState:

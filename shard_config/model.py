@@ -63,14 +63,16 @@ class Quantization(StrEnum):
 
 
 class Node(msgspec.Struct, frozen=True):
-    """One PostgreSQL server; its role is discovered, never configured."""
+    """One PostgreSQL server; its role is discovered, never configured. `patroni` is its REST API's URL."""
 
     name: str
     dsn: str
     zone: str | None = None
+    patroni: str | None = None
 
     def __repr__(self) -> str:
-        return f"Node(name={self.name!r}, dsn={redact(self.dsn)!r}, zone={self.zone!r})"
+        dsn = redact(self.dsn)
+        return f"Node(name={self.name!r}, {dsn=!r}, zone={self.zone!r}, patroni={self.patroni!r})"
 
 
 class Shard(msgspec.Struct, frozen=True):

@@ -45,7 +45,7 @@ def _shard(name: str, cursor: Cursor, taken: _Taken) -> Shard:
 
 
 def _node(cursor: Cursor, taken: _Taken) -> Node:
-    section = cursor.section(("name", "dsn", "zone"))
+    section = cursor.section(("name", "dsn", "zone", "patroni"))
     name_at = section.required("name", "s0-a")
     name = name_at.matching(limits.NAME, _NAME)
     if name is not None:
@@ -53,7 +53,9 @@ def _node(cursor: Cursor, taken: _Taken) -> Node:
         if first != name_at.path:
             name_at.fail(f"the name {name_at.shown()} is taken by {first}")
     zone = section["zone"].matching(limits.ZONE, "a zone such as a or eu-1a")
-    return Node(name=name or "", dsn=_dsn(section.required("dsn", _DSN), taken), zone=zone)
+    patroni = section["patroni"].matching(limits.PATRONI, "Patroni's REST API, such as http://10.0.0.11:8008")
+    dsn = _dsn(section.required("dsn", _DSN), taken)
+    return Node(name=name or "", dsn=dsn, zone=zone, patroni=patroni)
 
 
 def _dsn(cursor: Cursor, taken: _Taken) -> str:

@@ -54,6 +54,7 @@ def _node() -> Schema:
         "name": _text(limits.NAME, "Unique over the whole map."),
         "dsn": _text(r"postgres(?:ql)?://.+", "postgresql://USER:${PASSWORD}@HOST:PORT/DATABASE"),
         "zone": _text(limits.ZONE, "Where the node runs; readers prefer their own zone."),
+        "patroni": _text(limits.PATRONI, "The REST API of the node's Patroni: a second word on who leads."),
     }
     return _object(fields, ("name", "dsn"))
 

@@ -39,8 +39,9 @@ def to_json(shard_map: ShardMap) -> dict[str, Any]:
 
 
 def _node(node: Node) -> dict[str, Any]:
-    zone = {} if node.zone is None else {"zone": node.zone}
-    return {"name": node.name, "dsn": _escaped(redact(node.dsn)), **zone}
+    optional = {"zone": node.zone, "patroni": node.patroni}
+    given = {name: value for name, value in optional.items() if value is not None}
+    return {"name": node.name, "dsn": _escaped(redact(node.dsn)), **given}
 
 
 def _collection(collection: Collection) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 A router never asks a map for roles: nodes say what they are. After a failover two may say that they are
 primaries; PostgreSQL counts its timeline up at each promotion, so the one on the later timeline is.
+Where Patroni is asked as well, whom it denies takes no writes, and whom it names wins among equals.
 """
 
 from __future__ import annotations
@@ -28,11 +29,14 @@ def elect(states: Sequence[NodeState], latest: int) -> int | None:
     `latest` is the latest timeline that any node of the set was ever on: a primary on an earlier one has
     been replaced, even if its successor is away now.
     """
-    timelines = [state.timeline if claims(state) else -1 for state in states]
+    timelines = [state.timeline if claims(state) and state.leads is not False else -1 for state in states]
     best = max(timelines, default=-1)
-    if best < max(latest, 0) or timelines.count(best) > 1:
+    if best < max(latest, 0):
         return None
-    return timelines.index(best)
+    equals = [index for index, timeline in enumerate(timelines) if timeline == best]
+    named = [index for index in equals if states[index].leads]
+    wins = named or equals
+    return wins[0] if len(wins) == 1 else None
 
 
 class Heads:

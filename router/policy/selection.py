@@ -34,7 +34,8 @@ class NodeState(msgspec.Struct, frozen=True):
     """What the last probe, or a connection that failed since, said of a node.
 
     `lsn` is the position that a primary has written, or a replica replayed; `since` is wall-clock time;
-    `lag` is in seconds. `deposed`: it says that it is the primary, but another has a better right to.
+    `lag` is in seconds. `leads` is Patroni's word, if there is one. `deposed`: it says that it is the
+    primary, but another has a better right to.
     """
 
     health: Health = Health.UNKNOWN
@@ -43,6 +44,7 @@ class NodeState(msgspec.Struct, frozen=True):
     reason: str | None = None
     since: float = 0.0
     timeline: int = 0
+    leads: bool | None = None
     deposed: bool = False
     lag: float = 0.0
 

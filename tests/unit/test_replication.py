@@ -7,8 +7,8 @@ from router.policy.replication import Heads, claims, elect
 from router.policy.selection import Health, NodeState, Role
 
 
-def primary(timeline: int, health: Health = Health.UP) -> NodeState:
-    return NodeState(health, Role.PRIMARY, timeline=timeline)
+def primary(timeline: int, health: Health = Health.UP, leads: bool | None = None) -> NodeState:
+    return NodeState(health, Role.PRIMARY, timeline=timeline, leads=leads)
 
 
 REPLICA = NodeState(Health.UP, Role.REPLICA)
@@ -28,6 +28,20 @@ def test_nobody_takes_writes_where_it_is_not_clear_who_may() -> None:
     assert elect([primary(1), primary(2, Health.DOWN)], 2) is None
 
 
+def test_whom_patroni_denies_takes_no_writes() -> None:
+    assert elect([primary(1, leads=False), REPLICA], 0) is None
+    assert elect([primary(2, leads=False), primary(1)], 0) == 1
+    assert elect([primary(2, leads=False), primary(1, leads=True)], 0) == 1
+    # A later timeline that somebody is known to have been on is still a later one.
+    assert elect([primary(2, leads=False), primary(1, leads=True)], 2) is None
+
+
+def test_patroni_decides_between_equals_and_no_others() -> None:
+    assert elect([primary(2), primary(2, leads=True)], 2) == 1
+    assert elect([primary(2, leads=True), primary(2, leads=True)], 2) is None
+    assert elect([primary(1, leads=True), primary(2)], 2) == 1
+
+
 def test_what_is_down_claims_nothing() -> None:
     assert not claims(primary(1, Health.DOWN))
     assert not claims(REPLICA)
@@ -35,7 +49,11 @@ def test_what_is_down_claims_nothing() -> None:
 
 
 STATES = st.builds(
-    NodeState, health=st.sampled_from(Health), role=st.sampled_from(list(Role)), timeline=st.integers(0, 4)
+    NodeState,
+    health=st.sampled_from(Health),
+    role=st.sampled_from(list(Role)),
+    timeline=st.integers(0, 4),
+    leads=st.sampled_from([None, True, False]),
 )
 
 
@@ -45,10 +63,14 @@ def test_whoever_is_elected_claims_it_and_nobody_else_has_as_good_a_claim(
 ) -> None:
     elected = elect(states, latest)
     if elected is not None:
-        assert claims(states[elected])
-        assert states[elected].timeline >= latest
-        rivals = [state for i, state in enumerate(states) if i != elected and claims(state)]
-        assert all(rival.timeline < states[elected].timeline for rival in rivals)
+        winner = states[elected]
+        assert claims(winner)
+        assert winner.leads is not False
+        assert winner.timeline >= latest
+        for index, rival in enumerate(states):
+            if index != elected and claims(rival) and rival.leads is not False:
+                named = bool(winner.leads) and not rival.leads
+                assert rival.timeline < winner.timeline or (rival.timeline == winner.timeline and named)
 
 
 def test_lag_is_the_time_for_which_something_was_lacking() -> None:

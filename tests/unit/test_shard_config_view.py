@@ -26,7 +26,7 @@ def test_the_view_reads_back_as_the_map_it_shows() -> None:
         # Without passwords the two are equal in every field.
         nodes = [
             {"name": "a", "dsn": "postgresql://h/d", "zone": "z"},
-            {"name": "b", "dsn": "postgresql://g/d"},
+            {"name": "b", "dsn": "postgresql://g/d", "patroni": "https://g:8008"},
         ]
         shard_map = parse(document({NODES: nodes, "collections.documents.text_model": "m$$.bin"}, **sharding))
         view = to_json(shard_map)
