@@ -34,7 +34,7 @@ async def break_connections(
 ) -> Growth:
     """End all connections to one node or another, `count` times, while searches and writes go on."""
     rng = random.Random(1)
-    names = list(proxies.ports)
+    names = list(proxies.addresses)
     try:
         async with running(Job(router.url, COLLECTION, str(world.queries_path), Rates(), _IDS)):
             # The first tenth is for what grows until it is as large as it gets.

@@ -15,6 +15,7 @@ from typing import cast
 import uvloop
 
 from bench.errors import BenchError
+from bench.faults.network import Network
 
 __all__ = ["Proxies", "open_proxies"]
 
@@ -27,7 +28,7 @@ class _Way:
 
     def __init__(self, port: int) -> None:
         self.target = port
-        self.port = 0
+        self.host, self.port = _HOST, 0
         self.delay = 0.0
         self.cut = False
         self.server: asyncio.Server | None = None
@@ -99,17 +100,20 @@ class _Pipe(asyncio.Protocol):
 class Proxies:
     """One way per node; made by `open_proxies`, and changed by any thread."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, targets: Mapping[str, int]) -> None:
+    def __init__(
+        self, loop: asyncio.AbstractEventLoop, targets: Mapping[str, int], network: Network | None
+    ) -> None:
         self._loop = loop
+        self._network = network
         self._ways = {name: _Way(port) for name, port in targets.items()}
 
     def __repr__(self) -> str:
-        return f"<Proxies {self.ports}>"
+        return f"<Proxies {self.addresses}>"
 
     @property
-    def ports(self) -> dict[str, int]:
-        """Where each node is reached."""
-        return {name: way.port for name, way in self._ways.items()}
+    def addresses(self) -> dict[str, tuple[str, int]]:
+        """Host and port at which each node is reached."""
+        return {name: (way.host, way.port) for name, way in self._ways.items()}
 
     def delay(self, name: str, seconds: float) -> None:
         """What passes takes so much longer, each way half of it."""
@@ -117,6 +121,8 @@ class Proxies:
 
     def cut(self, name: str) -> None:
         """Nothing passes, and nobody is told."""
+        if self._network is not None:
+            self._network.cut(name)
         self._ways[name].cut = True
 
     def refuse(self, name: str) -> None:
@@ -125,22 +131,28 @@ class Proxies:
 
     def restore(self, name: str) -> None:
         """Everything passes again; connections that were cut are lost."""
-        self._do(self._restore(self._ways[name]))
+        if self._network is not None and self._ways[name].cut:
+            self._network.mend(name)
+        self._do(self._restore(name, self._ways[name]))
 
     def _do(self, work: object) -> None:
         asyncio.run_coroutine_threadsafe(work, self._loop).result(_SECONDS)  # type: ignore[arg-type]
 
     async def open(self) -> None:
-        for way in self._ways.values():
-            await self._listen(way)
+        for name, way in self._ways.items():
+            await self._listen(name, way)
 
     async def close(self) -> None:
         for way in self._ways.values():
             await self._close(way)
 
-    async def _listen(self, way: _Way) -> None:
-        way.server = await self._loop.create_server(lambda: _Pipe(way), _HOST, way.port)
-        way.port = way.server.sockets[0].getsockname()[1]
+    async def _listen(self, name: str, way: _Way) -> None:
+        if self._network is None:
+            way.server = await self._loop.create_server(lambda: _Pipe(way), _HOST, way.port)
+        else:
+            listener = self._network.listen(name, way.port)
+            way.server = await self._loop.create_server(lambda: _Pipe(way), sock=listener)
+        way.host, way.port = way.server.sockets[0].getsockname()
 
     async def _close(self, way: _Way) -> None:
         server, way.server = way.server, None
@@ -150,13 +162,13 @@ class Proxies:
         if server is not None:
             await server.wait_closed()
 
-    async def _restore(self, way: _Way) -> None:
+    async def _restore(self, name: str, way: _Way) -> None:
         way.delay = 0.0
         if way.cut:
             way.cut = False
             self._abort(way)
         if way.server is None:
-            await self._listen(way)
+            await self._listen(name, way)
 
     def _abort(self, way: _Way) -> None:
         for pipe in list(way.pipes):
@@ -165,10 +177,10 @@ class Proxies:
 
 
 @contextmanager
-def open_proxies(targets: Mapping[str, int]) -> Iterator[Proxies]:
-    """Ways to the ports of `targets`, while the block runs."""
+def open_proxies(targets: Mapping[str, int], network: Network | None = None) -> Iterator[Proxies]:
+    """Ways to the ports of `targets`, while the block runs; over links of `network`, if there is one."""
     loop = uvloop.new_event_loop()
-    proxies = Proxies(loop, targets)
+    proxies = Proxies(loop, targets, network)
     ready = threading.Event()
 
     def run(started: Callable[[], None]) -> None:

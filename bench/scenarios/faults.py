@@ -1,7 +1,8 @@
 """Servers killed, frozen, slowed, cut off and promoted under searches and writes, and what callers saw.
 
 One router serves all faults, one after the other, on shards with a replica each. Each node is reached
-through a proxy of this bench, so that it can be slowed or cut off without being touched. Requirements
+through a proxy of this bench, so that it can be slowed or closed without being touched, and over a link of
+its own, where the machine allows that, which can be cut. Requirements
 hold for faults of a node with a live partner: no failed search, nothing partial once the fault is known,
 p99 within twice the healthy one plus a hedge's delay, and full coverage within two seconds of the end.
 """
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import msgspec
@@ -21,6 +23,7 @@ from bench.errors import BenchError
 from bench.faults.growth import Growth, break_connections
 from bench.faults.kinds import FAULTS, Broken, Fault
 from bench.faults.load import FIRST_ID, Event, Rates, States
+from bench.faults.network import obstacle, open_network
 from bench.faults.process import Job, running
 from bench.faults.promotion import Writes, write_across_promotion
 from bench.faults.proxies import Proxies, open_proxies
@@ -30,7 +33,7 @@ from bench.world import COLLECTION, Router, World
 
 __all__ = ["run"]
 
-_QUICK = ("kill-replica", "freeze-replica", "slow-100ms", "shard-gone")
+_QUICK = ("kill-replica", "freeze-replica", "slow-100ms", "cut", "shard-gone")
 _QUICK_SECONDS = 1.5
 _SLICE = 0.25
 _RECOVERY = 2.0
@@ -59,8 +62,10 @@ def run(context: Context) -> Outcome:
     seconds = _QUICK_SECONDS if options.quick else options.seconds
     with context.world(replicas=1) as world:
         ports = {node.name: node.port for node in world.cluster.nodes}
+        without = obstacle()
         with (
-            open_proxies(ports) as proxies,
+            nullcontext() if without else open_network(list(ports), world.folder) as network,
+            open_proxies(ports, network) as proxies,
             world.serve(redis=True, map_path=_behind(world, proxies), max_lag=_MAX_LAG) as router,
         ):
             courses = uvloop.run(_break_all(context, world, proxies, router, faults, seconds))
@@ -82,7 +87,9 @@ def run(context: Context) -> Outcome:
             " (open loop), each search for another vector; deadline 2 s",
             "bounds of p99 rest on the quiet phases of all faults together",
             f"late: {DETECTION:g} s after the fault began, or later",
-            "the network was cut by the bench's own proxy, which drops what it gets; no network namespaces",
+            "each node is reached over a link of its own to a network namespace; it was cut at the far end"
+            if without is None
+            else f"the network was cut by the bench's own proxy, which drops what it gets: {without}",
             *(f"{c.fault.title}: {c.verdict.reasons}" for c in courses if c.verdict.reasons),
         ],
     )
@@ -93,7 +100,8 @@ def _behind(world: World, proxies: Proxies) -> Path:
     text = world.map_path.read_text()
     for node in world.cluster.nodes:
         before = text
-        text = text.replace(f"127.0.0.1:{node.port}/", f"127.0.0.1:{proxies.ports[node.name]}/")
+        host, port = proxies.addresses[node.name]
+        text = text.replace(f"127.0.0.1:{node.port}/", f"{host}:{port}/")
         if text == before:
             raise BenchError(f"{node.name} is not in {world.map_path}")
     path = world.folder / "behind_proxies.yaml"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from pathlib import Path
 from typing import cast
 
 import pytest
 
 from bench.faults.load import Event, States
+from bench.faults.network import obstacle, open_network
 from bench.faults.proxies import Proxies, open_proxies
 from bench.faults.verdict import judge, slices
 from bench.results import load_run
@@ -23,7 +25,7 @@ def test_callers_do_not_notice_what_breaks_while_a_partner_lives(tmp_path: Path)
     run = load_run(tmp_path / "faults.json")
     metrics = {metric.name: metric for metric in run.outcome.metrics}
     judged = [metric for metric in metrics.values() if metric.target is not None]
-    assert len(judged) == 3 * 5 + 2 + 3
+    assert len(judged) == 4 * 5 + 2 + 3
     for metric in judged:
         # How fast it is depends on who else uses the machine.
         assert metric.met or "p99" in metric.name, metric
@@ -31,6 +33,8 @@ def test_callers_do_not_notice_what_breaks_while_a_partner_lives(tmp_path: Path)
         assert (tmp_path / f"faults-{timeline.name}.png").stat().st_size > 5000
         seen = {state for states in timeline.states.values() for _, state in states}
         assert timeline.name == "slow-100ms" or seen & {"down", "ejected"}, timeline.name
+    if obstacle() is None:
+        assert any("namespace" in note for note in run.outcome.notes)
     gone = next(row for row in run.outcome.tables[0].rows if row[0] == "all nodes of a shard killed")
     assert int(str(gone[3])) > 20  # partial answers: what was broken was broken
 
@@ -80,7 +84,7 @@ class Echo(asyncio.Protocol):
 async def asked(proxies: Proxies, within: float = 1.0) -> float:
     """Seconds for a word there and back on a new connection."""
     loop = asyncio.get_running_loop()
-    reader, writer = await asyncio.open_connection("127.0.0.1", proxies.ports["n"])
+    reader, writer = await asyncio.open_connection(*proxies.addresses["n"])
     try:
         started = loop.time()
         writer.write(b"word")
@@ -99,7 +103,7 @@ async def test_a_way_can_be_slowed_cut_closed_and_restored() -> None:
             assert 0.19 < await asked(proxies) < 0.5
             proxies.restore("n")
             assert await asked(proxies) < 0.1
-            reader, writer = await asyncio.open_connection("127.0.0.1", proxies.ports["n"])
+            reader, writer = await asyncio.open_connection(*proxies.addresses["n"])
             proxies.cut("n")
             with pytest.raises(TimeoutError):
                 await asked(proxies, 0.2)
@@ -114,3 +118,35 @@ async def test_a_way_can_be_slowed_cut_closed_and_restored() -> None:
                 await asked(proxies)
             proxies.restore("n")
             assert await asked(proxies) < 0.1
+
+
+async def test_a_link_that_is_cut_tells_nobody_and_only_it_is_cut(tmp_path: Path) -> None:
+    if (reason := obstacle()) is not None:
+        pytest.skip(reason)
+    async with await asyncio.get_running_loop().create_server(Echo, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        with (
+            open_network(["m", "n"], tmp_path) as network,
+            open_proxies({"m": port, "n": port}, network) as proxies,
+        ):
+            assert {host for host, _ in proxies.addresses.values()} == set(network.hosts.values())
+            reader, writer = await asyncio.open_connection(*proxies.addresses["m"])
+            other_reader, other_writer = await asyncio.open_connection(*proxies.addresses["n"])
+            network.cut("m")
+            for end in (writer, other_writer):
+                end.write(b"word")
+            assert await other_reader.readexactly(4) == b"word"
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await reader.read(1)
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.5):
+                    await asyncio.open_connection(*proxies.addresses["m"])
+            # What was lost is sent again.
+            network.mend("m")
+            async with asyncio.timeout(5):
+                assert await reader.readexactly(4) == b"word"
+            for end in (writer, other_writer):
+                end.transport.abort()
+        links = Path("/sys/class/net")
+        assert not [link for link in links.iterdir() if link.name.startswith(f"pgs{os.getpid():x}.")]
