@@ -136,6 +136,9 @@ class Metrics:
         self._node_ejected = self._gauge(
             "node_ejected", "Whether a node is left out for its silence.", _NODE, "livemax"
         )
+        self._node_changed = self._gauge(
+            "node_changed_timestamp_seconds", "When a node's state changed last.", _NODE, "livemax"
+        )
         self._node_lag = self._gauge(
             "node_replay_lag_bytes", "How far a replica is behind.", _NODE, "livemax"
         )
@@ -232,8 +235,9 @@ class Metrics:
             self._child(self._failed, written.collection, reason).inc(count)
 
     def _node(self, labels: tuple[str, str], node: NodeStatus) -> None:
-        self._child(self._node_up, *labels).set(node.state == "up")
+        self._child(self._node_up, *labels).set(node.state not in ("down", "unknown"))
         self._child(self._node_ejected, *labels).set(node.state == "ejected")
+        self._child(self._node_changed, *labels).set(node.since)
         before = self._nodes.get(labels)
         for counter, count, counted in (
             (self._ejections, node.ejections, before.ejections if before else 0),
@@ -251,6 +255,7 @@ class Metrics:
         for gauge in (
             self._node_up,
             self._node_ejected,
+            self._node_changed,
             self._node_primary,
             self._node_lag,
             self._node_lag_seconds,

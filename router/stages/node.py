@@ -178,8 +178,9 @@ class Node:
             self.observe(msgspec.structs.replace(self.state, health=Health.DOWN, reason=str(error)))
 
     def observe(self, state: NodeState) -> None:
-        """Take over what is newly known; `since` moves only when health or role do."""
-        changed = (state.health, state.role) != (self.state.health, self.state.role)
+        """Take over what is newly known; `since` moves only when health, role or right do."""
+        known = self.state
+        changed = (state.health, state.role, state.deposed) != (known.health, known.role, known.deposed)
         since = time.time() if changed else self.state.since
         if changed and state.health is Health.DOWN:
             self.reads.discard_idle()
@@ -219,6 +220,7 @@ class Node:
     def _readmit(self) -> None:
         if self.ejection.out:
             self._warm_at = self._clock() + _WARM_UP_SECONDS
+            self.state = msgspec.structs.replace(self.state, since=time.time())
         self.ejection.answered()
 
     async def _execute(self, probes: Sequence[Probe]) -> list[tuple[Sequence[Row], str | None]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 
@@ -196,10 +197,14 @@ async def test_hedges_hide_a_frozen_node_long_before_a_probe_finds_it(fragile: C
         states = {status.name: status for status in w.router.nodes()}
         assert states["s1-b"].state == "ejected"
         assert states["s1-b"].reason is not None
+        left_out = states["s1-b"].since
+        assert 0 < time.time() - left_out < 60
         assert frozen[-10] < 2 * usual[-10] + 0.02
         assert frozen[-1] < 1
         fragile.resume("s1-b")
         await all_up(w, 10.0)
+        states = {status.name: status for status in w.router.nodes()}
+        assert states["s1-b"].since > left_out
 
 
 async def test_writes_to_a_frozen_primary_end_in_time_and_know_what_they_do_not_know(

@@ -145,7 +145,7 @@ def test_what_became_of_hedges_retries_and_ejections_is_counted() -> None:
         metrics.end("POST", "/search", Reply(b"", found=(("documents", Found(answer, "miss")),)), 0.01)
     nodes = backend.nodes()
     for ejections in (1, 1, 3):
-        out = msgspec.structs.replace(nodes[0], state="ejected", ejections=ejections)
+        out = msgspec.structs.replace(nodes[0], state="ejected", ejections=ejections, since=1.5e9)
         backend.nodes = lambda out=out: [out, *nodes[1:]]  # type: ignore[method-assign, misc]
         found = samples(metrics.render(backend).decode())
     shard, node = labels(shard="s0"), labels(shard="s0", node="s0-a")
@@ -155,7 +155,9 @@ def test_what_became_of_hedges_retries_and_ejections_is_counted() -> None:
     assert found["pgscatter_node_answers_total", node] == 4
     assert found["pgscatter_node_ejections_total", node] == 3
     assert found["pgscatter_node_ejected", node] == 1
-    assert found["pgscatter_node_up", node] == 0
+    assert found["pgscatter_node_changed_timestamp_seconds", node] == 1.5e9
+    # It is left out although it answers probes.
+    assert found["pgscatter_node_up", node] == 1
 
 
 async def test_refusals_are_counted(
