@@ -19,6 +19,7 @@ __all__ = ["FAULTS", "Broken", "Fault"]
 # Of the shards, one suffers.
 _SHARD = "s1"
 _PAUSE = 1.0
+_GAP = 0.02  # seconds between two connections
 
 Role = Literal["primary", "replica"]
 
@@ -145,14 +146,20 @@ async def _restore(b: Broken) -> None:
 
 
 async def _fill(b: Broken) -> None:
-    """Take every connection that the replica has, and the router's when they are given up."""
-    await b.sql(
-        b.replica,
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgscatter reads'",
+    """Take every connection that the replica has, and then the router's as well."""
+    # Slowly: what is to be seen is a server that is full, not one that is overrun.
+    await _take(b, _GAP)
+    await b.held[0].execute(
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgscatter reads'"
     )
+    await _take(b, 0.0)
+
+
+async def _take(b: Broken, gap: float) -> None:
     with contextlib.suppress(asyncpg.TooManyConnectionsError):
         while True:
             b.held.append(await asyncpg.connect(b.cluster.node(b.replica).dsn))
+            await asyncio.sleep(gap)
 
 
 async def _empty(b: Broken) -> None:
