@@ -89,6 +89,7 @@ async def test_writes_wait_for_the_next_primary_and_searches_do_not(pair: Cluste
     async with filled(pair) as w:
         loop = asyncio.get_running_loop()
         await asyncio.to_thread(pair.kill, "s0-a")
+        await until(w, "s0-a", state="down")
         document = w.document(100, [100.0] * 8, content="new")
         writing = asyncio.create_task(w.router.upsert(w.collection, [document], w.soon(10)))
         for _ in range(30):
@@ -153,6 +154,8 @@ async def test_two_primaries_with_equal_rights_take_no_writes(pair: Cluster) -> 
 async def test_a_write_without_a_primary_fails_after_its_wait(pair: Cluster) -> None:
     async with filled(pair, Settings(probe_interval=0.2, failover_wait=0.5)) as w:
         await asyncio.to_thread(pair.kill, "s0-a")
+        # A write on a connection that is not known to be lost would be told that its end is unknown.
+        await until(w, "s0-a", state="down")
         loop = asyncio.get_running_loop()
         started = loop.time()
         outcome = await w.router.upsert(w.collection, [w.document(7, [7.0] * 8)], w.soon(10))
