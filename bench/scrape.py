@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import urllib.request
+from collections.abc import Iterator
 
 import msgspec
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 
 from bench.errors import BenchError
 from bench.resources import family, usage
 from bench.world import Router, World
 
-__all__ = ["State", "scrape", "state"]
+__all__ = ["State", "by_label", "scrape", "state"]
 
 
 class State(msgspec.Struct, frozen=True, kw_only=True):
@@ -47,17 +49,35 @@ def scrape(router: Router) -> dict[str, float]:
     Raises:
         BenchError
     """
+    found: dict[str, float] = {}
+    for sample in _samples(router):
+        found[sample.name] = found.get(sample.name, 0.0) + sample.value
+    return found
+
+
+def by_label(router: Router, name: str, label: str) -> dict[str, float]:
+    """One metric by one of its labels, those of the others added up.
+
+    Raises:
+        BenchError
+    """
+    found: dict[str, float] = {}
+    for sample in _samples(router):
+        if sample.name == name:
+            value = sample.labels[label]
+            found[value] = found.get(value, 0.0) + sample.value
+    return found
+
+
+def _samples(router: Router) -> Iterator[Sample]:
     opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
         with opener.open(f"{router.url}/metrics", timeout=30) as reply:
             text = reply.read().decode()
     except OSError as exc:
         raise BenchError(f"no metrics: {exc}") from exc
-    found: dict[str, float] = {}
     for metric in text_string_to_metric_families(text):
-        for sample in metric.samples:
-            found[sample.name] = found.get(sample.name, 0.0) + sample.value
-    return found
+        yield from metric.samples
 
 
 def state(world: World, router: Router, at: float) -> State:

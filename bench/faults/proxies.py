@@ -75,7 +75,7 @@ class _Pipe(asyncio.Protocol):
     def send(self, data: bytes) -> None:
         if self.transport is None:
             self._early.append(data)
-        else:
+        elif not self.transport.is_closing():
             self.transport.write(data)
 
     async def _connect(self, other: _Pipe) -> None:

@@ -17,6 +17,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import uvloop
+from msgspec.structs import astuple
 
 from bench.context import Context
 from bench.errors import BenchError
@@ -29,7 +30,9 @@ from bench.faults.promotion import Writes, write_across_promotion
 from bench.faults.proxies import Proxies, open_proxies
 from bench.faults.verdict import DETECTION, Verdict, judge, quiet, slices
 from bench.results import Metric, Outcome, Table, Timeline
+from bench.scrape import by_label, scrape
 from bench.world import COLLECTION, Router, World
+from router.settings import Settings
 
 __all__ = ["run"]
 
@@ -38,10 +41,30 @@ _QUICK_SECONDS = 1.5
 _SLICE = 0.25
 _RECOVERY = 2.0
 _TIMES_P99, _TIMES_P99_SLOWED = 2.0, 1.5
+# Of a router with its defaults: its hedges' share, and how many it may save up.
+_HEDGES, _HEDGES_SAVED = Settings().hedge_budget, 10.0
 _WRITES, _BREAKS = 10_000, 1000
 _QUICK_WRITES, _QUICK_BREAKS = 300, 40
 _MAX_LAG = 1.0
 _IDS_EACH = 1_000_000
+
+
+class _Extra(msgspec.Struct, frozen=True):
+    """What nodes were asked beyond once for each part of a search; differences are between two moments."""
+
+    parts: float
+    won: float
+    lost: float
+    denied: float
+    retries: float
+    ejections: float
+
+    def __sub__(self, before: _Extra) -> _Extra:
+        return _Extra(*(a - b for a, b in zip(astuple(self), astuple(before), strict=True)))
+
+    @property
+    def sent(self) -> float:
+        return self.won + self.lost
 
 
 class _Course(msgspec.Struct, frozen=True):
@@ -54,6 +77,7 @@ class _Course(msgspec.Struct, frozen=True):
     healed: float
     verdict: Verdict
     lost: int
+    extra: _Extra
 
 
 def run(context: Context) -> Outcome:
@@ -80,7 +104,12 @@ def run(context: Context) -> Outcome:
         )
     return Outcome(
         metrics=[*_metrics(courses), *_write_metrics(writes), *_growth_metrics(growth)],
-        tables=[_searches_table(courses), _writes_table(courses), _growth_table(growth)],
+        tables=[
+            _searches_table(courses),
+            _writes_table(courses),
+            _extra_table(courses),
+            _growth_table(growth),
+        ],
         timelines=[_timeline(course) for course in courses],
         notes=[
             f"{Rates().searches:g} searches/s and {Rates().writes:g} writes/s arrive whatever becomes of them"
@@ -137,6 +166,7 @@ async def _course(
     broken.look()
     lasts = min(fault.seconds, 1.5 * seconds)
     first_id = FIRST_ID + number * _IDS_EACH
+    before = await asyncio.to_thread(_extra, router)
     job = Job(router.url, COLLECTION, str(world.queries_path), Rates(), first_id)
     async with running(job) as load:
         await asyncio.sleep(1 + seconds)
@@ -152,10 +182,24 @@ async def _course(
         await load.until_up(hits)
         await asyncio.sleep(0.5)
     found = load.result
+    extra = await asyncio.to_thread(_extra, router) - before
     verdict = judge(found.events, found.states, hits, injected, healed)
     held = await asyncio.to_thread(world.holding, FIRST_ID)
     lost = sum(id_ not in held for id_ in found.acknowledged)
-    return _Course(fault, found.events, found.states, injected, healed, verdict, lost)
+    return _Course(fault, found.events, found.states, injected, healed, verdict, lost, extra)
+
+
+def _extra(router: Router) -> _Extra:
+    said = scrape(router)
+    hedges = by_label(router, "pgscatter_shard_hedges_total", "outcome")
+    return _Extra(
+        parts=said.get("pgscatter_shard_results_total", 0.0),
+        won=hedges.get("won", 0.0),
+        lost=hedges.get("lost", 0.0),
+        denied=hedges.get("denied", 0.0),
+        retries=said.get("pgscatter_shard_retries_total", 0.0),
+        ejections=said.get("pgscatter_node_ejections_total", 0.0),
+    )
 
 
 def _metrics(courses: list[_Course]) -> list[Metric]:
@@ -178,6 +222,9 @@ def _metrics(courses: list[_Course]) -> list[Metric]:
             add("p99 against its bound", v.fault_p99 / bound, 1.0, "x")
         add("to full coverage", v.recovered, _RECOVERY, "s")
         add("acknowledged writes lost", float(course.lost), 0.0)
+    sent, parts = sum(c.extra.sent for c in courses), sum(c.extra.parts for c in courses)
+    budget = _HEDGES + _HEDGES_SAVED / parts
+    made.append(Metric(name="hedges sent, of all parts", value=sent / parts, better="lower", target=budget))
     return made
 
 
@@ -238,6 +285,19 @@ def _writes_table(courses: list[_Course]) -> Table:
         for c, v in ((course, course.verdict) for course in courses)
     ]
     return Table("Writes", ["fault", "writes", "failed", "slowest s", "acknowledged and lost"], rows)
+
+
+def _extra_table(courses: list[_Course]) -> Table:
+    rows: list[list[str | float | None]] = [
+        [
+            c.fault.title,
+            *(f"{n:g}" for n in (e.parts, e.won, e.lost, e.denied, e.retries, e.ejections)),
+            f"{e.sent / e.parts:.1%}",
+        ]
+        for c, e in ((course, course.extra) for course in courses)
+    ]
+    columns = ["fault", "parts", "hedges won", "lost", "denied", "retries", "ejections", "hedged"]
+    return Table("What nodes were asked beyond once per part of a search", columns, rows)
 
 
 def _timeline(course: _Course) -> Timeline:
