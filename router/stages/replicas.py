@@ -28,9 +28,9 @@ _RETRIED = (ErrorKind.UNREACHABLE, ErrorKind.LOST, ErrorKind.TRANSIENT)
 _ANY = Reads()
 # A node that cannot be reached is taken down at once.
 _STRUCK = (ErrorKind.LOST, ErrorKind.TRANSIENT)
-# Seconds before a second node is asked while it is not known what is usual; and at least, since the loop's
-# clock counts whole milliseconds.
+# Seconds before a second node is asked while it is not known what is usual; and at least.
 _PATIENCE, _PATIENCE_LEAST = 0.1, 0.002
+_TICK = 0.001  # of the loop's clock
 # Times as long until it is asked for again, after a hedge was refused.
 _PATIENCE_GROWTH = 3
 # Times as long as is usual that an ejected node has for its trial.
@@ -181,6 +181,7 @@ class Ask:
         "_deadline",
         "_done",
         "_flying",
+        "_late_at",
         "_lost",
         "_order",
         "_overloaded",
@@ -213,6 +214,7 @@ class Ask:
         self._overloaded: OverloadedError | None = None
         self._second: _Attempt | None = None  # beside the first
         self._refusals = 0
+        self._late_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
     def leave(self) -> None:
@@ -255,10 +257,17 @@ class Ask:
         if self._timer is not None:
             self._timer.cancel()
         delay = self._replicas.patience(self._probe.work) * _PATIENCE_GROWTH**self._refusals
+        self._late_at = self._replicas.clock() + delay
         self._timer = asyncio.get_running_loop().call_later(delay, self._hedge)
 
     def _hedge(self) -> None:
         """It takes longer than is usual: a second node may be faster, and whichever is first counts."""
+        early = self._late_at - self._replicas.clock()
+        if early > _TICK / 10:
+            # uvloop counts whole milliseconds from the beginning of its turn, and what is usual is a few of
+            # them: of searches that take 3 ms, a third would be called late.
+            self._timer = asyncio.get_running_loop().call_later(max(early, _TICK), self._hedge)
+            return
         self._timer = None
         hedges = self._replicas.hedges
         # A fresh answer is worth more than a fast one.
