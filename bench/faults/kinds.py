@@ -20,6 +20,7 @@ __all__ = ["FAULTS", "Broken", "Fault"]
 _SHARD = "s1"
 _PAUSE = 1.0
 _GAP = 0.02  # seconds between two connections
+_SECONDS = 60.0
 
 Role = Literal["primary", "replica"]
 
@@ -150,7 +151,8 @@ async def _fill(b: Broken) -> None:
     # Slowly: what is to be seen is a server that is full, not one that is overrun.
     await _take(b, _GAP)
     await b.held[0].execute(
-        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgscatter reads'"
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'pgscatter reads'",
+        timeout=_SECONDS,
     )
     await _take(b, 0.0)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -70,9 +71,13 @@ class CoverageView(msgspec.Struct, frozen=True):
 
 
 class Explanation(msgspec.Struct, frozen=True):
-    """What happened on each shard; nothing, if the answer came from a cache."""
+    """What happened on each shard; nothing, if the answer came from a cache.
+
+    `nodes` are those of these shards that are not up, with the reason, and since when.
+    """
 
     shards: tuple[ShardReport, ...]
+    nodes: tuple[NodeStatus, ...]
 
 
 class SearchAnswer(msgspec.Struct, frozen=True):
@@ -231,7 +236,10 @@ def coverage_view(coverage: Coverage) -> CoverageView:
     return CoverageView(coverage.full, coverage.shards, coverage.failures, coverage.stale or UNSET)
 
 
-def search_answer(found: Found, took_ms: float, map_version: int, *, explain: bool) -> SearchAnswer:
+def search_answer(
+    found: Found, took_ms: float, map_version: int, *, explain: Sequence[NodeStatus] | None
+) -> SearchAnswer:
+    """`explain` are all nodes as they are now, None where no explanation is wanted."""
     answer = found.answer
     return SearchAnswer(
         answer.hits,
@@ -240,5 +248,10 @@ def search_answer(found: Found, took_ms: float, map_version: int, *, explain: bo
         coverage_view(answer.coverage),
         map_version,
         answer.short or UNSET,
-        Explanation(answer.reports) if explain else UNSET,
+        UNSET if explain is None else _explanation(answer.reports, explain),
     )
+
+
+def _explanation(reports: tuple[ShardReport, ...], nodes: Sequence[NodeStatus]) -> Explanation:
+    asked = {report.shard for report in reports}
+    return Explanation(reports, tuple(n for n in nodes if n.shard in asked and n.state != "up"))

@@ -129,7 +129,7 @@ class Searches:
 
     def _encode(self, request: Request, query: SearchQuery, found: Found, took_ms: float) -> bytes:
         version = request.backend.shard_map.version
-        explain = query.explain or query.plan
+        explain = request.backend.nodes() if query.explain or query.plan else None
         return self._encoder.encode(search_answer(found, took_ms, version, explain=explain))
 
 

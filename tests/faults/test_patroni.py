@@ -162,7 +162,8 @@ async def test_the_router_follows_patroni(
             order = {"leader": "b", "candidate": "a"}
             said = await asyncio.to_thread(patroni.ask, "b", "/switchover", order)
             assert said == 'Successfully switched over to "a"'
-            switched = await watch
+            async with asyncio.timeout(30):
+                switched = await watch
             back = await running.first_write_after(switched, 20)
             assert back - switched < 2
             await shown(url, a={**up, "role": "primary"}, b={**up, "role": "replica"})

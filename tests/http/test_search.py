@@ -85,6 +85,19 @@ async def test_everything_a_search_can_say_reaches_the_query(
     assert [report["plan"] for report in reports] == ["Limit", "Limit"]
 
 
+async def test_an_explanation_names_the_nodes_that_are_not_up(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    body = {"vector": VECTOR, "explain": True}
+    assert (await client.post(SEARCH, json=body)).json()["explain"]["nodes"] == []
+    backend.down = {"s1"}
+    shown = (await client.get("/v1/nodes")).json()["nodes"]
+    explained = (await client.post(SEARCH, json=body)).json()["explain"]["nodes"]
+    assert explained == [node for node in shown if node["shard"] == "s1"] != []
+    assert {"state", "reason", "since"} <= explained[0].keys()
+    assert "explain" not in (await client.post(SEARCH, json={"vector": VECTOR})).json()
+
+
 async def test_defaults_come_from_the_collection(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     before = asyncio.get_running_loop().time()
     await client.post(SEARCH, json={"vector": VECTOR})
