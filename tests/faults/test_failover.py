@@ -11,6 +11,7 @@ import pytest
 
 from deploy.local import Cluster
 from router.query.errors import UnavailableError
+from router.query.types import Hedge
 from router.settings import Settings
 from router.status import NodeStatus
 from router.topology import Topology
@@ -232,3 +233,30 @@ async def test_a_node_without_room_for_connections_is_left_for_its_partner(pair:
         finally:
             for connection in taken:
                 connection.terminate()
+
+
+async def test_the_loser_of_a_hedge_is_cancelled_on_its_server(pair: Cluster) -> None:
+    async with filled(pair, Settings(max_lag=60)) as w:
+        # The replica does not learn of the lock, so that statements wait on the primary alone.
+        await pause_replay(pair)
+        connection = await asyncpg.connect(pair.node("s0-a").dsn)
+        try:
+            await connection.execute(f"BEGIN; LOCK TABLE {w.collection.table} IN ACCESS EXCLUSIVE MODE")
+            lost = tried = 0
+            # After a third one the node would be left out.
+            while lost < 2:
+                found = await w.search([float(tried)] * 8, 5, cache=False)
+                assert found.answer.coverage.full
+                lost += found.answer.reports[0].hedge is Hedge.WON
+                tried += 1
+                assert tried < 60
+            end = asyncio.get_running_loop().time() + 2
+            while await connection.fetchval(
+                "SELECT count(*) FROM pg_stat_activity"
+                " WHERE wait_event_type = 'Lock' AND application_name = 'pgscatter reads'"
+            ):
+                assert asyncio.get_running_loop().time() < end
+                await asyncio.sleep(0.02)
+        finally:
+            connection.terminate()
+            await execute(pair.node("s0-b").dsn, "SELECT pg_wal_replay_resume()")
