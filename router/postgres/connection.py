@@ -12,11 +12,26 @@ from typing import TypeAlias
 
 import asyncpg
 
-__all__ = ["POSTGRES_ERRORS", "Connection", "ErrorKind", "NodeError", "node_error", "open_connection"]
+__all__ = [
+    "CLIENT_CHECK",
+    "POSTGRES_ERRORS",
+    "Connection",
+    "ErrorKind",
+    "NodeError",
+    "node_error",
+    "open_connection",
+]
 
 # What a statement raises; `node_error` says what it means. asyncpg's internal error is what a statement
 # gets on a connection that the server has just ended.
 POSTGRES_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
+
+# A server of PostgreSQL 14 or newer ends the statement of a client that is gone after this time, instead of
+# searching or building an index for nobody. Older ones have no such setting.
+CLIENT_CHECK = (
+    "SELECT set_config('client_connection_check_interval', '1s', false)"
+    " WHERE current_setting('client_connection_check_interval', true) IS NOT NULL"
+)
 
 # The shapes of searches differ by filter, limit and columns; each holds a plan on the server.
 _STATEMENT_CACHE = 256
@@ -102,6 +117,8 @@ async def open_connection(
     connection.ef_search = None
     try:
         async with asyncio.timeout(connect_timeout):
+            # Connections are terminated, without a word, when their node has gone silent.
+            await connection.execute(CLIENT_CHECK)
             await _set_codecs(connection)
     except POSTGRES_ERRORS as exc:
         connection.terminate()

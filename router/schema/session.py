@@ -13,7 +13,7 @@ from typing import TypeAlias, TypeVar
 
 import asyncpg
 
-from router.postgres.connection import POSTGRES_ERRORS, ErrorKind, NodeError, node_error
+from router.postgres.connection import CLIENT_CHECK, POSTGRES_ERRORS, ErrorKind, NodeError, node_error
 from shard_config.model import Node
 
 __all__ = [
@@ -30,11 +30,6 @@ T = TypeVar("T")
 CONNECT_TIMEOUT = 5.0
 # How long a statement may take to notice that its connection is gone.
 _LAST_WORDS = 1.0
-# A server of PostgreSQL 14 or newer ends the statement of a client that is gone after this time,
-# instead of building an index for nobody.
-_CLIENT_CHECK = (
-    "SELECT set_config(name, '1s', false) FROM pg_settings WHERE name = 'client_connection_check_interval'"
-)
 
 
 class _Session(asyncpg.Connection):
@@ -100,7 +95,7 @@ async def connect(node: Node, name: str, **settings: str) -> Connection:
     try:
         with node_errors():
             async with asyncio.timeout(CONNECT_TIMEOUT):
-                await connection.execute(_CLIENT_CHECK)
+                await connection.execute(CLIENT_CHECK)
     except BaseException:
         connection.terminate()
         raise
