@@ -117,7 +117,7 @@ async def open_connection(
     connection.ef_search = None
     try:
         async with asyncio.timeout(connect_timeout):
-            # Connections are terminated, without a word, when their node has gone silent.
+            # A connection is cut, without a word, when its node does not confirm a cancel.
             await connection.execute(CLIENT_CHECK)
             await _set_codecs(connection)
     except POSTGRES_ERRORS as exc:

@@ -45,11 +45,8 @@ class Pool:
         self._cancel_timeout = cancel_timeout
         self._slots = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
-        self._busy: set[Connection] = set()
-        self._opening: set[asyncio.Task[Connection]] = set()
         self._mending: set[asyncio.Task[None]] = set()
         self._closed = False
-        self._abandoned = 0
         self.freed: Callable[[], None] = lambda: None  # called whenever a connection's place is free again
 
     def __repr__(self) -> str:
@@ -78,7 +75,6 @@ class Pool:
         """
         await self._take_slot()
         connection = await self._connection(ef_search)
-        self._busy.add(connection)
         try:
             yield connection
         except POSTGRES_ERRORS as exc:
@@ -89,20 +85,11 @@ class Pool:
         except NodeError:
             self._settle(connection)
             raise
-        except AttributeError as exc:
-            # What asyncpg 0.32 says when a connection is terminated between two steps of one statement.
-            if not connection.is_closed():
-                self._mend_later(self._mend(connection))
-                raise
-            self._settle(connection)
-            raise NodeError(ErrorKind.LOST, "given up: the node does not answer") from exc
         except BaseException:
             self._mend_later(self._mend(connection))
             raise
         else:
             self._settle(connection)
-        finally:
-            self._busy.discard(connection)
 
     async def warm(self) -> None:
         """Open one connection ahead of the first search.
@@ -118,18 +105,6 @@ class Pool:
         while self._idle:
             self._idle.pop().terminate()
 
-    def abandon(self) -> None:
-        """The node has gone silent: end what is under way there, so that it can be tried elsewhere.
-
-        Whoever holds a connection gets a `NodeError` at once, as does whoever waits for one.
-        """
-        self._abandoned += 1
-        self.discard_idle()
-        for connection in self._busy:
-            connection.terminate()
-        for task in (*self._opening, *self._mending):
-            task.cancel()
-
     async def close(self) -> None:
         """Terminate what is idle and wait for what is being mended; bounded by `cancel_timeout`."""
         self._closed = True
@@ -144,16 +119,12 @@ class Pool:
     async def _take_slot(self) -> None:
         if self._slots.locked() and self.waiting >= self._queue:
             raise OverloadedError(f"{self.waiting} statements wait for node {self.name} already")
-        abandoned = self._abandoned
         self.waiting += 1
         try:
             await self._slots.acquire()
         finally:
             self.waiting -= 1
         self.in_flight += 1
-        if self._abandoned != abandoned:
-            self._give_slot()
-            raise NodeError(ErrorKind.UNREACHABLE, "given up while waiting: the node does not answer")
 
     def _give_slot(self) -> None:
         self.in_flight -= 1
@@ -172,18 +143,12 @@ class Pool:
             if not connection.is_closed():
                 return connection
         task = asyncio.ensure_future(self._open())
-        self._opening.add(task)
-        task.add_done_callback(self._opening.discard)
         try:
-            # Not awaited directly: a cancelled opening and a cancelled caller must be told apart.
             await asyncio.wait([task])
         except BaseException:
             # To open one costs the server more than most searches: the next caller has it.
             self._mend_later(self._keep(task))
             raise
-        if task.cancelled():
-            self._give_slot()
-            raise NodeError(ErrorKind.UNREACHABLE, "given up while connecting: the node does not answer")
         if task.exception() is not None:
             self._give_slot()
         return task.result()

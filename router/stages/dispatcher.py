@@ -183,26 +183,26 @@ class Dispatcher:
             if tickets:
                 self._send(tickets)
 
-    def abandon(self, error: NodeError) -> None:
-        """The node does not answer: whoever waits for its turn may try elsewhere."""
-        tickets = self._backlog.clear()
+    def abandon(self, error: NodeError) -> list[asyncio.Task[None]]:
+        """The node does not answer: whoever waits, for its turn or for an answer, may try elsewhere.
+
+        Returns the statements that were under way, which are cancelled.
+        """
+        tickets, flying = self._backlog.clear(), list(self._flying)
         self.waiting = 0
-        for ticket in tickets:
+        tasks = [statement.task for statement in flying if statement.task is not None]
+        for task in tasks:
+            task.cancel()
+        for ticket in (*tickets, *(ticket for statement in flying for ticket in statement.tickets)):
             _tell(ticket, error)
+        return tasks
 
     async def close(self) -> None:
         """Cancel everything; what waits is told so."""
         if self._timer is not None:
             self._timer.cancel()
         error = NodeError(ErrorKind.UNREACHABLE, "the router is closing its connections")
-        self.abandon(error)
-        for statement in self._flying:
-            for ticket in statement.tickets:
-                _tell(ticket, error)
-        tasks = [statement.task for statement in self._flying if statement.task is not None]
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*self.abandon(error), return_exceptions=True)
 
     def _enqueue(self, ticket: Ticket, turn: float) -> None:
         self._backlog.add(ticket, turn, self._pace)

@@ -198,9 +198,9 @@ class Node:
         self.observed()
 
     def abandon(self) -> None:
-        """The server has gone silent: end what is under way or waits there, so that it is tried elsewhere."""
+        """The server has gone silent: what is under way or waits there is tried elsewhere."""
         self.dispatcher.abandon(NodeError(ErrorKind.LOST, "given up: the node does not answer"))
-        self.reads.abandon()
+        self.reads.discard_idle()
 
     async def close(self) -> None:
         await self.dispatcher.close()

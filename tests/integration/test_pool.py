@@ -9,8 +9,10 @@ import pytest
 from deploy.local import Cluster
 from router.postgres.connection import Connection, NodeError, open_connection
 from router.postgres.pool import Pool
+from router.query.types import Found
+from router.settings import Settings
 from tests.integration.test_search import primary
-from tests.integration.worlds import execute
+from tests.integration.worlds import execute, world
 
 
 async def pool_of(cluster: Cluster) -> tuple[Pool, list[Connection]]:
@@ -51,17 +53,12 @@ async def test_a_connection_that_its_caller_left_is_opened_for_the_next(cluster:
 
 async def test_what_is_opened_for_nobody_does_not_outlive_its_pool(cluster: Cluster) -> None:
     pool, opened = await pool_of(cluster)
-    for end in (pool.abandon, pool.close):
-        caller = asyncio.create_task(one(pool))
-        await asyncio.sleep(0)
-        caller.cancel()
-        await asyncio.gather(caller, return_exceptions=True)
-        ending = end()
-        if ending is not None:
-            await ending
-        while pool.mending:
-            await asyncio.sleep(0.01)
-        assert (pool.in_flight, pool.connections) == (0, 0)
+    caller = asyncio.create_task(one(pool))
+    await asyncio.sleep(0)
+    caller.cancel()
+    await asyncio.gather(caller, return_exceptions=True)
+    await pool.close()
+    assert (pool.in_flight, pool.mending, pool.connections) == (0, 0, 0)
     assert all(connection.is_closed() for connection in opened)
 
 
@@ -84,21 +81,23 @@ async def test_an_opening_that_fails_gives_its_place_back() -> None:
     await pool.close()
 
 
-async def test_a_connection_that_is_ended_between_two_steps_of_a_statement_is_lost(cluster: Cluster) -> None:
-    pool, _ = await pool_of(cluster)
-    for steps in range(60):
-        caller = asyncio.create_task(one(pool))
-        for _ in range(steps):
-            await asyncio.sleep(0)
-        pool.abandon()
-        (outcome,) = await asyncio.gather(caller, return_exceptions=True)
-        assert outcome == 1 or isinstance(outcome, NodeError), (steps, outcome)
-    with pytest.raises(NodeError):
-        async with pool.session() as connection:
-            pool.abandon()
-            await connection.fetchval("SELECT 1")
-    with pytest.raises(NodeError):
-        async with pool.session() as connection:
-            connection.terminate()
-            raise AttributeError("as asyncpg does")
-    await pool.close()
+async def test_a_node_that_is_given_up_keeps_no_place(cluster: Cluster) -> None:
+    """Whatever its searches are at, and whoever leaves in the same turn of the event loop."""
+    async with world(cluster, Settings(node_connections=2)) as w:
+        await w.put(w.document(1, [0.0] * 8))
+        node = w.topology.nodes[0]
+        for turns in range(120):
+            searches = [asyncio.create_task(w.search([0.0] * 8, 5, cache=False)) for _ in range(3)]
+            for _ in range(turns // 3):
+                await asyncio.sleep(0)
+            for search in searches[:-1]:
+                search.cancel()
+            for _ in range(turns % 3):
+                await asyncio.sleep(0)
+            node.abandon()
+            *_, last = await asyncio.gather(*searches, return_exceptions=True)
+            assert isinstance(last, Found) and last.answer.coverage.full, (turns, last)
+        async with asyncio.timeout(5):
+            while node.reads.in_flight or node.reads.mending:
+                await asyncio.sleep(0.01)
+        assert node.reads.connections <= 2

@@ -34,7 +34,6 @@ class Server:
         self.failing = 0.0
         self.asked = self.running = self.cancelled = 0
         self._frozen = False
-        self._sessions: set[asyncio.Future[None]] = set()
         self._stuck: list[asyncio.Future[None]] = []
 
     async def __call__(self, probes: Sequence[Probe]) -> list[tuple[Sequence[Row], str | None]]:
@@ -42,7 +41,6 @@ class Server:
         self.asked += 1
         self.running += 1
         session = loop.create_future()
-        self._sessions.add(session)
         seconds = self.slow + USUAL[probes[0].work] * self.rng.lognormvariate(0, 0.2)
         timer = loop.call_at(loop.time() + seconds, self._finish, session)
         try:
@@ -54,7 +52,6 @@ class Server:
             raise
         finally:
             timer.cancel()
-            self._sessions.discard(session)
             self.running -= 1
         return [([(1, 0.5)], None) for _ in probes]
 
@@ -66,12 +63,6 @@ class Server:
         stuck, self._stuck = self._stuck, []
         for session in stuck:
             self._finish(session)
-
-    def end_sessions(self) -> None:
-        """As if every connection to it were terminated, from the router's side."""
-        for session in self._sessions:
-            if not session.done():
-                session.set_exception(NodeError(ErrorKind.LOST, "connection closed"))
 
     def _finish(self, session: asyncio.Future[None]) -> None:
         if self._frozen:
@@ -88,10 +79,6 @@ class SimulatedNode(Node):
         config = model.Node(name, "")
         super().__init__(config, "s0", SETTINGS, Limit(1000, 1000), execute=server, clock=clock)
         self.server = server
-
-    def abandon(self) -> None:
-        super().abandon()
-        self.server.end_sessions()
 
 
 class Shard:
