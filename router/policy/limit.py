@@ -17,6 +17,7 @@ machine, other routers and the mix of searches do meanwhile.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from math import log
 from statistics import fmean, stdev
 
@@ -46,11 +47,13 @@ class Limit:
     Attributes:
         value: statements that may be in flight now, on all nodes together.
         in_flight: those that are.
+        pumps: of the nodes that share it; each sends what waits there, as far as there is room.
     """
 
     def __init__(self, least: int, most: int, nodes: int = 1) -> None:
         self.value = least * nodes
         self.in_flight = 0
+        self.pumps: list[Callable[[], None]] = []
         self._taken = self.value  # by statements, and by what nodes may still have of their least
         self._own_least, self._own_most = least, most
         self._least, self._most = least * nodes, most * nodes
@@ -63,6 +66,11 @@ class Limit:
 
     def __repr__(self) -> str:
         return f"<Limit {self.value} of {self._least}..{self._most}, {self.in_flight} in flight>"
+
+    @property
+    def room(self) -> bool:
+        """Whether any node may have one more than its least."""
+        return self._taken < self.value
 
     def admits(self, own: int) -> bool:
         """Whether a node with `own` statements may have one more; each always gets its least."""

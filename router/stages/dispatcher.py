@@ -21,13 +21,12 @@ import msgspec
 
 from router.policy.backlog import Backlog
 from router.policy.limit import Limit
+from router.policy.pace import Pace
 from router.postgres.connection import ErrorKind, NodeError
 from router.query.errors import OverloadedError
 from router.query.types import Probe, Row
 
 __all__ = ["Dispatcher", "Execute", "Fetched", "Ticket"]
-
-_PACE_WEIGHT = 0.1
 
 # The node, not one search of several, is what these are about.
 _OF_THE_NODE = (ErrorKind.UNREACHABLE, ErrorKind.LOST)
@@ -60,7 +59,7 @@ class Ticket:
     answers cost a garbage collection of 50 ms for every thousand searches.
     """
 
-    __slots__ = ("caller", "deadline", "done", "key", "probe", "since", "statement")
+    __slots__ = ("caller", "cost", "deadline", "done", "key", "probe", "since", "statement")
 
     def __init__(
         self, probe: Probe, deadline: float, done: Callable[[Fetched | Exception], None], since: float
@@ -71,6 +70,7 @@ class Ticket:
         self.key: Hashable = object() if probe.key is None else probe.key
         self.caller = probe.caller
         self.since = since
+        self.cost = 0.0  # seconds that it is expected to take the node
         self.statement: _Statement | None = None  # None while it waits
 
     @property
@@ -124,8 +124,10 @@ class Dispatcher:
         self._backlog: Backlog[Ticket] = Backlog()
         self._flying: set[_Statement] = set()
         self._carried = 0  # searches in them
-        self._pace = 0.0  # seconds that the node takes per search, all that it does at once considered
+        self._pace = Pace()
+        self._ahead = 0.0  # seconds that what waits is expected to take the node
         self._timer: asyncio.TimerHandle | None = None
+        limit.pumps.append(self.pump)
 
     def __repr__(self) -> str:
         counts = f"{len(self._flying)} in flight, {self.waiting} waiting"
@@ -152,11 +154,11 @@ class Dispatcher:
         if free and not self.waiting:
             self._send([ticket])
             return ticket
-        expected = self.waiting * self._pace
-        if self.waiting >= self._queue or (expected > self._wait and self.waiting > self._together):
+        ahead = self._ahead
+        if self.waiting >= self._queue or (ahead > self._wait and self.waiting > self._together):
             raise OverloadedError(
-                f"{self.waiting} searches wait for node {self.name} already, about {expected * 1000:.0f} ms",
-                retry_after=max(expected, 1.0),
+                f"{self.waiting} searches wait for node {self.name} already, about {ahead * 1000:.0f} ms",
+                retry_after=max(ahead, 1.0),
             )
         self._enqueue(ticket, ticket.since)
         if free:
@@ -170,7 +172,7 @@ class Dispatcher:
         statement = ticket.statement
         ticket.done = ticket.statement = None
         if statement is None:
-            self.waiting -= 1
+            self._dequeued([ticket])
         elif statement.task is not None and all(other.left for other in statement.tickets):
             statement.task.cancel()
 
@@ -178,7 +180,7 @@ class Dispatcher:
         """Send what waits, as far as the node has room."""
         while self.waiting and self._free():
             tickets = self._backlog.take(self._together)
-            self.waiting -= len(tickets)
+            self._dequeued(tickets)
             tickets = self._in_time(tickets)
             if tickets:
                 self._send(tickets)
@@ -189,7 +191,7 @@ class Dispatcher:
         Returns the statements that were under way, which are cancelled.
         """
         tickets, flying = self._backlog.clear(), list(self._flying)
-        self.waiting = 0
+        self._dequeued(tickets)
         tasks = [statement.task for statement in flying if statement.task is not None]
         for task in tasks:
             task.cancel()
@@ -205,10 +207,19 @@ class Dispatcher:
         await asyncio.gather(*self.abandon(error), return_exceptions=True)
 
     def _enqueue(self, ticket: Ticket, turn: float) -> None:
-        self._backlog.add(ticket, turn, self._pace)
-        self.waiting += 1
+        ticket.cost = self._pace.of(_kind(ticket.probe), ticket.since)
+        self._queued(ticket, turn)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._wait, self._expire)
+
+    def _queued(self, ticket: Ticket, turn: float) -> None:
+        self._backlog.add(ticket, turn, ticket.cost)
+        self.waiting += 1
+        self._ahead += ticket.cost
+
+    def _dequeued(self, tickets: Sequence[Ticket]) -> None:
+        self.waiting -= len(tickets)
+        self._ahead = self._ahead - sum([ticket.cost for ticket in tickets]) if self.waiting else 0.0
 
     def _free(self) -> bool:
         return self.limit.admits(len(self._flying) + self._busy())
@@ -241,8 +252,7 @@ class Dispatcher:
             self._failed(tickets, exc)
             return
         now = self._clock()
-        pace = (now - started) / (len(tickets) * in_flight)
-        self._pace += _PACE_WEIGHT * (pace - self._pace)
+        self._pace.took(_kind(tickets[0].probe), (now - started) / (len(tickets) * in_flight), now)
         for ticket, (rows, plan) in zip(tickets, answers, strict=True):
             queue_ms = (started - ticket.since) * 1000
             _tell(ticket, Fetched(rows, queue_ms, (now - started) * 1000, len(tickets), plan))
@@ -271,6 +281,10 @@ class Dispatcher:
         self.limit.end(len(self._flying))
         statement.task = None  # which holds this statement in turn
         self.pump()
+        if self.limit.room:
+            # Nodes that share the limit may have waited for just this one.
+            for pump in self.limit.pumps:
+                pump()
 
     def _expire(self) -> None:
         """Refuse what has waited too long, and come again when the next may have."""
@@ -279,17 +293,20 @@ class Dispatcher:
         error = OverloadedError(f"waited {self._wait * 1000:.0f} ms for node {self.name} in vain")
         oldest = now
         waiting = self._backlog.clear()
-        self.waiting = 0
+        self._dequeued(waiting)
         for ticket in waiting:
             if now - ticket.since >= self._wait:
                 _tell(ticket, error)
             else:
-                self._backlog.add(ticket, ticket.since, self._pace)
-                self.waiting += 1
+                self._queued(ticket, ticket.since)
                 oldest = min(oldest, ticket.since)
         if self.waiting:
             delay = max(oldest + self._wait - now, 0.001)
             self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
+
+
+def _kind(probe: Probe) -> Hashable:
+    return probe.shape if probe.key is None else probe.key
 
 
 def _tell(ticket: Ticket, outcome: Fetched | Exception) -> None:

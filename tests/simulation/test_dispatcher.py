@@ -239,3 +239,57 @@ def test_those_tried_again_have_their_time_to_wait_and_no_more() -> None:
                 assert outcome.queue_ms <= 51 + 1e-6
 
     run(main())
+
+
+@pytest.mark.parametrize(("kind", "rest"), [("other", 0.0), ("k", 20.0)], ids=["others", "before a rest"])
+def test_slow_searches_refuse_nobody_afterwards(kind: str, rest: float) -> None:
+    async def main() -> None:
+        dispatcher, execution = one(Limit(1, 1))
+        execution.slow = 300.0
+        for number in range(30):
+            slow = Search(dispatcher, number, 1000, key=kind)
+            await asyncio.sleep(5)
+            assert slow.answered
+        execution.slow = 1.0
+        await asyncio.sleep(rest)
+        searches = [Search(dispatcher, i, 1000) for i in range(100)]
+        await asyncio.sleep(5)
+        assert all(search.answered for search in searches)
+
+    run(main())
+
+
+def test_one_that_would_wait_too_long_is_refused_at_once() -> None:
+    async def main() -> None:
+        dispatcher, execution = one(Limit(1, 1), together=1)
+        execution.slow = 100.0
+        for number in range(30):
+            Search(dispatcher, number, 1000)
+            await asyncio.sleep(0.2)
+        searches = [Search(dispatcher, i, 1000) for i in range(50)]
+        refused = [search for search in searches if search.outcomes]
+        assert 20 < len(refused) < 45
+        assert all(isinstance(search.outcomes[0], OverloadedError) for search in refused)
+        await dispatcher.close()
+
+    run(main())
+
+
+def test_what_one_node_frees_another_of_the_host_takes() -> None:
+    async def main() -> None:
+        limit = Limit(1, 4, nodes=2)
+        limit.value = 3
+        (idle, _), (busy, slow) = one(limit), one(limit)
+        slow.slow = 2000.0
+        Search(busy, 0, 1000)
+        await asyncio.sleep(0.0001)
+        slow.slow = 1.0
+        beside = [Search(idle, i, 1000) for i in (1, 2)]
+        waiting = Search(busy, 3, 1000)
+        assert busy.waiting == 1
+        await asyncio.sleep(0.5)
+        assert all(search.answered for search in (*beside, waiting))
+        assert busy.in_flight == 1
+        await busy.close()
+
+    run(main())
