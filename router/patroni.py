@@ -21,6 +21,7 @@ _ERRORS = (
     httpcore.UnsupportedProtocol,
     httpcore.ConnectionNotAvailable,
     OSError,  # TimeoutError and TLS included
+    ValueError,  # a host or an answer beyond understanding
 )
 
 

@@ -8,8 +8,10 @@ than interval + timeout, whatever the node does.
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections.abc import Iterable, Sequence
+from math import inf
 
 import msgspec
 
@@ -28,9 +30,14 @@ SELECT r.standby,
         - '0/0'::pg_lsn)::bigint AS lsn,
        -- The control file has it only after the first checkpoint.
        CASE WHEN NOT r.standby
-            THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS timeline
+            THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS timeline,
+       extract(epoch FROM pg_postmaster_start_time())::float8 AS started,
+       CASE WHEN r.standby
+            THEN extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 END AS age
 FROM (SELECT pg_is_in_recovery() AS standby) r
 """
+
+_logger = logging.getLogger(__name__)
 
 # After a write, replicas are asked again this soon, and ever less eagerly, until they have caught up;
 # streaming on one machine takes one or two milliseconds.
@@ -79,27 +86,51 @@ class _Group:
         self.nodes = nodes
         self._heads = Heads()
         self._timeline = 0  # the latest that any of them was on
+        self._strayed: dict[Node, float] = {}  # when the server that has was started
 
-    def observe(self, node: Node, state: NodeState, now: float) -> None:
-        """Take over what a probe of `node` has found."""
+    def replayed(self) -> list[tuple[Node, NodeState]]:
+        """The replicas, as they are known now."""
+        states = ((node, node.state) for node in self.nodes)
+        return [pair for pair in states if pair[1].health is Health.UP and pair[1].role is Role.REPLICA]
+
+    def observe(
+        self, node: Node, state: NodeState, now: float, before: Sequence[tuple[Node, NodeState]]
+    ) -> None:
+        """Take over what a probe of `node` has found; `before` is what `replayed` said when it began."""
         states = [state if other is node else other.state for other in self.nodes]
         self._timeline = max(self._timeline, *(known.timeline for known in states if claims(known)), 0)
         elected = elect(states, self._timeline)
+        first = False
         if elected is not None and self.nodes[elected] is node:
+            first = not self._heads.known
             self._heads.saw(state.lsn, now)
+            self._find_strayed(before, state.lsn)
         for index, (other, known) in enumerate(zip(self.nodes, states, strict=True)):
-            deposed = claims(known) and index != elected
-            if other is not node and deposed == known.deposed:
-                continue
             replica = known.health is Health.UP and known.role is Role.REPLICA
-            lag = self._heads.lag(known.lsn, now) if replica else 0.0
+            strayed = replica and self._strayed.get(other) == known.started
+            deposed = strayed or (claims(known) and index != elected)
+            if other is not node and deposed == known.deposed and not (first and replica):
+                continue
+            lag = self._heads.lag(known.lsn, now, known.age) if replica else 0.0
             reason = known.reason if known.health is not Health.UP else self._why(known) if deposed else None
             other.observe(msgspec.structs.replace(known, deposed=deposed, lag=lag, reason=reason))
         if state.health is Health.DOWN and any(other.state.health is Health.UP for other in self.nodes):
             # Its searches move on: somebody else can answer them.
             node.abandon()
 
+    def _find_strayed(self, replicas: Sequence[tuple[Node, NodeState]], head: int) -> None:
+        """A replica that has replayed more than its primary has written since followed another one.
+
+        It cannot find its way back but by pg_rewind or from a new copy, and with a restart either way;
+        until then its log's positions mean nothing, also when the primary's have overtaken them.
+        """
+        for replica, known in replicas:
+            if known.lsn > head:
+                self._strayed[replica] = known.started
+
     def _why(self, state: NodeState) -> str:
+        if state.role is Role.REPLICA:
+            return "it has replayed what the primary never wrote: it followed another one"
         if state.leads is False:
             return "its Patroni says that it does not lead"
         if state.timeline < self._timeline:
@@ -139,7 +170,15 @@ class _Watch:
     async def _run(self) -> None:
         pause = 0.0
         while True:
-            await self._probe()
+            try:
+                await self._probe()
+            except Exception as exc:
+                # A loop that ended here would leave the node as it was last seen, for ever.
+                _logger.exception("probe of %s", self.node.config.name)
+                self._drop()
+                self.node.observe(
+                    msgspec.structs.replace(self.node.state, health=Health.DOWN, reason=repr(exc))
+                )
             self.first.set()
             state = self.node.state
             catching_up = state.health is Health.UP and state.lsn < self._expected
@@ -165,6 +204,7 @@ class _Watch:
         return True
 
     async def _probe(self) -> None:
+        before = self._group.replayed()
         try:
             async with asyncio.timeout(self._settings.probe_timeout):
                 state = await self._ask()
@@ -177,7 +217,7 @@ class _Watch:
             state = msgspec.structs.replace(self.node.state, health=Health.DOWN, reason=reason)
         if self._patroni is not None and claims(state):
             state = msgspec.structs.replace(state, leads=await self._patroni.leads())
-        self._group.observe(self.node, state, asyncio.get_running_loop().time())
+        self._group.observe(self.node, state, asyncio.get_running_loop().time(), before)
 
     async def _ask(self) -> NodeState:
         if self._connection is None or self._connection.is_closed():
@@ -192,7 +232,14 @@ class _Watch:
             # A replica that has replayed nothing yet has no position.
             return NodeState(Health.UP, Role.REPLICA, 0)
         role = Role.REPLICA if row["standby"] else Role.PRIMARY
-        return NodeState(Health.UP, role, row["lsn"], timeline=row["timeline"] or 0)
+        return NodeState(
+            Health.UP,
+            role,
+            row["lsn"],
+            timeline=row["timeline"] or 0,
+            started=row["started"],
+            age=inf if row["age"] is None else max(row["age"], 0.0),
+        )
 
     def _drop(self) -> None:
         if self._connection is not None:

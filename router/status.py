@@ -15,7 +15,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     Attributes:
         role: `primary` or `replica`; None while unknown.
         state: an `ejected` node answers probes, but has failed when it was searched; a `deposed` one says
-            that it is the primary, but another has a better right to.
+            that it is the primary, but another has a better right to, or has followed such a one.
         reason: why it is down, ejected or deposed.
         since: when state or role changed last, in seconds since the epoch.
         ejections, role_changes: how many this process has seen.

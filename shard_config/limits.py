@@ -33,7 +33,8 @@ TTL = (0.0, 7 * 86_400.0)  # seconds
 
 NAME = r"[a-z][a-z0-9_-]{0,62}"  # of shards, nodes and collections
 ZONE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
-PATRONI = r"https?://(?:[A-Za-z0-9._-]{1,253}|\[[0-9a-fA-F:.]{2,45}\])(?::[0-9]{1,5})?/?"
+_PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
+PATRONI = rf"https?://(?:[A-Za-z0-9._-]{{1,253}}|\[[0-9a-fA-F:.]{{2,45}}\])(?::{_PORT})?/?"
 IDENTIFIER = r"[a-z_][a-z0-9_]{0,62}"  # what PostgreSQL takes without quotes
 BUCKET_RUN = r"([0-9]{1,5})(?:-([0-9]{1,5}))?"
 DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"

@@ -53,6 +53,10 @@ class Heads:
     def __repr__(self) -> str:
         return f"<Heads {len(self._samples)}>"
 
+    @property
+    def known(self) -> bool:
+        return bool(self._samples)
+
     def saw(self, lsn: int, now: float) -> None:
         """The primary's log reached `lsn` at `now`."""
         # A new primary may have less than its predecessor; the rest of that log is void.
@@ -66,9 +70,14 @@ class Heads:
             half = len(samples) // 2
             self._samples = deque([*samples[:half:2], *samples[half:]])
 
-    def lag(self, lsn: int, now: float) -> float:
-        """Seconds for which a replica that has replayed up to `lsn` has lacked something."""
-        for seen, end in self._samples:
+    def lag(self, lsn: int, now: float, age: float) -> float:
+        """Seconds for which a replica that has replayed up to `lsn` has lacked something, at most.
+
+        `age` is how long ago the last transaction that it has replayed was committed, in seconds.
+        """
+        if not self._samples:
+            return age
+        for index, (seen, end) in enumerate(self._samples):
             if end > lsn:
-                return now - seen
+                return now - seen if index else max(now - seen, age)
         return 0.0

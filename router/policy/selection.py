@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from enum import IntEnum, StrEnum
+from math import inf
 from typing import Literal, Protocol, TypeAlias
 
 import msgspec
@@ -35,7 +36,9 @@ class NodeState(msgspec.Struct, frozen=True):
 
     `lsn` is the position that a primary has written, or a replica replayed; `since` is wall-clock time;
     `lag` is in seconds. `leads` is Patroni's word, if there is one. `deposed`: it says that it is the
-    primary, but another has a better right to.
+    primary, but another has a better right to; or it is a replica that has followed such a one.
+    `started` is when its server was, by the server's clock, and `age` for how many seconds the last
+    transaction that a replica has replayed had been committed.
     """
 
     health: Health = Health.UNKNOWN
@@ -47,6 +50,8 @@ class NodeState(msgspec.Struct, frozen=True):
     leads: bool | None = None
     deposed: bool = False
     lag: float = 0.0
+    started: float = 0.0
+    age: float = inf
 
 
 class Reads(msgspec.Struct, frozen=True):

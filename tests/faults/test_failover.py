@@ -11,7 +11,7 @@ import pytest
 
 from deploy.local import Cluster
 from router.query.errors import UnavailableError
-from router.query.types import Hedge
+from router.query.types import Found, Hedge
 from router.settings import Settings
 from router.status import NodeStatus
 from router.topology import Topology
@@ -166,6 +166,22 @@ async def test_a_write_without_a_primary_fails_after_its_wait(pair: Cluster) -> 
         assert [write.ok for write in deleted.shards] == [False]
 
 
+async def test_a_probe_that_fails_in_an_unforeseen_way_is_not_the_last_one(
+    pair: Cluster, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with filled(pair) as w:
+        with monkeypatch.context() as patched:
+            patched.setattr("router.prober._QUERY", "SELECT 1 AS one")
+            status = await until(w, "s0-b", state="down")
+            assert status.reason == "KeyError('lsn')"
+            async with asyncio.timeout(5):
+                late = Topology(w.router.shard_map, FAST)
+                await late.open()
+                await late.close()
+        assert "probe of s0-b" in caplog.text
+        await until(w, "s0-b", state="up")
+
+
 async def test_a_replica_of_an_idle_primary_does_not_lag(pair: Cluster) -> None:
     async with filled(pair) as w:
         await until(w, "s0-b", replay_lag_bytes=0)
@@ -198,6 +214,69 @@ async def test_a_replica_that_lags_is_not_read_until_it_has_caught_up(pair: Clus
         await asyncio.to_thread(pair.start, "s0-a")
         await until(w, "s0-b", replay_lag_s=0.0, replay_lag_bytes=0)
         assert not (await w.search([0.0] * 8, 5, cache=False)).answer.coverage.stale
+
+
+async def test_a_router_that_has_just_started_does_not_take_an_old_replica_for_a_fresh_one(
+    pair: Cluster,
+) -> None:
+    async with filled(pair) as w:
+        await pause_replay(pair)
+        await w.on_primaries(f"UPDATE {w.collection.table} SET content = 'new'")
+        await asyncio.sleep(2 * FAST.max_lag)
+
+        async def started() -> list[Found]:
+            late = Topology(w.router.shard_map, FAST)
+            await late.open()
+            try:
+                other = World(pair, late)
+                searches = [
+                    other.search([0.0] * 8, 5, cache=False, include=frozenset({"content"})) for _ in range(30)
+                ]
+                return await asyncio.gather(*searches)
+            finally:
+                await late.close()
+
+        for found in await started():
+            assert {hit["content"] for hit in hits(found)} == {"new"}
+            assert not found.answer.coverage.stale
+        await asyncio.to_thread(pair.kill, "s0-a")
+        for found in await started():
+            assert {hit["content"] for hit in hits(found)} == {None}
+            assert found.answer.coverage.stale == ("s0",)
+        await execute(pair.node("s0-b").dsn, "SELECT pg_wal_replay_resume()")
+
+
+async def test_a_replica_that_followed_another_primary_is_not_taken_for_fresh() -> None:
+    with Cluster.temporary(shards=1, replicas=2) as trio:
+        async with world(trio, FAST) as w:
+            await w.put(*(w.document(i, [float(i)] * 8, content="old") for i in range(ROWS)))
+            for name in ("s0-b", "s0-c"):
+                await until(w, name, state="up", replay_lag_bytes=0)
+            # One replica gets a good deal more of the primary's log than the other, which is promoted.
+            await asyncio.to_thread(trio.pause, "s0-c")
+            await execute(trio.node("s0-a").dsn, "CREATE TABLE much AS SELECT generate_series(1, 300000) n")
+            await until(w, "s0-b", replay_lag_bytes=0)
+            await asyncio.to_thread(trio.kill, "s0-a")
+            await asyncio.to_thread(trio.resume, "s0-c")
+            await execute(trio.node("s0-c").dsn, "SELECT pg_promote()")
+            await until(w, "s0-c", 10.0, role="primary")
+            status = await until(w, "s0-b", state="deposed")
+            assert status.reason == "it has replayed what the primary never wrote: it followed another one"
+            await w.put(*(w.document(i, [float(i)] * 8, content="new") for i in range(ROWS)))
+            # Also when the new primary has written as much.
+            await execute(trio.node("s0-c").dsn, "CREATE TABLE more AS SELECT generate_series(1, 600000) n")
+            for _ in range(10):
+                for _ in range(5):
+                    found = await w.search([0.0] * 8, 5, cache=False, include=frozenset({"content"}))
+                    assert {hit["content"] for hit in hits(found)} == {"new"}
+                    assert not found.answer.coverage.stale
+                await asyncio.sleep(FAST.probe_interval / 3)
+            assert node(w, "s0-b").state == "deposed"
+            await asyncio.to_thread(trio.kill, "s0-c")
+            await until(w, "s0-c", state="down")
+            assert (await w.search([0.0] * 8, 5, cache=False)).answer.coverage.stale == ("s0",)
+            for name in ("s0-a", "s0-c"):
+                await asyncio.to_thread(trio.start, name)
 
 
 async def test_with_the_policy_error_nothing_old_is_read(pair: Cluster) -> None:

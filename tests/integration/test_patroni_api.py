@@ -72,8 +72,9 @@ async def test_only_patronis_own_answers_count(answer: bytes | None, leads: bool
         await patroni.close()
 
 
-async def test_a_patroni_that_is_not_there_says_nothing() -> None:
-    patroni = Patroni("http://127.0.0.1:1")
+@pytest.mark.parametrize("url", ["http://127.0.0.1:1", "http://127.0.0.1:99999", "http://[::::]"])
+async def test_a_patroni_that_is_not_there_says_nothing(url: str) -> None:
+    patroni = Patroni(url)
     assert await patroni.leads() is None
     await patroni.close()
 

@@ -75,13 +75,23 @@ def test_whoever_is_elected_claims_it_and_nobody_else_has_as_good_a_claim(
 
 def test_lag_is_the_time_for_which_something_was_lacking() -> None:
     heads = Heads()
-    assert heads.lag(0, 100.0) == 0
     heads.saw(10, 100.0)
     heads.saw(20, 101.0)
     heads.saw(20, 150.0)
-    assert heads.lag(20, 160.0) == 0  # an idle primary's replica has all there is
-    assert heads.lag(15, 160.0) == 59
-    assert heads.lag(9, 160.0) == 60
+    assert heads.lag(20, 160.0, 0.0) == 0  # an idle primary's replica has all there is
+    assert heads.lag(15, 160.0, 0.0) == 59
+    assert heads.lag(9, 160.0, 0.0) == 60
+
+
+def test_what_was_lacking_before_anybody_looked_is_as_old_as_it_may_be() -> None:
+    heads = Heads()
+    assert heads.lag(9, 100.0, 30.0) == 30  # no primary was seen: nobody knows what there is
+    heads.saw(10, 100.0)
+    heads.saw(20, 110.0)
+    assert heads.lag(9, 111.0, 41.0) == 41
+    assert heads.lag(9, 111.0, 0.5) == 11
+    assert heads.lag(10, 111.0, 41.0) == 1
+    assert heads.lag(20, 111.0, 41.0) == 0
 
 
 def test_what_only_a_lost_primary_had_is_not_lacking() -> None:
@@ -89,8 +99,8 @@ def test_what_only_a_lost_primary_had_is_not_lacking() -> None:
     heads.saw(10, 100.0)
     heads.saw(30, 101.0)
     heads.saw(20, 102.0)
-    assert heads.lag(20, 200.0) == 0
-    assert heads.lag(15, 200.0) == 98
+    assert heads.lag(20, 200.0, 0.0) == 0
+    assert heads.lag(15, 200.0, 0.0) == 98
 
 
 @given(st.lists(st.tuples(st.integers(1, 1000), st.floats(0.001, 1.0)), min_size=1, max_size=600))
@@ -102,9 +112,9 @@ def test_what_is_remembered_is_bounded_and_errs_by_little(steps: list[tuple[int,
         heads.saw(lsn, now)
         ends.append((now, lsn))
     assert len(heads._samples) <= 129
-    assert heads.lag(lsn, now) == 0
+    assert heads.lag(lsn, now, 0.0) == 0
     for _, replayed in ends[:-1]:
         true = now - next(seen for seen, end in ends if end > replayed)
-        assert 0 <= heads.lag(replayed, now) <= true
+        assert 0 <= heads.lag(replayed, now, 0.0) <= true
     if len(ends) < 128:
-        assert heads.lag(0, now) == now - ends[0][0]
+        assert heads.lag(0, now, 0.0) == now - ends[0][0]
