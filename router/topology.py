@@ -147,10 +147,15 @@ class Snapshot:
             )
         search = self._coalesced = Coalesced(search, shared.version)
         self._search: Stage = LocalCache(search, topology.store, shard_map.version, shared.version)
-        primaries = Primaries(
-            sets, shared, topology.prober, invalidations, wait=topology.settings.failover_wait
+        self._primaries = Primaries(
+            sets,
+            shared,
+            topology.prober,
+            invalidations,
+            wait=topology.settings.failover_wait,
+            statement_timeout=topology.settings.write_timeout,
         )
-        self._writer = Writer(shard_map, primaries)
+        self._writer = Writer(shard_map, self._primaries)
         self._reader = Reader(shard_map, fanout, shared)
         self._sets = sets
 
@@ -219,6 +224,7 @@ class Snapshot:
         return self._recall.seen(collection)
 
     async def close(self) -> None:
+        await self._primaries.close()
         if self._shared_cache is not None:
             await self._shared_cache.close()
 

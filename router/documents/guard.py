@@ -22,13 +22,14 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from hashlib import blake2b
 
-from router.documents.primary import Outcome, Primaries
+from router.documents.primary import OF_FAILOVER, PAUSE_SECONDS, Outcome, Primaries
 from router.documents.rows import rows_of, upsert_outcome
 from router.documents.types import Document, DocumentFailure, UpsertOutcome
 from router.postgres import sql
 from router.postgres.connection import POSTGRES_ERRORS, Connection, NodeError, node_error
 from router.postgres.write import advisory_lock, store, unlock_all, written_position
 from router.query.errors import OverloadedError
+from router.stages.node import Node
 from shard_config.model import Collection
 
 __all__ = ["store_guarded"]
@@ -56,6 +57,8 @@ async def store_guarded(
         attempt.fail_rest(f"all shards must be asked whether they hold the id: {exc}")
     finally:
         primaries.wrote(collection.name)
+        for node, connection in attempt.in_doubt():
+            primaries.doubts.add(collection.name, node, connection)
     await primaries.publish(collection.name)
     return attempt.result()
 
@@ -77,12 +80,32 @@ class _Attempt:
         self._outcomes: dict[str, Outcome[dict[int, str]]] = {}
         self._conflicts: list[DocumentFailure] = []
         self._storing: set[str] = set()
+        self._used: dict[str, tuple[Node, Connection]] = {}
 
     async def run(self) -> None:
+        """Store; nothing is stored yet while primaries change, so that takes as long as it may."""
+        now = asyncio.get_running_loop().time
+        end = now() + self._primaries.wait
+        while True:
+            try:
+                return await self._once(end)
+            except NodeError as exc:
+                if self._storing or exc.kind not in OF_FAILOVER or now() >= end:
+                    raise
+            await asyncio.sleep(PAUSE_SECONDS)
+
+    async def _once(self, end: float) -> None:
         async with AsyncExitStack() as stack:
             sessions: dict[str, Connection] = {}
             for shard in self._shards:
-                sessions[shard] = await stack.enter_async_context(self._primaries.session(shard))
+                node = await self._primaries.node(shard, end - asyncio.get_running_loop().time())
+                try:
+                    session = self._primaries.session(shard, node)
+                    sessions[shard] = await stack.enter_async_context(session)
+                except NodeError as exc:
+                    self._primaries.failed(shard, node, exc)
+                    raise
+                self._used[shard] = (node, sessions[shard])
             try:
                 await self._lock(sessions)
                 self._refuse(await self._elsewhere(sessions))
@@ -163,6 +186,11 @@ class _Attempt:
             for shard, part in self._groups.items():
                 if part:
                     group.create_task(one(shard, part))
+
+    def in_doubt(self) -> list[tuple[Node, Connection]]:
+        """Where something was to be stored, and nobody knows whether it was."""
+        unknown = Outcome[dict[int, str]](unknown=True)
+        return [self._used[shard] for shard in self._storing if self._outcomes.get(shard, unknown).unknown]
 
     def fail_rest(self, error: str) -> None:
         """Shards without an outcome: nothing was stored there, unless their statement was under way."""

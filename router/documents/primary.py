@@ -1,18 +1,20 @@
 """Work on the primaries of several shards at once, with an outcome for each.
 
 Invariant: every shard asked has an outcome by the deadline, and after the first commit the caches of
-this router's workers no longer answer from before it.
+this router's workers no longer answer from before it; commits of which nobody knows are those of
+`router.documents.doubts`.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Generic, TypeVar
 
 import msgspec
 
+from router.documents.doubts import Doubts
 from router.policy.selection import Role
 from router.postgres.connection import Connection, ErrorKind, NodeError
 from router.postgres.write import written_position
@@ -23,13 +25,13 @@ from router.stages.node import Node
 from router.stages.replicas import ReplicaSet
 from router.stages.shared_cache import Invalidations
 
-__all__ = ["Outcome", "Primaries"]
+__all__ = ["OF_FAILOVER", "PAUSE_SECONDS", "Outcome", "Primaries"]
 
 T = TypeVar("T")
 
-_OF_FAILOVER = (ErrorKind.UNREACHABLE, ErrorKind.LOST, ErrorKind.READ_ONLY)
+OF_FAILOVER = (ErrorKind.UNREACHABLE, ErrorKind.LOST, ErrorKind.READ_ONLY)
 # Before a node is asked again that was thought to be the primary, and was not.
-_PAUSE_SECONDS = 0.05
+PAUSE_SECONDS = 0.05
 
 
 class Outcome(msgspec.Struct, Generic[T], frozen=True):
@@ -51,8 +53,10 @@ class Primaries:
         invalidations: Invalidations | None,
         *,
         wait: float,
+        statement_timeout: float,
     ) -> None:
         self.wait = wait
+        self.doubts = Doubts(self, statement_timeout)
         self._sets = sets
         self._shared = shared
         self._prober = prober
@@ -73,14 +77,19 @@ class Primaries:
         return node
 
     @asynccontextmanager
-    async def session(self, shard: str) -> AsyncIterator[Connection]:
-        """A write connection to the shard's primary.
+    async def session(self, shard: str, node: Node) -> AsyncIterator[Connection]:
+        """A write connection to `node`, if one is to be had while it is the shard's primary.
 
         Raises:
             NodeError, OverloadedError: on entering.
         """
-        node = await self.node(shard, self.wait)
-        async with node.writes.session() as connection:
+        async with AsyncExitStack() as stack:
+            try:
+                async with asyncio.timeout(None) as primary:
+                    with self._sets[shard].relying_on(node, lambda: primary.reschedule(0)):
+                        connection = await stack.enter_async_context(node.writes.session())
+            except TimeoutError:
+                raise NodeError(ErrorKind.LOST, "it is not the primary any more") from None
             yield connection
 
     async def run(
@@ -99,10 +108,18 @@ class Primaries:
         finally:
             for task in tasks:
                 task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            self.wrote(collection)
+            try:
+                await asyncio.gather(*tasks, return_exceptions=True)
+            finally:
+                self.wrote(collection)
+                for job, task in zip(jobs.values(), tasks, strict=True):
+                    if job.outcome.unknown and job.sent is not None:
+                        self.doubts.add(collection, *job.sent, task)
         await self.publish(collection)
         return {shard: job.outcome for shard, job in jobs.items()}
+
+    async def close(self) -> None:
+        await self.doubts.close()
 
     def committed(self, shard: str, position: int) -> None:
         """A commit on `shard` is in its log up to `position`: later reads want nodes that have it."""
@@ -131,6 +148,7 @@ class _Job(Generic[T]):
 
     def __init__(self, primaries: Primaries, shard: str, work: Callable[[Connection], Awaitable[T]]) -> None:
         self.outcome: Outcome[T] = Outcome(error="no connection to the primary in time")
+        self.sent: tuple[Node, Connection] | None = None
         self._primaries = primaries
         self._shard = shard
         self._work = work
@@ -147,14 +165,15 @@ class _Job(Generic[T]):
                 return
             if not await self._try(node) or now() >= end:
                 return
-            await asyncio.sleep(_PAUSE_SECONDS)
+            await asyncio.sleep(PAUSE_SECONDS)
 
     async def _try(self, node: Node) -> bool:
         """Whether nothing was stored because `node` is no primary any more, so that the next one may."""
         sent = committed = False
         try:
-            async with node.writes.session() as connection:
+            async with self._primaries.session(self._shard, node) as connection:
                 sent = True
+                self.sent = (node, connection)
                 self.outcome = Outcome(error="no answer from the primary in time", unknown=True)
                 value = await self._work(connection)
                 committed = True
@@ -165,7 +184,7 @@ class _Job(Generic[T]):
             self._primaries.failed(self._shard, node, exc)
             lost = committed or (sent and exc.kind is ErrorKind.LOST)
             self.outcome = Outcome(error=f"{node.config.name}: {exc}", unknown=lost)
-            return not lost and exc.kind in _OF_FAILOVER
+            return not lost and exc.kind in OF_FAILOVER
         else:
             self._primaries.committed(self._shard, position)
             self.outcome = Outcome(value)

@@ -100,6 +100,11 @@ class Pool:
         async with self.session():
             pass
 
+    async def mended(self) -> None:
+        """Return when the connections that have lost their callers by now are mended, or terminated."""
+        if self._mending:
+            await asyncio.wait(self._mending)
+
     def discard_idle(self) -> None:
         """Drop connections that a restart of the node has made useless."""
         while self._idle:

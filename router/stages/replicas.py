@@ -9,7 +9,8 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from time import perf_counter
 
@@ -64,6 +65,7 @@ class ReplicaSet:
         self._reads = reads
         self._rng = rng
         self._waiting: set[asyncio.Future[Node]] = set()
+        self._relying: dict[Callable[[], None], Node] = {}
         for node in self.nodes:
             node.observed = self._observed
             node.has_room = self._has_room
@@ -96,6 +98,15 @@ class ReplicaSet:
             return None
         finally:
             self._waiting.discard(future)
+
+    @contextmanager
+    def relying_on(self, primary: Node, lost: Callable[[], None]) -> Iterator[None]:
+        """`lost` is called, once, when `primary` stops being the primary within the block."""
+        self._relying[lost] = primary
+        try:
+            yield
+        finally:
+            self._relying.pop(lost, None)
 
     def ask(self, probe: Probe, deadline: float, done: Callable[[str, ShardRows | Exception], None]) -> Ask:
         """Fetch the probe's rows from the best node, or from the next ones if it fails or is late.
@@ -149,7 +160,13 @@ class ReplicaSet:
         return has_room(ejected, len(self.nodes), self._reads.max_ejected)
 
     def _observed(self) -> None:
-        node = self.primary() if self._waiting else None
+        if not (self._waiting or self._relying):
+            return
+        node = self.primary()
+        for lost, primary in list(self._relying.items()):
+            if primary is not node:
+                del self._relying[lost]
+                lost()
         if node is not None:
             for future in self._waiting:
                 if not future.done():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from typing import Any
 
 import asyncpg
 import pytest
@@ -15,7 +16,9 @@ from router.query.types import Found, Hedge
 from router.settings import Settings
 from router.status import NodeStatus
 from router.topology import Topology
-from tests.integration.worlds import World, execute, hits, world
+from shard_config import model
+from shard_config.values import ValueType
+from tests.integration.worlds import World, column, execute, hits, world
 
 FAST = Settings(probe_interval=0.2, max_lag=0.5)
 ROWS = 20
@@ -29,10 +32,10 @@ def pair() -> Iterator[Cluster]:
 
 
 @asynccontextmanager
-async def filled(cluster: Cluster, settings: Settings = FAST) -> AsyncIterator[World]:
+async def filled(cluster: Cluster, settings: Settings = FAST, **changes: Any) -> AsyncIterator[World]:
     """A filled world; its nodes run again before its table goes."""
-    async with world(cluster, settings) as w:
-        await w.put(*(w.document(i, [float(i)] * 8) for i in range(ROWS)))
+    async with world(cluster, settings, **changes) as w:
+        await w.put(*(w.document(i, [float(i)] * 8, category="c") for i in range(ROWS)))
         # The replica has the extension, the table and the rows.
         await until(w, "s0-b", state="up", replay_lag_bytes=0)
         try:
@@ -107,6 +110,89 @@ async def test_writes_wait_for_the_next_primary_and_searches_do_not(pair: Cluste
         assert node(w, "s0-b").timeline == 2
         assert node(w, "s0-b").role_changes == 1
         assert [hit["id"] for hit in hits(await w.search([100.0] * 8, 1, cache=False))] == [100]
+
+
+async def test_writes_that_were_never_sent_to_a_frozen_primary_go_to_its_successor(pair: Cluster) -> None:
+    settings = Settings(probe_interval=0.2, write_connections=2, failover_wait=10)
+    async with filled(pair, settings) as w:
+        loop = asyncio.get_running_loop()
+        pair.pause("s0-a")
+        documents = [w.document(100 + i, [100.0 + i] * 8, content="new") for i in range(8)]
+        writing = [
+            asyncio.create_task(w.router.upsert(w.collection, [document], w.soon(6)))
+            for document in documents
+        ]
+        ends: list[float] = []
+        for task in writing:
+            task.add_done_callback(lambda _: ends.append(loop.time()))
+        await until(w, "s0-a", state="down")
+        await execute(pair.node("s0-b").dsn, "SELECT pg_promote()")
+        promoted = loop.time()
+        outcomes = await asyncio.gather(*writing)
+        reasons = [failure.reason for outcome in outcomes for failure in outcome.failures]
+        stored = await stored_on(pair, "s0-b", w)
+        # As many as had connections were on their way.
+        assert reasons.count("unknown") == len(reasons) <= 2
+        assert len(stored) == sum(outcome.stored for outcome in outcomes) >= 6
+        assert sorted(ends)[5] - promoted < 1.5
+        pair.resume("s0-a")
+
+
+async def test_guarded_writes_wait_for_the_next_primary_too(pair: Cluster) -> None:
+    sharding = model.HashSharding(column("category", ValueType.TEXT), ("s0",))
+    async with filled(pair, sharding=sharding) as w:
+        await asyncio.to_thread(pair.kill, "s0-a")
+        writing = [
+            asyncio.create_task(
+                w.router.upsert(
+                    w.collection, [w.document(i, [1.0] * 8, category="c", content="new")], w.soon(10)
+                )
+            )
+            for i in range(3)
+        ]
+        await asyncio.sleep(0.5)
+        await execute(pair.node("s0-b").dsn, "SELECT pg_promote()")
+        for outcome in await asyncio.gather(*writing):
+            assert outcome.stored == 1, outcome
+        assert await stored_on(pair, "s0-b", w) == set(range(3))
+
+
+@pytest.mark.parametrize("guarded", [False, True])
+async def test_a_write_that_is_done_after_all_is_not_hidden_by_a_cache(pair: Cluster, guarded: bool) -> None:
+    sharding = model.HashSharding(column("category", ValueType.TEXT), ("s0",))
+    settings = Settings(probe_interval=0.2, max_lag=60)
+    async with filled(pair, settings, **({"sharding": sharding} if guarded else {})) as w:
+
+        async def waiting_for(standby: str) -> None:
+            await execute(pair.node("s0-a").dsn, f"ALTER SYSTEM SET synchronous_standby_names = '{standby}'")
+            await execute(pair.node("s0-a").dsn, "SELECT pg_reload_conf()")
+            await asyncio.sleep(0.2)
+
+        async def first() -> object:
+            found = await w.search([0.0] * 8, 1, include=frozenset({"content"}))
+            return hits(found)[0]["content"]
+
+        await pause_replay(pair)
+        # The commit waits for a standby that never comes, and its server freezes.
+        await waiting_for("nobody")
+        try:
+            written = w.document(0, [0.0] * 8, category="c", content="new")
+            writing = asyncio.create_task(w.router.upsert(w.collection, [written], w.soon(0.6)))
+            await asyncio.sleep(0.3)
+            pair.pause("s0-a")
+            assert [failure.reason for failure in (await writing).failures] == ["unknown"]
+            await until(w, "s0-a", state="down")
+            for _ in range(3):
+                assert await first() is None
+            # What is left of the statement is ended when the server goes on; and so the commit is done.
+            pair.resume("s0-a")
+            async with asyncio.timeout(10):
+                while await first() != "new":
+                    await asyncio.sleep(0.02)
+        finally:
+            pair.resume("s0-a")
+            await waiting_for("")
+            await execute(pair.node("s0-b").dsn, "SELECT pg_wal_replay_resume()")
 
 
 async def test_of_two_primaries_the_later_one_takes_writes(pair: Cluster) -> None:

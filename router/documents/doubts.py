@@ -1,0 +1,117 @@
+"""Writes that may be committed after their callers were told that nobody knows.
+
+A cancelled statement may be past its point of no return, and one on a connection that broke may still
+run, or run when a frozen server goes on. Whatever is cached meanwhile is from before it.
+
+Invariant: once such a write is visible, caches of this router's workers answer from before it for no
+longer than it took to become visible, and not at all after the server had its time for a statement.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from typing import Protocol
+
+from router.policy.selection import Health
+from router.postgres.connection import Connection, NodeError
+from router.postgres.write import written_position
+from router.query.errors import OverloadedError
+from router.stages.node import Node
+
+__all__ = ["Doubts"]
+
+# Between two looks; each is twice as long as the one before.
+_FIRST_SECONDS = 0.1
+_POSITION_SECONDS = 1.0
+_RETURN_SECONDS = 1.0
+
+
+class Caches(Protocol):
+    """What has to be told of writes."""
+
+    def committed(self, shard: str, position: int) -> None: ...
+    def wrote(self, collection: str) -> None: ...
+    async def publish(self, collection: str) -> None: ...
+
+
+class _Doubt:
+    """The writes to one collection on one node."""
+
+    def __init__(self, collection: str, node: Node) -> None:
+        self.collection = collection
+        self.node = node
+        self.pending: list[tuple[Awaitable[object] | None, Connection]] = []
+
+
+class Doubts:
+    """Follows what is in doubt, with a task for each collection and node."""
+
+    def __init__(self, caches: Caches, seconds: float) -> None:
+        """`seconds` is how long a server may take over a statement."""
+        self._caches = caches
+        self._seconds = seconds
+        self._doubts: dict[tuple[str, Node], _Doubt] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def __repr__(self) -> str:
+        return f"<Doubts of {len(self._doubts)}>"
+
+    def add(
+        self, collection: str, node: Node, connection: Connection, writing: Awaitable[object] | None = None
+    ) -> None:
+        """What `writing` has done with `connection` is not known; it has ended, or is about to."""
+        key = (collection, node)
+        doubt = self._doubts.get(key)
+        if doubt is None:
+            doubt = self._doubts[key] = _Doubt(collection, node)
+            task = asyncio.create_task(self._follow(doubt), name=f"doubts of {collection}")
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            task.add_done_callback(lambda _: self._doubts.pop(key))
+        doubt.pending.append((writing, connection))
+
+    async def close(self) -> None:
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def _follow(self, doubt: _Doubt) -> None:
+        now: Callable[[], float] = asyncio.get_running_loop().time
+        pause, until = _FIRST_SECONDS, now()
+        while True:
+            if doubt.pending and await self._broken(doubt):
+                pause, until = _FIRST_SECONDS, now() + self._seconds
+            await self._tell(doubt)
+            if doubt.pending:
+                continue
+            if now() < until:
+                await asyncio.sleep(min(pause, until - now()))
+                pause *= 2
+            elif doubt.node.state.health is Health.UP:
+                return
+            else:
+                await _return_of(doubt.node)
+                pause, until = _FIRST_SECONDS, now() + self._seconds
+
+    async def _broken(self, doubt: _Doubt) -> bool:
+        """Whether one of the connections has ended without a word, so that its statement may go on."""
+        pending, doubt.pending = doubt.pending, []
+        await asyncio.gather(*(one for one, _ in pending if one is not None), return_exceptions=True)
+        await doubt.node.writes.mended()
+        return any(connection.is_closed() for _, connection in pending)
+
+    async def _tell(self, doubt: _Doubt) -> None:
+        with suppress(NodeError, OverloadedError, TimeoutError):
+            async with asyncio.timeout(_POSITION_SECONDS), doubt.node.writes.session() as connection:
+                self._caches.committed(doubt.node.shard, await written_position(connection))
+        self._caches.wrote(doubt.collection)
+        await self._caches.publish(doubt.collection)
+
+
+async def _return_of(node: Node) -> None:
+    while True:
+        await asyncio.sleep(_RETURN_SECONDS)
+        if node.state.health is Health.UP:
+            return
