@@ -105,7 +105,12 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
             self.exact,
         )
         state = blake2b(self.vector, digest_size=16)
-        state.update(msgspec.msgpack.encode(rest))
+        try:
+            state.update(msgspec.msgpack.encode(rest))
+        except OverflowError:
+            # MessagePack ends at 64 bits, where numbers in metadata do not. JSON has no end, keeps kinds
+            # apart as well, and begins with a byte that MessagePack would not have here.
+            state.update(msgspec.json.encode(rest))
         return state.digest()
 
 

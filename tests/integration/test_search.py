@@ -173,6 +173,17 @@ async def test_filters_do_not_starve_an_index_scan(cluster: Cluster) -> None:
         assert all_near.answer.short.reason == "exhausted"
 
 
+async def test_numbers_in_metadata_are_compared_at_any_size(cluster: Cluster) -> None:
+    async with world(cluster) as w:
+        numbers = [1, 2**64, 10**30, 10**30 + 1, 2**4095]
+        await w.put(*(w.document(i, [i] * 8, metadata={"n": n}) for i, n in enumerate(numbers[:4])))
+        for at, number in enumerate(numbers):
+            for _ in range(2):  # the second from the cache
+                assert await w.ids([0] * 8, filter={"metadata.n": {"$lt": number}}) == list(range(at))
+        assert await w.ids([0] * 8, filter={"metadata.n": {"$in": [2**64, 10**30]}}) == [1, 2]
+        assert await w.ids([0] * 8, filter={"metadata.n": str(10**30)}) == []
+
+
 async def test_deleted_rows_do_not_shorten_answers(cluster: Cluster) -> None:
     async with indexed(cluster) as (w, vectors):
         query = gaussian(1, seed=3)[0]

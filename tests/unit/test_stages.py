@@ -8,7 +8,9 @@ from collections.abc import Callable
 import pytest
 
 from router.query.errors import DeadlineError, UnavailableError
+from router.query.filter import parse
 from router.query.types import Consistency, Found, SearchQuery
+from router.settings import Settings
 from router.stages.coalesce import Coalesced
 from router.stages.local_cache import LocalCache, Store
 from router.stages.stage import Stage
@@ -82,6 +84,18 @@ async def test_whatever_changes_the_answer_is_another_entry(change: dict[str, ob
     await cache.search(query(), soon())
     await cache.search(query(**change), soon())
     assert inner.started == 2
+
+
+async def test_numbers_of_any_size_and_their_likes_are_entries_of_their_own() -> None:
+    inner = Inner()
+    cache = local(inner, Versions(), lambda: 0.0)
+    values = [n for exact in (10**30, 2**64) for n in (exact, exact + 1, -exact, str(exact), float(exact))]
+    values += [2**64 - 1, -(2**63), -(2**63) - 1, 2**4096 - 1]
+    for _ in range(2):
+        for value in values:
+            filter_ = parse(collection(), {"metadata.n": {"$lt": value}}, Settings())
+            await cache.search(query(filter=filter_), soon())
+    assert inner.started == len(values)
 
 
 async def test_a_write_makes_entries_unreachable_at_once() -> None:
