@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 
 from router.documents.guard import store_guarded
 from router.documents.primary import Primaries
@@ -20,7 +21,7 @@ from router.postgres.write import store
 from router.query.filter import Filter
 from router.query.plan import targets
 from shard_config.model import Collection, ShardMap
-from shard_config.partition import locate
+from shard_config.partition import NoPlaceError, locate
 
 __all__ = ["Writer"]
 
@@ -51,11 +52,12 @@ class Writer:
         return upsert_outcome(groups, outcomes)
 
     async def delete(self, collection: Collection, ids: Sequence[object], deadline: float) -> DeleteOutcome:
-        """Delete the documents with these ids, wherever they are."""
+        """Delete the documents with these ids, wherever they are; what has no place is nowhere."""
         if collection.sharded_by_id:
             groups: dict[str, list[object]] = defaultdict(list)
             for id_ in ids:
-                groups[locate(collection.sharding, id_)].append(id_)
+                with suppress(NoPlaceError):
+                    groups[locate(collection.sharding, id_)].append(id_)
         else:
             groups = {shard: list(ids) for shard in self._map.shards_of(collection)}
         statements = {shard: sql.delete_by_ids(collection, part) for shard, part in groups.items()}

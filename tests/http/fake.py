@@ -21,7 +21,7 @@ from router.documents.types import (
     UpsertOutcome,
 )
 from router.http.app import create
-from router.http.backend import NodeStatus
+from router.http.backend import Backend, NodeStatus
 from router.http.keys import Keys
 from router.http.metrics import Metrics
 from router.logs import AccessLog
@@ -250,7 +250,7 @@ class LogLines(io.StringIO):
 
 
 def application(
-    backend: FakeBackend,
+    backend: Backend,
     settings: Settings = Settings(),  # noqa: B008 - frozen
     keys: Keys | None = None,
     log: LogLines | None = None,

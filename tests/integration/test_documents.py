@@ -26,6 +26,7 @@ from shard_config.values import ValueType
 from tests.integration.worlds import World, column, hits, world
 
 BY_CATEGORY = model.HashSharding(column("category", ValueType.TEXT), ("s0", "s1", "s2", "s3"))
+ID = column("id", ValueType.BIGINT)
 ONES = [1.0] * 8
 
 
@@ -126,6 +127,26 @@ async def test_documents_are_stored_replaced_read_counted_and_deleted(
         assert await w.ids(ONES, 100, exact=True) == [
             i for i in range(100) if i not in (1, 2, 3) and i % 7 not in (4, 5)
         ]
+
+
+@pytest.mark.parametrize(
+    "sharding",
+    [
+        model.ListSharding(ID, {1: "s0", 2: "s1", 3: "s1"}, None),
+        model.RangeSharding(ID, (model.RangePart(0, 3, "s0"), model.RangePart(3, 10, "s1"))),
+    ],
+)
+async def test_an_id_that_has_no_place_is_not_there(cluster: Cluster, sharding: model.Sharding) -> None:
+    async with world(cluster, sharding=sharding) as w, w.documents_over_http() as client:
+        await w.put(*(w.document(i, ONES) for i in (1, 2, 3)))
+        assert (await client.get("/1000")).status_code == 404
+        gone = await client.delete("/1000")
+        assert (gone.status_code, gone.json()["detail"]) == (404, "no document '1000' in collection docs")
+        several = await client.post("/delete", json={"ids": [1, 1000, 3, -5]})
+        assert (several.status_code, several.json()["deleted"]) == (200, 2)
+        nobody = await client.post("/delete", json={"ids": [1000, 1001]})
+        assert (nobody.status_code, nobody.json()) == (200, {"deleted": 0, "shards": {}})
+        assert await w.ids(ONES) == [2]
 
 
 @pytest.mark.parametrize("sharding", [None, BY_CATEGORY])

@@ -9,6 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 
 import asyncpg
+import httpx
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +22,7 @@ from router.settings import Settings
 from router.topology import Topology
 from shard_config import model
 from shard_config.values import ValueType
+from tests.http.fake import application
 
 __all__ = ["Vectors", "World", "column", "shard_map", "world"]
 
@@ -105,6 +107,13 @@ class World:
 
     async def ids(self, vector: Sequence[float] | Vectors, k: int = 10, **options: Any) -> list[Any]:
         return [hit["id"] for hit in hits(await self.search(vector, k, **options))]
+
+    def documents_over_http(self) -> httpx.AsyncClient:
+        """A client whose paths continue that of the collection's documents."""
+        transport = httpx.ASGITransport(application(self.router, self.topology.settings))
+        return httpx.AsyncClient(
+            transport=transport, base_url="http://router/v1/collections/docs/documents", timeout=None
+        )
 
     async def on_primaries(self, statement: str) -> None:
         nodes = [node for node in self.cluster.nodes if node.role == "primary"]
