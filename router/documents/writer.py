@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from router.documents.guard import store_guarded
 from router.documents.primary import Primaries
@@ -41,7 +42,9 @@ class Writer:
     ) -> UpsertOutcome:
         """Store `documents`, each shard's in one transaction; ids must not repeat among them."""
         groups: dict[str, list[Document]] = defaultdict(list)
-        for document in documents:
+        # A transaction keeps the rows it has locked; all take them by rising id, so that no two wait for
+        # each other.
+        for document in sorted(documents, key=_order):
             groups[locate(collection.sharding, key_of(collection, document))].append(document)
         if not collection.sharded_by_id:
             shards = self._map.shards_of(collection)
@@ -79,6 +82,11 @@ class Writer:
         )
         writes = tuple(shard_write(shard, outcome, outcome.value or 0) for shard, outcome in outcomes.items())
         return DeleteOutcome(sum(write.rows for write in writes), writes)
+
+
+def _order(document: Document) -> Any:
+    """Ids of one collection are of one type, and its order is the same in every router."""
+    return document.id
 
 
 def _storing(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import random
 import uuid
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 
 from deploy.local import Cluster
-from router.documents.types import Document, UpsertOutcome
+from router.documents.types import Document, ShardWrite, UpsertOutcome
 from router.query.errors import UnavailableError
 from router.query.filter import parse
 from router.query.types import Consistency
@@ -52,6 +52,16 @@ def categories(w: World) -> dict[str, str]:
 async def upsert(w: World, *documents: Document, within: float = 10.0) -> UpsertOutcome:
     numbered = [msgspec.structs.replace(d, index=i) for i, d in enumerate(documents)]
     return await w.router.upsert(w.collection, numbered, w.soon(within))
+
+
+async def written(w: World, how: str, documents: Sequence[Document]) -> tuple[ShardWrite, ...]:
+    """What became of these documents' upsert, of their deletion, or of that of the first one's category."""
+    if how == "upsert":
+        return (await upsert(w, *documents)).shards
+    if how == "delete":
+        return (await w.router.delete(w.collection, [d.id for d in documents], w.soon())).shards
+    filter_ = parse(w.collection, {"category": documents[0].columns["category"]}, Settings())
+    return (await w.router.delete_matching(w.collection, filter_, w.soon())).shards
 
 
 async def count(w: World, filter: dict[str, Any] | None = None) -> int:
@@ -175,11 +185,11 @@ async def test_a_document_that_postgresql_refuses_does_not_hold_up_the_others(
             price = -1.0 if bad and refusal != "too large" else 1.0
             return w.document(i, ONES, category=f"c{i}", price=price, content=huge if bad else "x")
 
-        outcome = await upsert(w, *(document(i) for i in range(40)))
+        outcome = await upsert(w, *(document(i) for i in reversed(range(40))))
         assert outcome.stored == 38
         assert [(f.index, f.id, f.reason) for f in outcome.failures] == [
-            (7, 7, "invalid"),
-            (23, 23, "invalid"),
+            (16, 23, "invalid"),
+            (32, 7, "invalid"),
         ]
         assert all(
             ("index row" if refusal == "too large" else "positive") in f.message for f in outcome.failures
@@ -259,6 +269,63 @@ async def test_concurrent_batches_with_common_ids_do_not_wait_for_each_other_for
         assert len(ids) == len(set(ids))
         assert await count(w) == len(ids) > 0
         await no_lock_is_held(cluster)
+
+
+@pytest.mark.parametrize("sharding", [None, BY_CATEGORY])
+async def test_overlapping_writes_in_any_order_do_not_deadlock(
+    cluster: Cluster, sharding: model.Sharding | None
+) -> None:
+    async with world(cluster, **({} if sharding is None else {"sharding": sharding})) as w:
+        rng = random.Random(3)
+        documents = [w.document(i, ONES, category=f"c{i % 7}") for i in range(400)]
+        everything = parse(w.collection, {"id": {"$lt": 400}}, Settings())
+        await w.put(*reversed(documents))
+        for _ in range(3):
+            stored = [upsert(w, *rng.sample(documents, 400), within=30) for _ in range(6)]
+            deleted = [
+                w.router.delete(w.collection, rng.sample(range(400), 400), w.soon(30)),
+                w.router.delete_matching(w.collection, everything, w.soon(30)),
+            ]
+            outcomes = await asyncio.gather(*stored, *deleted)
+            assert [write.error for outcome in outcomes for write in outcome.shards if not write.ok] == []
+        await w.put(*documents)
+
+
+@pytest.mark.parametrize("write", ["upsert", "delete", "delete matching"])
+@pytest.mark.parametrize("sharding", ["by id", "by category"])
+@pytest.mark.parametrize("id_type", [ValueType.BIGINT, ValueType.TEXT, ValueType.UUID])
+async def test_a_write_locks_its_rows_by_rising_id(
+    cluster: Cluster, id_type: ValueType, sharding: str, write: str
+) -> None:
+    id_ = column("id", id_type)
+    on_one = model.HashSharding(id_ if sharding == "by id" else column("category", ValueType.TEXT), ("s0",))
+    ids: list[Any] = list(range(10))
+    if id_type is ValueType.TEXT:
+        ids = sorted(["B", "Z", "Äpfel", "a", "a-b", "aB", "ab", "z", "é", "\U0001f600"])
+    elif id_type is ValueType.UUID:
+        ids = sorted(uuid.UUID(int=i << 121 | 10 - i) for i in ids)
+    async with world(cluster, id=id_, sharding=on_one) as w:
+        table = w.collection.table
+        documents = [w.document(i, ONES, category="c") for i in ids]
+        for document in reversed(documents):
+            await w.put(document)
+        dsn = primary(cluster, "s0")
+        holder, other = await asyncpg.connect(dsn), await asyncpg.connect(dsn)
+        try:
+            await holder.execute("BEGIN")
+            await holder.execute(f"SELECT FROM {table} WHERE id = $1 FOR UPDATE", ids[5])
+            task = asyncio.create_task(
+                written(w, write, [documents[i] for i in (7, 2, 9, 5, 0, 3, 8, 1, 6, 4)])
+            )
+            while not await other.fetchval("SELECT count(*) FROM pg_locks WHERE NOT granted"):
+                await asyncio.sleep(0.01)
+            free = await other.fetch(f"SELECT id FROM {table} FOR UPDATE SKIP LOCKED")
+            assert {row["id"] for row in free} == set(ids[6:])
+            await holder.execute("ROLLBACK")
+            assert [(shard.ok, shard.rows) for shard in await task] == [(True, 10)]
+        finally:
+            await holder.close()
+            await other.close()
 
 
 async def test_more_ids_than_postgresql_has_room_for_locks(cluster: Cluster) -> None:
