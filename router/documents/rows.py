@@ -55,4 +55,4 @@ def upsert_outcome(
 
 def shard_write(shard: str, outcome: Outcome[dict[int, str]] | Outcome[int], rows: int) -> ShardWrite:
     ok = outcome.error is None
-    return ShardWrite(shard, ok, rows if ok else 0, outcome.error)
+    return ShardWrite(shard, ok, rows if ok else 0, outcome.error, outcome.unknown)

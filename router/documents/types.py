@@ -41,12 +41,13 @@ class DocumentFailure(msgspec.Struct, frozen=True):
 
 
 class ShardWrite(msgspec.Struct, frozen=True):
-    """One shard's transaction: rows it changed, or why it did not."""
+    """One shard's transaction: rows it changed, or why it did not; if `unknown`, perhaps it did."""
 
     shard: str
     ok: bool
     rows: int
     error: str | None = None
+    unknown: bool = False
 
 
 class UpsertOutcome(msgspec.Struct, frozen=True):

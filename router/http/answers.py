@@ -123,11 +123,15 @@ class BatchAnswer(msgspec.Struct, frozen=True):
 
 
 class ShardOutcome(msgspec.Struct, frozen=True):
-    """One shard's transactions: rows changed, or the first error."""
+    """One shard's transactions: rows changed, and the first error.
+
+    `unknown` is there only if it is not known of one of them whether it was committed.
+    """
 
     ok: bool
     rows: int
     error: str | None = None
+    unknown: bool | UnsetType = UNSET
 
 
 class UpsertAnswer(msgspec.Struct, frozen=True):
@@ -154,7 +158,7 @@ class UpsertProblem(ProblemBody, frozen=True):
 
 
 class DeleteAnswer(msgspec.Struct, frozen=True):
-    """Rows deleted; a shard that is not `ok` may still hold matching rows."""
+    """Rows deleted, as far as is known; a shard that is not `ok` may still hold matching rows."""
 
     deleted: int
     shards: dict[str, ShardOutcome]

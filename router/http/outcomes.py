@@ -32,6 +32,11 @@ class Tally:
         self._shards: dict[str, ShardOutcome] = {}
         self._failures: list[DocumentFailure] = []
 
+    @property
+    def unknown(self) -> int:
+        """Of how many documents nobody can tell whether they were stored."""
+        return self._failed["unknown"]
+
     def add(self, outcome: UpsertOutcome) -> None:
         self.stored += outcome.stored
         _add_shards(self._shards, outcome.shards)
@@ -62,22 +67,30 @@ class Tally:
         failed = self._failed.total()
         if self.stored or not failed:
             return None
+        if unknown := self.unknown:
+            detail = f"none of {failed} documents is known to be stored; {unknown} may be"
+            return UnavailableError(f"{detail}, and sending them again is safe")
         detail = f"none of {failed} documents was stored"
         if self._failed["conflict"] == failed:
             return ConflictError(f"{detail}: each contradicts what is stored")
-        if self._failed["unavailable"] or self._failed["unknown"]:
+        if self._failed["unavailable"]:
             return UnavailableError(f"{detail}: their shards could not be written")
         return InvalidError(f"{detail}: each is invalid or contradicts what is stored")
 
 
 def delete_reply(collection: str, outcome: DeleteOutcome, request_id: str) -> Reply:
-    """The answer to a delete, which is an error only if shards failed and nothing was deleted."""
+    """The answer to a delete, which is an error only if shards failed and nothing is known to be deleted."""
     shards: dict[str, ShardOutcome] = {}
     _add_shards(shards, outcome.shards)
     failed = [write for write in outcome.shards if not write.ok]
     if failed and not outcome.deleted:
-        problems = [Problem(f"shards.{write.shard}", write.error or "unknown error") for write in failed]
-        detail = f"{len(failed)} of {len(outcome.shards)} shards could not be written; nothing was deleted"
+        problems = [Problem(f"shards.{write.shard}", _why_not(write)) for write in failed]
+        what = f"{len(failed)} of {len(outcome.shards)} shards"
+        detail = f"{what} could not be written; nothing was deleted"
+        if unknown := sum(write.unknown for write in failed):
+            detail = (
+                f"{what} did not confirm the delete; on {unknown} of them documents may have been deleted"
+            )
         return error_reply(UnavailableError(detail, problems), request_id)
     body = msgspec.json.encode(DeleteAnswer(outcome.deleted, shards))
     return Reply(body, written=Written(collection, deleted=outcome.deleted))
@@ -87,5 +100,13 @@ def _add_shards(shards: dict[str, ShardOutcome], writes: Iterable[ShardWrite]) -
     for write in writes:
         before = shards.get(write.shard, ShardOutcome(ok=True, rows=0))
         shards[write.shard] = ShardOutcome(
-            before.ok and write.ok, before.rows + write.rows, before.error or write.error
+            before.ok and write.ok,
+            before.rows + write.rows,
+            before.error or write.error,
+            True if write.unknown else before.unknown,
         )
+
+
+def _why_not(write: ShardWrite) -> str:
+    error = write.error or "unknown error"
+    return f"unknown: {error}" if write.unknown else error

@@ -108,7 +108,8 @@ class _Stream:
                 await self._take(line)
             await self._flush()
         except RouterError as exc:
-            exc.detail = f"{exc.detail}; {self._tally.stored} documents were stored before that"
+            perhaps = f", and {self._tally.unknown} more may have been" if self._tally.unknown else ""
+            exc.detail = f"{exc.detail}; {self._tally.stored} documents were stored before that{perhaps}"
             return self._tally.reply(self._request.id, stopped=exc)
         return self._tally.reply(self._request.id)
 

@@ -87,6 +87,7 @@ class FakeBackend:
         self.deadlines: list[float] = []
         self.error: Exception | None = None
         self.down: set[str] = set()
+        self.silent: set[str] = set()  # shards that write, and do not say so
         self.conflicts: set[object] = set()
         self.gate: asyncio.Event | None = None
         self.is_ready = True
@@ -141,13 +142,17 @@ class FakeBackend:
             shard = locate(collection.sharding, key)
             if document.id in self.conflicts:
                 failures.append(DocumentFailure(document.index, document.id, "conflict", "moved", shard))
+            elif shard in self.silent:
+                failures.append(DocumentFailure(document.index, document.id, "unknown", "no answer", shard))
             elif shard in self.down:
                 failures.append(DocumentFailure(document.index, document.id, "unavailable", "down", shard))
             else:
                 rows[shard] += 1
                 self.documents[collection.name][document.id] = document
         writes = tuple(
-            ShardWrite(name, name not in self.down, count, "down" if name in self.down else None)
+            ShardWrite(name, False, 0, "no answer", unknown=True)
+            if name in self.silent
+            else ShardWrite(name, name not in self.down, count, "down" if name in self.down else None)
             for name, count in rows.items()
         )
         return UpsertOutcome(sum(rows.values()), writes, tuple(failures))
@@ -170,6 +175,8 @@ class FakeBackend:
 
     async def delete(self, collection: Collection, ids: Sequence[object], deadline: float) -> DeleteOutcome:
         await self._pass()
+        if self.silent:
+            return DeleteOutcome(0, (ShardWrite("s0", False, 0, "no answer", unknown=True),))
         if self.down:
             return DeleteOutcome(0, (ShardWrite("s0", False, 0, "down"), ShardWrite("s1", True, 0)))
         deleted = sum(self.documents[collection.name].pop(id_, None) is not None for id_ in ids)

@@ -158,6 +158,44 @@ async def test_nothing_stored_because_shards_are_down_is_503(
     assert body["shards"]["s0"] == {"ok": False, "rows": 0, "error": "down"}
 
 
+async def test_a_shard_that_does_not_answer_may_have_stored(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    backend.silent, backend.down = {"s0"}, {"s1"}
+    response = await client.put(DOCUMENTS, json={"documents": [document(i) for i in range(8)]})
+    assert (response.status_code, response.headers["retry-after"]) == (503, "1")
+    body = response.json()
+    perhaps = sum(failure["reason"] == "unknown" for failure in body["failures"])
+    assert 0 < perhaps < body["failed"] == 8
+    assert body["detail"] == (
+        f"none of 8 documents is known to be stored; {perhaps} may be, and sending them again is safe"
+    )
+    assert body["shards"] == {
+        "s0": {"ok": False, "rows": 0, "error": "no answer", "unknown": True},
+        "s1": {"ok": False, "rows": 0, "error": "down"},
+    }
+
+
+async def test_what_a_stream_may_have_stored_before_its_end_is_told(
+    backend: FakeBackend, connect: Callable[[Any], httpx.AsyncClient]
+) -> None:
+    backend.silent = {"s0", "s1"}
+
+    async def pieces() -> AsyncIterator[bytes]:
+        for i in range(10_000):
+            if i == 600:
+                backend.silent = set()
+            yield lines(document(i))
+
+    client = connect(application(backend, Settings(max_stream_bytes=60_000)))
+    body = (await client.put(DOCUMENTS, content=pieces(), headers=NDJSON)).json()
+    assert body["stored"]
+    assert body["detail"].endswith(
+        f"{body['stored']} documents were stored before that, and 500 more may have been"
+    )
+    assert body["shards"]["s0"]["unknown"] is True
+
+
 async def test_no_documents_are_no_error(client: httpx.AsyncClient, backend: FakeBackend) -> None:
     response = await client.put(DOCUMENTS, json={"documents": []})
     assert (response.status_code, response.json()["stored"]) == (200, 0)
@@ -371,6 +409,16 @@ async def test_a_delete_that_reached_no_shard_is_503(client: httpx.AsyncClient, 
     response = await client.delete(f"{DOCUMENTS}/1")
     assert response.status_code == 503
     assert response.json()["errors"] == [{"path": "shards.s0", "message": "down"}]
+
+
+async def test_a_delete_without_an_answer_may_have_deleted(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    backend.silent = {"s0"}
+    response = await client.delete(f"{DOCUMENTS}/1")
+    assert response.status_code == 503
+    assert response.json()["detail"].endswith("on 1 of them documents may have been deleted")
+    assert response.json()["errors"] == [{"path": "shards.s0", "message": "unknown: no answer"}]
 
 
 async def test_documents_are_counted(client: httpx.AsyncClient, backend: FakeBackend) -> None:

@@ -147,14 +147,14 @@ async def test_documents_are_stored_replaced_read_counted_and_deleted(
     ],
 )
 async def test_an_id_that_has_no_place_is_not_there(cluster: Cluster, sharding: model.Sharding) -> None:
-    async with world(cluster, sharding=sharding) as w, w.documents_over_http() as client:
+    async with world(cluster, sharding=sharding) as w, w.over_http() as client:
         await w.put(*(w.document(i, ONES) for i in (1, 2, 3)))
-        assert (await client.get("/1000")).status_code == 404
-        gone = await client.delete("/1000")
+        assert (await client.get("/documents/1000")).status_code == 404
+        gone = await client.delete("/documents/1000")
         assert (gone.status_code, gone.json()["detail"]) == (404, "no document '1000' in collection docs")
-        several = await client.post("/delete", json={"ids": [1, 1000, 3, -5]})
+        several = await client.post("/documents/delete", json={"ids": [1, 1000, 3, -5]})
         assert (several.status_code, several.json()["deleted"]) == (200, 2)
-        nobody = await client.post("/delete", json={"ids": [1000, 1001]})
+        nobody = await client.post("/documents/delete", json={"ids": [1000, 1001]})
         assert (nobody.status_code, nobody.json()) == (200, {"deleted": 0, "shards": {}})
         assert await w.ids(ONES) == [2]
 
@@ -403,6 +403,34 @@ async def test_a_write_that_runs_out_of_time_says_what_it_does_not_know(
         # Sending it again is safe.
         assert (await upsert(w, *documents)).stored == 40
         assert await count(w) == 40
+
+
+async def test_what_a_write_without_an_answer_did_is_left_open(cluster: Cluster) -> None:
+    async with world(cluster, Settings(write_timeout=0.4)) as w, w.over_http() as client:
+        ids = [i for i in range(40) if locate(w.collection.sharding, i) == "s2"]
+        await w.put(*(w.document(i, ONES) for i in ids))
+        async with locked(primary(cluster, "s2"), w.collection.table, "SHARE"):
+            deleted = await client.delete(f"/documents/{ids[0]}")
+            stored = await client.put(
+                "/documents", json={"documents": [{"id": i, "vector": ONES} for i in ids]}
+            )
+        assert (deleted.status_code, stored.status_code) == (503, 503)
+        assert deleted.json()["detail"] == (
+            "1 of 1 shards did not confirm the delete; on 1 of them documents may have been deleted"
+        )
+        assert deleted.json()["errors"] == [
+            {"path": "shards.s2", "message": "unknown: no answer from the primary in time"}
+        ]
+        assert stored.json()["detail"] == (
+            f"none of {len(ids)} documents is known to be stored;"
+            f" {len(ids)} may be, and sending them again is safe"
+        )
+        assert stored.json()["shards"]["s2"] == {
+            "ok": False,
+            "rows": 0,
+            "error": "no answer from the primary in time",
+            "unknown": True,
+        }
 
 
 async def test_each_shard_has_its_own_outcome_when_a_primary_is_down(breakable: Cluster) -> None:

@@ -108,11 +108,11 @@ class World:
     async def ids(self, vector: Sequence[float] | Vectors, k: int = 10, **options: Any) -> list[Any]:
         return [hit["id"] for hit in hits(await self.search(vector, k, **options))]
 
-    def documents_over_http(self) -> httpx.AsyncClient:
-        """A client whose paths continue that of the collection's documents."""
+    def over_http(self) -> httpx.AsyncClient:
+        """A client whose paths continue that of the collection."""
         transport = httpx.ASGITransport(application(self.router, self.topology.settings))
         return httpx.AsyncClient(
-            transport=transport, base_url="http://router/v1/collections/docs/documents", timeout=None
+            transport=transport, base_url="http://router/v1/collections/docs", timeout=None
         )
 
     async def on_primaries(self, statement: str) -> None:
