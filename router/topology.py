@@ -17,7 +17,7 @@ import msgspec
 
 from router.documents.primary import Primaries
 from router.documents.reader import Reader
-from router.documents.types import CountAnswer, DeleteOutcome, Document, UpsertOutcome
+from router.documents.types import CountAnswer, DeleteOutcome, Document, ReadAnswer, UpsertOutcome
 from router.documents.writer import Writer
 from router.live_recall import LiveRecall, RecallListener
 from router.policy.budget import Budget
@@ -26,7 +26,7 @@ from router.policy.recall_sampling import RecallSampler, RecallSeen
 from router.policy.selection import Health, Reads, Role
 from router.prober import Prober
 from router.query.filter import Filter
-from router.query.types import Found, Hit, SearchQuery
+from router.query.types import Found, SearchQuery
 from router.redis_link import RedisLink
 from router.settings import Settings
 from router.shared import Shared
@@ -178,7 +178,7 @@ class Snapshot:
 
     async def read(
         self, collection: Collection, id: object, include: frozenset[str], deadline: float
-    ) -> Hit | None:
+    ) -> ReadAnswer | None:
         return await self._reader.read(collection, id, include, deadline)
 
     async def delete(self, collection: Collection, ids: Sequence[object], deadline: float) -> DeleteOutcome:

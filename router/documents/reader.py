@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
-from router.documents.types import CountAnswer
+from router.documents.types import CountAnswer, ReadAnswer
 from router.postgres import sql
 from router.query.answer import coverage_of, field_values, raise_if_unanswered
+from router.query.errors import Problem, UnavailableError
 from router.query.filter import Filter
 from router.query.plan import targets
-from router.query.types import Hit, Probe, Shape, ShardRows, Work
+from router.query.types import Probe, Shape, ShardReport, ShardRows, Work
 from router.shared import Shared
 from router.stages.fanout import Fanout
 from shard_config.model import Collection, ShardMap
@@ -31,11 +33,12 @@ class Reader:
 
     async def read(
         self, collection: Collection, id_: object, include: frozenset[str], deadline: float
-    ) -> Hit | None:
+    ) -> ReadAnswer | None:
         """The document with this id, or None if no shard holds it.
 
         Raises:
-            UnavailableError, DeadlineError: a shard that may hold it did not answer.
+            UnavailableError, DeadlineError: a shard that may hold it did not answer, or was read from a node
+                that is behind, which cannot prove that it is not there.
         """
         shards = self._map.shards_of(collection)
         if collection.sharded_by_id:
@@ -46,11 +49,14 @@ class Reader:
         statement = sql.select_by_id(collection, id_, include)
         parts = await self._fetch(statement, Work.LOOKUP, shards, deadline)
         names = [name for name, _ in sql.result_columns(collection, include)]
-        for shard, part in parts.items():
+        # A node that is behind may still show the document where it was before it moved.
+        for shard, part in sorted(parts.items(), key=lambda item: item[1].report.stale):
             for row in part.rows:
-                return {"id": row[0], "shard": shard, **field_values(collection, names, row, first=1)}
+                document = {"id": row[0], "shard": shard, **field_values(collection, names, row, first=1)}
+                return ReadAnswer(document, shard if part.report.stale else None)
         reports = [part.report for part in parts.values()]
         raise_if_unanswered(coverage_of(reports, len(shards)), reports, allow_partial=False)
+        _raise_if_stale(reports)
         return None
 
     async def count(self, collection: Collection, filter: Filter | None, deadline: float) -> CountAnswer:
@@ -78,3 +84,20 @@ class Reader:
             for shard in shards
         }
         return await self._fanout.fetch(probes, stop)
+
+
+def _raise_if_stale(reports: Sequence[ShardReport]) -> None:
+    """
+    Raises:
+        UnavailableError: what was not found may have been written since.
+    """
+    problems = [
+        Problem(
+            f"shards.{report.shard}", f"stale: {report.node} may be behind, and nothing fresher can be read"
+        )
+        for report in reports
+        if report.stale
+    ]
+    if problems:
+        what = f"{len(problems)} of {len(reports)} shards could be read only as they were"
+        raise UnavailableError(f"{what}; the document was not found, but may be there by now", problems)

@@ -6,9 +6,17 @@ from typing import Literal
 
 import msgspec
 
-from router.query.types import Coverage
+from router.query.types import Coverage, Hit
 
-__all__ = ["CountAnswer", "DeleteOutcome", "Document", "DocumentFailure", "ShardWrite", "UpsertOutcome"]
+__all__ = [
+    "CountAnswer",
+    "DeleteOutcome",
+    "Document",
+    "DocumentFailure",
+    "ReadAnswer",
+    "ShardWrite",
+    "UpsertOutcome",
+]
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -59,6 +67,16 @@ class UpsertOutcome(msgspec.Struct, frozen=True):
 class DeleteOutcome(msgspec.Struct, frozen=True):
     deleted: int
     shards: tuple[ShardWrite, ...]
+
+
+class ReadAnswer(msgspec.Struct, frozen=True):
+    """A document as it is stored on one shard.
+
+    `stale` names that shard if the node that was read is behind, as `Coverage.stale` does for searches.
+    """
+
+    document: Hit
+    stale: str | None = None
 
 
 class CountAnswer(msgspec.Struct, frozen=True):

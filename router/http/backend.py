@@ -12,10 +12,10 @@ from typing import Any, Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from router.documents.types import CountAnswer, DeleteOutcome, Document, UpsertOutcome
+from router.documents.types import CountAnswer, DeleteOutcome, Document, ReadAnswer, UpsertOutcome
 from router.policy.recall_sampling import RecallSeen
 from router.query.filter import Filter
-from router.query.types import Found, Hit, SearchQuery
+from router.query.types import Found, SearchQuery
 from router.status import NodeStatus
 from shard_config.model import Collection, ShardMap
 
@@ -40,7 +40,7 @@ class Backend(Protocol):
 
     async def read(
         self, collection: Collection, id: object, include: frozenset[str], deadline: float
-    ) -> Hit | None: ...
+    ) -> ReadAnswer | None: ...
 
     async def delete(
         self, collection: Collection, ids: Sequence[object], deadline: float

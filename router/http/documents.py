@@ -23,7 +23,10 @@ from router.settings import Settings
 from shard_config.model import Collection
 from shard_config.values import from_text
 
-__all__ = ["Documents"]
+__all__ = ["STALE_HEADER", "Documents"]
+
+# Not in the body, where any name may be that of a column.
+STALE_HEADER = "X-Stale-Shard"
 
 
 class Documents:
@@ -39,10 +42,13 @@ class Documents:
         include = _included(request.query.get("include"), collection)
         id_ = _path_id(request, collection)
         deadline = asyncio.get_running_loop().time() + collection.search.timeout
-        hit = await request.backend.read(collection, id_, include, deadline)
-        if hit is None:
+        answer = await request.backend.read(collection, id_, include, deadline)
+        if answer is None:
             raise _no_document(request, collection)
-        return Reply(self._encoder.encode(hit))
+        reply = Reply(self._encoder.encode(answer.document))
+        if answer.stale is not None:
+            reply.headers = [(STALE_HEADER.lower().encode(), answer.stale.encode())]
+        return reply
 
     async def delete_one(self, request: Request) -> Reply:
         collection = request.collection

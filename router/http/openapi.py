@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -137,14 +137,16 @@ def _responses(operation: Operation, *, keys: bool) -> dict[str, Any]:
             content = _problem(answer)
         else:
             content = {"application/json": {"schema": _ref(answer)}}
-        responses[status] = _response(status, content)
+        responses[status] = _response(status, content, operation.headers)
     for status in operation.problem_statuses(keys=keys) - set(operation.answers):
         responses[status] = _response(status, _problem(ProblemBody))
     return {str(status): responses[status] for status in sorted(responses)}
 
 
-def _response(status: int, content: dict[str, Any]) -> dict[str, Any]:
-    headers = _ID_HEADER | (_RETRY_HEADER if status in (429, 503) else {})
+def _response(status: int, content: dict[str, Any], own: Mapping[str, str] = {}) -> dict[str, Any]:
+    headers: dict[str, Any] = _ID_HEADER | (_RETRY_HEADER if status in (429, 503) else {})
+    for name, description in own.items():
+        headers[name] = {"description": description, "schema": {"type": "string"}}
     return {"description": HTTPStatus(status).phrase, "headers": headers, "content": content}
 
 

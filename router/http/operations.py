@@ -20,7 +20,7 @@ from router.http.answers import (
 )
 from router.http.backend import Embed
 from router.http.bodies import BatchBody, DeleteBody, DocumentsBody, SearchBody
-from router.http.documents import Documents
+from router.http.documents import STALE_HEADER, Documents
 from router.http.inspect import Inspection
 from router.http.keys import Scope
 from router.http.pages import Pages
@@ -37,6 +37,7 @@ _READ_ERRORS = frozenset({503, 504})
 _WRITE_ERRORS = frozenset({409, 503, 504})
 _FILTER = Parameter("filter", "A filter as a JSON object; all documents if absent.")
 _INCLUDE = Parameter("include", "Names joined by commas; everything but the vector if absent.")
+_STALE = "The document's shard, if it was read from a node that may be behind."
 _KEY = Parameter("key", "A value of the sharding key.", required=True)
 
 
@@ -105,6 +106,7 @@ def _documents(upserts: Upserts, handlers: Documents) -> list[Operation]:
             {200: Fields},
             query=(_INCLUDE,),
             errors=_READ_ERRORS,
+            headers={STALE_HEADER: _STALE},
         ),
         Operation(
             "DELETE",

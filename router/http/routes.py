@@ -39,6 +39,7 @@ class Operation(msgspec.Struct, frozen=True):
         path: with parameters as `{name}`, or `{name:path}` for one that may hold slashes.
         answers: by status.
         stream: whether it takes newline-delimited JSON as well.
+        headers: that its answers may have, with what they say.
         errors: statuses of problems, beside those that any operation of its kind can have.
     """
 
@@ -52,6 +53,7 @@ class Operation(msgspec.Struct, frozen=True):
     stream: bool = False
     query: Sequence[Parameter] = ()
     errors: frozenset[int] = frozenset()
+    headers: Mapping[str, str] = {}
 
     @property
     def template(self) -> str:

@@ -365,6 +365,35 @@ async def test_a_replica_that_followed_another_primary_is_not_taken_for_fresh() 
                 await asyncio.to_thread(trio.start, name)
 
 
+@pytest.mark.parametrize("by_id", [True, False])
+async def test_a_document_from_a_replica_that_is_behind_says_so_and_none_is_no_proof(
+    pair: Cluster, by_id: bool
+) -> None:
+    key = column("id", ValueType.BIGINT) if by_id else column("category", ValueType.TEXT)
+    sharding = model.HashSharding(key, ("s0",))
+    async with filled(pair, Settings(probe_interval=0.2), sharding=sharding) as w, w.over_http() as client:
+        await pause_replay(pair)
+        await w.put(*(w.document(i, [0.0] * 8, category="c", content="new") for i in (3, 100)))
+        fresh = await client.get("/documents/100")
+        assert (fresh.status_code, "x-stale-shard" in fresh.headers) == (200, False)
+        await asyncio.to_thread(pair.kill, "s0-a")
+        await until(w, "s0-a", state="down")
+
+        old = await client.get("/documents/3")
+        assert (old.status_code, old.headers["x-stale-shard"]) == (200, "s0")
+        assert (old.json()["content"], old.json()["shard"]) == (None, "s0")
+        lost = await client.get("/documents/100")
+        assert (lost.status_code, lost.headers["retry-after"]) == (503, "1")
+        assert [error["path"] for error in lost.json()["errors"]] == ["shards.s0"]
+        assert "s0-b may be behind" in lost.json()["errors"][0]["message"]
+
+        await asyncio.to_thread(pair.start, "s0-a")
+        await until(w, "s0-a", state="up")
+        found = await client.get("/documents/100")
+        assert (found.status_code, "x-stale-shard" in found.headers) == (200, False)
+        assert (await client.get("/documents/101")).status_code == 404
+
+
 async def test_with_the_policy_error_nothing_old_is_read(pair: Cluster) -> None:
     async with filled(pair, Settings(probe_interval=0.2, max_lag=0.5, lag_policy="error")) as w:
         await pause_replay(pair)

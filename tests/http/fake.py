@@ -17,6 +17,7 @@ from router.documents.types import (
     DeleteOutcome,
     Document,
     DocumentFailure,
+    ReadAnswer,
     ShardWrite,
     UpsertOutcome,
 )
@@ -33,7 +34,6 @@ from router.query.types import (
     Coverage,
     Failure,
     Found,
-    Hit,
     SearchQuery,
     ShardCounts,
     ShardReport,
@@ -88,6 +88,7 @@ class FakeBackend:
         self.error: Exception | None = None
         self.down: set[str] = set()
         self.silent: set[str] = set()  # shards that write, and do not say so
+        self.stale: str | None = None
         self.conflicts: set[object] = set()
         self.gate: asyncio.Event | None = None
         self.is_ready = True
@@ -159,19 +160,22 @@ class FakeBackend:
 
     async def read(
         self, collection: Collection, id: object, include: frozenset[str], deadline: float
-    ) -> Hit | None:
+    ) -> ReadAnswer | None:
         await self._pass()
         document = self.documents[collection.name].get(id)
         if document is None:
             return None
-        hit: dict[str, Any] = {"id": id}
+        fields: dict[str, Any] = {"id": id}
         if "content" in include:
-            hit["content"] = document.content
+            fields["content"] = document.content
         if "metadata" in include:
-            hit["metadata"] = None if document.metadata is None else msgspec.Raw(document.metadata.encode())
+            fields["metadata"] = (
+                None if document.metadata is None else msgspec.Raw(document.metadata.encode())
+            )
         if "vector" in include:
-            hit["vector"] = np.frombuffer(document.vector, "<f4").tolist()
-        return hit | {name: value for name, value in document.columns.items() if name in include}
+            fields["vector"] = np.frombuffer(document.vector, "<f4").tolist()
+        fields |= {name: value for name, value in document.columns.items() if name in include}
+        return ReadAnswer(fields, self.stale)
 
     async def delete(self, collection: Collection, ids: Sequence[object], deadline: float) -> DeleteOutcome:
         await self._pass()

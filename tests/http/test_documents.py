@@ -354,6 +354,20 @@ async def test_a_document_is_read_by_its_id(client: httpx.AsyncClient) -> None:
     assert (await client.get(f"{DOCUMENTS}/7?colour=red")).status_code == 422
 
 
+async def test_a_document_that_may_be_old_says_so_beside_its_fields(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    await client.put(DOCUMENTS, json={"documents": [document(7)]})
+    fresh = await client.get(f"{DOCUMENTS}/7")
+    backend.stale = "s1"
+    stale = await client.get(f"{DOCUMENTS}/7")
+    assert ("x-stale-shard" in fresh.headers, stale.headers["x-stale-shard"]) == (False, "s1")
+    assert stale.json() == fresh.json()
+    described = (await client.get("/openapi.json")).json()["paths"]
+    answers = described["/v1/collections/{collection}/documents/{id}"]["get"]["responses"]
+    assert {status for status in answers if "X-Stale-Shard" in answers[status]["headers"]} == {"200"}
+
+
 @pytest.mark.parametrize("id_", ["a/b", "delete", "ü %2F?#", "a\nb", "", "..", "%00"])
 async def test_text_ids_may_hold_anything_that_can_be_escaped(
     client: httpx.AsyncClient, backend: FakeBackend, id_: str

@@ -143,9 +143,9 @@ async def test_our_own_writes_are_read_while_replicas_stand_still(cluster: Clust
                 await store(w, str(number))
                 for cache in (True, False):
                     assert (await first(w, cache=cache))[0] == str(number)
-                document = await w.router.read(w.collection, 0, frozenset(["content"]), w.soon())
-                assert document is not None
-                assert document["content"] == str(number)
+                answer = await w.router.read(w.collection, 0, frozenset(["content"]), w.soon())
+                assert answer is not None
+                assert (answer.document["content"], answer.stale) == (str(number), None)
             await w.router.delete(w.collection, [0], w.soon())
             assert (await w.search(ZERO, 1)).answer.count == 0
             assert (await w.router.count(w.collection, None, w.soon())).count == 0

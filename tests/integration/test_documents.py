@@ -70,7 +70,9 @@ async def count(w: World, filter: dict[str, Any] | None = None) -> int:
 
 
 async def read(w: World, id_: object, *include: str) -> dict[str, Any] | None:
-    return await w.router.read(w.collection, id_, frozenset(include), w.soon())
+    answer = await w.router.read(w.collection, id_, frozenset(include), w.soon())
+    assert answer is None or answer.stale is None
+    return None if answer is None else answer.document
 
 
 async def on_every_primary(cluster: Cluster, query: str, *args: object) -> list[Any]:

@@ -277,9 +277,9 @@ async def test_ids_that_are_no_numbers_tie_in_code_point_order(cluster: Cluster,
         assert [hit["id"] for hit in offset] == expected[4:9]
         assert sorted(await w.ids([0] * 8, 50)) == sorted(expected)
         for one in ids:
-            hit = await w.router.read(w.collection, one, frozenset(), w.soon())
-            assert hit is not None
-            assert str(hit["id"]) == str(one)
+            answer = await w.router.read(w.collection, one, frozenset(), w.soon())
+            assert answer is not None
+            assert str(answer.document["id"]) == str(one)
 
 
 @asynccontextmanager
