@@ -26,7 +26,7 @@ _WORD_BYTES = 8
 
 
 def _words(shard_map: ShardMap) -> int:
-    return 3 * len(shard_map.collections) + len(shard_map.shards)
+    return 1 + 3 * len(shard_map.collections) + len(shard_map.shards)
 
 
 def create(path: Path, shard_map: ShardMap) -> None:
@@ -44,13 +44,14 @@ class Shared:
             RuntimeError: all slots are taken.
         """
         self._width = _words(shard_map)
-        self._versions = {name: i for i, name in enumerate(shard_map.collections)}
-        self._owed = {name: len(self._versions) + i for i, name in enumerate(shard_map.collections)}
-        self._paid = {name: 2 * len(self._versions) + i for i, name in enumerate(shard_map.collections)}
-        self._positions = {name: 3 * len(self._versions) + i for i, name in enumerate(shard_map.shards)}
+        columns = iter(range(1, self._width))  # the first says how many workers had the slot
+        self._versions, self._owed, self._paid = (
+            dict(zip(shard_map.collections, columns, strict=False)) for _ in range(3)
+        )
+        self._positions = dict(zip(shard_map.shards, columns, strict=True))
         self._file: int | None = None
         slot, slots = 0, 1
-        memory: mmap.mmap | bytearray = bytearray(max(self._width, 1) * _WORD_BYTES)
+        memory: mmap.mmap | bytearray = bytearray(self._width * _WORD_BYTES)
         if path is not None:
             self._file = os.open(path, os.O_RDWR)
             slot, slots = _take_slot(self._file), MAX_WORKERS
@@ -58,10 +59,16 @@ class Shared:
         self._memory = memory
         self._cells = memoryview(memory).cast("Q")
         self._own = slot * self._width
-        self._slots = range(0, slots * self._width, max(self._width, 1))
+        self._slots = range(0, slots * self._width, self._width)
+        self._cells[self._own] += 1
+        if self._cells[self._own] > 1:
+            # Whoever had the slot may have died between a commit and telling of it.
+            for name in self._versions:
+                self.bump(name)
+                self.owe(name)
 
     def __repr__(self) -> str:
-        where = "memory" if self._file is None else f"slot {self._own // max(self._width, 1)}"
+        where = "memory" if self._file is None else f"slot {self._own // self._width}"
         return f"<Shared {where}, {len(self._versions)} collections, {len(self._positions)} shards>"
 
     def version(self, collection: str) -> int:

@@ -256,5 +256,8 @@ class Answer(msgspec.Struct, frozen=True):
 
 
 class Found(msgspec.Struct, frozen=True):
+    """`age` is for how many seconds the answer has been in a cache that others share."""
+
     answer: Answer
     tier: CacheTier
+    age: float = 0.0

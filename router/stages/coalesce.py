@@ -79,6 +79,8 @@ class Coalesced:
                 self._forget(key, flight)
                 flight.task.cancel()
                 await asyncio.gather(flight.task, return_exceptions=True)
+            elif not flight.waiting and not flight.task.cancelled():
+                flight.task.exception()  # seen, if it failed in the turn in which its last caller left
 
 
 def _worth_joining(flight_deadline: float, deadline: float) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 
+import msgspec
+
 from router.query.types import Probe, ShardReport, ShardRows, ShardState
 from router.stages.replicas import Ask, ReplicaSet
 
@@ -45,29 +47,31 @@ class Fanout:
             if not complete.done():
                 complete.set_result(None)
 
-        asks: list[Ask] = []
+        asks: dict[str, Ask] = {}
+        late: dict[str, ShardReport] = {}
         timer = None
         try:
             if probes and started < deadline:
                 timer = loop.call_at(deadline, expire)
                 for name, probe in probes.items():
-                    asks.append(self._sets[name].ask(probe, deadline, came))
+                    asks[name] = self._sets[name].ask(probe, deadline, came)
                 await complete
         finally:
             if timer is not None:
                 timer.cancel()
             # Nobody waits here for what is left: its node cancels it, and mends the connection.
             if len(parts) < len(probes):
-                for ask in asks:
-                    ask.leave()
-        elapsed_ms = (loop.time() - started) * 1000
-        return {
-            name: parts[name] if name in parts else _late(name, probe, elapsed_ms)
-            for name, probe in probes.items()
-        }
+                for name, ask in asks.items():
+                    if name not in parts:
+                        late[name] = ask.leave()
+        for name, probe in probes.items():
+            if name not in parts:
+                parts[name] = _late(
+                    late.get(name) or ShardReport(name, ShardState.TIMED_OUT, asked=probe.asked)
+                )
+        return {name: parts[name] for name in probes}
 
 
-def _late(shard: str, probe: Probe, elapsed_ms: float) -> ShardRows:
-    error = f"no answer within {elapsed_ms:.0f} ms"
-    report = ShardReport(shard, ShardState.TIMED_OUT, total_ms=elapsed_ms, asked=probe.asked, error=error)
-    return ShardRows([], report)
+def _late(report: ShardReport) -> ShardRows:
+    error = f"no answer within {report.total_ms:.0f} ms"
+    return ShardRows([], msgspec.structs.replace(report, error=error))

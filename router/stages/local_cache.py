@@ -93,5 +93,5 @@ class LocalCache:
             return Found(answer, "l1")
         found = await self._inner.search(query, deadline)
         if found.answer.cacheable:
-            self._store.put(key, found.answer, collection.cache.ttl)
+            self._store.put(key, found.answer, collection.cache.ttl - found.age)
         return found

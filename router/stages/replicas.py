@@ -14,6 +14,8 @@ from contextlib import contextmanager
 from functools import partial
 from time import perf_counter
 
+import msgspec
+
 from router.policy.budget import Budget
 from router.policy.ejection import TRIAL_SECONDS, has_room
 from router.policy.selection import Health, Reads, Role, rank
@@ -234,9 +236,32 @@ class Ask:
         self._late_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
-    def leave(self) -> None:
-        """The rows are not wanted any more; `done` will not be called."""
+    def leave(self) -> ShardReport:
+        """The rows are not wanted any more, and `done` will not be called; returns how far it came."""
+        now = self._replicas.clock()
+        report = ShardReport(
+            self._replicas.shard,
+            ShardState.TIMED_OUT,
+            attempts=self._attempts,
+            hedged=self._second is not None,
+            hedge=self._hedge_outcome(None),
+            total_ms=(now - self._started) * 1000,
+            asked=self._probe.asked,
+        )
+        if self._flying:
+            # Who was asked first has had the longest time.
+            first = self._flying[0]
+            waits = first.ticket is not None and first.ticket.statement is None
+            had_ms = (now - first.since) * 1000
+            report = msgspec.structs.replace(
+                report,
+                node=first.node.config.name,
+                role=first.node.state.role,
+                queue_ms=had_ms if waits else 0.0,
+                execute_ms=0.0 if waits else had_ms,
+            )
         self._stop()
+        return report
 
     def go_on(self) -> None:
         """Try the next node, or report that none is left."""

@@ -15,6 +15,7 @@ import msgspec
 from router.postgres.search import SearchStatements
 from router.postgres.sql import result_columns
 from router.query.answer import coverage_of, encode_hits, raise_if_unanswered, shortfall
+from router.query.errors import OverloadedError
 from router.query.merge import merge, within
 from router.query.plan import Plan, plan_search
 from router.query.types import (
@@ -77,7 +78,10 @@ class Scatter:
         """
         again = [name for name in plan.targets if _fell_short(parts[name], plan)]
         exact = plan_search(query, self._map, exact=True)
-        found = await self._fanout.fetch(self._probes(query, exact, again), stop)
+        try:
+            found = await self._fanout.fetch(self._probes(query, exact, again), stop)
+        except OverloadedError:
+            return parts, True
         merged = dict(parts)
         limited = False
         for name, rows in found.items():

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections.abc import Mapping
 
 import msgspec
@@ -40,6 +41,7 @@ class _Entry(msgspec.Struct, frozen=True, array_like=True):
     coverage: Coverage
     short: Shortfall | None
     positions: dict[str, int]
+    stored: float  # wall-clock time: as true as the routers' clocks agree
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -111,10 +113,10 @@ class SharedCache:
         if not query.cached or query.collection.cache.ttl <= 0:
             return await self._inner.search(query, deadline)
         key = f"pgscatter:{self._namespace}:{query.collection.name}:{query.digest.hex()}"
-        token, answer = await self._look(query.collection.name, key)
-        if answer is not None:
+        token, found = await self._look(query.collection.name, key)
+        if found is not None:
             self.hits += 1
-            return Found(answer, "l2")
+            return found
         self.misses += 1
         found = await self._inner.search(query, deadline)
         if token is not None and found.answer.cacheable and len(self._stores) < _STORES:
@@ -127,7 +129,7 @@ class SharedCache:
             task.cancel()
         await asyncio.gather(*self._stores, return_exceptions=True)
 
-    async def _look(self, collection: str, key: str) -> tuple[bytes | None, Answer | None]:
+    async def _look(self, collection: str, key: str) -> tuple[bytes | None, Found | None]:
         """The token to store under, if Redis can be used now, and the answer if there is one.
 
         The token is read before the search starts: a write that commits later deletes it.
@@ -149,7 +151,7 @@ class SharedCache:
         if entry.token != token or not self._invalidations.reflected(entry.positions):
             return token, None
         answer = Answer(msgspec.Raw(entry.hits), entry.count, entry.coverage, entry.short, cacheable=True)
-        return token, answer
+        return token, Found(answer, "l2", max(0.0, time.time() - entry.stored))
 
     async def _new_token(self, collection: str) -> bytes | None:
         """A token of ours, unless another router was faster: then this search does without."""
@@ -159,7 +161,8 @@ class SharedCache:
 
     def _store(self, key: str, token: bytes, answer: Answer, ttl: float) -> None:
         positions = {report.shard: report.lsn for report in answer.reports}
-        entry = _Entry(token, bytes(answer.hits), answer.count, answer.coverage, answer.short, positions)
+        hits = bytes(answer.hits)
+        entry = _Entry(token, hits, answer.count, answer.coverage, answer.short, positions, time.time())
         data = _encoder.encode(entry)
         if len(data) > self._max_entry_bytes:
             return

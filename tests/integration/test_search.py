@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import random
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any
 
@@ -15,7 +16,7 @@ import pytest
 
 from deploy.local import Cluster
 from router.query.errors import DeadlineError, OverloadedError
-from router.query.types import Consistency
+from router.query.types import Consistency, Probe, ShardRows
 from router.settings import Settings
 from shard_config import model
 from shard_config.values import ValueType
@@ -294,6 +295,26 @@ async def locked(dsn: str, table: object) -> AsyncIterator[None]:
         await connection.close()
 
 
+async def test_what_was_found_is_answered_though_there_is_no_room_to_look_further(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with world(cluster) as w:
+        await w.put(*(w.document(i, [i] * 8) for i in range(20)))
+        fetch, rounds = w.router.fanout.fetch, itertools.count()
+
+        async def full(probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
+            if next(rounds):
+                raise OverloadedError("512 searches wait")
+            return await fetch(probes, deadline)
+
+        monkeypatch.setattr(w.router.fanout, "fetch", full)
+        found = await w.search([0.0] * 8, 50)
+        assert (found.answer.count, found.answer.coverage.full) == (20, True)
+        assert found.answer.short is not None
+        assert (found.answer.short.reason, found.answer.cacheable) == ("scan_limit", False)
+        assert next(rounds) == 2
+
+
 WAITING = (
     "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock' AND query LIKE '%' || $1 || ' %'"
 )
@@ -318,6 +339,9 @@ async def test_a_shard_that_hangs_is_reported_by_the_deadline_and_its_statement_
                 assert found.answer.short is not None
                 assert found.answer.short.reason == "coverage"
                 assert not found.answer.cacheable
+                late = next(report for report in found.answer.reports if report.shard == "s1")
+                assert (late.node, late.attempts, late.hedged) == ("s1-a", 1, False)
+                assert within * 500 < late.execute_ms <= late.total_ms < within * 1000 + 50
                 with pytest.raises(DeadlineError):
                     await w.search(
                         [0] * 8, consistency=Consistency.STRONG, within=within, allow_partial=False

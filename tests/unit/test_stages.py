@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Callable
 
 import pytest
@@ -190,6 +191,36 @@ async def test_a_failure_reaches_everyone_who_shares_it() -> None:
         *(coalesced.search(query(), soon()) for _ in range(3)), return_exceptions=True
     )
     assert all(isinstance(outcome, UnavailableError) for outcome in outcomes)
+
+
+async def test_a_failure_whose_last_caller_leaves_in_the_same_turn_is_seen() -> None:
+    unseen: list[dict[str, object]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: unseen.append(context))
+    inner = Inner(0.01, UnavailableError("no shard"))
+    coalesced = Coalesced(inner, Versions())
+    caller = asyncio.create_task(coalesced.search(query(), soon()))
+    await asyncio.sleep(0)
+    (flight,) = asyncio.all_tasks() - {asyncio.current_task(), caller}
+    flight.add_done_callback(lambda _, last=caller: last.cancel())
+    await asyncio.wait([caller])
+    assert caller.cancelled() and flight.done() and not flight.cancelled()
+    del caller, flight
+    gc.collect()
+    assert unseen == []
+
+
+async def test_what_another_cache_has_kept_is_not_kept_for_as_long_again() -> None:
+    class Shared:
+        async def search(self, query: SearchQuery, deadline: float) -> Found:
+            return Found(answer("[]"), "l2", age=query.collection.cache.ttl - 10)
+
+    now = 100.0
+    cache = local(Shared(), Versions(), lambda: now)
+    assert (await cache.search(query(), soon())).tier == "l2"
+    now += 9
+    assert (await cache.search(query(), soon())).tier == "l1"
+    now += 2
+    assert (await cache.search(query(), soon())).tier == "l2"
 
 
 async def test_nobody_joins_a_flight_from_before_a_write() -> None:
