@@ -3,11 +3,14 @@
 Two ways in, one format out: `logging` for what happens now and then, `AccessLog` for the line that
 every request leaves, which has no time for `logging`'s ceremony. Neither is ever given a vector, a body,
 a key or a connection string.
+
+Invariant: whatever is logged becomes one line, even text and numbers that strict JSON has no form for.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import sys
 import time
@@ -41,7 +44,7 @@ class _JsonFormatter(logging.Formatter):
         fields |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
-        return self._encoder.encode(fields).decode()
+        return _encoded(self._encoder, fields).decode()
 
 
 class AccessLog:
@@ -64,7 +67,7 @@ class AccessLog:
         line = {"ts": self._now(), "level": level, "event": "request", **fields}
         if not self._lines:
             asyncio.get_running_loop().call_soon(self._flush)
-        self._lines.append(self._encoder.encode(line) + b"\n")
+        self._lines.append(_encoded(self._encoder, line) + b"\n")
 
     def _flush(self) -> None:
         stream = self._stream or sys.stderr
@@ -93,6 +96,14 @@ def configure(level: str, stream: TextIO | None = None) -> None:
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     # Its messages about starting and stopping are for whoever runs uvicorn by hand.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+
+
+def _encoded(encoder: msgspec.json.Encoder, fields: dict[str, object]) -> bytes:
+    try:
+        return encoder.encode(fields)
+    except (ValueError, TypeError, OverflowError):  # such as a lone surrogate, or an integer beyond 64 bits
+        text = json.dumps(fields, ensure_ascii=False, default=str, skipkeys=True)
+        return text.encode("utf-8", "replace")
 
 
 def _write(stream: TextIO, data: bytes) -> None:

@@ -22,6 +22,7 @@ T = TypeVar("T", bound=msgspec.Struct)
 # Diagnosis is many times slower than decoding; a client that sends more garbage gets the short form.
 _DIAGNOSED_BYTES = 1 << 20
 _MOST_CONSTANTS = 10
+_SURROGATE = "a \\u escape is half of a surrogate pair"
 
 
 class Decoder(Generic[T]):
@@ -147,6 +148,10 @@ def _diagnose(data: bytes) -> tuple[list[tuple[str, str]], str]:
     try:
         text = data.decode()
         tree = json.loads(text, parse_constant=_Word)
+        json.dumps(tree, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        # Apart from those words, Python's parser takes only one thing that msgspec does not.
+        return [], _SURROGATE
     except UnicodeDecodeError as exc:
         return [], f"invalid UTF-8 at byte {exc.start}"
     except json.JSONDecodeError as exc:
@@ -157,8 +162,8 @@ def _diagnose(data: bytes) -> tuple[list[tuple[str, str]], str]:
         return [], "nested too deeply"
     except ValueError:
         return [], "a number has too many digits"
-    # Apart from those words, Python's parser takes only one thing that msgspec does not.
-    return _words(tree), "a \\u escape is half of a surrogate pair"
+    # Without such words it was in a member that another of the same name has replaced.
+    return _words(tree), _SURROGATE
 
 
 def _words(tree: object) -> list[tuple[str, str]]:

@@ -105,9 +105,10 @@ class Edge:
 
     async def _reply(self, visit: _Visit, receive: Receive) -> Reply:
         try:
-            return await self._answer(visit, receive)
-        except RouterError as exc:
-            return error_reply(exc, visit.id)
+            try:
+                return await self._answer(visit, receive)
+            except RouterError as exc:
+                return error_reply(exc, visit.id)
         except ClientDisconnect:
             raise
         except Exception:

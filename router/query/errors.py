@@ -37,18 +37,23 @@ __all__ = [
 
 
 class Problem(msgspec.Struct, frozen=True):
-    """One thing that is wrong, and where in the request."""
+    """One thing that is wrong, and where in the request; always text that can be sent."""
 
     path: str
     message: str
+
+    def __post_init__(self) -> None:
+        if not (self.path.isascii() and self.message.isascii()):
+            msgspec.structs.force_setattr(self, "path", _encodable(self.path))
+            msgspec.structs.force_setattr(self, "message", _encodable(self.message))
 
 
 class RouterError(Exception):
     """Base of all; `detail` is written for the caller, `problems` point into the request."""
 
     def __init__(self, detail: str, problems: Sequence[Problem] = ()) -> None:
-        super().__init__(detail)
-        self.detail = detail
+        super().__init__(_encodable(detail))
+        self.detail = _encodable(detail)
         self.problems = tuple(problems)
 
 
@@ -97,3 +102,8 @@ class UnavailableError(RouterError):
 
 class DeadlineError(RouterError):
     pass
+
+
+def _encodable(text: str) -> str:
+    """`text` with lone surrogates escaped: JSON can bring them, and UTF-8 has no bytes for them."""
+    return text.encode("utf-8", "backslashreplace").decode()

@@ -250,6 +250,14 @@ async def test_bad_lines_fail_alone_and_are_numbered(
     assert [failure["index"] for failure in answer["failures"]] == [1, 2, 3, 4]
 
 
+async def test_a_line_that_no_answer_can_repeat_fails_alone(client: httpx.AsyncClient) -> None:
+    body = lines(document(1)) + b'{"\\ud800": NaN}\n'
+    response = await client.put(DOCUMENTS, content=body, headers=NDJSON)
+    assert response.status_code == 200
+    assert (response.json()["stored"], response.json()["failed"]) == (1, 1)
+    assert response.json()["failures"][0]["message"].endswith("half of a surrogate pair")
+
+
 async def test_failures_of_a_stream_are_counted_beyond_those_listed(client: httpx.AsyncClient) -> None:
     response = await client.put(DOCUMENTS, content=b"x\n" * 1500, headers=NDJSON)
     assert response.status_code == 422
@@ -444,6 +452,7 @@ async def test_documents_are_counted(client: httpx.AsyncClient, backend: FakeBac
     assert backend.filters[0] is None and backend.filters[1] is not None
     assert (await client.get(url, params={"filter": '{"nothing": 3}'})).status_code == 422
     assert (await client.get(url, params={"filter": "{"})).status_code == 400
+    assert (await client.get(url, params={"filter": '{"\\ud800":NaN}'})).status_code == 400
     assert (await client.get(url, params={"filter": "[]"})).status_code == 422
     assert (await client.get(f"{url}?filter=%FF")).status_code == 400
     assert (await client.get(f"{url}?filter={{}}&filter={{}}")).status_code == 422

@@ -90,6 +90,7 @@ async def test_an_unknown_collection_is_404_with_those_that_exist(client: httpx.
         (b'{"filter": ' + b'{"a":' * 5000 + b"1" + b"}" * 5001, "malformed JSON: nested too deeply"),
         (b'{"k": "x", "offset": }', "malformed JSON: Expecting value at line 1, column 22"),
         (b'{"text": "\\ud800"}', "malformed JSON: a \\u escape is half of a surrogate pair"),
+        (b'{"\\ud800": NaN}', "malformed JSON: a \\u escape is half of a surrogate pair"),
         (b'{"filter": {"a": ' + b"9" * 5000 + b"}}", None),
     ],
 )

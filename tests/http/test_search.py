@@ -258,6 +258,18 @@ async def test_an_unexpected_error_is_500_without_internals(
     assert "hunter2" in caplog.text
 
 
+async def test_a_fault_in_telling_of_an_error_is_500_as_well(
+    client: httpx.AsyncClient, backend: FakeBackend, caplog: pytest.LogCaptureFixture
+) -> None:
+    backend.error = UnavailableError("no shard")
+    backend.error.detail = "\ud800"  # past what the constructor would have made of it
+    response = await client.post(SEARCH, json={"vector": VECTOR})
+    assert response.status_code == 500
+    assert response.headers["content-type"] == "application/problem+json"
+    assert response.json()["request_id"] == response.headers["x-request-id"]
+    assert "surrogates not allowed" in caplog.text
+
+
 async def test_server_timing_tells_of_the_slowest_shard(client: httpx.AsyncClient) -> None:
     response = await client.post(SEARCH, json={"vector": VECTOR})
     timing = response.headers["server-timing"]

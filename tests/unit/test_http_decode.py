@@ -50,6 +50,20 @@ def test_words_within_strings_are_left_alone() -> None:
         decoder.decode(b'{"text": "NaN", }')
 
 
+def test_half_a_surrogate_pair_is_malformed_whatever_else_is_wrong() -> None:
+    for data in (b'{"\\ud800": 1}', b'{"\\ud800": NaN}', b'{"a": [NaN, {"b": "\\udfff"}]}'):
+        for decode in (decoder.decode, lambda data: decode_object(data, "filter")):
+            with pytest.raises(MalformedError, match="half of a surrogate pair"):
+                decode(data)
+
+
+def test_a_problem_can_be_sent_whatever_text_it_is_made_of() -> None:
+    error = InvalidError.at("filter.\ud800", "\udfff is no number, \xfc is no letter")
+    msgspec.json.encode([error.detail, error.problems])
+    assert error.problems[0].path == "filter.\\ud800"
+    assert error.problems[0].message == "\\udfff is no number, \xfc is no letter"
+
+
 def test_a_large_malformed_body_is_refused_without_a_long_look() -> None:
     with pytest.raises(MalformedError, match="malformed JSON: JSON is malformed: invalid character"):
         decoder.decode(b'{"vector": [' + b"1," * (1 << 20) + b"NaN]}")

@@ -54,6 +54,19 @@ def test_an_exception_keeps_its_traceback(stream: io.StringIO) -> None:
     assert line["traceback"].endswith("RuntimeError: broken")
 
 
+async def test_what_json_cannot_say_is_still_one_line(stream: io.StringIO) -> None:
+    for odd in ("\ud800", 1 << 70, {1.5: "x"}, float("nan")):
+        try:
+            raise RuntimeError(f"broken\ud800: {odd}")
+        except RuntimeError:
+            logging.getLogger("router.x").exception("failed", extra={"odd": odd})
+        AccessLog(stream).write("info", {"odd": odd})
+        await asyncio.sleep(0)
+    found = lines(stream)
+    assert [line["event"] for line in found] == ["failed", "request"] * 4
+    assert all("broken?: " in line["traceback"] for line in found[::2])
+
+
 @pytest.mark.parametrize(("level", "written"), [("debug", 3), ("info", 3), ("warning", 2), ("error", 1)])
 async def test_the_access_log_keeps_to_its_level(level: str, written: int) -> None:
     stream = io.StringIO()
