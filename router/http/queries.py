@@ -40,9 +40,7 @@ def search_query(
     if body.offset < 0 or body.offset > limits.max_offset:
         problems.append(_bounds(f"{prefix}offset", "offset", body.offset, 0, limits.max_offset, collection))
     ef_search = body.ef_search
-    if ef_search is None:
-        ef_search = usual_ef_search(collection, body.k + body.offset)
-    elif ef_search < 1 or ef_search > EF_SEARCH_MAX:
+    if ef_search is not None and not 1 <= ef_search <= EF_SEARCH_MAX:
         problems.append(_bounds(f"{prefix}ef_search", "ef_search", ef_search, 1, EF_SEARCH_MAX, collection))
     if body.timeout_ms is not None:
         _check_timeout(body.timeout_ms, limits, prefix, problems)
@@ -53,6 +51,8 @@ def search_query(
     filter_ = _filter(body, collection, limits, prefix, problems)
     if problems:
         raise invalid(problems)
+    if ef_search is None:
+        ef_search = usual_ef_search(collection, body.k + body.offset)
     return SearchQuery(
         collection=collection,
         vector=vector,
