@@ -53,6 +53,7 @@ class DocumentReader:
         prefix = f"{path}." if path else ""
         id_ = checked(collection.id, raw.id, f"{prefix}id")
         vector = vectors.parse(raw.vector, collection.vector, f"{prefix}vector")
+        vectors.check_indexed(vector, collection, f"{prefix}vector")
         content = getattr(raw, "content", None)
         if content is not None:
             _text(content, f"{prefix}content")

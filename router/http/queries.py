@@ -47,7 +47,7 @@ def search_query(
     include = frozenset(body.include)
     if include:
         problems.extend(_unknown_fields(body.include, collection, prefix))
-    vector = embedded if embedded is not None else _vector(body, collection, prefix, problems)
+    vector = _vector(body, embedded, collection, prefix, problems)
     filter_ = _filter(body, collection, limits, prefix, problems)
     if problems:
         raise invalid(problems)
@@ -107,12 +107,20 @@ def check_text(body: SearchBody, path: str = "") -> str | None:
     return body.text
 
 
-def _vector(body: SearchBody, collection: Collection, prefix: str, problems: list[Problem]) -> bytes:
-    if body.vector is UNSET:
-        problems.append(Problem(f"{prefix}vector", "required, but missing"))
-        return b""
+def _vector(
+    body: SearchBody, embedded: bytes | None, collection: Collection, prefix: str, problems: list[Problem]
+) -> bytes:
     try:
-        return vectors.parse(body.vector, collection.vector, f"{prefix}vector")
+        if embedded is not None:
+            path, vector = f"{prefix}text", embedded
+        elif body.vector is UNSET:
+            raise InvalidError.at(f"{prefix}vector", "required, but missing")
+        else:
+            path = f"{prefix}vector"
+            vector = vectors.parse(body.vector, collection.vector, path)
+        if not body.exact:
+            vectors.check_indexed(vector, collection, path)
+        return vector
     except InvalidError as exc:
         problems.extend(exc.problems)
         return b""

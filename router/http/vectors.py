@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.query.errors import InvalidError
-from shard_config.model import Metric, Vector, VectorType
+from shard_config.model import Collection, Metric, Quantization, Vector, VectorType
 
-__all__ = ["from_components", "parse"]
+__all__ = ["check_indexed", "from_components", "parse"]
 
 _FLOAT32_MAX = 3.4028234663852886e38
 _HALF_MAX = 65504.0
@@ -53,6 +53,19 @@ def from_components(components: NDArray[np.floating], vector: Vector, path: str)
     return single.tobytes()
 
 
+def check_indexed(data: bytes, collection: Collection, path: str) -> None:
+    """Refuse a parsed vector that the collection's index, holding less than its column, cannot hold.
+
+    Raises:
+        InvalidError: as `parse`.
+    """
+    if collection.index.quantization is not Quantization.HALFVEC:
+        return
+    norm2 = _check_half(np.frombuffer(data, dtype="<f4"), path, "the index's halfvec")
+    if norm2 == 0.0 and collection.vector.metric is Metric.COSINE:
+        raise InvalidError.at(path, "is zero in the index's halfvec, which leaves cosine no direction")
+
+
 def _pack(components: list[float], dimensions: int, path: str) -> bytes:
     if len(components) != dimensions:
         raise _dimensions(len(components), dimensions, path)
@@ -78,17 +91,17 @@ def _check(components: NDArray[np.float32], vector: Vector, path: str) -> None:
     if not norm2 <= _NORM2_MAX:
         raise _too_large(components, path)
     if vector.type is VectorType.HALFVEC:
-        norm2 = _check_half(components, path)
+        norm2 = _check_half(components, path, "halfvec")
     if norm2 == 0.0 and vector.metric is Metric.COSINE:
         raise InvalidError.at(path, "a zero vector has no direction, which cosine distance needs")
 
 
-def _check_half(components: NDArray[np.float32], path: str) -> float:
+def _check_half(components: NDArray[np.float32], path: str, type_: str) -> float:
     """The squared norm of what float16 keeps of them: small components become zero."""
     i = int(np.argmax(np.abs(components)))
     if abs(components[i]) > _HALF_MAX:
         raise InvalidError.at(
-            f"{path}[{i}]", f"{components[i]:g} exceeds {_HALF_MAX:g}, the limit of halfvec"
+            f"{path}[{i}]", f"{components[i]:g} exceeds {_HALF_MAX:g}, the limit of {type_}"
         )
     kept = components.astype(np.float16).astype(np.float32)
     return float(np.dot(kept, kept))

@@ -62,6 +62,12 @@ collections:
     id: {column: id, type: uuid}
     vector: {column: embedding, type: halfvec, dimensions: 3, metric: l2}
     sharding: {strategy: hash, key: id, buckets: 2, placement: {s0: [0], s1: [1]}}
+  coarse:
+    table: public.coarse
+    id: {column: id, type: bigint}
+    vector: {column: embedding, type: vector, dimensions: 3, metric: cosine}
+    sharding: {strategy: hash, key: id, buckets: 2, placement: {s0: [0], s1: [1]}}
+    index: {quantization: halfvec}
   notes:
     table: public.notes
     id: {column: id, type: text}

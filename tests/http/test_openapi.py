@@ -44,7 +44,7 @@ SAMPLES: dict[str, list[dict[str, Any]]] = {
     ],
 }
 EXISTING = {
-    "collection": ["documents", "halves", "notes"],
+    "collection": ["documents", "halves", "coarse", "notes"],
     "id": ["1", "a", "7b7e1a4e-3f0f-4f3f-9a55-0c9f9a3a1e11"],
 }
 

@@ -212,6 +212,26 @@ async def test_halfvec_has_a_smaller_range(client: httpx.AsyncClient) -> None:
     assert paths(response) == ["vector[1]"]
 
 
+@pytest.mark.parametrize("vector", [[1, 65505, 1], [1, -1e10, 1]])
+async def test_an_index_of_halves_has_a_smaller_range_than_its_vectors(
+    client: httpx.AsyncClient, vector: list[float]
+) -> None:
+    url = "/v1/collections/coarse"
+    response = await client.post(f"{url}/search", json={"vector": vector})
+    assert response.status_code == 422
+    shown = f"{vector[1]:g} exceeds 65504, the limit of the index's halfvec"
+    assert response.json()["errors"] == [{"path": "vector[1]", "message": shown}]
+    assert (await client.post(f"{url}/search", json={"vector": vector, "exact": True})).status_code == 200
+    response = await client.put(f"{url}/documents", json={"documents": [{"id": 1, "vector": vector}]})
+    assert paths(response) == ["documents[0].vector[1]"]
+
+
+async def test_what_is_zero_in_an_index_of_halves_has_no_direction(client: httpx.AsyncClient) -> None:
+    url = "/v1/collections/coarse/search"
+    assert paths(await client.post(url, json={"vector": [1e-9, 0, 0]})) == ["vector"]
+    assert (await client.post(url, json={"vector": [1e-9, 0, 0], "exact": True})).status_code == 200
+
+
 async def test_include_knows_only_what_the_collection_has(client: httpx.AsyncClient) -> None:
     response = await client.post(
         "/v1/collections/halves/search", json={"vector": VECTOR, "include": ["content"]}
