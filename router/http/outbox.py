@@ -50,12 +50,21 @@ class GatheredTransport(asyncio.Transport):
         super().__init__()
         self._transport = transport
         self._outbox = outbox
+        self._ended = False  # by `write_eof`
 
     def __repr__(self) -> str:
         return f"<GatheredTransport of {self._transport!r}, {self._outbox!r}>"
 
     def write(self, data: Any) -> None:
-        self._outbox.put(self._transport, data)
+        if not self._ended:
+            self._outbox.put(self._transport, data)
+
+    def write_eof(self) -> None:
+        """Nothing is sent after what was written so far; whatever still comes is dropped."""
+        self._ended = True
+        self._outbox.flush()
+        if not self._transport.is_closing():
+            self._transport.write_eof()
 
     def close(self) -> None:
         self._outbox.flush()

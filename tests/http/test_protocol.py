@@ -14,16 +14,25 @@ import uvicorn
 from router.http import protocol
 from router.http.outbox import Outbox
 from router.http.server import listen
+from router.settings import Settings
 from tests.http.fake import FakeBackend, application
 
 REQUEST = b"GET /livez HTTP/1.1\r\nhost: router\r\n\r\n"
+UPLOAD = (
+    b"POST /v1/collections/documents/search HTTP/1.1\r\nhost: router\r\n"
+    b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+)
 
 
 @asynccontextmanager
-async def connection() -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+async def connection(
+    settings: Settings = Settings(),  # noqa: B008 - frozen
+    keep_alive: int = 5,
+) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
     """A connection to an application that uvicorn serves in this loop."""
     config = uvicorn.Config(
-        application(FakeBackend()),
+        application(FakeBackend(), settings),
+        timeout_keep_alive=keep_alive,
         http=partial(protocol.BoundedProtocol, outbox=Outbox()),  # type: ignore[arg-type]
         lifespan="off",
         ws="none",
@@ -68,6 +77,65 @@ async def test_requests_that_end_are_not_hurried(monkeypatch: pytest.MonkeyPatch
             assert await answer(reader) == b'HTTP/1.1 200 OK {"status":"ok"}'
             # Idle time between requests is the keep-alive's business, not the head's.
             await asyncio.sleep(0.4)
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "more"),
+    [
+        (REQUEST, b"200", b"\r\n"),
+        (REQUEST.replace(b"GET", b"POST").replace(b"host", b"content-length: 9\r\nhost"), b"405", b"x"),
+    ],
+)
+async def test_bytes_that_are_no_request_do_not_hold_a_connection(
+    request_: bytes, status: bytes, more: bytes
+) -> None:
+    async with connection(keep_alive=1) as (reader, writer):
+        writer.write(request_)
+        assert status in await answer(reader)
+        for _ in range(3):
+            writer.write(more)
+            await asyncio.sleep(0.2)
+        assert await asyncio.wait_for(reader.read(), 3) == b""
+
+
+async def test_a_request_whose_head_began_before_the_last_answer_is_not_cut_short() -> None:
+    async with connection(Settings(max_timeout=2.0), keep_alive=1) as (reader, writer):
+        writer.write(REQUEST + UPLOAD[:20])
+        assert b"200 OK" in await answer(reader)
+        writer.write(UPLOAD[20:] + b"1\r\nx\r\n")
+        assert b"408 Request Timeout" in await answer(reader)
+
+
+@pytest.mark.parametrize("sent", [b"", b"expect: 100-continue\r\n"])
+async def test_a_short_rest_of_a_body_is_skipped_unless_it_may_not_come(sent: bytes) -> None:
+    async with connection() as (reader, writer):
+        upload = b"POST /livez HTTP/1.1\r\ncontent-length: 2\r\n" + sent
+        writer.write(upload + b"\r\n")
+        assert b"405 Method Not Allowed" in await answer(reader)
+        writer.write(b"{}" + REQUEST)
+        if sent:
+            assert await asyncio.wait_for(reader.read(), 5) == b""
+        else:
+            assert b"200 OK" in await answer(reader)
+
+
+@pytest.mark.parametrize(("limit", "seconds"), [(1000, 60.0), (1 << 60, 0.3)])
+async def test_a_long_rest_of_a_body_is_not_read(
+    monkeypatch: pytest.MonkeyPatch, limit: int, seconds: float
+) -> None:
+    monkeypatch.setattr(protocol, "_LINGER_BYTES", limit)
+    monkeypatch.setattr(protocol, "_LINGER_SECONDS", seconds)
+    chunk = b"400\r\n" + b"x" * 1024 + b"\r\n"
+    async with connection(Settings(max_body_bytes=1000)) as (reader, writer):
+        writer.write(UPLOAD + chunk)
+        received = await asyncio.wait_for(reader.read(), 5)
+        assert received.startswith(b"HTTP/1.1 413 ") and received.count(b"connection: close\r\n") == 1
+        with pytest.raises(ConnectionError):
+            async with asyncio.timeout(5):
+                while True:
+                    writer.write(chunk)
+                    await writer.drain()
+                    await asyncio.sleep(0.01)
 
 
 async def test_a_head_may_be_long_but_not_endless() -> None:
