@@ -31,7 +31,9 @@ class Refusal:
     NO_ROUTE = Kind(404, "not-found", "Not found")
     METHOD = Kind(405, "method-not-allowed", "Method not allowed")
     SLOW = Kind(408, "slow-request", "Request came too slowly")
+    TARGET = Kind(414, "target-too-long", "Request target too long")
     MEDIA_TYPE = Kind(415, "unsupported-media-type", "Unsupported media type")
+    HEAD = Kind(431, "head-too-large", "Request head too large")
 
 
 class HttpError(RequestError):

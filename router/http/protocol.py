@@ -7,6 +7,7 @@ what is read from it in vain is bounded, too.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Sequence
 from functools import partial
 from typing import Any
@@ -14,11 +15,16 @@ from typing import Any
 import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
-from router.http.errors import Refusal
+from router.http.errors import HttpError, Refusal
+from router.http.identity import request_id
 from router.http.message import COMPLETE, WHOLE
 from router.http.outbox import GatheredTransport, Outbox
+from router.http.problems import error_reply
+from router.query.errors import MalformedError, RequestError
 
 __all__ = ["BoundedProtocol"]
+
+_logger = logging.getLogger(__name__)
 
 _HEAD_BYTES = 64 * 1024
 _HEAD_SECONDS = 20.0
@@ -65,8 +71,8 @@ class BoundedProtocol(HttpToolsProtocol):
         self._size = len(data)
         try:
             self.parser.feed_data(data)
-        except httptools.HttpParserError:
-            self.send_400_response("Invalid HTTP request received.")
+        except httptools.HttpParserError as exc:
+            self._refuse(_fault(exc))
             return
         except httptools.HttpParserUpgrade:
             pass  # to nothing that is spoken here, so the request is answered as it is
@@ -86,8 +92,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if self._head_bytes + self._size > _HEAD_BYTES:  # it, and perhaps a body
             size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
             if size > _HEAD_BYTES:
-                # The parser reports this as an invalid request, which answers 400 and closes.
-                raise ValueError(f"the head of the request is larger than {_HEAD_BYTES} bytes")
+                raise _too_large(self.url)  # which the parser passes on within an error of its own
         # The answer before this one may have come during the head, and begun the wait for it.
         self._unset_keepalive_if_required()
         super().on_headers_complete()
@@ -103,7 +108,7 @@ class BoundedProtocol(HttpToolsProtocol):
         """Part of a head has come."""
         self._head_bytes += self._size
         if self._head_bytes > _HEAD_BYTES and not self.transport.is_closing():
-            self.send_400_response(f"The head of the request is larger than {_HEAD_BYTES} bytes.")
+            self._refuse(_too_large(self.url))
         elif self._head_timer is None:
             self._head_timer = self.loop.call_later(_HEAD_SECONDS, self._late)
 
@@ -127,20 +132,46 @@ class BoundedProtocol(HttpToolsProtocol):
             cycle.keep_alive = False
         if not plain or cycle.disconnected or cycle.response_started or self.flow.write_paused:
             return False
-        head = [STATUS_LINE[status]]
-        for name, value in (*cycle.default_headers, *headers):
-            head += (name, b": ", value, b"\r\n")
-        if last:
-            head.append(b"connection: close\r\n")
-        head += (b"\r\n", body)
         cycle.waiting_for_100_continue = False
         cycle.response_started = cycle.response_complete = True
-        self.transport.write(b"".join(head))
+        self._write(status, headers, body, last=last)
         cycle.message_event.set()
         if last:
             self._linger()
         cycle.on_response()
         return True
+
+    def _write(self, status: int, headers: Sequence[tuple[bytes, bytes]], body: bytes, *, last: bool) -> None:
+        parts = [STATUS_LINE[status]]
+        for name, value in (*self.server_state.default_headers, *headers):
+            parts += (name, b": ", value, b"\r\n")
+        if last:
+            parts.append(b"connection: close\r\n")
+        parts += (b"\r\n", body)
+        self.transport.write(b"".join(parts))
+
+    def _refuse(self, error: RequestError) -> None:
+        """Answer what is no request that the application could; where the next begins is not known."""
+        id_ = request_id(dict(self.headers or ()))
+        reply = error_reply(error, id_)
+        fields = {"request_id": id_, "client": self.client[0] if self.client else None}
+        _logger.warning("request refused", extra={**fields, "status": reply.status, "reason": error.detail})
+        if self.cycle is not None and not self.cycle.response_complete:
+            if COMPLETE in self.cycle.scope:
+                # Requests before it are being answered, and would seem to be answered by this.
+                self.cycle.keep_alive = False
+                self._lingering = _LINGER_BYTES
+                self._stop_timer()
+                return
+            self.cycle.disconnected = True  # whose body it was
+            self.cycle.message_event.set()
+        headers = [
+            (b"content-type", reply.content_type),
+            (b"content-length", b"%d" % len(reply.body)),
+            (b"x-request-id", id_.encode()),
+        ]
+        self._write(reply.status, headers, reply.body, last=True)
+        self._linger()
 
     def _linger(self) -> None:
         """Close, but not before the client had a chance to read what it was told."""
@@ -165,6 +196,22 @@ class BoundedProtocol(HttpToolsProtocol):
         self._head_timer = None
         if not self.transport.is_closing():
             self.transport.close()
+
+
+def _too_large(target: bytes) -> HttpError:
+    if len(target) > _HEAD_BYTES:
+        return HttpError(Refusal.TARGET, f"the target of the request is longer than {_HEAD_BYTES} bytes")
+    return HttpError(Refusal.HEAD, f"the head of the request is larger than {_HEAD_BYTES} bytes")
+
+
+def _fault(error: httptools.HttpParserError) -> RequestError:
+    """What the parser found wrong, or what stopped it from within `on_headers_complete`."""
+    cause = error.__context__
+    if isinstance(cause, HttpError):
+        return cause
+    # httptools shows such a target in its message, and it may hold what no log should.
+    reason = "its target is no URL" if isinstance(cause, httptools.HttpParserInvalidURLError) else error
+    return MalformedError(f"no valid HTTP request: {reason}")
 
 
 def _may_skip(cycle: RequestResponseCycle, status: int) -> bool:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -144,8 +145,52 @@ async def test_a_head_may_be_long_but_not_endless() -> None:
         writer.write(b"GET /livez HTTP/1.1\r\n" + filler * 60 + b"\r\n")
         assert b"200 OK" in await answer(reader)
         writer.write(b"GET /livez HTTP/1.1\r\n" + filler * 70 + b"\r\n")
-        assert b"400 Bad Request" in await answer(reader)
+        refused = await answer(reader)
+        assert b"431 Request Header Fields Too Large" in refused
+        assert b"the head of the request is larger than 65536 bytes" in refused
         assert await asyncio.wait_for(reader.read(), 5) == b""
+
+
+@pytest.mark.parametrize(
+    ("sent", "status", "detail"),
+    [
+        (b"\x16\x03\x01\x02\x00", 400, "no valid HTTP request: Invalid method encountered"),
+        (b"GET / HTTP/1.1\r\nno header\r\n\r\n", 400, "no valid HTTP request: Invalid header token"),
+        (b"GET http://[?secret HTTP/1.1\r\n\r\n", 400, "no valid HTTP request: its target is no URL"),
+        (UPLOAD + b"many\r\n", 400, "no valid HTTP request: Invalid character in chunk size"),
+        (
+            b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n",
+            414,
+            "the target of the request is longer than 65536 bytes",
+        ),
+        (
+            b"GET / HTTP/1.1\r\nx-filler: " + b"x" * 70_000,
+            431,
+            "the head of the request is larger than 65536 bytes",
+        ),
+    ],
+)
+async def test_what_is_no_request_is_answered_like_one_and_logged(
+    caplog: pytest.LogCaptureFixture, sent: bytes, status: int, detail: str
+) -> None:
+    async with connection() as (reader, writer):
+        writer.write(sent)
+        head, _, body = (await asyncio.wait_for(reader.read(), 5)).partition(b"\r\n\r\n")
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"content-type: application/problem+json" in head and b"connection: close" in head
+    problem = json.loads(body)
+    assert (problem["status"], problem["detail"]) == (status, detail)
+    (line,) = [vars(record) for record in caplog.records if record.getMessage() == "request refused"]
+    assert (line["client"], line["status"], line["reason"]) == ("127.0.0.1", status, detail)
+    assert f"x-request-id: {line['request_id']}".encode() in head
+
+
+async def test_what_follows_a_request_and_is_none_does_not_take_its_answer() -> None:
+    async with connection() as (reader, writer):
+        writer.write(REQUEST + REQUEST + b"garbage\r\n\r\n")
+        received = await asyncio.wait_for(reader.read(), 5)
+        assert re.findall(rb"HTTP/1.1 (\d+)", received) == [b"200", b"200"]
+        assert received.count(b"connection: close") == 1
 
 
 async def test_a_pipelined_second_request_has_a_head_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -199,7 +199,7 @@ def test_the_head_of_a_request_is_bounded(tmp_path: Path) -> None:
             with contextlib.suppress(ConnectionError):
                 for _ in range(20):
                     connection.sendall(b"x-filler: " + b"x" * 10_000 + b"\r\n")
-                assert connection.recv(100).startswith(b"HTTP/1.1 400 ")
+                assert connection.recv(100).startswith(b"HTTP/1.1 431 ")
         assert httpx.get(f"{router.url}/livez", headers={"x-filler": "x" * 10_000}).status_code == 200
         assert router.stop() == 0
 
