@@ -18,7 +18,6 @@ from router.http.outcomes import delete_reply
 from router.http.queries import includable
 from router.query import filter as filters
 from router.query.errors import InvalidError, NotFoundError, Problem
-from router.query.filter import And, Filter, Or
 from router.settings import Settings
 from shard_config.model import Collection
 from shard_config.values import from_text
@@ -69,8 +68,9 @@ class Documents:
         else:
             assert body.filter is not UNSET
             filter_ = filters.parse(collection, body.filter, self._settings)
-            if _matches_all(filter_):
-                raise InvalidError.at("filter", "an empty filter matches every document; that is refused")
+            if filters.constant(filter_) is True:
+                message = "it matches every document, whatever they hold; that is refused"
+                raise InvalidError.at("filter", message)
             outcome = await request.backend.delete_matching(collection, filter_, self._write_deadline())
         return delete_reply(collection.name, outcome, request.id)
 
@@ -121,13 +121,6 @@ def _included(names: str | None, collection: Collection) -> frozenset[str]:
         shown = f"unknown field {unknown[0][:80]!r}; {collection.name} has {', '.join(known)}"
         raise InvalidError.at("include", shown)
     return frozenset(wanted)
-
-
-def _matches_all(filter_: Filter) -> bool:
-    """Whether the filter is empty, however it is wrapped."""
-    if isinstance(filter_, And):
-        return all(map(_matches_all, filter_.parts))
-    return isinstance(filter_, Or) and any(map(_matches_all, filter_.parts))
 
 
 def _no_document(request: Request, collection: Collection) -> NotFoundError:

@@ -21,7 +21,7 @@ from router.settings import Settings
 from shard_config.model import Collection, Column
 from shard_config.values import ValueType, coerce
 
-__all__ = ["And", "Compare", "Exists", "Field", "Filter", "In", "Like", "Not", "Or", "parse"]
+__all__ = ["And", "Compare", "Exists", "Field", "Filter", "In", "Like", "Not", "Or", "constant", "parse"]
 
 _METADATA_DEPTH = 16
 _INTEGER_BITS = 4096
@@ -90,6 +90,23 @@ def parse(collection: Collection, raw: dict[str, object], limits: Settings, path
         first = parser.problems[0]
         raise InvalidError(f"{first.path}: {first.message}", parser.problems)
     return tree
+
+
+def constant(filter: Filter) -> bool | None:
+    """What `filter` says of every row by its form alone; None where it depends on the row."""
+    match filter:
+        case And(parts) | Or(parts):
+            absorbing = isinstance(filter, Or)
+            said = {constant(part) for part in parts}
+            if absorbing in said:
+                return absorbing
+            return None if None in said else not absorbing
+        case Not(part):
+            negated = constant(part)
+            return None if negated is None else not negated
+        case In(_, ()):
+            return False
+    return None
 
 
 class _Parser:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from router.postgres.sql import count
 from router.query.errors import InvalidError
-from router.query.filter import And, Compare, Exists, In, Like, Not, Or, parse
+from router.query.filter import And, Compare, Exists, In, Like, Not, Or, constant, parse
 from router.settings import Settings
 from tests.unit.queries import collection
 
@@ -54,6 +54,23 @@ def test_sugar_is_gone_after_parsing() -> None:
 
 def test_an_empty_filter_matches_everything() -> None:
     assert count(collection(), parsed({})).sql.endswith("WHERE true")
+
+
+@pytest.mark.parametrize(
+    ("raw", "said"),
+    [
+        ({}, True),
+        ({"$not": {}}, False),
+        ({"$not": {"price": {"$in": []}}}, True),
+        ({"price": {"$in": []}, "tenant": "a"}, False),
+        ({"$or": [{"tenant": "a"}, {"price": {"$nin": []}}]}, True),
+        ({"$or": [{"tenant": "a"}, {"price": {"$in": []}}]}, None),
+        ({"$not": {"tenant": "a"}}, None),
+        ({"price": {"$nin": [None]}}, None),
+    ],
+)
+def test_what_a_filter_says_of_every_row_shows_in_its_form(raw: dict[str, Any], said: bool | None) -> None:
+    assert constant(parsed(raw)) is said
 
 
 @pytest.mark.parametrize(
