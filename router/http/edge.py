@@ -25,7 +25,7 @@ from router.http.message import COMPLETE, WHOLE, Reply, Request
 from router.http.metrics import Metrics
 from router.http.problems import INTERNAL, error_reply
 from router.http.routes import Routes
-from router.http.url import path_of, query_of
+from router.http.url import path_of, query_of, segment
 from router.logs import AccessLog
 from router.query.errors import OverloadedError, RouterError
 from router.settings import Settings
@@ -120,6 +120,7 @@ class Edge:
     async def _answer(self, visit: _Visit, receive: Receive) -> Reply:
         operation, params = self.routes.find(visit.scope["method"], path_of(visit.scope))
         visit.route = operation.template
+        params = {name: segment(value) for name, value in params.items()}
         if self._keys is not None and operation.scope != "open":
             visit.caller = self._keys.authorise(visit.headers, operation.scope).name
         query = query_of(visit.scope["query_string"], operation)

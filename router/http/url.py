@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
@@ -10,13 +11,17 @@ from router.http.errors import invalid
 from router.http.routes import Operation
 from router.query.errors import MalformedError, Problem
 
-__all__ = ["path_of", "query_of"]
+__all__ = ["path_of", "query_of", "segment"]
 
 _MOST_PARAMETERS = 100
+_KEPT = re.compile(rb"%(2[Ff5])")
 
 
 def path_of(scope: Mapping[str, Any]) -> str:
     """The path, decoded strictly: servers put U+FFFD for what is no UTF-8, and an id must not change.
+
+    Two escapes remain, for `segment` to decode: `%2F`, since a slash that is part of a name parts no names,
+    and `%25`, which tells them from what looks like them.
 
     Raises:
         MalformedError
@@ -24,11 +29,16 @@ def path_of(scope: Mapping[str, Any]) -> str:
     raw: bytes | None = scope.get("raw_path")
     if raw is None or b"%" not in raw:
         path: str = scope["path"]
-        return path
+        return path.replace("%", "%25")
     try:
-        return unquote_to_bytes(raw).decode()
+        return unquote_to_bytes(_KEPT.sub(rb"%25\1", raw)).decode()
     except UnicodeDecodeError as exc:
         raise MalformedError("the path is not UTF-8, percent-encoded") from exc
+
+
+def segment(text: str) -> str:
+    """A part of such a path as it was meant."""
+    return text.replace("%2F", "/").replace("%2f", "/").replace("%25", "%") if "%" in text else text
 
 
 def query_of(query: bytes, operation: Operation) -> dict[str, str]:

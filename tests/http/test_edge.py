@@ -81,6 +81,23 @@ async def test_an_unknown_collection_is_404_with_those_that_exist(client: httpx.
 
 
 @pytest.mark.parametrize(
+    ("method", "path", "status", "detail"),
+    [
+        ("GET", "documents%2Fcount", 404, "no collection 'documents/count'; there are "),
+        ("POST", "documents%2Fsearch", 405, "this path takes GET, HEAD"),
+        ("POST", "documents%2fsearch/search", 404, "no collection 'documents/search'; there are "),
+        ("POST", "documents%252Fsearch/search", 404, "no collection 'documents%2Fsearch'; there are "),
+        ("POST", "%64ocuments/se%61rch", 422, "a search needs a vector or a text"),
+    ],
+)
+async def test_an_encoded_slash_is_part_of_a_name(
+    client: httpx.AsyncClient, method: str, path: str, status: int, detail: str
+) -> None:
+    response = await client.request(method, f"/v1/collections/{path}", json={} if method == "POST" else None)
+    assert (response.status_code, response.json()["detail"][: len(detail)]) == (status, detail)
+
+
+@pytest.mark.parametrize(
     ("body", "detail"),
     [
         (b"", "malformed JSON: the body is empty"),
