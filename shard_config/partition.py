@@ -19,7 +19,7 @@ from shard_config.hashing import Keys
 from shard_config.model import HashSharding, ListSharding, RangePart, RangeSharding, Sharding
 from shard_config.ordering import below
 from shard_config.predicate import sql_predicate
-from shard_config.values import ValueType
+from shard_config.values import ValueType, shown
 
 __all__ = [
     "NoPlaceError",
@@ -40,9 +40,7 @@ class NoPlaceError(ValueError):
 
     def __init__(self, sharding: Sharding, value: object, position: int | None = None) -> None:
         self.value, self.position = value, position
-        shown = repr(value) if isinstance(value, (int, float)) else repr(str(value))
-        shown = "null" if value is None else shown if len(shown) <= 60 else f"{shown[:57]}..."
-        super().__init__(f"no shard holds the {sharding.key.name} {shown}")
+        super().__init__(f"no shard holds the {sharding.key.name} {shown(value)}")
 
 
 def shard_names(sharding: Sharding) -> tuple[str, ...]:

@@ -6,6 +6,7 @@ from the server; that is what keeps bad input a matter of one message at the edg
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import struct
@@ -14,7 +15,7 @@ from datetime import UTC, date, datetime
 from decimal import Decimal, InvalidOperation
 from enum import StrEnum
 
-__all__ = ["TYPE_NAMES", "ValueType", "coerce", "from_text", "parse_type"]
+__all__ = ["TYPE_NAMES", "ValueType", "coerce", "from_text", "parse_type", "shown"]
 
 
 class ValueType(StrEnum):
@@ -125,11 +126,24 @@ def from_text(type_: ValueType, text: str) -> object:
     return coerce(type_, text)
 
 
-def _expected(what: str, value: object) -> ValueError:
+def shown(value: object) -> str:
+    """`value` for a message, in 60 characters: as JSON has it, but for the quotes of a string."""
     # Python refuses to write out integers of more than 4300 digits.
-    huge = isinstance(value, int) and value.bit_length() > 1000
-    shown = "an integer of more than 300 digits" if huge else repr(value)
-    return ValueError(f"expected {what}, got {shown if len(shown) <= 60 else shown[:57] + '...'}")
+    if isinstance(value, int) and value.bit_length() > 1000:
+        return "an integer of more than 300 digits"
+    if isinstance(value, (list, dict)):
+        return "an array" if isinstance(value, list) else "an object"
+    if value is None or isinstance(value, (bool, int, float)):
+        text = json.dumps(value)
+    elif isinstance(value, Decimal):
+        text = str(value)
+    else:
+        text = repr(value.isoformat() if isinstance(value, date) else str(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _expected(what: str, value: object) -> ValueError:
+    return ValueError(f"expected {what}, got {shown(value)}")
 
 
 def _integer(bits: int, value: object) -> int:

@@ -8,7 +8,7 @@ Python writes NaN and Infinity into JSON, and the answer to those is not "invali
 from __future__ import annotations
 
 import json
-from typing import Any, Generic, NoReturn, TypeVar
+from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import msgspec
 
@@ -91,10 +91,20 @@ def _invalid(
         try:
             msgspec.convert(raw[name], _without_raw(field.type))
         except msgspec.ValidationError as exc:
-            problems.append(_problem(exc, _join(path, name)))
+            place = _join(path, name)
+            problems.append(_choice(raw[name], field.type, place) or _problem(exc, place))
     if not problems:
         return _first(error, path)
     return invalid(problems)
+
+
+def _choice(value: object, type_: Any, path: str) -> Problem | None:
+    """For a field that takes one of a few strings, which these are: msgspec does not say."""
+    if get_origin(type_) is Annotated:
+        type_ = get_args(type_)[0]
+    if get_origin(type_) is not Literal or not isinstance(value, str):
+        return None
+    return Problem(path, f"expected one of {', '.join(get_args(type_))}, got {value[:80]!r}")
 
 
 def _without_raw(type_: Any) -> Any:

@@ -107,7 +107,7 @@ class Request:
             async with asyncio.timeout(wait):
                 return await self._whole(limit)
         except TimeoutError as exc:
-            raise _too_slow(wait) from exc
+            raise _too_slow(f"it was not here after {wait:g} s") from exc
 
     async def chunks(self, wait: float) -> AsyncIterator[bytes]:
         """The body piece by piece; each may take `wait` seconds to come.
@@ -122,7 +122,7 @@ class Request:
                 async with asyncio.timeout(wait):
                     data, more = await self._next()
             except TimeoutError as exc:
-                raise _too_slow(wait) from exc
+                raise _too_slow(f"{wait:g} s passed without its next part") from exc
             yield data
 
     def check_length(self, limit: int) -> None:
@@ -157,5 +157,5 @@ def _too_large(limit: int) -> TooLargeError:
     return TooLargeError(f"the body is larger than {limit} bytes")
 
 
-def _too_slow(wait: float) -> HttpError:
-    return HttpError(Refusal.SLOW, f"the body came too slowly: {wait:g} s passed without its next part")
+def _too_slow(how: str) -> HttpError:
+    return HttpError(Refusal.SLOW, f"the body came too slowly: {how}")

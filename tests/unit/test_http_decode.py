@@ -34,6 +34,11 @@ def test_every_wrong_field_is_named_with_its_place() -> None:
     assert found["searches[4].what"].startswith("unknown field; known are vector, text, k")
 
 
+def test_a_choice_that_is_none_is_told_what_there_is() -> None:
+    with pytest.raises(InvalidError, match="consistency: expected one of eventual, strong, got 'Strong'"):
+        decoder.decode(b'{"vector": [1], "consistency": "Strong"}')
+
+
 def test_words_for_non_numbers_are_found_anywhere() -> None:
     with pytest.raises(InvalidError) as caught:
         decoder.decode(b'{"vector": [1, NaN, -Infinity], "filter": {"a": [{"b": Infinity}]}}')

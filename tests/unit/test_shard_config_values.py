@@ -83,6 +83,26 @@ def test_a_value_of_another_kind_is_refused(type_: ValueType, value: object, mes
         coerce(type_, value)
 
 
+@pytest.mark.parametrize(
+    ("type_", "value", "shown"),
+    [
+        (T.TEXT, None, "null"),
+        (T.TEXT, True, "true"),
+        (T.TEXT, {"a": [None, "b"]}, "an object"),
+        (T.FLOAT8, [[1.5]], "an array"),
+        (T.FLOAT8, "x", "'x'"),
+        (T.TEXT, Decimal("1.50"), "1.50"),
+        (T.TIMESTAMPTZ, "2026-01-31", "'2026-01-31T00:00:00'"),
+        (T.DATE, datetime(2026, 1, 31), "'2026-01-31T00:00:00'"),
+        (T.DATE, "0001-01-01", "'0001-01-01'"),
+    ],
+)
+def test_a_value_is_shown_as_it_is_sent(type_: ValueType, value: object, shown: str) -> None:
+    with pytest.raises(ValueError) as caught:
+        coerce(type_, value)
+    assert str(caught.value).endswith(f"got {shown}")
+
+
 def test_a_huge_integer_is_refused_without_writing_it_out() -> None:
     with pytest.raises(ValueError, match="got an integer of more than 300 digits"):
         coerce(T.BIGINT, 10**5000)
