@@ -10,6 +10,7 @@ import msgspec
 import pytest
 
 from router.policy.recall_sampling import RecallSeen
+from router.query.filter import Compare
 from router.settings import Settings
 from shard_config.model import Tuned
 from tests.http.fake import FakeBackend, LogLines, application
@@ -270,6 +271,19 @@ async def test_a_key_is_located(client: httpx.AsyncClient) -> None:
     assert (await client.get(f"{url}?key=nobody")).status_code == 404
     assert (await client.get(url)).json()["errors"] == [{"path": "key", "message": "required, but missing"}]
     assert (await client.get("/v1/collections/documents/locate?key=x")).status_code == 422
+
+
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/openapi.json", "/docs"])
+async def test_what_is_open_takes_no_notice_of_parameters(client: httpx.AsyncClient, path: str) -> None:
+    assert (await client.get(f"{path}?cache=1&cache=2&%FF")).status_code == 200
+
+
+async def test_a_field_given_twice_means_the_last(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    body = b'{"vector": [1, 2, 3], "k": 3, "filter": {"price": 1, "price": 2}, "k": 4}'
+    assert (await client.post(SEARCH, content=body, headers=JSON)).status_code == 200
+    (query,) = backend.queries
+    assert query.k == 4
+    assert isinstance(query.filter, Compare) and query.filter.value == 2
 
 
 async def test_probes_tell_whether_to_send_traffic(client: httpx.AsyncClient, backend: FakeBackend) -> None:
