@@ -8,6 +8,7 @@ Python writes NaN and Infinity into JSON, and the answer to those is not "invali
 from __future__ import annotations
 
 import json
+from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
 
 import msgspec
@@ -26,11 +27,14 @@ _SURROGATE = "a \\u escape is half of a surrogate pair"
 
 
 class Decoder(Generic[T]):
-    """Decodes one type of body."""
+    """Decodes one type of body; `exact` makes decimals of numbers with a fraction in members of any type.
 
-    def __init__(self, type_: type[T]) -> None:
+    Numbers of a filter may be for a column of decimals. One costs 0.1 µs more than a float, a vector nothing.
+    """
+
+    def __init__(self, type_: type[T], *, exact: bool = False) -> None:
         self._type = type_
-        self._decoder = msgspec.json.Decoder(type_)
+        self._decoder = msgspec.json.Decoder(type_, float_hook=_decimal if exact else None)
 
     def decode(self, data: bytes | msgspec.Raw, path: str = "") -> T:
         """The body; `path` goes in front of the paths in errors.
@@ -47,18 +51,29 @@ class Decoder(Generic[T]):
             _refuse(bytes(data), exc, path)
 
 
-def decode_object(data: bytes, path: str) -> dict[str, object]:
-    """Any JSON object.
+def decode_object(data: bytes, path: str, *, exact: bool = False) -> dict[str, object]:
+    """Any JSON object; `exact` as of `Decoder`.
 
     Raises:
         MalformedError, InvalidError
     """
     try:
-        return msgspec.json.decode(data, type=dict[str, object])
+        return (_exact_objects if exact else _objects).decode(data)
     except msgspec.ValidationError as exc:
         raise _first(exc, path) from exc
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         _refuse(data, exc, path)
+
+
+def _decimal(text: str) -> Decimal | float:
+    try:
+        return Decimal(text)
+    except InvalidOperation:  # an exponent of more than 18 digits
+        return float(text)
+
+
+_objects = msgspec.json.Decoder(dict[str, object])
+_exact_objects = msgspec.json.Decoder(dict[str, object], float_hook=_decimal)
 
 
 def _invalid(

@@ -7,6 +7,7 @@ key has a place. Metadata is looked through for that: jsonb has no U+0000, and i
 from __future__ import annotations
 
 import json
+from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -36,7 +37,7 @@ class DocumentReader:
             fields.append(("content", str | None, None))
         if collection.metadata is not None:
             fields.append(("metadata", dict[str, Any] | None, None))
-        fields.extend((name, Any, None) for name in names)
+        fields.extend((field, _json_type(collection.columns[name]), None) for field, name in names.items())
         self._columns = [(field, collection.columns[name]) for field, name in names.items()]
         self._decoder: Decoder[msgspec.Struct] = Decoder(
             msgspec.defstruct("Document", fields, rename=names, forbid_unknown_fields=True)
@@ -108,6 +109,11 @@ def checked(column: Column, value: object, path: str) -> object:
         return coerce(column.type, value)
     except ValueError as exc:
         raise InvalidError.at(path, str(exc)) from exc
+
+
+def _json_type(column: Column) -> Any:
+    # A number that is decoded as anything goes through a float, and comes out with 17 digits.
+    return Decimal | None if column.type is ValueType.NUMERIC else Any
 
 
 def _text(text: str, path: str) -> None:

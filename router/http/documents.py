@@ -33,7 +33,7 @@ class Documents:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._decoder = Decoder(DeleteBody)
+        self._decoder = Decoder(DeleteBody, exact=True)
         self._encoder = msgspec.json.Encoder(decimal_format="number")
 
     async def read(self, request: Request) -> Reply:
@@ -79,7 +79,8 @@ class Documents:
         raw = request.query.get("filter")
         filter_ = None
         if raw is not None:
-            filter_ = filters.parse(collection, decode_object(raw.encode(), "filter"), self._settings)
+            tree = decode_object(raw.encode(), "filter", exact=True)
+            filter_ = filters.parse(collection, tree, self._settings)
         deadline = asyncio.get_running_loop().time() + collection.search.timeout
         answer = await request.backend.count(collection, filter_, deadline)
         return Reply(self._encoder.encode(CountView(answer.count, coverage_view(answer.coverage))))

@@ -40,7 +40,7 @@ class Searches:
     def __init__(self, settings: Settings, embed: Embed) -> None:
         self._settings = settings
         self._embed = embed
-        self._decoder = Decoder(SearchBody)
+        self._decoder = Decoder(SearchBody, exact=True)
         self._batch_decoder = Decoder(BatchBody)
         self._encoder = msgspec.json.Encoder()
         self._known = KnownBodies(settings.body_cache_bytes)

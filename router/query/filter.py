@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -230,8 +231,11 @@ class _Parser:
         return None
 
     def _value(self, field: Field, value: object, path: str) -> object:
-        if field.column is not None:
-            return self._checked(field.column.type, value, path)
+        column = field.column
+        if isinstance(value, Decimal) and (column is None or column.type is not ValueType.NUMERIC):
+            value = float(value)
+        if column is not None:
+            return self._checked(column.type, value, path)
         return self._metadata_value(value, path)
 
     def _metadata_value(self, value: object, path: str) -> object:

@@ -3,6 +3,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
+from decimal import Decimal
 from typing import Any
 
 import httpx
@@ -10,10 +11,12 @@ import numpy as np
 import pytest
 
 from router.query.errors import OverloadedError
+from router.query.filter import And, Compare
 from router.settings import Settings
 from tests.http.fake import FakeBackend, application
 
 DOCUMENTS = "/v1/collections/documents/documents"
+JSON = {"content-type": "application/json"}
 NDJSON = {"content-type": "application/x-ndjson"}
 
 
@@ -121,6 +124,39 @@ async def test_a_key_without_a_place_is_refused(client: httpx.AsyncClient) -> No
         "documents[0].tenant",
         "documents[1].tenant",
     ]
+
+
+async def test_decimals_are_stored_and_compared_digit_by_digit(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    digits = "12345678901234567890.123456789"
+    for amount in (digits, f'"{digits}"'):
+        line = f'{{"id": 1, "vector": [1, 2, 3], "price": 0.1, "amount": {amount}}}'.encode()
+        json_body = b'{"documents": [' + line + b"]}"
+        for content, headers in ((line, NDJSON), (json_body, JSON)):
+            assert (await client.put(DOCUMENTS, content=content, headers=headers)).status_code == 200
+            assert backend.upserts.pop()[0].columns == {"price": 0.1, "amount": Decimal(digits)}
+        filter_ = f'{{"amount": {amount}, "price": 0.1, "metadata.a": 0.1}}'
+        body = f'{{"vector": [1, 2, 3], "filter": {filter_}}}'.encode()
+        await client.post("/v1/collections/documents/search", content=body, headers=JSON)
+        await client.post(f"{DOCUMENTS}/delete", content=f'{{"filter": {filter_}}}'.encode(), headers=JSON)
+        await client.get("/v1/collections/documents/count", params={"filter": filter_})
+        for tree in (backend.queries.pop().filter, backend.filters.pop(), backend.filters.pop()):
+            assert isinstance(tree, And)
+            values = [part.value for part in tree.parts if isinstance(part, Compare)]
+            assert values == [Decimal(digits), 0.1, 0.1]
+            assert [type(value) for value in values] == [Decimal, float, float]
+
+
+@pytest.mark.parametrize("amount", ["1e99999999999999999999", "true", '"x"', '"NaN"', "[]"])
+async def test_what_is_no_decimal_is_refused(client: httpx.AsyncClient, amount: str) -> None:
+    body = f'{{"documents": [{{"id": 1, "vector": [1, 2, 3], "amount": {amount}}}]}}'
+    response = await client.put(DOCUMENTS, content=body.encode(), headers=JSON)
+    assert response.status_code == 422
+    assert response.json()["errors"][0]["path"] == "documents[0].amount"
+    filter_ = f'{{"amount": {amount}}}'
+    response = await client.get("/v1/collections/documents/count", params={"filter": filter_})
+    assert response.status_code == 422
 
 
 async def test_some_failures_are_reported_with_200(client: httpx.AsyncClient, backend: FakeBackend) -> None:
