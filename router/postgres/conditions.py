@@ -54,7 +54,9 @@ def where(filter: Filter, collection: Collection, params: Params) -> str:
         case Not(part):
             return f"({where(part, collection, params)}) IS NOT TRUE"
         case Exists(field):
-            return f"{_operand(field, collection, params)} IS NOT NULL"
+            operand = _operand(field, collection, params)
+            # JSON's null is no value either; jsonb keeps it apart from what is missing.
+            return f"{operand if field.column is not None else _without_null(operand)} IS NOT NULL"
         case Compare(field, op, value):
             return _compare(field, op, value, collection, params)
         case In(field, values):
@@ -104,6 +106,10 @@ def _operand(field: Field, collection: Collection, params: Params) -> str:
     if field.column is not None:
         return field.column.column
     return f"({collection.metadata} #> {params.share(tuple(field.path), 'text[]')})"
+
+
+def _without_null(operand: str) -> str:
+    return f"nullif({operand}, 'null'::jsonb)"
 
 
 def _json(value: object) -> str:

@@ -33,6 +33,10 @@ FILTERS: list[tuple[dict[str, Any] | None, str]] = [
     ({"metadata.n": {"$gte": 5}}, "(metadata->>'n')::int >= 5"),
     ({"metadata.n": {"$in": [1, 2, 3]}}, "(metadata->>'n')::int IN (1, 2, 3)"),
     ({"metadata.deep.x": {"$exists": True}}, "metadata->'deep' ? 'x'"),
+    ({"metadata.deep.x": None}, "metadata->'deep'->>'x' IS NULL"),
+    ({"metadata.gone": {"$exists": True}}, "metadata->>'gone' IS NOT NULL"),
+    ({"metadata.gone": {"$in": [1, None]}}, "(metadata->>'gone' = '1' OR metadata->>'gone' IS NULL)"),
+    ({"metadata.gone": {"$ne": None}}, "metadata->>'gone' IS NOT NULL"),
     ({"metadata.lang": {"$ilike": "D%"}}, "metadata->>'lang' ILIKE 'd%'"),
     ({"category": {"$like": "_"}}, "category LIKE '_'"),
     ({"id": {"$in": list(range(0, ROWS, 3))}}, "id % 3 = 0"),
@@ -59,7 +63,12 @@ async def fill(w: World, vectors: np.ndarray[Any, np.dtype[np.float32]]) -> str:
             category=CATEGORIES[i % 4],
             price=float(i % 11),
             content=f"document {i}",
-            metadata={"lang": ("en", "de", "fr")[i % 3], "n": i % 10, "deep": {"x": 1} if i % 5 == 0 else {}},
+            metadata={
+                "lang": ("en", "de", "fr")[i % 3],
+                "n": i % 10,
+                "deep": {"x": 1} if i % 5 == 0 else {},
+                **({"gone": (None, 1)[i % 2]} if i % 3 == 0 else {}),
+            },
         )
         for i, vector in enumerate(vectors)
     ]
