@@ -18,10 +18,10 @@ from router.http.keys_file import load as load_keys
 from router.http.metrics import Metrics
 from router.logs import AccessLog, configure
 from router.query.errors import UnavailableError
-from router.serve_config import from_env
+from router.serve_config import ServeConfig, from_env
 from router.text import TextModels
 from router.topology import Topology
-from shard_config import ShardMap, load
+from shard_config import ShardMap, codec
 
 __all__ = ["create_app"]
 
@@ -41,7 +41,7 @@ def create_app() -> ASGIApp:
     configure(config.log_level, sys.stderr)
     metrics = Metrics()
     topology = Topology(
-        load(config.map_path),
+        _shard_map(config),
         config.settings,
         redis_url=config.redis_url,
         shared_path=None if config.shared_path is None else Path(config.shared_path),
@@ -69,6 +69,12 @@ def create_app() -> ASGIApp:
         lifespan=lifespan,
         access_log=AccessLog(sys.stderr, level=config.log_level),
     )
+
+
+def _shard_map(config: ServeConfig) -> ShardMap:
+    """The map that the command read; what it says of files starts from where its own file is."""
+    text = codec.read(config.map_copy or config.map_path)
+    return codec.parse(text, config.map_path, directory=Path(config.map_path).parent)
 
 
 def _relieve_collector() -> None:

@@ -102,7 +102,13 @@ _KINDS = {
 
 
 class ServeConfig(msgspec.Struct, frozen=True):
-    """What a worker needs to know; `shared_path` is the file of all workers, if there are several."""
+    """What a worker needs to know.
+
+    Attributes:
+        shared_path: the file of all workers, if there are several.
+        map_copy: the map's text as it was when the command started, if there are several workers: one
+            that replaces another must serve what the others serve, whatever became of the file.
+    """
 
     map_path: str
     redis_url: str | None = None
@@ -111,6 +117,7 @@ class ServeConfig(msgspec.Struct, frozen=True):
     log_level: str = "info"
     workers: int = 1
     shared_path: str | None = None
+    map_copy: str | None = None
 
 
 def export(config: ServeConfig, env: MutableMapping[str, str]) -> None:

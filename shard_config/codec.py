@@ -15,7 +15,7 @@ from shard_config.problems import MAX_PROBLEMS, Findings, MapError, Problem, Too
 from shard_config.reader import Context, Cursor
 from shard_config.view import to_json
 
-__all__ = ["MapError", "load", "parse", "to_json"]
+__all__ = ["MapError", "load", "parse", "read", "to_json"]
 
 _TOO_LARGE = f"larger than {limits.FILE_BYTES} bytes"
 
@@ -26,6 +26,15 @@ def load(path: str | os.PathLike[str], env: Mapping[str, str] = os.environ) -> S
     Raises:
         MapError: with all that is wrong; also where the file cannot be read.
     """
+    return parse(read(path), os.fspath(path), env, Path(path).parent)
+
+
+def read(path: str | os.PathLike[str]) -> str:
+    """The text of the file at `path`, whatever it says.
+
+    Raises:
+        MapError: it cannot be read, or is no text.
+    """
     name = os.fspath(path)
     try:
         with open(path, "rb") as file:
@@ -35,12 +44,11 @@ def load(path: str | os.PathLike[str], env: Mapping[str, str] = os.environ) -> S
     if len(data) > limits.FILE_BYTES:
         raise MapError([Problem(name, 0, 0, "", _TOO_LARGE)])
     try:
-        text = data.decode("utf-8-sig")
+        return data.decode("utf-8-sig")
     except UnicodeDecodeError as exc:
         line = data.count(b"\n", 0, exc.start) + 1
         column = exc.start - data.rfind(b"\n", 0, exc.start)
         raise MapError([Problem(name, line, column, "", "not UTF-8")]) from None
-    return parse(text, name, env, Path(path).parent)
 
 
 def parse(

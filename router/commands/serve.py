@@ -17,7 +17,7 @@ import msgspec
 from router.logs import LEVELS, configure
 from router.serve_config import ServeConfig, add_setting_flags, export, read_settings
 from router.shared import MAX_WORKERS, create
-from shard_config import MapError, ShardMap, load
+from shard_config import MapError, ShardMap, codec
 
 __all__ = ["add_parser"]
 
@@ -48,7 +48,8 @@ def _run(args: argparse.Namespace) -> int:
     from router.http.server import is_loopback, listen, run
 
     try:
-        shard_map = load(args.map)
+        text = codec.read(args.map)
+        shard_map = codec.parse(text, args.map, directory=Path(args.map).parent)
         keys = None if args.api_keys is None else load_keys(Path(args.api_keys), os.environ)
     except (MapError, KeysError) as exc:
         return _failed(str(exc))
@@ -62,7 +63,7 @@ def _run(args: argparse.Namespace) -> int:
                 f"{args.host} can be reached from other machines, and there are no keys; "
                 "name a file of keys with --api-keys, or listen on 127.0.0.1"
             )
-        with _shared(config, shard_map) as config:
+        with _shared(config, shard_map, text) as config:
             export(config, os.environ)
             configure(config.log_level)
 
@@ -97,8 +98,12 @@ def _config(args: argparse.Namespace) -> ServeConfig:
 
 
 @contextmanager
-def _shared(config: ServeConfig, shard_map: ShardMap) -> Iterator[ServeConfig]:
-    """What several workers have in common: a file of write versions, and a folder of metrics."""
+def _shared(config: ServeConfig, shard_map: ShardMap, text: str) -> Iterator[ServeConfig]:
+    """What several workers have in common: a file of write versions, a folder of metrics, and the map.
+
+    A worker that replaces a dead one would otherwise read a file that may have been edited since: two
+    maps behind one port, whose writes go to different shards, or a worker that dies again and again.
+    """
     if config.workers == 1:
         yield config
         return
@@ -108,7 +113,9 @@ def _shared(config: ServeConfig, shard_map: ShardMap) -> Iterator[ServeConfig]:
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
         versions = Path(folder, "versions")
         create(versions, shard_map)
-        yield msgspec.structs.replace(config, shared_path=str(versions))
+        copy = Path(folder, "map.yaml")
+        copy.write_text(text, encoding="utf-8")
+        yield msgspec.structs.replace(config, shared_path=str(versions), map_copy=str(copy))
 
 
 def _url(listener: socket.socket) -> str:

@@ -107,8 +107,7 @@ def test_workers_share_a_port_and_end_together(tmp_path: Path) -> None:
 
 def test_a_dead_worker_is_replaced(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2") as router:
-        children = Path(f"/proc/{router.process.pid}/task/{router.process.pid}/children")
-        workers = [pid for pid in children.read_text().split() if "spawn_main" in cmdline(pid)]
+        workers = workers_of(router)
         assert len(workers) == 2
         os.kill(int(workers[0]), signal.SIGKILL)
         end = time.monotonic() + 30
@@ -117,6 +116,29 @@ def test_a_dead_worker_is_replaced(tmp_path: Path) -> None:
         assert "died and was replaced" in router.log
         assert httpx.get(f"{router.url}/livez").status_code == 200
         assert router.stop() == 0
+
+
+@pytest.mark.parametrize("edited", [MAP.replace("version: 12", "version: 13"), "version: x\n"])
+def test_workers_that_replace_others_serve_the_map_of_the_start(tmp_path: Path, edited: str) -> None:
+    with serving(tmp_path, "--workers", "2") as router:
+        (tmp_path / "map.yaml").write_text(edited)
+        before = workers_of(router)
+        for pid in before:
+            os.kill(int(pid), signal.SIGKILL)
+        end = time.monotonic() + 30
+        while router.log.count("died and was replaced") < 2 and time.monotonic() < end:
+            time.sleep(0.1)
+        assert not set(before) & set(workers_of(router))
+        headers = {"connection": "close"}
+        versions = [httpx.get(f"{router.url}/v1/shard-map", headers=headers, timeout=30) for _ in range(10)]
+        assert {answer.json()["version"] for answer in versions} == {12}
+        assert "Traceback" not in router.log
+        assert router.stop() == 0
+
+
+def workers_of(router: Router) -> list[str]:
+    children = Path(f"/proc/{router.process.pid}/task/{router.process.pid}/children")
+    return [pid for pid in children.read_text().split() if "spawn_main" in cmdline(pid)]
 
 
 BROKEN = """
