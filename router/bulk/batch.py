@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from router.bulk.check import beyond_index
 from shard_config.model import Collection
 from shard_config.partition import NoPlaceError, locate_many
 
@@ -90,15 +91,19 @@ def placed(
     columns: Mapping[str, Sequence[object]],
     refused: Sequence[Refused],
 ) -> Batch:
-    """A batch of rows that are fine but for their place, which some may not have."""
+    """A batch of rows that are fine but for the index and their place: some may fit in neither."""
     found, lost = _locate(collection, ids, columns)
+    everyone = np.arange(len(rows))
+    located = np.delete(everyone, list(lost))
+    lost |= beyond_index(vectors, collection)
     if not lost:
         return Batch(rows, ids, vectors, columns, tuple(refused), found)
-    keep = np.delete(np.arange(len(rows)), list(lost))
+    keep = np.delete(everyone, list(lost))
     refused = [*refused, *(Refused(int(rows[at]), reason) for at, reason in lost.items())]
     refused.sort(key=lambda row: row.row)
     kept = {name: [values[at] for at in keep.tolist()] for name, values in columns.items()}
-    return Batch(rows[keep], _take(ids, keep), vectors[keep], kept, tuple(refused), found)
+    shards = found[np.isin(located, keep)]
+    return Batch(rows[keep], _take(ids, keep), vectors[keep], kept, tuple(refused), shards)
 
 
 def _locate(

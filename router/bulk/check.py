@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from router.http.vectors import from_components
 from router.query.errors import InvalidError
-from shard_config.model import Metric, Vector, VectorType
+from shard_config.model import Collection, Metric, Quantization, Vector, VectorType
 
-__all__ = ["to_float32", "wrong_vectors"]
+__all__ = ["beyond_index", "to_float32", "wrong_vectors"]
 
 _HALF_MAX = 65504.0
 # Float32 sums differ in their last digits by the order of their terms; what is near the bound is looked
@@ -38,6 +38,28 @@ def wrong_vectors(vectors: NDArray[np.float32], vector: Vector) -> dict[int, str
         except InvalidError as exc:
             wrong[at] = exc.detail
     return wrong
+
+
+def beyond_index(vectors: NDArray[np.float32], collection: Collection) -> dict[int, str]:
+    """By position, why a row that the table takes cannot stand in the collection's index.
+
+    A single document is refused by the index that is there; one that is built after the rows would fail
+    when they are committed, and not say which of them it was.
+    """
+    if collection.index.quantization is not Quantization.HALFVEC:
+        return {}
+    found = {}
+    sizes = np.abs(vectors)
+    for at in np.flatnonzero(sizes.max(axis=1, initial=0.0) > _HALF_MAX).tolist():
+        i = int(np.argmax(sizes[at]))
+        shown = f"{vectors[at, i]:g} exceeds {_HALF_MAX:g}, the limit of the index's halfvec"
+        found[at] = f"vector[{i}]: {shown}"
+    if collection.vector.metric is Metric.COSINE:
+        with np.errstate(over="ignore"):
+            kept = vectors.astype(np.float16)
+        for at in np.flatnonzero(~kept.any(axis=1)).tolist():
+            found[at] = "vector: is zero in the index's halfvec, which leaves cosine no direction"
+    return found
 
 
 def _suspects(vectors: NDArray[np.float32], vector: Vector) -> NDArray[np.bool_]:

@@ -246,6 +246,27 @@ async def test_bad_rows_stop_the_load_unless_they_may_be_skipped(cluster: Cluste
     ]
 
 
+async def test_rows_that_the_index_cannot_hold_are_named_before_any_is_stored(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    table = fresh()
+    index = {"type": "hnsw", "quantization": "halfvec"}
+    path = applied_map(cluster, tmp_path, docs=collection(table=table, index=index))
+    largest = [[70000, 1, 1, 1], [65504, 1, 1, 1], [1, 2, 3, 4]]
+    source = jsonl(tmp_path, [{"id": i, "vector": vector} for i, vector in enumerate(largest)])
+    refused = load(source, path, check=False)
+    assert refused.returncode == 1
+    assert (
+        f"{source}, line 1: vector[0]: 70000 exceeds 65504, the limit of the index's halfvec"
+        in refused.stderr
+    )
+    assert not any((await rows(path, f"SELECT id FROM {table}")).values())
+    assert "left out 1 bad rows" in load(source, path, "--skip-bad", 1).stdout
+    stored = await rows(path, f"SELECT id FROM {table}")
+    assert sorted(row["id"] for found in stored.values() for row in found) == [1, 2]
+    assert await hnsw(path, table) == [1, 1, 1, 1]
+
+
 async def test_ids_that_exist_and_ids_that_repeat_are_named(cluster: Cluster, tmp_path: Path) -> None:
     table = fresh()
     path = applied_map(cluster, tmp_path, docs=collection(table=table))

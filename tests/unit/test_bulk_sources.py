@@ -222,6 +222,31 @@ def test_vectors_of_a_parquet_file_may_be_any_list_of_numbers(tmp_path: Path, ve
     assert batch.vectors.tolist() == [[1, 2], [3, 4]]
 
 
+@pytest.mark.parametrize("ending", ["npy", "jsonl", "parquet"])
+def test_what_a_quantized_index_cannot_hold_is_a_bad_row(tmp_path: Path, ending: str) -> None:
+    vectors = [[70000.0, 1.0], [65504.0, 1.0], [1.0, -1e6], [1.0, 2.0], [1e-9, 0.0]]
+    path = tmp_path / f"a.{ending}"
+    match ending:
+        case "npy":
+            npy(path, vectors)
+        case "jsonl":
+            write_lines(path, *({"id": i, "vector": vector} for i, vector in enumerate(vectors)))
+        case _:
+            parquet(path, id=[0, 1, 2, 3, 4], vector=vectors)
+    of = collection(index={"type": "hnsw", "quantization": "halfvec"})
+    (batch,) = batches(opened(path, of), 9)
+    assert list(batch.ids) == [1, 3]
+    names = shard_names(of.sharding)
+    assert [names[at] for at in batch.shards.tolist()] == [locate(of.sharding, at) for at in (1, 3)]
+    assert [row.reason for row in batch.refused] == [
+        "vector[0]: 70000 exceeds 65504, the limit of the index's halfvec",
+        "vector[1]: -1e+06 exceeds 65504, the limit of the index's halfvec",
+        "vector: is zero in the index's halfvec, which leaves cosine no direction",
+    ]
+    (batch,) = batches(opened(path, collection()), 9)
+    assert not batch.refused
+
+
 def test_a_null_component_is_a_bad_row(tmp_path: Path) -> None:
     vectors = pa.array([[1, None], [3, 4]], pa.list_(pa.float32()))
     (batch,) = batches(opened(parquet(tmp_path / "a.parquet", id=[7, 8], vector=vectors), collection()), 9)
