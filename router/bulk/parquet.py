@@ -4,6 +4,7 @@ that the collection declares. A column that the collection does not know is refu
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ __all__ = ["ParquetSource", "open_parquet"]
 
 _VECTOR_NAMES = ("vector", "embedding")
 _METADATA_DEPTH = 32  # as the router takes it
+_NANOSECONDS = "has a fraction of a microsecond, which PostgreSQL does not keep"
 
 
 class ParquetSource:
@@ -137,9 +139,10 @@ def _check_columns(path: Path, names: Sequence[str], collection: Collection) -> 
     problems = [f"{path}: unknown column {name!r}" for name in names if name not in known]
     if problems:
         problems.append(f"{path}: a file for {collection.name} has columns among {', '.join(sorted(known))}")
+    problems += [f"{path}: has {n} columns {name!r}" for name, n in Counter(names).items() if n > 1]
     if "id" not in names:
         problems.append(f"{path}: has no column 'id'")
-    if len(vectors) != 1:
+    if len(set(vectors)) != 1:
         problems.append(f"{path}: has {len(vectors)} of the columns 'vector' and 'embedding'; expected one")
     if problems:
         raise SourceError(*problems)
@@ -183,14 +186,44 @@ def _checks(collection: Collection) -> Mapping[str, tuple[str, _Check]]:
 
 def _checked(column: pa.ChunkedArray, name: str, check: _Check, wrong: dict[int, str]) -> list[object]:
     """Every value as it is stored; None in place of one that cannot be, which `wrong` then explains."""
-    values: list[object] = column.to_pylist()
+    values = _values(column, name, wrong)
     for at, value in enumerate(values):
+        if at in wrong:
+            continue
         try:
             values[at] = check(value)
         except (ValueError, TypeError, RequestError) as exc:
             values[at] = None
             wrong.setdefault(at, f"{name}: {exc}")
     return values
+
+
+def _values(column: pa.ChunkedArray, name: str, wrong: dict[int, str]) -> list[object]:
+    """The column as Python's values; None in place of one that Python has no value for."""
+    try:
+        values: list[object] = column.to_pylist()
+    except (ValueError, OverflowError):
+        # One of them; which of them only shows when they are taken singly.
+        values = []
+        for at, scalar in enumerate(column):
+            try:
+                values.append(scalar.as_py())
+            except (ValueError, OverflowError) as exc:
+                values.append(None)
+                wrong.setdefault(at, f"{name}: {_unreadable(exc, column.type)}")
+    for at, value in enumerate(values):
+        # With pandas installed, pyarrow gives its timestamps; they are datetimes that hide the rest.
+        if getattr(value, "nanosecond", 0):
+            wrong.setdefault(at, f"{name}: {_NANOSECONDS}")
+    return values
+
+
+def _unreadable(exc: Exception, type_: pa.DataType) -> str:
+    if isinstance(exc, UnicodeDecodeError):
+        return "a string that is not UTF-8"
+    if isinstance(exc, OverflowError):
+        return "expected a time between the ends of the years 1 and 9999"
+    return _NANOSECONDS if getattr(type_, "unit", None) == "ns" else f"{type_} cannot be read: {exc}"
 
 
 def _typed(type_: ValueType, *, required: bool = False) -> _Check:

@@ -265,6 +265,52 @@ def test_metadata_may_be_a_struct_but_must_be_json(tmp_path: Path) -> None:
         assert batch.rows.tolist() == [1], bad
 
 
+BEYOND = "at: expected a time between the ends of the years 1 and 9999"
+FINER = "at: has a fraction of a microsecond, which PostgreSQL does not keep"
+NOT_TEXT = pa.StringArray.from_buffers(
+    2, pa.py_buffer(np.array([0, 1, 3], "<i4").tobytes()), pa.py_buffer(b"a\xff\xfe")
+)
+
+
+@pytest.mark.parametrize(
+    ("type_", "values", "reason"),
+    [
+        ("timestamp", pa.array([1000, 1001], pa.timestamp("ns")), FINER),
+        ("timestamp", pa.array([0, 2**62], pa.timestamp("us")), BEYOND),
+        ("timestamp", pa.array([0, -(2**62)], pa.timestamp("us")), BEYOND),
+        ("timestamptz", pa.array([0, 2**62], pa.timestamp("us", "UTC")), BEYOND),
+        ("date", pa.array([0, 2**30], pa.date32()), BEYOND),
+        ("text", NOT_TEXT, "at: a string that is not UTF-8"),
+    ],
+)
+def test_values_that_python_does_not_have_are_bad_rows(
+    tmp_path: Path, type_: str, values: pa.Array, reason: str
+) -> None:
+    path = parquet(tmp_path / "a.parquet", id=[1, 2], vector=[[1.0, 2.0]] * 2, at=values)
+    (batch,) = batches(opened(path, collection(columns={"at": type_})), 9)
+    assert batch.rows.tolist() == [0]
+    assert [(row.row, row.reason) for row in batch.refused] == [(1, reason)]
+
+
+def test_times_of_day_are_bad_rows_however_fine(tmp_path: Path) -> None:
+    values = pa.array([1000, 1001], pa.time64("ns"))
+    path = parquet(tmp_path / "a.parquet", id=[1, 2], vector=[[1.0, 2.0]] * 2, at=values)
+    (batch,) = batches(opened(path, collection(columns={"at": "timestamp"})), 9)
+    first, second = batch.refused
+    assert first.reason.startswith("at: expected a timestamp without an offset")
+    assert second.reason == FINER
+
+
+def test_a_column_that_stands_twice_is_named(tmp_path: Path) -> None:
+    columns = [pa.array([1]), pa.array([2]), pa.array([[1.0, 2.0]]), pa.array([[1.0, 2.0]])]
+    table = pa.Table.from_arrays(columns, names=["id", "id", "vector", "vector"])
+    pq.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(SourceError) as caught:
+        opened(tmp_path / "a.parquet", collection())
+    path = tmp_path / "a.parquet"
+    assert caught.value.lines == (f"{path}: has 2 columns 'id'", f"{path}: has 2 columns 'vector'")
+
+
 def test_uuid_ids_come_as_text_or_bytes(tmp_path: Path) -> None:
     ids = [uuid.UUID(int=i) for i in range(2)]
     vectors = [[1.0, 2.0]] * 2
