@@ -3,6 +3,6 @@
 The demo, the tests and the benches run on it; `pgscatter cluster` is its command line.
 """
 
-from deploy.local.cluster import Cluster, ClusterError, NodeInfo
+from deploy.local.cluster import Cluster, ClusterError, CollectionsError, NodeInfo
 
-__all__ = ["Cluster", "ClusterError", "NodeInfo"]
+__all__ = ["Cluster", "ClusterError", "CollectionsError", "NodeInfo"]

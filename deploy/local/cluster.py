@@ -29,10 +29,11 @@ from typing import Any
 
 from deploy.local import processes
 from deploy.local.account import Account, AccountError
-from deploy.local.mapfile import CollectionsError, read_collections, write_map
+from deploy.local.mapfile import checked_collections, write_map
 from deploy.local.servers import Postgres, Redis, ServerError, free_ports
+from shard_config import MapError
 
-__all__ = ["Cluster", "ClusterError", "NodeInfo"]
+__all__ = ["Cluster", "ClusterError", "CollectionsError", "NodeInfo"]
 
 _ATTEMPTS = 3  # a port may be taken between looking for it and listening on it
 _STREAMING_SECONDS = 20.0
@@ -47,6 +48,10 @@ Report = Callable[[str], None]
 
 class ClusterError(Exception):
     pass
+
+
+class CollectionsError(ClusterError):
+    """The map with the collections that were given would be none; nothing was started."""
 
 
 @dataclass(frozen=True)
@@ -124,12 +129,12 @@ class Cluster:
         With `owned`, the servers end when this process does. Returns whether anything had to be started.
 
         Raises:
-            ClusterError: with the reason; nothing that this call started is left running.
+            CollectionsError, ClusterError: with the reason; nothing that this call started is left running.
         """
         if shards < 1 or replicas < 0:
             raise ClusterError("at least one shard, and no fewer than zero replicas")
         try:
-            part = None if collections is None else read_collections(collections)
+            part = checked_collections(collections, self.map_path, _names(shards))
             self.directory.mkdir(parents=True, exist_ok=True)
             with self._locked(), self._guarded(owned):
                 self._check_shape(shards, replicas)
@@ -137,7 +142,9 @@ class Cluster:
                 self._start_all(shards, replicas)
                 self._write_map(part)
                 return not complete
-        except (ServerError, AccountError, CollectionsError, OSError) as exc:
+        except MapError as exc:
+            raise CollectionsError(str(exc)) from exc
+        except (ServerError, AccountError, OSError) as exc:
             raise ClusterError(str(exc)) from exc
 
     def down(self) -> None:
@@ -290,7 +297,7 @@ class Cluster:
             )
 
     def _start_all(self, shards: int, replicas: int) -> None:
-        names = [f"s{i}" for i in range(shards)]
+        names = _names(shards)
         members = {shard: [f"{shard}-{chr(ord('a') + j)}" for j in range(replicas + 1)] for shard in names}
         ports = self._ports([name for group in members.values() for name in group])
         with ThreadPoolExecutor(_THREADS) as threads:
@@ -443,11 +450,15 @@ class Cluster:
             dsn=f"postgresql://postgres@127.0.0.1:{port}/postgres",
         )
 
-    def _write_map(self, collections: dict[str, Any] | None) -> None:
+    def _write_map(self, collections: dict[str, Any]) -> None:
         shards: dict[str, list[dict[str, str]]] = {}
         for node in self.nodes:
             shards.setdefault(node.shard, []).append({"name": node.name, "dsn": node.dsn})
         write_map(self.map_path, shards, collections)
+
+
+def _names(shards: int) -> list[str]:
+    return [f"s{i}" for i in range(shards)]
 
 
 def _drop_slot(primary: Postgres, port: int, slot: str) -> None:

@@ -1,4 +1,8 @@
-"""The shard map that matches a local cluster: its nodes, and collections from a file or from before."""
+"""The shard map that matches a local cluster: its nodes, and collections from a file or from before.
+
+Invariant: what is written is a map that `pgscatter map validate` takes, which is known before any
+server is started.
+"""
 
 from __future__ import annotations
 
@@ -8,67 +12,134 @@ from typing import Any
 
 import yaml
 
-__all__ = ["CollectionsError", "read_collections", "write_map"]
+from shard_config import MapError, limits, parse
+from shard_config.document import resolve
+from shard_config.fragment import Fragment, fragment
+
+__all__ = ["checked_collections", "write_map"]
 
 _BUCKETS = 64
+_COLLECTIONS = "collections"
+
+Shards = Mapping[str, Sequence[Mapping[str, str]]]
 
 
-class CollectionsError(Exception):
-    pass
+def checked_collections(file: Path | None, map_path: Path, shards: Sequence[str]) -> dict[str, Any]:
+    """The collections of the file, or of the present map if it is None, for a map of these shards.
 
-
-def read_collections(path: Path) -> dict[str, Any]:
-    """The `collections` part of `path`, or all of it if it has no such key.
+    The file has them under `collections`, or nothing else. Where a collection does not say how it is
+    sharded, its hash buckets are spread evenly over all shards.
 
     Raises:
-        CollectionsError: no mapping of collections.
+        MapError: the map with them would be none; what is wrong has its place in the file.
     """
-    try:
-        tree = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as exc:
-        raise CollectionsError(f"{path}: {exc}") from exc
-    part = tree.get("collections", tree) if isinstance(tree, dict) else tree
-    if not isinstance(part, dict) or not all(isinstance(one, dict) for one in part.values()):
-        raise CollectionsError(f"{path}: expected a mapping of collections, each a mapping itself")
-    for collection in part.values():
-        # Meant from this file, and soon to stand in another.
-        if isinstance(model := collection.get("text_model"), str) and not model.startswith("$"):
-            collection["text_model"] = str(path.absolute().parent / model)
-    return part
-
-
-def write_map(
-    path: Path, shards: Mapping[str, Sequence[Mapping[str, str]]], collections: Mapping[str, Any] | None
-) -> None:
-    """Write the map; a new version only if something is new.
-
-    `shards` has each shard's nodes as {name, dsn}. Where a collection does not say how it is sharded,
-    its hash buckets are spread evenly over all shards. `None` keeps the collections of the present map.
-    """
-    old: dict[str, Any] = yaml.safe_load(path.read_text()) if path.exists() else {}
-    if collections is None:
-        kept = old.get("collections", {})
+    present = fragment(map_path) if map_path.exists() else None
+    source = present if file is None else fragment(file)
+    if source is None:
+        return {}
+    under, part = _part(source, alone=file is not None)
+    if file is None:
+        collections = part
     else:
-        kept = {name: _placed(collection, list(shards)) for name, collection in collections.items()}
-    body = {"shards": {name: {"nodes": list(nodes)} for name, nodes in shards.items()}, "collections": kept}
-    if {key: old.get(key) for key in body} == body:
-        return
-    text = yaml.safe_dump({"version": old.get("version", 0) + 1, **body}, sort_keys=False, allow_unicode=True)
+        collections = {name: _placed(_moved(one, file), shards) for name, one in part.items()}
+    # Ports are not known yet; any servers will do, if no two are the same.
+    nodes = {
+        name: [{"name": f"{name}-a", "dsn": f"postgresql://127.0.0.1:{port}/postgres"}]
+        for port, name in enumerate(shards, 1)
+    }
+    try:
+        parse(_text(_version(present), nodes, collections), directory=map_path.parent)
+    except MapError as exc:
+        owner = present if present is not None else source
+        raise MapError(
+            source.problem(found.path, found.message, under=under)
+            if found.path.startswith(_COLLECTIONS)
+            else owner.problem(found.path, found.message)
+            for found in exc.problems
+        ) from None
+    return collections
+
+
+def write_map(path: Path, shards: Shards, collections: Mapping[str, Any]) -> None:
+    """Write the map; a new version only if something is new. `shards` has nodes as {name, dsn}."""
+    present = fragment(path) if path.exists() else None
+    body = {"shards": {name: {"nodes": list(nodes)} for name, nodes in shards.items()}}
+    if present is not None and isinstance(present.value, dict):
+        old = {"shards": present.value.get("shards"), _COLLECTIONS: present.value.get(_COLLECTIONS) or {}}
+        if old == {**body, _COLLECTIONS: collections}:
+            return
     fresh = path.with_suffix(".new")
-    fresh.write_text(text)
+    fresh.write_text(_text(_version(present), shards, collections))
     fresh.replace(path)
 
 
-def _placed(collection: Mapping[str, Any], shards: Sequence[str]) -> dict[str, Any]:
+class _Dumper(yaml.SafeDumper):
+    """Quotes strings that would be something else where maps are read; PyYAML's idea of those is another."""
+
+
+_Dumper.add_representer(
+    str,
+    lambda dumper, text: dumper.represent_scalar(
+        "tag:yaml.org,2002:str", text, style=None if isinstance(resolve(text), str) else "'"
+    ),
+)
+
+
+def _text(version: object, shards: Shards, collections: Mapping[str, Any]) -> str:
+    nodes = {name: {"nodes": list(nodes)} for name, nodes in shards.items()}
+    tree = {"version": version, "shards": nodes, _COLLECTIONS: dict(collections)}
+    return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
+
+
+def _version(present: Fragment | None) -> object:
+    """The next one; of a map that has none, whatever it has instead, which will be found fault with."""
+    if present is None:
+        return 1
+    old = present.value.get("version") if isinstance(present.value, dict) else None
+    return old + 1 if isinstance(old, int) and not isinstance(old, bool) else old
+
+
+def _part(source: Fragment, *, alone: bool) -> tuple[str, dict[str, Any]]:
+    """The collections of a file, and under which key of a map it has them, if not under the map's own.
+
+    Raises:
+        MapError: there are none, or, if they should be `alone`, something stands beside them.
+    """
+    tree = source.value
+    if not isinstance(tree, dict):
+        raise MapError([source.problem("", "expected a mapping of collections")])
+    if _COLLECTIONS not in tree:
+        return (_COLLECTIONS, tree) if alone else ("", {})
+    others = [key for key in tree if key != _COLLECTIONS and alone]
+    if others:
+        message = "unknown field; shards and version are the cluster's, a file of collections has neither"
+        raise MapError(source.problem(key, message) for key in others)
+    part = tree[_COLLECTIONS]
+    if part is not None and not isinstance(part, dict):
+        raise MapError([source.problem(_COLLECTIONS, "expected a mapping of collections")])
+    return "", part or {}
+
+
+def _moved(collection: Any, file: Path) -> Any:
+    """The collection with a model that is meant from its file, and will stand in another."""
+    model = collection.get("text_model") if isinstance(collection, dict) else None
+    if not isinstance(model, str) or not model or model.startswith("$"):
+        return collection
+    return {**collection, "text_model": str(file.absolute().parent / model)}
+
+
+def _placed(collection: Any, shards: Sequence[str]) -> Any:
+    if not isinstance(collection, dict):
+        return collection
     sharding = collection.get("sharding") or {}
     if not isinstance(sharding, dict):
-        return dict(collection)
+        return collection
     sharding = {"strategy": "hash", **sharding}
     if sharding["strategy"] != "hash" or "placement" in sharding:
-        return dict(collection)
+        return collection
     buckets = sharding.get("buckets", _BUCKETS)
-    if not isinstance(buckets, int):
-        return dict(collection)
+    if not isinstance(buckets, int) or isinstance(buckets, bool) or not 1 <= buckets <= limits.BUCKETS[1]:
+        return collection
     sharding = {"key": "id", "buckets": buckets, **sharding}
     edges = [i * buckets // len(shards) for i in range(len(shards) + 1)]
     runs = {

@@ -9,7 +9,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from deploy.local import Cluster, ClusterError
+from deploy.local import Cluster, ClusterError, CollectionsError
 
 __all__ = ["add_parser"]
 
@@ -46,6 +46,9 @@ def _up(args: argparse.Namespace) -> int:
     cluster = Cluster(args.dir, report=lambda line: print(line, file=sys.stderr))
     try:
         fresh = cluster.up(args.shards, args.replicas, args.collections)
+    except CollectionsError as exc:
+        print(exc, file=sys.stderr)
+        return 2
     except ClusterError as exc:
         return _failed(exc)
     what = f"ready after {time.monotonic() - started:.1f} s" if fresh else "already running"

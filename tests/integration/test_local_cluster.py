@@ -255,8 +255,9 @@ def test_what_cannot_be_a_cluster_is_refused(directory: Path) -> None:
     bad = directory / "bad.yaml"
     bad.write_text("collections: [1]\n")
     refused = up(directory / "x", "--collections", bad, check=False)
-    assert refused.returncode == 1
-    assert "mapping" in refused.stderr
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr == f"{bad}:1:1: collections: expected a mapping of collections\n"
+    assert not (directory / "x").exists()
     nothing = pgscatter("cluster", "status", "--dir", directory / "none", check=False)
     assert nothing.returncode == 1
     assert "no cluster" in nothing.stderr
