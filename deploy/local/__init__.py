@@ -3,6 +3,13 @@
 The demo, the tests and the benches run on it; `pgscatter cluster` is its command line.
 """
 
-from deploy.local.cluster import Cluster, ClusterError, CollectionsError, NodeInfo
+from deploy.local.cluster import (
+    MOST_REPLICAS,
+    MOST_SHARDS,
+    Cluster,
+    ClusterError,
+    CollectionsError,
+    NodeInfo,
+)
 
-__all__ = ["Cluster", "ClusterError", "CollectionsError", "NodeInfo"]
+__all__ = ["MOST_REPLICAS", "MOST_SHARDS", "Cluster", "ClusterError", "CollectionsError", "NodeInfo"]

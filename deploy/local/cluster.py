@@ -25,16 +25,24 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import msgspec
 
 from deploy.local import processes
 from deploy.local.account import Account, AccountError
 from deploy.local.mapfile import checked_collections, write_map
 from deploy.local.servers import Postgres, Redis, ServerError, free_ports
-from shard_config import MapError
+from shard_config import MapError, limits
 
-__all__ = ["Cluster", "ClusterError", "CollectionsError", "NodeInfo"]
+__all__ = ["MOST_REPLICAS", "MOST_SHARDS", "Cluster", "ClusterError", "CollectionsError", "NodeInfo"]
 
+MOST_SHARDS = limits.SHARDS
+# A server has 20 senders of its log (servers.py): one per replica, and two while one more is copied.
+MOST_REPLICAS = 19
+
+_STATE_FILE = "cluster.json"
+_LOCK = ".lock"
 _ATTEMPTS = 3  # a port may be taken between looking for it and listening on it
 _STREAMING_SECONDS = 20.0
 _STOP_SECONDS = 5.0
@@ -69,6 +77,25 @@ class NodeInfo:
     dsn: str
 
 
+@dataclass(frozen=True)
+class _RedisInfo:
+    url: str
+    host: str
+    port: int
+    pid: int | None
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What cluster.json has to say to be of use."""
+
+    shards: int
+    replicas: int
+    nodes: Annotated[list[NodeInfo], msgspec.Meta(min_length=1)]
+    redis: _RedisInfo
+    redis_url: str
+
+
 class Cluster:
     """The cluster in a directory, running or not."""
 
@@ -94,9 +121,11 @@ class Cluster:
         cluster = cls(directory)
         try:
             cluster.up(shards, replicas, collections, owned=True)
-            yield cluster
+            try:
+                yield cluster
+            finally:
+                cluster.down()
         finally:
-            cluster.down()
             shutil.rmtree(directory, ignore_errors=True)
 
     @property
@@ -131,12 +160,13 @@ class Cluster:
         Raises:
             CollectionsError, ClusterError: with the reason; nothing that this call started is left running.
         """
-        if shards < 1 or replicas < 0:
-            raise ClusterError("at least one shard, and no fewer than zero replicas")
+        if not 1 <= shards <= MOST_SHARDS or not 0 <= replicas <= MOST_REPLICAS:
+            raise ClusterError(f"expected 1 to {MOST_SHARDS} shards with 0 to {MOST_REPLICAS} replicas each")
         try:
+            self._check_directory(collections)
             part = checked_collections(collections, self.map_path, _names(shards))
             self.directory.mkdir(parents=True, exist_ok=True)
-            with self._locked(), self._guarded(owned):
+            with self._locked(create=True), self._guarded(owned):
                 self._check_shape(shards, replicas)
                 complete = len(self._running()) == shards * (replicas + 1) + 1
                 self._start_all(shards, replicas)
@@ -148,12 +178,16 @@ class Cluster:
             raise ClusterError(str(exc)) from exc
 
     def down(self) -> None:
-        """Stop every server, within seconds, frozen ones included."""
+        """Stop every server, within seconds, frozen ones included; a second time there is nothing to do."""
         with self._locked():
-            self._stop_servers()
-            if self._saved() is not None:
+            running = self._running()
+            try:
+                self._stop_servers()
+            finally:
+                self._release_watchdog()
+            # Of a cluster that never came up there may be servers, but no cluster.json.
+            if self._saved() is not None or not running:
                 self._save()
-        self._release_watchdog()
 
     def stop_all(self) -> None:
         """Kill every server, whatever another command is about: for a watchdog whose owner is dead.
@@ -250,10 +284,11 @@ class Cluster:
     # -- what up and down are made of
 
     @contextlib.contextmanager
-    def _locked(self) -> Iterator[None]:
-        if not self.directory.is_dir():
-            raise ClusterError(f"no cluster in {self.directory}")
-        with (self.directory / ".lock").open("w") as file:
+    def _locked(self, *, create: bool = False) -> Iterator[None]:
+        """Without `create`, a directory that has never had a cluster is left as it is, without a lock."""
+        if not create and not any((self.directory / name).exists() for name in (_STATE_FILE, _LOCK)):
+            raise self._nothing()
+        with (self.directory / _LOCK).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
@@ -287,6 +322,25 @@ class Cluster:
                 watchdog.stdin.write(b"done")
                 watchdog.stdin.close()
             watchdog.wait(timeout=10)
+
+    def _check_directory(self, collections: Path | None) -> None:
+        """
+        Raises:
+            ClusterError: it holds what is not a cluster's, and might be overwritten.
+        """
+        if not self.directory.exists() or (self.directory / _STATE_FILE).exists():
+            return
+        # Until the first start is through there is no cluster.json: what it makes before is no obstacle.
+        ours = {_LOCK}
+        if (self.directory / _LOCK).exists():
+            ours |= {"nodes", "redis", f"{_STATE_FILE}.new"}
+        for entry in sorted(self.directory.iterdir()):
+            given = collections is not None and collections.exists() and entry.samefile(collections)
+            if entry.name not in ours and not given:
+                raise ClusterError(
+                    f"{self.directory} is not empty, and no cluster's: {entry.name} stands there;"
+                    " choose a directory that is empty or does not exist"
+                )
 
     def _check_shape(self, shards: int, replicas: int) -> None:
         saved = self._saved()
@@ -399,17 +453,27 @@ class Cluster:
         return None
 
     def _saved(self) -> dict[str, Any] | None:
+        path = self.directory / _STATE_FILE
         try:
-            state: dict[str, Any] = json.loads((self.directory / "cluster.json").read_text())
+            data = path.read_bytes()
+            msgspec.json.decode(data, type=_Saved)
         except FileNotFoundError:
             return None
+        except OSError as exc:
+            raise ClusterError(f"{path}: cannot be read: {exc.strerror}") from exc
+        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
+            raise ClusterError(f"{path}: not as a cluster writes it: {exc}") from exc
+        state: dict[str, Any] = msgspec.json.decode(data)
         return state
 
     def _state(self) -> dict[str, Any]:
         saved = self._saved()
         if saved is None:
-            raise ClusterError(f"no cluster in {self.directory}: there is no cluster.json")
+            raise self._nothing()
         return saved
+
+    def _nothing(self) -> ClusterError:
+        return ClusterError(f"no cluster in {self.directory}: there is no {_STATE_FILE}")
 
     def _save(self, members: dict[str, list[str]] | None = None, ports: dict[str, int] | None = None) -> None:
         """Write cluster.json with the roles and pids of this moment."""
@@ -432,9 +496,9 @@ class Cluster:
             "redis": redis,
             "redis_url": url,
         }
-        fresh = self.directory / "cluster.json.new"
+        fresh = self.directory / f"{_STATE_FILE}.new"
         fresh.write_text(json.dumps(state, indent=2) + "\n")
-        fresh.replace(self.directory / "cluster.json")
+        fresh.replace(self.directory / _STATE_FILE)
 
     def _info(self, name: str, shard: str, port: int) -> NodeInfo:
         server = self._postgres(name)

@@ -6,10 +6,11 @@ import argparse
 import json
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from deploy.local import Cluster, ClusterError, CollectionsError
+from deploy.local import MOST_REPLICAS, MOST_SHARDS, Cluster, ClusterError, CollectionsError
 
 __all__ = ["add_parser"]
 
@@ -18,8 +19,14 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("cluster", help="run PostgreSQL shards and Redis on this machine")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     up = verbs.add_parser("up", help="create or restart a cluster; returns when all is ready")
-    up.add_argument("--shards", type=int, required=True, metavar="N")
-    up.add_argument("--replicas", type=int, required=True, metavar="R", help="streaming replicas per shard")
+    up.add_argument("--shards", type=_number(1, MOST_SHARDS), required=True, metavar="N")
+    up.add_argument(
+        "--replicas",
+        type=_number(0, MOST_REPLICAS),
+        required=True,
+        metavar="R",
+        help="streaming replicas per shard",
+    )
     up.add_argument("--collections", type=Path, metavar="FILE", help="YAML with the collections of the map")
     up.set_defaults(run=_up)
     down = verbs.add_parser("down", help="stop every server; the data stays")
@@ -37,7 +44,7 @@ def add_parser(subparsers: Any) -> None:
         one.set_defaults(run=_one)
     for verb_parser in verbs.choices.values():
         verb_parser.add_argument(
-            "--dir", type=Path, required=True, metavar="DIR", help="the cluster's directory"
+            "--dir", type=_directory, required=True, metavar="DIR", help="the cluster's directory"
         )
 
 
@@ -86,6 +93,26 @@ def _one(args: argparse.Namespace) -> int:
     except ClusterError as exc:
         return _failed(exc)
     return 0
+
+
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"expected {least} to {most}, got {text[:40]!r}")
+        return value
+
+    return number
+
+
+def _directory(text: str) -> Path:
+    if not text:
+        # As a path it would be the current directory.
+        raise argparse.ArgumentTypeError("expected a directory, got ''")
+    return Path(text)
 
 
 def _failed(exc: ClusterError) -> int:

@@ -106,7 +106,8 @@ def test_a_cluster_comes_up_goes_down_and_keeps_its_data(directory: Path) -> Non
     wrong = up(directory, shards=3, check=False)
     assert wrong.returncode == 1
     assert "2 shards" in wrong.stderr
-    pgscatter("cluster", "down", "--dir", directory)
+    for _ in range(2):
+        pgscatter("cluster", "down", "--dir", directory)
 
 
 def test_killed_stopped_and_frozen_servers_come_back(directory: Path) -> None:
@@ -251,14 +252,64 @@ def test_an_ordinary_user_runs_a_cluster_too(directory: Path) -> None:
 
 
 def test_what_cannot_be_a_cluster_is_refused(directory: Path) -> None:
-    assert up(directory, shards=0, check=False).returncode == 1
     bad = directory / "bad.yaml"
     bad.write_text("collections: [1]\n")
     refused = up(directory / "x", "--collections", bad, check=False)
     assert (refused.returncode, refused.stdout) == (2, "")
     assert refused.stderr == f"{bad}:1:1: collections: expected a mapping of collections\n"
     assert not (directory / "x").exists()
-    nothing = pgscatter("cluster", "status", "--dir", directory / "none", check=False)
-    assert nothing.returncode == 1
-    assert "no cluster" in nothing.stderr
     assert pgscatter("cluster", "up", "--dir", directory, check=False).returncode == 2
+
+
+@pytest.mark.parametrize(
+    ("shards", "replicas", "says"),
+    [
+        (99999999, 0, "--shards: expected 1 to 4096, got '99999999'"),
+        (0, 1, "--shards: expected 1 to 4096, got '0'"),
+        (-1, 1, "--shards: expected 1 to 4096, got '-1'"),
+        (1, -1, "--replicas: expected 0 to 19, got '-1'"),
+        (1, 20, "--replicas: expected 0 to 19, got '20'"),
+    ],
+)
+def test_sizes_that_no_cluster_has_are_wrong_usage(
+    directory: Path, shards: int, replicas: int, says: str
+) -> None:
+    refused = up(directory / "x", shards=shards, replicas=replicas, check=False)
+    assert refused.returncode == 2
+    assert says in refused.stderr
+    assert not (directory / "x").exists()
+
+
+def test_a_directory_with_something_else_in_it_is_left_alone(directory: Path, tmp_path: Path) -> None:
+    written = directory / "shard_map.yaml"
+    written.write_text("version: 7\n")
+    refused = up(directory, check=False)
+    assert refused.returncode == 1
+    assert f"{directory} is not empty, and no cluster's: shard_map.yaml stands there" in refused.stderr
+    assert written.read_text() == "version: 7\n"
+    assert list(directory.iterdir()) == [written]
+    empty = pgscatter("cluster", "up", "--dir", "", "--shards", 1, "--replicas", 0, check=False)
+    assert empty.returncode == 2
+    assert "--dir: expected a directory, got ''" in empty.stderr
+
+
+@pytest.mark.parametrize("verb", ["status", "down", "kill"])
+def test_where_there_is_no_cluster_every_command_says_so(directory: Path, verb: str) -> None:
+    for path in (directory, directory / "none"):
+        node = ["s0-a"] if verb == "kill" else []
+        nothing = pgscatter("cluster", verb, *node, "--dir", path, check=False)
+        assert nothing.returncode == 1
+        assert nothing.stderr == f"pgscatter cluster: no cluster in {path}: there is no cluster.json\n"
+    assert not list(directory.iterdir())
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"nodes": 1}', "\udc80"])
+def test_a_damaged_account_of_the_cluster_is_named(directory: Path, text: str) -> None:
+    account = directory / "cluster.json"
+    account.write_bytes(text.encode(errors="surrogateescape"))
+    up_again = ("up", "--shards", 1, "--replicas", 0)
+    for verb in (("status",), ("down",), ("kill", "s0-a"), ("start", "redis"), up_again):
+        damaged = pgscatter("cluster", *verb, "--dir", directory, check=False)
+        assert damaged.returncode == 1
+        assert damaged.stderr.startswith(f"pgscatter cluster: {account}: not as a cluster writes it: ")
+        assert damaged.stderr.count("\n") == 1
