@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import redis.asyncio as redis
 from redis.exceptions import RedisError, ResponseError
 
-__all__ = ["RedisLink"]
+__all__ = ["RedisLink", "check_url"]
 
 T = TypeVar("T")
 
@@ -22,6 +23,32 @@ _CONNECTIONS = 32
 # The resolution of uvloop's clock: the loop reads its sockets on the way there.
 _LOOK = 0.001
 _SHORTEST_PAUSE = 0.01
+
+
+def check_url(url: str) -> None:
+    """Find fault with a URL before anything rests on it.
+
+    No part of it is shown: where the password holds a delimiter, any part may be the password's.
+
+    Raises:
+        ValueError: no connection could be made from it, or only one to another database than it names.
+    """
+    try:
+        parts = urlsplit(url)
+        database = parts.path[1:]
+        parts.port  # noqa: B018  it is parsed when it is asked for
+    except ValueError as exc:
+        raise ValueError("its host or port is none; a port is a number up to 65535") from exc
+    if parts.scheme == "unix":
+        if not parts.path:
+            raise ValueError("it has no path of a socket, as unix:///run/redis.sock has")
+    elif database and not (database.isascii() and database.isdigit()):
+        # The client would take one that it cannot read for number 0.
+        raise ValueError("its database is none; it is a number, as in redis://127.0.0.1:6379/0")
+    try:
+        redis.ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
+    except (ValueError, TypeError, RedisError) as exc:
+        raise ValueError("a parameter behind its ? is unknown, or has a value that it cannot have") from exc
 
 
 class RedisLink:

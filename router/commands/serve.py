@@ -26,7 +26,12 @@ _REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 def add_parser(subparsers: Any) -> None:
-    parser = subparsers.add_parser("serve", help="serve searches and writes over HTTP")
+    parser = subparsers.add_parser(
+        "serve",
+        help="serve searches and writes over HTTP",
+        # All flags, before the reason of an error, would take up the whole screen.
+        usage="%(prog)s --map FILE [FLAG ...]   (--help lists the flags)",
+    )
     parser.add_argument("--map", required=True, metavar="FILE", help="the shard map")
     parser.add_argument("--redis", metavar="URL", help="Redis for the cache that several routers share")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
@@ -83,6 +88,14 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         parser.error(f"--port: expected 0 to 65535, got {args.port}")
     if args.redis is not None and not args.redis.startswith(_REDIS_SCHEMES):
         parser.error(f"--redis: expected a URL that begins with {', '.join(_REDIS_SCHEMES)}")
+    if args.redis is not None:
+        # What it brings is for those who have a Redis.
+        from router.redis_link import check_url
+
+        try:
+            check_url(args.redis)
+        except ValueError as exc:
+            parser.error(f"--redis: {exc}")
     try:
         settings = read_settings(args, os.environ)
     except ValueError as exc:

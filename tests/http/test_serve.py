@@ -202,6 +202,13 @@ def test_without_keys_it_listens_on_loopback_only(tmp_path: Path) -> None:
         ["--workers", "0"],
         ["--workers", "65"],
         ["--redis", "memcached://localhost"],
+        ["--redis", "redis://127.0.0.1:99999/0"],
+        ["--redis", "redis://127.0.0.1:abc/0"],
+        ["--redis", "redis://[::1/0"],
+        ["--redis", "redis://h/abc"],
+        ["--redis", "redis://h?db=x"],
+        ["--redis", "redis://h?foo=1"],
+        ["--redis", "unix://"],
         ["--max-batch", "none"],
         ["--log-level", "loud"],
         ["--unknown"],
@@ -210,7 +217,10 @@ def test_without_keys_it_listens_on_loopback_only(tmp_path: Path) -> None:
 def test_wrong_usage_is_status_2(flags: list[str]) -> None:
     status, message = failed("serve", "--map", "map.yaml", *flags)
     assert status == 2
-    assert flags[0] in message
+    usage, *reason = message.splitlines()
+    assert usage.startswith("usage: pgscatter ")
+    assert flags[0] in reason[-1]
+    assert len(reason) == 1 or flags == ["--unknown"]
 
 
 def test_the_head_of_a_request_is_bounded(tmp_path: Path) -> None:
