@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import http.client
 import ipaddress
+import re
 import time
 import urllib.error
 import urllib.request
@@ -20,6 +21,7 @@ __all__ = ["Client", "ClientError"]
 
 _MAX_BYTES = 256 << 20
 _CHUNK_BYTES = 1 << 16
+_HEADER_TEXT = re.compile(r"[!-~]+")
 
 
 class ClientError(Exception):
@@ -57,7 +59,7 @@ class Client:
     def __init__(self, url: str, key: str | None = None, timeout: float = 30.0) -> None:
         """
         Raises:
-            ClientError: `url` is not an http or https address.
+            ClientError: `url` is not an http or https address, or `key` can stand in no header.
         """
         try:
             parts = urlsplit(url)
@@ -70,6 +72,9 @@ class Client:
         self._timeout = timeout
         self._headers = {"Accept": "application/json", "Content-Type": "application/json"}
         if key:
+            if not _HEADER_TEXT.fullmatch(key):
+                # Not shown: it is a secret nevertheless.
+                raise ClientError("the API key is none: one is printable ASCII without spaces")
             self._headers["Authorization"] = f"Bearer {key}"
         # A proxy of the environment cannot reach this machine's own loopback.
         direct = [urllib.request.ProxyHandler({})] if _is_loopback(host) else []

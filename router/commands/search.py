@@ -17,7 +17,7 @@ import numpy as np
 from router.commands.answer_table import CommandAnswer, show
 from router.commands.client import Client, ClientError
 
-__all__ = ["add_parser"]
+__all__ = ["add_parser", "json_object"]
 
 _MAX_VECTOR_BYTES = 1 << 20
 _NPY_MAGIC = b"\x93NUMPY"
@@ -43,7 +43,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--k", type=int, default=10, metavar="K", help="how many hits (default: 10)")
     parser.add_argument(
-        "--filter", type=_json_object, metavar="JSON", help="""for instance '{"kind": "class"}'"""
+        "--filter", type=json_object, metavar="JSON", help="""for instance '{"kind": "class"}'"""
     )
     parser.add_argument(
         "--include",
@@ -138,9 +138,16 @@ def _from_npy(data: bytes) -> str:
     return base64.b64encode(array.astype("<f4").tobytes()).decode()
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def json_object(text: str) -> dict[str, Any]:
+    """
+    Raises:
+        argparse.ArgumentTypeError
+    """
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
+    except UnicodeError as exc:
+        # An argument's bytes that are none come as lone surrogates.
+        raise argparse.ArgumentTypeError("not a JSON object: not UTF-8") from exc
     except msgspec.DecodeError as exc:
         raise argparse.ArgumentTypeError(f"not a JSON object: {exc}") from exc
 

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import sys
+from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from router.commands.search import json_object
 from router.query.errors import RouterError
 from router.schema.progress import Display, Meter
 from router.settings import Settings
@@ -27,7 +30,7 @@ def add_parser(subparsers: Any) -> None:
         "tune",
         help="find the ef_search that reaches a recall, and write it into the map",
         description="Takes rows of each collection as queries, computes their exact answers, with filters and"
-        " without, and searches for the smallest ef_search whose recall reaches the target with 95 %%"
+        " without, and searches for the smallest ef_search whose recall reaches the target with 95 %"
         " confidence.",
     )
     parser.add_argument("--map", required=True, type=Path, metavar="FILE", help="the shard map; it is edited")
@@ -42,13 +45,18 @@ def add_parser(subparsers: Any) -> None:
         metavar="R",
         help="such as 0.99; written to the map as well (default: search.target_recall of the map)",
     )
-    parser.add_argument("--k", type=_count, default=10, metavar="K", help="recall at K (default 10)")
     parser.add_argument(
-        "--queries", type=_count, metavar="N", help="(default 500, and more where the target needs them)"
+        "--k", type=_count(limits.MAX_K), default=10, metavar="K", help="recall at K (default 10)"
+    )
+    parser.add_argument(
+        "--queries",
+        type=_count(limits.TUNE_QUERIES),
+        metavar="N",
+        help="(default 500, and more where the target needs them)",
     )
     parser.add_argument(
         "--filter",
-        type=_filter,
+        type=json_object,
         action="append",
         default=[],
         metavar="JSON",
@@ -174,21 +182,21 @@ def _write(path: Path, options: dict[str, dict[str, Option]]) -> None:
 
 def _target(text: str) -> float:
     low, high = limits.TARGET_RECALL
-    value = float(text)
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"expected a number from {low} to {high}, got {text}")
-    return value
-
-
-def _filter(text: str) -> dict[str, Any]:
     try:
-        return msgspec.json.decode(text, type=dict[str, Any])
-    except msgspec.DecodeError as exc:
-        raise argparse.ArgumentTypeError(f"not a JSON object: {exc}") from exc
-
-
-def _count(text: str) -> int:
-    value = int(text)
-    if not 1 <= value <= 100_000:
-        raise argparse.ArgumentTypeError(f"expected a number from 1 to 100000, got {text}")
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not low <= value <= high:
+        raise argparse.ArgumentTypeError(f"expected a number from {low} to {high}, got {text[:40]!r}")
     return value
+
+
+def _count(bounds: tuple[int, int]) -> Callable[[str], int]:
+    low, high = bounds
+
+    def count(text: str) -> int:
+        if text.isascii() and text.isdigit() and len(text) < 16 and low <= int(text) <= high:
+            return int(text)
+        raise argparse.ArgumentTypeError(f"expected an integer from {low} to {high}, got {text[:40]!r}")
+
+    return count

@@ -97,7 +97,7 @@ async def test_where_all_rows_are_read_the_width_stays_as_it_is(cluster: Cluster
     [
         (["--collection", "nope", "--target-recall", 0.9], 1, "no collection nope"),
         (["--collection", "empty"], 1, "empty has no search.target_recall"),
-        (["--collection", "docs", "--target-recall", 2], 2, "expected a number from 0.5 to 0.9999, got 2"),
+        (["--collection", "docs", "--target-recall", 2], 2, "expected a number from 0.5 to 0.9999, got '2'"),
         (["--collection", "docs", "--filter", "[]"], 2, "not a JSON object"),
         (["--collection", "docs", "--filter", '{"colour": 1}'], 1, "unknown field 'colour'"),
         (

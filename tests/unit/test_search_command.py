@@ -404,3 +404,21 @@ def test_wrong_usage_is_status_two_and_asks_nothing(
         search(*arguments)
     assert raised.value.code == 2
     assert fake.seen == []
+
+
+@pytest.mark.parametrize("key", ["a\nb", "a b", "schlüssel", "\udc80"])
+def test_a_key_that_no_header_can_hold_is_refused_unseen(
+    key: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--url", "http://127.0.0.1:1", "--collection", "docs", "--text", "x", "--api-key", key]
+    assert main(["search", *arguments]) == 1
+    said = capsys.readouterr().err
+    assert said == "pgscatter search: the API key is none: one is printable ASCII without spaces\n"
+
+
+def test_a_filter_that_is_no_text_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--url", "http://127.0.0.1:1", "--collection", "docs", "--text", "x"]
+    with pytest.raises(SystemExit) as caught:
+        main(["search", *arguments, "--filter", '{"a": "\udc80"}'])
+    assert caught.value.code == 2
+    assert "--filter: not a JSON object: not UTF-8" in capsys.readouterr().err
