@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from router.commands.schema import positive
+from shard_config import limits
 
 __all__ = ["add_parser"]
 
@@ -38,6 +39,7 @@ def add_parser(subparsers: Any) -> None:
         "files",
         nargs="*",
         type=Path,
+        default=[],  # or else argparse calls it required
         metavar="FILE",
         help="of compare: two .json results; of collect: a folder with some",
     )
@@ -50,7 +52,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--seconds", type=_seconds, metavar="S", help="of each measurement (default 5)")
     parser.add_argument("--rounds", type=positive, metavar="N", help="of each variant (default 3)")
     parser.add_argument("--clients", type=_numbers, metavar="N,…", help="numbers of clients")
-    parser.add_argument("--ef-search", type=_numbers, metavar="N,…", help="widths of scans (scenario recall)")
+    parser.add_argument("--ef-search", type=_widths, metavar="N,…", help="widths of scans (scenario recall)")
     parser.add_argument("--k", type=positive, default=10, metavar="K", help="rows of an answer (default 10)")
     parser.add_argument(
         "--recall", type=_share, default=0.99, metavar="R", help="that variants are tuned to (default 0.99)"
@@ -81,6 +83,8 @@ def _run(args: argparse.Namespace) -> int:
         args.parser.error(f"compare takes two results, got {len(args.files)}")
     if args.scenario == _COLLECT and len(args.files) != 1:
         args.parser.error(f"collect takes one folder, got {len(args.files)}")
+    if args.scenario not in (_COMPARE, _COLLECT, _LIST):
+        _check_folder(args)
     try:
         # Its dependencies are an extra, and slow to import.
         from bench import scenarios
@@ -152,6 +156,15 @@ def _folder(args: argparse.Namespace) -> Path:
     return args.out or Path("bench-results")
 
 
+def _check_folder(args: argparse.Namespace) -> None:
+    """Leaves with status 2 if results can have no folder: else that is known at the end, hours later."""
+    for folder in (_folder(args), *_folder(args).absolute().parents):
+        if folder.is_dir():
+            return
+        if folder.exists():
+            args.parser.error(f"--out: {folder} is no folder")
+
+
 def _command(name: str, args: argparse.Namespace) -> str:
     """What makes the same run again; where its results go is no part of it."""
     words = ["pgscatter", "bench", name]
@@ -195,6 +208,15 @@ def _measure(name: str, args: argparse.Namespace) -> None:
 
 def _numbers(text: str) -> list[int]:
     return [positive(part) for part in text.split(",")]
+
+
+def _widths(text: str) -> list[int]:
+    widths = _numbers(text)
+    least, most = limits.EF_SEARCH
+    for width in widths:
+        if not least <= width <= most:
+            raise argparse.ArgumentTypeError(f"expected integers from {least} to {most}, got {width}")
+    return widths
 
 
 def _rates(text: str) -> list[float]:

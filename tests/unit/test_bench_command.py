@@ -29,6 +29,9 @@ def test_the_list_has_every_scenario_and_what_it_is_for(capsys: pytest.CaptureFi
         (["recall", "one.json"], "only compare and collect take files"),
         (["recall", "--seconds", "0"], "from 0.1 to 3600"),
         (["recall", "--recall", "1.5"], "between 0 and 1"),
+        (["recall", "--ef-search", "40,5000"], "--ef-search: expected integers from 1 to 1000, got 5000"),
+        (["recall", "--out", __file__], f"--out: {__file__} is no folder"),
+        (["all", "--out", f"{__file__}/results"], f"--out: {__file__} is no folder"),
         (["recall", "--clients", "1,x"], "expected an integer"),
         (["soak", "--open-loop", "10,0"], "searches/s from 0.1 to 1000000"),
         (["soak", "--duration", "3"], "seconds from 4 to 604800"),
@@ -39,6 +42,13 @@ def test_wrong_usage_is_status_2(arguments: list[str], said: str, capsys: pytest
         main(["bench", *arguments])
     assert caught.value.code == 2
     assert said in capsys.readouterr().err
+
+
+def test_only_the_scenario_is_required(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["bench"])
+    assert caught.value.code == 2
+    assert capsys.readouterr().err.endswith("the following arguments are required: SCENARIO\n")
 
 
 @pytest.mark.parametrize(
