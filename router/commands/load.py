@@ -10,6 +10,7 @@ from typing import Any
 
 from router.bulk.errors import LoadError
 from router.bulk.load import Options, Summary, load
+from router.bulk.sources import is_hdf5
 from router.commands.schema import add_build_flags, build_limits, collections_of, natural, positive
 from router.schema.progress import Display
 from shard_config import codec
@@ -42,9 +43,7 @@ def add_parser(subparsers: Any) -> None:
         metavar="N",
         help="connections per shard (default: %(default)s)",
     )
-    parser.add_argument(
-        "--dataset", default=Options().dataset, metavar="NAME", help="of an HDF5 file (default: %(default)s)"
-    )
+    parser.add_argument("--dataset", metavar="NAME", help=f"of an HDF5 file (default: {Options().dataset})")
     parser.add_argument("--limit", type=positive, metavar="N", help="only the first N rows")
     parser.add_argument(
         "--skip-bad", type=natural, default=0, metavar="N", help="leave out up to N bad rows (default: 0)"
@@ -56,14 +55,16 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--no-index", action="store_true", help="leave the index to `pgscatter schema apply`")
     add_build_flags(parser)
-    parser.set_defaults(run=run_load)
+    parser.set_defaults(run=run_load, parser=parser)
 
 
 def run_load(args: argparse.Namespace) -> int:
+    if args.dataset is not None and not is_hdf5(args.source):
+        args.parser.error(f"--dataset: only HDF5 files (.hdf5, .h5) have some, and {args.source} is none")
     options = Options(
         chunk_rows=args.chunk_rows,
         jobs=args.jobs,
-        dataset=args.dataset,
+        dataset=Options().dataset if args.dataset is None else args.dataset,
         limit=args.limit,
         skip_bad=args.skip_bad,
         restart=args.restart,

@@ -148,6 +148,12 @@ async def test_an_index_may_be_left_for_later(cluster: Cluster, tmp_path: Path) 
     assert await hnsw(path, table) == [1, 1, 1, 1]
 
 
+def test_only_an_hdf5_file_has_data_sets(tmp_path: Path) -> None:
+    refused = load(npy(tmp_path, sample(1)), tmp_path / "map.yaml", "--dataset", "test", check=False)
+    assert refused.returncode == 2
+    assert "--dataset: only HDF5 files (.hdf5, .h5) have some, and " in refused.stderr
+
+
 async def test_an_hdf5_file_of_halfvecs(cluster: Cluster, tmp_path: Path) -> None:
     table = fresh()
     vector = {"type": "halfvec", "dimensions": 4, "metric": "cosine"}
@@ -410,16 +416,19 @@ async def test_a_load_killed_again_and_again_ends_with_exactly_the_file(
     assert await hnsw(path, table) == [1, 1, 1, 1]
 
 
-async def test_ctrl_c_stops_cleanly_and_the_load_goes_on_later(cluster: Cluster, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+async def test_ctrl_c_and_sigterm_stop_cleanly_and_the_load_goes_on_later(
+    cluster: Cluster, tmp_path: Path, number: signal.Signals, status: int
+) -> None:
     table = fresh()
     path = applied_map(cluster, tmp_path, docs=collection(table=table))
     vectors = sample(20_000)
     source = npy(tmp_path, vectors)
     process = began(source, path, "--chunk-rows", 40)
     await reach(path, table, 500)
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     stdout, stderr = process.communicate(timeout=20)
-    assert (process.returncode, stdout) == (130, "")
+    assert (process.returncode, stdout) == (status, "")
     assert stderr.splitlines()[-1].startswith("interrupted; what was loaded stays")
     assert "Traceback" not in stderr
     done = load(source, path)

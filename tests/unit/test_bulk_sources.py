@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import base64
+import os
 import uuid
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,15 @@ def test_a_file_that_does_not_fit_is_refused_at_once(
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match=r"gone\.npy: no such file"):
         opened(tmp_path / "gone.npy", collection())
+
+
+def test_what_is_no_file_is_called_what_it_is(tmp_path: Path) -> None:
+    (tmp_path / "a.npy").mkdir()
+    with pytest.raises(SourceError, match=r"a\.npy: a directory; a load takes one file"):
+        opened(tmp_path / "a.npy", collection())
+    os.mkfifo(tmp_path / "a.jsonl")
+    with pytest.raises(SourceError, match=r"a\.jsonl: a pipe or a device; a load takes a file"):
+        opened(tmp_path / "a.jsonl", collection())
 
 
 def test_bad_rows_are_left_out_and_explained(tmp_path: Path) -> None:
