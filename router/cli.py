@@ -1,6 +1,6 @@
 """The `pgscatter` command: finds the sub-command and turns its end into an exit status.
 
-0 is success, 1 failure with the reason on standard error, 2 wrong usage, 130 Ctrl-C.
+0 is success, 1 failure with the reason on standard error, 2 wrong usage, 130 Ctrl-C, 143 SIGTERM.
 """
 
 from __future__ import annotations
@@ -12,12 +12,18 @@ from collections.abc import Callable, Sequence
 from importlib.metadata import version
 
 from router.commands import bench, cluster, load, map, schema, search, serve, tune
+from router.commands.ending import asked_to_end
 
 __all__ = ["main"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     args = _parser().parse_args(argv)
+    with asked_to_end() as ending:
+        return ending.status(_run(args))
+
+
+def _run(args: argparse.Namespace) -> int:
     run: Callable[[argparse.Namespace], int] = args.run
     try:
         status = run(args)

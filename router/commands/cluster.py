@@ -58,6 +58,9 @@ def _up(args: argparse.Namespace) -> int:
         return 2
     except ClusterError as exc:
         return _failed(exc)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from there", file=sys.stderr)
+        return 130
     what = f"ready after {time.monotonic() - started:.1f} s" if fresh else "already running"
     print(f"{args.shards} shards with {args.replicas} replicas each, {what}: {cluster.map_path}")
     return 0

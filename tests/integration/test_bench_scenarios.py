@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -48,6 +51,32 @@ def measured(
         assert len(found) == int(run.settings["rounds"])
         assert all(sample.searches and not sample.failed for sample in found)
     return run, {metric.name: metric for metric in run.outcome.metrics}
+
+
+def test_sigterm_leaves_nothing_of_a_bench(tmp_path: Path) -> None:
+    folder = tmp_path / "tmp"
+    folder.mkdir()
+    folder.chmod(0o755)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "router.cli", "bench", "recall", "--quick", "--out", str(tmp_path / "out")],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        env={**os.environ, "TMPDIR": str(folder)},
+    )
+    try:
+        # The map is there when all servers are.
+        deadline = time.monotonic() + 60
+        while not list(folder.glob("pgscatter-bench-*/cluster/shard_map.yaml")):
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+        process.terminate()
+        said = process.communicate(timeout=60)[0]
+    finally:
+        process.kill()
+        process.wait(10)
+    assert (process.returncode, list(folder.iterdir())) == (143, []), said
+    assert "Traceback" not in said
 
 
 def test_concurrency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

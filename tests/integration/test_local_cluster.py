@@ -177,15 +177,17 @@ def test_ports_are_none_that_outgoing_connections_get() -> None:
 
 def test_nothing_is_left_of_a_launcher_that_is_killed_or_interrupted(directory: Path) -> None:
     command = [sys.executable, "-m", "router.cli", "cluster", "up", "--dir", str(directory)]
-    for number in (signal.SIGKILL, signal.SIGINT):
+    for number, status in ((signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)):
         launcher = subprocess.Popen(
             [*command, "--shards", "2", "--replicas", "1"], stderr=subprocess.PIPE, text=True
         )
         assert launcher.stderr is not None
         launcher.stderr.readline()  # the first server is up, others are not
         launcher.send_signal(number)
-        launcher.communicate()
-        assert launcher.returncode in (-number, 130)
+        said = launcher.communicate()[1]
+        assert launcher.returncode == status
+        if number != signal.SIGKILL:
+            assert said.endswith("interrupted; the same command goes on from there\n")
         time.sleep(1.0)
         assert eventually(lambda: servers_of(directory) == []), servers_of(directory)
     # Whatever was half made is made anew.

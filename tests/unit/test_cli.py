@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 
@@ -19,6 +20,30 @@ def test_ctrl_c_is_status_130_without_a_traceback(
     monkeypatch.setattr(serve, "_run", interrupted)
     assert cli.main(["serve", "--map", "map.yaml"]) == 130
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("background", [False, True])
+def test_sigterm_is_as_ctrl_c_but_for_its_status(monkeypatch: pytest.MonkeyPatch, background: bool) -> None:
+    ended = []
+
+    def waiting(args: argparse.Namespace) -> int:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        finally:
+            signal.raise_signal(signal.SIGTERM)  # a second one does not disturb the end
+            ended.append(True)
+        return 0
+
+    monkeypatch.setattr(serve, "_run", waiting)
+    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    try:
+        # As shells start what ends in &.
+        signal.signal(signal.SIGINT, signal.SIG_IGN if background else signal.default_int_handler)
+        assert cli.main(["serve", "--map", "map.yaml"]) == 143
+    finally:
+        signal.signal(signal.SIGINT, before[1])
+    assert ended
+    assert signal.getsignal(signal.SIGTERM) == before[0]
 
 
 def test_a_reader_that_goes_away_is_no_traceback() -> None:
