@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection as Names
+from collections.abc import Sequence
 from datetime import date
 from enum import StrEnum
 
@@ -28,6 +29,7 @@ from shard_config.reader import Cursor
 from shard_config.values import TYPE_NAMES, ValueType, parse_type
 
 ID_TYPES = (ValueType.BIGINT, ValueType.UUID, ValueType.TEXT)
+_ID_TYPE_NAMES = tuple(name for name in TYPE_NAMES if parse_type(name) in ID_TYPES)
 INDEX = Index(m=16, ef_construction=64, quantization=Quantization.NONE)
 SEARCH = SearchDefaults(ef_search=40, overfetch=2.0, timeout=2.0, max_k=1000)
 CACHE = Cache(ttl=60.0)
@@ -137,21 +139,22 @@ def _table(cursor: Cursor) -> Table:
 def _id(cursor: Cursor, physical: _PhysicalNames) -> Column:
     section = cursor.section(("column", "type"))
     at = section.required("type", "bigint")
-    type_ = _type(at)
+    type_ = _type(at, _ID_TYPE_NAMES)
     if type_ is not None and type_ not in ID_TYPES:
         at.fail(f"expected one of {', '.join(ID_TYPES)}, got {at.shown()}")
     column = physical.read_or("id", section["column"])
     return Column(name="id", column=column, type=type_ or ValueType.BIGINT)
 
 
-def _type(cursor: Cursor) -> ValueType | None:
+def _type(cursor: Cursor, names: Sequence[str] = TYPE_NAMES) -> ValueType | None:
+    """The type; for one that is unknown, the nearest of `names`, those that the field can have, is named."""
     name = cursor.string()
     if name is None:
         return None
     try:
         return parse_type(name)
     except ValueError:
-        near = suggestion(name, TYPE_NAMES) or f"; known are {', '.join(ValueType)}, and their aliases"
+        near = suggestion(name, names) or f"; known are {', '.join(ValueType)}, and their aliases"
         cursor.fail(f"unknown type {cursor.shown()}{near}")
         return None
 

@@ -192,6 +192,7 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
     ({f"{C}.id": REMOVED}, C, "missing field 'id'"),
     ({f"{C}.id.type": "integer"}, f"{C}.id.type", "expected one of bigint, uuid, text, got 'integer'"),
     ({f"{C}.id.type": "strng"}, f"{C}.id.type", "unknown type 'strng'"),
+    ({f"{C}.id.type": "serial"}, f"{C}.id.type", "'serial'; known are bigint, text, uuid, int8, varchar"),
     ({f"{C}.id.column": "order"}, f"{C}.id.column", "reserved"),
     ({f"{C}.id.column": ""}, f"{C}.id.column", "lower-case"),
     ({f"{C}.content": "ctid"}, f"{C}.content", "system column"),
