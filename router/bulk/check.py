@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from router.http.vectors import from_components
+from router.http.vectors import check_indexed, from_components
 from router.query.errors import InvalidError
 from shard_config.model import Collection, Metric, Quantization, Vector, VectorType
 
@@ -48,17 +48,16 @@ def beyond_index(vectors: NDArray[np.float32], collection: Collection) -> dict[i
     """
     if collection.index.quantization is not Quantization.HALFVEC:
         return {}
-    found = {}
-    sizes = np.abs(vectors)
-    for at in np.flatnonzero(sizes.max(axis=1, initial=0.0) > _HALF_MAX).tolist():
-        i = int(np.argmax(sizes[at]))
-        shown = f"{vectors[at, i]:g} exceeds {_HALF_MAX:g}, the limit of the index's halfvec"
-        found[at] = f"vector[{i}]: {shown}"
+    suspect = np.abs(vectors).max(axis=1, initial=0.0) > _HALF_MAX
     if collection.vector.metric is Metric.COSINE:
         with np.errstate(over="ignore"):
-            kept = vectors.astype(np.float16)
-        for at in np.flatnonzero(~kept.any(axis=1)).tolist():
-            found[at] = "vector: is zero in the index's halfvec, which leaves cosine no direction"
+            suspect |= ~vectors.astype(np.float16).any(axis=1)
+    found = {}
+    for at in np.flatnonzero(suspect).tolist():
+        try:
+            check_indexed(vectors[at].astype("<f4").tobytes(), collection, "vector")
+        except InvalidError as exc:
+            found[at] = exc.detail
     return found
 
 
