@@ -163,7 +163,7 @@ class Cluster:
         if not 1 <= shards <= MOST_SHARDS or not 0 <= replicas <= MOST_REPLICAS:
             raise ClusterError(f"expected 1 to {MOST_SHARDS} shards with 0 to {MOST_REPLICAS} replicas each")
         try:
-            self._check_directory(collections)
+            self._check_directory()
             part = checked_collections(collections, self.map_path, _names(shards))
             self.directory.mkdir(parents=True, exist_ok=True)
             with self._locked(create=True), self._guarded(owned):
@@ -323,24 +323,16 @@ class Cluster:
                 watchdog.stdin.close()
             watchdog.wait(timeout=10)
 
-    def _check_directory(self, collections: Path | None) -> None:
+    def _check_directory(self) -> None:
         """
         Raises:
-            ClusterError: it holds what is not a cluster's, and might be overwritten.
+            ClusterError: a map stands there that no cluster wrote, and would be overwritten.
         """
-        if not self.directory.exists() or (self.directory / _STATE_FILE).exists():
-            return
-        # Until the first start is through there is no cluster.json: what it makes before is no obstacle.
-        ours = {_LOCK}
-        if (self.directory / _LOCK).exists():
-            ours |= {"nodes", "redis", f"{_STATE_FILE}.new"}
-        for entry in sorted(self.directory.iterdir()):
-            given = collections is not None and collections.exists() and entry.samefile(collections)
-            if entry.name not in ours and not given:
-                raise ClusterError(
-                    f"{self.directory} is not empty, and no cluster's: {entry.name} stands there;"
-                    " choose a directory that is empty or does not exist"
-                )
+        if self.map_path.exists() and not (self.directory / _STATE_FILE).exists():
+            raise ClusterError(
+                f"{self.map_path} is not a cluster's: there is no {_STATE_FILE} beside it;"
+                " choose another directory, or move it away"
+            )
 
     def _check_shape(self, shards: int, replicas: int) -> None:
         saved = self._saved()

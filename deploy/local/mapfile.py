@@ -27,8 +27,8 @@ Shards = Mapping[str, Sequence[Mapping[str, str]]]
 def checked_collections(file: Path | None, map_path: Path, shards: Sequence[str]) -> dict[str, Any]:
     """The collections of the file, or of the present map if it is None, for a map of these shards.
 
-    The file has them under `collections`, or nothing else. Where a collection does not say how it is
-    sharded, its hash buckets are spread evenly over all shards.
+    The file has them under `collections`, as a whole map does, or nothing else. Where a collection does not
+    say how it is sharded, its hash buckets are spread evenly over all shards.
 
     Raises:
         MapError: the map with them would be none; what is wrong has its place in the file.
@@ -110,10 +110,9 @@ def _part(source: Fragment, *, alone: bool) -> tuple[str, dict[str, Any]]:
         raise MapError([source.problem("", "expected a mapping of collections")])
     if _COLLECTIONS not in tree:
         return (_COLLECTIONS, tree) if alone else ("", {})
-    others = [key for key in tree if key != _COLLECTIONS and alone]
+    others = [key for key in tree if key not in (_COLLECTIONS, "version", "shards") and alone]
     if others:
-        message = "unknown field; shards and version are the cluster's, a file of collections has neither"
-        raise MapError(source.problem(key, message) for key in others)
+        raise MapError(source.problem(key, "unknown field") for key in others)
     part = tree[_COLLECTIONS]
     if part is not None and not isinstance(part, dict):
         raise MapError([source.problem(_COLLECTIONS, "expected a mapping of collections")])

@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Protocol
 
-from router.policy.selection import Health
+from router.policy.selection import Health, Role
 from router.postgres.connection import Connection, NodeError
 from router.postgres.write import written_position
 from router.query.errors import OverloadedError
@@ -66,10 +66,9 @@ class Doubts:
         doubt = self._doubts.get(key)
         if doubt is None:
             doubt = self._doubts[key] = _Doubt(collection, node)
-            task = asyncio.create_task(self._follow(doubt), name=f"doubts of {collection}")
+            task = asyncio.create_task(self._follow(key, doubt), name=f"doubts of {collection}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
-            task.add_done_callback(lambda _: self._doubts.pop(key))
         doubt.pending.append((writing, connection))
 
     async def close(self) -> None:
@@ -77,7 +76,7 @@ class Doubts:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _follow(self, doubt: _Doubt) -> None:
+    async def _follow(self, key: tuple[str, Node], doubt: _Doubt) -> None:
         now: Callable[[], float] = asyncio.get_running_loop().time
         pause, until = _FIRST_SECONDS, now()
         while True:
@@ -90,6 +89,7 @@ class Doubts:
                 await asyncio.sleep(min(pause, until - now()))
                 pause *= 2
             elif doubt.node.state.health is Health.UP:
+                del self._doubts[key]
                 return
             else:
                 await _return_of(doubt.node)
@@ -103,9 +103,12 @@ class Doubts:
         return any(connection.is_closed() for _, connection in pending)
 
     async def _tell(self, doubt: _Doubt) -> None:
-        with suppress(NodeError, OverloadedError, TimeoutError):
-            async with asyncio.timeout(_POSITION_SECONDS), doubt.node.writes.session() as connection:
-                self._caches.committed(doubt.node.shard, await written_position(connection))
+        state = doubt.node.state
+        # A deposed primary's positions are of another log.
+        if state.role is Role.PRIMARY and not state.deposed:
+            with suppress(NodeError, OverloadedError, TimeoutError):
+                async with asyncio.timeout(_POSITION_SECONDS), doubt.node.writes.session() as connection:
+                    self._caches.committed(doubt.node.shard, await written_position(connection))
         self._caches.wrote(doubt.collection)
         await self._caches.publish(doubt.collection)
 

@@ -282,12 +282,12 @@ def test_sizes_that_no_cluster_has_are_wrong_usage(
     assert not (directory / "x").exists()
 
 
-def test_a_directory_with_something_else_in_it_is_left_alone(directory: Path, tmp_path: Path) -> None:
+def test_a_map_that_no_cluster_wrote_is_left_alone(directory: Path, tmp_path: Path) -> None:
     written = directory / "shard_map.yaml"
     written.write_text("version: 7\n")
     refused = up(directory, check=False)
     assert refused.returncode == 1
-    assert f"{directory} is not empty, and no cluster's: shard_map.yaml stands there" in refused.stderr
+    assert f"{written} is not a cluster's: there is no cluster.json beside it" in refused.stderr
     assert written.read_text() == "version: 7\n"
     assert list(directory.iterdir()) == [written]
     empty = pgscatter("cluster", "up", "--dir", "", "--shards", 1, "--replicas", 0, check=False)

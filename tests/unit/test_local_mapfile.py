@@ -59,13 +59,18 @@ def test_words_are_what_maps_take_them_for(tmp_path: Path) -> None:
     assert [value for value, shard in sharding.values.items() if shard == "s0"] == values  # type: ignore[union-attr]
 
 
+def test_of_a_whole_map_the_collections_are_taken(tmp_path: Path) -> None:
+    whole = f"version: 7\nshards: {{other: {{nodes: []}}}}\n{under(GOOD)}"
+    assert checked(tmp_path, whole) == checked(tmp_path, GOOD)
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [
         (GOOD.replace("10}", "4, placement: {s9: [0-3]}}"), ":5:63: documents.sharding.placement.s9: "),
         (GOOD.replace("  table: public.documents\n", ""), ":1:1: documents: missing field 'table'"),
         (under(GOOD.replace("l2", "far")), ":5:48: collections.documents.vector.metric: "),
-        (f"version: 1\nshards: {{}}\n{under(GOOD)}", ":1:1: version: unknown field"),
+        (f"version: 1\nshards: {{}}\nmore: 1\n{under(GOOD)}", ":3:1: more: unknown field"),
         (f"{under(GOOD)}other: 1\n", ":7:1: other: unknown field"),
         ("documents: {table: [", ":2:1: not valid YAML"),
         (GOOD + GOOD, ":6:1: documents: the key stands twice in one mapping, first in line 1"),
