@@ -98,7 +98,11 @@ class _Group:
     ) -> None:
         """Take over what a probe of `node` has found; `before` is what `replayed` said when it began."""
         states = [state if other is node else other.state for other in self.nodes]
-        self._timeline = max(self._timeline, *(known.timeline for known in states if claims(known)), 0)
+        latest = max(self._timeline, *(known.timeline for known in states if claims(known)), 0)
+        if latest > self._timeline:
+            # Whom a replaced primary had overtaken may have followed the one that replaced it.
+            self._timeline = latest
+            self._strayed.clear()
         elected = elect(states, self._timeline)
         first = False
         if elected is not None and self.nodes[elected] is node:

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from router.commands.schema import positive
+from router.commands.integers import between, positive
 from shard_config import limits
 
 __all__ = ["add_parser"]
@@ -211,12 +211,8 @@ def _numbers(text: str) -> list[int]:
 
 
 def _widths(text: str) -> list[int]:
-    widths = _numbers(text)
-    least, most = limits.EF_SEARCH
-    for width in widths:
-        if not least <= width <= most:
-            raise argparse.ArgumentTypeError(f"expected integers from {least} to {most}, got {width}")
-    return widths
+    width = between(limits.EF_SEARCH)
+    return [width(part) for part in text.split(",")]
 
 
 def _rates(text: str) -> list[float]:

@@ -6,11 +6,11 @@ import argparse
 import json
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from deploy.local import MOST_REPLICAS, MOST_SHARDS, Cluster, ClusterError, CollectionsError
+from router.commands.integers import between
 
 __all__ = ["add_parser"]
 
@@ -19,10 +19,10 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser("cluster", help="run PostgreSQL shards and Redis on this machine")
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
     up = verbs.add_parser("up", help="create or restart a cluster; returns when all is ready")
-    up.add_argument("--shards", type=_number(1, MOST_SHARDS), required=True, metavar="N")
+    up.add_argument("--shards", type=between((1, MOST_SHARDS)), required=True, metavar="N")
     up.add_argument(
         "--replicas",
-        type=_number(0, MOST_REPLICAS),
+        type=between((0, MOST_REPLICAS)),
         required=True,
         metavar="R",
         help="streaming replicas per shard",
@@ -96,19 +96,6 @@ def _one(args: argparse.Namespace) -> int:
     except ClusterError as exc:
         return _failed(exc)
     return 0
-
-
-def _number(least: int, most: int) -> Callable[[str], int]:
-    def number(text: str) -> int:
-        try:
-            value = int(text)
-        except ValueError:
-            value = least - 1
-        if not least <= value <= most:
-            raise argparse.ArgumentTypeError(f"expected {least} to {most}, got {text[:40]!r}")
-        return value
-
-    return number
 
 
 def _directory(text: str) -> Path:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+from router.commands.integers import natural, positive
 from router.schema.apply import ShardResult, apply
 from router.schema.build import BuildLimits
 from router.schema.progress import Display
@@ -54,28 +55,6 @@ def add_build_flags(parser: argparse.ArgumentParser) -> None:
 
 def build_limits(args: argparse.Namespace) -> BuildLimits:
     return BuildLimits(memory_bytes=args.index_memory << 20, workers=args.index_workers)
-
-
-def positive(text: str) -> int:
-    """
-    Raises:
-        argparse.ArgumentTypeError
-    """
-    return _integer(text, 1)
-
-
-def natural(text: str) -> int:
-    """
-    Raises:
-        argparse.ArgumentTypeError
-    """
-    return _integer(text, 0)
-
-
-def _integer(text: str, least: int) -> int:
-    if text.isascii() and text.isdigit() and len(text) < 16 and int(text) >= least:
-        return int(text)
-    raise argparse.ArgumentTypeError(f"expected an integer of {least} or more, got {text!r}")
 
 
 def collections_of(shard_map: ShardMap, name: str | None) -> Sequence[Collection]:

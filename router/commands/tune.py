@@ -6,13 +6,13 @@ import argparse
 import asyncio
 import math
 import sys
-from collections.abc import Callable
 from datetime import date
 from pathlib import Path
 from typing import Any
 
 import msgspec
 
+from router.commands.integers import between
 from router.commands.search import json_object
 from router.query.errors import RouterError
 from router.schema.progress import Display, Meter
@@ -46,11 +46,11 @@ def add_parser(subparsers: Any) -> None:
         help="such as 0.99; written to the map as well (default: search.target_recall of the map)",
     )
     parser.add_argument(
-        "--k", type=_count(limits.MAX_K), default=10, metavar="K", help="recall at K (default 10)"
+        "--k", type=between(limits.MAX_K), default=10, metavar="K", help="recall at K (default 10)"
     )
     parser.add_argument(
         "--queries",
-        type=_count(limits.TUNE_QUERIES),
+        type=between(limits.TUNE_QUERIES),
         metavar="N",
         help="(default 500, and more where the target needs them)",
     )
@@ -189,14 +189,3 @@ def _target(text: str) -> float:
     if not low <= value <= high:
         raise argparse.ArgumentTypeError(f"expected a number from {low} to {high}, got {text[:40]!r}")
     return value
-
-
-def _count(bounds: tuple[int, int]) -> Callable[[str], int]:
-    low, high = bounds
-
-    def count(text: str) -> int:
-        if text.isascii() and text.isdigit() and len(text) < 16 and low <= int(text) <= high:
-            return int(text)
-        raise argparse.ArgumentTypeError(f"expected an integer from {low} to {high}, got {text[:40]!r}")
-
-    return count

@@ -66,7 +66,7 @@ class Doubts:
         doubt = self._doubts.get(key)
         if doubt is None:
             doubt = self._doubts[key] = _Doubt(collection, node)
-            task = asyncio.create_task(self._follow(key, doubt), name=f"doubts of {collection}")
+            task = asyncio.create_task(self._until_clear(key, doubt), name=f"doubts of {collection}")
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         doubt.pending.append((writing, connection))
@@ -76,7 +76,14 @@ class Doubts:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _follow(self, key: tuple[str, Node], doubt: _Doubt) -> None:
+    async def _until_clear(self, key: tuple[str, Node], doubt: _Doubt) -> None:
+        try:
+            await self._follow(doubt)
+        finally:
+            # In the same turn as its last look: what is added from now on has a task of its own.
+            del self._doubts[key]
+
+    async def _follow(self, doubt: _Doubt) -> None:
         now: Callable[[], float] = asyncio.get_running_loop().time
         pause, until = _FIRST_SECONDS, now()
         while True:
@@ -89,7 +96,6 @@ class Doubts:
                 await asyncio.sleep(min(pause, until - now()))
                 pause *= 2
             elif doubt.node.state.health is Health.UP:
-                del self._doubts[key]
                 return
             else:
                 await _return_of(doubt.node)

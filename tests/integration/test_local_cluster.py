@@ -266,11 +266,11 @@ def test_what_cannot_be_a_cluster_is_refused(directory: Path) -> None:
 @pytest.mark.parametrize(
     ("shards", "replicas", "says"),
     [
-        (99999999, 0, "--shards: expected 1 to 4096, got '99999999'"),
-        (0, 1, "--shards: expected 1 to 4096, got '0'"),
-        (-1, 1, "--shards: expected 1 to 4096, got '-1'"),
-        (1, -1, "--replicas: expected 0 to 19, got '-1'"),
-        (1, 20, "--replicas: expected 0 to 19, got '20'"),
+        (99999999, 0, "--shards: expected an integer from 1 to 4096, got '99999999'"),
+        (0, 1, "--shards: expected an integer from 1 to 4096, got '0'"),
+        (-1, 1, "--shards: expected an integer from 1 to 4096, got '-1'"),
+        (1, -1, "--replicas: expected an integer from 0 to 19, got '-1'"),
+        (1, 20, "--replicas: expected an integer from 0 to 19, got '20'"),
     ],
 )
 def test_sizes_that_no_cluster_has_are_wrong_usage(

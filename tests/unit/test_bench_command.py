@@ -29,7 +29,7 @@ def test_the_list_has_every_scenario_and_what_it_is_for(capsys: pytest.CaptureFi
         (["recall", "one.json"], "only compare and collect take files"),
         (["recall", "--seconds", "0"], "from 0.1 to 3600"),
         (["recall", "--recall", "1.5"], "between 0 and 1"),
-        (["recall", "--ef-search", "40,5000"], "--ef-search: expected integers from 1 to 1000, got 5000"),
+        (["recall", "--ef-search", "40,5000"], "--ef-search: expected an integer from 1 to 1000, got '5000'"),
         (["recall", "--out", __file__], f"--out: {__file__} is no folder"),
         (["all", "--out", f"{__file__}/results"], f"--out: {__file__} is no folder"),
         (["recall", "--clients", "1,x"], "expected an integer"),
