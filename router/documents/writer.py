@@ -102,7 +102,7 @@ def _storing(
 
 def _executing(statement: sql.Statement) -> Callable[[Connection], Awaitable[int]]:
     async def work(connection: Connection) -> int:
-        status = await connection.execute(statement.sql, *statement.args)
+        status = await connection.execute(connection.spelled(statement.sql), *statement.args)
         return int(status.rsplit(" ", 1)[-1])
 
     return work

@@ -1,6 +1,10 @@
 """Filters as SQL conditions.
 
-Values are always parameters; identifiers come from the validated shard map and need no quoting.
+Values are always parameters; identifiers come from the validated shard map and need no quoting. What is
+compared as text names its collation, so that shards of different locales agree.
+
+`@>` on a value of the metadata is equality that looks into an array as well: jsonb lets an array contain a
+scalar that is one of its elements, and a scalar contain what is equal to it.
 """
 
 from __future__ import annotations
@@ -10,7 +14,9 @@ from typing import Protocol
 
 import msgspec
 
-from router.query.filter import And, Compare, Exists, Field, Filter, In, Like, Not, Or
+from router.postgres.collations import CODE_POINT, FOLDING
+from router.query.filter import And, Compare, Contains, Exists, Field, Filter, In, Like, Not, Or
+from router.query.metadata import may_be_index
 from shard_config.model import Collection
 from shard_config.values import ValueType
 
@@ -63,26 +69,51 @@ def where(filter: Filter, collection: Collection, params: Params) -> str:
             return _in(field, values, collection, params)
         case Like(field, pattern, ignore_case):
             return _like(field, pattern, ignore_case, collection, params)
+        case Contains(field, elements, every):
+            return _contains(field, elements, every, collection, params)
 
 
 def _compare(field: Field, op: str, value: object, collection: Collection, params: Params) -> str:
     operand = _operand(field, collection, params)
     if field.column is not None:
-        # Order by code point everywhere, as the router does when it routes by ranges of text.
-        collate = ' COLLATE "C"' if field.column.type is ValueType.TEXT and op != "=" else ""
+        collate = f" COLLATE {CODE_POINT}" if field.column.type is ValueType.TEXT and op != "=" else ""
         return f"{operand} {op} {params.add(value, field.column.type)}{collate}"
-    bound = f"{operand} {op} {params.add(_json(value), 'jsonb')}"
     if op == "=":
-        return bound
+        return f"{operand} @> {params.add(_json(value), 'jsonb')}"
     # jsonb orders values of different types too; a comparison here means values of the same type.
-    return f"(jsonb_typeof({operand}) = '{_json_type(value)}' AND {bound})"
+    is_kind = f"jsonb_typeof({operand}) = '{_json_type(value)}'"
+    if isinstance(value, str):
+        # jsonb orders strings by the database's locale.
+        return f"({is_kind} AND {_text(operand)} {op} {params.add(value, 'text')} COLLATE {CODE_POINT})"
+    return f"({is_kind} AND {operand} {op} {params.add(_json(value), 'jsonb')})"
 
 
 def _in(field: Field, values: tuple[object, ...], collection: Collection, params: Params) -> str:
     operand = _operand(field, collection, params)
     if field.column is not None:
         return f"{operand} = ANY({_list(values, field.column.type, params)})"
-    return f"{operand} = ANY({_list([_json(value) for value in values], 'jsonb', params)})"
+    return f"{operand} @> ANY({_list([_json(value) for value in values], 'jsonb', params)})"
+
+
+def _contains(
+    field: Field, elements: tuple[str, ...], every: bool, collection: Collection, params: Params
+) -> str:
+    """The metadata as a whole contain a document of the array alone: what a GIN index on them serves."""
+    wanted = [f"[{','.join(elements)}]"] if every else [f"[{element}]" for element in elements]
+    operand = str(collection.metadata)
+    if any(may_be_index(step) for step in field.path):
+        # Containment knows no positions in arrays.
+        operand = _operand(field, collection, params)
+    else:
+        wanted = [_nested(field.path, array) for array in wanted]
+    if every:
+        return f"{operand} @> {params.add(wanted[0], 'jsonb')}"
+    return f"{operand} @> ANY({_list(wanted, 'jsonb', params)})"
+
+
+def _nested(path: Sequence[str], value: str) -> str:
+    """JSON of objects within each other that hold `value` at `path`, and nothing else."""
+    return "".join(f"{{{_json(step)}:" for step in path) + value + "}" * len(path)
 
 
 def _list(values: Sequence[object], type_: str, params: Params) -> str:
@@ -95,11 +126,16 @@ def _list(values: Sequence[object], type_: str, params: Params) -> str:
 def _like(field: Field, pattern: str, ignore_case: bool, collection: Collection, params: Params) -> str:
     operator = "ILIKE" if ignore_case else "LIKE"
     operand = _operand(field, collection, params)
+    collate = f"COLLATE {FOLDING if ignore_case else CODE_POINT}"
     if field.column is not None:
-        return f"{operand} {operator} {params.add(pattern, 'text')}"
-    # #>> '{}' is the string inside a jsonb string; numbers have no pattern to match.
-    text = f"({operand} #>> '{{}}')"
-    return f"(jsonb_typeof({operand}) = 'string' AND {text} {operator} {params.add(pattern, 'text')})"
+        return f"{operand} {operator} {params.add(pattern, 'text')} {collate}"
+    matches = f"{_text(operand)} {operator} {params.add(pattern, 'text')} {collate}"
+    return f"(jsonb_typeof({operand}) = 'string' AND {matches})"
+
+
+def _text(operand: str) -> str:
+    """The string inside a jsonb string."""
+    return f"({operand} #>> '{{}}')"
 
 
 def _operand(field: Field, collection: Collection, params: Params) -> str:

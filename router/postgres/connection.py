@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 import asyncpg
 
+from router.postgres.collations import FOLDING, stand_in
+
 __all__ = [
     "CLIENT_CHECK",
     "POSTGRES_ERRORS",
@@ -44,9 +46,10 @@ class _Session(asyncpg.Connection):
     so release costs no round trip.
     """
 
-    __slots__ = ("ef_search",)
+    __slots__ = ("ef_search", "folding")
 
     ef_search: int | None  # as far as known
+    folding: str | None  # the collation that stands in for FOLDING, where the server lacks it
 
     async def set_ef_search(self, ef_search: int) -> None:
         """Scan indexes this wide from now on; costs a round trip only when that is a change."""
@@ -54,6 +57,10 @@ class _Session(asyncpg.Connection):
             self.ef_search = None
             await self.execute(f"SET hnsw.ef_search = {ef_search:d}")
             self.ef_search = ef_search
+
+    def spelled(self, statement: str) -> str:
+        """`statement` as this server understands it. It holds no values, so that only a name is replaced."""
+        return statement if self.folding is None else statement.replace(FOLDING, self.folding)
 
     def get_reset_query(self) -> str:
         return ""
@@ -120,6 +127,7 @@ async def open_connection(
             # A connection is cut, without a word, when its node does not confirm a cancel.
             await connection.execute(CLIENT_CHECK)
             await _set_codecs(connection)
+            connection.folding = await stand_in(connection, connection.get_settings().server_encoding)
     except POSTGRES_ERRORS as exc:
         connection.terminate()
         raise node_error(exc) from exc

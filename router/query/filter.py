@@ -6,26 +6,38 @@ shard map and whose values PostgreSQL accepts for their types. Sugar is gone aft
 
 Logic is two-valued: a comparison with a missing value is false, and `Not` is the exact complement,
 so `{"a": {"$ne": 1}}` keeps rows that have no `a`.
+
+A condition that matches nothing whatever the rows hold is refused: it is a mistake, and an empty answer
+would hide it. An empty list is not one, since programs make it from an empty set.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from decimal import Decimal
 from typing import Literal, TypeAlias
 
 import msgspec
 
+from router.query import metadata
 from router.query.errors import InvalidError, Problem
 from router.settings import Settings
 from shard_config.model import Collection, Column
-from shard_config.values import ValueType, coerce
+from shard_config.values import ValueType, coerce, shown
 
-__all__ = ["And", "Compare", "Exists", "Field", "Filter", "In", "Like", "Not", "Or", "constant", "parse"]
-
-_METADATA_DEPTH = 16
-_INTEGER_BITS = 4096
+__all__ = [
+    "And",
+    "Compare",
+    "Contains",
+    "Exists",
+    "Field",
+    "Filter",
+    "In",
+    "Like",
+    "Not",
+    "Or",
+    "constant",
+    "parse",
+]
 
 
 class Field(msgspec.Struct, frozen=True, array_like=True):
@@ -56,6 +68,17 @@ class Like(msgspec.Struct, frozen=True, array_like=True, tag="like"):
     ignore_case: bool
 
 
+class Contains(msgspec.Struct, frozen=True, array_like=True, tag="contains"):
+    """An array in the metadata holds one of `elements`, or `every` one; each is the text of a JSON value.
+
+    A scalar is an element that is equal, an object one that has all its members.
+    """
+
+    field: Field
+    elements: tuple[str, ...]
+    every: bool
+
+
 class And(msgspec.Struct, frozen=True, array_like=True, tag="and"):
     parts: tuple[Filter, ...]
 
@@ -68,8 +91,9 @@ class Not(msgspec.Struct, frozen=True, array_like=True, tag="not"):
     part: Filter
 
 
-Filter: TypeAlias = Compare | In | Exists | Like | And | Or | Not
+Filter: TypeAlias = Compare | In | Exists | Like | Contains | And | Or | Not
 
+_ANY_TEXT = Field(None)
 _COMPARISONS: dict[str, Literal["=", "<", "<=", ">", ">="]] = {
     "$eq": "=",
     "$lt": "<",
@@ -105,7 +129,7 @@ def constant(filter: Filter) -> bool | None:
         case Not(part):
             negated = constant(part)
             return None if negated is None else not negated
-        case In(_, ()):
+        case In(_, ()) | Contains(_, (), False):
             return False
     return None
 
@@ -126,6 +150,9 @@ class _Parser:
             "$exists": self._exists,
             "$like": lambda field, value, path: self._like(field, value, path, ignore_case=False),
             "$ilike": lambda field, value, path: self._like(field, value, path, ignore_case=True),
+            "$contains": lambda field, value, path: self._contains(field, [value], [path], every=True),
+            "$containsAny": lambda field, value, path: self._contains_listed(field, value, path, every=False),
+            "$containsAll": lambda field, value, path: self._contains_listed(field, value, path, every=True),
         }
 
     def conditions(self, raw: object, path: str, depth: int) -> Filter:
@@ -164,10 +191,17 @@ class _Parser:
             if self._conditions == self._limits.max_filter_conditions + 1:
                 self._wrong(path, f"more than {self._limits.max_filter_conditions} conditions in one filter")
             return And(())
+        before = len(self.problems)
+        condition = self._condition(field, op, operand, path)
+        if constant(condition) is False and operand != [] and len(self.problems) == before:
+            return self._wrong(path, "can match nothing: every document has this field")
+        return condition
+
+    def _condition(self, field: Field, op: str, operand: object, path: str) -> Filter:
         if op == "$eq":
             return self._equal(field, operand, path)
         if op in _COMPARISONS:
-            return Compare(field, _COMPARISONS[op], self._value(field, operand, path))
+            return self._compare(field, _COMPARISONS[op], operand, path)
         known = self._operators.get(op)
         if known is None:
             names = ", ".join(sorted([*_COMPARISONS, *self._operators]))
@@ -176,28 +210,46 @@ class _Parser:
 
     def _equal(self, field: Field, value: object, path: str) -> Filter:
         if value is None:
-            return Not(Exists(field))
+            return Not(self._present(field))
         return Compare(field, "=", self._value(field, value, path))
 
+    def _compare(
+        self, field: Field, op: Literal["=", "<", "<=", ">", ">="], value: object, path: str
+    ) -> Filter:
+        bound = self._value(field, value, path)
+        # 1 == True, so identity.
+        if (op == "<" and (bound is False or bound == "")) or (op == ">" and bound is True):
+            return self._wrong(path, f"can match nothing: no value is {op} {shown(bound)}")
+        return Compare(field, op, bound)
+
+    def _present(self, field: Field) -> Filter:
+        """That there is a value; of what no document lacks this is known."""
+        collection = self._collection
+        return And(()) if field.column in (collection.id, collection.sharding.key) else Exists(field)
+
     def _in(self, field: Field, value: object, path: str) -> Filter:
-        if not isinstance(value, list):
-            return self._wrong(path, "expected an array of values")
-        if len(value) > self._limits.max_filter_values:
-            return self._wrong(path, f"{len(value)} values exceed {self._limits.max_filter_values}")
-        values = tuple(self._value(field, v, f"{path}[{i}]") for i, v in enumerate(value) if v is not None)
+        listed = self._list(value, path)
+        values = tuple(self._value(field, v, f"{path}[{i}]") for i, v in enumerate(listed) if v is not None)
         found = In(field, values)
-        return Or((found, Not(Exists(field)))) if len(values) < len(value) else found
+        return Or((found, Not(self._present(field)))) if len(values) < len(listed) else found
 
     def _between(self, field: Field, value: object, path: str) -> Filter:
         if not isinstance(value, list) or len(value) != 2:
             return self._wrong(path, "expected an array of two values: lower and upper bound, both included")
+        before = len(self.problems)
         lower, upper = (self._value(field, v, f"{path}[{i}]") for i, v in enumerate(value))
+        if len(self.problems) == before and not _ascending(lower, upper):
+            return self._wrong(
+                path,
+                f"can match nothing: no value is at least {shown(lower)} and at most {shown(upper)}",
+            )
         return And((Compare(field, ">=", lower), Compare(field, "<=", upper)))
 
     def _exists(self, field: Field, value: object, path: str) -> Filter:
         if not isinstance(value, bool):
             return self._wrong(path, "expected true or false")
-        return Exists(field) if value else Not(Exists(field))
+        present = self._present(field)
+        return present if value else Not(present)
 
     def _like(self, field: Field, value: object, path: str, *, ignore_case: bool) -> Filter:
         if field.column is not None and field.column.type is not ValueType.TEXT:
@@ -210,8 +262,42 @@ class _Parser:
             return self._wrong(
                 path, "a pattern cannot end with a single backslash: there is nothing to escape"
             )
-        pattern = self._checked(ValueType.TEXT, value, path)
-        return Like(field, str(pattern), ignore_case)
+        return Like(field, str(self._value(_ANY_TEXT, value, path)), ignore_case)
+
+    def _contains_listed(self, field: Field, value: object, path: str, *, every: bool) -> Filter:
+        if every and value == []:
+            # True of every array by logic, of nothing in MongoDB.
+            return self._wrong(path, "expected a non-empty array of values")
+        listed = self._list(value, path)
+        return self._contains(field, listed, [f"{path}[{i}]" for i in range(len(listed))], every=every)
+
+    def _list(self, value: object, path: str) -> list[object]:
+        if not isinstance(value, list):
+            self._wrong(path, "expected an array of values")
+            return []
+        if len(value) > self._limits.max_filter_values:
+            self._wrong(path, f"{len(value)} values exceed {self._limits.max_filter_values}")
+            return []
+        return value
+
+    def _contains(self, field: Field, values: list[object], paths: list[str], *, every: bool) -> Filter:
+        column = field.column
+        if column is not None:
+            hint = "; $like finds a part of a text" if column.type is ValueType.TEXT else ""
+            return self._wrong(
+                (paths or [column.name])[0],
+                f"{column.name} is {column.type}; $contains, $containsAny and $containsAll need an array"
+                f" in the metadata{hint}",
+            )
+        elements = [self._element(value, path) for value, path in zip(values, paths, strict=True)]
+        return Contains(field, tuple(elements), every)
+
+    def _element(self, value: object, path: str) -> str:
+        try:
+            return metadata.element(value, self._limits.max_filter_values)
+        except ValueError as exc:
+            self._wrong(path, str(exc))
+            return ""
 
     def _field(self, name: str, path: str) -> Field | None:
         collection = self._collection
@@ -220,40 +306,27 @@ class _Parser:
         column = collection.columns.get(name)
         if column is not None:
             return Field(column)
+        if name == "content" and collection.content is not None:
+            return Field(Column("content", collection.content, ValueType.TEXT))
         if collection.metadata is not None and name.startswith("metadata."):
-            steps = tuple(name.split(".")[1:])
-            if all(steps) and len(steps) <= _METADATA_DEPTH and "\0" not in name and _encodable(name):
-                return Field(None, steps)
-            self._wrong(path, f"a metadata path is 1 to {_METADATA_DEPTH} non-empty names joined by dots")
-            return None
-        known = ["id", *collection.columns, *(["metadata.<path>"] if collection.metadata else [])]
+            try:
+                return Field(None, metadata.steps(name.removeprefix("metadata.")))
+            except ValueError as exc:
+                self._wrong(path, str(exc))
+                return None
+        known = ["id", *collection.columns]
+        known += ["content"] if collection.content is not None else []
+        known += ["metadata.<path>"] if collection.metadata is not None else []
         self._wrong(path, f"unknown field {_shown(name)}; fields of {collection.name} are {', '.join(known)}")
         return None
 
     def _value(self, field: Field, value: object, path: str) -> object:
         column = field.column
-        if isinstance(value, Decimal) and (column is None or column.type is not ValueType.NUMERIC):
-            value = float(value)
-        if column is not None:
-            return self._checked(column.type, value, path)
-        return self._metadata_value(value, path)
-
-    def _metadata_value(self, value: object, path: str) -> object:
-        match value:
-            case bool():
-                return value
-            case str():
-                return self._checked(ValueType.TEXT, value, path)
-            case int() if value.bit_length() <= _INTEGER_BITS:
-                return value
-            case float() if math.isfinite(value):
-                return value
-        self._wrong(path, "expected a string, a finite number, true or false")
-        return False
-
-    def _checked(self, type_: ValueType, value: object, path: str) -> object:
         try:
-            return coerce(type_, value)
+            if column is None:
+                arrays = "; for arrays there are $contains, $containsAny and $containsAll"
+                return metadata.scalar(value, arrays if isinstance(value, list) else "")
+            return coerce(column.type, value if column.type is ValueType.NUMERIC else metadata.plain(value))
         except ValueError as exc:
             self._wrong(path, str(exc))
             return None
@@ -270,9 +343,10 @@ def _shown(text: str, limit: int = 60, *, quote: bool = True) -> str:
     return repr(text) if quote else text
 
 
-def _encodable(text: str) -> bool:
+def _ascending(lower: object, upper: object) -> bool:
+    """Whether some value can be between the two, both included; values of different kinds have no order."""
     try:
-        text.encode()
-    except UnicodeEncodeError:
+        comparable = isinstance(lower, bool) == isinstance(upper, bool)
+        return comparable and lower <= upper  # type: ignore[operator]
+    except TypeError:
         return False
-    return True

@@ -233,7 +233,7 @@ class Node:
             shape = probe.shape
             assert shape.together is not None, "only searches that have a key wait together"
             rows: list[Any] = await connection.fetch(
-                shape.together, *arrays(shape, [probe.args for probe in probes])
+                connection.spelled(shape.together), *arrays(shape, [probe.args for probe in probes])
             )
         answers: list[tuple[list[Row], None]] = [([], None) for _ in probes]
         for row in rows:
@@ -262,8 +262,9 @@ class Node:
 
 async def _fetch(connection: Connection, probe: Probe) -> tuple[Sequence[Row], str | None]:
     """The rows of one probe, and the statement's plan if it wants that."""
-    rows: list[Any] = await connection.fetch(probe.shape.single, *probe.args)
+    statement = connection.spelled(probe.shape.single)
+    rows: list[Any] = await connection.fetch(statement, *probe.args)
     if not probe.plan:
         return rows, None
-    lines = await connection.fetch(f"EXPLAIN {probe.shape.single}", *probe.args)
+    lines = await connection.fetch(f"EXPLAIN {statement}", *probe.args)
     return rows, "\n".join(line[0] for line in lines)

@@ -1,16 +1,21 @@
 from __future__ import annotations
 
+import json
+import re
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from router.postgres.sql import count
 from router.query.errors import InvalidError
-from router.query.filter import And, Compare, Exists, In, Like, Not, Or, constant, parse
+from router.query.filter import And, Compare, Contains, Exists, In, Like, Not, Or, constant, parse
+from router.query.metadata import steps
 from router.settings import Settings
-from tests.unit.queries import collection
+from shard_config.values import ValueType
+from tests.unit.queries import by_tenant, collection
 
 LIMITS = Settings()
 
@@ -67,6 +72,9 @@ def test_an_empty_filter_matches_everything() -> None:
         ({"$or": [{"tenant": "a"}, {"price": {"$in": []}}]}, None),
         ({"$not": {"tenant": "a"}}, None),
         ({"price": {"$nin": [None]}}, None),
+        ({"id": {"$exists": True}}, True),
+        ({"id": {"$ne": None}}, True),
+        ({"$not": {"metadata.a": {"$containsAny": []}}}, True),
     ],
 )
 def test_what_a_filter_says_of_every_row_shows_in_its_form(raw: dict[str, Any], said: bool | None) -> None:
@@ -96,9 +104,34 @@ def test_what_a_filter_says_of_every_row_shows_in_its_form(raw: dict[str, Any], 
         ({"tenant": "a\0b"}, "U+0000"),
         ({"tenant": "\ud800"}, "lone surrogate"),
         ({"metadata.": 1}, "non-empty names"),
+        ({"metadata.a..b": 1}, 'the empty name is written ""'),
+        ({"metadata.a.": 1}, "non-empty names"),
+        ({'metadata."a': 1}, "lacks its closing quote"),
+        ({'metadata."a"b': 1}, "a dot or nothing follows the closing quote"),
+        ({'metadata."\\x"': 1}, "is a JSON string"),
+        ({'metadata."\\ud800"': 1}, "lone surrogate"),
+        ({"metadata.a\0": 1}, "U+0000"),
+        ({"metadata." + ".".join("a" * 33): 1}, "at most 32 steps"),
         ({"metadata.a": {"$eq": [1]}}, "expected a string, a finite number"),
         ({"metadata.a": float("inf")}, "finite number"),
         ({"metadata.a": 10**2000}, "finite number"),
+        ({"metadata.a": ["x"]}, "for arrays there are $contains, $containsAny and $containsAll"),
+        ({"metadata": {"a": 1}}, "unknown field 'metadata'; fields of documents are id, tenant, price, day"),
+        ({"nope": 1}, "active, content, metadata.<path>"),
+        ({"metadata.a": {"$contains": ["x"]}}, "there are $containsAny and $containsAll"),
+        (
+            {"metadata.a": {"$contains": None}},
+            "expected a string, a finite number, true or false, or an object",
+        ),
+        ({"metadata.a": {"$contains": {"b": "\0"}}}, "filter.metadata.a.$contains: a string cannot hold"),
+        ({"metadata.a": {"$contains": {"\ud800": 1}}}, "lone surrogate"),
+        ({"metadata.a": {"$contains": {"b": [1, {"c": float("nan")}]}}}, "finite number"),
+        ({"metadata.a": {"$containsAny": "x"}}, "expected an array of values"),
+        ({"metadata.a": {"$containsAny": ["x", None]}}, "$containsAny[1]: expected a string"),
+        ({"metadata.a": {"$containsAll": []}}, "non-empty array"),
+        ({"price": {"$contains": 1}}, "price is double precision; $contains"),
+        ({"content": {"$containsAny": ["x"]}}, "$like finds a part of a text"),
+        ({"content": 1}, "filter.content: expected a string, got 1"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_place(raw: dict[str, Any], expected: str) -> None:
@@ -109,6 +142,101 @@ def test_all_problems_are_reported_at_once() -> None:
     assert message({"nope": 1, "price": "x", "tenant": {"$in": [1, "a", 2]}}).count("\n") == 3
 
 
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"price": {"$between": [3, 1]}},
+        {"tenant": {"$between": ["b", "B"]}},
+        {"metadata.a": {"$between": [2, 1]}},
+        {"metadata.a": {"$between": [1, "a"]}},
+        {"metadata.a": {"$between": [0, True]}},
+        {"active": {"$gt": True}},
+        {"metadata.a": {"$lt": False}},
+        {"tenant": {"$lt": ""}},
+        {"metadata.a": {"$lt": ""}},
+        {"id": None},
+        {"id": {"$exists": False}},
+        {"id": {"$in": [None]}},
+        {"$not": {"id": None}},
+    ],
+)
+def test_a_condition_that_can_match_nothing_is_refused(raw: dict[str, Any]) -> None:
+    assert "can match nothing" in message(raw)
+
+
+def test_a_sharding_key_is_never_missing_and_other_columns_may_be() -> None:
+    with pytest.raises(InvalidError, match=r"filter.tenant.\$eq: can match nothing: every document"):
+        parse(collection(by_tenant()), {"tenant": {"$eq": None}}, LIMITS)
+    assert isinstance(parsed({"tenant": None}), Not)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [
+        {"price": {"$between": [1, 1]}},
+        {"metadata.a": {"$between": [1, 1.5]}},
+        {"active": {"$gte": True}},
+        {"active": {"$lt": True}},
+        {"metadata.a": {"$lt": 0}},
+        {"tenant": {"$lte": ""}},
+        {"price": {"$in": []}},
+        {"metadata.a": {"$containsAny": []}},
+        {"id": {"$in": [1, None]}},
+        {"id": {"$ne": None}},
+        # Several operators are not compared with each other: a page that begins at its end is empty.
+        {"price": {"$gt": 5, "$lte": 5}},
+    ],
+)
+def test_conditions_that_match_something_or_come_from_programs_are_taken(raw: dict[str, Any]) -> None:
+    parsed(raw)
+
+
+def test_arrays_are_asked_for_one_some_or_all_elements() -> None:
+    one = parsed({"metadata.tags": {"$contains": "x"}})
+    assert isinstance(one, Contains)
+    assert (one.field.path, one.elements, one.every) == (("tags",), ('"x"',), True)
+    some = parsed({"metadata.tags": {"$containsAny": ["x", 1.5, True]}})
+    assert (some.elements, some.every) == (('"x"', "1.5", "true"), False)
+    every = parsed({"metadata.tags": {"$containsAll": [{"name": "x", "n": None}]}})
+    assert (every.elements, every.every) == (('{"name":"x","n":null}',), True)
+
+
+def test_an_object_within_an_array_is_bounded_in_depth_and_in_values() -> None:
+    deep: Any = 1
+    for _ in range(40):
+        deep = {"a": deep}
+    assert "nested deeper than 32 levels" in message({"metadata.a": {"$contains": deep}})
+    wide = {"a": list(range(LIMITS.max_filter_values))}
+    assert f"more than {LIMITS.max_filter_values} values" in message({"metadata.a": {"$contains": wide}})
+
+
+@given(st.lists(st.text(), min_size=1, max_size=32))
+def test_every_name_in_the_metadata_can_be_written(path: list[str]) -> None:
+    if any("\0" in step for step in path):
+        return
+    assert steps(".".join(json.dumps(step) for step in path)) == tuple(path)
+    assert steps(".".join(json.dumps(step, ensure_ascii=False) for step in path)) == tuple(path)
+    plain = [step for step in path if step and "." not in step and not step.startswith('"')]
+    if plain:
+        assert steps(".".join(plain)) == tuple(plain)
+
+
+@pytest.mark.parametrize(
+    "raw",
+    [{op: value} for op in ("$gt", "$gte", "$lt", "$lte", "$like", "$ilike") for value in ("b", "b%")]
+    + [{"$between": ["a", "b"]}],
+)
+@pytest.mark.parametrize("field", ["id", "tenant", "content", "metadata.a", 'metadata."a.b".0'])
+def test_every_comparison_of_texts_by_order_or_pattern_states_its_collation(
+    raw: dict[str, Any], field: str
+) -> None:
+    text_id = collection(id=msgspec.structs.replace(collection().id, type=ValueType.TEXT))
+    sql = count(text_id, parse(text_id, {field: raw}, LIMITS)).sql
+    stated = 'COLLATE "pg_c_utf8"' if "$ilike" in raw else 'COLLATE "C"'
+    texts = re.findall(r"::text(?!\[)(.*?)(?:\)|$| AND)", sql)
+    assert texts == [f" {stated}"] * len(raw.get("$between", [1]))
+
+
 def test_depth_conditions_and_values_are_bounded() -> None:
     deep: dict[str, Any] = {"tenant": "a"}
     for _ in range(LIMITS.max_filter_depth):
@@ -116,6 +244,9 @@ def test_depth_conditions_and_values_are_bounded() -> None:
     assert f"nested deeper than {LIMITS.max_filter_depth} levels" in message(deep)
     many = {"$or": [{"price": i} for i in range(LIMITS.max_filter_conditions + 50)]}
     assert message(many).count(f"more than {LIMITS.max_filter_conditions} conditions") == 1
+    for op in ("$containsAny", "$containsAll"):
+        listed = {"metadata.a": {op: list(range(LIMITS.max_filter_values + 1))}}
+        assert f"exceed {LIMITS.max_filter_values}" in message(listed)
     wide = {"price": {"$in": list(range(LIMITS.max_filter_values + 1))}}
     assert f"exceed {LIMITS.max_filter_values}" in message(wide)
 
@@ -138,7 +269,7 @@ def test_values_and_names_never_reach_the_sql_text(field: str, value: str) -> No
         lambda inner: (
             st.lists(inner, max_size=3)
             | st.dictionaries(
-                st.sampled_from("$and $or $not $in $eq $like id tenant metadata.a x".split()),
+                st.sampled_from("$and $or $not $in $eq $like $contains $containsAll id metadata.a x".split()),
                 inner,
                 max_size=3,
             )
