@@ -12,7 +12,7 @@ from router.settings import Settings
 from tests.integration.filter_semantics import matches
 from tests.integration.worlds import World
 
-__all__ = ["ONES", "agree", "named", "paths", "stored"]
+__all__ = ["ONES", "agree", "named", "places", "stored"]
 
 ONES = [1.0] * 8
 NAMES = ["a", "a.b", "", "0", "-1", " 1", '"', 'a"b', "\\", "$in", "ä", "metadata", "x y"]
@@ -41,14 +41,17 @@ def document(rng: random.Random, id_: str) -> dict[str, Any]:
     }
 
 
-def paths(found: Any, before: tuple[str, ...] = ()) -> list[tuple[str, ...]]:
-    """Of all that is in a document's metadata, elements of arrays counted from either end."""
+Place = tuple[tuple[str, ...], Any]
+
+
+def places(found: Any, before: tuple[str, ...] = ()) -> list[Place]:
+    """Path and value of all that is in a document's metadata, elements of arrays counted from either end."""
     inner: list[tuple[str, Any]] = list(found.items()) if isinstance(found, dict) else []
     if isinstance(found, list):
         inner = [(str(i), one) for i, one in enumerate(found)]
         inner += [(str(i - len(found)), one) for i, one in enumerate(found)]
-    own = [before] if before else []
-    return own + [path for name, one in inner for path in paths(one, (*before, name))]
+    own = [(before, found)] if before else []
+    return own + [place for name, one in inner for place in places(one, (*before, name))]
 
 
 def named(rng: random.Random, path: tuple[str, ...]) -> str:
@@ -59,8 +62,12 @@ def named(rng: random.Random, path: tuple[str, ...]) -> str:
     return ".".join(["metadata", *map(written, path)])
 
 
-def condition(rng: random.Random, field: str) -> dict[str, Any]:
+def condition(rng: random.Random, field: str, found: Any) -> dict[str, Any]:
+    """`found` is what some document has there: scalars of it are likely to be asked for."""
     values: list[Any] = SCALARS if field.startswith("metadata") else TEXTS
+    likely = [one for one in (found if isinstance(found, list) else [found]) if one in SCALARS]
+    if likely and rng.random() < 0.6:
+        values = likely
     operators = ["$eq", "$ne", "$gt", "$gte", "$lt", "$lte", "$in", "$nin", "$exists", "$between"]
     if field == "price":
         values = [0.5, 1.0, 2.0, 3.0]
@@ -88,13 +95,14 @@ def condition(rng: random.Random, field: str) -> dict[str, Any]:
     return {op: rng.choice(values)}
 
 
-def filter_(rng: random.Random, known: list[tuple[str, ...]], depth: int) -> dict[str, Any]:
+def filter_(rng: random.Random, known: list[Place], depth: int) -> dict[str, Any]:
     if depth and rng.random() < 0.4:
         combinator = rng.choice(["$and", "$or", "$not"])
         parts = [filter_(rng, known, depth - 1) for _ in range(rng.randrange(1, 4))]
         return {"$not": parts[0]} if combinator == "$not" else {combinator: parts}
-    field = rng.choice(FIELDS) if rng.random() < 0.3 else named(rng, rng.choice(known))
-    return {field: condition(rng, field)}
+    path, found = rng.choice(known)
+    field, found = (rng.choice(FIELDS), None) if rng.random() < 0.3 else (named(rng, path), found)
+    return {field: condition(rng, field, found)}
 
 
 def taken(w: World, raw: dict[str, Any]) -> bool:
@@ -115,7 +123,7 @@ async def agree(w: World, rng: random.Random, documents: list[dict[str, Any]], f
     """Search by so many filters, and by the negation of some; how many of them told documents apart."""
     every = {d["id"] for d in documents}
     # As often as they occur: a path that few documents have tells little.
-    known = [path for d in documents for path in paths(d["metadata"])]
+    known = [place for d in documents for place in places(d["metadata"])]
     tried = apart = 0
     while tried < filters:
         raw = filter_(rng, known, 2)
