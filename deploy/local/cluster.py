@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -100,7 +101,8 @@ class Cluster:
     """The cluster in a directory, running or not."""
 
     def __init__(self, directory: Path | str, report: Report = lambda _: None) -> None:
-        self.directory = Path(directory).absolute()
+        # Resolved, since servers are told by their paths: one directory must not have two names.
+        self.directory = Path(os.path.realpath(directory))
         self._report = report
         self._account = Account()
         self._watchdog: subprocess.Popen[bytes] | None = None
