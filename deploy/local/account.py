@@ -24,6 +24,12 @@ __all__ = ["Account", "AccountError"]
 
 _USER = "nobody"
 _TRIAL_SECONDS = 20.0
+_NEEDS = {
+    "plain": "CAP_SETUID, CAP_SETGID, CAP_CHOWN and CAP_KILL",
+    "dac_read_search": "these, CAP_SETPCAP and CAP_DAC_READ_SEARCH",
+    "dac_override": "these, CAP_SETPCAP and CAP_DAC_OVERRIDE",
+    "namespace": "user namespaces, and of root CAP_SETFCAP",
+}
 # Enters the folder, runs the program and writes where we must be able to read and write as well.
 _TRIAL = 'cd "$1" && "$2" --version && umask 077 && mkdir trial && echo written > trial/file'
 
@@ -78,7 +84,7 @@ class Account:
                 _give(folder, *_owner(way, uid, gid))
                 _try(_prefixed(way, uid, gid, ["/bin/sh", "-c", _TRIAL, "sh", str(folder), program]), folder)
             except (OSError, AccountError) as exc:
-                refusals.append(f"  {way}: {exc}")
+                refusals.append(f"  {way} (takes {_NEEDS[way]}): {exc}")
             else:
                 return way
         if self._root:
