@@ -332,8 +332,8 @@ class Cluster:
     def _check_directory(self) -> None:
         """
         Raises:
-            ClusterError: its path is too long for PostgreSQL, or a map stands there that no cluster wrote, and
-                would be overwritten.
+            ClusterError: its path is too long for PostgreSQL, or a map stands there that no cluster wrote
+                and that would be overwritten.
         """
         length = len(os.fsencode(self.directory))
         if length > _LONGEST_PATH_BYTES:

@@ -106,7 +106,9 @@ def _directory(text: str) -> Path:
 
 
 def _failed(exc: ClusterError | OSError) -> int:
-    # Of a directory that is another account's, or on a disk that is full.
-    path = exc.filename if isinstance(exc, OSError) else None
-    print(f"pgscatter cluster: {exc if path is None else f'{path}: {exc.strerror}'}", file=sys.stderr)
+    said = str(exc)
+    if isinstance(exc, OSError) and exc.filename is not None:
+        # Of a directory that is another account's, or on a disk that is full.
+        said = f"{exc.filename}: {exc.strerror}"
+    print(f"pgscatter cluster: {said}", file=sys.stderr)
     return 1

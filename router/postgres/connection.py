@@ -12,6 +12,8 @@ from typing import TypeAlias
 
 import asyncpg
 
+from router.postgres import driver
+
 __all__ = [
     "CLIENT_CHECK",
     "POSTGRES_ERRORS",
@@ -99,7 +101,7 @@ async def open_connection(
         NodeError: when the node cannot be reached, refuses, or lacks the vector extension.
     """
     try:
-        connection = await asyncpg.connect(
+        connection = await driver.connect(
             dsn,
             timeout=connect_timeout,
             connection_class=_Session,
