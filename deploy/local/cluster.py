@@ -168,7 +168,7 @@ class Cluster:
             raise ClusterError(f"expected 1 to {MOST_SHARDS} shards with 0 to {MOST_REPLICAS} replicas each")
         try:
             self._check_directory()
-            part = checked_collections(collections, self.map_path, _names(shards))
+            part = checked_collections(collections, self.map_path, _names(shards), self._report)
             self.directory.mkdir(parents=True, exist_ok=True)
             with self._locked(create=True), self._guarded(owned):
                 self._check_shape(shards, replicas)
