@@ -21,6 +21,7 @@ from router.bulk.batch import Batch
 from router.bulk.errors import LoadError
 from router.bulk.load import Options, load
 from router.bulk.wire import copy_stream
+from router.postgres.driver import connect
 from router.schema.progress import Display
 from shard_config import load as load_map
 from shard_config.partition import locate_many, shard_names
@@ -123,7 +124,7 @@ class Copying:
 
     async def _empty(self) -> None:
         for node in self._world.primaries:
-            connection = await asyncpg.connect(node.dsn, timeout=_CONNECT_SECONDS)
+            connection = await connect(node.dsn, timeout=_CONNECT_SECONDS)
             try:
                 # The index that the last load built would make COPY fill it row by row, 50 times slower,
                 # and a checkpoint's writes belong to neither.
@@ -140,7 +141,7 @@ class Copying:
         if not self._indexes:
             raise BenchError("no index to build: pgscatter load has not run yet")
         dsns = [node.dsn for node in self._world.primaries]
-        connections = [await asyncpg.connect(dsn, timeout=_CONNECT_SECONDS) for dsn in dsns]
+        connections = [await connect(dsn, timeout=_CONNECT_SECONDS) for dsn in dsns]
         try:
             started = perf_counter()
             await asyncio.gather(
@@ -157,7 +158,7 @@ class Copying:
         """A way that stores nothing would be the fastest."""
         count = 0
         for node in self._world.primaries:
-            connection = await asyncpg.connect(node.dsn, timeout=_CONNECT_SECONDS)
+            connection = await connect(node.dsn, timeout=_CONNECT_SECONDS)
             try:
                 count += await connection.fetchval(f"SELECT count(*) FROM {self._collection.table}")
             finally:
@@ -167,7 +168,7 @@ class Copying:
 
     async def _copy(self) -> float:
         """Seconds from the first byte to the last commit."""
-        connections = [await asyncpg.connect(dsn, timeout=_CONNECT_SECONDS) for dsn, _ in self._streams]
+        connections = [await connect(dsn, timeout=_CONNECT_SECONDS) for dsn, _ in self._streams]
         try:
             started = perf_counter()
             async with asyncio.timeout(_SECONDS):

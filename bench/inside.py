@@ -18,6 +18,7 @@ from bench.errors import BenchError
 from bench.resources import usage
 from bench.world import COLLECTION, World
 from deploy.local import NodeInfo
+from router.postgres.driver import connect
 from router.postgres.search import SearchStatements
 from router.query.plan import plan_search
 from router.query.types import SearchQuery
@@ -115,7 +116,7 @@ async def _on_each(world: World, one: Callable[[asyncpg.Connection, int], Awaita
 
     async def connected(node: NodeInfo) -> T:
         assert node.pid is not None
-        connection = await asyncpg.connect(node.dsn, timeout=_CONNECT_SECONDS, server_settings=_SETTINGS)
+        connection = await connect(node.dsn, timeout=_CONNECT_SECONDS, server_settings=_SETTINGS)
         try:
             return await one(connection, node.pid)
         finally:

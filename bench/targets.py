@@ -27,6 +27,7 @@ from bench.errors import SearchError
 from bench.generators import Target
 from bench.http_client import Connections, request_bytes
 from bench.percentiles import Latencies
+from router.postgres.driver import create_pool
 
 __all__ = ["GatherSpec", "GatherTarget", "HttpSpec", "HttpTarget", "ImportedSpec", "TargetSpec", "make"]
 
@@ -208,7 +209,7 @@ class GatherTarget:
         if self._spec.ef_search is not None:
             settings["hnsw.ef_search"] = str(self._spec.ef_search)
         for dsn in self._spec.dsns:
-            pool = await asyncpg.create_pool(dsn, init=register_vector, server_settings=settings)
+            pool = await create_pool(dsn, init=register_vector, server_settings=settings)
             self._pools.append(pool)
 
     async def search(self, query: int) -> Sequence[int]:

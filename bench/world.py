@@ -34,6 +34,7 @@ from bench.errors import BenchError
 from bench.targets import GatherSpec, HttpSpec
 from deploy.leash import leashed
 from deploy.local import Cluster, ClusterError, NodeInfo
+from router.postgres.driver import connect
 from router.postgres.sql import distance_operator
 from router.query.plan import plan_search
 from router.query.types import SearchQuery
@@ -349,7 +350,7 @@ def _collection(
 
 async def _settings(dsn: str) -> dict[str, str]:
     try:
-        connection = await asyncpg.connect(dsn, timeout=_READY_SECONDS)
+        connection = await connect(dsn, timeout=_READY_SECONDS)
         try:
             await connection.execute("SELECT '[1]'::vector")  # loads the library, and its settings with it
             found = {
@@ -371,7 +372,7 @@ async def _holding(dsns: list[str], first: int) -> dict[int, int]:
     held: dict[int, int] = {}
     for dsn in dsns:
         try:
-            connection = await asyncpg.connect(dsn, timeout=_READY_SECONDS)
+            connection = await connect(dsn, timeout=_READY_SECONDS)
             try:
                 statement = f"SELECT id FROM public.{COLLECTION} WHERE id >= $1"
                 for row in await connection.fetch(statement, first):
@@ -386,7 +387,7 @@ async def _holding(dsns: list[str], first: int) -> dict[int, int]:
 async def _on_all(dsns: list[str], statement: str) -> None:
     for dsn in dsns:
         try:
-            connection = await asyncpg.connect(dsn, timeout=_READY_SECONDS)
+            connection = await connect(dsn, timeout=_READY_SECONDS)
             try:
                 await connection.execute(statement, timeout=_SQL_SECONDS)
             finally:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import msgspec
 
 _SCHEMES = ("postgresql", "postgres")
 _PORTS = (1, 65535)
+_TLS = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 # Greedy up to the last @, as urlsplit reads it: a password may hold an @ that nobody escaped. Without
 # any @, what stands in the place of a port and is none may be a password all the same.
 _PASSWORD = re.compile(r"(://[^:/?#@]*:)(?:.*(?=@)|(?![0-9]{1,5}(?:[/?#]|$))[^@]*$)", re.DOTALL)
@@ -29,6 +31,9 @@ class Server(msgspec.Struct, frozen=True):
 def server(dsn: str) -> Server:
     """The one server that a DSN names, with libpq's defaults for what it leaves out.
 
+    A DSN says all that a connection is made from: what would send a driver to files or variables that the
+    map does not name is refused.
+
     Raises:
         ValueError: saying what is wrong, never with the DSN's text.
     """
@@ -42,9 +47,20 @@ def server(dsn: str) -> Server:
     port = parts.port if parts.port is not None else int(query.get("port", "5432"))
     if not _PORTS[0] <= port <= _PORTS[1]:
         raise ValueError(f"the port must be from {_PORTS[0]} to {_PORTS[1]}")
+    _check_sources(query)
     user = unquote(parts.username or "") or query.get("user", "")
     database = unquote(parts.path[1:]) or query.get("dbname", query.get("database", user))
     return Server(host.lower(), port, database)
+
+
+def _check_sources(query: Mapping[str, str]) -> None:
+    if "service" in query:
+        raise ValueError("a DSN with service=, which reads a file of its own; give host, port and database")
+    mode = query.get("sslmode", "prefer").replace("_", "-")
+    if mode not in _TLS:
+        raise ValueError(f"sslmode must be one of {', '.join(_TLS)}")
+    if mode.startswith("verify") and "sslrootcert" not in query:
+        raise ValueError(f"sslmode={mode} needs sslrootcert=FILE")
 
 
 def redact(dsn: str) -> str:

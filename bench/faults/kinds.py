@@ -13,6 +13,7 @@ import msgspec
 from bench.faults.nodes import execute
 from bench.faults.proxies import Proxies
 from bench.world import World
+from router.postgres.driver import connect
 
 __all__ = ["FAULTS", "Broken", "Fault"]
 
@@ -160,7 +161,7 @@ async def _fill(b: Broken) -> None:
 async def _take(b: Broken, gap: float) -> None:
     with contextlib.suppress(asyncpg.TooManyConnectionsError):
         while True:
-            b.held.append(await asyncpg.connect(b.cluster.node(b.replica).dsn))
+            b.held.append(await connect(b.cluster.node(b.replica).dsn))
             await asyncio.sleep(gap)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncpg
+from router.postgres.driver import connect
 
 __all__ = ["execute"]
 
@@ -14,7 +14,7 @@ async def execute(dsn: str, statement: str) -> None:
     Raises:
         asyncpg.PostgresError, OSError, TimeoutError
     """
-    connection = await asyncpg.connect(dsn, timeout=_SECONDS)
+    connection = await connect(dsn, timeout=_SECONDS)
     try:
         await connection.execute(statement, timeout=_SECONDS)
     finally:

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Sequence
 from time import perf_counter
 
-import asyncpg
 import msgspec
 
 from bench.context import Context
@@ -15,6 +14,7 @@ from bench.faults.load import FIRST_ID
 from bench.faults.nodes import execute
 from bench.http_client import Connections, request_bytes
 from bench.world import COLLECTION, World
+from router.postgres.driver import connect
 
 __all__ = ["Writes", "write_across_promotion"]
 
@@ -155,7 +155,7 @@ class _Run:
 
 
 async def _count(dsn: str) -> int:
-    connection = await asyncpg.connect(dsn)
+    connection = await connect(dsn)
     try:
         return int(await connection.fetchval(f"SELECT count(*) FROM public.{COLLECTION} WHERE id >= {_IDS}"))
     finally:

@@ -1,81 +1,169 @@
-"""Who the servers run as: PostgreSQL refuses root, so root hands its processes to `nobody`."""
+"""Who the servers run as: PostgreSQL refuses root, so root hands its processes to `nobody`.
+
+That account may be unable to reach the programs or the data, as in a folder that only root may enter.
+So the ways of `deploy.local.become` are tried in order on the very program and folder, and the first
+that works is used. An ordinary account runs its servers itself.
+"""
 
 from __future__ import annotations
 
 import os
 import pwd
 import shutil
-import stat
+import subprocess
+import sys
+import tempfile
+import threading
 from collections.abc import Sequence
 from pathlib import Path
+
+from deploy.local import become, processes
+from deploy.local.environment import environment
 
 __all__ = ["Account", "AccountError"]
 
 _USER = "nobody"
+_TRIAL_SECONDS = 20.0
+_NEEDS = {
+    "plain": "CAP_SETUID, CAP_SETGID, CAP_CHOWN and CAP_KILL",
+    "dac_read_search": "these, CAP_SETPCAP and CAP_DAC_READ_SEARCH",
+    "dac_override": "these, CAP_SETPCAP and CAP_DAC_OVERRIDE",
+    "namespace": "user namespaces, and of root CAP_SETFCAP",
+}
+# Enters the folder, runs the program and writes where we must be able to read and write as well.
+_TRIAL = 'cd "$1" && "$2" --version && umask 077 && mkdir trial && echo written > trial/file'
 
 
 class AccountError(Exception):
-    pass
+    """No way to run a server here; the message says what was tried and what came of it."""
 
 
 class Account:
-    """Rights of the server processes; an ordinary user's are its own."""
+    """The account of the server processes, and the way to it."""
 
     def __init__(self) -> None:
-        self._entry = pwd.getpwnam(_USER) if os.geteuid() == 0 else None
+        self._root = os.geteuid() == 0
+        self._lock = threading.Lock()  # servers are started by several threads
+        self._chosen: dict[tuple[Path, Path], str] = {}
 
-    def own(self, path: Path) -> None:
-        """Give a directory, not what is in it, to the servers."""
-        path.mkdir(parents=True, exist_ok=True)
-        path.chmod(0o700)
-        if self._entry is not None:
-            os.chown(path, self._entry.pw_uid, self._entry.pw_gid)
-
-    def command(self, argv: Sequence[str], *paths: Path) -> list[str]:
-        """`argv` as the servers' user, able to reach `paths`.
-
-        A directory above one of them may be closed to everyone but root, as /root is and as test
-        directories are. Then, and only then, the process keeps the one right of root's that opens
-        directories and files for reading.
+    def command(self, argv: Sequence[str], folder: Path) -> list[str]:
+        """`argv` as the servers' account, to whom `folder` and all in it is given; it is made if need be.
 
         Raises:
-            AccountError: the right is needed and cannot be passed on here.
+            AccountError: that account cannot run the program, or cannot write there.
+            OSError: the folder cannot be made or given.
         """
-        if self._entry is None:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        ways = self._ways()
+        if not ways:
             return list(argv)
-        setpriv = shutil.which("setpriv")
-        if setpriv is None:
-            raise AccountError("running as root needs setpriv (package util-linux), or run as another user")
-        drop = [setpriv, f"--reuid={self._entry.pw_uid}", f"--regid={self._entry.pw_gid}", "--clear-groups"]
-        closed = [found for path in [Path(argv[0]), *paths] if (found := self._closed(path)) is not None]
-        if closed:
-            right = _right_to_pass()
-            if right is None:
-                raise AccountError(
-                    f"user {_USER} cannot enter {closed[0]}, and this root may not pass on the right to;"
-                    " choose a directory that everyone can enter, or run as another user"
-                )
-            drop += [f"--inh-caps=+{right}", f"--ambient-caps=+{right}"]
-        return [*drop, "--", *argv]
+        uid, gid = _ids(folder)
+        # Programs of one folder are alike, and so are the folders of one cluster's servers.
+        key = (Path(argv[0]).parent, folder.parent)
+        with self._lock:
+            if key not in self._chosen:
+                self._chosen[key] = self._first_that_works(ways, argv[0], folder, uid, gid)
+            _give(folder, *_owner(self._chosen[key], uid, gid))
+        return _prefixed(self._chosen[key], uid, gid, argv)
 
-    def _closed(self, path: Path) -> Path | None:
-        """The first directory above `path` that the servers' user cannot enter."""
-        assert self._entry is not None
-        for parent in reversed(path.resolve().parents):
-            info = parent.stat()
-            open_to_all = info.st_mode & stat.S_IXOTH
-            if not open_to_all and info.st_uid != self._entry.pw_uid:
-                return parent
-        return None
+    def _ways(self) -> list[str]:
+        """Which to try; none if the servers run as we do."""
+        if self._root:
+            return list(become.WAYS)
+        try:
+            pwd.getpwuid(os.geteuid())
+        except KeyError:
+            # initdb insists on a name: a namespace shows us to it as an account that has one.
+            return ["namespace"]
+        return []
+
+    def _first_that_works(self, ways: Sequence[str], program: str, folder: Path, uid: int, gid: int) -> str:
+        refusals = []
+        for way in ways:
+            try:
+                _give(folder, *_owner(way, uid, gid))
+                _try(_prefixed(way, uid, gid, ["/bin/sh", "-c", _TRIAL, "sh", str(folder), program]), folder)
+            except (OSError, AccountError) as exc:
+                refusals.append(f"  {way} (takes {_NEEDS[way]}): {exc}")
+            else:
+                return way
+        if self._root:
+            raise AccountError(
+                f"root cannot run PostgreSQL, and account {_USER} cannot run {program} with data in {folder};"
+                " put both where every account may go, give this container more capabilities, or run as"
+                " an ordinary account. What was tried:\n" + "\n".join(refusals)
+            )
+        raise AccountError(
+            f"user id {os.geteuid()} has no name on this machine, and initdb insists on one; add it to"
+            " /etc/passwd, or allow user namespaces. What was tried:\n" + "\n".join(refusals)
+        )
 
 
-def _right_to_pass() -> str | None:
-    """The smallest of our permitted capabilities that opens closed directories; containers keep one."""
-    permitted = 0
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("CapPrm:"):
-            permitted = int(line.split()[1], 16)
-    for name, number in (("dac_read_search", 2), ("dac_override", 1)):
-        if permitted & (1 << number):
-            return name
-    return None
+def _ids(folder: Path) -> tuple[int, int]:
+    """Of the account that servers in the folder run as: whose it is already, if it is an ordinary one's."""
+    info = folder.stat()
+    if info.st_uid not in (0, os.geteuid()):
+        return info.st_uid, info.st_gid
+    try:
+        entry = pwd.getpwnam(_USER)
+    except KeyError:
+        raise AccountError(f"servers would run as account {_USER}, which this machine lacks") from None
+    return entry.pw_uid, entry.pw_gid
+
+
+def _owner(way: str, uid: int, gid: int) -> tuple[int, int]:
+    """Whose the files have to be, seen from outside."""
+    return (os.geteuid(), os.getegid()) if way == "namespace" else (uid, gid)
+
+
+def _prefixed(way: str, uid: int, gid: int, argv: Sequence[str]) -> list[str]:
+    # -I and -S: nothing of the caller's Python is read, and it starts in half the time.
+    return [sys.executable, "-I", "-S", become.__file__, way, str(uid), str(gid), *argv]
+
+
+def _try(argv: Sequence[str], folder: Path) -> None:
+    """
+    Raises:
+        AccountError, OSError: why the program or the folder is out of reach.
+    """
+    trial = folder / "trial"
+    shutil.rmtree(trial, ignore_errors=True)
+    with (
+        tempfile.TemporaryFile("w+", errors="replace") as output,
+        subprocess.Popen(
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            cwd="/",
+            env=environment(folder),
+        ) as process,
+    ):
+        try:
+            if not processes.until(lambda: _has_ended(process.pid), _TRIAL_SECONDS):
+                raise AccountError(f"no end within {_TRIAL_SECONDS:.0f} s")
+            # What we may not signal we could not stop.
+            os.kill(process.pid, 0)
+            if process.wait():
+                output.seek(0)
+                raise AccountError(output.read().strip().split("\n")[-1] or f"status {process.returncode}")
+            (trial / "file").read_text()
+            (trial / "ours").write_text("written")
+        finally:
+            process.kill()
+            shutil.rmtree(trial, ignore_errors=True)
+
+
+def _has_ended(pid: int) -> bool:
+    """Without waiting for it: so it keeps its number, and its owner."""
+    return os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+
+
+def _give(folder: Path, uid: int, gid: int) -> None:
+    """The folder and all in it, unless it has that owner already."""
+    if folder.stat().st_uid == uid:
+        return
+    for parent, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            os.chown(os.path.join(parent, name), uid, gid, follow_symlinks=False)
+    os.chown(folder, uid, gid)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -41,6 +42,8 @@ MOST_SHARDS = limits.SHARDS
 # A server has 20 senders of its log (servers.py): one per replica, and two while one more is copied.
 MOST_REPLICAS = 19
 
+# PostgreSQL cuts paths at 1024 bytes, and its own below the directory take up to 90.
+_LONGEST_PATH_BYTES = 900
 _STATE_FILE = "cluster.json"
 _LOCK = ".lock"
 _ATTEMPTS = 3  # a port may be taken between looking for it and listening on it
@@ -100,7 +103,8 @@ class Cluster:
     """The cluster in a directory, running or not."""
 
     def __init__(self, directory: Path | str, report: Report = lambda _: None) -> None:
-        self.directory = Path(directory).absolute()
+        # Resolved, since servers are told by their paths: one directory must not have two names.
+        self.directory = Path(os.path.realpath(directory))
         self._report = report
         self._account = Account()
         self._watchdog: subprocess.Popen[bytes] | None = None
@@ -164,7 +168,7 @@ class Cluster:
             raise ClusterError(f"expected 1 to {MOST_SHARDS} shards with 0 to {MOST_REPLICAS} replicas each")
         try:
             self._check_directory()
-            part = checked_collections(collections, self.map_path, _names(shards))
+            part = checked_collections(collections, self.map_path, _names(shards), self._report)
             self.directory.mkdir(parents=True, exist_ok=True)
             with self._locked(create=True), self._guarded(owned):
                 self._check_shape(shards, replicas)
@@ -174,8 +178,10 @@ class Cluster:
                 return not complete
         except MapError as exc:
             raise CollectionsError(str(exc)) from exc
-        except (ServerError, AccountError, OSError) as exc:
+        except (ServerError, AccountError) as exc:
             raise ClusterError(str(exc)) from exc
+        except OSError as exc:
+            raise ClusterError(f"{exc.filename}: {exc.strerror}" if exc.filename else str(exc)) from exc
 
     def down(self) -> None:
         """Stop every server, within seconds, frozen ones included; a second time there is nothing to do."""
@@ -326,8 +332,14 @@ class Cluster:
     def _check_directory(self) -> None:
         """
         Raises:
-            ClusterError: a map stands there that no cluster wrote, and would be overwritten.
+            ClusterError: its path is too long for PostgreSQL, or a map stands there that no cluster wrote
+                and that would be overwritten.
         """
+        length = len(os.fsencode(self.directory))
+        if length > _LONGEST_PATH_BYTES:
+            raise ClusterError(
+                f"the path of {self.directory} has {length} bytes; PostgreSQL takes {_LONGEST_PATH_BYTES}"
+            )
         if self.map_path.exists() and not (self.directory / _STATE_FILE).exists():
             raise ClusterError(
                 f"{self.map_path} is not a cluster's: there is no {_STATE_FILE} beside it;"

@@ -6,12 +6,13 @@ server is started.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from deploy.local.kept import keep_node_fields, keep_tuned
 from shard_config import MapError, limits, parse
 from shard_config.document import resolve
 from shard_config.fragment import Fragment, fragment
@@ -24,11 +25,14 @@ _COLLECTIONS = "collections"
 Shards = Mapping[str, Sequence[Mapping[str, str]]]
 
 
-def checked_collections(file: Path | None, map_path: Path, shards: Sequence[str]) -> dict[str, Any]:
+def checked_collections(
+    file: Path | None, map_path: Path, shards: Sequence[str], report: Callable[[str], None] = lambda _: None
+) -> dict[str, Any]:
     """The collections of the file, or of the present map if it is None, for a map of these shards.
 
     The file has them under `collections`, as a whole map does, or nothing else. Where a collection does not
-    say how it is sharded, its hash buckets are spread evenly over all shards.
+    say how it is sharded, its hash buckets are spread evenly over all shards. What `pgscatter tune` wrote
+    into the present map stays where the file does not speak of it; `report` is told of what does not stay.
 
     Raises:
         MapError: the map with them would be none; what is wrong has its place in the file.
@@ -42,6 +46,9 @@ def checked_collections(file: Path | None, map_path: Path, shards: Sequence[str]
         collections = part
     else:
         collections = {name: _placed(_moved(one, file), shards) for name, one in part.items()}
+        before = present.value.get(_COLLECTIONS) if present and isinstance(present.value, dict) else None
+        for line in keep_tuned(collections, before if isinstance(before, dict) else {}):
+            report(f"{line} ({file})")
     # Ports are not known yet; any servers will do, if no two are the same.
     nodes = {
         name: [{"name": f"{name}-a", "dsn": f"postgresql://127.0.0.1:{port}/postgres"}]
@@ -63,13 +70,16 @@ def checked_collections(file: Path | None, map_path: Path, shards: Sequence[str]
 def write_map(path: Path, shards: Shards, collections: Mapping[str, Any]) -> None:
     """Write the map; a new version only if something is new. `shards` has nodes as {name, dsn}."""
     present = fragment(path) if path.exists() else None
-    body = {"shards": {name: {"nodes": list(nodes)} for name, nodes in shards.items()}}
     if present is not None and isinstance(present.value, dict):
-        old = {"shards": present.value.get("shards"), _COLLECTIONS: present.value.get(_COLLECTIONS) or {}}
-        if old == {**body, _COLLECTIONS: collections}:
+        shards = keep_node_fields(shards, present.value.get("shards"))
+        old = (present.value.get("shards"), present.value.get(_COLLECTIONS) or {})
+        if old == ({name: {"nodes": nodes} for name, nodes in shards.items()}, collections):
             return
+    path = path.resolve()  # a link stays one
     fresh = path.with_suffix(".new")
-    fresh.write_text(_text(_version(present), shards, collections))
+    fresh.write_text(_text(_version(present), shards, collections), encoding="utf-8")
+    if path.exists():
+        fresh.chmod(path.stat().st_mode)
     fresh.replace(path)
 
 

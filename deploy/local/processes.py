@@ -12,7 +12,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 __all__ = ["alive", "family", "is_server", "kill", "launch", "listening", "send", "until", "wait_gone"]
@@ -20,11 +20,17 @@ __all__ = ["alive", "family", "is_server", "kill", "launch", "listening", "send"
 _POLL = 0.01
 
 
-def launch(argv: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+def launch(argv: Sequence[str], log: Path, env: Mapping[str, str]) -> subprocess.Popen[bytes]:
     """A process of its own session, which a Ctrl-C in our terminal does not reach."""
     with log.open("ab") as output:
         return subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True, cwd="/"
+            argv,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+            cwd="/",
+            env=env,
         )
 
 
@@ -43,7 +49,7 @@ def is_server(pid: int, marker: str) -> bool:
         command = Path(f"/proc/{pid}/cmdline").read_bytes()
     except OSError:
         return False
-    return alive(pid) and marker.encode() in command
+    return alive(pid) and os.fsencode(marker) in command
 
 
 def family(pid: int) -> list[int]:

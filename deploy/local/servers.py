@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import random
 import shutil
 import socket
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
+from hashlib import sha256
 from importlib.util import find_spec
 from pathlib import Path
 
 from deploy.local import processes
 from deploy.local.account import Account
+from deploy.local.environment import environment
 
 __all__ = ["Postgres", "Redis", "ServerError", "binary", "free_ports"]
 
@@ -107,7 +110,7 @@ class Postgres:
 
     def create_primary(self) -> None:
         with self._building() as data:
-            self._run(
+            self._run_as_server(
                 [
                     *("initdb", "-D", str(data), "-U", "postgres", "-A", "trust", "--no-sync"),
                     *("-E", "UTF8", "--locale-provider=builtin", "--locale=C.UTF-8"),
@@ -118,7 +121,7 @@ class Postgres:
 
     def create_replica(self, primary_port: int) -> None:
         with self._building() as data:
-            self._run(
+            self._run_as_server(
                 [
                     *("pg_basebackup", "-D", str(data), "-h", "127.0.0.1", "-p", str(primary_port)),
                     *(
@@ -140,7 +143,6 @@ class Postgres:
     @contextlib.contextmanager
     def _building(self) -> Iterator[Path]:
         """A place to make the data directory in, which gets its name only when it is complete."""
-        self._account.own(self._home)
         place = self._home / "data.new"
         shutil.rmtree(place, ignore_errors=True)
         yield place
@@ -165,7 +167,8 @@ class Postgres:
             # On the command line, because the primary's port may differ from one start to the next.
             info = f"host=127.0.0.1 port={primary_port} user=postgres application_name={self.name}"
             argv += ["-c", f"primary_conninfo={info}", "-c", f"primary_slot_name={self.slot}"]
-        process = processes.launch(self._account.command(argv, self.data), self.log)
+        command = self._account.command(argv, self._home)
+        process = processes.launch(command, self.log, environment(self._home))
         deadline = time.monotonic() + _START_SECONDS
         while not self._ready(process.pid):
             if process.poll() is not None or time.monotonic() > deadline:
@@ -174,8 +177,9 @@ class Postgres:
         return process
 
     def query(self, port: int, sql: str) -> str:
-        argv = ["psql", "-h", "127.0.0.1", "-p", str(port), "-U", "postgres", "-AtXc", sql]
-        return self._run(argv).strip()
+        psql = str(binary("psql"))
+        argv = ["-h", "127.0.0.1", "-p", str(port), "-U", "postgres", "-d", "postgres", "-AtXc", sql]
+        return self._run([psql, *argv]).strip()
 
     def _ready(self, pid: int) -> bool:
         # The eighth line of the pid file is the server's own word, the one that pg_ctl waits for.
@@ -185,11 +189,24 @@ class Postgres:
             return False
         return len(lines) > 7 and lines[0] == str(pid) and lines[7].strip() == "ready"
 
-    def _run(self, argv: Sequence[str]) -> str:
-        command = self._account.command([str(binary(argv[0])), *argv[1:]], self._home)
-        done = subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=_START_SECONDS)
+    def _run_as_server(self, argv: Sequence[str]) -> None:
+        self._run(self._account.command([str(binary(argv[0])), *argv[1:]], self._home), argv[0])
+
+    def _run(self, command: Sequence[str], name: str = "psql") -> str:
+        try:
+            done = subprocess.run(
+                command,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                cwd="/",
+                timeout=_START_SECONDS,
+                env=environment(self._home),
+            )
+        except subprocess.TimeoutExpired as exc:
+            raise ServerError(f"{name} for {self.name} took more than {_START_SECONDS:.0f} s") from exc
         if done.returncode:
-            raise ServerError(f"{argv[0]} for {self.name} failed: {done.stderr.strip()}")
+            raise ServerError(f"{name} for {self.name} failed: {done.stderr.strip()}")
         return done.stdout
 
 
@@ -202,7 +219,8 @@ class Redis:
         self.log = home / "log"
         self._home = home
         self._account = account
-        self._marker = f"pgscatter:{home}"
+        # Redis cuts its title after 255 bytes; the digest tells it from others before the path begins.
+        self._marker = f"pgscatter:{sha256(os.fsencode(home)).hexdigest()[:16]}"
 
     @property
     def pid(self) -> int | None:
@@ -218,13 +236,15 @@ class Redis:
         Raises:
             ServerError
         """
-        self._account.own(self._home)
         pid_file = self._home / "pid"
         pid_file.unlink(missing_ok=True)
         argv = [str(_redis_binary()), "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
         argv += ["--appendonly", "no", "--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru"]
-        argv += ["--dir", str(self._home), "--proc-title-template", f"redis-server pgscatter:{self._home}"]
-        process = processes.launch(self._account.command(argv, self._home), self.log)
+        # Braces would be variables of Redis's own.
+        shown = str(self._home).translate({ord("{"): "(", ord("}"): ")"})
+        argv += ["--dir", str(self._home), "--proc-title-template", f"redis-server {self._marker} {shown}"]
+        command = self._account.command(argv, self._home)
+        process = processes.launch(command, self.log, environment(self._home))
         deadline = time.monotonic() + _START_SECONDS
         while not _answers(port):
             if process.poll() is not None or time.monotonic() > deadline:

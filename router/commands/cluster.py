@@ -56,7 +56,7 @@ def _up(args: argparse.Namespace) -> int:
     except CollectionsError as exc:
         print(exc, file=sys.stderr)
         return 2
-    except ClusterError as exc:
+    except (ClusterError, OSError) as exc:
         return _failed(exc)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from there", file=sys.stderr)
@@ -69,7 +69,7 @@ def _up(args: argparse.Namespace) -> int:
 def _down(args: argparse.Namespace) -> int:
     try:
         Cluster(args.dir).down()
-    except ClusterError as exc:
+    except (ClusterError, OSError) as exc:
         return _failed(exc)
     return 0
 
@@ -77,7 +77,7 @@ def _down(args: argparse.Namespace) -> int:
 def _status(args: argparse.Namespace) -> int:
     try:
         state = Cluster(args.dir).status()
-    except ClusterError as exc:
+    except (ClusterError, OSError) as exc:
         return _failed(exc)
     if args.json:
         print(json.dumps(state, indent=2))
@@ -93,7 +93,7 @@ def _one(args: argparse.Namespace) -> int:
     act = {"stop": cluster.stop, "start": cluster.start, "kill": cluster.kill}[args.verb]
     try:
         act(args.node)
-    except ClusterError as exc:
+    except (ClusterError, OSError) as exc:
         return _failed(exc)
     return 0
 
@@ -105,6 +105,10 @@ def _directory(text: str) -> Path:
     return Path(text)
 
 
-def _failed(exc: ClusterError) -> int:
-    print(f"pgscatter cluster: {exc}", file=sys.stderr)
+def _failed(exc: ClusterError | OSError) -> int:
+    said = str(exc)
+    if isinstance(exc, OSError) and exc.filename is not None:
+        # Of a directory that is another account's, or on a disk that is full.
+        said = f"{exc.filename}: {exc.strerror}"
+    print(f"pgscatter cluster: {said}", file=sys.stderr)
     return 1

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import asyncpg
 
+from router.postgres import driver
 from router.postgres.collations import FOLDING, stand_in
 
 __all__ = [
@@ -106,7 +107,7 @@ async def open_connection(
         NodeError: when the node cannot be reached, refuses, or lacks the vector extension.
     """
     try:
-        connection = await asyncpg.connect(
+        connection = await driver.connect(
             dsn,
             timeout=connect_timeout,
             connection_class=_Session,

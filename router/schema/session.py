@@ -13,6 +13,7 @@ from typing import TypeAlias, TypeVar
 
 import asyncpg
 
+from router.postgres import driver
 from router.postgres.connection import CLIENT_CHECK, POSTGRES_ERRORS, ErrorKind, NodeError, node_error
 from shard_config.model import Node
 
@@ -82,7 +83,7 @@ async def connect(node: Node, name: str, **settings: str) -> Connection:
         **settings,
     }
     try:
-        connection = await asyncpg.connect(
+        connection = await driver.connect(
             node.dsn,
             timeout=CONNECT_TIMEOUT,
             connection_class=_Session,

@@ -47,6 +47,93 @@ def test_what_was_checked_is_written_and_kept(tmp_path: Path, text: str) -> None
     assert load(path).collections["documents"].sharding == placed
 
 
+TUNED = """\
+  search:
+    ef_search: 80
+    target_recall: 0.99
+    tuned: {target_recall: 0.99, recall: 0.995, lower_bound: 0.991, k: 10, queries: 500, filters: 0, \
+shards: 2, at: 2026-01-31}
+"""
+
+
+def tuned_map(folder: Path) -> Path:
+    """A map that was made from GOOD, with what `pgscatter tune` wrote into it and a node that has a zone."""
+    path = folder / "shard_map.yaml"
+    write_map(path, NODES, checked(folder, GOOD + TUNED))
+    text = path.read_text()
+    path.write_text(text.replace("- name: s0-a\n", "- name: s0-a\n      zone: east\n"))
+    assert load(path).shards["s0"].nodes[0].zone == "east"
+    return path
+
+
+def brought_again(folder: Path, text: str) -> tuple[Any, list[str]]:
+    """What `cluster up --collections` with this text makes of the map, and what it says."""
+    said: list[str] = []
+    file, path = folder / "collections.yaml", folder / "shard_map.yaml"
+    file.write_text(text)
+    write_map(path, NODES, checked_collections(file, path, list(NODES), said.append))
+    return load(path), said
+
+
+@pytest.mark.parametrize(
+    "more", ["", "  search: {timeout: 3s}\n", "  search: {ef_search: 80}\n", "  cache: {ttl: 5s}\n"]
+)
+def test_what_tune_wrote_stays_when_the_collections_come_again(tmp_path: Path, more: str) -> None:
+    before = load(tuned_map(tmp_path)).collections["documents"].search
+    shard_map, said = brought_again(tmp_path, GOOD + more)
+    search = shard_map.collections["documents"].search
+    assert (search.ef_search, search.target_recall, search.tuned) == (80, 0.99, before.tuned)
+    assert said == []
+    assert shard_map.shards["s0"].nodes[0].zone == "east"
+    assert search.timeout == (3.0 if "timeout" in more else 2.0)
+
+
+def test_nothing_new_leaves_the_map_as_it_is(tmp_path: Path) -> None:
+    text = tuned_map(tmp_path).read_text()
+    brought_again(tmp_path, GOOD)
+    assert (tmp_path / "shard_map.yaml").read_text() == text
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        (GOOD + "  search: {ef_search: 40}\n", "search.ef_search"),
+        (GOOD + "  search: {overfetch: 4}\n", "search.overfetch"),
+        (GOOD.replace("l2", "cosine"), "vector"),
+        (GOOD + "  index: {m: 32}\n", "index"),
+        (GOOD.replace("public.documents", "public.others"), "table"),
+    ],
+)
+def test_what_tune_measured_for_something_else_is_dropped_with_a_word(
+    tmp_path: Path, text: str, part: str
+) -> None:
+    tuned_map(tmp_path)
+    shard_map, said = brought_again(tmp_path, text)
+    assert shard_map.collections["documents"].search.tuned is None
+    assert said == [
+        f"collection documents: `pgscatter tune` measured another {part}; its result is dropped"
+        f" ({tmp_path / 'collections.yaml'})"
+    ]
+
+
+def test_a_map_keeps_its_mode_and_a_link_stays_one(tmp_path: Path) -> None:
+    path, real = tmp_path / "shard_map.yaml", tmp_path / "real.yaml"
+    tuned_map(tmp_path).rename(real)
+    real.chmod(0o600)
+    path.symlink_to(real)
+    shard_map, _ = brought_again(tmp_path, GOOD + "  cache: {ttl: 5s}\n")
+    assert shard_map.version == 2
+    assert path.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_collection_that_leaves_the_map_is_named(tmp_path: Path) -> None:
+    tuned_map(tmp_path)
+    shard_map, said = brought_again(tmp_path, GOOD.replace("documents:", "others:"))
+    assert list(shard_map.collections) == ["others"]
+    assert said == [f"collection documents leaves the map; its tables stay ({tmp_path / 'collections.yaml'})"]
+
+
 def test_words_are_what_maps_take_them_for(tmp_path: Path) -> None:
     values = ["no", "1e5", "12:30", "2026-01-31", "0x10"]
     text = GOOD.replace(

@@ -18,6 +18,8 @@ from shard_config.dsn import Server, redact, server
         ("postgresql://%2Frun%2Fpg/db", Server("/run/pg", 5432, "db")),
         ("postgresql://h?dbname=x", Server("h", 5432, "x")),
         ("postgresql://u:p@ss@host/db", Server("host", 5432, "db")),
+        ("postgresql://h/db?sslmode=require", Server("h", 5432, "db")),
+        ("postgresql://h/db?sslmode=verify-full&sslrootcert=/etc/ca.pem", Server("h", 5432, "db")),
     ],
 )
 def test_a_dsn_names_a_server(dsn: str, expected: Server) -> None:
@@ -45,6 +47,20 @@ def test_a_dsn_names_a_server(dsn: str, expected: Server) -> None:
 def test_a_dsn_that_names_no_server_is_refused(dsn: str) -> None:
     with pytest.raises(ValueError, match=r"DSN|port"):
         server(dsn)
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("service=other", "service="),
+        ("sslmode=maybe", "sslmode must be one of disable, allow, prefer, require, verify-ca, verify-full"),
+        ("sslmode=verify-full", "sslmode=verify-full needs sslrootcert=FILE"),
+        ("sslmode=verify-ca&sslcert=/etc/me.pem", "sslmode=verify-ca needs sslrootcert=FILE"),
+    ],
+)
+def test_a_dsn_that_would_need_files_the_map_does_not_name_is_refused(query: str, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        server(f"postgresql://u:secret@h/db?{query}")
 
 
 @pytest.mark.parametrize(

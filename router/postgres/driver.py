@@ -1,0 +1,70 @@
+"""Opens asyncpg's connections, so that a DSN alone says where they lead and how.
+
+asyncpg fills what a DSN leaves out as libpq does: from a dozen PG* variables, from ~/.pgpass and from
+~/.postgresql. Two routers with one map would then reach different servers, and a home directory that
+cannot be read would stop every connection. Invariant: what the map leaves out has a fixed default.
+"""
+
+from __future__ import annotations
+
+import os
+import pwd
+from functools import cache
+from types import SimpleNamespace
+from typing import Any, TypeVar, overload
+
+import asyncpg
+from asyncpg import compat, connect_utils
+
+__all__ = ["connect", "create_pool"]
+
+C = TypeVar("C", bound=asyncpg.Connection)
+
+
+@overload
+async def connect(dsn: str, *, connection_class: type[C], **options: Any) -> C: ...
+@overload
+async def connect(dsn: str, **options: Any) -> asyncpg.Connection: ...
+async def connect(dsn: str, **options: Any) -> Any:
+    """As `asyncpg.connect`, with nothing from the environment or the home directory.
+
+    Left out of a DSN are: port 5432, the name of this process's account as user, the user's name as
+    database, no password, `sslmode=prefer`, no certificates.
+
+    Raises:
+        asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError
+    """
+    _take_only_the_dsn()
+    return await asyncpg.connect(dsn, **options)
+
+
+async def create_pool(dsn: str, **options: Any) -> asyncpg.Pool:
+    """As `asyncpg.create_pool`, with connections as those of `connect`."""
+    _take_only_the_dsn()
+    return await asyncpg.create_pool(dsn, **options)
+
+
+@cache
+def _take_only_the_dsn() -> None:
+    """Change what asyncpg looks at, for this process.
+
+    It has no option for that, and TLS leaves no other way: no argument says that there is no client
+    certificate.
+    """
+    nothing = SimpleNamespace(environ={}, getenv=lambda name, default=None: default, path=os.path)
+    for module, name, value in (
+        (connect_utils, "os", nothing),
+        (connect_utils, "getpass", SimpleNamespace(getuser=_account_name)),
+        (connect_utils, "_dot_postgresql_path", lambda filename: None),
+        (compat, "get_pg_home_directory", lambda: None),
+    ):
+        setattr(module, name, value)
+
+
+def _account_name() -> str:
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        raise asyncpg.ClientConfigurationError(
+            f"the DSN names no user, and user id {os.geteuid()} has no name on this machine"
+        ) from None
