@@ -6,17 +6,13 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import pytest
-import uvicorn
 
 from router.http import protocol
-from router.http.outbox import Outbox
-from router.http.server import listen
 from router.settings import Settings
-from tests.http.fake import FakeBackend, application
+from tests.http.wire import wire
 
 REQUEST = b"GET /livez HTTP/1.1\r\nhost: router\r\n\r\n"
 NO_TARGET = "no valid HTTP request: its target is neither a path nor a URL of HTTP"
@@ -31,27 +27,13 @@ async def connection(
     settings: Settings = Settings(),  # noqa: B008 - frozen
     keep_alive: int = 5,
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection to an application that uvicorn serves in this loop."""
-    config = uvicorn.Config(
-        application(FakeBackend(), settings),
-        timeout_keep_alive=keep_alive,
-        http=partial(protocol.BoundedProtocol, outbox=Outbox()),  # type: ignore[arg-type]
-        lifespan="off",
-        ws="none",
-        log_config=None,
-    )
-    server = uvicorn.Server(config)
-    listener = listen("127.0.0.1", 0)
-    task = asyncio.create_task(server._serve([listener]))
-    while not server.started:
-        await asyncio.sleep(0.01)
-    reader, writer = await asyncio.open_connection(*listener.getsockname())
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-        server.should_exit = True
-        await asyncio.wait_for(task, 10)
+    """A connection to an application that is served in this loop."""
+    async with wire(settings, keep_alive=keep_alive) as running:
+        reader, writer = await running.connect()
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
 
 
 async def answer(reader: asyncio.StreamReader) -> bytes:
