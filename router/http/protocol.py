@@ -106,6 +106,8 @@ class BoundedProtocol(HttpToolsProtocol):
         A client that closes one direction and one that has gone look the same from here; `_look` finds out.
         """
         if self._due() is None or (self.cycle is self._answering and COMPLETE not in self.cycle.scope):
+            # Not left to the loop, which knows nothing of answers that wait in the outbox.
+            self.transport.close()
             return False
         self._end_after_answers()
         self._ended = True
