@@ -7,6 +7,7 @@ here and nowhere else.
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import Callable
 from contextlib import AbstractAsyncContextManager
@@ -21,7 +22,7 @@ from router.http.backend import Backend
 from router.http.errors import HttpError
 from router.http.identity import request_id, trace_of
 from router.http.keys import Keys
-from router.http.message import COMPLETE, WHOLE, Reply, Request
+from router.http.message import COMPLETE, LEFT, WHOLE, Reply, Request
 from router.http.metrics import Metrics
 from router.http.problems import INTERNAL, error_reply
 from router.http.routes import Routes
@@ -97,7 +98,12 @@ class Edge:
             await _send(visit, send)
         except ClientDisconnect:
             pass
+        except asyncio.CancelledError:
+            if LEFT not in scope:
+                raise
         finally:
+            if LEFT in scope:
+                visit.reply.status = _NO_ANSWER
             seconds = perf_counter() - started
             method = scope["method"] if scope["method"] in _METHODS else "other"
             self._metrics.end(method, visit.route, visit.reply, seconds)
@@ -123,6 +129,8 @@ class Edge:
         params = {name: segment(value) for name, value in params.items()}
         if self._keys is not None and operation.scope != "open":
             visit.caller = self._keys.authorise(visit.headers, operation.scope).name
+        if LEFT in visit.scope:
+            raise ClientDisconnect
         query = query_of(visit.scope["query_string"], operation)
         complete = COMPLETE in visit.scope
         request = Request(self._backend(), visit.headers, params, query, receive, visit.id, complete=complete)

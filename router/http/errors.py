@@ -34,6 +34,8 @@ class Refusal:
     TARGET = Kind(414, "target-too-long", "Request target too long")
     MEDIA_TYPE = Kind(415, "unsupported-media-type", "Unsupported media type")
     HEAD = Kind(431, "head-too-large", "Request head too large")
+    NOT_IMPLEMENTED = Kind(501, "not-implemented", "Not implemented")
+    VERSION = Kind(505, "version-not-supported", "HTTP version not supported")
 
 
 class HttpError(RequestError):

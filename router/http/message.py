@@ -19,10 +19,14 @@ from router.query.errors import NotFoundError, TooLargeError
 from router.query.types import Found
 from shard_config.model import Collection
 
-__all__ = ["COMPLETE", "WHOLE", "Reply", "Request", "Written"]
+__all__ = ["COMPLETE", "FINISHED_METHODS", "LEFT", "WHOLE", "Reply", "Request", "Written"]
 
 # In a request's scope, if its server has the whole body already.
 COMPLETE = "pgscatter.complete"
+# In a request's scope, if its client left before it was answered. Whatever works for it is cancelled, unless
+# its method is one of `FINISHED_METHODS`: a store that stops half-way helps nobody.
+LEFT = "pgscatter.left"
+FINISHED_METHODS = frozenset({"PUT"})
 # Among the extensions of a scope: sends status, headers and body at once, or says that it cannot.
 WHOLE = "pgscatter.whole"
 

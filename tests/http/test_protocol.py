@@ -6,19 +6,16 @@ import json
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from functools import partial
 from typing import Any
 
 import pytest
-import uvicorn
 
 from router.http import protocol
-from router.http.outbox import Outbox
-from router.http.server import listen
 from router.settings import Settings
-from tests.http.fake import FakeBackend, application
+from tests.http.wire import wire
 
 REQUEST = b"GET /livez HTTP/1.1\r\nhost: router\r\n\r\n"
+NO_TARGET = "no valid HTTP request: its target is neither a path nor a URL of HTTP"
 UPLOAD = (
     b"POST /v1/collections/documents/search HTTP/1.1\r\nhost: router\r\n"
     b"content-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
@@ -30,27 +27,13 @@ async def connection(
     settings: Settings = Settings(),  # noqa: B008 - frozen
     keep_alive: int = 5,
 ) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
-    """A connection to an application that uvicorn serves in this loop."""
-    config = uvicorn.Config(
-        application(FakeBackend(), settings),
-        timeout_keep_alive=keep_alive,
-        http=partial(protocol.BoundedProtocol, outbox=Outbox()),  # type: ignore[arg-type]
-        lifespan="off",
-        ws="none",
-        log_config=None,
-    )
-    server = uvicorn.Server(config)
-    listener = listen("127.0.0.1", 0)
-    task = asyncio.create_task(server._serve([listener]))
-    while not server.started:
-        await asyncio.sleep(0.01)
-    reader, writer = await asyncio.open_connection(*listener.getsockname())
-    try:
-        yield reader, writer
-    finally:
-        writer.close()
-        server.should_exit = True
-        await asyncio.wait_for(task, 10)
+    """A connection to an application that is served in this loop."""
+    async with wire(settings, keep_alive=keep_alive) as running:
+        reader, writer = await running.connect()
+        try:
+            yield reader, writer
+        finally:
+            writer.close()
 
 
 async def answer(reader: asyncio.StreamReader) -> bytes:
@@ -110,7 +93,7 @@ async def test_a_request_whose_head_began_before_the_last_answer_is_not_cut_shor
 @pytest.mark.parametrize("sent", [b"", b"expect: 100-continue\r\n"])
 async def test_a_short_rest_of_a_body_is_skipped_unless_it_may_not_come(sent: bytes) -> None:
     async with connection() as (reader, writer):
-        upload = b"POST /livez HTTP/1.1\r\ncontent-length: 2\r\n" + sent
+        upload = b"POST /livez HTTP/1.1\r\nhost: router\r\ncontent-length: 2\r\n" + sent
         writer.write(upload + b"\r\n")
         assert b"405 Method Not Allowed" in await answer(reader)
         writer.write(b"{}" + REQUEST)
@@ -142,9 +125,9 @@ async def test_a_long_rest_of_a_body_is_not_read(
 async def test_a_head_may_be_long_but_not_endless() -> None:
     async with connection() as (reader, writer):
         filler = b"x-filler: " + b"x" * 1000 + b"\r\n"
-        writer.write(b"GET /livez HTTP/1.1\r\n" + filler * 60 + b"\r\n")
+        writer.write(b"GET /livez HTTP/1.1\r\nhost: router\r\n" + filler * 60 + b"\r\n")
         assert b"200 OK" in await answer(reader)
-        writer.write(b"GET /livez HTTP/1.1\r\n" + filler * 70 + b"\r\n")
+        writer.write(b"GET /livez HTTP/1.1\r\nhost: router\r\n" + filler * 70 + b"\r\n")
         refused = await answer(reader)
         assert b"431 Request Header Fields Too Large" in refused
         assert b"the head of the request is larger than 65536 bytes" in refused
@@ -155,8 +138,12 @@ async def test_a_head_may_be_long_but_not_endless() -> None:
     ("sent", "status", "detail"),
     [
         (b"\x16\x03\x01\x02\x00", 400, "no valid HTTP request: Invalid method encountered"),
-        (b"GET / HTTP/1.1\r\nno header\r\n\r\n", 400, "no valid HTTP request: Invalid header token"),
-        (b"GET http://[?secret HTTP/1.1\r\n\r\n", 400, "no valid HTTP request: its target is no URL"),
+        (
+            b"GET / HTTP/1.1\r\nhost: router\r\nno header\r\n\r\n",
+            400,
+            "no valid HTTP request: Invalid header token",
+        ),
+        (b"GET http://[?secret HTTP/1.1\r\nhost: router\r\n\r\n", 400, NO_TARGET),
         (UPLOAD + b"many\r\n", 400, "no valid HTTP request: Invalid character in chunk size"),
         (
             b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n",
@@ -194,7 +181,7 @@ async def test_what_follows_a_request_and_is_none_does_not_take_its_answer() -> 
 
 
 async def test_a_pipelined_second_request_has_a_head_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "_HEAD_BYTES", 100)
+    monkeypatch.setattr(protocol, "HEAD_BYTES", 100)
     async with connection() as (reader, writer):
         writer.write(REQUEST * 5)
         answers: list[Any] = [await answer(reader) for _ in range(5)]

@@ -1,0 +1,98 @@
+"""What a request's head must say so that nobody else can read its end, or whom it is for, differently.
+
+Checked as RFC 9112 wants it, beyond what the parser refuses by itself. Pure; nothing here waits.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from router.http.errors import HttpError, Refusal
+from router.query.errors import MalformedError
+
+__all__ = ["CHECKED_FIELDS", "HEAD_BYTES", "check_fields", "check_version", "origin_form", "too_large"]
+
+HEAD_BYTES = 64 * 1024
+# The fields that `check_fields` looks at.
+CHECKED_FIELDS = frozenset({b"host", b"content-length", b"transfer-encoding"})
+
+# A host and a port as in RFC 3986, but for the comma, by which some proxies join two of them.
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.vV]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::\d*)?")
+_ABSOLUTE = re.compile(rb"https?://([^/?#]+)([^#]*)", re.IGNORECASE)
+# 64 bits have no more; a longer one has zeros before them, as only somebody sends who tries parsers out.
+_LENGTH_DIGITS = 20
+
+
+def check_version(version: str) -> None:
+    """Refuse all but HTTP/1; of which a later minor version is read like 1.1.
+
+    Raises:
+        HttpError: 505
+    """
+    if not version.startswith("1."):
+        raise HttpError(Refusal.VERSION, f"HTTP/{version} is not spoken here, but HTTP/1.1")
+
+
+def check_fields(version: str, fields: Iterable[tuple[bytes, bytes]]) -> None:
+    """Check a head's `CHECKED_FIELDS`, in their order; names in lower case.
+
+    Raises:
+        MalformedError: where the body ends, or whom the request is for, is not said, or said twice.
+        HttpError: 501, for codings of the body that are not read here.
+    """
+    hosts = 0
+    codings: list[bytes] = []
+    for name, value in fields:
+        if name == b"host":
+            hosts += 1
+            if not _HOST.fullmatch(value):
+                raise _malformed("its Host is not that of a URL")
+        elif name == b"transfer-encoding":
+            codings += [coding.strip(b" \t").lower() for coding in value.split(b",")]
+        elif len(value) > _LENGTH_DIGITS:
+            raise _malformed(f"its Content-Length has more than {_LENGTH_DIGITS} digits")
+    if hosts > 1:
+        raise _malformed(f"it has {hosts} Host headers, and one is allowed")
+    if not hosts and version != "1.0":
+        raise _malformed("it has no Host header")
+    if codings:
+        _check_codings(version, codings)
+
+
+def _check_codings(version: str, codings: list[bytes]) -> None:
+    if version == "1.0":
+        raise _malformed("HTTP/1.0 has no Transfer-Encoding")
+    if codings[-1] != b"chunked":
+        raise _malformed("its Transfer-Encoding does not end with chunked, so its end is not known")
+    if len(codings) > 1:
+        raise HttpError(Refusal.NOT_IMPLEMENTED, "of transfer codings only chunked is read here, once")
+
+
+def origin_form(method: bytes, target: bytes) -> bytes:
+    """The path and query of a request's target, which may be a whole URL: its host is then not looked at.
+
+    Raises:
+        MalformedError: it is neither a path nor a URL of HTTP. It is not shown, since it may hold what no
+            log should.
+    """
+    if b"#" in target:
+        raise _malformed("its target has a fragment")
+    if target.startswith(b"/") or (target == b"*" and method == b"OPTIONS"):
+        return target
+    url = _ABSOLUTE.fullmatch(target)
+    if url is None or not _HOST.fullmatch(url[1]):
+        raise _malformed("its target is neither a path nor a URL of HTTP")
+    rest = url[2]
+    return rest if rest.startswith(b"/") else b"/" + rest
+
+
+def too_large(target: bytes) -> HttpError:
+    """The refusal of a head above `HEAD_BYTES`, of which `target` is the request's."""
+    if len(target) > HEAD_BYTES:
+        return HttpError(Refusal.TARGET, f"the target of the request is longer than {HEAD_BYTES} bytes")
+    return HttpError(Refusal.HEAD, f"the head of the request is larger than {HEAD_BYTES} bytes")
+
+
+def _malformed(reason: str) -> MalformedError:
+    return MalformedError(f"no valid HTTP request: {reason}")
