@@ -71,7 +71,7 @@ def prepare(world: World, ef_search: int, k: int) -> None:
         limit=plan.limit,
         candidates=plan.candidates,
         ef_search=plan.ef_search,
-        exact=False,
+        scan=plan.scan,
         filter=None,
         include=frozenset(),
     )

@@ -200,7 +200,7 @@ def _made(
             limit=plan.limit,
             candidates=plan.candidates,
             ef_search=plan.ef_search,
-            exact=False,
+            scan=plan.scan,
             filter=None,
             include=frozenset(),
         )

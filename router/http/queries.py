@@ -12,7 +12,7 @@ from router.http.errors import invalid
 from router.query import filter as filters
 from router.query.errors import InvalidError, Problem
 from router.query.filter import Filter
-from router.query.plan import EF_SEARCH_MAX, usual_ef_search
+from router.query.plan import EF_SEARCH_MAX
 from router.query.types import Consistency, SearchQuery
 from router.settings import Settings
 from shard_config.model import Collection
@@ -51,8 +51,6 @@ def search_query(
     filter_ = _filter(body, collection, limits, prefix, problems)
     if problems:
         raise invalid(problems)
-    if ef_search is None:
-        ef_search = usual_ef_search(collection, body.k + body.offset)
     return SearchQuery(
         collection=collection,
         vector=vector,

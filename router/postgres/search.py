@@ -15,7 +15,7 @@ from cachetools import LRUCache
 from router.postgres.conditions import where
 from router.postgres.sql import distance_operator, result_columns
 from router.query.filter import Filter
-from router.query.types import Shape
+from router.query.types import Scan, Shape
 from shard_config.model import Collection, Quantization
 from shard_config.values import ValueType
 
@@ -83,7 +83,7 @@ class SearchStatements:
         limit: int,
         candidates: int,
         ef_search: int,
-        exact: bool,
+        scan: Scan,
         filter: Filter | None,
         include: frozenset[str],
     ) -> SearchStatement:
@@ -98,17 +98,16 @@ class SearchStatements:
         literal = max(_LEAST_LITERAL, 1 << (candidates - 1).bit_length())
         # The planner takes a wide scan for dear, so a plan made for one may read the whole table; kept, it
         # would do so for narrow ones, too.
-        width = 0 if exact else 1 << (ef_search - 1).bit_length()
-        name = (collection.name, literal, width, include, condition)
+        width = 0 if scan is Scan.EXACT else 1 << (ef_search - 1).bit_length()
+        name = (collection.name, scan, literal, width, include, condition)
         shape = self._shapes.get(name)
         if shape is None:
-            single = _one(collection, query, condition, brought, wanted, literal, exact, include)
-            hint = f"/* ef_search up to {width} */ "
-            shape = Shape(
-                single if exact else hint + single,
-                None if exact else hint + _many(collection, filter, literal, include),
-                tuple(arguments.shared),
-            )
+            # The sub-select hides the number from plans that are made for one search, which else might read
+            # the table where the plan for any search uses the index: pages of one search would disagree.
+            single = _one(collection, query, condition, f"(SELECT {brought})", wanted, literal, scan, include)
+            hint = f"/* ef_search up to {width} */ " if width else ""
+            together = hint + _many(collection, filter, literal, include) if scan is Scan.INDEX else None
+            shape = Shape(hint + single, together, tuple(arguments.shared))
             self._shapes[name] = shape
         args = tuple(arguments.args)
         if shape.together is None:
@@ -123,7 +122,7 @@ def _one(
     brought: str,
     wanted: str,
     literal: int,
-    exact: bool,
+    scan: Scan,
     include: frozenset[str],
 ) -> str:
     """A search's statement.
@@ -135,9 +134,11 @@ def _one(
     """
     columns = [column for _, column in result_columns(collection, include)]
     distance = f"{collection.vector.column} {distance_operator(collection.vector.metric)} {query}"
-    # Adding 0 keeps the index out. Ties at the limit go by id where all rows are compared; an index
-    # scan knows no ids.
-    order = f"({distance}) + 0, t.{_id(collection)}" if exact else _index_distance(collection, query)
+    # Adding 0 keeps the index out. An index scan knows no ids; asked for their order, it is read until the
+    # distance changes, by an incremental sort.
+    order = f"({distance}) + 0" if scan is Scan.EXACT else _index_distance(collection, query)
+    if scan is not Scan.INDEX:
+        order += f", t.{_id(collection)}"
     read = "".join(f", {column} AS _c{i}" for i, column in enumerate(columns))
     passed = "".join(f", _c{i}" for i in range(len(columns)))
     nearest = (
@@ -157,7 +158,7 @@ def _many(collection: Collection, filter: Filter | None, literal: int, include: 
     query = arguments.add(None, str(collection.vector.type))
     brought, wanted = arguments.add(None, "int"), arguments.add(None, "int")
     condition = "" if filter is None else where(filter, collection, arguments)
-    one = _one(collection, query, condition, brought, wanted, literal, False, include)
+    one = _one(collection, query, condition, brought, wanted, literal, Scan.INDEX, include)
     return f"SELECT x.*, q.n FROM {arguments.unnested()} CROSS JOIN LATERAL ({one}) x"
 
 

@@ -11,18 +11,24 @@ import math
 import msgspec
 
 from router.query.filter import And, Compare, Filter, In, Or
-from router.query.types import SearchQuery
+from router.query.types import Scan, SearchQuery
 from shard_config.model import Collection, Quantization, RangeSharding, ShardMap
 from shard_config.partition import shards_for_range, shards_for_values
 
-__all__ = ["EF_SEARCH_MAX", "Plan", "plan_search", "targets", "usual_ef_search"]
+__all__ = ["EF_SEARCH_MAX", "Plan", "depths", "plan_search", "targets", "usual_ef_search"]
 
 # pgvector's upper bound of hnsw.ef_search; the iterative scan continues where it ends.
 EF_SEARCH_MAX = 1000
 
 
+# How much deeper each further search of a page is. A page's deepest search looks for at most this many
+# times the rows up to the page's end, and all others together for a third of that. With 4, the second to
+# fourth pages of ten need two searches, of 10 and 40 rows, which the usual ef_search of 40 covers.
+_DEEPER = 4
+
+
 class Plan(msgspec.Struct, frozen=True):
-    """`limit` rows are wanted of each target.
+    """A search for the nearest `depth` rows of all shards; `limit` rows are wanted of each target.
 
     They are the nearest of `asked` candidates that the index is to consider, of which `candidates` must be
     read and compared by their full vectors.
@@ -30,46 +36,86 @@ class Plan(msgspec.Struct, frozen=True):
 
     targets: tuple[str, ...]
     total: int
+    depth: int
     limit: int
     asked: int
     candidates: int
     ef_search: int
-    exact: bool
+    scan: Scan
 
     @property
     def skipped(self) -> int:
         return self.total - len(self.targets)
 
 
-def plan_search(query: SearchQuery, shard_map: ShardMap, *, exact: bool | None = None) -> Plan:
-    """The plan of `query`; `exact` overrides what the query says.
+def depths(query: SearchQuery) -> list[int]:
+    """How many of the nearest rows to search for: one search for each number, rising.
 
-    A shard's part of the answer is at most offset + k rows, and `ef_search` is raised where it would cut
-    them short. An index over full vectors ranks its candidates by the true distance: the first of them are
-    enough, and as many as `ef_search` are considered. Where a filter decides which of them count, or the
-    index is quantized and re-ranking tells the near ones apart, overfetch times as many candidates are
-    wanted, and read; of a quantized index all that the scan visits.
+    An approximate search for more rows is another search, and no continuation: its wider scan finds rows
+    that a narrower one has missed, so that pages cut out of searches of different depths would repeat
+    rows and lose others. So the depths depend on k alone, and `router.query.merge.page` has the rule by
+    which their results make one list, whatever page of it is wanted. Exact searches do continue each other.
     """
-    exact = query.exact if exact is None else exact
+    end = query.offset + query.k
+    if query.exact:
+        return [end]
+    found = [query.k]
+    while found[-1] < end:
+        found.append(found[-1] * _DEEPER)
+    return found
+
+
+def plan_search(
+    query: SearchQuery, shard_map: ShardMap, depth: int | None = None, *, scan: Scan | None = None
+) -> Plan:
+    """The plan of searching for the nearest `depth` rows, which are k unless said.
+
+    A shard's part of the answer is at most `depth` rows; one more shows whether rows beyond are as near as
+    the last, and `ef_search` is raised where it would cut them short. An index over full vectors ranks its
+    candidates by the true distance: the first of them are enough, and as many as `ef_search` are considered.
+    Where a filter decides which of them count, or the index is quantized and re-ranking tells the near ones
+    apart, overfetch times as many candidates are wanted, and read; of a quantized index all that the scan
+    visits.
+
+    Args:
+        scan: how to read, instead of what the query says.
+    """
     collection = query.collection
-    limit = query.k + query.offset
-    wider = limit if exact else math.ceil(limit * collection.search.overfetch)
+    depth = query.k if depth is None else depth
+    if scan is None:
+        scan = Scan.EXACT if query.exact else Scan.INDEX
+    chosen = targets(query.filter, collection, shard_map)
+    width = query.ef_search or usual_ef_search(collection, depth)
+    exact = scan is Scan.EXACT
+    limit = depth if exact else depth + _beyond(depth, len(chosen))
+    wider = limit if exact else max(limit, math.ceil(depth * collection.search.overfetch))
     asked, candidates = wider, limit
     if not exact and collection.index.quantization is not Quantization.NONE:
-        candidates = asked = max(wider, query.ef_search)
+        candidates = asked = max(wider, width)
     elif not exact and query.filter is not None:
         candidates = wider
     elif not exact:
-        asked = min(wider, max(limit, query.ef_search))
+        asked = min(wider, max(limit, width))
     return Plan(
-        targets=targets(query.filter, collection, shard_map),
+        targets=chosen,
         total=len(shard_map.shards_of(collection)),
+        depth=depth,
         limit=limit,
         asked=asked,
         candidates=candidates,
-        ef_search=min(max(query.ef_search, asked), EF_SEARCH_MAX),
-        exact=exact,
+        ef_search=min(max(width, asked), EF_SEARCH_MAX),
+        scan=scan,
     )
+
+
+def _beyond(depth: int, shards: int) -> int:
+    """How many rows more than `depth` to ask of each shard.
+
+    Where the widest scan brings just `depth` rows, one more makes the scan start again, which costs a third
+    of the search. It is spared where the rows come from several shards: then it is rare that all are one
+    shard's, and that one is asked again.
+    """
+    return 0 if depth == EF_SEARCH_MAX and shards > 1 else 1
 
 
 def usual_ef_search(collection: Collection, limit: int) -> int:

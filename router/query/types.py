@@ -28,6 +28,7 @@ __all__ = [
     "Hit",
     "Probe",
     "Row",
+    "Scan",
     "SearchQuery",
     "Shape",
     "ShardCounts",
@@ -66,7 +67,8 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
     Attributes:
         vector: `dimensions` float32 components as little-endian bytes.
         include: names out of content, metadata, vector and the collection's columns.
-        ef_search: candidates per HNSW scan, 1..1000, before the plan raises it for large k.
+        ef_search: candidates per HNSW scan, 1..1000, before the plan raises it for large k; None for as
+            many as the collection says.
         caller: equal for the searches of one batch, which let others go between them.
     """
 
@@ -77,7 +79,7 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
     filter: Filter | None = None
     include: frozenset[str] = frozenset()
     max_distance: float | None = None
-    ef_search: int = 40
+    ef_search: int | None = None
     exact: bool = False
     consistency: Consistency = Consistency.EVENTUAL
     cache: bool = True
@@ -125,6 +127,19 @@ class Shape(msgspec.Struct, frozen=True):
     single: str
     together: str | None = None
     shared: tuple[int, ...] = ()
+
+
+class Scan(IntEnum):
+    """How a search's statement finds a shard's nearest rows.
+
+    `INDEX`: as the index brings them; which ones of equally near rows are the last is left to it. `TIES`:
+    the same, but the scan goes on through rows as near as the last, so that these go by their ids.
+    `EXACT`: every row is compared.
+    """
+
+    INDEX = 0
+    TIES = 1
+    EXACT = 2
 
 
 class Work(IntEnum):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 
 import msgspec
 
@@ -28,18 +29,27 @@ class Fanout:
         Raises:
             OverloadedError: a shard's queues are full.
         """
+        parts = await self.fetch_all(list(probes.items()), deadline)
+        return dict(zip(probes, parts, strict=True))
+
+    async def fetch_all(self, probes: Sequence[tuple[str, Probe]], deadline: float) -> list[ShardRows]:
+        """Rows and report per probe; a shard may have several.
+
+        Raises:
+            OverloadedError: a shard's queues are full.
+        """
         loop = asyncio.get_running_loop()
         started = loop.time()
-        parts: dict[str, ShardRows] = {}
+        parts: dict[int, ShardRows] = {}
         complete: asyncio.Future[None] = loop.create_future()
 
-        def came(shard: str, outcome: ShardRows | Exception) -> None:
+        def came(number: int, _: str, outcome: ShardRows | Exception) -> None:
             if complete.done():
                 return
             if isinstance(outcome, Exception):
                 complete.set_exception(outcome)
                 return
-            parts[shard] = outcome
+            parts[number] = outcome
             if len(parts) == len(probes):
                 complete.set_result(None)
 
@@ -47,29 +57,29 @@ class Fanout:
             if not complete.done():
                 complete.set_result(None)
 
-        asks: dict[str, Ask] = {}
-        late: dict[str, ShardReport] = {}
+        asks: list[Ask] = []
+        late: dict[int, ShardReport] = {}
         timer = None
         try:
             if probes and started < deadline:
                 timer = loop.call_at(deadline, expire)
-                for name, probe in probes.items():
-                    asks[name] = self._sets[name].ask(probe, deadline, came)
+                for number, (name, probe) in enumerate(probes):
+                    asks.append(self._sets[name].ask(probe, deadline, partial(came, number)))
                 await complete
         finally:
             if timer is not None:
                 timer.cancel()
             # Nobody waits here for what is left: its node cancels it, and mends the connection.
             if len(parts) < len(probes):
-                for name, ask in asks.items():
-                    if name not in parts:
-                        late[name] = ask.leave()
-        for name, probe in probes.items():
-            if name not in parts:
-                parts[name] = _late(
-                    late.get(name) or ShardReport(name, ShardState.TIMED_OUT, asked=probe.asked)
+                for number, ask in enumerate(asks):
+                    if number not in parts:
+                        late[number] = ask.leave()
+        for number, (name, probe) in enumerate(probes):
+            if number not in parts:
+                parts[number] = _late(
+                    late.get(number) or ShardReport(name, ShardState.TIMED_OUT, asked=probe.asked)
                 )
-        return {name: parts[name] for name in probes}
+        return [parts[number] for number in range(len(probes))]
 
 
 def _late(report: ShardReport) -> ShardRows:

@@ -1,4 +1,6 @@
-"""One search becomes one probe per shard; the shards' rows become one answer.
+"""One search becomes probes, one per shard; the shards' rows become one answer.
+
+A page below the first is made of several searches, at once, of rising depths; see `depths`.
 
 This stage owns the deadline: it stops a little before it, cancels what has not answered, and
 everything below is cancelled by it. A shard that is missing is data in the answer; only when no shard
@@ -8,7 +10,7 @@ answered, or the caller insists on all, is it an error.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Hashable, Sequence
 
 import msgspec
 
@@ -16,13 +18,15 @@ from router.postgres.search import SearchStatements
 from router.postgres.sql import result_columns
 from router.query.answer import coverage_of, encode_hits, raise_if_unanswered, shortfall
 from router.query.errors import OverloadedError
-from router.query.merge import merge, within
-from router.query.plan import Plan, plan_search
+from router.query.merge import merge, page, within
+from router.query.plan import Plan, depths, plan_search
+from router.query.second_look import added, combined, unsettled
 from router.query.types import (
     Answer,
     Consistency,
     Found,
     Probe,
+    Scan,
     SearchQuery,
     ShardRows,
     ShardState,
@@ -38,6 +42,20 @@ __all__ = ["Scatter"]
 # What is left of the deadline for merging and encoding: a tenth of short ones, 10 ms of long ones.
 _MARGIN_SHARE = 0.1
 _MARGIN_MOST = 0.010
+
+
+class _Search:
+    """One of a page's searches; its parts are replaced by better ones."""
+
+    __slots__ = ("parts", "plan", "ranked")
+
+    def __init__(self, plan: Plan, parts: dict[str, ShardRows]) -> None:
+        self.plan = plan
+        self.parts = parts
+        self.rank()
+
+    def rank(self) -> None:
+        self.ranked = merge({name: part.rows for name, part in self.parts.items()}, self.plan.depth)
 
 
 class Scatter:
@@ -61,109 +79,117 @@ class Scatter:
         """
         remaining = deadline - asyncio.get_running_loop().time()
         stop = deadline - min(_MARGIN_MOST, _MARGIN_SHARE * max(remaining, 0.0))
-        plan = plan_search(query, self._map)
-        parts = await self._fanout.fetch(self._probes(query, plan, plan.targets), stop)
-        scan_limited = False
-        if not plan.exact and _short(parts, plan, query):
-            parts, scan_limited = await self._complete(query, plan, parts, stop)
-        return Found(self._answer(query, plan, parts, scan_limited), "miss" if query.cached else "bypass")
+        plans = [plan_search(query, self._map, depth) for depth in depths(query)]
+        # Others go between the several searches of a page, as between those of a batch.
+        caller = object() if query.caller is None and len(plans) > 1 else query.caller
+        found = await self._fetch(query, [(plan, plan.targets) for plan in plans], caller, stop)
+        searches = [_Search(plan, parts) for plan, parts in zip(plans, found, strict=True)]
+        scan_limited = await self._look_again(query, searches, caller, stop)
+        return Found(self._answer(query, searches, scan_limited), "miss" if query.cached else "bypass")
 
-    async def _complete(
-        self, query: SearchQuery, plan: Plan, parts: dict[str, ShardRows], stop: float
-    ) -> tuple[dict[str, ShardRows], bool]:
-        """Too few rows in all: ask the shards that came up short once more, comparing every row.
+    async def _look_again(
+        self, query: SearchQuery, searches: Sequence[_Search], caller: Hashable, stop: float
+    ) -> bool:
+        """Ask the shards whose rows do not settle their search once more, in the time that is left.
 
-        An index scan gives up after hnsw.max_scan_tuples, so few rows from it do not mean that there
-        are few. Returns the better parts, and whether some shard's rows still rest on such a scan.
+        Returns whether some shard's rows still rest on a scan that ended too early.
         """
-        again = [name for name in plan.targets if _fell_short(parts[name], plan)]
-        exact = plan_search(query, self._map, exact=True)
+        again = [
+            (search, plan_search(query, self._map, search.plan.depth, scan=look[0]), look[1])
+            for search in searches
+            if (look := unsettled(search.plan, search.parts, search.ranked)) is not None
+        ]
+        if not again:
+            return False
         try:
-            found = await self._fanout.fetch(self._probes(query, exact, again), stop)
+            found = await self._fetch(query, [(plan, shards) for _, plan, shards in again], caller, stop)
         except OverloadedError:
-            return parts, True
-        merged = dict(parts)
+            return True
         limited = False
-        for name, rows in found.items():
-            if rows.report.state is ShardState.OK:
-                merged[name] = _added(parts[name], rows)
-            else:
-                limited = True
-        return merged, limited
+        for (search, _, _), parts in zip(again, found, strict=True):
+            for name, part in parts.items():
+                if part.report.state is ShardState.OK:
+                    search.parts[name] = added(search.parts[name], part)
+                else:
+                    limited = True
+            search.rank()
+        return limited
+
+    async def _fetch(
+        self,
+        query: SearchQuery,
+        asked: Sequence[tuple[Plan, Sequence[str]]],
+        caller: Hashable,
+        stop: float,
+    ) -> list[dict[str, ShardRows]]:
+        """The parts of each plan's shards, all asked at once.
+
+        Raises:
+            OverloadedError: a shard's queues are full.
+        """
+        probes = [pair for plan, shards in asked for pair in self._probes(query, plan, shards, caller)]
+        parts = iter(await self._fanout.fetch_all(probes, stop))
+        return [{shard: next(parts) for shard in shards} for _, shards in asked]
 
     def _probes(
-        self, query: SearchQuery, plan: Plan, shards: tuple[str, ...] | list[str]
-    ) -> dict[str, Probe]:
+        self, query: SearchQuery, plan: Plan, shards: Sequence[str], caller: Hashable
+    ) -> list[tuple[str, Probe]]:
         statement = self._statements.search(
             query.collection,
             to_wire(query.vector, query.collection.vector.type),
             limit=plan.limit,
             candidates=plan.candidates,
             ef_search=plan.ef_search,
-            exact=plan.exact,
+            scan=plan.scan,
             filter=query.filter,
             include=query.include,
         )
-        return {
-            shard: Probe(
-                statement.shape,
-                statement.args,
-                plan.asked,
-                plan.limit,
-                key=None if query.plan else statement.key,
-                ef_search=None if plan.exact else plan.ef_search,
-                caller=query.caller,
-                primary_only=query.consistency is Consistency.STRONG,
-                min_lsn=self._shared.position(shard),
-                plan=query.plan,
-                work=Work.SCAN if plan.exact else Work.NEAREST,
+        exact = plan.scan is Scan.EXACT
+        return [
+            (
+                shard,
+                Probe(
+                    statement.shape,
+                    statement.args,
+                    plan.asked,
+                    plan.limit,
+                    key=None if query.plan else statement.key,
+                    ef_search=None if exact else plan.ef_search,
+                    caller=caller,
+                    primary_only=query.consistency is Consistency.STRONG,
+                    min_lsn=self._shared.position(shard),
+                    plan=query.plan,
+                    work=Work.SCAN if exact else Work.NEAREST,
+                ),
             )
             for shard in shards
-        }
+        ]
 
-    def _answer(
-        self, query: SearchQuery, plan: Plan, parts: dict[str, ShardRows], scan_limited: bool
-    ) -> Answer:
-        reports = [part.report for part in parts.values()]
+    def _answer(self, query: SearchQuery, searches: Sequence[_Search], scan_limited: bool) -> Answer:
+        plan = searches[0].plan
+        reports = [combined([search.parts[shard].report for search in searches]) for shard in plan.targets]
         coverage = coverage_of(reports, plan.total)
         raise_if_unanswered(coverage, reports, allow_partial=query.allow_partial)
+        if not coverage.full and len(searches) > 1:
+            # What is missing at one depth would be repeated or lost by another.
+            for search in searches:
+                for failure in coverage.failures:
+                    del search.parts[failure.shard]
+                search.rank()
         # Cut here and not on the shards, where too near a limit would look like too few rows.
-        ranked = merge({name: part.rows for name, part in parts.items()}, query.offset, query.k)
-        kept = within(ranked, query.max_distance)
-        counts = dict.fromkeys(parts, 0)
+        near = [(search.plan.depth, within(search.ranked, query.max_distance)) for search in searches]
+        kept = page(near, query.offset, query.k)
+        too_far = any(
+            len(rows) < len(search.ranked) for (_, rows), search in zip(near, searches, strict=True)
+        )
+        counts = dict.fromkeys(plan.targets, 0)
         for _, shard in kept:
             counts[shard] += 1
         return Answer(
             hits=encode_hits(kept, query.collection, result_columns(query.collection, query.include)),
             count=len(kept),
             coverage=coverage,
-            short=shortfall(
-                query, len(kept), coverage, scan_limited=scan_limited, too_far=len(kept) < len(ranked)
-            ),
+            short=shortfall(query, len(kept), coverage, scan_limited=scan_limited, too_far=too_far),
             reports=tuple([msgspec.structs.replace(r, kept=counts[r.shard]) for r in reports]),
             cacheable=coverage.full and not coverage.stale and not scan_limited,
         )
-
-
-def _fell_short(part: ShardRows, plan: Plan) -> bool:
-    return part.report.state is ShardState.OK and len(part.rows) < plan.limit
-
-
-def _short(parts: Mapping[str, ShardRows], plan: Plan, query: SearchQuery) -> bool:
-    """Whether the answer would have fewer rows than asked while some shard may hold more."""
-    total = sum(len(part.rows) for part in parts.values())
-    return total < query.offset + query.k and any(_fell_short(part, plan) for part in parts.values())
-
-
-def _added(first: ShardRows, second: ShardRows) -> ShardRows:
-    """The second round's rows, with both rounds' time and attempts on the account."""
-    one, two = first.report, second.report
-    report = msgspec.structs.replace(
-        two,
-        attempts=one.attempts + two.attempts,
-        queue_ms=one.queue_ms + two.queue_ms,
-        execute_ms=one.execute_ms + two.execute_ms,
-        total_ms=one.total_ms + two.total_ms,
-        stale=one.stale or two.stale,
-    )
-    return ShardRows(second.rows, report)
