@@ -18,7 +18,7 @@ from router.documents.rows import key_of, rows_of, shard_write, upsert_outcome
 from router.documents.types import DeleteOutcome, Document, UpsertOutcome
 from router.postgres import sql
 from router.postgres.connection import Connection
-from router.postgres.write import store
+from router.postgres.write import repeated, store
 from router.query.filter import Filter
 from router.query.plan import targets
 from shard_config.model import Collection, ShardMap
@@ -102,7 +102,8 @@ def _storing(
 
 def _executing(statement: sql.Statement) -> Callable[[Connection], Awaitable[int]]:
     async def work(connection: Connection) -> int:
-        status = await connection.execute(connection.spelled(statement.sql), *statement.args)
+        text = connection.spelled(statement.sql)
+        status = await repeated(connection, lambda: connection.execute(text, *statement.args))
         return int(status.rsplit(" ", 1)[-1])
 
     return work

@@ -1,22 +1,29 @@
 """The seam to asyncpg: how a connection is opened, and what its errors mean.
 
 Nothing above this package sees an asyncpg exception: `node_error` turns each into a `NodeError`
-whose `kind` says what may be done about it.
+whose `kind` says what may be done about it, and whose text is the server's or our own: the driver's words
+go to the log alone.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import os
+import socket
+import ssl
+from collections.abc import Iterable
 from enum import StrEnum
-from typing import TypeAlias
+from time import monotonic
+from typing import Any, TypeAlias
 
 import asyncpg
 
 from router.postgres import driver
 from router.postgres.collations import FOLDING, stand_in
+from router.postgres.session_settings import SettingsRefusedError, apply_settings
 
 __all__ = [
-    "CLIENT_CHECK",
     "POSTGRES_ERRORS",
     "Connection",
     "ErrorKind",
@@ -29,15 +36,13 @@ __all__ = [
 # gets on a connection that the server has just ended.
 POSTGRES_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 
-# A server of PostgreSQL 14 or newer ends the statement of a client that is gone after this time, instead of
-# searching or building an index for nobody. Older ones have no such setting.
-CLIENT_CHECK = (
-    "SELECT set_config('client_connection_check_interval', '1s', false)"
-    " WHERE current_setting('client_connection_check_interval', true) IS NOT NULL"
-)
-
 # The shapes of searches differ by filter, limit and columns; each holds a plan on the server.
 _STATEMENT_CACHE = 256
+
+
+_VECTOR_TYPES = ("vector", "halfvec")
+
+_logger = logging.getLogger(__name__)
 
 
 class _Session(asyncpg.Connection):
@@ -45,12 +50,20 @@ class _Session(asyncpg.Connection):
 
     We leave no session state behind but the width of index scans, which `set_ef_search` keeps in mind;
     so release costs no round trip.
+
+    Attributes:
+        ef_search: the width as far as known.
+        folding: the collation that stands in for FOLDING, where the server lacks it.
+        opened: when, by `time.monotonic`.
+        knows_vectors: whether pgvector's types have their codecs; from then on they must not change.
     """
 
-    __slots__ = ("ef_search", "folding")
+    __slots__ = ("ef_search", "folding", "knows_vectors", "opened")
 
-    ef_search: int | None  # as far as known
-    folding: str | None  # the collation that stands in for FOLDING, where the server lacks it
+    ef_search: int | None
+    folding: str | None
+    knows_vectors: bool
+    opened: float
 
     async def set_ef_search(self, ef_search: int) -> None:
         """Scan indexes this wide from now on; costs a round trip only when that is a change."""
@@ -66,6 +79,17 @@ class _Session(asyncpg.Connection):
     def get_reset_query(self) -> str:
         return ""
 
+    async def _introspect_types(self, typeoids: Iterable[int], timeout: float | None) -> Any:
+        """What asyncpg asks when it meets an unknown type.
+
+        If that is pgvector's, the extension has been created anew under this connection: asyncpg would send
+        and read its values as text, where all others are bytes.
+        """
+        found = await super()._introspect_types(typeoids, timeout)  # type: ignore[misc]
+        if self.knows_vectors and any(row["name"] in _VECTOR_TYPES for row in found[0]):
+            raise asyncpg.OutdatedSchemaCacheError("pgvector's types are new")
+        return found
+
 
 Connection: TypeAlias = _Session
 
@@ -74,24 +98,36 @@ class ErrorKind(StrEnum):
     """What a failure allows.
 
     `UNREACHABLE` (no connection to be had), `LOST` (the connection broke under a statement) and
-    `TRANSIENT` may succeed on another node or later, `READ_ONLY` says the node is no primary, `DATA`
-    blames the values sent, `FATAL` will repeat.
+    `TRANSIENT` may succeed on another node or later, `CONFLICT` (a deadlock, a serialization failure) at
+    once, `READ_ONLY` says the node is no primary, `DATA` blames the values sent, `FATAL` will repeat until
+    an operator mends the server, the table or the router's rights.
     """
 
     UNREACHABLE = "unreachable"
     LOST = "lost"
     TRANSIENT = "transient"
+    CONFLICT = "conflict"
     READ_ONLY = "read_only"
     DATA = "data"
     FATAL = "fatal"
 
 
 class NodeError(Exception):
-    """A statement or connection failed on one node."""
+    """A statement or connection failed on one node.
 
-    def __init__(self, kind: ErrorKind, message: str) -> None:
+    `renewable`: the connection may have been the cause, since it is older than what the error is about;
+    nothing was done, and a new connection is worth one more try.
+    """
+
+    def __init__(self, kind: ErrorKind, message: str, *, renewable: bool = False) -> None:
         super().__init__(message)
         self.kind = kind
+        self.renewable = renewable
+
+    @property
+    def permanent(self) -> bool:
+        """Whether the same statement will fail again for as long as nobody changes the server."""
+        return self.kind in (ErrorKind.FATAL, ErrorKind.DATA)
 
 
 async def open_connection(
@@ -113,23 +149,29 @@ async def open_connection(
             connection_class=_Session,
             statement_cache_size=_STATEMENT_CACHE,
             max_cached_statement_lifetime=0,
-            server_settings={
-                "application_name": name,
-                "hnsw.iterative_scan": "relaxed_order",
-                "jit": "off",
-                "statement_timeout": str(int(statement_timeout * 1000)),
-            },
+            server_settings={"application_name": name},
         )
     except POSTGRES_ERRORS as exc:
         raise _connect_error(exc) from exc
     connection.ef_search = None
+    connection.knows_vectors = False
+    connection.opened = monotonic()
+    timeout_ms = str(int(statement_timeout * 1000))
     try:
         async with asyncio.timeout(connect_timeout):
             # A connection is cut, without a word, when its node does not confirm a cancel.
-            await connection.execute(CLIENT_CHECK)
+            await apply_settings(
+                connection,
+                {
+                    "statement_timeout": timeout_ms,
+                    # A frozen router keeps no rows locked for longer than one that works may.
+                    "idle_in_transaction_session_timeout": timeout_ms,
+                    "hnsw.iterative_scan": "relaxed_order",
+                },
+            )
             await _set_codecs(connection)
             connection.folding = await stand_in(connection, connection.get_settings().server_encoding)
-    except POSTGRES_ERRORS as exc:
+    except (*POSTGRES_ERRORS, SettingsRefusedError) as exc:
         connection.terminate()
         raise node_error(exc) from exc
     except BaseException:
@@ -141,8 +183,10 @@ async def open_connection(
 async def _set_codecs(connection: Connection) -> None:
     """Vectors travel as wire bytes both ways; `router.query.wire` knows the format."""
     rows = await connection.fetch(
-        "SELECT t.typname, n.nspname FROM pg_type t JOIN pg_namespace n ON n.oid = t.typnamespace"
-        " WHERE t.typname IN ('vector', 'halfvec') AND t.typtype = 'b'"
+        "SELECT t.typname, n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
+        " JOIN pg_type t ON t.typnamespace = n.oid"
+        " WHERE e.extname = 'vector' AND t.typname = ANY($1) AND t.typtype = 'b'",
+        _VECTOR_TYPES,
     )
     if not rows:
         raise NodeError(ErrorKind.FATAL, "the vector extension is missing: run `pgscatter schema apply`")
@@ -151,9 +195,8 @@ async def _set_codecs(connection: Connection) -> None:
             row["typname"], schema=row["nspname"], encoder=bytes, decoder=bytes, format="binary"
         )
     # asyncpg looks a new array type up when a statement first needs it, which takes milliseconds.
-    await connection.prepare(
-        "SELECT " + ", ".join(f"NULL::{row['nspname']}.{row['typname']}[]" for row in rows)
-    )
+    await connection.prepare("SELECT " + ", ".join(f"NULL::{row['typname']}[]" for row in rows))
+    connection.knows_vectors = True
 
 
 def _connect_error(exc: BaseException) -> NodeError:
@@ -174,28 +217,91 @@ def _connect_error(exc: BaseException) -> NodeError:
 def node_error(exc: BaseException) -> NodeError:
     """What `exc`, raised by asyncpg or the socket under it, means for the node.
 
-    By SQLSTATE class: 08 connection, 53 resources, 57P0x shutdown, 40 rollback (on a replica: conflict
-    with recovery), 25006 read-only transaction, 22, 23 and 44 data and constraints, 54 values too large
-    or too deep, P0 what a trigger raises.
+    By SQLSTATE: 08 connection, 57P0x shutdown, 25P03 and 25P04 sessions that the server ends, 40001 and 40P01
+    what a transaction suffers from others (on a replica: from recovery), 40 rollback and 53 resources, 25006
+    read-only transaction, and what one row is refused for: 22, 23 and 44 data and constraints, 54 values too
+    large or too deep, 09, 21, 27, 2F, 38 and P0 triggers and functions.
     """
     if isinstance(exc, NodeError):
         return exc
+    if isinstance(exc, SettingsRefusedError):
+        return NodeError(ErrorKind.FATAL, str(exc))
     if isinstance(exc, asyncpg.PostgresError):
-        state = exc.sqlstate or ""
-        if state.startswith(("08", "57P0")):
-            return NodeError(ErrorKind.LOST, _message(exc))
-        if state.startswith(("40", "53")) or state in ("55P03", "57014"):
-            return NodeError(ErrorKind.TRANSIENT, _message(exc))
-        if state == "25006":
-            return NodeError(ErrorKind.READ_ONLY, _message(exc))
-        if state.startswith(("22", "23", "44", "54", "P0")):
-            return NodeError(ErrorKind.DATA, _message(exc))
-        return NodeError(ErrorKind.FATAL, _message(exc))
+        return _statement_error(exc)
+    if isinstance(exc, asyncpg.OutdatedSchemaCacheError):
+        return NodeError(ErrorKind.FATAL, "types of the database have changed under the connection")
+    if isinstance(exc, asyncpg.InterfaceError) and isinstance(exc, ValueError):
+        # A value that asyncpg cannot encode; its words would repeat the value.
+        return NodeError(ErrorKind.DATA, "a value does not fit the type of its column")
     if isinstance(exc, (OSError, asyncpg.InterfaceError, asyncpg.InternalClientError)):
         return NodeError(ErrorKind.LOST, _message(exc))
     raise TypeError(f"not an error of a node: {exc!r}") from exc
 
 
+def _statement_error(exc: asyncpg.PostgresError) -> NodeError:
+    state, message = exc.sqlstate or "", _message(exc)
+    if state in ("40001", "40P01"):
+        return NodeError(ErrorKind.CONFLICT, message)
+    if _of_one_row(exc, state):
+        return NodeError(ErrorKind.DATA, message)
+    if state.startswith(("08", "57P0")) or state in ("25P03", "25P04"):
+        return NodeError(ErrorKind.LOST, message)
+    if state.startswith(("40", "53")) or state in ("55P03", "57014"):
+        return NodeError(ErrorKind.TRANSIENT, message)
+    if state == "25006":
+        return NodeError(ErrorKind.READ_ONLY, message)
+    advice = _ADVICE.get(state)
+    return NodeError(ErrorKind.FATAL, f"{message}: {advice}" if advice else message)
+
+
+_ROW_CLASSES = ("09", "21", "22", "23", "27", "2F", "38", "44", "54", "P0")
+_MEND_TABLE = "run `pgscatter schema apply`, which creates what is missing and says what differs from the map"
+_ADVICE = {
+    **dict.fromkeys(
+        ("3F000", "42703", "42704", "42804", "42846", "42883", "42P01", "42P10", "428C9"), _MEND_TABLE
+    ),
+    "42501": "grant the router's role this right",
+}
+
+
+def _of_one_row(exc: asyncpg.PostgresError, state: str) -> bool:
+    """Whether other rows of the same statement may pass.
+
+    Told by the server's function where the SQLSTATE does not tell: a trigger may RAISE any, and a right that
+    is missing (aclcheck_error) has that of a row that a policy refuses.
+    """
+    if exc.server_source_function == "exec_stmt_raise":
+        return True
+    if state == "42501":
+        return exc.server_source_function not in ("aclcheck_error", "aclcheck_error_col")
+    # Wire formats that do not match are no value's fault, but of types that have changed.
+    return state.startswith(_ROW_CLASSES) and state != "22P03"
+
+
 def _message(exc: BaseException) -> str:
-    text = str(exc).strip().split("\n")[0]
-    return text or ("timed out" if isinstance(exc, TimeoutError) else type(exc).__name__)
+    """One line in the server's words or ours."""
+    if isinstance(exc, asyncpg.PostgresError) and exc.severity is not None:
+        return str(exc.args[0]).strip().split("\n")[0] or f"error {exc.sqlstate}"
+    if isinstance(exc, OSError):
+        return _system_message(exc)
+    return _driver_message(exc)
+
+
+def _system_message(exc: OSError) -> str:
+    if isinstance(exc, TimeoutError):
+        return "timed out"
+    if isinstance(exc, ConnectionRefusedError):
+        return "connection refused"
+    if isinstance(exc, socket.gaierror):
+        return "the host's name cannot be resolved"
+    if isinstance(exc, ssl.SSLError):
+        return f"TLS failed: {exc.reason or 'the handshake broke off'}"
+    if exc.errno is None:
+        # asyncpg's own, such as one error for several addresses.
+        return _driver_message(exc)
+    return os.strerror(exc.errno)
+
+
+def _driver_message(exc: BaseException) -> str:
+    _logger.warning("driver error", extra={"error": repr(exc)})
+    return "the connection failed"

@@ -104,7 +104,11 @@ def sample(collection: Collection, count: int, columns: Sequence[str]) -> Statem
 
 
 def upsert(collection: Collection) -> str:
-    """Insert or replace one document; parameters are id, vector, content?, metadata?, *columns."""
+    """Insert or replace one document; parameters are id, vector, content?, metadata?, *columns.
+
+    Returns the id that was sent as a row of (id,), or no row where a trigger kept the document from being
+    stored. The id may be `GENERATED ALWAYS AS IDENTITY`: it is the caller's all the same.
+    """
     columns = [(collection.id.column, str(collection.id.type))]
     columns.append((collection.vector.column, str(collection.vector.type)))
     if collection.content is not None:
@@ -116,8 +120,9 @@ def upsert(collection: Collection) -> str:
     values = ", ".join(f"${i}::{type_}" for i, (_, type_) in enumerate(columns, 1))
     updates = ", ".join(f"{name} = EXCLUDED.{name}" for name, _ in columns[1:])
     return (
-        f"INSERT INTO {collection.table} ({names}) VALUES ({values})"
+        f"INSERT INTO {collection.table} ({names}) OVERRIDING SYSTEM VALUE VALUES ({values})"
         f" ON CONFLICT ({collection.id.column}) DO UPDATE SET {updates}"
+        f" RETURNING $1::{collection.id.type}"
     )
 
 

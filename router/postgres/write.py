@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import asyncpg
 
-from router.postgres.connection import Connection, ErrorKind, node_error
+from router.postgres.connection import POSTGRES_ERRORS, Connection, ErrorKind, node_error
 
-__all__ = ["advisory_lock", "store", "unlock_all", "written_position"]
+__all__ = ["advisory_lock", "repeated", "store", "unlock_all", "written_position"]
+
+T = TypeVar("T")
+
+# Of a transaction that deadlocks or cannot be serialised, and seconds before the second one.
+_TRIES, _FIRST_PAUSE = 6, 0.02
+_DROPPED = "not stored: a trigger of the table returned NULL for it"
 
 # What the last commit wrote is in the log up to here. Without synchronous commit the flushed part may
 # end before it; what has been inserted never does.
@@ -25,34 +34,70 @@ async def written_position(connection: Connection) -> int:
     return position
 
 
+async def repeated(connection: Connection, transaction: Callable[[], Awaitable[T]]) -> T:
+    """Run `transaction` on `connection`, and again when another one's locks or writes undid it.
+
+    Each pause is of random length up to twice the one before, so that two do not meet again.
+    """
+    pause = _FIRST_PAUSE
+    for _ in range(_TRIES - 1):
+        try:
+            return await transaction()
+        except asyncpg.PostgresError as exc:
+            if node_error(exc).kind is not ErrorKind.CONFLICT or connection.is_closed():
+                raise
+            if connection.is_in_transaction():
+                await connection.execute("ROLLBACK")
+        await asyncio.sleep(random.uniform(0, pause))
+        pause *= 2
+    return await transaction()
+
+
 async def store(connection: Connection, sql: str, rows: Sequence[tuple[object, ...]]) -> dict[int, str]:
     """Run `sql` for each of `rows` in one transaction; returns the rows that PostgreSQL refused, and why.
 
-    All rows go out together. Only if one of them is refused, by a constraint or a trigger, are they
-    sent singly, so that the others are stored all the same.
+    `sql` returns the first value of each row that it has stored. All rows go out together. Only if one of
+    them is refused, by a constraint, a policy or a trigger, are they sent singly, so that the others are
+    stored all the same.
     """
+    return await repeated(connection, lambda: _store(connection, sql, rows))
+
+
+async def _store(connection: Connection, sql: str, rows: Sequence[tuple[object, ...]]) -> dict[int, str]:
     try:
-        await connection.executemany(sql, rows)
-    except asyncpg.PostgresError as exc:
-        if node_error(exc).kind is not ErrorKind.DATA or connection.is_closed():
+        returned = await connection.fetchmany(sql, rows)
+    except POSTGRES_ERRORS as exc:
+        if not _blames_row(connection, exc):
             raise
-    else:
+        return await _store_singly(connection, sql, rows)
+    if len(returned) == len(rows):
         return {}
+    stored = {row[0] for row in returned}
+    return {position: _DROPPED for position, row in enumerate(rows) if row[0] not in stored}
+
+
+async def _store_singly(
+    connection: Connection, sql: str, rows: Sequence[tuple[object, ...]]
+) -> dict[int, str]:
     refused: dict[int, str] = {}
     await connection.execute("BEGIN")
     for position, row in enumerate(rows):
         await connection.execute("SAVEPOINT one")
         try:
-            await connection.execute(sql, *row)
-        except asyncpg.PostgresError as exc:
-            error = node_error(exc)
-            if error.kind is not ErrorKind.DATA or connection.is_closed():
+            if not await connection.fetch(sql, *row):
+                refused[position] = _DROPPED
+        except POSTGRES_ERRORS as exc:
+            if not _blames_row(connection, exc):
                 raise
-            refused[position] = str(error)
+            refused[position] = str(node_error(exc))
             await connection.execute("ROLLBACK TO SAVEPOINT one")
         await connection.execute("RELEASE SAVEPOINT one")
     await connection.execute("COMMIT")
     return refused
+
+
+def _blames_row(connection: Connection, exc: BaseException) -> bool:
+    return node_error(exc).kind is ErrorKind.DATA and not connection.is_closed()
 
 
 async def advisory_lock(connection: Connection, keys: Sequence[int]) -> None:

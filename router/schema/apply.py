@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from router.postgres.connection import ErrorKind, NodeError
+from router.postgres.session_settings import set_search_path
 from router.schema.build import BuildLimits, build_index, graph_bytes
 from router.schema.inspect import Misplaced, inspect, misplaced
 from router.schema.primary import Primary, on_each, primary_of
@@ -94,9 +95,7 @@ class _Run:
 
     async def connect(self) -> None:
         async def one(shard: str) -> None:
-            primary = await primary_of(
-                self._map.shards[shard], _NAME, lock_timeout=str(_TABLE_LOCK_MS), statement_timeout="0"
-            )
+            primary = await primary_of(self._map.shards[shard], _NAME, lock_timeout=str(_TABLE_LOCK_MS))
             self._primaries[shard] = primary
 
         _, failed = await on_each(self._of, one, _LOCK_TIMEOUT)
@@ -173,6 +172,8 @@ class _Run:
                 for change in at_once:
                     for statement in change.statements:
                         await primary.connection.execute(statement)
+                    # It may have created the extension, whose types the next one names.
+                    await set_search_path(primary.connection)
         result.done += [change.what for change in at_once]
         for change in missing:
             if change.index:

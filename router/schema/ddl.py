@@ -48,8 +48,8 @@ class VectorKey(msgspec.Struct, frozen=True):
     opclass: str
 
 
-def create_extension() -> str:
-    return "CREATE EXTENSION vector"
+def create_extension(schema: str) -> str:
+    return f"CREATE EXTENSION vector SCHEMA {schema}"
 
 
 def create_schema(name: str) -> str:

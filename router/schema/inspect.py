@@ -13,7 +13,8 @@ __all__ = ["Found", "FoundColumn", "FoundIndex", "Misplaced", "inspect", "mispla
 
 
 class FoundColumn(msgspec.Struct, frozen=True):
-    """`filled`: an insert may leave it out. `generated`: an insert may not give it."""
+    """`filled`: an insert may leave it out. `generated`: an upsert may not give it; of an identity column,
+    which can be inserted and not updated, the id alone may."""
 
     name: str
     type: str
@@ -46,13 +47,13 @@ class Found(msgspec.Struct, frozen=True):
     Attributes:
         vector: version of the extension in this database, None if it has to be created.
         vector_offered: version that creating it would give, None if the server has no such extension.
-        vector_visible: whether its types are found without naming a schema.
+        vector_home: schema to create it in: `public`, as applications expect, or the table's if there is none.
         relations: names of all tables and indexes in the table's schema.
     """
 
     vector: str | None
     vector_offered: str | None
-    vector_visible: bool
+    vector_home: str
     schema: bool
     relations: frozenset[str]
     oid: int | None = None
@@ -74,7 +75,7 @@ class Misplaced(msgspec.Struct, frozen=True):
 _SERVER = """
 SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS vector,
        (SELECT default_version FROM pg_available_extensions WHERE name = 'vector') AS offered,
-       to_regtype('vector') IS NOT NULL AS visible,
+       CASE WHEN to_regnamespace('public') IS NULL THEN $1 ELSE 'public' END AS home,
        EXISTS (SELECT FROM pg_namespace WHERE nspname = $1) AS schema,
        ARRAY(SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE n.nspname = $1) AS relations
@@ -89,7 +90,7 @@ WHERE n.nspname = $1 AND c.relname = $2
 _COLUMNS = """
 SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS not_null,
        a.atthasdef OR a.attidentity <> '' AS filled,
-       a.attgenerated <> '' OR a.attidentity = 'a' AS generated,
+       a.attgenerated <> '' OR (a.attidentity = 'a' AND a.attname <> $2) AS generated,
        COALESCE(l.collisdeterministic, true) AS deterministic
 FROM pg_attribute a LEFT JOIN pg_collation l ON l.oid = a.attcollation
 WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
@@ -118,14 +119,16 @@ async def inspect(connection: Connection, collection: Collection) -> Found:
     found = Found(
         vector=server["vector"],
         vector_offered=server["offered"],
-        vector_visible=server["visible"],
+        vector_home=server["home"],
         schema=server["schema"],
         relations=frozenset(server["relations"]),
     )
     row = await connection.fetchrow(_TABLE, table.schema, table.name)
     if row is None:
         return found
-    columns = [FoundColumn(**column) for column in await connection.fetch(_COLUMNS, row["oid"])]
+    columns = [
+        FoundColumn(**column) for column in await connection.fetch(_COLUMNS, row["oid"], collection.id.column)
+    ]
     indexes = [_index(index) for index in await connection.fetch(_INDEXES, row["oid"])]
     stored = row["kind"] in ("r", "p")
     empty = not stored or await connection.fetchval(f"SELECT NOT EXISTS (SELECT FROM {table})")

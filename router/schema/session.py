@@ -14,7 +14,8 @@ from typing import TypeAlias, TypeVar
 import asyncpg
 
 from router.postgres import driver
-from router.postgres.connection import CLIENT_CHECK, POSTGRES_ERRORS, ErrorKind, NodeError, node_error
+from router.postgres.connection import POSTGRES_ERRORS, ErrorKind, NodeError, node_error
+from router.postgres.session_settings import SettingsRefusedError, apply_settings
 from shard_config.model import Node
 
 __all__ = [
@@ -70,33 +71,30 @@ async def connect(node: Node, name: str, **settings: str) -> Connection:
     """A connection whose statements have no bound of their own: each caller gives its own.
 
     Commits wait for this server's disk but not for synchronous replicas, which may be down: whoever
-    needs rows on replicas waits for their replay and can say which one is late.
+    needs rows on replicas waits for their replay and can say which one is late. Rows that a policy hides
+    from the role are an error: a check of a table must not pass over them.
 
     Raises:
         NodeError
     """
-    options = {
-        "application_name": name,
-        "synchronous_commit": "local",
-        "statement_timeout": "0",
-        "client_min_messages": "warning",
-        **settings,
-    }
+    options = {"synchronous_commit": "local", "row_security": "off", **settings}
     try:
         connection = await driver.connect(
             node.dsn,
             timeout=CONNECT_TIMEOUT,
             connection_class=_Session,
-            server_settings=options,
+            server_settings={"application_name": name},
             statement_cache_size=0,
         )
     except POSTGRES_ERRORS as exc:
         error = session_error(exc)
         raise NodeError(error.kind, f"{node.name}: {error}") from exc
     try:
-        with node_errors():
-            async with asyncio.timeout(CONNECT_TIMEOUT):
-                await connection.execute(CLIENT_CHECK)
+        async with asyncio.timeout(CONNECT_TIMEOUT):
+            await apply_settings(connection, options)
+    except (*POSTGRES_ERRORS, SettingsRefusedError) as exc:
+        connection.terminate()
+        raise session_error(exc) from exc
     except BaseException:
         connection.terminate()
         raise

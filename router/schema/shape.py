@@ -91,11 +91,11 @@ def notes(collection: Collection, found: Found) -> list[str]:
 def changes(collection: Collection, found: Found, *, vector_index: bool) -> list[Change]:
     """What is missing, in the order in which it can be made."""
     missing: list[Change] = []
-    if found.vector is None:
-        missing.append(Change("created extension vector", (ddl.create_extension(),)))
     if not found.schema:
         name = collection.table.schema
         missing.append(Change(f"created schema {name}", (ddl.create_schema(name),)))
+    if found.vector is None:
+        missing.append(Change("created extension vector", (ddl.create_extension(found.vector_home),)))
     if found.kind is None:
         statements = tuple(ddl.create_table(collection))
         missing.append(Change(f"created table {collection.table}", statements))
@@ -137,8 +137,6 @@ def _extension(found: Found) -> list[str]:
         return ["the server has no extension vector; right would be pgvector 0.8 or newer"]
     if tuple(int(part) for part in re.findall(r"\d+", version)) < _LEAST_VECTOR:
         return [f"the extension vector is of version {version}; right would be 0.8 or newer"]
-    if found.vector is not None and not found.vector_visible:
-        return ["the extension vector is in a schema outside of search_path; right would be one within it"]
     return []
 
 

@@ -27,10 +27,10 @@ from router.stages.node import Node
 
 __all__ = ["Ask", "ReplicaSet"]
 
-_RETRIED = (ErrorKind.UNREACHABLE, ErrorKind.LOST, ErrorKind.TRANSIENT)
+_RETRIED = (ErrorKind.UNREACHABLE, ErrorKind.LOST, ErrorKind.TRANSIENT, ErrorKind.CONFLICT)
 _ANY = Reads()
 # A node that cannot be reached is taken down at once.
-_STRUCK = (ErrorKind.LOST, ErrorKind.TRANSIENT)
+_STRUCK = (ErrorKind.LOST, ErrorKind.TRANSIENT, ErrorKind.CONFLICT)
 # Seconds before a second node is asked while it is not known what is usual; and at least.
 _PATIENCE, _PATIENCE_LEAST = 0.1, 0.002
 _TICK = 0.001  # of the loop's clock

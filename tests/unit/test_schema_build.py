@@ -81,7 +81,8 @@ async def test_a_build_gets_what_it_needs_within_its_limits(
 
 
 async def test_too_little_shared_memory_is_answered_by_building_alone() -> None:
-    fake = Fake(asyncpg.DiskFullError("could not resize shared memory segment"))
+    full = {"S": "ERROR", "C": "53100", "M": "could not resize shared memory segment"}
+    fake = Fake(asyncpg.PostgresError.new(full))
     note = await built(fake, 500 * MIB, BuildLimits())
     assert note is not None
     assert "could not resize shared memory segment" in note

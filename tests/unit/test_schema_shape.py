@@ -54,7 +54,7 @@ def table(*changed: FoundColumn, without: str = "", **changes: Any) -> Found:
     base = Found(
         vector="0.8.5",
         vector_offered="0.8.5",
-        vector_visible=True,
+        vector_home="public",
         schema=True,
         relations=frozenset({"documents"}),
         oid=7,
@@ -95,7 +95,6 @@ def test_a_fitting_table_needs_nothing() -> None:
         (table(permanent=False), ["unlogged", "SET LOGGED"]),
         (table(vector=None, vector_offered=None), ["no extension vector"]),
         (table(vector="0.7.4"), ["version 0.7.4; right would be 0.8 or newer"]),
-        (table(vector_visible=False), ["outside of search_path"]),
     ],
 )
 def test_a_mismatch_says_what_would_be_right(found: Found, says: list[str]) -> None:
@@ -144,11 +143,11 @@ def test_narrower_types_serve_unless_they_round_the_key() -> None:
 
 
 def test_an_empty_server_gets_everything_once() -> None:
-    empty = Found(None, "0.8.5", vector_visible=False, schema=False, relations=frozenset())
+    empty = Found(None, "0.8.5", vector_home="public", schema=False, relations=frozenset())
     made = changes(collection(**TENANTS), empty, vector_index=True)
     assert [change.what for change in made] == [
-        "created extension vector",
         "created schema public",
+        "created extension vector",
         "created table public.documents",
         "created index documents_tenant_id_idx",
         "created index documents_embedding_hnsw",

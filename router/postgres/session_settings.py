@@ -1,0 +1,130 @@
+"""The settings that every connection of pgscatter runs under, whatever the server, database or role say.
+
+PostgreSQL takes defaults for a session from its command line, `postgresql.conf`, the database, the role and
+the environment. Those that decide whether a statement is allowed, what it means, when it is ended or how its
+values are written are set here, after the connection is open: that outranks all of these, and a pooler that
+refuses unknown startup parameters takes it. What only decides speed or durability is the operator's and stays
+as it is: `synchronous_commit`, `work_mem`, planner costs, `enable_*`, parallel workers, tablespaces,
+`hnsw.max_scan_tuples`, `session_replication_role`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import asyncpg
+
+__all__ = ["EVERYWHERE", "SettingsRefusedError", "apply_settings", "session_settings", "set_search_path"]
+
+
+class Setting(NamedTuple):
+    """`value` is as `pg_settings.setting` shows it; `since` is the first major version that has it."""
+
+    name: str
+    value: str
+    why: str
+    since: int = 0
+
+
+EVERYWHERE = (
+    Setting("default_transaction_isolation", "read committed", "replicas refuse `serializable`"),
+    Setting("default_transaction_read_only", "off", "primaries are written to"),
+    Setting("default_transaction_deferrable", "off", "no statement waits for a snapshot"),
+    Setting(
+        "statement_timeout", "0", "the router's own time limits; commands bound each statement themselves"
+    ),
+    Setting("lock_timeout", "0", "as `statement_timeout`"),
+    Setting("idle_in_transaction_session_timeout", "0", "as `statement_timeout`"),
+    Setting("idle_session_timeout", "0", "idle connections are kept", 14),
+    Setting("transaction_timeout", "0", "as `statement_timeout`", 17),
+    Setting("client_connection_check_interval", "1000", "no statement goes on for a client that is gone", 14),
+    Setting("exit_on_error", "off", "one refused document leaves the connection open for the others"),
+    Setting("row_security", "on", "policies refuse single rows; commands that check whole tables use `off`"),
+    Setting("client_encoding", "UTF8", "texts are sent so"),
+    Setting("DateStyle", "ISO, MDY", "one form of dates in texts"),
+    Setting("IntervalStyle", "postgres", "one form of intervals in texts"),
+    Setting("TimeZone", "UTC", "one form of timestamps in texts"),
+    Setting("extra_float_digits", "1", "floats lose no digits in texts"),
+    Setting("bytea_output", "hex", "one form of bytes in texts"),
+    Setting("standard_conforming_strings", "on", "a backslash in SQL is one"),
+    Setting("array_nulls", "on", "`NULL` in an array's text is no string"),
+    Setting("transform_null_equals", "off", "`= NULL` is never true"),
+    Setting("quote_all_identifiers", "off", "definitions of indexes are compared"),
+    Setting("gin_fuzzy_search_limit", "0", "an index returns all rows that match"),
+    Setting("client_min_messages", "warning", "nobody reads notices"),
+    Setting("jit", "off", "compiling takes longer than a search"),
+)
+
+# With this alone, the next statement means what it says whatever objects a user's schemas hold.
+_SAFE_PATH = "SET search_path = pg_catalog"
+
+# pgvector's schema comes right after the built-in one, so that no other object takes the name of a type or an
+# operator; then what the role has, for triggers that name their tables without a schema; temporary objects,
+# which would be first otherwise, come last.
+_PATH = """
+set_config('search_path', concat_ws(', ', 'pg_catalog',
+    (SELECT quote_ident(n.nspname) FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace
+     WHERE e.extname = 'vector'), nullif(reset_val, ''), 'pg_temp'), false)
+"""
+_CHECK = f"""
+SELECT name, setting, CASE name WHEN 'search_path' THEN {_PATH} END
+FROM pg_settings WHERE name = ANY($1) OR name = 'search_path'
+"""
+
+
+class SettingsRefusedError(Exception):
+    """The server, or a pooler before it, does not let the session have its settings; the text says which."""
+
+
+def session_settings(major: int, own: Mapping[str, str]) -> dict[str, str]:
+    """All settings of a session on a server of this major version, with the session's `own` over them."""
+    common = {setting.name: setting.value for setting in EVERYWHERE if setting.since <= major}
+    return common | dict(own)
+
+
+async def apply_settings(connection: asyncpg.Connection, own: Mapping[str, str]) -> None:
+    """Set everything, see that it holds, and find pgvector's schema; takes two round trips.
+
+    Raises:
+        SettingsRefusedError
+        asyncpg.PostgresError, asyncpg.InterfaceError, OSError: another failure of the connection.
+    """
+    settings = session_settings(connection.get_server_version().major, own)
+    await _set(connection, settings)
+    for name, setting, _ in await connection.fetch(_CHECK, list(settings)):
+        wanted = settings.get(name, setting)
+        if setting != wanted:
+            raise SettingsRefusedError(
+                f"the session has {name} = {setting!r} after it was set to {wanted!r}; a pooler between the"
+                " router and the server must pool whole sessions"
+            )
+
+
+async def set_search_path(connection: asyncpg.Connection) -> None:
+    """Look for pgvector's schema again, after the extension has been created."""
+    await connection.execute(f"SELECT {_PATH} FROM pg_settings WHERE name = 'search_path'")
+
+
+async def _set(connection: asyncpg.Connection, settings: Mapping[str, str]) -> None:
+    commands = [f"SET {name} = '{value}'" for name, value in settings.items()]
+    try:
+        await connection.execute("; ".join([*commands, _SAFE_PATH]))
+    except asyncpg.PostgresError:
+        if connection.is_closed():
+            raise
+        await _set_singly(connection, [*commands, _SAFE_PATH])
+
+
+async def _set_singly(connection: asyncpg.Connection, commands: list[str]) -> None:
+    """After one of them was refused: name those that are."""
+    refused: list[str] = []
+    for command in commands:
+        try:
+            await connection.execute(command)
+        except asyncpg.PostgresError as exc:
+            if connection.is_closed():
+                raise
+            refused.append(f"{command} ({exc.args[0]})")
+    if refused:
+        raise SettingsRefusedError(f"the server refuses {'; '.join(refused)}")
