@@ -15,6 +15,7 @@ import yaml
 from shard_config import MapError, limits, parse
 from shard_config.document import resolve
 from shard_config.fragment import Fragment, fragment
+from shard_config.replace import replace_file
 
 __all__ = ["checked_collections", "write_map"]
 
@@ -62,15 +63,14 @@ def checked_collections(file: Path | None, map_path: Path, shards: Sequence[str]
 
 def write_map(path: Path, shards: Shards, collections: Mapping[str, Any]) -> None:
     """Write the map; a new version only if something is new. `shards` has nodes as {name, dsn}."""
-    present = fragment(path) if path.exists() else None
+    before = path.read_bytes() if path.exists() else b""
+    present = fragment(path) if before else None
     body = {"shards": {name: {"nodes": list(nodes)} for name, nodes in shards.items()}}
     if present is not None and isinstance(present.value, dict):
         old = {"shards": present.value.get("shards"), _COLLECTIONS: present.value.get(_COLLECTIONS) or {}}
         if old == {**body, _COLLECTIONS: collections}:
             return
-    fresh = path.with_suffix(".new")
-    fresh.write_text(_text(_version(present), shards, collections))
-    fresh.replace(path)
+    replace_file(path, _text(_version(present), shards, collections).encode(), expected=before)
 
 
 class _Dumper(yaml.SafeDumper):
