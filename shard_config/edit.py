@@ -1,10 +1,12 @@
 """Changes a collection's search options in a map's text and leaves the rest as its author wrote it.
 
-Comments stay where they are. The text is edited by the places that YAML's parser found, option by option.
+Comments and line ends stay as they are. The text is edited by the places that YAML's parser found, option
+by option.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from datetime import date
 
@@ -13,6 +15,8 @@ import yaml
 __all__ = ["Option", "raise_version", "set_search_options"]
 
 Option = int | float | date | Mapping[str, int | float | date]
+
+_LINE_END = re.compile("\r\n|\n|\r")
 
 
 def set_search_options(text: str, collection: str, options: Mapping[str, Option]) -> str:
@@ -74,10 +78,14 @@ def _replaced(text: str, start: int, end: int, value: str) -> str:
 
 def _opened(text: str, mapping: yaml.MappingNode, entry: str) -> str:
     """`text` with a first entry of `mapping`."""
-    start: int = mapping.start_mark.index
-    if mapping.flow_style:
-        return _replaced(text, start + 1, start + 1, entry + (", " if mapping.value else ""))
-    return _replaced(text, start, start, f"{entry}\n{' ' * mapping.start_mark.column}")
+    if not mapping.value:
+        end: int = mapping.end_mark.index - 1  # a flow mapping's brace
+        return _replaced(text, end, end, entry)
+    # The mapping itself begins before its anchor, if it has one.
+    first = mapping.value[0][0].start_mark
+    line_end = _LINE_END.search(text)
+    own_line = (line_end.group() if line_end else "\n") + " " * first.column
+    return _replaced(text, first.index, first.index, entry + (", " if mapping.flow_style else own_line))
 
 
 def _written(value: Option) -> str:

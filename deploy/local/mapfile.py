@@ -16,6 +16,7 @@ from deploy.local.kept import keep_node_fields, keep_tuned
 from shard_config import MapError, limits, parse
 from shard_config.document import resolve
 from shard_config.fragment import Fragment, fragment
+from shard_config.replace import replace_file
 
 __all__ = ["checked_collections", "write_map"]
 
@@ -69,18 +70,14 @@ def checked_collections(
 
 def write_map(path: Path, shards: Shards, collections: Mapping[str, Any]) -> None:
     """Write the map; a new version only if something is new. `shards` has nodes as {name, dsn}."""
-    present = fragment(path) if path.exists() else None
+    before = path.read_bytes() if path.exists() else b""
+    present = fragment(path) if before else None
     if present is not None and isinstance(present.value, dict):
         shards = keep_node_fields(shards, present.value.get("shards"))
         old = (present.value.get("shards"), present.value.get(_COLLECTIONS) or {})
         if old == ({name: {"nodes": nodes} for name, nodes in shards.items()}, collections):
             return
-    path = path.resolve()  # a link stays one
-    fresh = path.with_suffix(".new")
-    fresh.write_text(_text(_version(present), shards, collections), encoding="utf-8")
-    if path.exists():
-        fresh.chmod(path.stat().st_mode)
-    fresh.replace(path)
+    replace_file(path, _text(_version(present), shards, collections).encode(), expected=before)
 
 
 class _Dumper(yaml.SafeDumper):

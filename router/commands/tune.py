@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import math
 import sys
+from collections.abc import Iterable
 from datetime import date
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from router.topology import Topology
 from router.tuning import Tuned, TuningError, queries_by_default, tune
 from shard_config import Collection, MapError, ShardMap, limits, load, model, parse
 from shard_config.edit import Option, raise_version, set_search_options
+from shard_config.replace import TextFile, check_replaceable
 
 __all__ = ["add_parser"]
 
@@ -71,13 +73,20 @@ def _run(args: argparse.Namespace) -> int:
     try:
         shard_map = load(args.map)
         targets = _targets(args, shard_map)
+        if not args.dry_run:
+            check_replaceable(args.map)  # measuring takes minutes
         tuned, failures = asyncio.run(_tune(args, shard_map, targets))
-        if tuned and not args.dry_run:
-            _write(args.map, {name: _options(args, shard_map, targets, name, tuned[name]) for name in tuned})
     except (MapError, TuningError, RouterError, OSError, ValueError) as exc:
         print(f"pgscatter tune: {exc}", file=sys.stderr)
         return 1
-    where = "not written" if args.dry_run else f"written to {args.map}"
+    where = "not written"
+    if tuned and not args.dry_run:
+        try:
+            options = {name: _options(args, shard_map, targets, name, tuned[name]) for name in tuned}
+            _write(args.map, shard_map, options)
+            where = f"written to {args.map}"
+        except (MapError, OSError, ValueError) as exc:
+            failures.append(str(exc))
     for name, found in tuned.items():
         print(f"{name}: ef_search {found.ef_search}, {where}")
         for case in found.cases:
@@ -168,16 +177,39 @@ def _options(
     return {"ef_search": found.ef_search, **given, "tuned": msgspec.structs.asdict(tuned)}
 
 
-def _write(path: Path, options: dict[str, dict[str, Option]]) -> None:
-    """Replace the map in one step, after the new text has proved to be a map."""
-    text = path.read_text()
+def _write(path: Path, measured: ShardMap, options: dict[str, dict[str, Option]]) -> None:
+    """Replace the map in one step, after the new text has proved to be the map that is meant.
+
+    Raises:
+        ValueError: the map says something else by now about what was measured, or cannot be edited so.
+    """
+    file = TextFile(path)
+    present = parse(file.text, str(path), directory=path.parent)
+    text = file.text
     for name, changed in options.items():
+        found = present.collections.get(name)
+        if found != measured.collections[name] or present.shards != measured.shards:
+            raise ValueError(f"{path} is left as it is: {name} or its shards were changed since it was read")
         text = set_search_options(text, name, changed)
-    text = raise_version(text)
-    parse(text, str(path), directory=path.parent)
-    fresh = path.with_name(path.name + ".new")
-    fresh.write_text(text)
-    fresh.replace(path)
+    fresh = parse(raise_version(text), str(path), directory=path.parent)
+    if _untuned(fresh, options) != _untuned(present, options) or any(
+        fresh.collections[name].search.ef_search != changed["ef_search"] for name, changed in options.items()
+    ):
+        raise ValueError(
+            f"{path} is left as it is: more than these collections would change;"
+            " do they share a part with others, by an alias? edit it by hand"
+        )
+    file.replace(raise_version(text))
+
+
+def _untuned(shard_map: ShardMap, names: Iterable[str]) -> ShardMap:
+    """The map without what tuning changes in it."""
+    collections = dict(shard_map.collections)
+    for name in names:
+        found = collections[name]
+        search = msgspec.structs.replace(found.search, ef_search=0, target_recall=None, tuned=None)
+        collections[name] = msgspec.structs.replace(found, search=search)
+    return msgspec.structs.replace(shard_map, version=0, collections=collections)
 
 
 def _target(text: str) -> float:

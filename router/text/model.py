@@ -10,7 +10,7 @@ and takes no more memory than `MAX_MODEL_BYTES` allows.
 
 from __future__ import annotations
 
-import os
+import io
 import zipfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.text.words import words
+from shard_config.replace import replace_file
 
 __all__ = ["MAX_MODEL_BYTES", "TextModel", "fit"]
 
@@ -84,17 +85,20 @@ class TextModel:
         return np.asarray(rows / lengths, dtype=np.float32)
 
     def save(self, path: Path) -> None:
-        """Write the model; a reader sees the old file or the whole new one."""
-        partial = path.with_name(path.name + ".partial")
-        with partial.open("wb") as file:
-            np.savez(
-                file,
-                header=_bytes(_Header()),
-                vocabulary=_bytes(self._vocabulary),
-                idf=self._idf,
-                components=self._projection.T,
-            )
-        os.replace(partial, path)
+        """Write the model; a reader sees the old file or the whole new one.
+
+        Raises:
+            OSError
+        """
+        file = io.BytesIO()
+        np.savez(
+            file,
+            header=_bytes(_Header()),
+            vocabulary=_bytes(self._vocabulary),
+            idf=self._idf,
+            components=self._projection.T,
+        )
+        replace_file(path, file.getbuffer())
 
     @classmethod
     def load(cls, path: Path) -> TextModel:

@@ -15,6 +15,7 @@ from tests.integration.test_search import no_sequential_scans, without
 
 D = 64
 COMMENT = "# which nobody but us knows"
+SET = (b"version", b"ef_search", b"target_recall", b"tuned")
 
 
 @pytest.fixture(scope="module")
@@ -79,6 +80,31 @@ async def test_without_a_collection_those_that_can_be_tuned_are(cluster: Cluster
     assert "tiny holds too few rows: 40" in done.stderr
     assert after["collections"]["empty"] == before["collections"]["empty"]
     assert after["version"] == before["version"] + 1
+
+
+async def test_the_map_keeps_its_mode_its_link_and_its_line_ends(
+    cluster: Cluster, tuned_map: Path, tmp_path: Path
+) -> None:
+    own, link = tmp_path / "own" / "map.yaml", tmp_path / "map.yaml"
+    own.parent.mkdir()
+    own.write_bytes(b"\xef\xbb\xbf" + tuned_map.read_bytes().rstrip(b"\n").replace(b"\n", b"\r\n"))
+    own.chmod(0o600)
+    link.symlink_to("own/map.yaml")
+    before = own.read_bytes()
+    async with no_sequential_scans(cluster):
+        pgscatter("tune", "--map", link, "--collection", "docs", "--target-recall", 0.8, "--queries", 60)
+    after = own.read_bytes()
+    assert (link.is_symlink(), own.stat().st_mode & 0o777) == (True, 0o600)
+    assert [one.name for one in own.parent.iterdir()] == ["map.yaml"]
+    assert after.startswith(b"\xef\xbb\xbf" + COMMENT.encode() + b"\r\n")
+    assert not after.endswith(b"\n")
+    assert b"\n" not in after.replace(b"\r\n", b"")
+    assert untouched(after) == untouched(before)
+
+
+def untouched(text: bytes) -> list[bytes]:
+    """The lines that tuning has no business with."""
+    return [line for line in text.split(b"\r\n") if line.split(b":")[0].strip() not in SET]
 
 
 async def test_where_all_rows_are_read_the_width_stays_as_it_is(cluster: Cluster, tuned_map: Path) -> None:

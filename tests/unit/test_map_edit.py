@@ -85,3 +85,25 @@ collections:
 def test_an_unknown_collection_is_an_error() -> None:
     with pytest.raises(ValueError, match="no collection nope"):
         set_search_options(BLOCK, "nope", {"ef_search": 1})
+
+
+@pytest.mark.parametrize("line_end", ["\r\n", "\r"])
+def test_line_ends_stay_what_they_are(line_end: str) -> None:
+    for text in (BLOCK, BLOCK.replace("    search:\n      timeout: 2s\n      ef_search: 40 # guessed\n", "")):
+        edited, _ = tuned(text.replace("\n", line_end))
+        assert edited.replace(line_end, "\n") == tuned(text)[0]
+        assert "\n" not in edited.replace("\r\n", "")
+    edited, _ = tuned(BLOCK.rstrip("\n"))
+    assert not edited.endswith("\n")
+
+
+@pytest.mark.parametrize(
+    "search",
+    ["search: &ours {timeout: 2s}", "search: &ours {}", "search: &ours\n      timeout: 2s", "search: {\n }"],
+)
+def test_an_anchor_or_an_empty_mapping_is_no_obstacle(search: str) -> None:
+    text = f"version: 7\ncollections:\n  docs:\n    {search}\n"
+    before = yaml.safe_load(text)["collections"]["docs"]["search"]
+    edited, after = tuned(text)
+    assert after["collections"]["docs"]["search"] == {**before, **SET}
+    assert ("&ours" in edited) == ("&ours" in text)
