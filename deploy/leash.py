@@ -13,7 +13,7 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 __all__ = ["leashed", "main"]
@@ -23,10 +23,13 @@ _GRACE = 15.0
 
 
 @contextlib.contextmanager
-def leashed(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[bytes]]:
+def leashed(
+    command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """`command` while the block runs, in a session of its own, so that Ctrl-C is for its owner alone.
 
-    The process that comes out is the leash; it ends when the command does, with the same status.
+    It gets our environment, or `env`. The process that comes out is the leash; it ends when the command
+    does, with the same status.
     """
     with log.open("ab") as output:
         leash = subprocess.Popen(
@@ -35,6 +38,7 @@ def leashed(command: Sequence[str], log: Path) -> Iterator[subprocess.Popen[byte
             stdout=output,
             stderr=output,
             start_new_session=True,
+            env=env,
         )
     assert leash.stdin is not None
     try:

