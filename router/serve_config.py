@@ -29,7 +29,7 @@ HELP: dict[str, str] = {
     "max_documents": "documents or ids in one JSON body",
     "max_filter_depth": "levels of nesting in a filter",
     "max_filter_conditions": "conditions in a filter",
-    "max_filter_values": "values of one $in or $nin",
+    "max_filter_values": "values of one list in a filter, such as that of $in",
     "max_offset": "largest offset of a search",
     "max_timeout": "longest timeout that a search may ask for, in seconds",
     "max_concurrent": "requests answered at the same time by one worker",

@@ -23,7 +23,7 @@ _Vector = Annotated[
 _Filter = Annotated[
     dict[str, Any],
     Meta(
-        description="Conditions on columns and metadata paths.",
+        description="Conditions on columns, content and metadata paths.",
         examples=[{"category": "tech", "price": {"$gte": 3, "$lt": 10}}],
     ),
 ]

@@ -92,13 +92,22 @@ def _in(field: Field, values: tuple[object, ...], collection: Collection, params
     operand = _operand(field, collection, params)
     if field.column is not None:
         return f"{operand} = ANY({_list(values, field.column.type, params)})"
-    return f"{operand} @> ANY({_list([_json(value) for value in values], 'jsonb', params)})"
+    encoded = [_json(value) for value in values]
+    if len(values) <= _SINGLES:
+        return f"{operand} @> ANY({_list(encoded, 'jsonb', params)})"
+    listed = _listed(encoded, params)
+    return f"({operand} = {listed} OR {_has_element(operand, listed)})"
 
 
 def _contains(
     field: Field, elements: tuple[str, ...], every: bool, collection: Collection, params: Params
 ) -> str:
-    """The metadata as a whole contain a document of the array alone: what a GIN index on them serves."""
+    """The metadata as a whole contain a document of the array alone: what a GIN index on them serves.
+
+    Many scalars are looked up by hash instead, as `_in` does.
+    """
+    if len(elements) > _SINGLES and not every and not any(one.startswith("{") for one in elements):
+        return _has_element(_operand(field, collection, params), _listed(elements, params))
     wanted = [f"[{','.join(elements)}]"] if every else [f"[{element}]" for element in elements]
     operand = str(collection.metadata)
     if any(may_be_index(step) for step in field.path):
@@ -114,6 +123,23 @@ def _contains(
 def _nested(path: Sequence[str], value: str) -> str:
     """JSON of objects within each other that hold `value` at `path`, and nothing else."""
     return "".join(f"{{{_json(step)}:" for step in path) + value + "}" * len(path)
+
+
+def _listed(values: Sequence[str], params: Params) -> str:
+    """JSON values for `= ANY`, which PostgreSQL puts into a hash table once for a statement.
+
+    Of a bare array it would compare a row with every value, once the plan is one for any array: 26 s instead
+    of 0.15 s for 100,000 rows and 1,000 values. A hash table finds what is equal, and not what is contained:
+    so `_has_element`.
+    """
+    return f"ANY(SELECT unnest({params.share(tuple(values), 'jsonb[]')}))"
+
+
+def _has_element(operand: str, listed: str) -> str:
+    """Whether the value is an array with an element among the listed."""
+    elements = f"jsonb_array_elements(CASE jsonb_typeof({operand}) WHEN 'array' THEN {operand} END)"
+    # IS TRUE keeps the planner from joining the two, which would read the list again for every row.
+    return f"EXISTS (SELECT FROM {elements} e WHERE (e = {listed}) IS TRUE)"
 
 
 def _list(values: Sequence[object], type_: str, params: Params) -> str:

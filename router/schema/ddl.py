@@ -71,7 +71,7 @@ def stored_types(collection: Collection) -> dict[str, str]:
 
 
 def create_table(collection: Collection) -> list[str]:
-    """Statements for the table alone. Metadata gets no index: the filters' `#>` paths could not use it."""
+    """Statements for the table alone. Metadata gets no index: only `$contains` and its like could use one."""
     needed = {collection.vector.column, collection.sharding.key.column} - {collection.id.column}
     columns = []
     for name, type_ in stored_types(collection).items():

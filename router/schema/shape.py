@@ -85,6 +85,11 @@ def notes(collection: Collection, found: Found) -> list[str]:
         column = found.columns.get(name)
         if column is not None and _rounds(column, type_):
             said.append(f"column {name} is {column.type}: values are rounded to that")
+        if column is not None and not column.deterministic:
+            said.append(
+                f"column {name} has a nondeterministic collation: equality in filters takes different texts"
+                " for equal, unlike every other operator"
+            )
     return said
 
 

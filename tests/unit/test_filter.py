@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -136,6 +137,13 @@ def test_what_a_filter_says_of_every_row_shows_in_its_form(raw: dict[str, Any], 
 )
 def test_what_is_wrong_is_said_with_its_place(raw: dict[str, Any], expected: str) -> None:
     assert expected in message(raw)
+
+
+def test_every_operator_is_documented() -> None:
+    known = message({"tenant": {"$nope": 1}}).split("known are ")[1].split(", ")
+    assert len(known) > 10
+    page = (Path(__file__).parents[2] / "docs" / "http.md").read_text()
+    assert [op for op in known if f"| `{op}`" not in page and f"` `{op}`" not in page] == []
 
 
 def test_all_problems_are_reported_at_once() -> None:

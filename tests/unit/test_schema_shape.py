@@ -113,6 +113,11 @@ def test_what_has_a_default_may_stay_unmapped() -> None:
     assert mismatches(collection(), found, replicated=True) == []
 
 
+def test_other_texts_of_a_nondeterministic_collation_are_noted() -> None:
+    said = notes(collection(), table(column("body", "text", deterministic=False)))
+    assert [note for note in said if "nondeterministic" in note and "column body" in note]
+
+
 def test_a_text_key_needs_a_deterministic_collation() -> None:
     odd = table(column("tenant_id", "text", deterministic=False))
     assert mismatches(collection(), odd, replicated=True) == []
