@@ -10,7 +10,7 @@ from typing import Protocol
 
 import msgspec
 
-from router.query.filter import And, Compare, Exists, Field, Filter, In, Like, Not, Or
+from router.query.filter import And, Compare, Digits, Exists, Field, Filter, In, Like, Not, Or
 from shard_config.model import Collection
 from shard_config.values import ValueType
 
@@ -113,6 +113,8 @@ def _without_null(operand: str) -> str:
 
 
 def _json(value: object) -> str:
+    if isinstance(value, Digits):
+        return value.text
     return msgspec.json.encode(value).decode()
 
 

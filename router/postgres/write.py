@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeAlias
 
 import asyncpg
 
 from router.postgres.connection import Connection, ErrorKind, node_error
 
-__all__ = ["advisory_lock", "store", "unlock_all", "written_position"]
+__all__ = ["Upsert", "advisory_lock", "store", "unlock_all", "written_position"]
+
+Upsert: TypeAlias = tuple[str, Sequence[tuple[object, ...]]]  # a statement, and arguments for each row
 
 # What the last commit wrote is in the log up to here. Without synchronous commit the flushed part may
 # end before it; what has been inserted never does.
@@ -25,14 +28,22 @@ async def written_position(connection: Connection) -> int:
     return position
 
 
-async def store(connection: Connection, sql: str, rows: Sequence[tuple[object, ...]]) -> dict[int, str]:
-    """Run `sql` for each of `rows` in one transaction; returns the rows that PostgreSQL refused, and why.
+async def store(connection: Connection, upserts: Sequence[Upsert]) -> dict[int, str]:
+    """Run each statement for its rows, all in one transaction.
 
-    All rows go out together. Only if one of them is refused, by a constraint or a trigger, are they
-    sent singly, so that the others are stored all the same.
+    All rows of a statement go out together. Only if one of them is refused, by a constraint or a trigger,
+    are they sent singly, so that the others are stored all the same.
+
+    Returns:
+        By position among the rows of all statements, why PostgreSQL refused a row.
     """
     try:
-        await connection.executemany(sql, rows)
+        if len(upserts) == 1:
+            await connection.executemany(*upserts[0])
+        else:
+            async with connection.transaction():
+                for upsert in upserts:
+                    await connection.executemany(*upsert)
     except asyncpg.PostgresError as exc:
         if node_error(exc).kind is not ErrorKind.DATA or connection.is_closed():
             raise
@@ -40,7 +51,8 @@ async def store(connection: Connection, sql: str, rows: Sequence[tuple[object, .
         return {}
     refused: dict[int, str] = {}
     await connection.execute("BEGIN")
-    for position, row in enumerate(rows):
+    singly = ((sql, row) for sql, rows in upserts for row in rows)
+    for position, (sql, row) in enumerate(singly):
         await connection.execute("SAVEPOINT one")
         try:
             await connection.execute(sql, *row)

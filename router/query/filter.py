@@ -22,10 +22,25 @@ from router.settings import Settings
 from shard_config.model import Collection, Column
 from shard_config.values import ValueType, coerce
 
-__all__ = ["And", "Compare", "Exists", "Field", "Filter", "In", "Like", "Not", "Or", "constant", "parse"]
+__all__ = [
+    "And",
+    "Compare",
+    "Digits",
+    "Exists",
+    "Field",
+    "Filter",
+    "In",
+    "Like",
+    "Not",
+    "Or",
+    "constant",
+    "parse",
+]
 
 _METADATA_DEPTH = 16
 _INTEGER_BITS = 4096
+_METADATA_EXPONENT = 1000  # of a document's metadata
+_FLOAT_EXPONENT = 308
 
 
 class Field(msgspec.Struct, frozen=True, array_like=True):
@@ -54,6 +69,12 @@ class Like(msgspec.Struct, frozen=True, array_like=True, tag="like"):
     field: Field
     pattern: str
     ignore_case: bool
+
+
+class Digits(msgspec.Struct, frozen=True, array_like=True, tag="digits"):
+    """A number for metadata that has more digits than a float keeps, as JSON."""
+
+    text: str
 
 
 class And(msgspec.Struct, frozen=True, array_like=True, tag="and"):
@@ -231,11 +252,8 @@ class _Parser:
         return None
 
     def _value(self, field: Field, value: object, path: str) -> object:
-        column = field.column
-        if isinstance(value, Decimal) and (column is None or column.type is not ValueType.NUMERIC):
-            value = float(value)
-        if column is not None:
-            return self._checked(column.type, value, path)
+        if field.column is not None:
+            return self._checked(field.column.type, value, path)
         return self._metadata_value(value, path)
 
     def _metadata_value(self, value: object, path: str) -> object:
@@ -248,6 +266,8 @@ class _Parser:
                 return value
             case float() if math.isfinite(value):
                 return value
+            case Decimal() if abs(value.adjusted()) <= _METADATA_EXPONENT:
+                return _number(value)
         self._wrong(path, "expected a string, a finite number, true or false")
         return False
 
@@ -261,6 +281,12 @@ class _Parser:
     def _wrong(self, path: str, message: str) -> Filter:
         self.problems.append(Problem(_shown(path, 200, quote=False), message))
         return And(())
+
+
+def _number(value: Decimal) -> float | Digits:
+    """jsonb compares numbers digit by digit; a float does where its shortest text is all of them."""
+    number = float(value) if abs(value.adjusted()) < _FLOAT_EXPONENT else math.inf
+    return number if math.isfinite(number) and Decimal(repr(number)) == value else Digits(str(value))
 
 
 def _shown(text: str, limit: int = 60, *, quote: bool = True) -> str:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from decimal import Decimal
 from typing import Any
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import strategies as st
 
 from router.postgres.sql import count
 from router.query.errors import InvalidError
-from router.query.filter import And, Compare, Exists, In, Like, Not, Or, constant, parse
+from router.query.filter import And, Compare, Digits, Exists, In, Like, Not, Or, constant, parse
 from router.settings import Settings
 from tests.unit.queries import collection
 
@@ -155,3 +156,18 @@ def test_any_json_is_parsed_or_refused_with_problems(raw: Any) -> None:
         assert exc.problems
     else:
         assert statement.sql.startswith("SELECT count(*)")
+
+
+def test_a_number_for_metadata_keeps_the_digits_that_a_float_would_not() -> None:
+    digits = "0.12345678901234567890"
+    for value, kept in (
+        (Decimal("0.1"), 0.1),
+        (Decimal("1e22"), 1e22),
+        (Decimal(digits), Digits(digits)),
+        (Decimal("1e400"), Digits("1E+400")),
+        (Decimal("1e-400"), Digits("1E-400")),
+    ):
+        tree = parsed({"metadata.n": value})
+        assert isinstance(tree, Compare)
+        assert tree.value == kept
+    assert "filter.metadata.n: expected" in message({"metadata.n": Decimal("1e1001")})
