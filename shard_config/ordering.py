@@ -1,4 +1,8 @@
-"""The order of key values, which is PostgreSQL's: text by code point (collation "C"), UUIDs by byte."""
+"""The order of key values, which is PostgreSQL's.
+
+Text goes by code point (collation "C"), UUIDs by byte, and NaN, which Python orders with nothing, above
+every other number.
+"""
 
 from __future__ import annotations
 
@@ -8,4 +12,11 @@ from typing import Any
 def below(value: object, bound: object) -> bool:
     """Whether `value` sorts before `bound`; both are what `coerce` gives for one and the same type."""
     left: Any = value
-    return bool(left < bound)
+    if value != value:
+        return False
+    return bound != bound or bool(left < bound)
+
+
+def rank(value: object) -> tuple[bool, Any]:
+    """What sorts as `value` does."""
+    return (True, 0) if value != value else (False, value)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from shard_config import hashing
 from shard_config.hashing import Keys
 from shard_config.model import HashSharding, ListSharding, RangePart, RangeSharding, Sharding
-from shard_config.ordering import below
+from shard_config.ordering import below, rank
 from shard_config.predicate import sql_predicate
 from shard_config.values import ValueType, shown
 
@@ -153,12 +153,12 @@ def shards_for_range(
 
 
 def _begins_within(start: object, upper: object, inclusive: bool) -> bool:
-    return below(start, upper) or (inclusive and start == upper)
+    return below(start, upper) or (inclusive and not below(upper, start))
 
 
 def _part_of(parts: tuple[RangePart, ...], value: Any) -> str | None:
     # The parts meet, so the first whose upper end is beyond the value is the only candidate.
-    part = parts[bisect_right(parts, value, hi=len(parts) - 1, key=lambda part: part.upper)]
+    part = parts[bisect_right(parts, rank(value), hi=len(parts) - 1, key=lambda part: rank(part.upper))]
     outside = (part.lower is not None and below(value, part.lower)) or (
         part.upper is not None and not below(value, part.upper)
     )
@@ -192,10 +192,11 @@ def _look_up(sharding: ListSharding, values: NDArray[Any], at: Mapping[str, int]
 
 def _search(sharding: RangeSharding, values: NDArray[Any], at: Mapping[str, int]) -> NDArray[np.int64]:
     parts = sharding.parts
+    if values.dtype.kind != "i":
+        places = (_part_of(parts, value) for value in values.tolist())
+        return np.fromiter((-1 if name is None else at[name] for name in places), np.int64, len(values))
     owners = np.array([at[part.shard] for part in parts], dtype=np.int64)
-    bounds = _objects(sharding.key.type, [part.upper for part in parts[:-1]])
-    if values.dtype.kind == "i":
-        bounds = bounds.astype(np.int64)
+    bounds = np.array([part.upper for part in parts[:-1]], dtype=np.int64)
     found = owners[np.searchsorted(bounds, values, side="right")]
     lowest, highest = parts[0].lower, parts[-1].upper
     if lowest is not None:

@@ -9,7 +9,7 @@ from enum import StrEnum
 from shard_config import limits
 from shard_config.hashing import HASHABLE
 from shard_config.model import Column, HashSharding, ListSharding, RangePart, RangeSharding, Sharding
-from shard_config.ordering import below
+from shard_config.ordering import below, rank
 from shard_config.problems import quoted, suggestion
 from shard_config.reader import Cursor, Section
 from shard_config.values import ValueType
@@ -223,7 +223,7 @@ def _part(item: Cursor, key: Column, shard: str) -> RangePart | None:
 
 def _lower_end(part: RangePart) -> tuple[object, ...]:
     # An empty tuple sorts below every other.
-    return () if part.lower is None else (part.lower,)
+    return () if part.lower is None else rank(part.lower)
 
 
 def _check_meeting(parts: list[tuple[RangePart, Cursor]]) -> None:

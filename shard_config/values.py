@@ -11,11 +11,16 @@ import math
 import re
 import struct
 import uuid
-from datetime import UTC, date, datetime
-from decimal import Decimal, InvalidOperation
+from collections.abc import Callable
+from datetime import date, datetime
+from decimal import Decimal
 from enum import StrEnum
 
-__all__ = ["TYPE_NAMES", "ValueType", "coerce", "from_text", "parse_type", "shown"]
+import numpy as np
+
+from shard_config.times import DistantTime, microseconds_of, parse_date, parse_timestamp, timestamptz_of
+
+__all__ = ["TYPE_NAMES", "ValueType", "coerce", "from_text", "json_form", "parse_type", "shown"]
 
 
 class ValueType(StrEnum):
@@ -54,9 +59,14 @@ TYPE_NAMES: tuple[str, ...] = (*ValueType, *_ALIASES)
 
 _INTEGER_BITS = {ValueType.BIGINT: 64, ValueType.INTEGER: 32, ValueType.SMALLINT: 16}
 _INTEGER_TEXT = re.compile(r"[+-]?[0-9]{1,30}")
-_FLOAT4_MAX = 3.4028234663852886e38
-# PostgreSQL's numeric holds far more; this bound keeps one value from being a megabyte of digits.
-_NUMERIC_DIGITS = 1000
+_NUMBER_TEXT = re.compile(r"[+-]?(?:[0-9]+(?:\.[0-9]*)?|\.[0-9]+)(?:[eE][+-]?[0-9]{1,9})?")
+_UUID_TEXT = re.compile(r"[0-9a-fA-F]{32}|[0-9a-fA-F]{8}(?:-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
+# What PostgreSQL's numeric holds before and after the decimal point.
+_NUMERIC_WHOLE, _NUMERIC_FRACTION = 131_072, 16_383
+# Numbers that JSON has no word for are strings, in answers and in requests. Each NaN is this one object:
+# it is not equal to itself, but a dictionary finds an object that it holds.
+_FLOAT_WORDS = {"nan": math.nan, "infinity": math.inf, "-infinity": -math.inf}
+_NUMERIC_WORDS = {word: Decimal(word) for word in _FLOAT_WORDS}
 
 
 def parse_type(name: str) -> ValueType:
@@ -80,8 +90,9 @@ def coerce(type_: ValueType, value: object) -> object:
 
     Accepts what JSON and YAML produce, and values that have the right Python type already. Never
     loses information silently: 1.5 is no integer, "1" is no number, and a timestamp says its offset
-    exactly where the type has one. The one rounding is that of `real`: the result is the number that
-    the server will hold, so that comparing it here and there gives the same answer.
+    exactly where the type has one, and no more digits than microseconds. The one rounding is that to
+    binary floats: the result is the number that the server will hold, so that comparing it here and
+    there gives the same answer. Takes back whatever `json_form` gives.
 
     Raises:
         ValueError: saying what was expected and what came.
@@ -119,11 +130,17 @@ def from_text(type_: ValueType, text: str) -> object:
         case ValueType.BOOLEAN:
             return coerce(type_, {"true": True, "false": False}.get(text, text))
         case ValueType.FLOAT8 | ValueType.FLOAT4:
-            try:
-                return coerce(type_, float(text))
-            except ValueError:
-                raise _expected("a finite number", text) from None
+            return coerce(type_, float(text) if _NUMBER_TEXT.fullmatch(text) else text)
     return coerce(type_, text)
+
+
+def json_form(type_: ValueType) -> Callable[[object], object] | None:
+    """What makes a value of `type_`, as asyncpg or `coerce` gives it, one that JSON has; None: nothing.
+
+    A `real` becomes the shortest number that stands for it. NaN, infinities, and times that Python has no
+    value for become strings.
+    """
+    return _JSON_FORMS.get(type_)
 
 
 def shown(value: object) -> str:
@@ -168,71 +185,96 @@ def _text(value: object) -> str:
 def _uuid(value: object) -> uuid.UUID:
     if isinstance(value, uuid.UUID):
         return value
-    try:
-        return uuid.UUID(value) if isinstance(value, str) else uuid.UUID("")
-    except ValueError:
-        raise _expected("a UUID", value) from None
+    # UUID itself would read 0x, underscores, blanks and the digits of other scripts as well.
+    if not isinstance(value, str) or not _UUID_TEXT.fullmatch(value):
+        raise _expected("a UUID such as 6f1d7c1e-2b57-4a0e-9a52-1f0c5f3c8c11", value)
+    return uuid.UUID(value)
 
 
 def _float(type_: ValueType, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
+    if isinstance(value, str) and value.lower() in _FLOAT_WORDS:
+        return _FLOAT_WORDS[value.lower()]
+    if isinstance(value, bool) or not isinstance(value, (int, float, Decimal)):
         raise _expected("a number", value)
+    if value != value:
+        return math.nan
     try:
         number = float(value)
+        if type_ is ValueType.FLOAT4:
+            # Rounds to the nearest, as the server does; what that takes to infinity is out of range.
+            number = struct.unpack("<f", struct.pack("<f", number))[0]
     except OverflowError:
         number = math.inf
-    if not math.isfinite(number) or (type_ is ValueType.FLOAT4 and abs(number) > _FLOAT4_MAX):
-        raise _expected(f"a finite number within the range of {type_}", value)
-    if type_ is ValueType.FLOAT4:
-        number = struct.unpack("<f", struct.pack("<f", number))[0]
+    if math.isinf(number) and not _is_infinite(value):
+        raise _expected(f"a number within the range of {type_}", value)
     return number
+
+
+def _is_infinite(value: float | Decimal) -> bool:
+    return value in (math.inf, -math.inf)
 
 
 def _numeric(value: object) -> Decimal:
     if isinstance(value, bool) or not isinstance(value, (int, float, str, Decimal)):
         raise _expected("a number", value)
-    try:
-        number = Decimal(str(value)) if isinstance(value, float) else Decimal(value)
-    except InvalidOperation:
-        raise _expected("a number", value) from None
+    if isinstance(value, str) and value.lower() in _NUMERIC_WORDS:
+        return _NUMERIC_WORDS[value.lower()]
+    # Decimal itself would read underscores, blanks and the digits of other scripts as well.
+    if isinstance(value, str) and not _NUMBER_TEXT.fullmatch(value):
+        raise _expected("a number", value)
+    number = Decimal(str(value) if isinstance(value, float) else value)
+    if not number.is_finite():
+        return _NUMERIC_WORDS["nan"] if number.is_nan() else number
     exponent = number.as_tuple().exponent
-    if not isinstance(exponent, int):
-        raise _expected("a finite number", value)
-    if len(number.as_tuple().digits) + abs(exponent) > _NUMERIC_DIGITS:
-        raise ValueError(f"a number of more than {_NUMERIC_DIGITS} digits")
-    return number
+    assert isinstance(exponent, int)
+    if -exponent > _NUMERIC_FRACTION or (number and number.adjusted() >= _NUMERIC_WHOLE):
+        limits = f"{_NUMERIC_WHOLE} digits before the point and {_NUMERIC_FRACTION} after it"
+        raise ValueError(f"expected a number of at most {limits}")
+    return number if number or exponent <= 0 else Decimal(0)
 
 
-def _date(value: object) -> date:
-    found = value
-    if isinstance(value, str):
-        try:
-            found = date.fromisoformat(value)
-        except ValueError:
-            found = None
+def _date(value: object) -> date | DistantTime:
+    found = parse_date(value) if isinstance(value, str) else value
+    if isinstance(found, DistantTime) and found.kind == "date":
+        return found
     if not isinstance(found, date) or isinstance(found, datetime):
         raise _expected("a date such as 2026-01-31", value)
-    # asyncpg writes and reads the two ends of Python's calendar as PostgreSQL's infinities.
-    if found in (date.min, date.max):
-        raise _expected("a date from 0001-01-02 to 9999-12-30", value)
     return found
 
 
-def _timestamp(type_: ValueType, value: object) -> datetime:
-    wants_offset = type_ is ValueType.TIMESTAMPTZ
-    example = "2026-01-31T12:00:00Z" if wants_offset else "2026-01-31T12:00:00"
-    if isinstance(value, str):
-        try:
-            value = datetime.fromisoformat(value)
-        except ValueError:
-            raise _expected(f"a timestamp such as {example}", value) from None
-    if not isinstance(value, datetime) or (value.tzinfo is not None) != wants_offset:
-        offset = "with" if wants_offset else "without"
-        raise _expected(f"a timestamp {offset} an offset, such as {example}", value)
-    try:
-        in_utc = value.astimezone(UTC).replace(tzinfo=None) if wants_offset else value
-    except OverflowError:
-        in_utc = datetime.max
-    if in_utc in (datetime.min, datetime.max):  # infinities to asyncpg, as with dates
-        raise _expected("a timestamp between the ends of the years 1 and 9999 in UTC", value)
-    return value
+def _timestamp(type_: ValueType, value: object) -> datetime | DistantTime:
+    zoned = type_ is ValueType.TIMESTAMPTZ
+    example = "2026-01-31T12:00:00Z" if zoned else "2026-01-31T12:00:00"
+    found = parse_timestamp(value, zoned=zoned) if isinstance(value, str) else value
+    if isinstance(found, DistantTime) and found.kind == ("timestamptz" if zoned else "timestamp"):
+        return found
+    if not isinstance(found, datetime) or (found.tzinfo is not None) != zoned:
+        raise _expected(f"a timestamp {'with' if zoned else 'without'} an offset, such as {example}", value)
+    # In UTC, so that what lies within Python's calendar is told by one measure.
+    return timestamptz_of(microseconds_of(found)) if zoned else found
+
+
+def _json_float(value: object) -> object:
+    assert isinstance(value, (float, Decimal))
+    if math.isfinite(value):
+        return value
+    return "NaN" if value != value else "Infinity" if value > 0 else "-Infinity"
+
+
+def _json_real(value: object) -> object:
+    assert isinstance(value, float)
+    return float(str(np.float32(value))) if math.isfinite(value) else _json_float(value)
+
+
+def _json_time(value: object) -> object:
+    return str(value) if isinstance(value, DistantTime) else value
+
+
+_JSON_FORMS: dict[ValueType, Callable[[object], object]] = {
+    ValueType.FLOAT8: _json_float,
+    ValueType.FLOAT4: _json_real,
+    ValueType.NUMERIC: _json_float,
+    ValueType.DATE: _json_time,
+    ValueType.TIMESTAMP: _json_time,
+    ValueType.TIMESTAMPTZ: _json_time,
+}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from datetime import date
 from decimal import Decimal
 from typing import Any
@@ -22,6 +23,7 @@ from shard_config.model import (
     ShardMap,
 )
 from shard_config.placement import as_runs
+from shard_config.times import DistantTime
 
 
 def to_json(shard_map: ShardMap) -> dict[str, Any]:
@@ -141,7 +143,9 @@ def _value(value: object) -> Any:
             return _escaped(value)
         case date():
             return value.isoformat()
-        case UUID() | Decimal():
+        case float() if not math.isfinite(value):
+            return str(Decimal(value))
+        case UUID() | Decimal() | DistantTime():
             return str(value)
     return value
 

@@ -15,12 +15,13 @@ from shard_config.model import Collection, Metric, Quantization, Vector, VectorT
 
 __all__ = ["beyond_index", "to_float32", "wrong_vectors"]
 
-_HALF_MAX = 65504.0
+_HALF_BEYOND = 65520.0  # the least that rounds to infinity, not to 65504
 # Float32 sums differ in their last digits by the order of their terms; what is near the bound is looked
 # at one by one.
 _SUSPECT_NORM2 = 3.4028234663852886e38 / 4 * 0.99
-# A float16 becomes zero below 2**-25, whose square this is.
-_HALF_ZERO2 = 2.0**-50
+# Below these squared norms per dimension a direction may lose digits, with room for the rounding of sums.
+_SHORT2 = 2.0**-124
+_SHORT_HALF2 = 2.0**-26
 
 
 def to_float32(components: NDArray[np.floating]) -> NDArray[np.float32]:
@@ -48,7 +49,7 @@ def beyond_index(vectors: NDArray[np.float32], collection: Collection) -> dict[i
     """
     if collection.index.quantization is not Quantization.HALFVEC:
         return {}
-    suspect = np.abs(vectors).max(axis=1, initial=0.0) > _HALF_MAX
+    suspect = np.abs(vectors).max(axis=1, initial=0.0) >= _HALF_BEYOND
     if collection.vector.metric is Metric.COSINE:
         with np.errstate(over="ignore"):
             suspect |= ~vectors.astype(np.float16).any(axis=1)
@@ -68,9 +69,9 @@ def _suspects(vectors: NDArray[np.float32], vector: Vector) -> NDArray[np.bool_]
     suspect: NDArray[np.bool_] = ~(norm2 <= _SUSPECT_NORM2)
     if vector.metric is Metric.COSINE:
         half = vector.type is VectorType.HALFVEC
-        suspect |= norm2 <= (_HALF_ZERO2 * 2 * vector.dimensions if half else 0.0)
+        suspect |= norm2 <= vector.dimensions * (_SHORT_HALF2 if half else _SHORT2)
     if vector.type is VectorType.HALFVEC:
         # A component beyond float16's range has a norm beyond it too.
-        large = np.flatnonzero(norm2 > 0.99 * _HALF_MAX**2)
-        suspect[large] |= np.abs(vectors[large]).max(axis=1) > _HALF_MAX
+        large = np.flatnonzero(norm2 > 0.99 * _HALF_BEYOND**2)
+        suspect[large] |= np.abs(vectors[large]).max(axis=1) >= _HALF_BEYOND
     return suspect

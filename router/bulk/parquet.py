@@ -17,7 +17,8 @@ from router.bulk.check import to_float32, wrong_vectors
 from router.bulk.errors import SourceError
 from router.bulk.fingerprint import fingerprint
 from router.bulk.rows import as_ids
-from router.http.decode import decode_object
+from router.http.document import FOUND_FIELDS
+from router.http.metadata import checked_text
 from router.query.errors import RequestError
 from shard_config.model import Collection
 from shard_config.values import ValueType, coerce
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 __all__ = ["ParquetSource", "open_parquet"]
 
 _VECTOR_NAMES = ("vector", "embedding")
-_METADATA_DEPTH = 32  # as the router takes it
 _NANOSECONDS = "has a fraction of a microsecond, which PostgreSQL does not keep"
 
 
@@ -136,7 +136,8 @@ def open_parquet(path: Path, collection: Collection, limit: int | None) -> Parqu
 def _check_columns(path: Path, names: Sequence[str], collection: Collection) -> str:
     vectors = [name for name in _VECTOR_NAMES if name in names]
     known = {"id", *_VECTOR_NAMES, *_checks(collection)}
-    problems = [f"{path}: unknown column {name!r}" for name in names if name not in known]
+    unknown = [name for name in names if name not in known and name not in FOUND_FIELDS]
+    problems = [f"{path}: unknown column {name!r}" for name in unknown]
     if problems:
         problems.append(f"{path}: a file for {collection.name} has columns among {', '.join(sorted(known))}")
     problems += [f"{path}: has {n} columns {name!r}" for name, n in Counter(names).items() if n > 1]
@@ -237,19 +238,8 @@ def _metadata(value: object) -> object:
     """An object, or the JSON text of one, as JSON text that jsonb takes."""
     if value is None:
         return None
-    if isinstance(value, str):
-        value = decode_object(value.encode(), "")
-    if not isinstance(value, dict):
+    if isinstance(value, dict):
+        value = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    if not isinstance(value, str):
         raise ValueError("expected an object, or the JSON text of one")
-    stack: list[tuple[object, int]] = [(value, 1)]
-    while stack:
-        item, depth = stack.pop()
-        if isinstance(item, str):
-            coerce(ValueType.TEXT, item)
-        elif isinstance(item, dict | list):
-            if depth > _METADATA_DEPTH:
-                raise ValueError(f"nested deeper than {_METADATA_DEPTH} levels")
-            stack.extend((part, depth + 1) for part in item)
-            if isinstance(item, dict):
-                stack.extend((part, depth + 1) for part in item.values())
-    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    return checked_text(value.encode(), "")

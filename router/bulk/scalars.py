@@ -5,10 +5,10 @@ from __future__ import annotations
 import struct
 import uuid
 from collections.abc import Callable
-from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 
+from shard_config.times import days_of, microseconds_of
 from shard_config.values import ValueType
 
 __all__ = ["JSONB", "NULL", "encoder"]
@@ -17,11 +17,8 @@ JSONB = "jsonb"
 NULL = b"\xff\xff\xff\xff"
 
 _LENGTH = struct.Struct(">i")
-_EPOCH_DAY = date(2000, 1, 1).toordinal()
-_EPOCH = datetime(2000, 1, 1)
-_EPOCH_UTC = datetime(2000, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 _NEGATIVE = 0x4000
+_SPECIAL = {"NaN": 0xC000, "Infinity": 0xD000, "-Infinity": 0xF000}
 
 
 def encoder(type_: str) -> Callable[[Any], bytes]:
@@ -65,20 +62,18 @@ _pack_day = _packer("i")
 _pack_moment = _packer("q")
 
 
-def _date(value: date) -> bytes:
-    return _pack_day(value.toordinal() - _EPOCH_DAY)
+def _date(value: Any) -> bytes:
+    return _pack_day(days_of(value))
 
 
-def _timestamp(value: datetime) -> bytes:
-    return _pack_moment((value - _EPOCH) // _MICROSECOND)
-
-
-def _timestamptz(value: datetime) -> bytes:
-    return _pack_moment((value - _EPOCH_UTC) // _MICROSECOND)
+def _timestamp(value: Any) -> bytes:
+    return _pack_moment(microseconds_of(value))
 
 
 def _numeric(value: Decimal) -> bytes:
     """Groups of four decimal digits, as numeric_recv in src/backend/utils/adt/numeric.c reads them."""
+    if not value.is_finite():
+        return _counted(struct.pack(">hhHh", 0, 0, _SPECIAL[str(value)], 0))
     sign, digits, exponent = value.as_tuple()
     assert isinstance(exponent, int)
     text = "".join(map(str, digits)) + "0" * max(0, exponent)
@@ -109,6 +104,6 @@ _ENCODERS: dict[str, Callable[[Any], bytes]] = {
     ValueType.NUMERIC: _numeric,
     ValueType.DATE: _date,
     ValueType.TIMESTAMP: _timestamp,
-    ValueType.TIMESTAMPTZ: _timestamptz,
+    ValueType.TIMESTAMPTZ: _timestamp,
     JSONB: _jsonb,
 }

@@ -86,7 +86,7 @@ def _hits(hits: Sequence[dict[str, Any]], include: Sequence[str]) -> Table:
     for name in include:
         table.add_column(Text(_line(name)))
     for rank, hit in enumerate(hits, 1):
-        known = [_cell(hit["id"]), Text(f"{hit['distance']:.4f}"), _cell(hit["shard"])]
+        known = [_cell(hit["id"]), Text(f"{float(hit['distance']):.4f}"), _cell(hit["shard"])]
         table.add_row(str(rank), *known, *(_cell(hit.get(name)) for name in include))
     return table
 

@@ -23,11 +23,11 @@ from contextlib import AsyncExitStack
 from hashlib import blake2b
 
 from router.documents.primary import OF_FAILOVER, PAUSE_SECONDS, Outcome, Primaries
-from router.documents.rows import rows_of, upsert_outcome
+from router.documents.rows import store_documents, upsert_outcome
 from router.documents.types import Document, DocumentFailure, UpsertOutcome
 from router.postgres import sql
 from router.postgres.connection import POSTGRES_ERRORS, Connection, NodeError, node_error
-from router.postgres.write import advisory_lock, store, unlock_all, written_position
+from router.postgres.write import advisory_lock, unlock_all, written_position
 from router.query.errors import OverloadedError
 from router.stages.node import Node
 from shard_config.model import Collection
@@ -164,14 +164,12 @@ class _Attempt:
             self._groups[shard] = staying
 
     async def _store(self, sessions: Mapping[str, Connection]) -> None:
-        text = sql.upsert(self._collection)
-
         async def one(shard: str, part: Sequence[Document]) -> None:
             connection = sessions[shard]
             self._storing.add(shard)
             committed = False
             try:
-                refused = await store(connection, text, rows_of(self._collection, part))
+                refused = await store_documents(connection, self._collection, part)
                 committed = True
                 position = await written_position(connection)
             except POSTGRES_ERRORS as exc:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from router.documents.types import CountAnswer, ReadAnswer
 from router.postgres import sql
-from router.query.answer import coverage_of, field_values, raise_if_unanswered
+from router.query.answer import coverage_of, field_values, json_forms, raise_if_unanswered
 from router.query.errors import Problem, UnavailableError
 from router.query.filter import Filter
 from router.query.plan import targets
@@ -49,10 +49,12 @@ class Reader:
         statement = sql.select_by_id(collection, id_, include)
         parts = await self._fetch(statement, Work.LOOKUP, shards, deadline)
         names = [name for name, _ in sql.result_columns(collection, include)]
+        forms = json_forms(collection, names)
         # A node that is behind may still show the document where it was before it moved.
         for shard, part in sorted(parts.items(), key=lambda item: item[1].report.stale):
             for row in part.rows:
-                document = {"id": row[0], "shard": shard, **field_values(collection, names, row, first=1)}
+                fields = field_values(collection, names, forms, row, first=1)
+                document = {"id": row[0], "shard": shard, **fields}
                 return ReadAnswer(document, shard if part.report.stale else None)
         reports = [part.report for part in parts.values()]
         raise_if_unanswered(coverage_of(reports, len(shards)), reports, allow_partial=False)

@@ -1,16 +1,20 @@
-"""Between documents and rows: arguments of the upsert, and what a shard's outcome means for each document."""
+"""Between documents and rows: statements of an upsert, and what a shard's outcome means for each document."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import groupby
 from typing import Literal
 
 from router.documents.primary import Outcome
 from router.documents.types import Document, DocumentFailure, ShardWrite, UpsertOutcome
+from router.postgres import sql
+from router.postgres.connection import Connection
+from router.postgres.write import Upsert, store
 from router.query.wire import to_wire
 from shard_config.model import Collection
 
-__all__ = ["key_of", "rows_of", "shard_write", "upsert_outcome"]
+__all__ = ["key_of", "shard_write", "store_documents", "upsert_outcome", "upserts"]
 
 
 def key_of(collection: Collection, document: Document) -> object:
@@ -18,18 +22,54 @@ def key_of(collection: Collection, document: Document) -> object:
     return document.id if collection.sharded_by_id else document.columns[collection.sharding.key.name]
 
 
-def rows_of(collection: Collection, documents: Sequence[Document]) -> list[tuple[object, ...]]:
-    """Arguments of `sql.upsert`, a tuple per document."""
-    rows = []
-    for document in documents:
-        row = [document.id, to_wire(document.vector, collection.vector.type)]
-        if collection.content is not None:
-            row.append(document.content)
-        if collection.metadata is not None:
-            row.append(document.metadata)
-        row += [document.columns.get(name) for name in collection.columns]
-        rows.append(tuple(row))
-    return rows
+async def store_documents(
+    connection: Connection, collection: Collection, documents: Sequence[Document]
+) -> dict[int, str]:
+    """Store `documents` in one transaction; what they leave out gets the table's defaults.
+
+    Returns:
+        By position among the documents, why PostgreSQL refused one.
+    """
+    shapes = {_left_out(collection, document) for document in documents}
+    if len(shapes) > 1:
+        # Only where there is a default does leaving out differ from NULL; mostly one statement will do.
+        statement = sql.defaulted_columns(collection)
+        defaulted = frozenset(row[0] for row in await connection.fetch(statement.sql, *statement.args))
+    else:
+        defaulted = frozenset().union(*shapes)
+    return await store(connection, upserts(collection, documents, defaulted))
+
+
+def upserts(collection: Collection, documents: Sequence[Document], defaulted: frozenset[str]) -> list[Upsert]:
+    """Statements, each for a run of documents that leave out the same of the columns `defaulted`.
+
+    The order of the documents stays: transactions that lock rows in one order do not wait for each other.
+    """
+    runs = groupby(documents, key=lambda document: _left_out(collection, document) & defaulted)
+    return [
+        (sql.upsert(collection, left_out), [_row(collection, document, left_out) for document in run])
+        for left_out, run in runs
+    ]
+
+
+def _fields(collection: Collection, document: Document) -> list[tuple[str, object]]:
+    """What may be left out: columns of the table, in the order of `sql.upsert`, with their values."""
+    fields: list[tuple[str, object]] = []
+    if collection.content is not None:
+        fields.append((collection.content, document.content))
+    if collection.metadata is not None:
+        fields.append((collection.metadata, document.metadata))
+    columns = collection.columns.items()
+    return fields + [(column.column, document.columns.get(name)) for name, column in columns]
+
+
+def _left_out(collection: Collection, document: Document) -> frozenset[str]:
+    return frozenset(name for name, value in _fields(collection, document) if value is None)
+
+
+def _row(collection: Collection, document: Document, left_out: frozenset[str]) -> tuple[object, ...]:
+    given = [value for name, value in _fields(collection, document) if name not in left_out]
+    return (document.id, to_wire(document.vector, collection.vector.type), *given)
 
 
 def upsert_outcome(

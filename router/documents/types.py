@@ -26,7 +26,7 @@ class Document(msgspec.Struct, frozen=True):
         index: its place in the request, from 0.
         vector: float32 components as little-endian bytes.
         metadata: encoded JSON, or None.
-        columns: values by column name as asyncpg binds them; missing ones are stored as NULL.
+        columns: values by column name as asyncpg binds them; missing ones get the table's default.
     """
 
     index: int

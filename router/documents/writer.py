@@ -14,11 +14,11 @@ from typing import Any
 
 from router.documents.guard import store_guarded
 from router.documents.primary import Primaries
-from router.documents.rows import key_of, rows_of, shard_write, upsert_outcome
+from router.documents.rows import key_of, shard_write, store_documents, upsert_outcome
 from router.documents.types import DeleteOutcome, Document, UpsertOutcome
 from router.postgres import sql
 from router.postgres.connection import Connection
-from router.postgres.write import repeated, store
+from router.postgres.write import repeated
 from router.query.filter import Filter
 from router.query.plan import targets
 from shard_config.model import Collection, ShardMap
@@ -92,10 +92,8 @@ def _order(document: Document) -> Any:
 def _storing(
     collection: Collection, documents: Sequence[Document]
 ) -> Callable[[Connection], Awaitable[dict[int, str]]]:
-    text, rows = sql.upsert(collection), rows_of(collection, documents)
-
     async def work(connection: Connection) -> dict[int, str]:
-        return await store(connection, text, rows)
+        return await store_documents(connection, collection, documents)
 
     return work
 

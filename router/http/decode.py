@@ -2,7 +2,8 @@
 
 The way of a good body is msgspec alone. Only a body that msgspec refuses is looked at again, at
 leisure, to find all wrong fields instead of the first, and to name what strict JSON has no word for:
-Python writes NaN and Infinity into JSON, and the answer to those is not "invalid character".
+Python writes NaN and Infinity into JSON, and the answer to those is not "invalid character". And null in
+an optional field, which clients send for what they leave out, is taken for just that.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ class Decoder(Generic[T]):
 
     def __init__(self, type_: type[T], *, exact: bool = False) -> None:
         self._type = type_
+        fields = msgspec.structs.fields(type_)
+        self._optional = frozenset(field.encode_name for field in fields if not field.required)
         self._decoder = msgspec.json.Decoder(type_, float_hook=_decimal if exact else None)
 
     def decode(self, data: bytes | msgspec.Raw, path: str = "") -> T:
@@ -46,9 +49,21 @@ class Decoder(Generic[T]):
         try:
             return self._decoder.decode(data)
         except msgspec.ValidationError as exc:
+            reduced = self._without_nulls(data)
+            if reduced is not None:
+                return self.decode(reduced, path)
             raise _invalid(bytes(data), self._type, exc, path) from exc
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             _refuse(bytes(data), exc, path)
+
+    def _without_nulls(self, data: bytes | msgspec.Raw) -> bytes | None:
+        """The object without optional fields that are null, byte for byte; None if it has none of them."""
+        try:
+            members = _members.decode(data)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            return None
+        kept = {name: raw for name, raw in members.items() if name not in self._optional or raw != _NULL}
+        return None if len(kept) == len(members) else msgspec.json.encode(kept)
 
 
 def decode_object(data: bytes, path: str, *, exact: bool = False) -> dict[str, object]:
@@ -65,13 +80,15 @@ def decode_object(data: bytes, path: str, *, exact: bool = False) -> dict[str, o
         _refuse(data, exc, path)
 
 
-def _decimal(text: str) -> Decimal | float:
+def _decimal(text: str) -> Decimal:
     try:
         return Decimal(text)
-    except InvalidOperation:  # an exponent of more than 18 digits
-        return float(text)
+    except InvalidOperation:  # an exponent of more than 18 digits: beyond, or below, whatever any type holds
+        return Decimal(str(float(text)).replace("inf", "1e999999999").replace("0.0", "1e-999999999"))
 
 
+_NULL = msgspec.Raw(b"null")
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _objects = msgspec.json.Decoder(dict[str, object])
 _exact_objects = msgspec.json.Decoder(dict[str, object], float_hook=_decimal)
 
@@ -123,7 +140,9 @@ def _choice(value: object, type_: Any, path: str) -> Problem | None:
 
 
 def _without_raw(type_: Any) -> Any:
-    # Members kept undecoded are checked when their turn comes.
+    # Members kept undecoded are checked when their turn comes; one by itself is a document's metadata.
+    if type_ is msgspec.Raw:
+        return dict[str, Any] | None
     return list[Any] if type_ == list[msgspec.Raw] else type_
 
 

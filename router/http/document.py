@@ -1,13 +1,12 @@
 """One document's JSON becomes a checked `Document` of its collection.
 
 Invariant: what `read` returns PostgreSQL stores without an error about its values, and its sharding
-key has a place. Metadata is looked through for that: jsonb has no U+0000, and its parser recurses.
+key has a place. What answers show as a document is one: `shard` and `distance`, which say where it was
+found, are taken and mean nothing.
 """
 
 from __future__ import annotations
 
-import json
-from decimal import Decimal
 from typing import Any
 
 import msgspec
@@ -15,14 +14,18 @@ import msgspec
 from router.documents.types import Document
 from router.http import vectors
 from router.http.decode import Decoder
+from router.http.metadata import checked_text
 from router.query.errors import InvalidError
 from shard_config import partition
 from shard_config.model import Collection, Column
 from shard_config.values import ValueType, coerce
 
-__all__ = ["DocumentReader", "Readers", "checked"]
+__all__ = ["FOUND_FIELDS", "DocumentReader", "Readers", "checked"]
 
-_METADATA_DEPTH = 32
+# What a document in an answer has besides its own fields.
+FOUND_FIELDS = ("shard", "distance")
+_NULL = msgspec.Raw(b"null")
+_CONTENT = Column("content", "content", ValueType.TEXT)
 
 
 class DocumentReader:
@@ -36,11 +39,12 @@ class DocumentReader:
         if collection.content is not None:
             fields.append(("content", str | None, None))
         if collection.metadata is not None:
-            fields.append(("metadata", dict[str, Any] | None, None))
-        fields.extend((field, _json_type(collection.columns[name]), None) for field, name in names.items())
+            fields.append(("metadata", msgspec.Raw, _NULL))
+        fields.extend((field, Any, None) for field in names)
+        fields.extend((name, Any, None) for name in FOUND_FIELDS)
         self._columns = [(field, collection.columns[name]) for field, name in names.items()]
         self._decoder: Decoder[msgspec.Struct] = Decoder(
-            msgspec.defstruct("Document", fields, rename=names, forbid_unknown_fields=True)
+            msgspec.defstruct("Document", fields, rename=names, forbid_unknown_fields=True), exact=True
         )
 
     def read(self, data: bytes | msgspec.Raw, index: int, path: str) -> Document:
@@ -57,8 +61,8 @@ class DocumentReader:
         vectors.check_indexed(vector, collection, f"{prefix}vector")
         content = getattr(raw, "content", None)
         if content is not None:
-            _text(content, f"{prefix}content")
-        metadata = getattr(raw, "metadata", None)
+            checked(_CONTENT, content, f"{prefix}content")
+        metadata = bytes(getattr(raw, "metadata", _NULL))
         columns = {}
         for field, column in self._columns:
             value = getattr(raw, field)
@@ -70,7 +74,7 @@ class DocumentReader:
             id=id_,
             vector=vector,
             content=content,
-            metadata=None if metadata is None else _encoded(metadata, f"{prefix}metadata"),
+            metadata=None if metadata == b"null" else checked_text(metadata, f"{prefix}metadata"),
             columns=columns,
         )
 
@@ -109,31 +113,3 @@ def checked(column: Column, value: object, path: str) -> object:
         return coerce(column.type, value)
     except ValueError as exc:
         raise InvalidError.at(path, str(exc)) from exc
-
-
-def _json_type(column: Column) -> Any:
-    # A number that is decoded as anything goes through a float, and comes out with 17 digits.
-    return Decimal | None if column.type is ValueType.NUMERIC else Any
-
-
-def _text(text: str, path: str) -> None:
-    try:
-        coerce(ValueType.TEXT, text)
-    except ValueError as exc:
-        raise InvalidError.at(path, str(exc)) from exc
-
-
-def _encoded(metadata: dict[str, Any], path: str) -> str:
-    stack: list[tuple[object, int]] = [(metadata, 1)]
-    while stack:
-        value, depth = stack.pop()
-        if isinstance(value, str):
-            _text(value, path)
-        elif isinstance(value, dict | list):
-            if depth > _METADATA_DEPTH:
-                raise InvalidError.at(path, f"nested deeper than {_METADATA_DEPTH} levels")
-            stack.extend((item, depth + 1) for item in value)
-            if isinstance(value, dict):
-                stack.extend((item, depth + 1) for item in value.values())
-    # Not msgspec: it writes no integers beyond 64 bits, which jsonb holds.
-    return json.dumps(metadata, ensure_ascii=False, separators=(",", ":"))

@@ -24,7 +24,7 @@ from router.policy.recall_sampling import RecallSeen
 from router.query.errors import InvalidError, NotFoundError
 from shard_config import partition, to_json
 from shard_config.model import Collection, HashSharding, ListSharding, RangeSharding, ShardMap
-from shard_config.values import from_text
+from shard_config.values import from_text, json_form
 
 __all__ = ["Inspection", "collection_view"]
 
@@ -64,7 +64,8 @@ class Inspection:
         except partition.NoPlaceError as exc:
             raise NotFoundError(str(exc)) from exc
         bucket = partition.bucket(sharding, value) if isinstance(sharding, HashSharding) else None
-        return self._reply(Location(collection.name, value, shard, bucket))
+        form = json_form(sharding.key.type)
+        return self._reply(Location(collection.name, value if form is None else form(value), shard, bucket))
 
     async def shard_map(self, request: Request) -> Reply:
         return Reply(self._encoder.encode(to_json(request.backend.shard_map)))

@@ -1,8 +1,9 @@
 """A vector of a request becomes little-endian float32 bytes that every distance is defined for.
 
 Invariant: what `parse` returns has the collection's dimensions, finite components that its type can
-hold, a squared norm that float32 sums without overflow, and a direction where the metric needs one.
-One dot product tells all of that about a good vector; only a bad one is searched for the reason.
+hold, a squared norm that float32 sums without overflow, and where the metric is cosine a direction that
+keeps its digits. One dot product tells all of that about a good vector; only a bad one is searched for
+the reason.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ _FLOAT32_MAX = 3.4028234663852886e38
 _HALF_MAX = 65504.0
 # The squared distance of two vectors is at most four times the larger squared norm.
 _NORM2_MAX = _FLOAT32_MAX / 4
+# pgvector's cosine sums squares and products in float32, where each of them is off by at most 2**-150 if it
+# is below the normal range. The squared norm that is this times the dimensions hides that in its last bit.
+_COSINE_NORM2 = 2.0**-126
+# Float16 rounds components below its normal range to multiples of 2**-24. The same for its last bit, of 11.
+_COSINE_HALF_NORM2 = 2.0**-28
 
 
 def parse(raw: list[float] | bytes, vector: Vector, path: str) -> bytes:
@@ -72,8 +78,17 @@ def _pack(components: list[float], dimensions: int, path: str) -> bytes:
     try:
         return struct.pack(f"<{dimensions}f", *components)
     except OverflowError:
-        i = next(i for i, x in enumerate(components) if abs(x) > _FLOAT32_MAX)
+        i = next(i for i, x in enumerate(components) if _overflows(x))
         raise InvalidError.at(f"{path}[{i}]", f"{components[i]:g} is beyond float32") from None
+
+
+def _overflows(component: float) -> bool:
+    """Whether float32's nearest is infinite: not so for 3.4028235e38, the usual spelling of its largest."""
+    try:
+        struct.pack("<f", component)
+    except OverflowError:
+        return True
+    return False
 
 
 def _check_length(data: bytes, dimensions: int, path: str) -> None:
@@ -90,20 +105,37 @@ def _check(components: NDArray[np.float32], vector: Vector, path: str) -> None:
     # Written so that NaN fails it.
     if not norm2 <= _NORM2_MAX:
         raise _too_large(components, path)
-    if vector.type is VectorType.HALFVEC:
+    half = vector.type is VectorType.HALFVEC
+    if half:
         norm2 = _check_half(components, path, "halfvec")
-    if norm2 == 0.0 and vector.metric is Metric.COSINE:
+    if vector.metric is Metric.COSINE:
+        least = len(components) * (_COSINE_HALF_NORM2 if half else _COSINE_NORM2)
+        # A float32 sum of such squares has lost digits itself.
+        if norm2 < 2 * least:
+            _check_direction(components, least, half, path)
+
+
+def _check_direction(components: NDArray[np.float32], least: float, half: bool, path: str) -> None:
+    kept = (components.astype(np.float16) if half else components).astype(np.float64)
+    norm2 = float(np.dot(kept, kept))
+    if norm2 == 0.0:
         raise InvalidError.at(path, "a zero vector has no direction, which cosine distance needs")
+    if norm2 < least:
+        limit = f"its length {math.sqrt(norm2):.3g} is below {math.sqrt(least):.3g}"
+        why = "halfvec would keep too few digits" if half else "its squares would lose digits in float32"
+        raise InvalidError.at(path, f"{limit}: {why}; cosine distance takes the vector at any larger scale")
 
 
 def _check_half(components: NDArray[np.float32], path: str, type_: str) -> float:
     """The squared norm of what float16 keeps of them: small components become zero."""
+    with np.errstate(over="ignore"):
+        kept = components.astype(np.float16).astype(np.float32)
     i = int(np.argmax(np.abs(components)))
-    if abs(components[i]) > _HALF_MAX:
+    # What rounds to the largest, such as 65510, is taken.
+    if math.isinf(kept[i]):
         raise InvalidError.at(
             f"{path}[{i}]", f"{components[i]:g} exceeds {_HALF_MAX:g}, the limit of {type_}"
         )
-    kept = components.astype(np.float16).astype(np.float32)
     return float(np.dot(kept, kept))
 
 

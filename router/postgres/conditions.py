@@ -16,7 +16,7 @@ import msgspec
 
 from router.postgres.collations import CODE_POINT, FOLDING
 from router.query.filter import And, Compare, Contains, Exists, Field, Filter, In, Like, Not, Or
-from router.query.metadata import may_be_index
+from router.query.metadata import Digits, may_be_index
 from shard_config.model import Collection
 from shard_config.values import ValueType
 
@@ -175,6 +175,8 @@ def _without_null(operand: str) -> str:
 
 
 def _json(value: object) -> str:
+    if isinstance(value, Digits):
+        return value.text
     return msgspec.json.encode(value).decode()
 
 

@@ -13,6 +13,7 @@ import os
 import socket
 import ssl
 from collections.abc import Iterable
+from decimal import Decimal
 from enum import StrEnum
 from time import monotonic
 from typing import Any, TypeAlias
@@ -22,6 +23,7 @@ import asyncpg
 from router.postgres import driver
 from router.postgres.collations import FOLDING, stand_in
 from router.postgres.session_settings import SettingsRefusedError, apply_settings
+from shard_config.times import date_of, days_of, microseconds_of, timestamp_of, timestamptz_of
 
 __all__ = [
     "POSTGRES_ERRORS",
@@ -39,8 +41,13 @@ POSTGRES_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Intern
 # The shapes of searches differ by filter, limit and columns; each holds a plan on the server.
 _STATEMENT_CACHE = 256
 
-
 _VECTOR_TYPES = ("vector", "halfvec")
+# asyncpg's "tuple" of each is its count of days or microseconds.
+_TIMES = (
+    ("date", lambda value: (days_of(value),), lambda wire: date_of(wire[0])),
+    ("timestamp", lambda value: (microseconds_of(value),), lambda wire: timestamp_of(wire[0])),
+    ("timestamptz", lambda value: (microseconds_of(value),), lambda wire: timestamptz_of(wire[0])),
+)
 
 _logger = logging.getLogger(__name__)
 
@@ -181,7 +188,12 @@ async def open_connection(
 
 
 async def _set_codecs(connection: Connection) -> None:
-    """Vectors travel as wire bytes both ways; `router.query.wire` knows the format."""
+    """Vectors travel as wire bytes both ways; `router.query.wire` knows the format.
+
+    Times have codecs of our own since asyncpg's fail on years beyond 1 to 9999, with all rows of a
+    statement, and take the ends of Python's calendar for infinities. Numbers of any precision travel as
+    text: asyncpg's binary form of 1e131071, six bytes of a request, would take 64 KiB.
+    """
     rows = await connection.fetch(
         "SELECT t.typname, n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
         " JOIN pg_type t ON t.typnamespace = n.oid"
@@ -194,6 +206,13 @@ async def _set_codecs(connection: Connection) -> None:
         await connection.set_type_codec(
             row["typname"], schema=row["nspname"], encoder=bytes, decoder=bytes, format="binary"
         )
+    for name, encoder, decoder in _TIMES:
+        await connection.set_type_codec(
+            name, schema="pg_catalog", encoder=encoder, decoder=decoder, format="tuple"
+        )
+    await connection.set_type_codec(
+        "numeric", schema="pg_catalog", encoder=str, decoder=Decimal, format="text"
+    )
     # asyncpg looks a new array type up when a statement first needs it, which takes milliseconds.
     await connection.prepare("SELECT " + ", ".join(f"NULL::{row['typname']}[]" for row in rows))
     connection.knows_vectors = True

@@ -19,6 +19,7 @@ from shard_config.values import ValueType
 __all__ = [
     "Statement",
     "count",
+    "defaulted_columns",
     "delete_by_ids",
     "delete_matching",
     "distance_operator",
@@ -103,9 +104,10 @@ def sample(collection: Collection, count: int, columns: Sequence[str]) -> Statem
     return Statement(sql, (count,))
 
 
-def upsert(collection: Collection) -> str:
+def upsert(collection: Collection, left_out: frozenset[str] = frozenset()) -> str:
     """Insert or replace one document; parameters are id, vector, content?, metadata?, *columns.
 
+    Columns of the table that are in `left_out` have no parameter and get the table's default.
     Returns the id that was sent as a row of (id,), or no row where a trigger kept the document from being
     stored. The id may be `GENERATED ALWAYS AS IDENTITY`: it is the caller's all the same.
     """
@@ -116,14 +118,26 @@ def upsert(collection: Collection) -> str:
     if collection.metadata is not None:
         columns.append((collection.metadata, "jsonb"))
     columns += [(column.column, str(column.type)) for column in collection.columns.values()]
-    names = ", ".join(name for name, _ in columns)
-    values = ", ".join(f"${i}::{type_}" for i, (_, type_) in enumerate(columns, 1))
-    updates = ", ".join(f"{name} = EXCLUDED.{name}" for name, _ in columns[1:])
+    given = [(name, type_) for name, type_ in columns if name not in left_out]
+    names = ", ".join(name for name, _ in given)
+    values = ", ".join(f"${i}::{type_}" for i, (_, type_) in enumerate(given, 1))
+    changes = [f"{name} = {'DEFAULT' if name in left_out else f'EXCLUDED.{name}'}" for name, _ in columns[1:]]
+    updates = ", ".join(changes)
     return (
         f"INSERT INTO {collection.table} ({names}) OVERRIDING SYSTEM VALUE VALUES ({values})"
         f" ON CONFLICT ({collection.id.column}) DO UPDATE SET {updates}"
         f" RETURNING $1::{collection.id.type}"
     )
+
+
+def defaulted_columns(collection: Collection) -> Statement:
+    """The table's columns that leaving out fills with anything but NULL, as rows of (name,)."""
+    sql = (
+        "SELECT a.attname::text FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid"
+        f" WHERE a.attrelid = '{collection.table}'::regclass AND a.attnum > 0"
+        " AND (a.atthasdef OR a.attidentity <> '' OR t.typdefault IS NOT NULL)"
+    )
+    return Statement(sql, ())
 
 
 def _delete(collection: Collection, condition: str, params: PlainParams) -> Statement:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
 import asyncpg
 
 from router.postgres.connection import POSTGRES_ERRORS, Connection, ErrorKind, node_error
 
-__all__ = ["advisory_lock", "repeated", "store", "unlock_all", "written_position"]
+__all__ = ["Upsert", "advisory_lock", "repeated", "store", "unlock_all", "written_position"]
 
 T = TypeVar("T")
+
+Upsert: TypeAlias = tuple[str, Sequence[tuple[object, ...]]]  # a statement, and arguments for each row
 
 # Of a transaction that deadlocks or cannot be serialised, and seconds before the second one.
 _TRIES, _FIRST_PAUSE = 6, 0.02
@@ -53,35 +55,42 @@ async def repeated(connection: Connection, transaction: Callable[[], Awaitable[T
     return await transaction()
 
 
-async def store(connection: Connection, sql: str, rows: Sequence[tuple[object, ...]]) -> dict[int, str]:
-    """Run `sql` for each of `rows` in one transaction; returns the rows that PostgreSQL refused, and why.
+async def store(connection: Connection, upserts: Sequence[Upsert]) -> dict[int, str]:
+    """Run each statement for its rows, all in one transaction.
 
-    `sql` returns the first value of each row that it has stored. All rows go out together. Only if one of
-    them is refused, by a constraint, a policy or a trigger, are they sent singly, so that the others are
-    stored all the same.
+    A statement returns the first value of each row that it has stored. All rows of a statement go out
+    together. Only if one of them is refused, by a constraint, a policy or a trigger, are they sent singly,
+    so that the others are stored all the same.
+
+    Returns:
+        By position among the rows of all statements, why PostgreSQL refused a row.
     """
-    return await repeated(connection, lambda: _store(connection, sql, rows))
+    return await repeated(connection, lambda: _store(connection, upserts))
 
 
-async def _store(connection: Connection, sql: str, rows: Sequence[tuple[object, ...]]) -> dict[int, str]:
+async def _store(connection: Connection, upserts: Sequence[Upsert]) -> dict[int, str]:
     try:
-        returned = await connection.fetchmany(sql, rows)
+        if len(upserts) == 1:
+            returned = await connection.fetchmany(*upserts[0])
+        else:
+            async with connection.transaction():
+                returned = [row for upsert in upserts for row in await connection.fetchmany(*upsert)]
     except POSTGRES_ERRORS as exc:
         if not _blames_row(connection, exc):
             raise
-        return await _store_singly(connection, sql, rows)
-    if len(returned) == len(rows):
+        return await _store_singly(connection, upserts)
+    if len(returned) == sum(len(rows) for _, rows in upserts):
         return {}
     stored = {row[0] for row in returned}
-    return {position: _DROPPED for position, row in enumerate(rows) if row[0] not in stored}
+    every = (row for _, rows in upserts for row in rows)
+    return {position: _DROPPED for position, row in enumerate(every) if row[0] not in stored}
 
 
-async def _store_singly(
-    connection: Connection, sql: str, rows: Sequence[tuple[object, ...]]
-) -> dict[int, str]:
+async def _store_singly(connection: Connection, upserts: Sequence[Upsert]) -> dict[int, str]:
     refused: dict[int, str] = {}
     await connection.execute("BEGIN")
-    for position, row in enumerate(rows):
+    singly = ((sql, row) for sql, rows in upserts for row in rows)
+    for position, (sql, row) in enumerate(singly):
         await connection.execute("SAVEPOINT one")
         try:
             if not await connection.fetch(sql, *row):

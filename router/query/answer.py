@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -20,8 +21,9 @@ from router.query.types import (
 )
 from router.query.wire import from_wire
 from shard_config.model import Collection
+from shard_config.values import json_form
 
-__all__ = ["coverage_of", "encode_hits", "field_values", "raise_if_unanswered", "shortfall"]
+__all__ = ["coverage_of", "encode_hits", "field_values", "json_forms", "raise_if_unanswered", "shortfall"]
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
 
@@ -31,16 +33,43 @@ def encode_hits(
 ) -> msgspec.Raw:
     """The hits as a JSON array; a row is (id, distance, *columns)."""
     names = [name for name, _ in columns]
+    forms = json_forms(collection, names)
     hits = []
     for row, shard in kept:
         hit: dict[str, Any] = {"id": row[0], "distance": row[1], "shard": shard}
         if names:
-            hit.update(field_values(collection, names, row, first=2))
+            hit.update(field_values(collection, names, forms, row, first=2))
         hits.append(hit)
+    _name_infinities(hits)
     return msgspec.Raw(_encoder.encode(hits))
 
 
-def field_values(collection: Collection, names: Sequence[str], row: Row, first: int) -> dict[str, Any]:
+def _name_infinities(hits: Sequence[dict[str, Any]]) -> None:
+    """Give infinite distances, which JSON has no number for, the names that such values have.
+
+    Vectors that the router stored have none; others' may be so long that float32 overflows. They stand at
+    the ends, since hits are ordered by distance.
+    """
+    for ordered in (hits, reversed(hits)):
+        for hit in ordered:
+            if isinstance(hit["distance"], str) or math.isfinite(hit["distance"]):
+                break
+            hit["distance"] = "Infinity" if hit["distance"] > 0 else "-Infinity"
+
+
+def json_forms(collection: Collection, names: Sequence[str]) -> dict[str, Callable[[object], object]]:
+    """What `field_values` needs to write the values of columns that JSON does not have as they are."""
+    columns = [collection.columns[name] for name in names if name in collection.columns]
+    return {column.name: form for column in columns if (form := json_form(column.type)) is not None}
+
+
+def field_values(
+    collection: Collection,
+    names: Sequence[str],
+    forms: Mapping[str, Callable[[object], object]],
+    row: Row,
+    first: int,
+) -> dict[str, Any]:
     """Columns of a row, from position `first` on, by name and as JSON will hold them."""
     values: dict[str, Any] = {}
     for position, name in enumerate(names, first):
@@ -50,6 +79,8 @@ def field_values(collection: Collection, names: Sequence[str], row: Row, first: 
             value = msgspec.Raw(value.encode())
         elif value is not None and name == "vector":
             value = from_wire(value, collection.vector.type)
+        elif value is not None and name in forms:
+            value = forms[name](value)
         values[name] = value
     return values
 

@@ -14,14 +14,17 @@ would hide it. An empty list is not one, since programs make it from an empty se
 from __future__ import annotations
 
 from collections.abc import Callable
+from decimal import Decimal
 from typing import Literal, TypeAlias
 
 import msgspec
 
 from router.query import metadata
 from router.query.errors import InvalidError, Problem
+from router.query.metadata import Digits
 from router.settings import Settings
 from shard_config.model import Collection, Column
+from shard_config.ordering import below
 from shard_config.values import ValueType, coerce, shown
 
 __all__ = [
@@ -326,7 +329,7 @@ class _Parser:
             if column is None:
                 arrays = "; for arrays there are $contains, $containsAny and $containsAll"
                 return metadata.scalar(value, arrays if isinstance(value, list) else "")
-            return coerce(column.type, value if column.type is ValueType.NUMERIC else metadata.plain(value))
+            return coerce(column.type, value)
         except ValueError as exc:
             self._wrong(path, str(exc))
             return None
@@ -345,8 +348,8 @@ def _shown(text: str, limit: int = 60, *, quote: bool = True) -> str:
 
 def _ascending(lower: object, upper: object) -> bool:
     """Whether some value can be between the two, both included; values of different kinds have no order."""
+    low, high = (Decimal(v.text) if isinstance(v, Digits) else v for v in (lower, upper))
     try:
-        comparable = isinstance(lower, bool) == isinstance(upper, bool)
-        return comparable and lower <= upper  # type: ignore[operator]
+        return isinstance(low, bool) == isinstance(high, bool) and not below(high, low)
     except TypeError:
         return False

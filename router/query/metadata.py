@@ -18,13 +18,21 @@ import msgspec
 
 from shard_config.values import ValueType, coerce, shown
 
-__all__ = ["element", "may_be_index", "plain", "scalar", "steps"]
+__all__ = ["Digits", "element", "may_be_index", "scalar", "steps"]
 
 _MOST_LEVELS = 32  # of the metadata of a document
 _INTEGER_BITS = 4096
+_NUMBER_EXPONENT = 1000
+_FLOAT_EXPONENT = 308
 _STEP = re.compile(r'"(?:[^"\\]|\\.)*"|[^".][^.]*', re.DOTALL)
 _INDEX = re.compile(r"\s*[+-]?\d+")
 _SCALARS = "a string, a finite number, true or false"
+
+
+class Digits(msgspec.Struct, frozen=True, array_like=True, tag="digits"):
+    """A number that has more digits than a float keeps, as JSON."""
+
+    text: str
 
 
 def steps(text: str) -> tuple[str, ...]:
@@ -53,18 +61,12 @@ def may_be_index(step: str) -> bool:
     return _INDEX.fullmatch(step) is not None
 
 
-def plain(value: object) -> object:
-    """Decimals are for numeric columns; everywhere else a number with a fraction is a float."""
-    return float(value) if isinstance(value, Decimal) else value
-
-
 def scalar(value: object, also: str = "") -> object:
     """`value` if it is neither null, an array nor an object; `also` ends the message.
 
     Raises:
         ValueError
     """
-    value = plain(value)
     match value:
         case bool():
             return value
@@ -74,6 +76,8 @@ def scalar(value: object, also: str = "") -> object:
             return value
         case float() if math.isfinite(value):
             return value
+        case Decimal() if abs(value.adjusted()) <= _NUMBER_EXPONENT:
+            return _number(value)
     raise ValueError(f"expected {_SCALARS}{also}")
 
 
@@ -87,7 +91,7 @@ def element(value: object, most: int) -> str:
         checked: object = _Object(most).checked(value, 1)
     else:
         also = ", or an object; for several values there are $containsAny and $containsAll"
-        checked = scalar(value, also)
+        checked = _json(scalar(value, also))
     return msgspec.json.encode(checked).decode()
 
 
@@ -108,7 +112,17 @@ class _Object:
             return {coerce(ValueType.TEXT, name): self.checked(v, depth + 1) for name, v in value.items()}
         if isinstance(value, list):
             return [self.checked(v, depth + 1) for v in value]
-        return None if value is None else scalar(value, f", got {shown(value)}")
+        return None if value is None else _json(scalar(value, f", got {shown(value)}"))
+
+
+def _number(value: Decimal) -> float | Digits:
+    """jsonb compares numbers digit by digit; a float does where its shortest text is all of them."""
+    number = float(value) if abs(value.adjusted()) < _FLOAT_EXPONENT else math.inf
+    return number if math.isfinite(number) and Decimal(repr(number)) == value else Digits(str(value))
+
+
+def _json(value: object) -> object:
+    return msgspec.Raw(value.text.encode()) if isinstance(value, Digits) else value
 
 
 def _step(text: str) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -30,12 +30,17 @@ class Near(msgspec.Struct, frozen=True):
     distance: float
 
 
-_decoder = msgspec.json.Decoder(list[Near])
+class _Hit(msgspec.Struct):
+    id: Any
+    distance: float | Literal["Infinity", "-Infinity"]
+
+
+_decoder = msgspec.json.Decoder(list[_Hit])
 
 
 def near(hits: msgspec.Raw) -> list[Near]:
     """The hits of an answer, from its JSON."""
-    return _decoder.decode(hits)
+    return [Near(hit.id, float(hit.distance)) for hit in _decoder.decode(hits)]
 
 
 def recall(found: Sequence[float], exact: Sequence[float]) -> float | None:
@@ -46,7 +51,9 @@ def recall(found: Sequence[float], exact: Sequence[float]) -> float | None:
     """
     if not exact:
         return None
-    farthest = exact[-1] + _SLACK * abs(exact[-1])
+    farthest = exact[-1]
+    if math.isfinite(farthest):
+        farthest += _SLACK * abs(farthest)
     return min(1.0, sum(distance <= farthest for distance in found) / len(exact))
 
 

@@ -93,5 +93,5 @@ def _together(counts: Sequence[tuple[object, int]], wanted: float) -> tuple[tupl
 
 
 def _said(column: Column, condition: object) -> str:
-    text = msgspec.json.encode({column.name: condition}).decode()
+    text = msgspec.json.encode({column.name: condition}, enc_hook=str).decode()
     return text if len(text) <= 80 else text[:77] + "..."

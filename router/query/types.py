@@ -110,9 +110,10 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
         try:
             state.update(msgspec.msgpack.encode(rest))
         except OverflowError:
-            # MessagePack ends at 64 bits, where numbers in metadata do not. JSON has no end, keeps kinds
-            # apart as well, and begins with a byte that MessagePack would not have here.
-            state.update(msgspec.json.encode(rest))
+            # MessagePack ends at 64 bits, where numbers in metadata do not. Python's own notation has no
+            # end, keeps kinds apart as well, NaN and infinities among them, and begins with a byte that
+            # MessagePack would not have here.
+            state.update(repr(rest).encode())
         return state.digest()
 
 

@@ -148,7 +148,21 @@ async def test_decimals_are_stored_and_compared_digit_by_digit(
             assert [type(value) for value in values] == [Decimal, float, float]
 
 
-@pytest.mark.parametrize("amount", ["1e99999999999999999999", "true", '"x"', '"NaN"', "[]"])
+@pytest.mark.parametrize(
+    "amount",
+    [
+        "1e99999999999999999999",
+        "-1e99999999999999999999",
+        "1e-99999999999999999999",
+        "true",
+        "[]",
+        '"x"',
+        '"1_000"',
+        '" 1"',
+        '"１"',
+        '"0x10"',
+    ],
+)
 async def test_what_is_no_decimal_is_refused(client: httpx.AsyncClient, amount: str) -> None:
     body = f'{{"documents": [{{"id": 1, "vector": [1, 2, 3], "amount": {amount}}}]}}'
     response = await client.put(DOCUMENTS, content=body.encode(), headers=JSON)
@@ -157,6 +171,94 @@ async def test_what_is_no_decimal_is_refused(client: httpx.AsyncClient, amount: 
     filter_ = f'{{"amount": {amount}}}'
     response = await client.get("/v1/collections/documents/count", params={"filter": filter_})
     assert response.status_code == 422
+
+
+def nulls_sent_for(fields: list[str], rest: dict[str, Any]) -> dict[str, Any]:
+    return dict.fromkeys(fields) | rest
+
+
+async def test_null_for_an_optional_field_is_leaving_it_out(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    search = {"vector": [1, 2, 3]}
+    rest = [
+        *("text", "k", "filter", "include", "offset", "max_distance", "ef_search", "exact", "timeout_ms"),
+        *("allow_partial", "consistency", "cache", "explain", "explain_plan"),
+    ]
+    path = "/v1/collections/documents/search"
+    for body in (search, nulls_sent_for(rest, search), nulls_sent_for(["k"], {**search, "filter": {}})):
+        assert (await client.post(path, json=body)).status_code == 200
+    plain, with_nulls, _ = backend.queries
+    assert with_nulls == plain
+    batch = await client.post(f"{path}/batch", json={"searches": [nulls_sent_for(rest, search)]})
+    assert "error" not in batch.json()["results"][0]
+    text = await client.post(path, json={"text": "words", "vector": None})
+    assert text.status_code == 200
+    for body in ({"ids": [1], "filter": None}, {"ids": None, "filter": {"category": "a"}}):
+        assert (await client.post(f"{DOCUMENTS}/delete", json=body)).status_code == 200
+    full = document(7, content=None, metadata=None, category=None, price=None, amount=None)
+    assert (await client.put(DOCUMENTS, json={"documents": [full]})).status_code == 200
+    stored = backend.upserts[0][0]
+    assert (stored.content, stored.metadata, stored.columns) == (None, None, {})
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "problem"),
+    [
+        ("/search", {"vector": None}, ""),
+        ("/search", {"vector": [1, 2, 3], "unknown": None}, "unknown"),
+        ("/search", {"vector": [1, 2, 3], "k": None, "offset": "x"}, "offset"),
+        ("/search", {"vector": [1, 2, 3], "include": [None]}, "include[0]"),
+        ("/search/batch", {"searches": None}, "searches"),
+        ("/documents/delete", {"ids": None, "filter": None}, ""),
+    ],
+)
+async def test_null_is_refused_where_a_value_is_needed(
+    client: httpx.AsyncClient, path: str, body: dict[str, Any], problem: str
+) -> None:
+    response = await client.post(f"/v1/collections/documents{path}", json=body)
+    assert response.status_code == 422
+    assert [each["path"] for each in response.json()["errors"]] == [problem]
+
+
+async def test_a_null_that_is_left_out_leaves_the_digits_of_the_rest(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    digits = "12345678901234567890.12345678901234567890"
+    body = f'{{"k": null, "vector": [1, 2, 3], "filter": {{"amount": {digits}}}}}'
+    response = await client.post("/v1/collections/documents/search", content=body.encode(), headers=JSON)
+    assert response.status_code == 200
+    found = backend.queries[0].filter
+    assert isinstance(found, Compare)
+    assert found.value == Decimal(digits)
+
+
+async def test_what_a_read_or_a_search_shows_is_a_document(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    for extra in (
+        {"shard": "s0"},
+        {"shard": "elsewhere", "distance": 0.5},
+        {"distance": "Infinity", "shard": None},
+    ):
+        response = await client.put(DOCUMENTS, json={"documents": [document(7, content="x", **extra)]})
+        assert response.status_code == 200
+        streamed = await client.put(DOCUMENTS, content=lines(document(8, **extra)), headers=NDJSON)
+        assert streamed.json()["stored"] == 1
+    assert backend.documents["documents"][7].columns == {}
+
+
+async def test_metadata_keeps_each_digit_it_was_sent_with(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    text = '{"n": 0.12345678901234567890, "m": 1E+400, "i": 123456789012345678901234567890, "s": "1.0"}'
+    body = f'{{"documents": [{{"id": 1, "vector": [1, 2, 3], "metadata": {text}}}]}}'
+    assert (await client.put(DOCUMENTS, content=body.encode(), headers=JSON)).status_code == 200
+    assert backend.upserts[0][0].metadata == text
+    for number in ("1e1001", "-1e-1002", "1e99999999999999999999", "NaN"):
+        refused = await client.put(DOCUMENTS, content=body.replace("1E+400", number).encode(), headers=JSON)
+        assert refused.status_code == 422
+        assert refused.json()["errors"][0]["path"].startswith("documents[0].metadata")
 
 
 async def test_some_failures_are_reported_with_200(client: httpx.AsyncClient, backend: FakeBackend) -> None:

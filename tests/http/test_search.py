@@ -138,7 +138,7 @@ async def test_a_text_becomes_a_vector_by_the_collections_model(
         ({"vector": [1, 2, None]}, "vector[2]"),
         ({"vector": "AAAA"}, "vector"),
         ({"vector": "not base64!"}, "vector"),
-        ({"vector": None}, "vector"),
+        ({"vector": None}, ""),
         ({"vector": VECTOR, "k": 0}, "k"),
         ({"vector": VECTOR, "k": 10**9}, "k"),
         ({"vector": VECTOR, "k": 10**300}, "k"),
@@ -208,11 +208,11 @@ async def test_non_finite_components_in_base64_are_named(client: httpx.AsyncClie
 async def test_halfvec_has_a_smaller_range(client: httpx.AsyncClient) -> None:
     url = "/v1/collections/halves/search"
     assert (await client.post(url, json={"vector": [65504, 1, 1]})).status_code == 200
-    response = await client.post(url, json={"vector": [1, 65505, 1]})
+    response = await client.post(url, json={"vector": [1, 65520, 1]})
     assert paths(response) == ["vector[1]"]
 
 
-@pytest.mark.parametrize("vector", [[1, 65505, 1], [1, -1e10, 1]])
+@pytest.mark.parametrize("vector", [[1, 65520, 1], [1, -1e10, 1]])
 async def test_an_index_of_halves_has_a_smaller_range_than_its_vectors(
     client: httpx.AsyncClient, vector: list[float]
 ) -> None:

@@ -1,4 +1,4 @@
-"""What a server, a database or a role sets for its sessions changes nothing that a router or a command does."""
+"""What a server, database or role sets for its sessions changes nothing that routers and commands do."""
 
 from __future__ import annotations
 

@@ -12,9 +12,10 @@ from router.query.errors import InvalidError
 from shard_config.model import Metric, Vector, VectorType
 
 # Every kind of number that a check looks for, and those next to the bounds.
-HALF = [2.9e-8, 3e-8, 6e-8, 65504.0, 65505.0, -65504.0, 65520.0]
+HALF = [2.9e-8, 3e-8, 6e-8, 6.1e-5, 1.05e-4, 1.06e-4, 65504.0, 65519.0, -65504.0, 65520.0]
+SHORT = [1e-23, 1.08e-19, 1.87e-19, 1.88e-19]
 SINGLE = [0.0, -0.0, 1.0, -3.5, 1e-45, 9.2e18, 1e19, 3e38, float("nan"), float("inf"), float("-inf")]
-NUMBERS = st.sampled_from([*HALF, *SINGLE])
+NUMBERS = st.sampled_from([*HALF, *SHORT, *SINGLE])
 
 
 @given(

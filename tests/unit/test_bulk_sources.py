@@ -165,7 +165,7 @@ def test_lines_are_read_as_requests_are(tmp_path: Path) -> None:
     assert batch.vectors.tolist() == [[1, 2], [3, 4]]
     assert batch.columns == {
         "body": ["é", None],
-        "meta": ['{"a":[1]}', None],
+        "meta": ['{"a": [1]}', None],
         "tenant_id": ["a", None],
         "price": [2.0, None],
         "day": [None, None],
@@ -202,7 +202,7 @@ def test_a_parquet_file_has_the_columns_of_documents(tmp_path: Path) -> None:
     (batch,) = batches(opened(path, collection()), 99)
     assert batch.rows.tolist() == [0, 1]
     assert batch.vectors.tolist() == [[1, 2], [3, 4]]
-    assert batch.columns["meta"] == ['{"x":1}', None]
+    assert batch.columns["meta"] == ['{"x": 1}', None]
     assert batch.columns["body"] == ["a", None]
     assert str(batch.columns["day"][1]) == "1970-01-02"
     assert [(row.row, row.reason) for row in batch.refused] == [

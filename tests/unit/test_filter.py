@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 from router.postgres.sql import count
 from router.query.errors import InvalidError
 from router.query.filter import And, Compare, Contains, Exists, In, Like, Not, Or, constant, parse
-from router.query.metadata import steps
+from router.query.metadata import Digits, steps
 from router.settings import Settings
 from shard_config.values import ValueType
 from tests.unit.queries import by_tenant, collection
@@ -294,3 +295,26 @@ def test_any_json_is_parsed_or_refused_with_problems(raw: Any) -> None:
         assert exc.problems
     else:
         assert statement.sql.startswith("SELECT count(*)")
+
+
+def test_a_number_for_metadata_keeps_the_digits_that_a_float_would_not() -> None:
+    digits = "0.12345678901234567890"
+    for value, kept in (
+        (Decimal("0.1"), 0.1),
+        (Decimal("1e22"), 1e22),
+        (Decimal(digits), Digits(digits)),
+        (Decimal("1e400"), Digits("1E+400")),
+        (Decimal("1e-400"), Digits("1E-400")),
+    ):
+        tree = parsed({"metadata.n": value})
+        assert isinstance(tree, Compare)
+        assert tree.value == kept
+    assert "filter.metadata.n: expected" in message({"metadata.n": Decimal("1e1001")})
+
+
+def test_bounds_and_elements_keep_every_digit_of_a_number() -> None:
+    long = Decimal("0.1000000000000000000001")
+    tree = parsed({"metadata.score": {"$between": [Decimal("0.1"), long]}})
+    assert [part.value for part in tree.parts] == [0.1, Digits(str(long))]
+    assert parsed({"metadata.scores": {"$contains": long}}).elements == (str(long),)
+    assert "can match nothing" in message({"metadata.score": {"$between": [long, Decimal("0.1")]}})

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -56,15 +58,55 @@ def test_a_length_whose_square_overflows_is_refused() -> None:
 def test_only_cosine_needs_a_direction() -> None:
     for metric in (Metric.L2, Metric.L1, Metric.INNER_PRODUCT):
         assert vectors.parse([0.0, 0.0, 0.0], vector(metric=metric), "vector") == bytes(12)
-    for raw in ([0.0, -0.0, 0.0], [1e-30, 0.0, 0.0]):
-        assert "no direction" in problem(raw, vector(metric=Metric.COSINE))[1]
+    assert "no direction" in problem([0.0, -0.0, 0.0], vector(metric=Metric.COSINE))[1]
+
+
+@pytest.mark.parametrize("dimensions", [3, 384, 2000])
+def test_cosine_takes_a_vector_whose_squares_keep_their_digits(dimensions: int) -> None:
+    """What is taken at all has the distance that its direction has, to a float32's last bits."""
+    cosine = vector(metric=Metric.COSINE, dimensions=dimensions)
+    rng = np.random.default_rng(dimensions)
+    direction = rng.standard_normal(dimensions)
+    direction /= np.linalg.norm(direction)
+    least = math.sqrt(dimensions) * 2.0**-63
+    for factor in (1e-23 / least, 0.5, 0.999):
+        path, message = problem((direction * least * factor).tolist(), cosine)
+        assert path == "vector"
+        assert f"is below {least:.3g}: its squares would lose digits in float32" in message
+    other = rng.standard_normal(dimensions).astype(np.float32)
+    taken = vectors.parse((direction * least * 1.001).tolist(), cosine, "vector")
+    kept = np.frombuffer(taken, "<f4")
+    error = abs(as_pgvector(kept, other) - exactly(kept, other))
+    assert error < 4e-7 * math.sqrt(dimensions)
+
+
+def as_pgvector(a: np.ndarray, b: np.ndarray) -> float:
+    """Cosine similarity summed in float32, as pgvector's `cosine_distance` does."""
+    dot, aa, bb = (np.float32(0), np.float32(0), np.float32(0))
+    for x, y in zip(a, b, strict=True):
+        dot, aa, bb = dot + x * y, aa + x * x, bb + y * y
+    return float(dot) / math.sqrt(float(aa) * float(bb))
+
+
+def exactly(a: np.ndarray, b: np.ndarray) -> float:
+    x, y = a.astype(np.float64), b.astype(np.float64)
+    return float(np.dot(x, y) / np.sqrt(np.dot(x, x) * np.dot(y, y)))
+
+
+def test_a_component_is_refused_by_what_it_rounds_to() -> None:
+    assert vectors.parse([65519.0, 0.0, 0.0], vector(VectorType.HALFVEC), "vector")
+    assert problem([65520.0, 0.0, 0.0], vector(VectorType.HALFVEC))[0] == "vector[0]"
+    # The usual spelling of float32's largest is not what is wrong here.
+    assert problem([3.4028235e38, 1e39, 0.0], vector())[0] == "vector[1]"
 
 
 def test_halfvec_is_checked_as_it_will_be_stored() -> None:
     half = vector(VectorType.HALFVEC, Metric.COSINE)
-    assert problem([1.0, -65505.0, 0.0], half) == ("vector[1]", "-65505 exceeds 65504, the limit of halfvec")
-    # float16 keeps nothing of this.
+    assert problem([1.0, -65520.0, 0.0], half) == ("vector[1]", "-65520 exceeds 65504, the limit of halfvec")
+    # float16 keeps nothing of this, and little of that.
     assert "no direction" in problem([1e-9, 0.0, 0.0], half)[1]
+    assert "is below 0.000106: halfvec would keep too few digits" in problem([1e-6, 2e-6, 0.0], half)[1]
+    assert vectors.parse([1.1e-4, 0.0, 0.0], half, "vector")
     assert vectors.parse([65504.0, 0.0, 0.0], half, "vector")
 
 
