@@ -8,10 +8,12 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
+
+from tests.integration.machines import HOSTILE
 
 # What a stranger is promised on two cores, everything but the installation.
 SMOKE_SECONDS = 180
@@ -35,14 +37,16 @@ Start = Callable[..., subprocess.Popen[str]]
 def start(temporary: Path, tmp_path: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
-    def run(*arguments: str) -> subprocess.Popen[str]:
+    def run(
+        *arguments: str, through: Sequence[str] = (), env: Mapping[str, str] = os.environ
+    ) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [sys.executable, "-m", "deploy.demo", *arguments],
+            [*through, sys.executable, "-m", "deploy.demo", *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             cwd=tmp_path,
-            env={**os.environ, "TMPDIR": str(temporary)},
+            env={**env, "TMPDIR": str(temporary)},
             start_new_session=True,  # so that a Ctrl-C can be sent to all of it, as a terminal does
         )
         started.append(process)
@@ -80,8 +84,11 @@ def read_until(process: subprocess.Popen[str], marker: str) -> str:
 
 
 def test_the_demo_shows_four_searches_and_leaves_nothing(start: Start, temporary: Path) -> None:
+    """On a poor machine: few files, no home, closed folders, a PostgreSQL of the caller's own."""
     started = time.monotonic()
-    process = start("--smoke")
+    poor = ["/bin/sh", "-c", 'ulimit -n 256; umask 077; exec "$@"', "sh"]
+    env = {name: value for name, value in os.environ.items() if name != "HOME"}
+    process = start("--smoke", through=poor, env={**env, **HOSTILE, "HTTP_PROXY": "http://192.0.2.1:1"})
     said, _ = process.communicate(timeout=SMOKE_SECONDS)
     assert process.returncode == 0, said
     assert time.monotonic() - started < SMOKE_SECONDS

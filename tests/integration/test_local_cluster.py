@@ -42,7 +42,7 @@ def directory() -> Iterator[Path]:
     path = Path(tempfile.mkdtemp(prefix="pgscatter-test-"))
     path.chmod(0o755)
     yield path
-    for cluster in (path, *(child.parent for child in path.glob("*/cluster.json"))):
+    for cluster in (path, *(child.parent for child in path.rglob("cluster.json"))):
         Cluster(cluster).stop_all()
     left = servers_of(path)
     shutil.rmtree(path)
@@ -364,7 +364,7 @@ def test_the_callers_postgresql_variables_change_nothing(
 
 
 @pytest.mark.parametrize(
-    "name", ["a b", "Größe", "{title}", 'it\'s "so"', "$HOME %d \\ ;", "/".join(["x" * 60] * 12)]
+    "name", ['a b/Größe/{title}/it\'s "so"/$HOME %d \\ ;', "/".join(["x" * 60] * 12)], ids=["odd", "long"]
 )
 def test_a_path_may_hold_what_a_path_may_hold(directory: Path, name: str) -> None:
     strange = directory / name / "cluster"
