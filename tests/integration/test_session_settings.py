@@ -1,4 +1,4 @@
-"""What a server, a database or a role sets for its sessions changes nothing that a router or a command does."""
+"""What a server, a database or a role sets for its sessions changes nothing that pgscatter does."""
 
 from __future__ import annotations
 
