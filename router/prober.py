@@ -176,12 +176,14 @@ class _Watch:
         while True:
             try:
                 await self._probe()
-            except Exception as exc:
+            except Exception:
                 # A loop that ended here would leave the node as it was last seen, for ever.
                 _logger.exception("probe of %s", self.node.config.name)
                 self._drop()
                 self.node.observe(
-                    msgspec.structs.replace(self.node.state, health=Health.DOWN, reason=repr(exc))
+                    msgspec.structs.replace(
+                        self.node.state, health=Health.DOWN, reason="its probe failed; the log says how"
+                    )
                 )
             self.first.set()
             state = self.node.state
@@ -224,28 +226,37 @@ class _Watch:
         self._group.observe(self.node, state, asyncio.get_running_loop().time(), before)
 
     async def _ask(self) -> NodeState:
-        if self._connection is None or self._connection.is_closed():
-            self._connection = await open_connection(
-                self.node.config.dsn,
-                connect_timeout=self._settings.probe_timeout,
-                statement_timeout=self._settings.probe_timeout,
-                name="pgscatter probe",
-            )
-        row = await self._connection.fetchrow(_QUERY)
-        if row is None or row["lsn"] is None:
-            # A replica that has replayed nothing yet has no position.
-            return NodeState(Health.UP, Role.REPLICA, 0)
-        role = Role.REPLICA if row["standby"] else Role.PRIMARY
-        return NodeState(
-            Health.UP,
-            role,
-            row["lsn"],
-            timeline=row["timeline"] or 0,
-            started=row["started"],
-            age=inf if row["age"] is None else max(row["age"], 0.0),
+        if self._connection is not None:
+            try:
+                return await _state(self._connection)
+            except (NodeError, *POSTGRES_ERRORS):
+                # Perhaps for no other reason than this connection.
+                self._drop()
+        self._connection = await open_connection(
+            self.node.config.dsn,
+            connect_timeout=self._settings.probe_timeout,
+            statement_timeout=self._settings.probe_timeout,
+            name="pgscatter probe",
         )
+        return await _state(self._connection)
 
     def _drop(self) -> None:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
+
+
+async def _state(connection: Connection) -> NodeState:
+    row = await connection.fetchrow(_QUERY)
+    if row is None or row["lsn"] is None:
+        # A replica that has replayed nothing yet has no position.
+        return NodeState(Health.UP, Role.REPLICA, 0)
+    role = Role.REPLICA if row["standby"] else Role.PRIMARY
+    return NodeState(
+        Health.UP,
+        role,
+        row["lsn"],
+        timeline=row["timeline"] or 0,
+        started=row["started"],
+        age=inf if row["age"] is None else max(row["age"], 0.0),
+    )

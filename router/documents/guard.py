@@ -9,14 +9,16 @@ The lock at home lets one writer at a time look and store. That writer then take
 shards, in the sessions that will store: a statement whose writer has gone may still be under way, and
 until it is over its session keeps the next writer from looking.
 
-All locks are taken in one order, of shards and then of keys, by every router: no deadlock. They belong
-to sessions: a router that dies gives them up. Ids share a fixed number of locks, since PostgreSQL has
-room for a few thousand.
+Nobody waits for a lock in PostgreSQL: whoever finds one taken gives back what it has, its connections
+too, and looks again later. So there is no deadlock, and a router that is frozen with locks in its hands
+holds up the writers of these ids until their deadlines, and nobody else. Locks belong to sessions: a router
+that dies gives them up. Ids share a fixed number of them, since PostgreSQL has room for a few thousand.
 """
 
 from __future__ import annotations
 
 import asyncio
+import random
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
@@ -26,13 +28,17 @@ from router.documents.primary import OF_FAILOVER, PAUSE_SECONDS, Outcome, Primar
 from router.documents.rows import store_documents, upsert_outcome
 from router.documents.types import Document, DocumentFailure, UpsertOutcome
 from router.postgres import sql
-from router.postgres.connection import POSTGRES_ERRORS, Connection, NodeError, node_error
-from router.postgres.write import advisory_lock, unlock_all, written_position
+from router.postgres.connection import POSTGRES_ERRORS, Connection, NodeError
+from router.postgres.write import lock_holder, try_advisory_lock, unlock_all, written_position
 from router.query.errors import OverloadedError
 from router.stages.node import Node
 from shard_config.model import Collection
 
 __all__ = ["store_guarded"]
+
+# Before locks are tried again; doubled from the first to the longest. Another writer holds them for some
+# round trips.
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.004, 0.25
 
 
 async def store_guarded(
@@ -52,7 +58,7 @@ async def store_guarded(
         async with asyncio.timeout_at(deadline):
             await attempt.run()
     except TimeoutError:
-        attempt.fail_rest("the primaries did not answer in time")
+        attempt.fail_rest(attempt.why_late())
     except (NodeError, OverloadedError) as exc:
         attempt.fail_rest(f"all shards must be asked whether they hold the id: {exc}")
     finally:
@@ -81,38 +87,56 @@ class _Attempt:
         self._conflicts: list[DocumentFailure] = []
         self._storing: set[str] = set()
         self._used: dict[str, tuple[Node, Connection]] = {}
+        self._blocked = ""  # by whom, as long as the locks are not free
+        self._renewed = False  # whether connections have been replaced that may have been at fault
 
     async def run(self) -> None:
         """Store; nothing is stored yet while primaries change, so that takes as long as it may."""
         now = asyncio.get_running_loop().time
         end = now() + self._primaries.wait
+        pause = _FIRST_PAUSE
         while True:
             try:
-                return await self._once(end)
+                if await self._once(end):
+                    return
             except NodeError as exc:
+                if exc.renewable and not self._renewed:
+                    self._renewed = True
+                    continue
                 if self._storing or exc.kind not in OF_FAILOVER or now() >= end:
                     raise
-            await asyncio.sleep(PAUSE_SECONDS)
+                await asyncio.sleep(PAUSE_SECONDS)
+            else:
+                await asyncio.sleep(random.uniform(pause / 2, pause))
+                pause = min(2 * pause, _LONGEST_PAUSE)
+                end = now() + self._primaries.wait
 
-    async def _once(self, end: float) -> None:
-        async with AsyncExitStack() as stack:
+    async def _once(self, end: float) -> bool:
+        """False if the locks were not free, and nothing was done."""
+        async with AsyncExitStack() as turn, AsyncExitStack() as stack:
+            if self._blocked:
+                await turn.enter_async_context(self._primaries.looking_again)
             sessions: dict[str, Connection] = {}
             for shard in self._shards:
                 node = await self._primaries.node(shard, end - asyncio.get_running_loop().time())
                 try:
-                    session = self._primaries.session(shard, node)
+                    session = self._primaries.session(shard, node, renewed=self._renewed)
                     sessions[shard] = await stack.enter_async_context(session)
                 except NodeError as exc:
                     self._primaries.failed(shard, node, exc)
                     raise
                 self._used[shard] = (node, sessions[shard])
             try:
-                await self._lock(sessions)
-                self._refuse(await self._elsewhere(sessions))
-                await self._store(sessions)
+                holders = await self._elsewhere(sessions) if await self._lock(sessions) else None
+                if holders is not None:
+                    self._blocked = ""
+                    await turn.aclose()
+                    self._refuse(holders)
+                    await self._store(sessions)
                 for connection in sessions.values():
                     if not connection.is_closed():
                         await unlock_all(connection)
+                return holders is not None
             except Exception:
                 # Ending the session is the one way to let go of locks that needs no answer. A cancelled
                 # one has a statement under way: the pool waits for its end, and unlocks.
@@ -120,27 +144,45 @@ class _Attempt:
                     connection.terminate()
                 raise
 
-    async def _lock(self, sessions: Mapping[str, Connection]) -> None:
-        """Take every id's lock at its home."""
+    async def _lock(self, sessions: Mapping[str, Connection]) -> bool:
+        """Take every id's lock at its home, if they are free."""
         at_home: dict[str, list[int]] = defaultdict(list)
         for key in self._keys():
             at_home[self._shards[key % len(self._shards)]].append(key)
         for shard in self._shards:
-            if at_home[shard]:
-                await advisory_lock(sessions[shard], at_home[shard])
+            if at_home[shard] and not await self._try_lock(shard, at_home[shard]):
+                return False
+        return True
 
-    async def _elsewhere(self, sessions: Mapping[str, Connection]) -> dict[object, set[str]]:
-        """For each id, the shards that hold it, when nobody can be storing it any more."""
+    async def _try_lock(self, shard: str, keys: Sequence[int]) -> bool:
+        node, connection = self._used[shard]
+        try:
+            if await try_advisory_lock(connection, keys):
+                return True
+            self._blocked = f"{await lock_holder(connection, keys) or 'another session'} of {shard}"
+            return False
+        except POSTGRES_ERRORS as exc:
+            raise node.writes.error(connection, exc) from exc
+
+    async def _elsewhere(self, sessions: Mapping[str, Connection]) -> dict[object, set[str]] | None:
+        """For each id, the shards that hold it, when nobody can be storing it any more; None until then."""
         statement = sql.existing_ids(self._collection, [document.id for document in self._documents()])
         keys = self._keys()
 
-        async def look(connection: Connection) -> list[object]:
-            await advisory_lock(connection, keys)
-            return [row[0] for row in await connection.fetch(statement.sql, *statement.args)]
+        async def look(shard: str) -> list[object] | None:
+            if not await self._try_lock(shard, keys):
+                return None
+            node, connection = self._used[shard]
+            try:
+                return [row[0] for row in await connection.fetch(statement.sql, *statement.args)]
+            except POSTGRES_ERRORS as exc:
+                raise node.writes.error(connection, exc) from exc
 
-        found = await asyncio.gather(*(look(connection) for connection in sessions.values()))
+        found = await asyncio.gather(*(look(shard) for shard in sessions))
         holders: dict[object, set[str]] = defaultdict(set)
         for shard, ids in zip(sessions, found, strict=True):
+            if ids is None:
+                return None
             for id_ in ids:
                 holders[id_].add(shard)
         return holders
@@ -164,8 +206,10 @@ class _Attempt:
             self._groups[shard] = staying
 
     async def _store(self, sessions: Mapping[str, Connection]) -> None:
+        worn: list[NodeError] = []
+
         async def one(shard: str, part: Sequence[Document]) -> None:
-            connection = sessions[shard]
+            node, connection = self._used[shard]
             self._storing.add(shard)
             committed = False
             try:
@@ -174,21 +218,33 @@ class _Attempt:
                 position = await written_position(connection)
             except POSTGRES_ERRORS as exc:
                 unknown = committed or connection.is_closed()
-                self._outcomes[shard] = Outcome(error=str(node_error(exc)), unknown=unknown)
+                error = node.writes.error(connection, exc)
                 connection.terminate()
+                if error.renewable and not unknown and not self._renewed:
+                    self._storing.discard(shard)
+                    worn.append(error)
+                else:
+                    self._outcomes[shard] = Outcome(error=str(error), unknown=unknown)
                 return
             self._outcomes[shard] = Outcome(refused)
             self._primaries.committed(shard, position)
 
         async with asyncio.TaskGroup() as group:
             for shard, part in self._groups.items():
-                if part:
+                if part and shard not in self._outcomes:
                     group.create_task(one(shard, part))
+        if worn:
+            raise worn[0]
 
     def in_doubt(self) -> list[tuple[Node, Connection]]:
         """Where something was to be stored, and nobody knows whether it was."""
         unknown = Outcome[dict[int, str]](unknown=True)
         return [self._used[shard] for shard in self._storing if self._outcomes.get(shard, unknown).unknown]
+
+    def why_late(self) -> str:
+        if self._blocked:
+            return f"other writers of these ids did not finish in time: {self._blocked} holds their lock"
+        return "the primaries did not answer in time"
 
     def fail_rest(self, error: str) -> None:
         """Shards without an outcome: nothing was stored there, unless their statement was under way."""

@@ -57,6 +57,8 @@ class Primaries:
     ) -> None:
         self.wait = wait
         self.doubts = Doubts(self, statement_timeout)
+        # Upserts that have found an id locked look again one at a time, so that connections stay free.
+        self.looking_again = asyncio.Lock()
         self._sets = sets
         self._shared = shared
         self._prober = prober
@@ -77,8 +79,10 @@ class Primaries:
         return node
 
     @asynccontextmanager
-    async def session(self, shard: str, node: Node) -> AsyncIterator[Connection]:
+    async def session(self, shard: str, node: Node, *, renewed: bool = False) -> AsyncIterator[Connection]:
         """A write connection to `node`, if one is to be had while it is the shard's primary.
+
+        `renewed` is as for `Pool.session`.
 
         Raises:
             NodeError, OverloadedError: on entering.
@@ -87,7 +91,7 @@ class Primaries:
             try:
                 async with asyncio.timeout(None) as primary:
                     with self._sets[shard].relying_on(node, lambda: primary.reschedule(0)):
-                        connection = await stack.enter_async_context(node.writes.session())
+                        connection = await stack.enter_async_context(node.writes.session(renewed=renewed))
             except TimeoutError:
                 raise NodeError(ErrorKind.LOST, "it is not the primary any more") from None
             yield connection
@@ -167,11 +171,11 @@ class _Job(Generic[T]):
                 return
             await asyncio.sleep(PAUSE_SECONDS)
 
-    async def _try(self, node: Node) -> bool:
+    async def _try(self, node: Node, *, renewed: bool = False) -> bool:
         """Whether nothing was stored because `node` is no primary any more, so that the next one may."""
         sent = committed = False
         try:
-            async with self._primaries.session(self._shard, node) as connection:
+            async with self._primaries.session(self._shard, node, renewed=renewed) as connection:
                 sent = True
                 self.sent = (node, connection)
                 self.outcome = Outcome(error="no answer from the primary in time", unknown=True)
@@ -181,6 +185,8 @@ class _Job(Generic[T]):
         except OverloadedError as exc:
             self.outcome = Outcome(error=exc.detail)
         except NodeError as exc:
+            if exc.renewable and not committed and not renewed:
+                return await self._try(node, renewed=True)
             self._primaries.failed(self._shard, node, exc)
             lost = committed or (sent and exc.kind is ErrorKind.LOST)
             self.outcome = Outcome(error=f"{node.config.name}: {exc}", unknown=lost)

@@ -10,15 +10,20 @@ only then may another statement start, so that cancelled work cannot pile up on 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
+from time import monotonic
+from typing import TypeVar
 
 import asyncpg
 
 from router.postgres.connection import POSTGRES_ERRORS, Connection, ErrorKind, NodeError, node_error
+from router.postgres.renewal import Renewal
 from router.query.errors import OverloadedError
 
 __all__ = ["Pool"]
+
+T = TypeVar("T")
 
 
 class Pool:
@@ -47,6 +52,7 @@ class Pool:
         self._idle: list[Connection] = []
         self._mending: set[asyncio.Task[None]] = set()
         self._closed = False
+        self._renewal = Renewal()
         self.freed: Callable[[], None] = lambda: None  # called whenever a connection's place is free again
 
     def __repr__(self) -> str:
@@ -62,26 +68,45 @@ class Pool:
         """Places of connections that have lost their caller, and are opened or cancelled still."""
         return len(self._mending)
 
+    async def run(self, work: Callable[[Connection], Awaitable[T]], ef_search: int | None = None) -> T:
+        """Run `work`, which changes nothing, in a session; if that may be at fault, again in a new one.
+
+        Raises:
+            OverloadedError, NodeError: as `session`.
+        """
+        try:
+            async with self.session(ef_search) as connection:
+                return await work(connection)
+        except NodeError as exc:
+            if not exc.renewable:
+                raise
+        async with self.session(ef_search, renewed=True) as connection:
+            return await work(connection)
+
     @asynccontextmanager
-    async def session(self, ef_search: int | None = None) -> AsyncIterator[Connection]:
+    async def session(
+        self, ef_search: int | None = None, *, renewed: bool = False
+    ) -> AsyncIterator[Connection]:
         """A connection for as long as the block runs; rather one that scans indexes this wide already.
 
         The block may run statements one after the other. If it is cancelled, or left by an error
-        that is not PostgreSQL's own answer, the connection is mended or terminated behind it.
+        that is not PostgreSQL's own answer, the connection is mended or terminated behind it. `renewed`: one
+        that is newer than the error that was `renewable`.
 
         Raises:
             OverloadedError: at once, when `queue` callers wait already.
             NodeError: the node cannot be reached, or a statement of the block failed.
         """
         await self._take_slot()
-        connection = await self._connection(ef_search)
+        connection = await self._connection(ef_search, self._renewal.since if renewed else None)
         try:
             yield connection
         except POSTGRES_ERRORS as exc:
-            if isinstance(exc, asyncpg.InternalClientError):
+            error = self.error(connection, exc)
+            if error.renewable or isinstance(exc, asyncpg.InternalClientError):
                 connection.terminate()
             self._settle(connection)
-            raise node_error(exc) from exc
+            raise error from exc
         except NodeError:
             self._settle(connection)
             raise
@@ -90,6 +115,13 @@ class Pool:
             raise
         else:
             self._settle(connection)
+
+    def error(self, connection: Connection, exc: BaseException) -> NodeError:
+        """What one of `POSTGRES_ERRORS` on `connection` means; if `renewable`, it should be terminated."""
+        error = node_error(exc)
+        if error.kind is ErrorKind.FATAL and self._renewal.due(connection.opened, monotonic()):
+            error.renewable = True
+        return error
 
     async def warm(self) -> None:
         """Open one connection ahead of the first search.
@@ -135,8 +167,11 @@ class Pool:
         self.in_flight -= 1
         self._slots.release()
 
-    async def _connection(self, ef_search: int | None) -> Connection:
-        """For the slot that the caller has; which is given back if there is none."""
+    async def _connection(self, ef_search: int | None, since: float | None) -> Connection:
+        """For the slot that the caller has; which is given back if there is none.
+
+        Opened after `since`, if that is given: an older one that would be taken makes room for a new one.
+        """
         if self._closed:
             self._give_slot()
             raise NodeError(ErrorKind.UNREACHABLE, "the router is closing its connections")
@@ -145,6 +180,9 @@ class Pool:
             latest = range(len(self._idle) - 1, -1, -1)
             fitting = (i for i in latest if self._idle[i].ef_search == ef_search)
             connection = self._idle.pop(next(fitting, -1))
+            if since is not None and connection.opened < since:
+                connection.terminate()
+                break
             if not connection.is_closed():
                 return connection
         task = asyncio.ensure_future(self._open())

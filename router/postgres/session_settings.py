@@ -31,9 +31,7 @@ EVERYWHERE = (
     Setting("default_transaction_isolation", "read committed", "replicas refuse `serializable`"),
     Setting("default_transaction_read_only", "off", "primaries are written to"),
     Setting("default_transaction_deferrable", "off", "no statement waits for a snapshot"),
-    Setting(
-        "statement_timeout", "0", "the router's own time limits; commands bound each statement themselves"
-    ),
+    Setting("statement_timeout", "0", "the router's time limits; commands bound each statement themselves"),
     Setting("lock_timeout", "0", "as `statement_timeout`"),
     Setting("idle_in_transaction_session_timeout", "0", "as `statement_timeout`"),
     Setting("idle_session_timeout", "0", "idle connections are kept", 14),

@@ -11,7 +11,15 @@ import asyncpg
 
 from router.postgres.connection import POSTGRES_ERRORS, Connection, ErrorKind, node_error
 
-__all__ = ["Upsert", "advisory_lock", "repeated", "store", "unlock_all", "written_position"]
+__all__ = [
+    "Upsert",
+    "lock_holder",
+    "repeated",
+    "store",
+    "try_advisory_lock",
+    "unlock_all",
+    "written_position",
+]
 
 T = TypeVar("T")
 
@@ -27,6 +35,16 @@ _POSITION = """
 SELECT (CASE current_setting('synchronous_commit')
         WHEN 'off' THEN pg_current_wal_insert_lsn() ELSE pg_current_wal_flush_lsn() END
         - '0/0'::pg_lsn)::bigint
+"""
+
+_HOLDER = """
+SELECT l.pid, host(a.client_addr) AS client
+FROM unnest($1::bigint[]) k
+JOIN pg_locks l ON l.locktype = 'advisory' AND l.objsubid = 1 AND l.granted AND l.pid <> pg_backend_pid()
+    AND l.classid = ((k >> 32) & 4294967295)::oid AND l.objid = (k & 4294967295)::oid
+JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
+LEFT JOIN pg_stat_activity a ON a.pid = l.pid
+LIMIT 1
 """
 
 
@@ -109,12 +127,24 @@ def _blames_row(connection: Connection, exc: BaseException) -> bool:
     return node_error(exc).kind is ErrorKind.DATA and not connection.is_closed()
 
 
-async def advisory_lock(connection: Connection, keys: Sequence[int]) -> None:
-    """Hold `keys` until `unlock_all` or the end of the connection; waits for other holders.
+async def try_advisory_lock(connection: Connection, keys: Sequence[int]) -> bool:
+    """Hold `keys` until `unlock_all` or the end of the connection; False if others hold some of them.
 
-    Everyone takes them in ascending order, so that no two can wait for each other.
+    Some may be held then as well, which the caller has to give back.
     """
-    await connection.execute("SELECT pg_advisory_lock(k) FROM unnest($1::bigint[]) k", sorted(set(keys)))
+    locked: bool = await connection.fetchval(
+        "SELECT bool_and(pg_try_advisory_lock(k)) FROM unnest($1::bigint[]) k", keys
+    )
+    return locked
+
+
+async def lock_holder(connection: Connection, keys: Sequence[int]) -> str | None:
+    """Who else holds one of `keys`, in words for an operator."""
+    row = await connection.fetchrow(_HOLDER, keys)
+    if row is None:
+        return None
+    client = f" of client {row['client']}" if row["client"] else ""
+    return f"server process {row['pid']}{client}"
 
 
 async def unlock_all(connection: Connection) -> None:

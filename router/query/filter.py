@@ -14,7 +14,6 @@ would hide it. An empty list is not one, since programs make it from an empty se
 from __future__ import annotations
 
 from collections.abc import Callable
-from decimal import Decimal
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -348,7 +347,9 @@ def _shown(text: str, limit: int = 60, *, quote: bool = True) -> str:
 
 def _ascending(lower: object, upper: object) -> bool:
     """Whether some value can be between the two, both included; values of different kinds have no order."""
-    low, high = (Decimal(v.text) if isinstance(v, Digits) else v for v in (lower, upper))
+    low, high = lower, upper
+    if isinstance(lower, Digits) or isinstance(upper, Digits):
+        low, high = (metadata.digits_of(value) for value in (lower, upper))
     try:
         return isinstance(low, bool) == isinstance(high, bool) and not below(high, low)
     except TypeError:

@@ -18,7 +18,7 @@ import msgspec
 
 from shard_config.values import ValueType, coerce, shown
 
-__all__ = ["Digits", "element", "may_be_index", "scalar", "steps"]
+__all__ = ["Digits", "digits_of", "element", "may_be_index", "scalar", "steps"]
 
 _MOST_LEVELS = 32  # of the metadata of a document
 _INTEGER_BITS = 4096
@@ -119,6 +119,13 @@ def _number(value: Decimal) -> float | Digits:
     """jsonb compares numbers digit by digit; a float does where its shortest text is all of them."""
     number = float(value) if abs(value.adjusted()) < _FLOAT_EXPONENT else math.inf
     return number if math.isfinite(number) and Decimal(repr(number)) == value else Digits(str(value))
+
+
+def digits_of(value: object) -> object:
+    """A number as jsonb compares it; anything else as it is."""
+    if isinstance(value, Digits):
+        return Decimal(value.text)
+    return Decimal(repr(value)) if isinstance(value, float) else value
 
 
 def _json(value: object) -> object:

@@ -47,8 +47,7 @@ class Found(msgspec.Struct, frozen=True):
     Attributes:
         vector: version of the extension in this database, None if it has to be created.
         vector_offered: version that creating it would give, None if the server has no such extension.
-        vector_home: schema to create it in: `public`, as applications expect, or the table's where that is
-            missing.
+        vector_home: schema to create it in: `public`, or the table's if there is none.
         relations: names of all tables and indexes in the table's schema.
     """
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -224,21 +225,7 @@ class Node:
         self.ejection.answered()
 
     async def _execute(self, probes: Sequence[Probe]) -> list[tuple[Sequence[Row], str | None]]:
-        probe = probes[0]
-        async with self.reads.session(probe.ef_search) as connection:
-            if probe.ef_search is not None:
-                await connection.set_ef_search(probe.ef_search)
-            if len(probes) == 1:
-                return [await _fetch(connection, probe)]
-            shape = probe.shape
-            assert shape.together is not None, "only searches that have a key wait together"
-            rows: list[Any] = await connection.fetch(
-                connection.spelled(shape.together), *arrays(shape, [probe.args for probe in probes])
-            )
-        answers: list[tuple[list[Row], None]] = [([], None) for _ in probes]
-        for row in rows:
-            answers[row[-1] - 1][0].append(row)
-        return list(answers)
+        return await self.reads.run(partial(_fetch, probes), probes[0].ef_search)
 
     def _pool(self, kind: str, size: int, statement_timeout: float) -> Pool:
         settings = self._settings
@@ -260,7 +247,25 @@ class Node:
         )
 
 
-async def _fetch(connection: Connection, probe: Probe) -> tuple[Sequence[Row], str | None]:
+async def _fetch(probes: Sequence[Probe], connection: Connection) -> list[tuple[Sequence[Row], str | None]]:
+    """The rows of each of `probes`, which are of one key."""
+    probe = probes[0]
+    if probe.ef_search is not None:
+        await connection.set_ef_search(probe.ef_search)
+    if len(probes) == 1:
+        return [await _fetch_one(connection, probe)]
+    shape = probe.shape
+    assert shape.together is not None, "only searches that have a key wait together"
+    rows: list[Any] = await connection.fetch(
+        connection.spelled(shape.together), *arrays(shape, [probe.args for probe in probes])
+    )
+    answers: list[tuple[list[Row], None]] = [([], None) for _ in probes]
+    for row in rows:
+        answers[row[-1] - 1][0].append(row)
+    return list(answers)
+
+
+async def _fetch_one(connection: Connection, probe: Probe) -> tuple[Sequence[Row], str | None]:
     """The rows of one probe, and the statement's plan if it wants that."""
     statement = connection.spelled(probe.shape.single)
     rows: list[Any] = await connection.fetch(statement, *probe.args)

@@ -1,4 +1,4 @@
-"""What a server, database or role sets for its sessions changes nothing that routers and commands do."""
+"""What a server, a database or a role sets for its sessions changes nothing that pgscatter does."""
 
 from __future__ import annotations
 
