@@ -20,6 +20,7 @@ from bench.world import COLLECTION, World
 from deploy.local import NodeInfo
 from router.postgres.search import SearchStatements
 from router.query.plan import plan_search
+from router.query.sizes import Layout
 from router.query.types import SearchQuery
 from shard_config import load
 
@@ -72,7 +73,7 @@ def prepare(world: World, ef_search: int, k: int) -> None:
         ef_search=plan.ef_search,
         exact=False,
         filter=None,
-        include=frozenset(),
+        layout=Layout(frozenset()),
     )
     _, candidates, limit = statement.args
     sql = statement.shape.single.replace("$1", "_q").replace("$2", str(candidates)).replace("$3", str(limit))

@@ -17,7 +17,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from router.http.errors import HttpError, Refusal
 from router.http.identity import request_id
-from router.http.message import COMPLETE, WHOLE
+from router.http.message import ABORT, COMPLETE, WHOLE
 from router.http.outbox import GatheredTransport, Outbox
 from router.http.problems import error_reply
 from router.query.errors import MalformedError, RequestError
@@ -98,7 +98,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         if self.cycle is not None:
             respond = partial(self._respond, self.cycle)
-            self.scope["extensions"] = {WHOLE: respond}  # type: ignore[dict-item]
+            self.scope["extensions"] = {WHOLE: respond, ABORT: self.transport.abort}  # type: ignore[dict-item]
 
     def on_message_complete(self) -> None:
         self.scope[COMPLETE] = True  # type: ignore[literal-required]

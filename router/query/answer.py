@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -17,30 +17,75 @@ from router.query.types import (
     ShardReport,
     ShardState,
     Shortfall,
+    VectorFormat,
 )
-from router.query.wire import from_wire
+from router.query.wire import base64_text, number_text
 from shard_config.model import Collection
 
-__all__ = ["coverage_of", "encode_hits", "field_values", "raise_if_unanswered", "shortfall"]
+__all__ = [
+    "coverage_of",
+    "encode_hits",
+    "field_values",
+    "hit_of",
+    "pieces_of",
+    "raise_if_unanswered",
+    "shortfall",
+]
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
+_PIECE = 1 << 18
 
 
 def encode_hits(
-    kept: Sequence[tuple[Row, str]], collection: Collection, columns: Sequence[tuple[str, str]]
-) -> msgspec.Raw:
+    kept: Sequence[tuple[Row, str]],
+    collection: Collection,
+    columns: Sequence[tuple[str, str]],
+    vector_format: VectorFormat = "float",
+) -> bytes:
     """The hits as a JSON array; a row is (id, distance, *columns)."""
     names = [name for name, _ in columns]
-    hits = []
-    for row, shard in kept:
-        hit: dict[str, Any] = {"id": row[0], "distance": row[1], "shard": shard}
-        if names:
-            hit.update(field_values(collection, names, row, first=2))
-        hits.append(hit)
-    return msgspec.Raw(_encoder.encode(hits))
+    hits = [hit_of(row, shard, collection, names, vector_format) for row, shard in kept]
+    return _encoder.encode(hits)
 
 
-def field_values(collection: Collection, names: Sequence[str], row: Row, first: int) -> dict[str, Any]:
+def hit_of(
+    row: Row, shard: str, collection: Collection, names: Sequence[str], vector_format: VectorFormat
+) -> dict[str, Any]:
+    """A row of (id, distance, *columns) as JSON will hold it."""
+    hit: dict[str, Any] = {"id": row[0], "distance": row[1], "shard": shard}
+    if names:
+        hit.update(field_values(collection, names, row, 2, vector_format))
+    return hit
+
+
+def pieces_of(hit: dict[str, Any]) -> Iterator[bytes]:
+    """The JSON of one hit or document with megabytes of text or metadata, in pieces of some 256 KiB."""
+    written = b"{"
+    for i, (name, value) in enumerate(hit.items()):
+        written += (b"," if i else b"") + _encoder.encode(name) + b":"
+        if isinstance(value, str) and len(value) > _PIECE:
+            yield written + b'"'
+            for start in range(0, len(value), _PIECE):
+                yield _encoder.encode(value[start : start + _PIECE])[1:-1]
+            written = b'"'
+        elif isinstance(value, msgspec.Raw) and len(value) > _PIECE:
+            yield written
+            view = memoryview(value)
+            for start in range(0, len(view), _PIECE):
+                yield bytes(view[start : start + _PIECE])
+            written = b""
+        else:
+            written += _encoder.encode(value)
+    yield written + b"}"
+
+
+def field_values(
+    collection: Collection,
+    names: Sequence[str],
+    row: Row,
+    first: int,
+    vector_format: VectorFormat = "float",
+) -> dict[str, Any]:
     """Columns of a row, from position `first` on, by name and as JSON will hold them."""
     values: dict[str, Any] = {}
     for position, name in enumerate(names, first):
@@ -49,7 +94,8 @@ def field_values(collection: Collection, names: Sequence[str], row: Row, first: 
             # PostgreSQL's own text of the document: decoding it only to encode it again is waste.
             value = msgspec.Raw(value.encode())
         elif value is not None and name == "vector":
-            value = from_wire(value, collection.vector.type)
+            text = number_text if vector_format == "float" else base64_text
+            value = msgspec.Raw(text(value, collection.vector.type))
         values[name] = value
     return values
 

@@ -13,16 +13,17 @@ from collections.abc import Mapping
 import msgspec
 
 from router.postgres.search import SearchStatements
-from router.postgres.sql import result_columns
-from router.query.answer import coverage_of, encode_hits, raise_if_unanswered, shortfall
-from router.query.errors import OverloadedError
+from router.query.answer import coverage_of, raise_if_unanswered, shortfall
+from router.query.errors import OverloadedError, UnavailableError
 from router.query.merge import merge, within
 from router.query.plan import Plan, plan_search
+from router.query.sizes import Layout, layout
 from router.query.types import (
     Answer,
     Consistency,
     Found,
     Probe,
+    Row,
     SearchQuery,
     ShardRows,
     ShardState,
@@ -30,6 +31,8 @@ from router.query.types import (
 )
 from router.query.wire import to_wire
 from router.shared import Shared
+from router.stages.answer_memory import AnswerMemory
+from router.stages.columns import Columns, Hits, Ranked, RowsChangedError, write_hits
 from router.stages.fanout import Fanout
 from shard_config.model import ShardMap
 
@@ -38,16 +41,20 @@ __all__ = ["Scatter"]
 # What is left of the deadline for merging and encoding: a tenth of short ones, 10 ms of long ones.
 _MARGIN_SHARE = 0.1
 _MARGIN_MOST = 0.010
+# A statement for more rows than this is for one search: several would keep a node, and whoever waits for it,
+# for as many times as long.
+_ROWS_TOGETHER = 256
 
 
 class Scatter:
     """The innermost stage: from a collection's query to shards' probes and back."""
 
-    def __init__(self, shard_map: ShardMap, fanout: Fanout, shared: Shared) -> None:
+    def __init__(self, shard_map: ShardMap, fanout: Fanout, shared: Shared, memory: AnswerMemory) -> None:
         self._map = shard_map
         self._fanout = fanout
         self._shared = shared
         self._statements = SearchStatements()
+        self._columns = Columns(fanout, shared, memory)
 
     def __repr__(self) -> str:
         return f"<Scatter map {self._map.version}, {self._fanout!r}>"
@@ -57,19 +64,32 @@ class Scatter:
 
         Raises:
             UnavailableError, DeadlineError: no shard answered, or not all did and the query wants all.
-            OverloadedError: a shard's queues are full.
+            OverloadedError: a shard's queues are full, or there is no memory for a large answer.
+            AnswerTooLargeError: it would be larger than an answer may be.
         """
         remaining = deadline - asyncio.get_running_loop().time()
         stop = deadline - min(_MARGIN_MOST, _MARGIN_SHARE * max(remaining, 0.0))
+        try:
+            answer = await self._search(query, stop)
+        except RowsChangedError:
+            # A search that begins now finds the rows as they are now.
+            try:
+                answer = await self._search(query, stop)
+            except RowsChangedError as exc:
+                raise UnavailableError("documents were deleted or changed while they were read") from exc
+        return Found(answer, "miss" if query.cached else "bypass")
+
+    async def _search(self, query: SearchQuery, stop: float) -> Answer:
         plan = plan_search(query, self._map)
-        parts = await self._fanout.fetch(self._probes(query, plan, plan.targets), stop)
+        brings = layout(query.collection, query.include, plan.limit, len(plan.targets))
+        parts = await self._fanout.fetch(self._probes(query, plan, brings, plan.targets), stop)
         scan_limited = False
         if not plan.exact and _short(parts, plan, query):
-            parts, scan_limited = await self._complete(query, plan, parts, stop)
-        return Found(self._answer(query, plan, parts, scan_limited), "miss" if query.cached else "bypass")
+            parts, scan_limited = await self._complete(query, plan, brings, parts, stop)
+        return await self._answer(query, plan, brings, parts, scan_limited, stop)
 
     async def _complete(
-        self, query: SearchQuery, plan: Plan, parts: dict[str, ShardRows], stop: float
+        self, query: SearchQuery, plan: Plan, brings: Layout, parts: dict[str, ShardRows], stop: float
     ) -> tuple[dict[str, ShardRows], bool]:
         """Too few rows in all: ask the shards that came up short once more, comparing every row.
 
@@ -79,7 +99,7 @@ class Scatter:
         again = [name for name in plan.targets if _fell_short(parts[name], plan)]
         exact = plan_search(query, self._map, exact=True)
         try:
-            found = await self._fanout.fetch(self._probes(query, exact, again), stop)
+            found = await self._fanout.fetch(self._probes(query, exact, brings, again), stop)
         except OverloadedError:
             return parts, True
         merged = dict(parts)
@@ -92,7 +112,7 @@ class Scatter:
         return merged, limited
 
     def _probes(
-        self, query: SearchQuery, plan: Plan, shards: tuple[str, ...] | list[str]
+        self, query: SearchQuery, plan: Plan, brings: Layout, shards: tuple[str, ...] | list[str]
     ) -> dict[str, Probe]:
         statement = self._statements.search(
             query.collection,
@@ -102,15 +122,16 @@ class Scatter:
             ef_search=plan.ef_search,
             exact=plan.exact,
             filter=query.filter,
-            include=query.include,
+            layout=brings,
         )
+        alone = query.plan or plan.limit > _ROWS_TOGETHER
         return {
             shard: Probe(
                 statement.shape,
                 statement.args,
                 plan.asked,
                 plan.limit,
-                key=None if query.plan else statement.key,
+                key=None if alone else statement.key,
                 ef_search=None if plan.exact else plan.ef_search,
                 caller=query.caller,
                 primary_only=query.consistency is Consistency.STRONG,
@@ -121,28 +142,59 @@ class Scatter:
             for shard in shards
         }
 
-    def _answer(
-        self, query: SearchQuery, plan: Plan, parts: dict[str, ShardRows], scan_limited: bool
+    async def _answer(
+        self,
+        query: SearchQuery,
+        plan: Plan,
+        brings: Layout,
+        parts: dict[str, ShardRows],
+        scan_limited: bool,
+        stop: float,
     ) -> Answer:
-        reports = [part.report for part in parts.values()]
-        coverage = coverage_of(reports, plan.total)
-        raise_if_unanswered(coverage, reports, allow_partial=query.allow_partial)
+        reports = {name: part.report for name, part in parts.items()}
+        coverage = coverage_of(list(reports.values()), plan.total)
+        raise_if_unanswered(coverage, list(reports.values()), allow_partial=query.allow_partial)
         # Cut here and not on the shards, where too near a limit would look like too few rows.
         ranked = merge({name: part.rows for name, part in parts.items()}, query.offset, query.k)
         kept = within(ranked, query.max_distance)
-        counts = dict.fromkeys(parts, 0)
-        for _, shard in kept:
-            counts[shard] += 1
+        if query.include != brings.inline or (brings.guarded and not all([row[-1] for row, _ in kept])):
+            hits = await self._columns.hits(query, _to_complete(kept, brings), reports, stop)
+            # A shard may have failed since.
+            coverage = coverage_of(list(reports.values()), plan.total)
+            raise_if_unanswered(coverage, list(reports.values()), allow_partial=query.allow_partial)
+        else:
+            counts = dict.fromkeys(parts, 0)
+            for _, shard in kept:
+                counts[shard] += 1
+            hits = Hits(await write_hits(query, kept, brings.fixed_bytes), counts)
+        count = sum(hits.counts.values())
         return Answer(
-            hits=encode_hits(kept, query.collection, result_columns(query.collection, query.include)),
-            count=len(kept),
+            hits=msgspec.Raw(hits.pieces[0]),
+            count=count,
             coverage=coverage,
             short=shortfall(
-                query, len(kept), coverage, scan_limited=scan_limited, too_far=len(kept) < len(ranked)
+                query, count, coverage, scan_limited=scan_limited, too_far=len(kept) < len(ranked)
             ),
-            reports=tuple([msgspec.structs.replace(r, kept=counts[r.shard]) for r in reports]),
+            reports=tuple([msgspec.structs.replace(r, kept=hits.counts[r.shard]) for r in reports.values()]),
             cacheable=coverage.full and not coverage.stale and not scan_limited,
+            more=tuple(hits.pieces[1:]),
+            held=hits.held,
         )
+
+
+def _to_complete(kept: list[tuple[Row, str]], brings: Layout) -> list[Ranked]:
+    """What came with the rows of a guarded statement, or with none."""
+    if not brings.guarded:
+        return [Ranked(row, shard, fetched=False) for row, shard in kept]
+    return [
+        Ranked(
+            row[:-1],
+            shard,
+            fetched=row[-1],
+            size_bytes=sum([len(v) for v in row[2:-1] if isinstance(v, str)]),
+        )
+        for row, shard in kept
+    ]
 
 
 def _fell_short(part: ShardRows, plan: Plan) -> bool:
