@@ -21,6 +21,7 @@ from deploy.local import NodeInfo
 from router.postgres.driver import connect
 from router.postgres.search import SearchStatements
 from router.query.plan import plan_search
+from router.query.sizes import Layout
 from router.query.types import SearchQuery
 from shard_config import load
 
@@ -73,7 +74,7 @@ def prepare(world: World, ef_search: int, k: int) -> None:
         ef_search=plan.ef_search,
         scan=plan.scan,
         filter=None,
-        include=frozenset(),
+        layout=Layout(frozenset()),
     )
     _, candidates, limit = statement.args
     sql = statement.shape.single.replace("$1", "_q").replace("$2", str(candidates)).replace("$3", str(limit))

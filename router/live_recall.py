@@ -110,12 +110,14 @@ class LiveRecall:
         """
         if query.exact or found.tier in ("l1", "l2") or not found.answer.cacheable:
             return
+        if found.answer.held is not None:  # a large answer, which would stay in memory until its turn
+            return
         if self._jobs.full():
             self._drop("queue")
         elif not self._sampler.pays():
             self._drop("budget")
         else:
-            self._jobs.put_nowait(_Job(stage, _exactly(query), found.answer.hits, version))
+            self._jobs.put_nowait(_Job(stage, _exactly(query), found.answer.whole, version))
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -150,7 +152,7 @@ class LiveRecall:
             return "written"
         if not found.answer.cacheable:
             return "stale"
-        value = recall(_distances(job.hits), _distances(found.answer.hits))
+        value = recall(_distances(job.hits), _distances(found.answer.whole))
         if value is None:
             return "empty"
         seen = self._windows.setdefault(collection, RecallWindow()).add(value)

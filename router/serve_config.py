@@ -33,6 +33,8 @@ HELP: dict[str, str] = {
     "max_offset": "largest offset of a search",
     "max_timeout": "longest timeout that a search may ask for, in seconds",
     "max_concurrent": "requests answered at the same time by one worker",
+    "max_answer_bytes": "largest answer to a search, a batch or a read",
+    "answer_memory_bytes": "size of all large answers being made and sent, per worker",
     "write_timeout": "longest time for a write, and between parts of a stream, in seconds",
     "drain_timeout": "longest time for requests to finish at shutdown, in seconds",
     "node_connections": "connections to a node for reads, and so statements there at once, per worker",

@@ -27,6 +27,8 @@ class Settings(msgspec.Struct, frozen=True):
     max_offset: int = 10_000
     max_timeout: float = 60.0
     max_concurrent: int = 512
+    max_answer_bytes: int = 64 << 20
+    answer_memory_bytes: int = 128 << 20
     write_timeout: float = 30.0
     drain_timeout: float = 30.0
     # nodes

@@ -26,10 +26,11 @@ from router.policy.recall_sampling import RecallSampler, RecallSeen
 from router.policy.selection import Health, Reads, Role
 from router.prober import Prober
 from router.query.filter import Filter
-from router.query.types import Found, SearchQuery
+from router.query.types import Found, SearchQuery, VectorFormat
 from router.redis_link import RedisLink
 from router.settings import Settings
 from router.shared import Shared
+from router.stages.answer_memory import AnswerMemory, BatchRoom
 from router.stages.coalesce import Coalesced
 from router.stages.fanout import Fanout
 from router.stages.local_cache import LocalCache, Store
@@ -72,6 +73,7 @@ class Topology:
         self.hedges = Budget(settings.hedge_budget) if settings.hedge_quantile else None
         self.retries = Budget(settings.retry_budget, _RETRIES_AT_ONCE)
         self.store = Store(settings.l1_bytes)
+        self.memory = AnswerMemory(settings.max_answer_bytes, settings.answer_memory_bytes)
         self.prober = Prober(self.nodes, settings)
         self.recall = LiveRecall(
             RecallSampler(settings.recall_sample_rate, settings.recall_budget),
@@ -130,7 +132,7 @@ class Snapshot:
             for name in shard_map.shards
         }
         self.fanout = fanout = Fanout(sets)
-        search: Stage = Scatter(shard_map, fanout, shared)
+        search: Stage = Scatter(shard_map, fanout, shared, topology.memory)
         self._exactly = search  # repeats searches to measure recall, past all caches
         self._recall = topology.recall
         self._chosen_for_recall = topology.recall.chooses
@@ -156,7 +158,7 @@ class Snapshot:
             statement_timeout=topology.settings.write_timeout,
         )
         self._writer = Writer(shard_map, self._primaries)
-        self._reader = Reader(shard_map, fanout, shared)
+        self._reader = Reader(shard_map, fanout, shared, topology.memory)
         self._sets = sets
 
     def __repr__(self) -> str:
@@ -177,9 +179,14 @@ class Snapshot:
         return await self._writer.upsert(collection, documents, deadline)
 
     async def read(
-        self, collection: Collection, id: object, include: frozenset[str], deadline: float
+        self,
+        collection: Collection,
+        id: object,
+        include: frozenset[str],
+        deadline: float,
+        vector_format: VectorFormat = "float",
     ) -> ReadAnswer | None:
-        return await self._reader.read(collection, id, include, deadline)
+        return await self._reader.read(collection, id, include, deadline, vector_format)
 
     async def delete(self, collection: Collection, ids: Sequence[object], deadline: float) -> DeleteOutcome:
         return await self._writer.delete(collection, ids, deadline)
@@ -189,6 +196,9 @@ class Snapshot:
 
     async def count(self, collection: Collection, filter: Filter | None, deadline: float) -> CountAnswer:
         return await self._reader.count(collection, filter, deadline)
+
+    def batch_room(self) -> BatchRoom:
+        return BatchRoom(self._topology.memory)
 
     def nodes(self) -> list[NodeStatus]:
         heads = {name: _head(replicas) for name, replicas in self._sets.items()}

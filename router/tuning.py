@@ -260,7 +260,7 @@ class _Tuning:
         )
         found = await self._found(search)
         own = query.id if isinstance(query.id, int) else str(query.id)
-        return [hit.distance for hit in near(found.answer.hits) if hit.id != own][: self.k]
+        return [hit.distance for hit in near(found.answer.whole) if hit.id != own][: self.k]
 
     async def _found(self, search: SearchQuery) -> Found:
         deadline = asyncio.get_running_loop().time() + _SEARCH_SECONDS

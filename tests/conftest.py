@@ -16,7 +16,14 @@ import pytest
 
 from deploy.local import Cluster
 
-Serve = Callable[..., AbstractContextManager[str]]
+
+class Served(str):
+    """A router's URL, and its process."""
+
+    pid: int
+
+
+Serve = Callable[..., AbstractContextManager[Served]]
 
 # A test run in the background may have been started with Ctrl-C ignored, and what ignores it hands that
 # down to the commands that tests interrupt.
@@ -45,7 +52,7 @@ def serve() -> Serve:
 
 
 @contextmanager
-def _serve(map_path: Path, **options: object) -> Iterator[str]:
+def _serve(map_path: Path, **options: object) -> Iterator[Served]:
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
     command = [sys.executable, "-m", "router.cli", "serve", "--map", str(map_path), "--port", "0", *flags]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
@@ -67,7 +74,9 @@ def _serve(map_path: Path, **options: object) -> Iterator[str]:
         assert listening.wait(_START_SECONDS), "the router did not start in time"
         found = re.search(r" on (http\S+)", "".join(lines))
         assert found, "".join(lines)
-        yield found[1]
+        url = Served(found[1])
+        url.pid = process.pid
+        yield url
     finally:
         process.terminate()
         try:

@@ -23,6 +23,7 @@ from bench.simulation.simulate import simulate
 from router.postgres.connection import Connection, open_connection
 from router.postgres.search import SearchStatement, SearchStatements, arrays
 from router.query.plan import plan_search
+from router.query.sizes import Layout
 from router.query.types import SearchQuery
 from router.query.wire import to_wire
 from shard_config import load as load_map
@@ -202,7 +203,7 @@ def _made(
             ef_search=plan.ef_search,
             scan=plan.scan,
             filter=None,
-            include=frozenset(),
+            layout=Layout(frozenset()),
         )
         for query in queries
     ]

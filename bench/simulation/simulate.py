@@ -28,6 +28,7 @@ from router.policy.selection import Health, NodeState, Role
 from router.query.errors import OverloadedError, RouterError
 from router.query.types import SearchQuery
 from router.shared import Shared
+from router.stages.answer_memory import AnswerMemory
 from router.stages.fanout import Fanout
 from router.stages.node import Node
 from router.stages.replicas import ReplicaSet
@@ -101,7 +102,12 @@ class World:
             )
             for name in self.shard_map.shards
         }
-        self.scatter = Scatter(self.shard_map, Fanout(sets), Shared(self.shard_map))
+        self.scatter = Scatter(
+            self.shard_map,
+            Fanout(sets),
+            Shared(self.shard_map),
+            AnswerMemory(system.settings.max_answer_bytes, system.settings.answer_memory_bytes),
+        )
 
     def __repr__(self) -> str:
         return f"<World {self.scatter!r} on {len(self.hosts)} hosts>"

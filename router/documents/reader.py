@@ -11,32 +11,43 @@ from router.query.answer import coverage_of, field_values, json_forms, raise_if_
 from router.query.errors import Problem, UnavailableError
 from router.query.filter import Filter
 from router.query.plan import targets
-from router.query.types import Probe, Shape, ShardReport, ShardRows, Work
+from router.query.types import Probe, Shape, ShardReport, ShardRows, VectorFormat, Work
 from router.shared import Shared
+from router.stages.answer_memory import AnswerMemory, too_large
 from router.stages.fanout import Fanout
 from shard_config.model import Collection, ShardMap
 from shard_config.partition import NoPlaceError, locate
 
 __all__ = ["Reader"]
 
+# A document whose columns of variable length take more is read again, once there is memory for it.
+_INLINE_BYTES = 1 << 20
+
 
 class Reader:
     """Reads of one shard map; fresh with regard to writes through this router's workers."""
 
-    def __init__(self, shard_map: ShardMap, fanout: Fanout, shared: Shared) -> None:
+    def __init__(self, shard_map: ShardMap, fanout: Fanout, shared: Shared, memory: AnswerMemory) -> None:
         self._map = shard_map
         self._fanout = fanout
         self._shared = shared
+        self._memory = memory
 
     def __repr__(self) -> str:
         return f"<Reader map {self._map.version}>"
 
     async def read(
-        self, collection: Collection, id_: object, include: frozenset[str], deadline: float
+        self,
+        collection: Collection,
+        id_: object,
+        include: frozenset[str],
+        deadline: float,
+        vector_format: VectorFormat = "float",
     ) -> ReadAnswer | None:
         """The document with this id, or None if no shard holds it.
 
         Raises:
+            AnswerTooLargeError, OverloadedError: the document is, or there is no memory for it.
             UnavailableError, DeadlineError: a shard that may hold it did not answer, or was read from a node
                 that is behind, which cannot prove that it is not there.
         """
@@ -46,16 +57,26 @@ class Reader:
                 shards = (locate(collection.sharding, id_),)
             except NoPlaceError:
                 return None
-        statement = sql.select_by_id(collection, id_, include)
+        statement = sql.select_by_id(collection, id_, include, _INLINE_BYTES)
         parts = await self._fetch(statement, Work.LOOKUP, shards, deadline)
         names = [name for name, _ in sql.result_columns(collection, include)]
         forms = json_forms(collection, names)
         # A node that is behind may still show the document where it was before it moved.
         for shard, part in sorted(parts.items(), key=lambda item: item[1].report.stale):
-            for row in part.rows:
-                fields = field_values(collection, names, forms, row, first=1)
-                document = {"id": row[0], "shard": shard, **fields}
-                return ReadAnswer(document, shard if part.report.stale else None)
+            rows, held, stale = part.rows, None, part.report.stale
+            if rows and (size := rows[0][1 + len(names)]) > _INLINE_BYTES:
+                if size > self._memory.most_each:
+                    raise too_large(size, self._memory.most_each, self._memory.most_each)
+                # While it becomes JSON it is held as the driver's bytes, as text and as what is sent.
+                held = await self._memory.take(3 * size, deadline)
+                again = sql.select_by_ids(collection, [id_], include)
+                part = (await self._fetch(again, Work.COLUMNS, (shard,), deadline))[shard]
+                raise_if_unanswered(coverage_of([part.report], 1), [part.report], allow_partial=False)
+                rows, stale = part.rows, stale or part.report.stale
+            for row in rows:
+                document = {"id": row[0], "shard": shard}
+                document |= field_values(collection, names, forms, row, 1, vector_format)
+                return ReadAnswer(document, shard if stale else None, held)
         reports = [part.report for part in parts.values()]
         raise_if_unanswered(coverage_of(reports, len(shards)), reports, allow_partial=False)
         _raise_if_stale(reports)

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from router.documents.types import CountAnswer, DeleteOutcome, Document, ReadAnswer, UpsertOutcome
 from router.policy.recall_sampling import RecallSeen
 from router.query.filter import Filter
-from router.query.types import Found, SearchQuery
+from router.query.types import Found, SearchQuery, VectorFormat
+from router.stages.answer_memory import BatchRoom
 from router.status import NodeStatus
 from shard_config.model import Collection, ShardMap
 
@@ -39,7 +40,12 @@ class Backend(Protocol):
     ) -> UpsertOutcome: ...
 
     async def read(
-        self, collection: Collection, id: object, include: frozenset[str], deadline: float
+        self,
+        collection: Collection,
+        id: object,
+        include: frozenset[str],
+        deadline: float,
+        vector_format: VectorFormat = "float",
     ) -> ReadAnswer | None: ...
 
     async def delete(
@@ -51,6 +57,10 @@ class Backend(Protocol):
     ) -> DeleteOutcome: ...
 
     async def count(self, collection: Collection, filter: Filter | None, deadline: float) -> CountAnswer: ...
+
+    def batch_room(self) -> BatchRoom:
+        """For one batch: what its answers may take together."""
+        ...
 
     def nodes(self) -> list[NodeStatus]:
         """Every node of the map, in the map's order."""

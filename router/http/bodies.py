@@ -39,6 +39,10 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     include: Annotated[
         list[str], Meta(description="Of content, metadata, vector and the collection's columns.")
     ] = []
+    vector_format: Annotated[
+        Literal["float", "base64"],
+        Meta(description="How included vectors are written; `base64` is of little-endian float32."),
+    ] = "float"
     offset: Annotated[int, Meta(description="Hits to skip.", extra_json_schema={"minimum": 0})] = 0
     max_distance: Annotated[float, Meta(description="Leave out what is further away.")] | None = None
     ef_search: (

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from typing import cast, get_args
 
 import msgspec
 from msgspec import UNSET
@@ -17,8 +19,12 @@ from router.http.message import Reply, Request
 from router.http.outcomes import delete_reply
 from router.http.queries import includable
 from router.query import filter as filters
+from router.query.answer import pieces_of
 from router.query.errors import InvalidError, NotFoundError, Problem
+from router.query.types import VectorFormat
 from router.settings import Settings
+from router.stages.answer_memory import too_large
+from router.stages.columns import hand_over
 from shard_config.model import Collection
 from shard_config.values import from_text
 
@@ -41,10 +47,14 @@ class Documents:
         include = _included(request.query.get("include"), collection)
         id_ = _path_id(request, collection)
         deadline = asyncio.get_running_loop().time() + collection.search.timeout
-        answer = await request.backend.read(collection, id_, include, deadline)
+        answer = await request.backend.read(collection, id_, include, deadline, _vector_format(request))
         if answer is None:
             raise _no_document(request, collection)
-        reply = Reply(self._encoder.encode(answer.document))
+        reply = Reply(b"", held=answer.held)
+        if answer.held is None:
+            reply.body = self._encoder.encode(answer.document)
+        else:
+            await hand_over(pieces_of(answer.document), self._within(reply.more))
         if answer.stale is not None:
             reply.headers = [(STALE_HEADER.lower().encode(), answer.stale.encode())]
         return reply
@@ -85,6 +95,19 @@ class Documents:
         answer = await request.backend.count(collection, filter_, deadline)
         return Reply(self._encoder.encode(CountView(answer.count, coverage_view(answer.coverage))))
 
+    def _within(self, pieces: list[bytes]) -> Callable[[bytes], None]:
+        """Adds to `pieces` up to the limit; a text takes up to six times its bytes when it is escaped."""
+        size, most = 0, self._settings.max_answer_bytes
+
+        def take(piece: bytes) -> None:
+            nonlocal size
+            size += len(piece)
+            if size > most:
+                raise too_large(size, most, most)
+            pieces.append(piece)
+
+        return take
+
     def _write_deadline(self) -> float:
         return asyncio.get_running_loop().time() + self._settings.write_timeout
 
@@ -109,6 +132,15 @@ def _path_id(request: Request, collection: Collection) -> object:
         return from_text(collection.id.type, request.params["id"])
     except ValueError as exc:
         raise InvalidError.at("id", str(exc)) from exc
+
+
+def _vector_format(request: Request) -> VectorFormat:
+    value = request.query.get("vector_format", "float")
+    for known in get_args(VectorFormat):
+        if value == known:
+            return cast(VectorFormat, value)
+    expected = ", ".join(get_args(VectorFormat))
+    raise InvalidError.at("vector_format", f"expected one of {expected}, got {value[:80]!r}")
 
 
 def _included(names: str | None, collection: Collection) -> frozenset[str]:

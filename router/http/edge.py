@@ -19,13 +19,15 @@ from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
 from router.http.backend import Backend
-from router.http.errors import HttpError
+from router.http.compression import Coding, negotiate
+from router.http.errors import HttpError, Refusal
 from router.http.identity import request_id, trace_of
 from router.http.keys import Keys
-from router.http.message import COMPLETE, LEFT, WHOLE, Reply, Request
+from router.http.message import COMPLETE, LEFT, Reply, Request
 from router.http.metrics import Metrics
 from router.http.problems import INTERNAL, error_reply
 from router.http.routes import Routes
+from router.http.send import send_reply
 from router.http.url import path_of, query_of, segment
 from router.logs import AccessLog
 from router.query.errors import OverloadedError, RouterError
@@ -44,7 +46,7 @@ _LOGGED_PATH = 512
 class _Visit:
     """One request from arrival to log line."""
 
-    __slots__ = ("caller", "headers", "id", "reply", "route", "scope", "trace")
+    __slots__ = ("caller", "coding", "headers", "id", "reply", "route", "scope", "trace")
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
@@ -53,6 +55,7 @@ class _Visit:
         self.trace = trace_of(self.headers)
         self.route = "unknown"
         self.caller: str | None = None
+        self.coding: Coding = "identity"
         self.reply = Reply(b"", _NO_ANSWER)
 
 
@@ -75,6 +78,7 @@ class Edge:
         self._metrics = metrics
         self._log = access_log
         self._most = settings.max_concurrent
+        self._send_seconds = settings.max_timeout
         self._in_flight = 0  # changed by `_limited` only
         self._lifespan = Router(lifespan=lifespan)
 
@@ -95,9 +99,9 @@ class Edge:
         self._metrics.begin()
         try:
             visit.reply = await self._reply(visit, receive)
-            await _send(visit, send)
+            await _send(visit, send, self._send_seconds)
         except ClientDisconnect:
-            pass
+            visit.reply.status = _NO_ANSWER
         except asyncio.CancelledError:
             if LEFT not in scope:
                 raise
@@ -126,6 +130,13 @@ class Edge:
     async def _answer(self, visit: _Visit, receive: Receive) -> Reply:
         operation, params = self.routes.find(visit.scope["method"], path_of(visit.scope))
         visit.route = operation.template
+        if (accepted := visit.headers.get(b"accept-encoding")) is not None:
+            visit.coding = negotiate(accepted)
+            if visit.coding == "none":
+                shown = accepted[:80].decode("latin-1")
+                raise HttpError(
+                    Refusal.NOT_ACCEPTABLE, f"Accept-Encoding {shown} takes neither gzip nor identity"
+                )
         params = {name: segment(value) for name, value in params.items()}
         if self._keys is not None and operation.scope != "open":
             visit.caller = self._keys.authorise(visit.headers, operation.scope).name
@@ -180,19 +191,14 @@ def _account(reply: Reply) -> dict[str, object]:
     return {"searches": len(reply.found), "coverage": coverage}
 
 
-async def _send(visit: _Visit, send: Send) -> None:
+async def _send(visit: _Visit, send: Send, seconds: float) -> None:
     reply = visit.reply
     headers = [
         (b"content-type", reply.content_type),
-        (b"content-length", b"%d" % len(reply.body)),
         (b"cache-control", b"no-store"),
         (b"x-request-id", visit.id.encode()),
         *reply.headers,
     ]
     if visit.trace is not None:
         headers.append((b"traceparent", visit.trace.header))
-    whole = visit.scope.get("extensions", {}).get(WHOLE)
-    if whole is not None and whole(reply.status, headers, reply.body):
-        return
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": reply.body})
+    await send_reply(reply, headers, visit.coding, visit.scope, send, seconds)

@@ -30,6 +30,7 @@ class Refusal:
     FORBIDDEN = Kind(403, "forbidden", "Key lacks the scope")
     NO_ROUTE = Kind(404, "not-found", "Not found")
     METHOD = Kind(405, "method-not-allowed", "Method not allowed")
+    NOT_ACCEPTABLE = Kind(406, "not-acceptable", "Not acceptable")
     SLOW = Kind(408, "slow-request", "Request came too slowly")
     TARGET = Kind(414, "target-too-long", "Request target too long")
     MEDIA_TYPE = Kind(415, "unsupported-media-type", "Unsupported media type")

@@ -19,7 +19,7 @@ from router.query.errors import NotFoundError, TooLargeError
 from router.query.types import Found
 from shard_config.model import Collection
 
-__all__ = ["COMPLETE", "FINISHED_METHODS", "LEFT", "WHOLE", "Reply", "Request", "Written"]
+__all__ = ["ABORT", "COMPLETE", "FINISHED_METHODS", "LEFT", "WHOLE", "Reply", "Request", "Written"]
 
 # In a request's scope, if its server has the whole body already.
 COMPLETE = "pgscatter.complete"
@@ -29,6 +29,8 @@ LEFT = "pgscatter.left"
 FINISHED_METHODS = frozenset({"PUT"})
 # Among the extensions of a scope: sends status, headers and body at once, or says that it cannot.
 WHOLE = "pgscatter.whole"
+# Another: cuts the connection, whatever is still to be sent.
+ABORT = "pgscatter.abort"
 
 
 class Written(msgspec.Struct, frozen=True):
@@ -41,7 +43,12 @@ class Written(msgspec.Struct, frozen=True):
 
 
 class Reply(msgspec.Struct):
-    """A response, complete in memory, and the account of what it took."""
+    """A response, complete in memory, and the account of what it took.
+
+    Attributes:
+        more: what follows `body`, of a large answer.
+        held: keeps the memory of a large answer reserved until it is sent.
+    """
 
     body: bytes
     status: int = 200
@@ -49,6 +56,8 @@ class Reply(msgspec.Struct):
     headers: list[tuple[bytes, bytes]] = []
     found: tuple[tuple[str, Found], ...] = ()
     written: Written | None = None
+    more: list[bytes] = []
+    held: object = None
 
 
 class Request:

@@ -37,6 +37,9 @@ _READ_ERRORS = frozenset({503, 504})
 _WRITE_ERRORS = frozenset({409, 503, 504})
 _FILTER = Parameter("filter", "A filter as a JSON object; all documents if absent.")
 _INCLUDE = Parameter("include", "Names joined by commas; everything but the vector if absent.")
+_VECTOR_FORMAT = Parameter(
+    "vector_format", "How the vector is written: `float` (default), or `base64` of little-endian float32."
+)
 _STALE = "The document's shard, if it was read from a node that may be behind."
 _KEY = Parameter("key", "A value of the sharding key.", required=True)
 
@@ -104,7 +107,7 @@ def _documents(upserts: Upserts, handlers: Documents) -> list[Operation]:
             handlers.read,
             "Read one document.",
             {200: Fields},
-            query=(_INCLUDE,),
+            query=(_INCLUDE, _VECTOR_FORMAT),
             errors=_READ_ERRORS,
             headers={STALE_HEADER: _STALE},
         ),

@@ -88,6 +88,10 @@ class GatheredTransport(asyncio.Transport):
         self._outbox.flush()
         self._transport.close()
 
+    def abort(self) -> None:
+        self._ended = True
+        self._transport.abort()
+
     def is_closing(self) -> bool:
         return self._transport.is_closing()
 

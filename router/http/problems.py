@@ -14,6 +14,7 @@ import msgspec
 from router.http.errors import HttpError, Kind
 from router.http.message import Reply
 from router.query.errors import (
+    AnswerTooLargeError,
     ConflictError,
     DeadlineError,
     InvalidError,
@@ -40,6 +41,7 @@ _KINDS: dict[type[RouterError], Kind] = {
     ConflictError: Kind(409, "conflict", "Conflict"),
     TooLargeError: Kind(413, "too-large", "Request too large"),
     InvalidError: Kind(422, "invalid", "Invalid request"),
+    AnswerTooLargeError: Kind(422, "answer-too-large", "Answer too large"),
     RequestError: Kind(400, "malformed", "Malformed request"),
     OverloadedError: Kind(429, "overloaded", "Too many requests"),
     UnavailableError: Kind(503, "unavailable", "Not available"),

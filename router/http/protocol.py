@@ -22,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from router.http.errors import HttpError, Refusal
 from router.http.head import CHECKED_FIELDS, HEAD_BYTES, check_fields, check_version, origin_form, too_large
 from router.http.identity import request_id
-from router.http.message import COMPLETE, FINISHED_METHODS, LEFT, WHOLE
+from router.http.message import ABORT, COMPLETE, FINISHED_METHODS, LEFT, WHOLE
 from router.http.outbox import GatheredTransport, Outbox
 from router.http.problems import error_reply
 from router.query.errors import MalformedError, RequestError
@@ -172,7 +172,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self._unset_keepalive_if_required()
         super().on_headers_complete()
         respond = partial(self._respond, self.cycle)
-        self.scope["extensions"] = {WHOLE: respond}  # type: ignore[dict-item]
+        self.scope["extensions"] = {WHOLE: respond, ABORT: self.transport.abort}  # type: ignore[dict-item]
         if self.pipeline and self._look_timer is None:
             self._look_timer = self.loop.call_later(_LOOK_SECONDS, self._look)
 

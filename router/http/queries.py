@@ -13,7 +13,7 @@ from router.query import filter as filters
 from router.query.errors import InvalidError, Problem
 from router.query.filter import Filter
 from router.query.plan import EF_SEARCH_MAX
-from router.query.types import Consistency, SearchQuery
+from router.query.types import Consistency, Room, SearchQuery
 from router.settings import Settings
 from shard_config.model import Collection
 
@@ -27,8 +27,11 @@ def search_query(
     embedded: bytes | None = None,
     path: str = "",
     caller: Hashable | None = None,
+    room: Room | None = None,
 ) -> SearchQuery:
     """The query that `body` asks for; `embedded` is the vector of its text, `caller` the batch it is of.
+
+    `room` is what the batch's answers may take together.
 
     Raises:
         InvalidError: with every problem found, each path below `path`.
@@ -67,6 +70,9 @@ def search_query(
         explain=body.explain,
         plan=body.explain_plan,
         caller=caller,
+        # Where there is no vector, searches that differ in this alone have the same answer.
+        vector_format=body.vector_format if "vector" in include else "float",
+        room=room,
     )
 
 

@@ -67,7 +67,7 @@ class Operation(msgspec.Struct, frozen=True):
 
     def problem_statuses(self, *, keys: bool) -> frozenset[int]:
         """Statuses that it can have with a problem for a body."""
-        statuses = {500}
+        statuses = {406, 500}
         if self.limited:
             statuses.add(429)
         if self.scope != "open":

@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 
 from router.http import vectors
-from router.http.answers import BatchAnswer, BatchError, search_answer
+from router.http.answers import BatchError, search_answer
 from router.http.backend import Embed
 from router.http.bodies import BatchBody, SearchBody
 from router.http.content import read_json
@@ -26,12 +26,17 @@ from router.http.queries import check_text, search_query, timeout_of
 from router.query.errors import DeadlineError, InvalidError, RouterError
 from router.query.types import Found, SearchQuery
 from router.settings import Settings
+from router.stages.answer_memory import BatchRoom
 from shard_config.model import Collection
 
 __all__ = ["Searches"]
 
 # Enough to fill a few statements of each node, and a small part of what may wait for it.
 _BATCH_CONCURRENCY = 64
+# A batch's answer up to this size leaves as one.
+_IN_ONE = 1 << 18
+_NO_HITS = msgspec.Raw(b"[]")
+_NO_HITS_JSON = b"[]"
 
 
 class Searches:
@@ -57,8 +62,10 @@ class Searches:
                 self._known.put(data, known)
         found = await request.backend.search(known.query, now + known.timeout)
         took_ms = round((perf_counter() - started) * 1000, 3)
+        body, *more = self._encode(request, known.query, found, took_ms)
         return Reply(
-            self._encode(request, known.query, found, took_ms),
+            body,
+            more=more,
             headers=[(b"server-timing", _server_timing(found, took_ms))],
             found=((collection.name, found),),
         )
@@ -71,35 +78,46 @@ class Searches:
             most = self._settings.max_batch
             raise InvalidError.at("searches", f"{len(searches)} searches exceed {most} per batch")
         end = asyncio.get_running_loop().time() + self._settings.max_timeout
-        results = [msgspec.Raw()] * len(searches)
+        room = request.backend.batch_room()
+        results: list[list[bytes]] = [[]] * len(searches)
         founds: list[tuple[str, Found]] = []
         members = iter(enumerate(searches))
 
         async def work() -> None:
             for i, raw in members:
-                results[i], found = await self._member(request, collection, raw, f"searches[{i}]", end)
+                where = f"searches[{i}]"
+                results[i], found = await self._member(request, collection, raw, where, end, room)
                 if found is not None:
                     founds.append((collection.name, found))
 
         async with asyncio.TaskGroup() as group:
             for _ in range(min(_BATCH_CONCURRENCY, len(searches))):
                 group.create_task(work())
-        return Reply(self._encoder.encode(BatchAnswer(results)), found=tuple(founds))
+        body, more = _batch_body(results)
+        return Reply(body, more=more, found=tuple(founds), held=room)
 
     async def _member(
-        self, request: Request, collection: Collection, raw: msgspec.Raw, path: str, end: float
-    ) -> tuple[msgspec.Raw, Found | None]:
-        """One search's result, an error included; its time counts from its own turn."""
+        self,
+        request: Request,
+        collection: Collection,
+        raw: msgspec.Raw,
+        path: str,
+        end: float,
+        room: BatchRoom,
+    ) -> tuple[list[bytes], Found | None]:
+        """One search's result in pieces, an error included; its time counts from its own turn."""
         started = perf_counter()
         now = asyncio.get_running_loop().time()
         try:
-            known = await self._understand(collection, raw, now, path, caller=request)
+            known = await self._understand(collection, raw, now, path, caller=request, room=room)
             found = await request.backend.search(known.query, min(now + known.timeout, end))
+            took_ms = round((perf_counter() - started) * 1000, 3)
+            pieces = self._encode(request, known.query, found, took_ms)
+            room.add(sum(map(len, pieces)), counted=found.answer.held is not None)
         except RouterError as exc:
             problem = describe(kind_of(exc), exc.detail, request.id, exc.problems)
-            return msgspec.Raw(self._encoder.encode(BatchError(problem))), None
-        took_ms = round((perf_counter() - started) * 1000, 3)
-        return msgspec.Raw(self._encode(request, known.query, found, took_ms)), found
+            return [self._encoder.encode(BatchError(problem))], None
+        return pieces, found
 
     async def _understand(
         self,
@@ -108,6 +126,7 @@ class Searches:
         now: float,
         path: str = "",
         caller: Request | None = None,
+        room: BatchRoom | None = None,
     ) -> Known:
         """What a search's body, which came at `now`, asks for."""
         body = self._decoder.decode(data, path)
@@ -115,7 +134,7 @@ class Searches:
         # An invalid one is refused below, before anything but the embedding has used it.
         timeout = min(timeout_of(body.timeout_ms, collection), self._settings.max_timeout)
         embedded = None if text is None else await self._vector_of(collection, text, now + timeout, path)
-        query = search_query(body, collection, self._settings, embedded, path, caller)
+        query = search_query(body, collection, self._settings, embedded, path, caller, room)
         return Known(query, timeout, lasting=query.cached and text is None)
 
     async def _vector_of(self, collection: Collection, text: str, deadline: float, path: str) -> bytes:
@@ -127,10 +146,30 @@ class Searches:
         where = f"{path}.text" if path else "text"
         return vectors.from_components(np.asarray(components), collection.vector, where)
 
-    def _encode(self, request: Request, query: SearchQuery, found: Found, took_ms: float) -> bytes:
+    def _encode(self, request: Request, query: SearchQuery, found: Found, took_ms: float) -> list[bytes]:
+        """The answer's JSON; the hits of a large one stay the pieces that they are."""
         version = request.backend.shard_map.version
         explain = request.backend.nodes() if query.explain or query.plan else None
-        return self._encoder.encode(search_answer(found, took_ms, version, explain=explain))
+        more = found.answer.more
+        if not more:
+            return [self._encoder.encode(search_answer(found, took_ms, version, explain=explain))]
+        without = msgspec.structs.replace(found.answer, hits=_NO_HITS)
+        view = search_answer(
+            msgspec.structs.replace(found, answer=without), took_ms, version, explain=explain
+        )
+        before, after = self._encoder.encode(view).split(_NO_HITS_JSON, 1)
+        return [before + bytes(found.answer.hits), *more, after]
+
+
+def _batch_body(results: list[list[bytes]]) -> tuple[bytes, list[bytes]]:
+    """The JSON of a `BatchAnswer` whose results are JSON already, in one or, of a large one, in pieces."""
+    pieces = [b'{"results":[']
+    for i, result in enumerate(results):
+        pieces += (b",", *result) if i else result
+    pieces.append(b"]}")
+    if sum(map(len, pieces)) <= _IN_ONE:
+        return b"".join(pieces), []
+    return b"", pieces
 
 
 def _server_timing(found: Found, took_ms: float) -> bytes:

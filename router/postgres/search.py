@@ -13,8 +13,9 @@ import msgspec
 from cachetools import LRUCache
 
 from router.postgres.conditions import where
-from router.postgres.sql import distance_operator, result_columns
+from router.postgres.sql import distance_operator, result_columns, variable_bytes
 from router.query.filter import Filter
+from router.query.sizes import Layout, variable_columns
 from router.query.types import Scan, Shape
 from shard_config.model import Collection, Quantization
 from shard_config.values import ValueType
@@ -85,15 +86,17 @@ class SearchStatements:
         ef_search: int,
         scan: Scan,
         filter: Filter | None,
-        include: frozenset[str],
+        layout: Layout,
     ) -> SearchStatement:
-        """The nearest `limit` rows as (id, distance, *included columns), ascending by (distance, id).
+        """The nearest `limit` rows as (id, distance, *columns of `layout`), ascending by (distance, id).
 
         `vector` is in wire format. The connection's hnsw.ef_search must be `ef_search`.
         """
         arguments = _Arguments(together=False)
         query = arguments.add(vector, str(collection.vector.type))
         brought, wanted = arguments.add(candidates, "int"), arguments.add(limit, "int")
+        most = arguments.add(layout.row_bytes, "int") if layout.guarded else ""
+        include = layout.inline
         condition = "" if filter is None else where(filter, collection, arguments)
         literal = max(_LEAST_LITERAL, 1 << (candidates - 1).bit_length())
         # The planner takes a wide scan for dear, so a plan made for one may read the whole table; kept, it
@@ -104,9 +107,10 @@ class SearchStatements:
         if shape is None:
             # The sub-select hides the number from plans that are made for one search, which else might read
             # the table where the plan for any search uses the index: pages of one search would disagree.
-            single = _one(collection, query, condition, f"(SELECT {brought})", wanted, literal, scan, include)
+            read = f"(SELECT {brought})"
+            single = _one(collection, query, condition, read, wanted, most, literal, scan, include)
             hint = f"/* ef_search up to {width} */ " if width else ""
-            together = hint + _many(collection, filter, literal, include) if scan is Scan.INDEX else None
+            together = hint + _many(collection, filter, literal, layout) if scan is Scan.INDEX else None
             shape = Shape(hint + single, together, tuple(arguments.shared))
             self._shapes[name] = shape
         args = tuple(arguments.args)
@@ -121,6 +125,7 @@ def _one(
     condition: str,
     brought: str,
     wanted: str,
+    most: str,
     literal: int,
     scan: Scan,
     include: frozenset[str],
@@ -130,7 +135,8 @@ def _one(
     The innermost query is the one that the HNSW index serves. Its LIMIT is a literal, because with a
     parameter there a generic plan sorts the whole table; the one around it reads no more than the
     parameter says. The outer query has the full distance where the index holds less, and orders ties
-    and what an iterative scan found out of order.
+    and what an iterative scan found out of order. With `most`, a row whose columns of variable length take
+    more bytes than that comes without any column, and each row ends with whether it has them.
     """
     columns = [column for _, column in result_columns(collection, include)]
     distance = f"{collection.vector.column} {distance_operator(collection.vector.metric)} {query}"
@@ -146,19 +152,35 @@ def _one(
         f"{' WHERE ' + condition if condition else ''} ORDER BY {order} LIMIT {literal}"
     )
     # NaN is what cosine makes of a zero vector, which no direction compares to.
-    return (
+    rows = (
         f"SELECT _id, _d{passed} FROM (SELECT * FROM ({nearest}) i LIMIT {brought}) r"
         f" WHERE _d <> 'NaN' ORDER BY _d, _id LIMIT {wanted}"
     )
+    if not most:
+        return rows
+    # Metadata becomes text once, for the rows that the shard answers with: OFFSET 0 keeps the planner from
+    # moving that to where it is used, or before the LIMIT.
+    as_text = "".join(
+        f", _c{i}::text AS _c{i}" if column == collection.metadata else f", _c{i}"
+        for i, column in enumerate(columns)
+    )
+    variable = variable_columns(collection, include)
+    size = variable_bytes([f"_c{i}" for i, column in enumerate(columns) if column in variable])
+    given = "".join(f", CASE WHEN _fits THEN _c{i} END AS _c{i}" for i in range(len(columns)))
+    return (
+        f"SELECT _id, _d{given}, _fits FROM (SELECT *, {size} <= {most} AS _fits"
+        f" FROM (SELECT _id, _d{as_text} FROM ({rows}) o OFFSET 0) s) f"
+    )
 
 
-def _many(collection: Collection, filter: Filter | None, literal: int, include: frozenset[str]) -> str:
+def _many(collection: Collection, filter: Filter | None, literal: int, layout: Layout) -> str:
     """The same for a row of arguments per search; each row of the result ends with its search's number."""
     arguments = _Arguments(together=True)
     query = arguments.add(None, str(collection.vector.type))
     brought, wanted = arguments.add(None, "int"), arguments.add(None, "int")
+    most = arguments.add(None, "int") if layout.guarded else ""
     condition = "" if filter is None else where(filter, collection, arguments)
-    one = _one(collection, query, condition, brought, wanted, literal, Scan.INDEX, include)
+    one = _one(collection, query, condition, brought, wanted, most, literal, Scan.INDEX, layout.inline)
     return f"SELECT x.*, q.n FROM {arguments.unnested()} CROSS JOIN LATERAL ({one}) x"
 
 

@@ -13,6 +13,7 @@ import msgspec
 
 from router.postgres.conditions import PlainParams, where
 from router.query.filter import Filter
+from router.query.sizes import variable_columns
 from shard_config.model import Collection, Metric
 from shard_config.values import ValueType
 
@@ -27,7 +28,10 @@ __all__ = [
     "result_columns",
     "sample",
     "select_by_id",
+    "select_by_ids",
+    "sizes_by_ids",
     "upsert",
+    "variable_bytes",
 ]
 
 _OPERATORS = {Metric.L2: "<->", Metric.COSINE: "<=>", Metric.INNER_PRODUCT: "<#>", Metric.L1: "<+>"}
@@ -55,14 +59,45 @@ def result_columns(collection: Collection, include: frozenset[str]) -> list[tupl
     return columns
 
 
-def select_by_id(collection: Collection, id_: object, include: frozenset[str]) -> Statement:
-    """One row as (id, *included columns)."""
+def select_by_id(collection: Collection, id_: object, include: frozenset[str], most: int) -> Statement:
+    """One row as (id, *included columns, their size).
+
+    Columns of variable length that take more than `most` bytes together are not brought, nor any other then.
+    """
     params = PlainParams()
     columns = [column for _, column in result_columns(collection, include)]
     condition = f"{collection.id.column} = {params.add(id_, collection.id.type)}"
     selected = f"{collection.id.column} AS _id{_list(columns, 'AS _c')}"
-    sql = f"SELECT {selected} FROM {collection.table} WHERE {condition}"
+    size = variable_bytes(variable_columns(collection, include))
+    given = "".join(
+        f", CASE WHEN _size <= {params.add(most, 'int')} THEN _c{i} END" for i in range(len(columns))
+    )
+    sql = (
+        f"SELECT _id{given}, _size FROM"
+        f" (SELECT {selected}, {size} AS _size FROM {collection.table} WHERE {condition} OFFSET 0) s"
+    )
     return Statement(sql, tuple(params.args))
+
+
+def select_by_ids(
+    collection: Collection, ids: Sequence[object], include: frozenset[str], filter: Filter | None = None
+) -> Statement:
+    """Rows as (id, *included columns), of those of `ids` that match `filter`."""
+    selected = "".join(f", {column}" for _, column in result_columns(collection, include))
+    return _by_ids(collection, ids, selected, filter)
+
+
+def sizes_by_ids(
+    collection: Collection, ids: Sequence[object], include: frozenset[str], filter: Filter | None = None
+) -> Statement:
+    """Rows as (id, bytes of the included columns of variable length)."""
+    size = variable_bytes(variable_columns(collection, include))
+    return _by_ids(collection, ids, f", {size} AS size", filter)
+
+
+def variable_bytes(columns: Sequence[str]) -> str:
+    """The bytes that the values of `columns` take as text; that of text is known without reading it."""
+    return " + ".join(f"coalesce(octet_length({column}::text), 0)::bigint" for column in columns) or "0"
 
 
 def count(collection: Collection, filter: Filter | None) -> Statement:
@@ -154,6 +189,15 @@ def _delete(collection: Collection, condition: str, params: PlainParams) -> Stat
         f" ORDER BY {id_}{collate} FOR UPDATE)"
         f" DELETE FROM {collection.table} AS t USING doomed WHERE t.{id_} = doomed._id"
     )
+    return Statement(sql, tuple(params.args))
+
+
+def _by_ids(collection: Collection, ids: Sequence[object], selected: str, filter: Filter | None) -> Statement:
+    params = PlainParams()
+    conditions = [f"{collection.id.column} = ANY({params.add(list(ids), f'{collection.id.type}[]')})"]
+    if filter is not None:
+        conditions.append(where(filter, collection, params))
+    sql = f"SELECT {collection.id.column} AS _id{selected} FROM {collection.table}{_where(conditions)}"
     return Statement(sql, tuple(params.args))
 
 

@@ -6,7 +6,8 @@
     │   ├── InvalidError          decodable, but wrong: dimension, NaN, unknown column
     │   ├── NotFoundError         no such collection, document, shard or key's place
     │   ├── ConflictError         contradicts what is stored
-    │   └── TooLargeError         over a size limit
+    │   ├── TooLargeError         over a size limit
+    │   └── AnswerTooLargeError   what it asks for is
     ├── OverloadedError           a bounded queue is full; try again after `retry_after`
     ├── UnavailableError          no shard, or not every required shard, could answer
     └── DeadlineError             time ran out first
@@ -22,6 +23,7 @@ from collections.abc import Sequence
 import msgspec
 
 __all__ = [
+    "AnswerTooLargeError",
     "ConflictError",
     "DeadlineError",
     "InvalidError",
@@ -81,6 +83,10 @@ class ConflictError(RequestError):
 
 
 class TooLargeError(RequestError):
+    pass
+
+
+class AnswerTooLargeError(RequestError):
     pass
 
 

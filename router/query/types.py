@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 from enum import IntEnum, StrEnum
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, Protocol, TypeAlias
 
 import msgspec
 
@@ -27,6 +27,7 @@ __all__ = [
     "Found",
     "Hit",
     "Probe",
+    "Room",
     "Row",
     "Scan",
     "SearchQuery",
@@ -36,12 +37,28 @@ __all__ = [
     "ShardRows",
     "ShardState",
     "Shortfall",
+    "VectorFormat",
     "Work",
 ]
 
 CacheTier: TypeAlias = Literal["l1", "l2", "miss", "bypass"]
 Hit: TypeAlias = dict[str, Any]
 Row: TypeAlias = tuple[Any, ...]
+# How an answer writes vectors: numbers, or base64 of little-endian float32.
+VectorFormat: TypeAlias = Literal["float", "base64"]
+
+
+class Room(Protocol):
+    """What the answers of one batch may take together; large ones are made one after the other."""
+
+    @property
+    def left(self) -> int:
+        """In bytes."""
+        ...
+
+    async def __aenter__(self) -> None: ...
+
+    async def __aexit__(self, *exc: object) -> None: ...
 
 
 class Consistency(StrEnum):
@@ -70,6 +87,7 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
         ef_search: candidates per HNSW scan, 1..1000, before the plan raises it for large k; None for as
             many as the collection says.
         caller: equal for the searches of one batch, which let others go between them.
+        room: shared by the searches of one batch.
     """
 
     collection: Collection
@@ -87,6 +105,8 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
     explain: bool = False
     plan: bool = False  # also bring each shard's statement plan
     caller: Hashable | None = None
+    vector_format: VectorFormat = "float"
+    room: Room | None = None
 
     @property
     def cached(self) -> bool:
@@ -105,6 +125,7 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
             self.max_distance,
             self.ef_search,
             self.exact,
+            self.vector_format,
         )
         state = blake2b(self.vector, digest_size=16)
         try:
@@ -150,6 +171,7 @@ class Work(IntEnum):
     SCAN = 1
     COUNT = 2
     LOOKUP = 3
+    COLUMNS = 4  # of many rows, by their ids
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -259,8 +281,10 @@ class Answer(msgspec.Struct, frozen=True):
     """Merged hits in ascending (distance, id) order and the account of how they came about.
 
     Attributes:
-        hits: `hits` as encoded JSON, an array of objects.
+        hits: `hits` as encoded JSON, an array of objects; of a large answer only the beginning.
         cacheable: complete and fresh, so that it may be kept.
+        more: the rest of the array, in pieces, so that nothing has to hold or copy it in one.
+        held: keeps the memory of a large answer reserved for as long as anybody holds the answer.
     """
 
     hits: msgspec.Raw
@@ -269,6 +293,18 @@ class Answer(msgspec.Struct, frozen=True):
     short: Shortfall | None = None
     reports: tuple[ShardReport, ...] = ()
     cacheable: bool = False
+    more: tuple[bytes, ...] = ()
+    held: object = None
+
+    @property
+    def whole(self) -> msgspec.Raw:
+        """All hits in one."""
+        return msgspec.Raw(b"".join((self.hits, *self.more))) if self.more else self.hits
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the hits."""
+        return len(self.hits) + sum(map(len, self.more))
 
 
 class Found(msgspec.Struct, frozen=True):

@@ -8,12 +8,14 @@ search, however many shards are asked.
 from __future__ import annotations
 
 import struct
+from base64 import b64encode
 
 import numpy as np
+import orjson
 
 from shard_config.model import VectorType
 
-__all__ = ["from_wire", "from_wire_bytes", "to_wire"]
+__all__ = ["base64_text", "from_wire_bytes", "number_text", "to_wire"]
 
 _HEADER = struct.Struct(">hh")
 _WIRE_DTYPES = {VectorType.VECTOR: ">f4", VectorType.HALFVEC: ">f2"}
@@ -25,10 +27,19 @@ def to_wire(vector: bytes, type_: VectorType) -> bytes:
     return _HEADER.pack(len(components), 0) + components.astype(_WIRE_DTYPES[type_]).tobytes()
 
 
-def from_wire(data: bytes, type_: VectorType) -> list[float]:
-    """Components of a value as PostgreSQL sent it."""
-    components: list[float] = np.frombuffer(data, dtype=_WIRE_DTYPES[type_], offset=_HEADER.size).tolist()
-    return components
+def number_text(data: bytes, type_: VectorType) -> bytes:
+    """A value as PostgreSQL sent it as a JSON array, each component the shortest text of that float32.
+
+    A halfvec's components are written as the float32 that they are exactly. Written as Python's floats they
+    would take twice the bytes, and twice the time (1,000 x 1,536: 19 and 33 MB, 36 and 83 ms).
+    """
+    components = np.frombuffer(data, dtype=_WIRE_DTYPES[type_], offset=_HEADER.size).astype(np.float32)
+    return orjson.dumps(components, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def base64_text(data: bytes, type_: VectorType) -> bytes:
+    """The same as a JSON string, the base64 of little-endian float32, which requests may bring as well."""
+    return b'"%b"' % b64encode(from_wire_bytes(data, type_))
 
 
 def from_wire_bytes(data: bytes, type_: VectorType) -> bytes:

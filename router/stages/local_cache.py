@@ -42,7 +42,7 @@ class Store:
             maxsize=max_bytes,
             ttu=lambda _, entry, now: now + entry.ttl,
             timer=timer,
-            getsizeof=lambda entry: _ENTRY_BYTES + len(entry.answer.hits),
+            getsizeof=lambda entry: _ENTRY_BYTES + entry.answer.size_bytes,
         )
 
     def __repr__(self) -> str:
@@ -64,10 +64,13 @@ class Store:
         return entry.answer
 
     def put(self, key: _Key, answer: Answer, ttl: float) -> None:
-        """Keep a complete answer for `ttl` seconds; without the reports, which tell of another run."""
-        if ttl <= 0 or _ENTRY_BYTES + len(answer.hits) > self.max_bytes // _LARGEST_SHARE:
+        """Keep a complete answer for `ttl` seconds; without the reports, which tell of another run.
+
+        What it keeps counts here and nowhere else.
+        """
+        if ttl <= 0 or _ENTRY_BYTES + answer.size_bytes > self.max_bytes // _LARGEST_SHARE:
             return
-        self._entries[key] = _Entry(msgspec.structs.replace(answer, reports=()), ttl)
+        self._entries[key] = _Entry(msgspec.structs.replace(answer, reports=(), held=None), ttl)
 
 
 class LocalCache:

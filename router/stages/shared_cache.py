@@ -160,8 +160,10 @@ class SharedCache:
         return token if placed else None
 
     def _store(self, key: str, token: bytes, answer: Answer, ttl: float) -> None:
+        if answer.size_bytes > self._max_entry_bytes:
+            return
         positions = {report.shard: report.lsn for report in answer.reports}
-        hits = bytes(answer.hits)
+        hits = b"".join((answer.hits, *answer.more))
         entry = _Entry(token, hits, answer.count, answer.coverage, answer.short, positions, time.time())
         data = _encoder.encode(entry)
         if len(data) > self._max_entry_bytes:

@@ -39,9 +39,13 @@ from router.query.types import (
     ShardReport,
     ShardState,
     Shortfall,
+    VectorFormat,
 )
+from router.query.wire import base64_text, number_text, to_wire
 from router.settings import Settings
+from router.stages.answer_memory import AnswerMemory, BatchRoom
 from shard_config import Collection, ShardMap, locate, parse
+from shard_config.model import VectorType
 
 MAP = """
 version: 12
@@ -100,6 +104,7 @@ class FakeBackend:
         self.is_ready = True
         self.measured: dict[str, RecallSeen] = {}
         self.tier = "miss"
+        self.memory = AnswerMemory(64 << 20, 128 << 20)
 
     async def search(self, query: SearchQuery, deadline: float) -> Found:
         self.queries.append(query)
@@ -165,7 +170,12 @@ class FakeBackend:
         return UpsertOutcome(sum(rows.values()), writes, tuple(failures))
 
     async def read(
-        self, collection: Collection, id: object, include: frozenset[str], deadline: float
+        self,
+        collection: Collection,
+        id: object,
+        include: frozenset[str],
+        deadline: float,
+        vector_format: VectorFormat = "float",
     ) -> ReadAnswer | None:
         await self._pass()
         document = self.documents[collection.name].get(id)
@@ -179,7 +189,9 @@ class FakeBackend:
                 None if document.metadata is None else msgspec.Raw(document.metadata.encode())
             )
         if "vector" in include:
-            fields["vector"] = np.frombuffer(document.vector, "<f4").tolist()
+            wire = to_wire(document.vector, VectorType.VECTOR)
+            text = number_text if vector_format == "float" else base64_text
+            fields["vector"] = msgspec.Raw(text(wire, VectorType.VECTOR))
         fields |= {name: value for name, value in document.columns.items() if name in include}
         return ReadAnswer(fields, self.stale)
 
@@ -201,6 +213,9 @@ class FakeBackend:
         await self._pass()
         self.filters.append(filter)
         return CountAnswer(len(self.documents[collection.name]), self._coverage())
+
+    def batch_room(self) -> BatchRoom:
+        return BatchRoom(self.memory)
 
     def nodes(self) -> list[NodeStatus]:
         return [

@@ -72,7 +72,10 @@ async def count(w: World, filter: dict[str, Any] | None = None) -> int:
 async def read(w: World, id_: object, *include: str) -> dict[str, Any] | None:
     answer = await w.router.read(w.collection, id_, frozenset(include), w.soon())
     assert answer is None or answer.stale is None
-    return None if answer is None else answer.document
+    if answer is None:
+        return None
+    vector = answer.document.get("vector")
+    return answer.document | ({} if vector is None else {"vector": msgspec.json.decode(vector)})
 
 
 async def on_every_primary(cluster: Cluster, query: str, *args: object) -> list[Any]:

@@ -135,7 +135,7 @@ class World:
 
 
 def hits(found: Found) -> list[dict[str, Any]]:
-    decoded: list[dict[str, Any]] = msgspec.json.decode(found.answer.hits)
+    decoded: list[dict[str, Any]] = msgspec.json.decode(found.answer.whole)
     return decoded
 
 

@@ -11,11 +11,12 @@ from router.documents.types import ReadAnswer
 from router.query.errors import UnavailableError
 from router.query.types import Probe, ShardReport, ShardRows, ShardState
 from router.shared import Shared
+from router.stages.answer_memory import AnswerMemory
 from router.stages.fanout import Fanout
 from tests.unit.queries import by_tenant, collection, shard_map
 
-OLD = (7, "old")
-NEW = (7, "new")
+OLD = (7, "old", 3)
+NEW = (7, "new", 3)
 
 
 def part(shard: str, *rows: tuple[object, ...], stale: bool = False) -> ShardRows:
@@ -32,7 +33,7 @@ async def read(*parts: ShardRows) -> ReadAnswer | None:
     documents = collection(by_tenant())
     shards = shard_map(documents)
     by_shard = {one.report.shard: one for one in parts}
-    reader = Reader(shards, cast(Fanout, Answering()), Shared(shards))
+    reader = Reader(shards, cast(Fanout, Answering()), Shared(shards), AnswerMemory(1 << 20, 1 << 20))
     deadline = asyncio.get_running_loop().time() + 1
     return await reader.read(documents, 7, frozenset({"content"}), deadline)
 

@@ -1,0 +1,82 @@
+"""A reply's way to the client: as a whole where it is small, piece by piece at the client's pace where not.
+
+Invariant: no client holds an answer's memory for longer than it is given, however slowly it reads.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterable
+
+from starlette.requests import ClientDisconnect
+from starlette.types import Scope, Send
+
+from router.http.compression import LEAST_BYTES, Coding, gzipped, gzipped_pieces
+from router.http.message import ABORT, WHOLE, Reply
+
+__all__ = ["send_reply"]
+
+_VARY = (b"vary", b"accept-encoding")
+_GZIP = (b"content-encoding", b"gzip")
+
+
+async def send_reply(
+    reply: Reply, headers: list[tuple[bytes, bytes]], coding: Coding, scope: Scope, send: Send, seconds: float
+) -> None:
+    """Send `reply` with `headers` and those that its body calls for; a large one within `seconds`.
+
+    Raises:
+        ClientDisconnect: it was not taken in that time, and the connection is cut.
+    """
+    body, more = reply.body, reply.more
+    size = len(body) + sum(map(len, more)) if more else len(body)
+    if size >= LEAST_BYTES:
+        headers.append(_VARY)
+    compressed = (coding == "gzip" and size >= LEAST_BYTES) or (coding == "must" and size > 0)
+    if more and scope["http_version"] == "1.0":
+        compressed = False  # its length would not be known before, and there are no chunks to do without
+    if compressed:
+        headers.append(_GZIP)
+    if more:
+        if not compressed:
+            headers.append((b"content-length", b"%d" % size))
+        await _send_pieces(reply, headers, compressed, scope, send, seconds)
+        return
+    if compressed:
+        body = await gzipped(body)
+    headers.append((b"content-length", b"%d" % len(body)))
+    whole = scope.get("extensions", {}).get(WHOLE)
+    if whole is not None and whole(reply.status, headers, body):
+        return
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
+
+
+async def _send_pieces(
+    reply: Reply,
+    headers: list[tuple[bytes, bytes]],
+    compressed: bool,
+    scope: Scope,
+    send: Send,
+    seconds: float,
+) -> None:
+    pieces: Iterable[bytes] = (piece for piece in (reply.body, *reply.more) if piece)
+    # Sending may take as long as making it: `send` waits while the client's side is full.
+    try:
+        async with asyncio.timeout(seconds):
+            await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+            async for piece in gzipped_pieces(pieces) if compressed else _each(pieces):
+                await send({"type": "http.response.body", "body": piece, "more_body": True})
+                await asyncio.sleep(0)
+            await send({"type": "http.response.body", "body": b""})
+    except TimeoutError as exc:
+        abort = scope.get("extensions", {}).get(ABORT)
+        if abort is not None:
+            abort()
+            await asyncio.sleep(0)  # in which the server notices
+        raise ClientDisconnect from exc
+
+
+async def _each(pieces: Iterable[bytes]) -> AsyncIterator[bytes]:
+    for piece in pieces:
+        yield piece

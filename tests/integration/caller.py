@@ -1,0 +1,64 @@
+"""One caller in a process of its own, so that what a test does meanwhile does not slow it down."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+__all__ = ["calling"]
+
+_PAUSE = 0.005
+
+
+@contextmanager
+def calling(url: str, method: str, path: str, bodies: Sequence[dict[str, Any]] = ()) -> Iterator[list[float]]:
+    """Asks again and again until the block ends; then the list has each answer's seconds, all of them 200."""
+    command = [sys.executable, "-m", "tests.integration.caller", url, method, path]
+    seconds: list[float] = []
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        process.stdin.write(json.dumps(list(bodies)) + "\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "begun\n"
+        try:
+            yield seconds
+        finally:
+            process.stdin.close()
+            seconds += json.loads(process.stdout.readline() or "[]")
+    assert process.returncode == 0 and seconds
+
+
+def main(url: str, method: str, path: str) -> None:
+    bodies = [json.dumps(body) for body in json.loads(sys.stdin.readline())] or [None]
+    ended = threading.Event()
+    threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
+    connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
+    seconds: list[float] = []
+    while not ended.wait(_PAUSE if seconds else 0):
+        started = time.perf_counter()
+        connection.request(
+            method, path, bodies[len(seconds) % len(bodies)], {"Content-Type": "application/json"}
+        )
+        response = connection.getresponse()
+        response.read()
+        assert response.status == 200, response.status
+        seconds.append(time.perf_counter() - started)
+        if len(seconds) == 1:
+            sys.stdout.write("begun\n")
+            sys.stdout.flush()
+    sys.stdout.write(json.dumps(seconds) + "\n")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
