@@ -86,27 +86,33 @@ class SearchStatements:
         scan: Scan,
         filter: Filter | None,
         include: frozenset[str],
+        shown: int | None = None,
     ) -> SearchStatement:
         """The nearest `limit` rows as (id, distance, *included columns), ascending by (distance, id).
 
-        `vector` is in wire format. The connection's hnsw.ef_search must be `ef_search`.
+        `vector` is in wire format. The connection's hnsw.ef_search must be `ef_search`. If `shown` is given,
+        the included columns are NULL in all but that many of the nearest rows.
         """
         arguments = _Arguments(together=False)
         query = arguments.add(vector, str(collection.vector.type))
         brought, wanted = arguments.add(candidates, "int"), arguments.add(limit, "int")
+        ranks = None if shown is None else arguments.add(shown, "int")
         condition = "" if filter is None else where(filter, collection, arguments)
         literal = max(_LEAST_LITERAL, 1 << (candidates - 1).bit_length())
         # The planner takes a wide scan for dear, so a plan made for one may read the whole table; kept, it
         # would do so for narrow ones, too.
         width = 0 if scan is Scan.EXACT else 1 << (ef_search - 1).bit_length()
-        name = (collection.name, scan, literal, width, include, condition)
+        name = (collection.name, scan, literal, width, include, shown is None, condition)
         shape = self._shapes.get(name)
         if shape is None:
             # The sub-select hides the number from plans that are made for one search, which else might read
             # the table where the plan for any search uses the index: pages of one search would disagree.
-            single = _one(collection, query, condition, f"(SELECT {brought})", wanted, literal, scan, include)
+            hidden = f"(SELECT {brought})"
+            single = _one(collection, query, condition, hidden, wanted, ranks, literal, scan, include)
             hint = f"/* ef_search up to {width} */ " if width else ""
-            together = hint + _many(collection, filter, literal, include) if scan is Scan.INDEX else None
+            together = None
+            if scan is Scan.INDEX:
+                together = hint + _many(collection, filter, literal, include, some=shown is not None)
             shape = Shape(hint + single, together, tuple(arguments.shared))
             self._shapes[name] = shape
         args = tuple(arguments.args)
@@ -121,6 +127,7 @@ def _one(
     condition: str,
     brought: str,
     wanted: str,
+    ranks: str | None,
     literal: int,
     scan: Scan,
     include: frozenset[str],
@@ -140,25 +147,29 @@ def _one(
     if scan is not Scan.INDEX:
         order += f", t.{_id(collection)}"
     read = "".join(f", {column} AS _c{i}" for i, column in enumerate(columns))
-    passed = "".join(f", _c{i}" for i in range(len(columns)))
     nearest = (
         f"SELECT {_id(collection)} AS _id, {distance} AS _d{read} FROM {collection.table} t"
         f"{' WHERE ' + condition if condition else ''} ORDER BY {order} LIMIT {literal}"
     )
     # NaN is what cosine makes of a zero vector, which no direction compares to.
-    return (
-        f"SELECT _id, _d{passed} FROM (SELECT * FROM ({nearest}) i LIMIT {brought}) r"
-        f" WHERE _d <> 'NaN' ORDER BY _d, _id LIMIT {wanted}"
-    )
+    rows = f"(SELECT * FROM ({nearest}) i LIMIT {brought}) r WHERE _d <> 'NaN'"
+    passed = "".join(f", _c{i}" for i in range(len(columns)))
+    if ranks is not None:
+        rows = f"(SELECT *, row_number() OVER (ORDER BY _d, _id) AS _n FROM {rows}) s"
+        passed = "".join(f", CASE WHEN _n <= {ranks} THEN _c{i} END" for i in range(len(columns)))
+    return f"SELECT _id, _d{passed} FROM {rows} ORDER BY _d, _id LIMIT {wanted}"
 
 
-def _many(collection: Collection, filter: Filter | None, literal: int, include: frozenset[str]) -> str:
+def _many(
+    collection: Collection, filter: Filter | None, literal: int, include: frozenset[str], *, some: bool
+) -> str:
     """The same for a row of arguments per search; each row of the result ends with its search's number."""
     arguments = _Arguments(together=True)
     query = arguments.add(None, str(collection.vector.type))
     brought, wanted = arguments.add(None, "int"), arguments.add(None, "int")
+    ranks = arguments.add(None, "int") if some else None
     condition = "" if filter is None else where(filter, collection, arguments)
-    one = _one(collection, query, condition, brought, wanted, literal, Scan.INDEX, include)
+    one = _one(collection, query, condition, brought, wanted, ranks, literal, Scan.INDEX, include)
     return f"SELECT x.*, q.n FROM {arguments.unnested()} CROSS JOIN LATERAL ({one}) x"
 
 

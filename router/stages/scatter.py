@@ -134,6 +134,10 @@ class Scatter:
     def _probes(
         self, query: SearchQuery, plan: Plan, shards: Sequence[str], caller: Hashable
     ) -> list[tuple[str, Probe]]:
+        end = query.offset + query.k
+        # Rows of the list's earlier parts are only counted; and of a search's rows none is shown that is not
+        # among as many of its shard as the page's end counts.
+        include = query.include if plan.depth > query.offset else frozenset[str]()
         statement = self._statements.search(
             query.collection,
             to_wire(query.vector, query.collection.vector.type),
@@ -142,7 +146,8 @@ class Scatter:
             ef_search=plan.ef_search,
             scan=plan.scan,
             filter=query.filter,
-            include=query.include,
+            include=include,
+            shown=end if include and plan.depth > end else None,
         )
         exact = plan.scan is Scan.EXACT
         return [
