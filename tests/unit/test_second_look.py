@@ -1,0 +1,65 @@
+"""What the shards have brought, and whether it settles the search."""
+
+from __future__ import annotations
+
+from router.query.merge import merge
+from router.query.plan import plan_search
+from router.query.second_look import combined, unsettled
+from router.query.types import Scan, ShardReport, ShardRows, ShardState
+from tests.unit.queries import query, shard_map
+
+PLAN = plan_search(query(k=4), shard_map())
+
+
+def part(*rows: tuple[int, float], state: ShardState = ShardState.OK) -> ShardRows:
+    return ShardRows(rows, ShardReport("s0", state))
+
+
+def look(**parts: ShardRows) -> tuple[Scan, list[str]] | None:
+    ranked = merge({name: one.rows for name, one in parts.items()}, PLAN.depth)
+    return unsettled(PLAN, parts, ranked)
+
+
+def test_enough_rows_without_a_tie_at_their_end_settle_a_search() -> None:
+    far = part(*((n, 9.0) for n in range(10, 15)))
+    assert look(s0=part((1, 0.1), (2, 0.2), (3, 0.3), (4, 0.4), (5, 0.5)), s1=far) is None
+    # The tie ends within what was asked for.
+    assert look(s0=part((1, 0.1), (2, 0.2), (3, 0.4), (4, 0.4), (5, 0.5))) is None
+    assert look(s0=part((1, 0.1), (2, 0.2)), s1=part((3, 0.2), (4, 0.2))) is None
+
+
+def test_a_shard_whose_rows_end_with_a_tie_at_the_answers_end_reads_on() -> None:
+    tied = part((1, 0.1), (2, 0.4), (3, 0.4), (4, 0.4), (5, 0.4))
+    assert look(s0=tied, s1=part((6, 0.5))) == (Scan.TIES, ["s0"])
+    assert look(s0=tied, s1=tied) == (Scan.TIES, ["s0", "s1"])
+    nearer = part(*((n, 0.05) for n in range(10, 14)), (14, 0.3))
+    assert look(s0=tied, s1=nearer) is None
+
+
+def test_shards_that_came_up_short_read_everything_when_all_have_too_few() -> None:
+    assert look(s0=part((1, 0.1)), s1=part((2, 0.2), (3, 0.2))) == (Scan.EXACT, ["s0", "s1"])
+    gone = part(state=ShardState.TIMED_OUT)
+    assert look(s0=part((1, 0.1)), s1=gone) == (Scan.EXACT, ["s0"])
+    assert look(s0=gone, s1=gone) is None
+
+
+def test_a_row_on_two_shards_counts_once() -> None:
+    both = part((1, 0.1), (2, 0.2))
+    assert look(s0=both, s1=both) == (Scan.EXACT, ["s0", "s1"])
+
+
+def test_nothing_is_asked_again_after_every_row_was_compared() -> None:
+    plan = plan_search(query(k=4, exact=True), shard_map())
+    assert unsettled(plan, {"s0": part((1, 0.1))}, []) is None
+
+
+def test_a_shard_is_missing_where_one_of_several_searches_missed_it() -> None:
+    fine = ShardReport("s0", ShardState.OK, attempts=1, queue_ms=1, execute_ms=2, total_ms=3, lsn=7)
+    deep = ShardReport("s0", ShardState.OK, attempts=2, execute_ms=5, total_ms=9, lsn=5, returned=40)
+    late = ShardReport("s0", ShardState.TIMED_OUT, attempts=1, total_ms=20, error="late")
+    assert combined([fine]) is fine
+    both = combined([fine, deep])
+    assert (both.state, both.attempts, both.returned, both.lsn) == (ShardState.OK, 3, 40, 5)
+    assert (both.queue_ms, both.execute_ms, both.total_ms) == (1, 7, 9)
+    assert combined([late, deep]).state is ShardState.TIMED_OUT
+    assert combined([fine, late]).error == "late"
