@@ -31,8 +31,11 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture
 async def connection() -> protocol.BoundedProtocol:
-    config = uvicorn.Config("router.app:create_app", log_config=None, ws="none")
-    config.loaded, config.loaded_app, config.ws_protocol_class = True, None, None
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise NotImplementedError
+
+    config = uvicorn.Config(app, log_config=None, ws="none")
+    config.load()
     made = protocol.BoundedProtocol(config, ServerState(), {}, outbox=Outbox())
     made.connection_made(SimpleNamespace(get_extra_info=lambda *_: None, is_closing=lambda: True))  # type: ignore[arg-type]
     made._stop_timer()
@@ -79,21 +82,12 @@ def test_methods_take_what_they_are_given(cls: type, name: str, parameters: list
 
 
 async def test_a_connection_has_what_is_read_of_it(connection: protocol.BoundedProtocol) -> None:
-    for name in (
-        "parser",
-        "flow",
-        "transport",
-        "pipeline",
-        "cycle",
-        "scope",
-        "headers",
-        "url",
-        "loop",
-        "tasks",
-    ):
+    known = "parser flow transport pipeline cycle scope headers loop tasks client timeout_keep_alive_task"
+    for name in known.split():
         assert hasattr(connection, name), name
-    for name in ("client", "server_state", "expect_100_continue", "timeout_keep_alive_task"):
-        assert hasattr(connection, name) or name == "expect_100_continue", name
+    connection.on_message_begin()
+    assert (connection.url, connection.expect_100_continue, connection.headers) == (b"", False, [])
+    assert connection.scope["headers"] is connection.headers
     assert connection.flow.read_paused is connection.flow.write_paused is False
     assert connection.server_state.default_headers == [] and connection.tasks is connection.server_state.tasks
 
