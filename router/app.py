@@ -14,7 +14,8 @@ from pathlib import Path
 from starlette.types import ASGIApp
 
 from router.http.app import create
-from router.http.keys_file import load as load_keys
+from router.http.keys import Keys
+from router.http.keys_file import restore
 from router.http.metrics import Metrics
 from router.logs import AccessLog, configure
 from router.query.errors import UnavailableError
@@ -23,7 +24,7 @@ from router.text import TextModels
 from router.topology import Topology
 from shard_config import ShardMap, codec
 
-__all__ = ["create_app"]
+__all__ = ["application", "create_app"]
 
 # More than 64 searches in flight hold; at 700, the default, young collections take 6 % of the router's time.
 _ALLOCATIONS = 50_000
@@ -32,16 +33,18 @@ _logger = logging.getLogger(__name__)
 
 
 def create_app() -> ASGIApp:
-    """One worker's application, configured by the environment that `pgscatter serve` prepared.
-
-    Raises:
-        MapError, KeysError: the files have changed for the worse since the command checked them.
-    """
+    """The application of one of several workers, by the environment that `pgscatter serve` prepared."""
     config = from_env(os.environ)
+    keys = None if config.keys_copy is None else restore(Path(config.keys_copy))
+    return application(config, _shard_map(config), keys)
+
+
+def application(config: ServeConfig, shard_map: ShardMap, keys: Keys | None) -> ASGIApp:
+    """The application that serves `shard_map` to whoever has one of `keys`, or to all if that is None."""
     configure(config.log_level, sys.stderr)
     metrics = Metrics()
     topology = Topology(
-        _shard_map(config),
+        shard_map,
         config.settings,
         redis_url=config.redis_url,
         shared_path=None if config.shared_path is None else Path(config.shared_path),
@@ -63,7 +66,7 @@ def create_app() -> ASGIApp:
     return create(
         lambda: topology.snapshot,
         config.settings,
-        None if config.api_keys_path is None else load_keys(Path(config.api_keys_path), os.environ),
+        keys,
         metrics,
         embed=models.embed,
         lifespan=lifespan,

@@ -125,7 +125,8 @@ class RedisLink:
             try:
                 async with asyncio.timeout(self.budget):
                     await self.client.ping()
-            except (RedisError, OSError, TimeoutError) as exc:
+            except Exception as exc:
+                # Whatever it is: a loop that ended here would leave Redis unused for ever.
                 self.reason = str(exc) or "no answer within the budget"
             else:
                 self._recovery = None

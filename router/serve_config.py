@@ -110,16 +110,17 @@ class ServeConfig(msgspec.Struct, frozen=True):
         shared_path: the file of all workers, if there are several.
         map_copy: the map's text as it was when the command started, if there are several workers: one
             that replaces another must serve what the others serve, whatever became of the file.
+        keys_copy: the same of the keys, as `router.http.keys_file.save` writes them; None if all is open.
     """
 
     map_path: str
     redis_url: str | None = None
     settings: Settings = Settings()
-    api_keys_path: str | None = None
     log_level: str = "info"
     workers: int = 1
     shared_path: str | None = None
     map_copy: str | None = None
+    keys_copy: str | None = None
 
 
 def export(config: ServeConfig, env: MutableMapping[str, str]) -> None:

@@ -7,10 +7,11 @@ import os
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
@@ -18,6 +19,11 @@ from router.logs import LEVELS, configure
 from router.serve_config import ServeConfig, add_setting_flags, export, read_settings
 from router.shared import MAX_WORKERS, create
 from shard_config import MapError, ShardMap, codec
+
+if TYPE_CHECKING:
+    from starlette.types import ASGIApp
+
+    from router.http.keys import Keys
 
 __all__ = ["add_parser"]
 
@@ -68,15 +74,14 @@ def _run(args: argparse.Namespace) -> int:
                 f"{args.host} can be reached from other machines, and there are no keys; "
                 "name a file of keys with --api-keys, or listen on 127.0.0.1"
             )
-        with _shared(config, shard_map, text) as config:
-            export(config, os.environ)
+        with _app(config, shard_map, text, keys) as app:
             configure(config.log_level)
 
             def ready() -> None:
                 _say(f"pgscatter serves map version {shard_map.version} on {_url(listener)}")
 
             drain = config.settings.drain_timeout
-            return run(_APP, listener, workers=config.workers, drain_timeout=drain, ready=ready)
+            return run(app, listener, workers=config.workers, drain_timeout=drain, ready=ready)
 
 
 def _config(args: argparse.Namespace) -> ServeConfig:
@@ -104,31 +109,54 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         map_path=os.path.abspath(args.map),
         redis_url=args.redis,
         settings=settings,
-        api_keys_path=None if args.api_keys is None else os.path.abspath(args.api_keys),
         log_level=args.log_level,
         workers=args.workers,
     )
 
 
 @contextmanager
-def _shared(config: ServeConfig, shard_map: ShardMap, text: str) -> Iterator[ServeConfig]:
-    """What several workers have in common: a file of write versions, a folder of metrics, and the map.
+def _app(
+    config: ServeConfig, shard_map: ShardMap, text: str, keys: Keys | None
+) -> Iterator[str | Callable[[], ASGIApp]]:
+    """What to serve with, or where a worker finds it; either way from what was read here, once.
 
-    A worker that replaces a dead one would otherwise read a file that may have been edited since: two
-    maps behind one port, whose writes go to different shards, or a worker that dies again and again.
+    A worker that replaces a dead one would otherwise read files that may have been edited since, or are
+    just being saved: two maps behind one port, whose writes go to different shards, other keys than those
+    of its neighbours, or a worker that dies again and again.
     """
     if config.workers == 1:
-        yield config
+        from router.app import application
+
+        yield partial(application, config, shard_map, keys)
         return
+    # Only this account may enter it.
     with tempfile.TemporaryDirectory(prefix="pgscatter-") as folder:
-        metrics = Path(folder, "metrics")
-        metrics.mkdir()
-        os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
-        versions = Path(folder, "versions")
-        create(versions, shard_map)
-        copy = Path(folder, "map.yaml")
-        copy.write_text(text, encoding="utf-8")
-        yield msgspec.structs.replace(config, shared_path=str(versions), map_copy=str(copy))
+        export(_shared(config, shard_map, text, keys, Path(folder)), os.environ)
+        yield _APP
+
+
+def _shared(
+    config: ServeConfig, shard_map: ShardMap, text: str, keys: Keys | None, folder: Path
+) -> ServeConfig:
+    """Put what several workers have in common into `folder`."""
+    metrics = folder / "metrics"
+    metrics.mkdir()
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(metrics)
+    versions, map_copy = folder / "versions", folder / "map.yaml"
+    create(versions, shard_map)
+    map_copy.write_text(text, encoding="utf-8")
+    keys_copy = None
+    if keys is not None:
+        from router.http.keys_file import save
+
+        keys_copy = folder / "keys.json"
+        save(keys, keys_copy)
+    return msgspec.structs.replace(
+        config,
+        shared_path=str(versions),
+        map_copy=str(map_copy),
+        keys_copy=None if keys_copy is None else str(keys_copy),
+    )
 
 
 def _url(listener: socket.socket) -> str:

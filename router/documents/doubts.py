@@ -10,7 +10,7 @@ longer than it took to become visible, and not at all after the server had its t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Protocol
 
@@ -33,7 +33,7 @@ class Caches(Protocol):
 
     def committed(self, shard: str, position: int) -> None: ...
     def wrote(self, collection: str) -> None: ...
-    async def publish(self, collection: str) -> None: ...
+    def publish(self, collection: str) -> Coroutine[None, None, None]: ...
 
 
 class _Doubt:
@@ -66,10 +66,17 @@ class Doubts:
         doubt = self._doubts.get(key)
         if doubt is None:
             doubt = self._doubts[key] = _Doubt(collection, node)
-            task = asyncio.create_task(self._until_clear(key, doubt), name=f"doubts of {collection}")
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._start(self._until_clear(key, doubt), f"doubts of {collection}")
         doubt.pending.append((writing, connection))
+
+    def tell(self, collection: str) -> None:
+        """Publish a write whose caller does not wait for that any more."""
+        self._start(self._caches.publish(collection), f"publish {collection}")
+
+    def _start(self, work: Coroutine[None, None, None], name: str) -> None:
+        task = asyncio.create_task(work, name=name)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def close(self) -> None:
         for task in self._tasks:

@@ -107,19 +107,24 @@ class Primaries:
         jobs = {shard: _Job(self, shard, job) for shard, job in work.items()}
         tasks = [loop.create_task(job.run()) for job in jobs.values()]
         try:
-            if tasks:
-                await asyncio.wait(tasks, timeout=max(0.0, deadline - loop.time()))
-        finally:
-            for task in tasks:
-                task.cancel()
             try:
-                await asyncio.gather(*tasks, return_exceptions=True)
+                if tasks:
+                    await asyncio.wait(tasks, timeout=max(0.0, deadline - loop.time()))
             finally:
-                self.wrote(collection)
-                for job, task in zip(jobs.values(), tasks, strict=True):
-                    if job.outcome.unknown and job.sent is not None:
-                        self.doubts.add(collection, *job.sent, task)
-        await self.publish(collection)
+                for task in tasks:
+                    task.cancel()
+                try:
+                    await asyncio.gather(*tasks, return_exceptions=True)
+                finally:
+                    self.wrote(collection)
+                    for job, task in zip(jobs.values(), tasks, strict=True):
+                        if job.outcome.unknown and job.sent is not None:
+                            self.doubts.add(collection, *job.sent, task)
+            await self.publish(collection)
+        except asyncio.CancelledError:
+            # Its client has left. Of shards that had committed, other routers must hear all the same.
+            self.doubts.tell(collection)
+            raise
         return {shard: job.outcome for shard, job in jobs.items()}
 
     async def close(self) -> None:

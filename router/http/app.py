@@ -64,8 +64,16 @@ async def _sampling(metrics: Metrics, backend: Callable[[], Backend]) -> AsyncIt
     """Keeps the gauges fresh for scrapes that another worker answers."""
 
     async def sample() -> None:
+        failing = False
         while True:
-            metrics.sample(backend())
+            try:
+                metrics.sample(backend())
+                failing = False
+            except Exception:
+                # A loop that ended here would leave other workers with our last values, for ever.
+                if not failing:
+                    _logger.exception("metrics not sampled; tried again every %g s", _SAMPLE_INTERVAL)
+                failing = True
             await asyncio.sleep(_SAMPLE_INTERVAL)
 
     task = asyncio.create_task(sample(), name="metrics sampling")
@@ -73,6 +81,4 @@ async def _sampling(metrics: Metrics, backend: Callable[[], Backend]) -> AsyncIt
         yield
     finally:
         task.cancel()
-        (outcome,) = await asyncio.gather(task, return_exceptions=True)
-        if isinstance(outcome, Exception):
-            _logger.error("metrics sampling ended early", exc_info=outcome)
+        await asyncio.gather(task, return_exceptions=True)

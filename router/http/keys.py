@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import hmac
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -41,6 +41,9 @@ class Keys:
 
     def __repr__(self) -> str:
         return f"<Keys {', '.join(key.name for key in self._keys)}>"
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(self._keys)
 
     def __len__(self) -> int:
         return len(self._keys)
@@ -77,4 +80,4 @@ def _presented(headers: Mapping[bytes, bytes]) -> bytes | None:
     scheme, _, credentials = headers.get(b"authorization", b"").partition(b" ")
     if scheme.lower() == b"bearer" and credentials.strip():
         return credentials.strip()
-    return headers.get(b"x-api-key") or None
+    return headers.get(b"x-api-key", b"").strip() or None

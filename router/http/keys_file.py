@@ -10,17 +10,19 @@ No message holds any part of a key.
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
+import msgspec
 import yaml
 
 from router.http.keys import Key, Keys, Scope
 from shard_config.environment import Unresolved, substitute
 
-__all__ = ["KeysError", "load", "parse"]
+__all__ = ["KeysError", "load", "parse", "restore", "save"]
 
 _MAX_BYTES = 1 << 20
 _MAX_KEYS = 1000  # each request is compared with all of them
@@ -74,6 +76,21 @@ def parse(text: str, env: Mapping[str, str], source: str) -> Keys:
     if reading.problems:
         raise KeysError(reading.problems)
     return Keys(keys)
+
+
+def save(keys: Keys, path: Path) -> None:
+    """Put `keys` into a new file for `restore`: digests alone, for the own account alone.
+
+    Raises:
+        OSError: the file exists, or cannot be written.
+    """
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+        file.write(msgspec.json.encode(list(keys)))
+
+
+def restore(path: Path) -> Keys:
+    """The keys that `save` has put there."""
+    return Keys(msgspec.json.decode(path.read_bytes(), type=list[Key]))
 
 
 class _Reading:

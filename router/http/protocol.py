@@ -20,7 +20,7 @@ import httptools
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from router.http.errors import HttpError, Refusal
-from router.http.head import CHECKED_FIELDS, HEAD_BYTES, check_fields, check_version, origin_form, too_large
+from router.http.head import HEAD_BYTES, check_fields, check_version, origin_form, too_large
 from router.http.identity import request_id
 from router.http.message import ABORT, COMPLETE, FINISHED_METHODS, LEFT, WHOLE
 from router.http.outbox import GatheredTransport, Outbox
@@ -71,7 +71,6 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_made(self._gathered)
         self._in_head = False
         self._head_bytes = 0  # in earlier chunks
-        self._fields: list[tuple[bytes, bytes]] = []  # of the head, those to check
         self._offer: bytes | None = None  # the head, without its offer of another protocol
         self._size = 0  # of this chunk
         self._body_bytes = 0  # in this chunk
@@ -139,17 +138,9 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         self._in_head = True
         self._head_bytes = self._framing_bytes = 0
-        self._fields, self._offer = [], None
+        self._offer = None
         self._unset_keepalive_if_required()
         super().on_message_begin()
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if not self._in_head:
-            return  # A trailer's: as a header it could be anything, a key, another host.
-        name, value = name.lower(), value.rstrip(b" \t")
-        if name in CHECKED_FIELDS:
-            self._fields.append((name, value))
-        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """What is raised here comes back as the parser's own error's context."""
@@ -162,7 +153,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if version != "1.1":
             check_version(version)
             self.expect_100_continue &= version != "1.0"
-        check_fields(version, self._fields)
+        check_fields(version, self.headers)
         if self.parser.should_upgrade():
             self._offer = self._head_without_offer(version)
             return
@@ -171,6 +162,8 @@ class BoundedProtocol(HttpToolsProtocol):
         # The answer before this one may have come during the head, and begun the wait for it.
         self._unset_keepalive_if_required()
         super().on_headers_complete()
+        # The scope has them; a trailer's go nowhere: as a header it could be anything, a key, another host.
+        self.headers = []
         respond = partial(self._respond, self.cycle)
         self.scope["extensions"] = {WHOLE: respond, ABORT: self.transport.abort}  # type: ignore[dict-item]
         if self.pipeline and self._look_timer is None:

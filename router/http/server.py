@@ -17,6 +17,7 @@ from types import FrameType
 
 import uvicorn
 from prometheus_client.multiprocess import mark_process_dead
+from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
@@ -64,10 +65,16 @@ def is_loopback(listener: socket.socket) -> bool:
 
 
 def run(
-    app: str, listener: socket.socket, *, workers: int, drain_timeout: float, ready: Callable[[], None]
+    app: str | Callable[[], ASGIApp],
+    listener: socket.socket,
+    *,
+    workers: int,
+    drain_timeout: float,
+    ready: Callable[[], None],
 ) -> int:
     """Serve the application that the factory `app` makes, until told to stop; returns the exit status.
 
+    Several workers find it by its name, `module:function`, as processes that have nothing of this one.
     `ready` is called once, when requests are being answered.
     """
     config = uvicorn.Config(

@@ -13,6 +13,7 @@ import msgspec
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from router.http import app as app_module
 from router.http.message import Reply
 from router.http.metrics import Metrics
 from router.policy.recall_sampling import RecallSeen
@@ -210,3 +211,25 @@ def test_any_worker_answers_a_scrape_for_all(tmp_path: Path) -> None:
         # One worker saw 1 in one sample, the other 0.5 in two.
         recall = found["pgscatter_recall_at_k", labels(collection="documents")]
         assert recall == pytest.approx(1.0 if count == 1 else 2 / 3)
+
+
+async def test_sampling_outlives_an_exception_and_says_it_once(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(app_module, "_SAMPLE_INTERVAL", 0.01)
+    calls = 0
+
+    def backend() -> FakeBackend:
+        nonlocal calls
+        calls += 1
+        if calls in (2, 3, 4, 6):
+            raise RuntimeError("no snapshot")
+        return FakeBackend()
+
+    async with app_module._sampling(Metrics(), backend):
+        async with asyncio.timeout(5):
+            while calls < 9:
+                await asyncio.sleep(0.01)
+    failures = [record for record in caplog.records if record.getMessage().startswith("metrics not sampled")]
+    assert len(failures) == 2  # one for each time that it began to fail
+    assert all(record.exc_info for record in failures)

@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -133,6 +134,54 @@ def test_workers_that_replace_others_serve_the_map_of_the_start(tmp_path: Path, 
         versions = [httpx.get(f"{router.url}/v1/shard-map", headers=headers, timeout=30) for _ in range(10)]
         assert {answer.json()["version"] for answer in versions} == {12}
         assert "Traceback" not in router.log
+        assert router.stop() == 0
+
+
+KEYS = 'keys: [{name: app, key: "${SERVE_TEST_KEY}", scopes: [admin]}, {name: b, key: other, scopes: [read]}]'
+KEY = "key-of-the-start"
+
+
+@pytest.mark.parametrize("edited", [KEYS.replace("${SERVE_TEST_KEY}", "another"), "keys:\n  - {name: ap"])
+def test_workers_that_replace_others_take_the_keys_of_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: str
+) -> None:
+    monkeypatch.setenv("SERVE_TEST_KEY", KEY)
+    path = tmp_path / "keys.yaml"
+    path.write_text(KEYS)
+    with serving(tmp_path, "--workers", "2", "--api-keys", str(path)) as router:
+        path.write_text(edited)
+        for pid in workers_of(router):
+            os.kill(int(pid), signal.SIGKILL)
+        end = time.monotonic() + 30
+        while router.log.count("died and was replaced") < 2 and time.monotonic() < end:
+            time.sleep(0.1)
+        for key, status in ((KEY, 200), ("another", 401)):
+            for _ in range(6):
+                headers = {"connection": "close", "x-api-key": key}
+                assert httpx.get(f"{router.url}/v1/nodes", headers=headers, timeout=30).status_code == status
+        assert "Traceback" not in router.log
+        (folder,) = tmp_path.glob("pgscatter-*")
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert (folder / "keys.json").stat().st_mode & 0o777 == 0o600
+        files = [file for file in folder.rglob("*") if file.is_file()]
+        assert not [file for file in files if KEY.encode() in file.read_bytes()]
+        assert router.stop() == 0
+        assert not folder.exists()
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_the_file_of_keys_is_read_once(tmp_path: Path, workers: str) -> None:
+    """So it may come through a pipe, as from `--api-keys <(decrypt keys)`."""
+    pipe = tmp_path / "keys.pipe"
+    os.mkfifo(pipe)
+    text = KEYS.replace("${SERVE_TEST_KEY}", KEY)
+    writer = threading.Thread(target=pipe.write_text, args=(text,), daemon=True)
+    writer.start()
+    with serving(tmp_path, "--workers", workers, "--api-keys", str(pipe)) as router:
+        writer.join(5)
+        for key, status in ((KEY, 200), ("wrong", 401)):
+            answer = httpx.get(f"{router.url}/v1/nodes", headers={"x-api-key": key}, timeout=30)
+            assert answer.status_code == status
         assert router.stop() == 0
 
 

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
-from router.redis_link import check_url
+from router.redis_link import RedisLink, check_url
 
 
 @pytest.mark.parametrize(
@@ -27,3 +29,20 @@ def test_what_is_said_of_a_bad_url_shows_no_password() -> None:
         except ValueError as exc:
             assert "sec" not in str(exc)
             assert "cret" not in str(exc)
+
+
+async def test_whatever_goes_wrong_while_it_is_off_it_comes_on_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    link = RedisLink("redis://127.0.0.1:1/0", budget=0.2, pause=0.01)
+    assert await link.call(lambda client: client.get("x")) is None and not link.on
+    faults = [RuntimeError("not foreseen"), ValueError("nor this")]
+
+    async def ping() -> bool:
+        if faults:
+            raise faults.pop()
+        return True
+
+    monkeypatch.setattr(link.client, "ping", ping)
+    async with asyncio.timeout(5):
+        while not link.on:
+            await asyncio.sleep(0.01)
+    await link.close()

@@ -55,7 +55,7 @@ def test_a_bad_value_is_named_by_where_it_stands(argv: list[str], env: dict[str,
 
 def test_a_worker_reads_what_its_parent_exported() -> None:
     config = ServeConfig(
-        "/map.yaml", "redis://:secret@h/0", Settings(max_batch=7), "/keys.yaml", "debug", 3, "/s"
+        "/map.yaml", "redis://:secret@h/0", Settings(max_batch=7), "debug", 3, "/s", "/m", "/k"
     )
     env: dict[str, str] = {}
     export(config, env)
