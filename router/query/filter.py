@@ -14,6 +14,7 @@ would hide it. An empty list is not one, since programs make it from an empty se
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Literal, TypeAlias
 
 import msgspec
@@ -144,18 +145,6 @@ class _Parser:
         self._collection = collection
         self._limits = limits
         self._conditions = 0
-        self._operators: dict[str, Callable[[Field, object, str], Filter]] = {
-            "$ne": lambda field, value, path: Not(self._equal(field, value, path)),
-            "$in": self._in,
-            "$nin": lambda field, value, path: Not(self._in(field, value, path)),
-            "$between": self._between,
-            "$exists": self._exists,
-            "$like": lambda field, value, path: self._like(field, value, path, ignore_case=False),
-            "$ilike": lambda field, value, path: self._like(field, value, path, ignore_case=True),
-            "$contains": lambda field, value, path: self._contains(field, [value], [path], every=True),
-            "$containsAny": lambda field, value, path: self._contains_listed(field, value, path, every=False),
-            "$containsAll": lambda field, value, path: self._contains_listed(field, value, path, every=True),
-        }
 
     def conditions(self, raw: object, path: str, depth: int) -> Filter:
         if not isinstance(raw, dict):
@@ -195,22 +184,27 @@ class _Parser:
             return And(())
         before = len(self.problems)
         condition = self._condition(field, op, operand, path)
-        if constant(condition) is False and operand != [] and len(self.problems) == before:
+        if (
+            type(condition) is not Compare
+            and constant(condition) is False
+            and operand != []
+            and len(self.problems) == before
+        ):
             return self._wrong(path, "can match nothing: every document has this field")
         return condition
 
     def _condition(self, field: Field, op: str, operand: object, path: str) -> Filter:
         if op == "$eq":
-            return self._equal(field, operand, path)
+            return self.equal(field, operand, path)
         if op in _COMPARISONS:
             return self._compare(field, _COMPARISONS[op], operand, path)
-        known = self._operators.get(op)
+        known = _OPERATORS.get(op)
         if known is None:
-            names = ", ".join(sorted([*_COMPARISONS, *self._operators]))
+            names = ", ".join(sorted([*_COMPARISONS, *_OPERATORS]))
             return self._wrong(path, f"unknown operator {_shown(op)}; known are {names}")
-        return known(field, operand, path)
+        return known(self, field, operand, path)
 
-    def _equal(self, field: Field, value: object, path: str) -> Filter:
+    def equal(self, field: Field, value: object, path: str) -> Filter:
         if value is None:
             return Not(self._present(field))
         return Compare(field, "=", self._value(field, value, path))
@@ -229,13 +223,13 @@ class _Parser:
         collection = self._collection
         return And(()) if field.column in (collection.id, collection.sharding.key) else Exists(field)
 
-    def _in(self, field: Field, value: object, path: str) -> Filter:
+    def listed(self, field: Field, value: object, path: str) -> Filter:
         listed = self._list(value, path)
         values = tuple(self._value(field, v, f"{path}[{i}]") for i, v in enumerate(listed) if v is not None)
         found = In(field, values)
         return Or((found, Not(self._present(field)))) if len(values) < len(listed) else found
 
-    def _between(self, field: Field, value: object, path: str) -> Filter:
+    def between(self, field: Field, value: object, path: str) -> Filter:
         if not isinstance(value, list) or len(value) != 2:
             return self._wrong(path, "expected an array of two values: lower and upper bound, both included")
         before = len(self.problems)
@@ -247,13 +241,13 @@ class _Parser:
             )
         return And((Compare(field, ">=", lower), Compare(field, "<=", upper)))
 
-    def _exists(self, field: Field, value: object, path: str) -> Filter:
+    def exists(self, field: Field, value: object, path: str) -> Filter:
         if not isinstance(value, bool):
             return self._wrong(path, "expected true or false")
         present = self._present(field)
         return present if value else Not(present)
 
-    def _like(self, field: Field, value: object, path: str, *, ignore_case: bool) -> Filter:
+    def like(self, field: Field, value: object, path: str, *, ignore_case: bool) -> Filter:
         if field.column is not None and field.column.type is not ValueType.TEXT:
             return self._wrong(
                 path, f"{field.column.name} is {field.column.type}; $like and $ilike need text"
@@ -266,12 +260,12 @@ class _Parser:
             )
         return Like(field, str(self._value(_ANY_TEXT, value, path)), ignore_case)
 
-    def _contains_listed(self, field: Field, value: object, path: str, *, every: bool) -> Filter:
+    def contains_listed(self, field: Field, value: object, path: str, *, every: bool) -> Filter:
         if every and value == []:
             # True of every array by logic, of nothing in MongoDB.
             return self._wrong(path, "expected a non-empty array of values")
         listed = self._list(value, path)
-        return self._contains(field, listed, [f"{path}[{i}]" for i in range(len(listed))], every=every)
+        return self.contains(field, listed, [f"{path}[{i}]" for i in range(len(listed))], every=every)
 
     def _list(self, value: object, path: str) -> list[object]:
         if not isinstance(value, list):
@@ -282,7 +276,7 @@ class _Parser:
             return []
         return value
 
-    def _contains(self, field: Field, values: list[object], paths: list[str], *, every: bool) -> Filter:
+    def contains(self, field: Field, values: list[object], paths: list[str], *, every: bool) -> Filter:
         column = field.column
         if column is not None:
             hint = "; $like finds a part of a text" if column.type is ValueType.TEXT else ""
@@ -336,6 +330,22 @@ class _Parser:
     def _wrong(self, path: str, message: str) -> Filter:
         self.problems.append(Problem(_shown(path, 200, quote=False), message))
         return And(())
+
+
+_Operator: TypeAlias = Callable[[_Parser, Field, object, str], Filter]
+
+_OPERATORS: dict[str, _Operator] = {
+    "$ne": lambda parser, field, value, path: Not(parser.equal(field, value, path)),
+    "$in": _Parser.listed,
+    "$nin": lambda parser, field, value, path: Not(parser.listed(field, value, path)),
+    "$between": _Parser.between,
+    "$exists": _Parser.exists,
+    "$like": partial(_Parser.like, ignore_case=False),
+    "$ilike": partial(_Parser.like, ignore_case=True),
+    "$contains": lambda parser, field, value, path: parser.contains(field, [value], [path], every=True),
+    "$containsAny": partial(_Parser.contains_listed, every=False),
+    "$containsAll": partial(_Parser.contains_listed, every=True),
+}
 
 
 def _shown(text: str, limit: int = 60, *, quote: bool = True) -> str:
