@@ -90,7 +90,8 @@ async def _store_singly(
     connection: Connection, sql: str, rows: Sequence[tuple[object, ...]]
 ) -> dict[int, str]:
     refused: dict[int, str] = {}
-    await connection.execute("BEGIN")
+    # A constraint that is checked at the end would refuse all for one.
+    await connection.execute("BEGIN; SET CONSTRAINTS ALL IMMEDIATE")
     for position, row in enumerate(rows):
         await connection.execute("SAVEPOINT one")
         try:

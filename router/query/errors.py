@@ -8,6 +8,7 @@
     │   ├── ConflictError         contradicts what is stored
     │   └── TooLargeError         over a size limit
     ├── OverloadedError           a bounded queue is full; try again after `retry_after`
+    ├── MisconfiguredError        a server or this router is not set up for it; trying again cannot help
     ├── UnavailableError          no shard, or not every required shard, could answer
     └── DeadlineError             time ran out first
 
@@ -26,6 +27,7 @@ __all__ = [
     "DeadlineError",
     "InvalidError",
     "MalformedError",
+    "MisconfiguredError",
     "NotFoundError",
     "OverloadedError",
     "Problem",
@@ -90,6 +92,10 @@ class OverloadedError(RouterError):
     def __init__(self, detail: str, retry_after: float = 1.0) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
+
+
+class MisconfiguredError(RouterError):
+    """Lasts until an operator mends it: a table or a right that is missing, for instance."""
 
 
 class UnavailableError(RouterError):
