@@ -18,7 +18,7 @@ from router.http.keys import Keys
 from router.http.keys_file import restore
 from router.http.metrics import Metrics
 from router.logs import AccessLog, configure
-from router.query.errors import UnavailableError
+from router.query.errors import MisconfiguredError
 from router.serve_config import ServeConfig, from_env
 from router.text import TextModels
 from router.topology import Topology
@@ -96,7 +96,7 @@ async def _warm(models: TextModels, shard_map: ShardMap) -> None:
     for collection in shard_map.collections.values():
         try:
             await asyncio.to_thread(models.warm, collection)
-        except UnavailableError as exc:
+        except MisconfiguredError as exc:
             _logger.error(
                 "text model not loaded", extra={"collection": collection.name, "reason": exc.detail}
             )

@@ -18,7 +18,14 @@ import msgspec
 from router.patroni import Patroni
 from router.policy.replication import Heads, claims, elect
 from router.policy.selection import Health, NodeState, Role
-from router.postgres.connection import POSTGRES_ERRORS, Connection, NodeError, node_error, open_connection
+from router.postgres.connection import (
+    POSTGRES_ERRORS,
+    Connection,
+    ErrorKind,
+    NodeError,
+    node_error,
+    open_connection,
+)
 from router.settings import Settings
 from router.stages.node import Node
 
@@ -217,10 +224,14 @@ class _Watch:
         except (NodeError, *POSTGRES_ERRORS) as exc:
             # A node that does not answer is not worth a polite goodbye: it would hang there.
             self._drop()
-            reason = (
-                "no answer within the probe's time" if isinstance(exc, TimeoutError) else str(node_error(exc))
+            error = node_error(exc)
+            reason = "no answer within the probe's time" if isinstance(exc, TimeoutError) else str(error)
+            state = msgspec.structs.replace(
+                self.node.state,
+                health=Health.DOWN,
+                reason=reason,
+                permanent=error.kind is ErrorKind.FATAL,
             )
-            state = msgspec.structs.replace(self.node.state, health=Health.DOWN, reason=reason)
         if self._patroni is not None and claims(state):
             state = msgspec.structs.replace(state, leads=await self._patroni.leads())
         self._group.observe(self.node, state, asyncio.get_running_loop().time(), before)

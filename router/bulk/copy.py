@@ -85,7 +85,13 @@ class Writer:
         if len(positions):
             blocks = _paced(copy_stream(self._collection, batch, positions), limit)
             columns = copy_columns(self._collection, batch)
-            await copy_blocks(connection, self._collection.table, columns, blocks)
+            stored = await copy_blocks(connection, self._collection.table, columns, blocks)
+            if stored != len(positions):
+                raise NodeError(
+                    ErrorKind.DATA,
+                    f"the server stored {stored} of {len(positions)} rows: a trigger of the table returned"
+                    " NULL for the others",
+                )
         await connection.execute("COMMIT")
         return True
 
@@ -137,10 +143,10 @@ class Writer:
 
 async def copy_blocks(
     connection: Connection, table: Table, columns: Sequence[str], blocks: AsyncIterator[bytes]
-) -> None:
-    """COPY a stream in PostgreSQL's binary format into `table`."""
+) -> int:
+    """COPY a stream in PostgreSQL's binary format into `table`; returns how many rows it has stored."""
     try:
-        await connection.copy_to_table(
+        status = await connection.copy_to_table(
             table.name, schema_name=table.schema, source=blocks, columns=columns, format="binary"
         )
     except asyncpg.InternalClientError:
@@ -151,6 +157,7 @@ async def copy_blocks(
             if isinstance(held, asyncio.Future):
                 held.add_done_callback(lambda future: future.cancelled() or future.exception())
         raise
+    return int(status.rsplit(" ", 1)[-1])
 
 
 async def _paced(blocks: Iterable[bytes | memoryview], limit: asyncio.Timeout) -> AsyncIterator[bytes]:

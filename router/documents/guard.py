@@ -28,7 +28,7 @@ from router.documents.primary import OF_FAILOVER, PAUSE_SECONDS, Outcome, Primar
 from router.documents.rows import store_documents, upsert_outcome
 from router.documents.types import Document, DocumentFailure, UpsertOutcome
 from router.postgres import sql
-from router.postgres.connection import POSTGRES_ERRORS, Connection, NodeError
+from router.postgres.connection import POSTGRES_ERRORS, Connection, ErrorKind, NodeError
 from router.postgres.write import lock_holder, try_advisory_lock, unlock_all, written_position
 from router.query.errors import OverloadedError
 from router.stages.node import Node
@@ -60,7 +60,8 @@ async def store_guarded(
     except TimeoutError:
         attempt.fail_rest(attempt.why_late())
     except (NodeError, OverloadedError) as exc:
-        attempt.fail_rest(f"all shards must be asked whether they hold the id: {exc}")
+        kind = exc.kind if isinstance(exc, NodeError) else None
+        attempt.fail_rest(f"all shards must be asked whether they hold the id: {exc}", kind)
     finally:
         primaries.wrote(collection.name)
         for node, connection in attempt.in_doubt():
@@ -224,7 +225,8 @@ class _Attempt:
                     self._storing.discard(shard)
                     worn.append(error)
                 else:
-                    self._outcomes[shard] = Outcome(error=str(error), unknown=unknown)
+                    said = f"{node.config.name}: {error}"
+                    self._outcomes[shard] = Outcome(error=said, unknown=unknown, kind=error.kind)
                 return
             self._outcomes[shard] = Outcome(refused)
             self._primaries.committed(shard, position)
@@ -246,11 +248,11 @@ class _Attempt:
             return f"other writers of these ids did not finish in time: {self._blocked} holds their lock"
         return "the primaries did not answer in time"
 
-    def fail_rest(self, error: str) -> None:
+    def fail_rest(self, error: str, kind: ErrorKind | None = None) -> None:
         """Shards without an outcome: nothing was stored there, unless their statement was under way."""
         for shard in self._groups:
             if shard not in self._outcomes:
-                self._outcomes[shard] = Outcome(error=error, unknown=shard in self._storing)
+                self._outcomes[shard] = Outcome(error=error, unknown=shard in self._storing, kind=kind)
 
     def result(self) -> UpsertOutcome:
         for shard in self._groups:

@@ -35,11 +35,15 @@ PAUSE_SECONDS = 0.05
 
 
 class Outcome(msgspec.Struct, Generic[T], frozen=True):
-    """`value` if `error` is None. Otherwise nothing was stored, or, if `unknown`, perhaps all was."""
+    """`value` if `error` is None. Otherwise nothing was stored, or, if `unknown`, perhaps all was.
+
+    `kind` is what the error allows, as far as it came from a node.
+    """
 
     value: T | None = None
     error: str | None = None
     unknown: bool = False
+    kind: ErrorKind | None = None
 
 
 class Primaries:
@@ -194,7 +198,7 @@ class _Job(Generic[T]):
                 return await self._try(node, renewed=True)
             self._primaries.failed(self._shard, node, exc)
             lost = committed or (sent and exc.kind is ErrorKind.LOST)
-            self.outcome = Outcome(error=f"{node.config.name}: {exc}", unknown=lost)
+            self.outcome = Outcome(error=f"{node.config.name}: {exc}", unknown=lost, kind=exc.kind)
             return not lost and exc.kind in OF_FAILOVER
         else:
             self._primaries.committed(self._shard, position)

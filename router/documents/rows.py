@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import Literal
 
 from router.documents.primary import Outcome
-from router.documents.types import Document, DocumentFailure, ShardWrite, UpsertOutcome
+from router.documents.types import Document, DocumentFailure, ShardWrite, UpsertOutcome, WriteFailure
 from router.postgres import sql
-from router.postgres.connection import Connection
+from router.postgres.connection import Connection, ErrorKind
 from router.postgres.write import Upsert, store
 from router.query.wire import to_wire
 from shard_config.model import Collection
@@ -81,7 +80,7 @@ def upsert_outcome(
     for shard, part in groups.items():
         outcome = outcomes[shard]
         if outcome.error is not None:
-            reason: Literal["unknown", "unavailable"] = "unknown" if outcome.unknown else "unavailable"
+            reason = _reason(outcome)
             failures += [DocumentFailure(d.index, d.id, reason, outcome.error, shard) for d in part]
         refused = outcome.value or {}
         failures += [
@@ -93,6 +92,15 @@ def upsert_outcome(
     return UpsertOutcome(sum(write.rows for write in writes), tuple(writes), tuple(failures))
 
 
+def _reason(outcome: Outcome[dict[int, str]] | Outcome[int]) -> WriteFailure:
+    if outcome.unknown:
+        return "unknown"
+    if outcome.kind is ErrorKind.DATA:
+        return "conflict"
+    return "misconfigured" if outcome.kind is ErrorKind.FATAL else "unavailable"
+
+
 def shard_write(shard: str, outcome: Outcome[dict[int, str]] | Outcome[int], rows: int) -> ShardWrite:
     ok = outcome.error is None
-    return ShardWrite(shard, ok, rows if ok else 0, outcome.error, outcome.unknown)
+    reason = None if ok else _reason(outcome)
+    return ShardWrite(shard, ok, rows if ok else 0, outcome.error, outcome.unknown, reason)

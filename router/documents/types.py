@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -16,7 +16,10 @@ __all__ = [
     "ReadAnswer",
     "ShardWrite",
     "UpsertOutcome",
+    "WriteFailure",
 ]
+
+WriteFailure: TypeAlias = Literal["conflict", "unavailable", "misconfigured", "unknown"]
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -38,24 +41,30 @@ class Document(msgspec.Struct, frozen=True):
 
 
 class DocumentFailure(msgspec.Struct, frozen=True):
-    """A document that was not stored: `invalid`, `conflict`, `unavailable` or `unknown` (the commit's
-    outcome could not be learned; sending it again is safe)."""
+    """A document that was not stored: `invalid`, `conflict`, `unavailable`, `misconfigured` (its shard
+    refuses everything until somebody mends it) or `unknown` (the commit's outcome could not be learned;
+    sending it again is safe)."""
 
     index: int
     id: object
-    reason: Literal["invalid", "conflict", "unavailable", "unknown"]
+    reason: Literal["invalid"] | WriteFailure
     message: str
     shard: str | None = None
 
 
 class ShardWrite(msgspec.Struct, frozen=True):
-    """One shard's transaction: rows it changed, or why it did not; if `unknown`, perhaps it did."""
+    """One shard's transaction: rows it changed, or why it did not; if `unknown`, perhaps it did.
+
+    `reason` says what may be done about it; a transaction that a constraint or a trigger refused as a whole
+    is a `conflict`.
+    """
 
     shard: str
     ok: bool
     rows: int
     error: str | None = None
     unknown: bool = False
+    reason: WriteFailure | None = None
 
 
 class UpsertOutcome(msgspec.Struct, frozen=True):

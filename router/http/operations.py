@@ -86,7 +86,7 @@ def _documents(upserts: Upserts, handlers: Documents) -> list[Operation]:
             "write",
             upserts.upsert,
             "Insert or replace documents.",
-            {200: UpsertAnswer, **dict.fromkeys((409, 413, 422, 429, 503, 504), UpsertProblem)},
+            {200: UpsertAnswer, **dict.fromkeys((409, 413, 422, 429, 500, 503, 504), UpsertProblem)},
             body=DocumentsBody,
             stream=True,
         ),

@@ -2,13 +2,13 @@
 
 A write has as many outcomes as documents. The status is 200 as soon as anything was stored, because
 the body then says the rest; when nothing was, the status says why, so that a client that looks at
-nothing else still does the right thing: repair (422), give up (409) or try again (503).
+nothing else still does the right thing: repair (422), give up (409, 500) or try again (503).
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import msgspec
 
@@ -16,7 +16,14 @@ from router.documents.types import DeleteOutcome, DocumentFailure, ShardWrite, U
 from router.http.answers import DeleteAnswer, ShardOutcome, UpsertAnswer, UpsertProblem
 from router.http.message import Reply, Written
 from router.http.problems import describe, error_reply, kind_of
-from router.query.errors import ConflictError, InvalidError, Problem, RouterError, UnavailableError
+from router.query.errors import (
+    ConflictError,
+    InvalidError,
+    MisconfiguredError,
+    Problem,
+    RouterError,
+    UnavailableError,
+)
 
 __all__ = ["Tally", "delete_reply"]
 
@@ -75,6 +82,8 @@ class Tally:
             return ConflictError(f"{detail}: each contradicts what is stored")
         if self._failed["unavailable"]:
             return UnavailableError(f"{detail}: their shards could not be written")
+        if self._failed["misconfigured"]:
+            return MisconfiguredError(f"{detail}: their shards cannot be written until somebody mends them")
         return InvalidError(f"{detail}: each is invalid or contradicts what is stored")
 
 
@@ -91,9 +100,17 @@ def delete_reply(collection: str, outcome: DeleteOutcome, request_id: str) -> Re
             detail = (
                 f"{what} did not confirm the delete; on {unknown} of them documents may have been deleted"
             )
-        return error_reply(UnavailableError(detail, problems), request_id)
+        return error_reply(_no_delete(failed)(detail, problems), request_id)
     body = msgspec.json.encode(DeleteAnswer(outcome.deleted, shards))
     return Reply(body, written=Written(collection, deleted=outcome.deleted))
+
+
+def _no_delete(failed: Sequence[ShardWrite]) -> type[RouterError]:
+    """The kind of error that lasts as long as the failures do."""
+    reasons = {write.reason for write in failed}
+    if reasons == {"conflict"}:
+        return ConflictError
+    return MisconfiguredError if reasons <= {"conflict", "misconfigured"} else UnavailableError
 
 
 def _add_shards(shards: dict[str, ShardOutcome], writes: Iterable[ShardWrite]) -> None:

@@ -38,7 +38,8 @@ class NodeState(msgspec.Struct, frozen=True):
     `lag` is in seconds. `leads` is Patroni's word, if there is one. `deposed`: it says that it is the
     primary, but another has a better right to; or it is a replica that has followed such a one.
     `started` is when its server was, by the server's clock, and `age` for how many seconds the last
-    transaction that a replica has replayed had been committed.
+    transaction that a replica has replayed had been committed. `permanent`: it is down for a `reason` that
+    lasts until somebody mends it.
     """
 
     health: Health = Health.UNKNOWN
@@ -52,6 +53,7 @@ class NodeState(msgspec.Struct, frozen=True):
     lag: float = 0.0
     started: float = 0.0
     age: float = inf
+    permanent: bool = False
 
 
 class Reads(msgspec.Struct, frozen=True):

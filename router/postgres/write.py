@@ -106,7 +106,8 @@ async def _store(connection: Connection, upserts: Sequence[Upsert]) -> dict[int,
 
 async def _store_singly(connection: Connection, upserts: Sequence[Upsert]) -> dict[int, str]:
     refused: dict[int, str] = {}
-    await connection.execute("BEGIN")
+    # A constraint that is checked at the end would refuse all for one.
+    await connection.execute("BEGIN; SET CONSTRAINTS ALL IMMEDIATE")
     singly = ((sql, row) for sql, rows in upserts for row in rows)
     for position, (sql, row) in enumerate(singly):
         await connection.execute("SAVEPOINT one")

@@ -9,6 +9,7 @@
     │   ├── TooLargeError         over a size limit
     │   └── AnswerTooLargeError   what it asks for is
     ├── OverloadedError           a bounded queue is full; try again after `retry_after`
+    ├── MisconfiguredError        a server or this router is not set up for it; trying again cannot help
     ├── UnavailableError          no shard, or not every required shard, could answer
     └── DeadlineError             time ran out first
 
@@ -28,6 +29,7 @@ __all__ = [
     "DeadlineError",
     "InvalidError",
     "MalformedError",
+    "MisconfiguredError",
     "NotFoundError",
     "OverloadedError",
     "Problem",
@@ -96,6 +98,10 @@ class OverloadedError(RouterError):
     def __init__(self, detail: str, retry_after: float = 1.0) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
+
+
+class MisconfiguredError(RouterError):
+    """Lasts until an operator mends it: a table or a right that is missing, for instance."""
 
 
 class UnavailableError(RouterError):

@@ -211,7 +211,7 @@ class ShardReport(msgspec.Struct, frozen=True):
     `hedged`: a second node was asked as well; `hedge` says what came of that, or that the budget forbade it.
     `together` counts the searches that one statement answered. `asked` are the candidates that were wanted
     of the index, of which the nearest came back. `lsn` is a write-ahead log position up to which the rows
-    are known to be complete.
+    are known to be complete. `permanent`: it has failed and will again until somebody mends its servers.
     """
 
     shard: str
@@ -231,6 +231,7 @@ class ShardReport(msgspec.Struct, frozen=True):
     returned: int = 0
     kept: int = 0
     error: str | None = None
+    permanent: bool = False
     plan: str | None = None
 
 

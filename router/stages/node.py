@@ -176,7 +176,9 @@ class Node:
         A connection that broke is no such sign; an operator may have ended just that one.
         """
         if error.kind is ErrorKind.UNREACHABLE:
-            self.observe(msgspec.structs.replace(self.state, health=Health.DOWN, reason=str(error)))
+            self.observe(
+                msgspec.structs.replace(self.state, health=Health.DOWN, reason=str(error), permanent=False)
+            )
 
     def observe(self, state: NodeState) -> None:
         """Take over what is newly known; `since` moves only when health, role or right do."""

@@ -29,6 +29,8 @@ __all__ = ["Ask", "ReplicaSet"]
 
 _RETRIED = (ErrorKind.UNREACHABLE, ErrorKind.LOST, ErrorKind.TRANSIENT, ErrorKind.CONFLICT)
 _ANY = Reads()
+# What fails on one node for good may still be that node's own fault: a library that is missing there.
+_TRIED_ELSEWHERE = (*_RETRIED, ErrorKind.FATAL)
 # A node that cannot be reached is taken down at once.
 _STRUCK = (ErrorKind.LOST, ErrorKind.TRANSIENT, ErrorKind.CONFLICT)
 # Seconds before a second node is asked while it is not known what is usual; and at least.
@@ -197,6 +199,7 @@ class Ask:
 
     __slots__ = (
         "_attempts",
+        "_blamed",
         "_deadline",
         "_done",
         "_flying",
@@ -204,6 +207,7 @@ class Ask:
         "_lost",
         "_order",
         "_overloaded",
+        "_permanent",
         "_probe",
         "_problems",
         "_refusals",
@@ -227,6 +231,8 @@ class Ask:
         self._started = replicas.clock()
         self._order = deque(replicas.order(probe, self._started))
         self._attempts = 0
+        self._blamed: tuple[tuple[Node, NodeError], ...] = ()  # who failed for good, unless the others do too
+        self._permanent = True  # whether everything that went wrong did so for good
         self._flying: list[_Attempt] = []
         self._lost: set[int] = set()
         self._problems: list[str] = []
@@ -344,6 +350,8 @@ class Ask:
         now = self._replicas.clock()
         if self._replicas.several:
             attempt.node.answered(self._probe.work, now - attempt.since, now)
+        for node, error in self._blamed:
+            node.refused(error, now)
         late = self._flying
         self._stop()
         for other in late:
@@ -355,8 +363,15 @@ class Ask:
         attempt.node.failed(error)
         retries = self._replicas.retries
         self._problems.append(f"{attempt.node.config.name}: {error}")
-        if error.kind not in _RETRIED:
+        self._permanent = self._permanent and error.permanent
+        if error.kind is ErrorKind.FATAL:
+            self._blamed = (*self._blamed, (attempt.node, error))
+        if error.kind not in _TRIED_ELSEWHERE:
             self._order.clear()
+        elif error.kind is ErrorKind.FATAL:
+            # Requests that are wrong everywhere leave half of what may be tried again to those that are not.
+            if self._order and retries is not None and not retries.spend(urgent=False):
+                self._order.clear()
         elif not self._flying and retries is not None and not retries.spend():
             self._problems.append("too many searches are tried again")
             self._order.clear()
@@ -416,7 +431,11 @@ class Ask:
             total_ms=(self._replicas.clock() - self._started) * 1000,
             asked=self._probe.asked,
             error="; ".join(self._problems) or self._why_nobody(),
+            permanent=self._permanent and (bool(self._problems) or self._nobody_for_good()),
         )
+
+    def _nobody_for_good(self) -> bool:
+        return all(node.state.permanent for node in self._replicas.nodes)
 
     def _why_nobody(self) -> str:
         wanted = "primary" if self._probe.primary_only else "node"

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from router.query.errors import InvalidError, UnavailableError
+from router.query.errors import InvalidError, MisconfiguredError
 from router.text.model import TextModel
 from shard_config.model import Collection
 
@@ -30,7 +30,7 @@ class TextModels:
 
         Raises:
             InvalidError: the collection has no model, its model does not fit, or knows none of the words.
-            UnavailableError: the model cannot be read.
+            MisconfiguredError: the model cannot be read.
         """
         if collection.text_model is None:
             raise InvalidError.at("text", f"collection {collection.name} has no text model; send a vector")
@@ -50,7 +50,7 @@ class TextModels:
         """Read the collection's model now, so that the first search does not wait for it.
 
         Raises:
-            UnavailableError: the model cannot be read.
+            MisconfiguredError: the model cannot be read.
         """
         if collection.text_model is not None:
             self._model(collection.text_model, collection.name)
@@ -62,6 +62,7 @@ class TextModels:
                 try:
                     model = TextModel.load(Path(path))
                 except (OSError, ValueError, ImportError) as exc:
-                    raise UnavailableError(f"the text model of collection {collection}: {exc}") from exc
+                    reason = exc.strerror if isinstance(exc, OSError) else exc
+                    raise MisconfiguredError(f"the text model of collection {collection}: {reason}") from exc
                 self._models[path] = model
             return model

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from deploy.local import Cluster
+from router.documents.guard import _lock_key
 from router.documents.types import Document, ShardWrite, UpsertOutcome
 from router.query.errors import UnavailableError
 from router.query.filter import parse
@@ -273,6 +274,46 @@ async def test_concurrent_batches_with_common_ids_do_not_wait_for_each_other_for
         ids = [id_ for part in held for id_ in part or []]
         assert len(ids) == len(set(ids))
         assert await count(w) == len(ids) > 0
+        await no_lock_is_held(cluster)
+
+
+async def test_a_lock_that_a_frozen_router_holds_keeps_no_other_write_waiting(cluster: Cluster) -> None:
+    async with world(cluster, sharding=BY_CATEGORY) as w:
+        key = _lock_key("docs", 1)
+        others = [i for i in range(2, 400) if _lock_key("docs", i) != key]
+        await w.put(*(w.document(i, ONES, category=f"c{i}") for i in others[:100]))
+        home = ("s0", "s1", "s2", "s3")[key % 4]
+        frozen = await asyncpg.connect(primary(cluster, home))
+        try:
+            await frozen.execute("SELECT pg_advisory_lock($1)", key)
+            loop = asyncio.get_running_loop()
+            blocked = [
+                asyncio.create_task(upsert(w, w.document(1, ONES, category="c1"), within=4))
+                for _ in range(3 * w.topology.settings.write_connections)
+            ]
+            await asyncio.sleep(0.5)
+            started = loop.time()
+            outcomes = await asyncio.gather(
+                *(upsert(w, w.document(i, ONES, category=f"c{i}"), within=3) for i in others[:20])
+            )
+            assert [outcome.stored for outcome in outcomes] == [1] * 20
+            assert (await w.router.delete(w.collection, others[:20], w.soon(3))).deleted == 20
+            assert not any(task.done() for task in blocked)
+            assert loop.time() - started < 3
+            pid = await frozen.fetchval("SELECT pg_backend_pid()")
+            for outcome in await asyncio.gather(*blocked):
+                (failure,) = outcome.failures
+                assert failure.reason == "unavailable"
+                assert failure.message == (
+                    "other writers of these ids did not finish in time:"
+                    f" server process {pid} of client 127.0.0.1 of {home} holds their lock"
+                )
+            late = asyncio.create_task(upsert(w, w.document(1, ONES, category="c1")))
+            await asyncio.sleep(0.3)
+            await frozen.execute("SELECT pg_advisory_unlock_all()")
+            assert (await late).stored == 1
+        finally:
+            await frozen.close()
         await no_lock_is_held(cluster)
 
 
