@@ -6,7 +6,7 @@ import pytest
 
 from router.bulk.batch import Refused
 from router.bulk.errors import LoadError, RowsError
-from router.bulk.pump import Skipped
+from router.bulk.skipped import Skipped
 from router.bulk.sources import open_source
 from tests.unit.bulk_sources import collection, write_lines
 
