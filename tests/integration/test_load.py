@@ -39,7 +39,7 @@ from router.schema.progress import Display
 from shard_config import codec
 from shard_config.model import Table
 from shard_config.partition import locate
-from shard_config.values import ValueType
+from shard_config.values import ValueType, coerce
 from tests.integration.apps import applied_map, collection, pgscatter, write_map
 
 _numbers = itertools.count()
@@ -756,6 +756,8 @@ async def test_a_replica_that_does_not_catch_up_is_named(cluster: Cluster, tmp_p
     assert summary.rows == 100
 
 
+WORDS = ("NaN", "Infinity", "-Infinity")
+TIMES = (ValueType.DATE, ValueType.TIMESTAMP, ValueType.TIMESTAMPTZ)
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     ValueType.BIGINT: st.integers(-(2**63), 2**63 - 1),
     ValueType.INTEGER: st.integers(-(2**31), 2**31 - 1),
@@ -814,6 +816,35 @@ async def _roundtrip(cluster: Cluster, listed: list[dict[str, Any]]) -> None:
 
 async def blocks(data: bytes) -> Any:
     yield data
+
+
+BEYOND: list[tuple[ValueType, str]] = [
+    *((type_, word) for type_ in (ValueType.FLOAT8, ValueType.FLOAT4, ValueType.NUMERIC) for word in WORDS),
+    *((type_, word) for type_ in TIMES for word in ("infinity", "-infinity")),
+    (ValueType.NUMERIC, "1e131071"),
+    (ValueType.NUMERIC, "1e-16383"),
+    (ValueType.DATE, "4714-11-24 BC"),
+    (ValueType.DATE, "5874897-12-31"),
+    (ValueType.DATE, "9999-12-31"),
+    (ValueType.TIMESTAMP, "0044-03-15T12:00:00.000001 BC"),
+    (ValueType.TIMESTAMP, "9999-12-31T23:59:59.999999"),
+    (ValueType.TIMESTAMPTZ, "294276-12-31T23:59:59.999999Z"),
+    (ValueType.TIMESTAMPTZ, "4714-11-24T00:00:00Z BC"),
+]
+
+
+async def test_values_that_python_lacks_arrive_as_they_were(cluster: Cluster) -> None:
+    connection = await asyncpg.connect(cluster.node("s0-a").dsn, timeout=10)
+    try:
+        for type_, text in BEYOND:
+            field = encoder(type_)(coerce(type_, text))
+            data = b"PGCOPY\n\xff\r\n\0" + bytes(8) + struct.pack(">h", 1) + field + b"\xff\xff"
+            await connection.execute(f"CREATE TEMPORARY TABLE v (c {type_})")
+            await connection.copy_to_table("v", source=blocks(data), format="binary")
+            assert await connection.fetchval(f"SELECT c = '{text}'::{type_} FROM v"), (type_, text)
+            await connection.execute("DROP TABLE v")
+    finally:
+        await connection.close(timeout=10)
 
 
 def test_dates_around_the_epoch_are_exact() -> None:
