@@ -18,9 +18,9 @@ import msgspec
 __all__ = [
     "DistantTime",
     "Kind",
-    "checked_range",
     "date_of",
     "days_of",
+    "from_1970",
     "microseconds_of",
     "parse_date",
     "parse_timestamp",
@@ -42,6 +42,8 @@ _EPOCH_ORDINAL = date(2000, 1, 1).toordinal()
 _EPOCH = datetime(2000, 1, 1)
 _EPOCH_UTC = datetime(2000, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
+_EPOCH_1970 = _EPOCH_ORDINAL - date(1970, 1, 1).toordinal()
+_FRACTION = "has a fraction of a microsecond, which PostgreSQL does not keep"
 # The Gregorian calendar repeats itself after this many years, which are this many days.
 _CYCLE_YEARS, _CYCLE_DAYS = 400, 146_097
 
@@ -124,7 +126,21 @@ def microseconds_of(value: datetime | DistantTime) -> int:
     return (value - (_EPOCH if value.tzinfo is None else _EPOCH_UTC)) // _MICROSECOND
 
 
-def checked_range(kind: Kind, count: int) -> int:
+def from_1970(kind: Kind, count: int, parts: int) -> date | datetime | DistantTime:
+    """What lies `count` parts of a day (of a microsecond, for timestamps) after 1970-01-01.
+
+    Raises:
+        ValueError: PostgreSQL's type does not reach that far, or does not divide its unit.
+    """
+    whole, rest = divmod(count, parts)
+    if rest:
+        raise ValueError("expected a date, got a time within a day" if kind == "date" else _FRACTION)
+    moved = whole - (_EPOCH_1970 if kind == "date" else _EPOCH_1970 * _DAY)
+    made = {"date": date_of, "timestamp": timestamp_of, "timestamptz": timestamptz_of}[kind]
+    return made(_in_range(kind, moved))
+
+
+def _in_range(kind: Kind, count: int) -> int:
     """
     Raises:
         ValueError: PostgreSQL's type does not reach that far.
@@ -146,7 +162,7 @@ def parse_date(text: str) -> date | DistantTime | None:
         return infinite
     found = _DATE_TEXT.fullmatch(text)
     days = None if found is None else _days(found[1], found[2], found[3], found[4] is not None)
-    return None if days is None else date_of(checked_range("date", days))
+    return None if days is None else date_of(_in_range("date", days))
 
 
 def parse_timestamp(text: str, *, zoned: bool) -> datetime | DistantTime | None:
@@ -171,7 +187,7 @@ def parse_timestamp(text: str, *, zoned: bool) -> datetime | DistantTime | None:
     if offset is None:
         return None
     count = days * _DAY + ((hours * 60 + minutes) * 60 + seconds - offset) * 1_000_000 + _fraction(found[7])
-    return (timestamptz_of if zoned else timestamp_of)(checked_range(kind, count))
+    return (timestamptz_of if zoned else timestamp_of)(_in_range(kind, count))
 
 
 def _infinite(kind: Kind, text: str) -> DistantTime | None:
@@ -211,7 +227,7 @@ def _fraction(digits: str | None) -> int:
     if digits is None:
         return 0
     if digits[6:].strip("0"):
-        raise ValueError("has a fraction of a microsecond, which PostgreSQL does not keep")
+        raise ValueError(_FRACTION)
     return int(digits[:6].ljust(6, "0"))
 
 

@@ -10,8 +10,9 @@ import msgspec
 from router.bulk import finish, resume
 from router.bulk.batch import Source
 from router.bulk.errors import LoadError
-from router.bulk.pump import Skipped, pump
+from router.bulk.pump import pump
 from router.bulk.resume import Job
+from router.bulk.skipped import Skipped
 from router.bulk.sources import open_source
 from router.bulk.start import find_primaries, start
 from router.bulk.target import Target
@@ -153,6 +154,8 @@ class _Run:
 
 
 def _refused_earlier(targets: list[Target]) -> int:
-    """Bad rows of chunks that every shard has, and that are not read again."""
+    """Bad rows of chunks that every shard has, and that are not read again; rows that shards refused."""
     whole = set.intersection(*(set(target.chunks) for target in targets))
-    return sum(targets[0].load.chunks[chunk][1] for chunk in whole)
+    marks = targets[0].load.chunks
+    rejected = sum(mark.rejected for target in targets for mark in target.load.chunks.values())
+    return rejected + sum(marks[chunk].refused for chunk in whole)

@@ -21,6 +21,7 @@ from router.http.document import FOUND_FIELDS
 from router.http.metadata import checked_text
 from router.query.errors import RequestError
 from shard_config.model import Collection
+from shard_config.times import Kind, from_1970
 from shard_config.values import ValueType, coerce
 
 if TYPE_CHECKING:
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 __all__ = ["ParquetSource", "open_parquet"]
 
 _VECTOR_NAMES = ("vector", "embedding")
-_NANOSECONDS = "has a fraction of a microsecond, which PostgreSQL does not keep"
+_MICROSECONDS = {"s": (10**6, 1), "ms": (1000, 1), "us": (1, 1), "ns": (1, 1000)}
 
 
 class ParquetSource:
@@ -200,7 +201,11 @@ def _checked(column: pa.ChunkedArray, name: str, check: _Check, wrong: dict[int,
 
 
 def _values(column: pa.ChunkedArray, name: str, wrong: dict[int, str]) -> list[object]:
-    """The column as Python's values; None in place of one that Python has no value for."""
+    """The column as Python's values; None in place of one that cannot be, which `wrong` then explains."""
+    import pyarrow as pa
+
+    if pa.types.is_timestamp(column.type) or pa.types.is_date(column.type):
+        return _times(column, name, wrong)
     try:
         values: list[object] = column.to_pylist()
     except (ValueError, OverflowError):
@@ -211,20 +216,35 @@ def _values(column: pa.ChunkedArray, name: str, wrong: dict[int, str]) -> list[o
                 values.append(scalar.as_py())
             except (ValueError, OverflowError) as exc:
                 values.append(None)
-                wrong.setdefault(at, f"{name}: {_unreadable(exc, column.type)}")
-    for at, value in enumerate(values):
-        # With pandas installed, pyarrow gives its timestamps; they are datetimes that hide the rest.
-        if getattr(value, "nanosecond", 0):
-            wrong.setdefault(at, f"{name}: {_NANOSECONDS}")
+                utf8 = isinstance(exc, UnicodeDecodeError)
+                reason = "a string that is not UTF-8" if utf8 else f"a {column.type} that Python cannot hold"
+                wrong.setdefault(at, f"{name}: {reason}")
     return values
 
 
-def _unreadable(exc: Exception, type_: pa.DataType) -> str:
-    if isinstance(exc, UnicodeDecodeError):
-        return "a string that is not UTF-8"
-    if isinstance(exc, OverflowError):
-        return "expected a time between the ends of the years 1 and 9999"
-    return _NANOSECONDS if getattr(type_, "unit", None) == "ns" else f"{type_} cannot be read: {exc}"
+def _times(column: pa.ChunkedArray, name: str, wrong: dict[int, str]) -> list[object]:
+    """Times from their counts since 1970: Python's own reach neither as far nor below a microsecond."""
+    import pyarrow as pa
+
+    kind, factor, parts = _unit(column.type)
+    counts = column.cast(pa.int32() if pa.types.is_date32(column.type) else pa.int64()).to_pylist()
+    values: list[object] = []
+    for at, count in enumerate(counts):
+        try:
+            values.append(None if count is None else from_1970(kind, count * factor, parts))
+        except ValueError as exc:
+            values.append(None)
+            wrong.setdefault(at, f"{name}: {exc}")
+    return values
+
+
+def _unit(type_: pa.DataType) -> tuple[Kind, int, int]:
+    """What the type counts, as (kind, factor, parts) of days for a date, of microseconds for others."""
+    import pyarrow as pa
+
+    if pa.types.is_date(type_):
+        return "date", 1, 1 if pa.types.is_date32(type_) else 86_400_000
+    return "timestamp" if type_.tz is None else "timestamptz", *_MICROSECONDS[type_.unit]
 
 
 def _typed(type_: ValueType, *, required: bool = False) -> _Check:

@@ -12,51 +12,18 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from router.bulk.batch import Chunk, Refused, Source
+from router.bulk.batch import Chunk, Source
 from router.bulk.copy import Part, Writer
-from router.bulk.errors import LoadError, RowsError
+from router.bulk.errors import LoadError
+from router.bulk.skipped import Skipped
 from router.bulk.target import Target
 from router.schema.progress import Meter
 from shard_config.model import Collection
 
-__all__ = ["Skipped", "pump"]
+__all__ = ["pump"]
 
-_SHOWN = 5
 # Shards finish their parts of a chunk at different times; the faster go on with the next ones.
 _AHEAD = 3
-
-
-class Skipped:
-    """Counts bad rows and stops the load at one too many; `rows` are the first few."""
-
-    def __init__(self, source: Source, allowed: int, earlier: int) -> None:
-        self.count = earlier
-        self.rows: list[Refused] = []
-        self._source = source
-        self._allowed = allowed
-
-    def __repr__(self) -> str:
-        return f"<Skipped {self.count} of at most {self._allowed}>"
-
-    def take(self, refused: Sequence[Refused]) -> None:
-        """
-        Raises:
-            RowsError: more rows are bad than may be.
-        """
-        self.count += len(refused)
-        self.rows += refused[: max(0, _SHOWN - len(self.rows))]
-        if self.count > self._allowed:
-            lines = self.lines()
-            if self._allowed:
-                lines.append(
-                    f"{self._source.path}: {self.count} bad rows so far; {self._allowed} may be skipped"
-                )
-            raise RowsError(*lines)
-
-    def lines(self) -> list[str]:
-        """Each of the first bad rows, and why it is bad."""
-        path = self._source.path
-        return [f"{path}, {self._source.place(row.row)}: {row.reason}" for row in self.rows]
 
 
 async def pump(
@@ -120,7 +87,7 @@ class _Flow:
                 queue.put_nowait(None)
 
     async def write(self, target: Target) -> None:
-        writer = Writer(self._collection, self._source, target)
+        writer = Writer(self._collection, target, self._skipped)
         queue = self._queues[target.shard]
         try:
             while (entry := await queue.get()) is not None:

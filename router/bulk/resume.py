@@ -20,6 +20,7 @@ from shard_config.model import Collection
 __all__ = [
     "Job",
     "Load",
+    "Mark",
     "begin",
     "existing",
     "finish",
@@ -28,12 +29,14 @@ __all__ = [
     "options_digest",
     "owed_index",
     "prepare",
+    "set_mark",
 ]
 
 # Runs of any kind create the tables one after the other; the number is "pgscatml" in ASCII.
 _LOCK = 0x70677363_61746D6C
 _PREPARED = (
-    "SELECT to_regclass('pgscatter.load') IS NOT NULL AND to_regclass('pgscatter.load_chunk') IS NOT NULL"
+    "SELECT to_regclass('pgscatter.load') IS NOT NULL AND EXISTS (SELECT FROM pg_attribute"
+    " WHERE attrelid = to_regclass('pgscatter.load_chunk') AND attname = 'rejected')"
 )
 _TABLES = f"""
 SELECT pg_advisory_xact_lock({_LOCK});
@@ -57,6 +60,7 @@ CREATE TABLE IF NOT EXISTS pgscatter.load_chunk (
     refused bigint NOT NULL,
     PRIMARY KEY (load, chunk)
 );
+ALTER TABLE pgscatter.load_chunk ADD COLUMN IF NOT EXISTS rejected bigint NOT NULL DEFAULT 0;
 """
 # Marks of tables that are gone, and of rows that are gone from a table that is empty now.
 _PRUNE = """
@@ -75,24 +79,38 @@ class Job(msgspec.Struct, frozen=True):
     options: str
 
 
+class Mark(msgspec.Struct, frozen=True):
+    """What became of a chunk on one shard.
+
+    Attributes:
+        rows: stored on this shard.
+        refused: by checks of the file, of all the chunk's rows.
+        rejected: by this shard's server, of the rows that are this shard's.
+    """
+
+    rows: int
+    refused: int
+    rejected: int = 0
+
+
 class Load(msgspec.Struct, frozen=True):
     """A job that has begun on one shard.
 
     Attributes:
         chunk_rows: how it is cut, which must not change on the way.
         deferred_index: the statement that builds the index which waits for the rows; None: none does.
-        chunks: what is loaded; by number of the chunk its (rows on this shard, rows refused in all).
+        chunks: what is loaded, by number of the chunk.
     """
 
     id: int
     finished: bool
     chunk_rows: int
     deferred_index: str | None
-    chunks: dict[int, tuple[int, int]]
+    chunks: dict[int, Mark]
 
     @property
     def rows(self) -> int:
-        return sum(rows for rows, _ in self.chunks.values())
+        return sum(mark.rows for mark in self.chunks.values())
 
 
 def options_digest(collection: Collection, dataset: str, limit: int | None) -> str:
@@ -131,9 +149,9 @@ async def existing(connection: Connection, relation: int, empty: bool, job: Job)
     if row is None:
         return None
     marks = await connection.fetch(
-        "SELECT chunk, rows, refused FROM pgscatter.load_chunk WHERE load = $1", row["id"]
+        "SELECT chunk, rows, refused, rejected FROM pgscatter.load_chunk WHERE load = $1", row["id"]
     )
-    chunks = {mark["chunk"]: (mark["rows"], mark["refused"]) for mark in marks}
+    chunks = {chunk: Mark(*counts) for chunk, *counts in marks}
     return Load(**row, chunks=chunks)
 
 
@@ -160,19 +178,30 @@ async def forget(connection: Connection, relation: int, source: str) -> None:
     )
 
 
-async def mark(connection: Connection, load: int, chunk: int, rows: int, refused: int) -> bool:
+async def mark(connection: Connection, load: int, chunk: int, counts: Mark) -> bool:
     """Mark a chunk within the transaction that loads it; False if it is marked already.
 
     Waits for a predecessor whose commit is still under way, and so decides for one of the two.
     """
     marked = await connection.fetchval(
-        "INSERT INTO pgscatter.load_chunk VALUES ($1, $2, $3, $4) ON CONFLICT DO NOTHING RETURNING true",
+        "INSERT INTO pgscatter.load_chunk (load, chunk, rows, refused, rejected)"
+        " VALUES ($1, $2, $3, $4, $5) ON CONFLICT DO NOTHING RETURNING true",
         load,
         chunk,
-        rows,
-        refused,
+        *msgspec.structs.astuple(counts),
     )
     return marked is True
+
+
+async def set_mark(connection: Connection, load: int, chunk: int, counts: Mark) -> None:
+    """Correct the mark that the same transaction has made."""
+    await connection.execute(
+        "UPDATE pgscatter.load_chunk SET rows = $3, refused = $4, rejected = $5"
+        " WHERE load = $1 AND chunk = $2",
+        load,
+        chunk,
+        *msgspec.structs.astuple(counts),
+    )
 
 
 async def owed_index(connection: Connection, relation: int) -> str | None:

@@ -189,6 +189,7 @@ async def _begin(seen: _Seen, collection: Collection, job: Job, chunk_rows: int)
         index=shard_names(collection.sharding).index(shard),
         primary=seen.primary,
         relation=seen.relation,
+        defaulted=frozenset(column.name for column in seen.found.columns.values() if column.filled),
         load=load,
         chunks=set(load.chunks),
         earlier=load.rows,

@@ -16,6 +16,7 @@ class Target(msgspec.Struct):
     Attributes:
         index: the shard's index in `shard_names`.
         relation: oid of the table.
+        defaulted: the table's columns that leaving out fills with anything but NULL.
         chunks: numbers of the chunks that the shard has.
         earlier: rows that earlier runs have loaded.
         copied: rows that this run has.
@@ -25,6 +26,7 @@ class Target(msgspec.Struct):
     index: int
     primary: Primary
     relation: int
+    defaulted: frozenset[str]
     load: Load
     chunks: set[int]
     earlier: int

@@ -10,7 +10,7 @@ import msgspec
 
 from router.query.filter import Compare, Field, Filter, In
 from shard_config.model import Collection, Column
-from shard_config.values import ValueType
+from shard_config.values import ValueType, json_form
 
 __all__ = ["Selective", "filters_of_share"]
 
@@ -68,17 +68,17 @@ def _offered(
         return
     value, count = min(counts, key=lambda one: abs(one[1] - share * rows))
     if count >= _LEAST_ROWS:
-        yield 0, Selective(Compare(field, "=", value), _said(column, value), count / rows)
+        yield 0, Selective(Compare(field, "=", value), _said(column, None, [value]), count / rows)
     if counts[0][1] >= _LEAST_ROWS:
         chosen, total = _together(counts, share * rows)
         if len(chosen) > 1:
-            yield 1, Selective(In(field, chosen), _said(column, {"$in": chosen}), total / rows)
+            yield 1, Selective(In(field, chosen), _said(column, "$in", chosen), total / rows)
     if column.type in _ORDERED:
         ordered = sorted(values)  # type: ignore[type-var]
         bound = ordered[-min(max(1, round(share * rows)), len(ordered))]
         kept = sum(one >= bound for one in ordered)  # type: ignore[operator]
         if kept >= _LEAST_ROWS:
-            yield 2, Selective(Compare(field, ">=", bound), _said(column, {"$gte": bound}), kept / rows)
+            yield 2, Selective(Compare(field, ">=", bound), _said(column, "$gte", [bound]), kept / rows)
 
 
 def _together(counts: Sequence[tuple[object, int]], wanted: float) -> tuple[tuple[object, ...], int]:
@@ -92,6 +92,10 @@ def _together(counts: Sequence[tuple[object, int]], wanted: float) -> tuple[tupl
     return tuple(chosen), total
 
 
-def _said(column: Column, condition: object) -> str:
-    text = msgspec.json.encode({column.name: condition}, enc_hook=str).decode()
+def _said(column: Column, operator: str | None, values: Sequence[object]) -> str:
+    form = json_form(column.type)
+    shown = values if form is None else [form(value) for value in values]
+    operand = shown if operator == "$in" else shown[0]
+    condition = operand if operator is None else {operator: operand}
+    text = msgspec.json.encode({column.name: condition}).decode()
     return text if len(text) <= 80 else text[:77] + "..."

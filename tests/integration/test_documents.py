@@ -16,6 +16,7 @@ import pytest
 
 from deploy.local import Cluster
 from router.documents.guard import _lock_key
+from router.documents.rows import upserts
 from router.documents.types import Document, ShardWrite, UpsertOutcome
 from router.query.errors import UnavailableError
 from router.query.filter import parse
@@ -538,3 +539,73 @@ class AsyncRestart:
                 break
             await asyncio.sleep(0.05)
         assert hits(await self._world.search(np.ones(8), 1)) is not None
+
+
+@pytest.mark.parametrize("sharding", [None, BY_CATEGORY])
+async def test_columns_that_a_document_leaves_out_get_the_tables_default(
+    cluster: Cluster, sharding: model.Sharding | None
+) -> None:
+    columns = {
+        "category": column("category", ValueType.TEXT),
+        "price": column("price", ValueType.FLOAT8),
+        "stock": column("stock", ValueType.INTEGER),
+        "twice": column("twice", ValueType.INTEGER),
+        "serial": column("serial", ValueType.BIGINT),
+    }
+    async with world(cluster, columns=columns, **({} if sharding is None else {"sharding": sharding})) as w:
+        table = w.collection.table
+        await w.on_primaries(
+            f"ALTER TABLE {table} ALTER price SET DEFAULT 1.5, ALTER price SET NOT NULL,"
+            " ALTER content SET DEFAULT 'none', ALTER metadata SET DEFAULT '{\"a\": 1}',"
+            f" DROP twice; ALTER TABLE {table} ADD twice integer GENERATED ALWAYS AS (stock * 2) STORED,"
+            " DROP serial, ADD CHECK (stock < 1000);"
+            f" ALTER TABLE {table} ADD serial bigint GENERATED ALWAYS AS IDENTITY"
+        )
+        c = "c1"
+        given: list[dict[str, Any]] = [
+            {},
+            {"price": 2.0},
+            {"content": "x", "stock": 3},
+            {"price": 4.0, "stock": 5},
+            {"metadata": {"b": 2}},
+            {},
+            {"stock": 7},
+        ]
+        # First written, then replaced: a default is not what the old row had.
+        everything = {"price": 9.0, "content": "old", "metadata": {"old": True}, "stock": 8}
+        await w.put(*(w.document(i, ONES, category=c, **everything) for i in range(0, len(given), 2)))
+        await w.put(*(w.document(i, ONES, category=c, **fields) for i, fields in enumerate(given)))
+        names = ("price", "content", "metadata", "stock", "twice")
+        for i, fields in enumerate(given):
+            found = await read(w, i, *names, "serial")
+            assert found is not None
+            assert isinstance(found["serial"], int)
+            found["metadata"] = msgspec.json.decode(found["metadata"])
+            stock = fields.get("stock")
+            defaults = {"price": 1.5, "content": "none", "metadata": {"a": 1}, "stock": None}
+            expected = {**defaults, **fields, "twice": None if stock is None else 2 * stock}
+            assert {name: found[name] for name in names} == expected
+        # One refused row among several statements' rows is named by its place, and fails alone.
+        outcome = await upsert(
+            w,
+            w.document(20, ONES, category=c),
+            w.document(21, ONES, category=c, price=2.0, stock=1000),
+            w.document(22, ONES, category=c, content="x"),
+        )
+        assert outcome.stored == 2
+        assert [(failure.index, failure.id, failure.reason) for failure in outcome.failures] == [
+            (1, 21, "invalid")
+        ]
+
+
+async def test_documents_that_differ_in_what_they_leave_out_share_a_statement_where_there_is_no_default(
+    cluster: Cluster,
+) -> None:
+    async with world(cluster) as w:
+        shard = next(iter(w.router.shard_map.shards))
+        ids = [i for i in range(400) if locate(w.collection.sharding, i) == shard][:60]
+        sparse = [w.document(i, ONES, **({"price": 1.0} if i % 2 else {"content": "x"})) for i in ids]
+        assert len(upserts(w.collection, sparse, frozenset())) == 1
+        assert len(upserts(w.collection, sparse, frozenset({"price"}))) > 1
+        await w.put(*sparse)
+        assert await count(w) == len(ids)

@@ -39,7 +39,7 @@ from router.schema.progress import Display
 from shard_config import codec
 from shard_config.model import Table
 from shard_config.partition import locate
-from shard_config.values import ValueType
+from shard_config.values import ValueType, coerce
 from tests.integration.apps import applied_map, collection, pgscatter, write_map
 
 _numbers = itertools.count()
@@ -277,15 +277,189 @@ async def test_ids_that_exist_and_ids_that_repeat_are_named(cluster: Cluster, tm
     table = fresh()
     path = applied_map(cluster, tmp_path, docs=collection(table=table))
     load(jsonl(tmp_path, [{"id": i, "vector": [1, 2, 3, 4]} for i in range(10)]), path)
-    exists = load(
-        jsonl(tmp_path, [{"id": i, "vector": [1, 2, 3, 5]} for i in range(9, 12)]), path, check=False
-    )
+    source = jsonl(tmp_path, [{"id": i, "vector": [1, 2, 3, 5]} for i in range(9, 12)])
+    exists = load(source, path, check=False)
     assert exists.returncode == 1
-    shard = locate(codec.load(path).collections["docs"].sharding, 9)
-    assert f"{shard}: the id '9' exists already in {table} (line 1 of " in exists.stderr
-    twice = [{"id": i, "vector": [1, 2, 3, 4]} for i in (100, 101, 100)]
-    repeats = load(jsonl(tmp_path, twice), path, check=False)
-    assert "the id '100' stands twice, on line 1 and line 3" in repeats.stderr
+    assert f"{source}, line 1: duplicate key value violates unique constraint" in exists.stderr
+    assert "Key (id)=(9) already exists; a load adds rows, it replaces none" in exists.stderr
+    assert "left out 1 bad rows" in load(source, path, "--skip-bad", 1).stdout
+    twice = jsonl(tmp_path, [{"id": i, "vector": [1, 2, 3, 4]} for i in (100, 101, 100)])
+    repeats = load(twice, path, check=False)
+    assert repeats.returncode == 1
+    assert f"{twice}, line 3: duplicate key" in repeats.stderr
+    assert "(id)=(100) already exists" in repeats.stderr
+    load(twice, path, "--skip-bad", 1)
+    stored = await rows(path, f"SELECT id, embedding::text AS v FROM {table}")
+    found = {row["id"]: row["v"] for listed in stored.values() for row in listed}
+    assert found.keys() == {*range(12), 100, 101}
+    assert found[9] == "[1,2,3,4]"
+
+
+# What only PostgreSQL refuses, and some words of why.
+REFUSALS = {
+    "a check": ("ADD CHECK (price < 100)", {"price": 100.0}, "violates check constraint"),
+    "a length": ("ALTER category TYPE varchar(3)", {"category": "long"}, "value too long for type character"),
+    "a foreign key": (
+        "ADD FOREIGN KEY (category) REFERENCES {table}_kinds DEFERRABLE INITIALLY DEFERRED",
+        {"category": "none"},
+        "violates foreign key constraint",
+    ),
+    "uniqueness": ("ADD UNIQUE (content)", {"content": "content 1"}, "Key (content)=(content 1) already"),
+    "uniqueness at commit": (
+        "ADD UNIQUE (content) DEFERRABLE INITIALLY DEFERRED",
+        {"content": "content 1"},
+        "Key (content)=(content 1) already exists",
+    ),
+    "a trigger": (
+        "ADD COLUMN unused int; CREATE TRIGGER t BEFORE INSERT ON {table} FOR EACH ROW"
+        " WHEN (NEW.price = 100) EXECUTE FUNCTION {table}_raises()",
+        {"price": 100.0},
+        "not at this price",
+    ),
+    "a trigger that drops the row": (
+        "ADD COLUMN unused int; CREATE TRIGGER t BEFORE INSERT ON {table} FOR EACH ROW"
+        " WHEN (NEW.price = 100) EXECUTE FUNCTION {table}_drops()",
+        {"price": 100.0},
+        "not stored, and no error: a trigger of the table dropped the row",
+    ),
+}
+
+
+@pytest.mark.parametrize("what", REFUSALS)
+async def test_rows_that_only_postgresql_refuses_are_named_and_may_be_skipped(
+    cluster: Cluster, tmp_path: Path, what: str
+) -> None:
+    alter, bad, reason = REFUSALS[what]
+    table = fresh()
+    sharding = {"strategy": "hash", "key": "id", "buckets": 4, "placement": {"s0": [0, 1, 2], "s2": [3]}}
+    path = applied_map(cluster, tmp_path, docs=collection(table=table, sharding=sharding))
+    setup = (
+        f"CREATE TABLE {table}_kinds (kind text PRIMARY KEY); INSERT INTO {table}_kinds VALUES ('a');"
+        f" CREATE FUNCTION {table}_raises() RETURNS trigger LANGUAGE plpgsql AS"
+        f" 'BEGIN RAISE EXCEPTION ''not at this price''; END';"
+        f" CREATE FUNCTION {table}_drops() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NULL; END';"
+        f" ALTER TABLE {table} {alter.format(table=table)}"
+    )
+    await on_primaries(path, setup)
+    placed = codec.load(path).collections["docs"].sharding
+    here = [i for i in range(400) if locate(placed, i) == "s0"][:60]
+    wrong = [here[i] for i in (7, 8, 31, 59)]
+    documents: list[dict[str, Any]] = [
+        {"id": i, "vector": [1, 2, 3, 4], "content": f"content {n}", "category": "a", "price": 1.0}
+        for n, i in enumerate(here)
+    ]
+    for document in documents:
+        if document["id"] in wrong:
+            document.update(bad)
+    source = jsonl(tmp_path, documents)
+    # One connection a shard, so that chunks are stored in the file's order.
+    few = load(source, path, "--chunk-rows", 20, "--jobs", 1, "--skip-bad", 3, check=False)
+    assert few.returncode == 1
+    assert f"{source}, line 8: " in few.stderr
+    assert reason in few.stderr
+    assert "4 bad rows so far; 3 may be skipped" in few.stderr
+    assert "Traceback" not in few.stderr
+    done = load(source, path, "--jobs", 1, "--skip-bad", 4)
+    assert "left out 4 bad rows" in done.stdout
+    stored = await rows_of(path, f"SELECT id FROM {table}", ["s0"])
+    assert sorted(row["id"] for row in stored["s0"]) == sorted({*here} - {*wrong})
+    marks = await rows_of(
+        path,
+        "SELECT sum(rows) AS stored, sum(rejected) AS rejected FROM pgscatter.load_chunk m"
+        f" JOIN pgscatter.load l ON l.id = m.load WHERE relation = '{table}'::regclass",
+        ["s0"],
+    )
+    assert dict(marks["s0"][0]) == {"stored": 56, "rejected": 4}
+    again = load(source, path, "--skip-bad", 4)
+    assert again.stdout.endswith("nothing to do: all 56 rows were loaded before\n")
+
+
+async def on_primaries(path: Path, sql: str) -> None:
+    shard_map = codec.load(path)
+    for shard in shard_map.shards_of(shard_map.collections["docs"]):
+        connection = await asyncpg.connect(shard_map.shards[shard].nodes[0].dsn, timeout=10)
+        try:
+            await connection.execute(sql)
+        finally:
+            await connection.close(timeout=10)
+
+
+async def test_the_marks_of_an_older_version_are_still_good(cluster: Cluster, tmp_path: Path) -> None:
+    table = fresh()
+    path = applied_map(cluster, tmp_path, docs=collection(table=table))
+    source = jsonl(tmp_path, [{"id": i, "vector": [1, 2, 3, 4]} for i in range(50)])
+    load(source, path)
+    await on_primaries(path, "ALTER TABLE pgscatter.load_chunk DROP COLUMN rejected")
+    assert "nothing to do: all 50 rows" in load(source, path).stdout
+
+
+@pytest.mark.parametrize("form", [jsonl, parquet])
+async def test_columns_that_a_row_leaves_out_get_the_tables_default(
+    cluster: Cluster, tmp_path: Path, form: Any
+) -> None:
+    table = fresh()
+    path = applied_map(cluster, tmp_path, docs=collection(table=table))
+    await on_primaries(
+        path,
+        f"ALTER TABLE {table} ALTER price SET DEFAULT 1.5, ALTER price SET NOT NULL,"
+        " ALTER content SET DEFAULT 'none', ALTER metadata SET DEFAULT '{\"a\": 1}'",
+    )
+    whole = {"content": "x", "metadata": {"b": 2}, "category": "c", "price": 2.0}
+    documents: list[dict[str, Any]] = []
+    for i in range(16):
+        given = {name: value if i >> bit & 1 else None for bit, (name, value) in enumerate(whole.items())}
+        documents.append({"id": i, "vector": [1, 2, 3, 4], **given})
+    load(form(tmp_path, documents), path)
+    stored = await rows(path, f"SELECT id, content, metadata, category, price FROM {table}")
+    found = {row["id"]: dict(row) for listed in stored.values() for row in listed}
+    default = {"content": "none", "metadata": {"a": 1}, "category": None, "price": 1.5}
+    for document in documents:
+        row = found.pop(document["id"])
+        row["metadata"] = json.loads(row["metadata"])
+        expected = {name: default[name] if document[name] is None else document[name] for name in whole}
+        assert row == {"id": document["id"], **expected}
+    assert not found
+
+
+async def test_times_of_a_parquet_file_reach_as_far_as_postgresql_s(cluster: Cluster, tmp_path: Path) -> None:
+    table = fresh()
+    columns = {"at": "timestamptz", "plain": "timestamp", "day": "date"}
+    path = applied_map(cluster, tmp_path, docs=collection(table=table, columns=columns))
+    low, high = -210_866_803_200_000_000, 9_224_318_015_999_999_999 - 946_684_800_000_000 * 2
+    seconds = [
+        low // 10**6,
+        -62_135_596_800,
+        -62_135_596_801,
+        0,
+        253_402_300_799,
+        253_402_300_800,
+        high // 10**6,
+    ]
+    micro = [second * 10**6 + 1 for second in seconds]
+    n = len(seconds)
+    source = tmp_path / "times.parquet"
+    pq.write_table(
+        pa.table(
+            {
+                "id": list(range(n)),
+                "vector": [[1.0, 2.0, 3.0, 4.0]] * n,
+                "at": pa.array(micro, pa.timestamp("us", "Europe/Berlin")),
+                "plain": pa.array(micro, pa.timestamp("us")),
+                "day": pa.array([second // 86400 for second in seconds], pa.date32()),
+            }
+        ),
+        source,
+    )
+    load(source, path)
+    stored = await rows(
+        path,
+        "SELECT id, extract(epoch FROM at) AS at, extract(epoch FROM plain) AS plain,"
+        f" day - date '1970-01-01' AS day FROM {table}",
+    )
+    found = {row["id"]: row for listed in stored.values() for row in listed}
+    for i, second in enumerate(seconds):
+        exact = Decimal(second * 10**6 + 1) / 10**6
+        assert (found[i]["at"], found[i]["plain"], found[i]["day"]) == (exact, exact, second // 86400)
 
 
 async def test_ids_on_two_shards_fail_where_the_id_does_not_say_the_shard(
@@ -582,6 +756,8 @@ async def test_a_replica_that_does_not_catch_up_is_named(cluster: Cluster, tmp_p
     assert summary.rows == 100
 
 
+WORDS = ("NaN", "Infinity", "-Infinity")
+TIMES = (ValueType.DATE, ValueType.TIMESTAMP, ValueType.TIMESTAMPTZ)
 VALUES: dict[str, st.SearchStrategy[Any]] = {
     ValueType.BIGINT: st.integers(-(2**63), 2**63 - 1),
     ValueType.INTEGER: st.integers(-(2**31), 2**31 - 1),
@@ -640,6 +816,35 @@ async def _roundtrip(cluster: Cluster, listed: list[dict[str, Any]]) -> None:
 
 async def blocks(data: bytes) -> Any:
     yield data
+
+
+BEYOND: list[tuple[ValueType, str]] = [
+    *((type_, word) for type_ in (ValueType.FLOAT8, ValueType.FLOAT4, ValueType.NUMERIC) for word in WORDS),
+    *((type_, word) for type_ in TIMES for word in ("infinity", "-infinity")),
+    (ValueType.NUMERIC, "1e131071"),
+    (ValueType.NUMERIC, "1e-16383"),
+    (ValueType.DATE, "4714-11-24 BC"),
+    (ValueType.DATE, "5874897-12-31"),
+    (ValueType.DATE, "9999-12-31"),
+    (ValueType.TIMESTAMP, "0044-03-15T12:00:00.000001 BC"),
+    (ValueType.TIMESTAMP, "9999-12-31T23:59:59.999999"),
+    (ValueType.TIMESTAMPTZ, "294276-12-31T23:59:59.999999Z"),
+    (ValueType.TIMESTAMPTZ, "4714-11-24T00:00:00Z BC"),
+]
+
+
+async def test_values_that_python_lacks_arrive_as_they_were(cluster: Cluster) -> None:
+    connection = await asyncpg.connect(cluster.node("s0-a").dsn, timeout=10)
+    try:
+        for type_, text in BEYOND:
+            field = encoder(type_)(coerce(type_, text))
+            data = b"PGCOPY\n\xff\r\n\0" + bytes(8) + struct.pack(">h", 1) + field + b"\xff\xff"
+            await connection.execute(f"CREATE TEMPORARY TABLE v (c {type_})")
+            await connection.copy_to_table("v", source=blocks(data), format="binary")
+            assert await connection.fetchval(f"SELECT c = '{text}'::{type_} FROM v"), (type_, text)
+            await connection.execute("DROP TABLE v")
+    finally:
+        await connection.close(timeout=10)
 
 
 def test_dates_around_the_epoch_are_exact() -> None:

@@ -17,6 +17,7 @@ from router.bulk.errors import SourceError
 from router.bulk.sources import open_source
 from shard_config.model import Collection
 from shard_config.partition import locate, shard_names
+from shard_config.times import microseconds_of
 from tests.unit.bulk_sources import BY_TENANT, batches, collection, write_lines
 
 
@@ -275,7 +276,8 @@ def test_metadata_may_be_a_struct_but_must_be_json(tmp_path: Path) -> None:
         assert batch.rows.tolist() == [1], bad
 
 
-BEYOND = "at: expected a time between the ends of the years 1 and 9999"
+BEYOND = "at: expected a timestamp from 4714-11-24 BC to 294276-12-31"
+BEYOND_DATE = "at: expected a date from 4714-11-24 BC to 5874897-12-31"
 FINER = "at: has a fraction of a microsecond, which PostgreSQL does not keep"
 NOT_TEXT = pa.StringArray.from_buffers(
     2, pa.py_buffer(np.array([0, 1, 3], "<i4").tobytes()), pa.py_buffer(b"a\xff\xfe")
@@ -286,10 +288,11 @@ NOT_TEXT = pa.StringArray.from_buffers(
     ("type_", "values", "reason"),
     [
         ("timestamp", pa.array([1000, 1001], pa.timestamp("ns")), FINER),
-        ("timestamp", pa.array([0, 2**62], pa.timestamp("us")), BEYOND),
+        ("timestamp", pa.array([0, 2**62], pa.timestamp("ms")), BEYOND),
         ("timestamp", pa.array([0, -(2**62)], pa.timestamp("us")), BEYOND),
-        ("timestamptz", pa.array([0, 2**62], pa.timestamp("us", "UTC")), BEYOND),
-        ("date", pa.array([0, 2**30], pa.date32()), BEYOND),
+        ("timestamptz", pa.array([0, -(2**62)], pa.timestamp("us", "UTC")), BEYOND),
+        ("timestamptz", pa.array([1000, 1001], pa.timestamp("ns", "UTC")), FINER),
+        ("date", pa.array([0, 2**31 - 1], pa.date32()), BEYOND_DATE),
         ("text", NOT_TEXT, "at: a string that is not UTF-8"),
     ],
 )
@@ -308,7 +311,24 @@ def test_times_of_day_are_bad_rows_however_fine(tmp_path: Path) -> None:
     (batch,) = batches(opened(path, collection(columns={"at": "timestamp"})), 9)
     first, second = batch.refused
     assert first.reason.startswith("at: expected a timestamp without an offset")
-    assert second.reason == FINER
+    assert second.reason == "at: a time64[ns] that Python cannot hold"
+
+
+@pytest.mark.parametrize("unit", ["s", "ms", "us", "ns"])
+@pytest.mark.parametrize("zone", [None, "UTC", "America/New_York"])
+def test_times_of_any_unit_are_counted_and_not_converted(tmp_path: Path, unit: str, zone: str | None) -> None:
+    per_second = {"s": 1, "ms": 10**3, "us": 10**6, "ns": 10**9}[unit]
+    seconds = [0, -1, 2**33] if unit == "ns" else [0, -1, 253_402_300_800, -62_135_596_801, 9 * 10**12]
+    values = pa.array([second * per_second for second in seconds] + [None], pa.timestamp(unit, zone))
+    n = len(values)
+    path = parquet(tmp_path / "a.parquet", id=list(range(n)), vector=[[1.0, 2.0]] * n, at=values)
+    type_ = "timestamp" if zone is None else "timestamptz"
+    (batch,) = batches(opened(path, collection(columns={"at": type_})), n)
+    assert not batch.refused
+    *times, missing = batch.columns["at"]
+    assert missing is None
+    since_2000 = [(second - 946_684_800) * 10**6 for second in seconds]
+    assert [microseconds_of(time) for time in times] == since_2000  # type: ignore[arg-type]
 
 
 def test_a_column_that_stands_twice_is_named(tmp_path: Path) -> None:

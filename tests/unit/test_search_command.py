@@ -131,6 +131,14 @@ def test_hits_are_a_table_of_rank_id_distance_shard_and_first_lines(
     assert lines[-1] == "2 hits in 3.1 ms, cache miss, 4 of 4 shards, map version 12"
 
 
+def test_a_distance_that_is_infinite_is_shown_as_such(
+    fake: Fake, search: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.answer = ANSWER | {"hits": [HITS[0] | {"distance": "Infinity"}]}
+    assert search() == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[:3] == ["1", "7", "inf"]
+
+
 def test_content_is_printed_as_text_and_never_obeyed(
     search: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
 import random
+from datetime import date
 
-from router.query.filter import Compare, In
+from router.query.filter import Compare, In, parse
 from router.query.selectivity import filters_of_share
+from router.settings import Settings
 from shard_config import model
+from shard_config.times import DistantTime
 from shard_config.values import ValueType
 from tests.unit.queries import collection
 
@@ -46,3 +49,11 @@ def test_columns_that_say_nothing_make_no_filter() -> None:
     assert filters_of_share(columns(a=ValueType.TEXT, b=ValueType.DATE), unique, (0.001,)) == []
     assert filters_of_share(columns(a=ValueType.TEXT), [("same",)] * 100, WANTED) == []
     assert filters_of_share(columns(a=ValueType.FLOAT8), [(float("nan"),)] * 100, WANTED) == []
+
+
+def test_values_that_json_lacks_are_said_as_a_request_would() -> None:
+    documents = columns(day=ValueType.DATE)
+    rows = [(DistantTime("date", 2**31 - 1) if i % 2 else date(2026, 1, 1 + i % 28),) for i in range(1000)]
+    (half,) = filters_of_share(documents, rows, (0.5,))
+    assert half.said == '{"day":"infinity"}'
+    assert parse(documents, {"day": "infinity"}, Settings()) == half.filter

@@ -34,6 +34,29 @@ def test_hash_places_by_bucket() -> None:
     assert locate_many(HASH, [42, 0]).tolist() == [0, 0]
 
 
+NAN = float("nan")
+INF = float("inf")
+
+
+def test_a_range_orders_nan_above_every_other_number_as_postgresql_does() -> None:
+    sharding = by_range(ValueType.FLOAT8, [None, 0.0, INF, NAN, None], ["s0", "s1", "s2", "s3"])
+    values = [-INF, -0.0, 1e308, INF, NAN]
+    assert [locate(sharding, value) for value in values] == ["s0", "s1", "s1", "s2", "s3"]
+    assert locate_many(sharding, values).tolist() == [0, 1, 1, 2, 3]
+    assert shards_for_range(sharding, INF, False, None, False) == {"s2", "s3"}
+    assert shards_for_range(sharding, NAN, True, None, False) == {"s3"}
+    assert shards_for_range(sharding, NAN, False, None, False) == {"s3"}
+    assert shards_for_range(sharding, None, False, NAN, False) == {"s0", "s1", "s2"}
+    assert shards_for_range(sharding, None, False, NAN, True) == {"s0", "s1", "s2", "s3"}
+    bounded = by_range(ValueType.FLOAT8, [0.0, NAN], ["s0"])
+    assert locate(bounded, INF) == "s0"
+    for value in (NAN, -1.0):
+        with pytest.raises(NoPlaceError):
+            locate(bounded, value)
+        with pytest.raises(NoPlaceError):
+            locate_many(bounded, [1.0, value])
+
+
 def test_list_places_by_value_and_the_rest_by_default() -> None:
     assert locate(LIST, "globex") == "s1"
     assert locate(LIST_WITH_REST, "globex") == "s2"

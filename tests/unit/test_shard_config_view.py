@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 from typing import Any
 
 import yaml
@@ -39,3 +40,22 @@ def test_the_view_shows_no_password() -> None:
     view = json.dumps(to_json(parse(document())))
     assert ENV["PGPASSWORD"] not in view
     assert "postgresql://router:***@10.0.0.11:5432/search" in view
+
+
+def test_bounds_beyond_python_s_values_are_read_from_the_form_that_is_shown() -> None:
+    written = {
+        "date": ["-infinity", "0044-03-15 BC", "9999-12-31", "10000-01-01", "infinity"],
+        "timestamptz": ["-infinity", "0044-03-15T12:00:00Z BC", "10000-01-01T00:00:00Z", "infinity"],
+        "float8": ["-Infinity", 0.5, "Infinity", "NaN"],
+        "numeric": ["-Infinity", "0.5", "Infinity", "NaN"],
+    }
+    for type_, bounds in written.items():
+        ranges = [{"from": low, "to": high} for low, high in pairwise(bounds)]
+        placements: list[tuple[str, dict[str, Any]]] = [("range", {"s0": ranges}), ("list", {"s0": bounds})]
+        for strategy, placement in placements:
+            fields = {"collections.documents.columns": {"k": type_}}
+            tree = document(fields, strategy=strategy, key="k", placement=placement)
+            shard_map = parse(tree)
+            shown = to_json(shard_map)
+            assert shown["collections"]["documents"]["sharding"]["placement"] == placement
+            assert codec.parse(json.dumps(shown), env={}).collections == shard_map.collections

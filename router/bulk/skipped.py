@@ -1,0 +1,50 @@
+"""Bad rows of a load: how many there are, how many may be, and the first few to show."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from router.bulk.batch import Refused, Source
+from router.bulk.errors import RowsError
+
+__all__ = ["Skipped"]
+
+_SHOWN = 5
+
+
+class Skipped:
+    """Counts bad rows and stops the load at one too many; `rows` are the first few."""
+
+    def __init__(self, source: Source, allowed: int, earlier: int) -> None:
+        self.count = earlier
+        self.rows: list[Refused] = []
+        self._source = source
+        self._allowed = allowed
+
+    def __repr__(self) -> str:
+        return f"<Skipped {self.count} of at most {self._allowed}>"
+
+    @property
+    def room(self) -> int:
+        """How many more bad rows are worth looking for: one too many, and enough to show."""
+        return max(self._allowed - self.count + 1, _SHOWN - len(self.rows), 1)
+
+    def take(self, refused: Sequence[Refused]) -> None:
+        """
+        Raises:
+            RowsError: more rows are bad than may be.
+        """
+        self.count += len(refused)
+        self.rows += refused[: max(0, _SHOWN - len(self.rows))]
+        if self.count > self._allowed:
+            lines = self.lines()
+            if self._allowed:
+                lines.append(
+                    f"{self._source.path}: {self.count} bad rows so far; {self._allowed} may be skipped"
+                )
+            raise RowsError(*lines)
+
+    def lines(self) -> list[str]:
+        """Each of the first bad rows, and why it is bad."""
+        path = self._source.path
+        return [f"{path}, {self._source.place(row.row)}: {row.reason}" for row in self.rows]
