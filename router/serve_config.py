@@ -13,7 +13,7 @@ from typing import Any, get_args
 
 import msgspec
 
-from router.settings import Settings
+from router.settings import Settings, origins_of
 
 __all__ = ["HELP", "ServeConfig", "add_setting_flags", "export", "from_env", "read_settings"]
 
@@ -35,6 +35,7 @@ HELP: dict[str, str] = {
     "max_concurrent": "requests answered at the same time by one worker",
     "max_answer_bytes": "largest answer to a search, a batch or a read",
     "answer_memory_bytes": "size of all large answers being made and sent, per worker",
+    "cors_origins": "origins whose pages may call the router from a browser, joined by commas; * for all",
     "write_timeout": "longest time for a write, and between parts of a stream, in seconds",
     "drain_timeout": "longest time for requests to finish at shutdown, in seconds",
     "node_connections": "connections to a node for reads, and so statements there at once, per worker",
@@ -172,11 +173,16 @@ def read_settings(args: argparse.Namespace, env: Mapping[str, str]) -> Settings:
 
 def _metavar(field: msgspec.structs.FieldInfo) -> str:
     if field.type is str:
-        return "NAME"
+        return "ORIGINS" if field.name == "cors_origins" else "NAME"
     return "|".join(get_args(field.type)) or _kind(field).metavar
 
 
 def _value(text: str, field: msgspec.structs.FieldInfo, source: str) -> float | str:
+    if field.name == "cors_origins":
+        try:
+            origins_of(text)
+        except ValueError as exc:
+            raise ValueError(f"{source}: {exc}") from exc
     if field.type is str:
         return text
     choices = get_args(field.type)

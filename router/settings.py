@@ -7,11 +7,16 @@ Times are in seconds, rates per second.
 
 from __future__ import annotations
 
+import re
 from typing import Literal
 
 import msgspec
 
-__all__ = ["Settings"]
+__all__ = ["Settings", "origins_of"]
+
+_ORIGIN = re.compile(
+    r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?|[a-z][a-z0-9+.-]*-extension://[\w-]+"
+)
 
 
 class Settings(msgspec.Struct, frozen=True):
@@ -29,6 +34,7 @@ class Settings(msgspec.Struct, frozen=True):
     max_concurrent: int = 512
     max_answer_bytes: int = 64 << 20
     answer_memory_bytes: int = 128 << 20
+    cors_origins: str = ""
     write_timeout: float = 30.0
     drain_timeout: float = 30.0
     # nodes
@@ -60,3 +66,16 @@ class Settings(msgspec.Struct, frozen=True):
     # recall
     recall_sample_rate: float = 0.001
     recall_budget: float = 0.1
+
+
+def origins_of(text: str) -> tuple[str, ...]:
+    """The origins that `cors_origins` lists: as browsers send them, or `*` for all.
+
+    Raises:
+        ValueError
+    """
+    origins = tuple(part.strip() for part in text.split(",") if part.strip())
+    for origin in origins:
+        if origin != "*" and not _ORIGIN.fullmatch(origin):
+            raise ValueError(f"expected origins such as https://app.example.com, or *, got {origin[:80]!r}")
+    return origins

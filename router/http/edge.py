@@ -20,6 +20,7 @@ from starlette.types import Receive, Scope, Send
 
 from router.http.backend import Backend
 from router.http.compression import Coding, negotiate
+from router.http.cors import Cors
 from router.http.errors import HttpError, Refusal
 from router.http.identity import request_id, trace_of
 from router.http.keys import Keys
@@ -79,6 +80,7 @@ class Edge:
         self._log = access_log
         self._most = settings.max_concurrent
         self._send_seconds = settings.max_timeout
+        self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
         self._in_flight = 0  # changed by `_limited` only
         self._lifespan = Router(lifespan=lifespan)
 
@@ -99,6 +101,8 @@ class Edge:
         self._metrics.begin()
         try:
             visit.reply = await self._reply(visit, receive)
+            if self._cors is not None:
+                visit.reply.headers = [*visit.reply.headers, *self._cors.headers(visit.headers)]
             await _send(visit, send, self._send_seconds)
         except ClientDisconnect:
             visit.reply.status = _NO_ANSWER
@@ -128,7 +132,9 @@ class Edge:
             return error_reply(error, visit.id)
 
     async def _answer(self, visit: _Visit, receive: Receive) -> Reply:
-        operation, params = self.routes.find(visit.scope["method"], path_of(visit.scope))
+        method = visit.scope["method"]
+        asked = None if self._cors is None else self._cors.asked_for(method, visit.headers)
+        operation, params = self.routes.find(asked or method, path_of(visit.scope))
         visit.route = operation.template
         if (accepted := visit.headers.get(b"accept-encoding")) is not None:
             visit.coding = negotiate(accepted)
@@ -137,6 +143,8 @@ class Edge:
                 raise HttpError(
                     Refusal.NOT_ACCEPTABLE, f"Accept-Encoding {shown} takes neither gzip nor identity"
                 )
+        if self._cors is not None and asked is not None:
+            return self._cors.leave()
         params = {name: segment(value) for name, value in params.items()}
         if self._keys is not None and operation.scope != "open":
             visit.caller = self._keys.authorise(visit.headers, operation.scope).name

@@ -15,7 +15,7 @@ import msgspec
 from router.documents.types import DeleteOutcome, DocumentFailure, ShardWrite, UpsertOutcome
 from router.http.answers import DeleteAnswer, ShardOutcome, UpsertAnswer, UpsertProblem
 from router.http.message import Reply, Written
-from router.http.problems import describe, error_reply, kind_of
+from router.http.problems import MOST_PROBLEMS, describe, error_reply, kind_of
 from router.query.errors import (
     ConflictError,
     InvalidError,
@@ -64,7 +64,8 @@ class Tally:
         if error is None:
             reply = Reply(msgspec.json.encode(answer))
         else:
-            problem = describe(kind_of(error), error.detail, request_id, error.problems)
+            problems = (*error.problems, *(_problem(failure) for failure in failures[:MOST_PROBLEMS]))
+            problem = describe(kind_of(error), error.detail, request_id, problems)
             fields = msgspec.structs.asdict(problem) | msgspec.structs.asdict(answer)
             reply = error_reply(error, request_id, UpsertProblem(**fields))
         reply.written = Written(self._collection, stored=self.stored, failed=self._failed)
@@ -122,6 +123,11 @@ def _add_shards(shards: dict[str, ShardOutcome], writes: Iterable[ShardWrite]) -
             before.error or write.error,
             True if write.unknown else before.unknown,
         )
+
+
+def _problem(failure: DocumentFailure) -> Problem:
+    where = "" if failure.shard is None else f" (shard {failure.shard})"
+    return Problem(f"documents[{failure.index}]", f"{failure.reason}: {failure.message}{where}")
 
 
 def _why_not(write: ShardWrite) -> str:

@@ -29,12 +29,12 @@ from router.query.errors import (
     UnavailableError,
 )
 
-__all__ = ["INTERNAL", "ProblemBody", "describe", "error_reply", "kind_of"]
+__all__ = ["INTERNAL", "MOST_PROBLEMS", "ProblemBody", "describe", "error_reply", "kind_of"]
 
 INTERNAL = Kind(500, "internal", "Internal error")
 
 # A request can be wrong in ten thousand places; nobody reads more than these.
-_MOST_PROBLEMS = 1000
+MOST_PROBLEMS = 1000
 
 _KINDS: dict[type[RouterError], Kind] = {
     MalformedError: Kind(400, "malformed", "Malformed request"),
@@ -75,7 +75,7 @@ def describe(kind: Kind, detail: str, request_id: str, problems: Sequence[Proble
         title=kind.title,
         status=kind.status,
         detail=detail,
-        errors=tuple(problems[:_MOST_PROBLEMS]),
+        errors=tuple(problems[:MOST_PROBLEMS]),
         request_id=request_id,
     )
 

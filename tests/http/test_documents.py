@@ -598,3 +598,35 @@ async def test_documents_are_counted(client: httpx.AsyncClient, backend: FakeBac
     assert (await client.get(url, params={"filter": "[]"})).status_code == 422
     assert (await client.get(f"{url}?filter=%FF")).status_code == 400
     assert (await client.get(f"{url}?filter={{}}&filter={{}}")).status_code == 422
+
+
+@pytest.mark.parametrize("kind", ["conflicts", "down", "silent"])
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_refused_upsert_has_its_reasons_in_errors(
+    client: httpx.AsyncClient, backend: FakeBackend, kind: str, stream: bool
+) -> None:
+    setattr(backend, kind, {1, 2} if kind == "conflicts" else {"s0", "s1"})
+    documents = [document(1), document(2)]
+    if stream:
+        lines = "\n".join(json.dumps(one) for one in documents)
+        response = await client.put(
+            DOCUMENTS, content=lines, headers={"content-type": "application/x-ndjson"}
+        )
+    else:
+        response = await client.put(DOCUMENTS, json={"documents": documents})
+    body = response.json()
+    assert response.status_code == (409 if kind == "conflicts" else 503)
+    reasons = {"conflicts": "conflict: moved", "down": "unavailable: down", "silent": "unknown: no answer"}
+    assert [error["path"] for error in body["errors"]] == ["documents[0]", "documents[1]"]
+    for error, failure in zip(body["errors"], body["failures"], strict=True):
+        assert error["message"] == f"{reasons[kind]} (shard {failure['shard']})"
+
+
+async def test_a_stream_of_wrong_lines_has_its_reasons_in_errors_up_to_a_bound(
+    client: httpx.AsyncClient,
+) -> None:
+    content = "\n".join(["nonsense"] * 1200)
+    response = await client.put(DOCUMENTS, content=content, headers={"content-type": "application/x-ndjson"})
+    errors = response.json()["errors"]
+    assert (response.status_code, len(errors)) == (422, 1000)
+    assert errors[2]["path"] == "documents[2]" and errors[2]["message"].startswith("invalid: line 3: ")
