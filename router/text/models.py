@@ -63,6 +63,7 @@ class TextModels:
                     model = TextModel.load(Path(path))
                 except (OSError, ValueError, ImportError) as exc:
                     reason = exc.strerror if isinstance(exc, OSError) else exc
-                    raise MisconfiguredError(f"the text model of collection {collection}: {reason}") from exc
+                    what = f"the text model of collection {collection}, {Path(path).name}"
+                    raise MisconfiguredError(f"{what}: {reason}") from exc
                 self._models[path] = model
             return model

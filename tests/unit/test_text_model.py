@@ -12,7 +12,7 @@ import msgspec
 import numpy as np
 import pytest
 
-from router.query.errors import InvalidError, UnavailableError
+from router.query.errors import InvalidError, MisconfiguredError
 from router.text import TextModel, TextModels, fit, model
 from router.text.words import words
 from shard_config.model import Collection, Metric, Vector, VectorType
@@ -188,7 +188,7 @@ def test_without_scikit_learn_the_error_says_what_to_install(
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ImportError, match=r"pip install 'pgscatter\[text\]'"):
         TextModel.load(saved)
-    with pytest.raises(UnavailableError, match="scikit-learn"):
+    with pytest.raises(MisconfiguredError, match="scikit-learn"):
         TextModels().embed(with_model(saved), "cache")
 
 
@@ -236,7 +236,7 @@ def test_a_model_that_cannot_be_read_is_the_routers_fault_and_tried_again(saved:
     models = TextModels()
     moved = saved.with_name("other.model")
     saved.rename(moved)
-    with pytest.raises(UnavailableError, match=r"text model of collection documents.*m\.model"):
+    with pytest.raises(MisconfiguredError, match=r"text model of collection documents.*m\.model"):
         models.embed(with_model(saved), "cache")
     moved.rename(saved)
     assert models.embed(with_model(saved), "cache").shape == (6,)
