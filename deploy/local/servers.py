@@ -21,8 +21,9 @@ from deploy.local.environment import environment
 __all__ = ["Postgres", "Redis", "ServerError", "binary", "free_ports"]
 
 _START_SECONDS = 30.0
-_LOWEST_PORT = 10_000
+_PORTS = range(10_000, 65_536)
 _PORTS_TRIED = 1000
+_OUTGOING = Path("/proc/sys/net/ipv4/ip_local_port_range")
 _LOG_LINES = 5
 
 # Small enough for a dozen servers on a laptop. fsync stays on: what a killed node acknowledged must be
@@ -57,11 +58,15 @@ def free_ports(count: int) -> list[int]:
     """Ports of 127.0.0.1 that nobody uses at this moment, and that no outgoing connection will be given.
 
     A port that the system also gives to outgoing connections could be taken while its server is down,
-    even by a client that keeps trying to reach that very server.
+    even by a client that keeps trying to reach that very server. Where the system gives them all, any
+    will do: `Cluster.up` replaces one that is taken.
     """
     found: list[int] = []
-    candidates = range(_LOWEST_PORT, _lowest_outgoing_port())
-    for port in random.sample(candidates, k=min(_PORTS_TRIED, len(candidates))):
+    outgoing = _outgoing_ports()
+    candidates = [port for port in _PORTS if port not in outgoing]
+    if len(candidates) < _PORTS_TRIED:
+        candidates = list(_PORTS)
+    for port in random.sample(candidates, k=_PORTS_TRIED):
         if len(found) == count:
             break
         with socket.socket() as line:
@@ -70,15 +75,16 @@ def free_ports(count: int) -> list[int]:
                 line.bind(("127.0.0.1", port))
                 found.append(port)
     if len(found) < count:
-        raise ServerError(f"no {count} free ports from {_LOWEST_PORT} to {candidates.stop - 1}")
+        raise ServerError(f"no {count} free ports from {_PORTS.start} to {_PORTS.stop - 1}")
     return found
 
 
-def _lowest_outgoing_port() -> int:
+def _outgoing_ports() -> range:
     try:
-        return int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+        low, high = _OUTGOING.read_text().split()
     except OSError:
-        return 32768
+        return range(32768, 61000)
+    return range(int(low), int(high) + 1)
 
 
 class Postgres:

@@ -50,8 +50,8 @@ def add_parser(subparsers: Any) -> None:
 
 def _up(args: argparse.Namespace) -> int:
     started = time.monotonic()
-    cluster = Cluster(args.dir, report=lambda line: print(line, file=sys.stderr))
     try:
+        cluster = Cluster(args.dir, report=lambda line: print(line, file=sys.stderr))
         fresh = cluster.up(args.shards, args.replicas, args.collections)
     except CollectionsError as exc:
         print(exc, file=sys.stderr)
@@ -89,10 +89,9 @@ def _status(args: argparse.Namespace) -> int:
 
 
 def _one(args: argparse.Namespace) -> int:
-    cluster = Cluster(args.dir)
-    act = {"stop": cluster.stop, "start": cluster.start, "kill": cluster.kill}[args.verb]
     try:
-        act(args.node)
+        cluster = Cluster(args.dir)
+        {"stop": cluster.stop, "start": cluster.start, "kill": cluster.kill}[args.verb](args.node)
     except (ClusterError, OSError) as exc:
         return _failed(exc)
     return 0

@@ -175,11 +175,25 @@ def test_two_clusters_run_side_by_side_and_a_taken_port_is_replaced(directory: P
         assert eventually(lambda: query(one, "s0-a", "SELECT count(*) FROM pg_stat_replication") == "1")
 
 
-def test_ports_are_none_that_outgoing_connections_get() -> None:
-    lowest = int(Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split()[0])
+@pytest.mark.parametrize("outgoing", [None, "10000 60000", "1024 40000"])
+def test_ports_are_none_that_outgoing_connections_get(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, outgoing: str | None
+) -> None:
+    if outgoing is not None:
+        monkeypatch.setattr(servers, "_OUTGOING", tmp_path / "range")
+        servers._OUTGOING.write_text(outgoing)
+    low, high = map(int, servers._OUTGOING.read_text().split())
     ports = free_ports(50)
     assert len(set(ports)) == 50
-    assert max(ports) < lowest
+    assert not any(low <= port <= high for port in ports)
+
+
+def test_where_outgoing_connections_may_have_every_port_there_are_some_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(servers, "_OUTGOING", tmp_path / "range")
+    servers._OUTGOING.write_text("1024\t65535\n")
+    assert len(set(free_ports(50))) == 50
 
 
 def test_nothing_is_left_of_a_launcher_that_is_killed_or_interrupted(directory: Path) -> None:
