@@ -203,6 +203,8 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Cancel everything; what waits is told so."""
+        if self.pump in self.limit.pumps:
+            self.limit.pumps.remove(self.pump)
         if self._timer is not None:
             self._timer.cancel()
         error = NodeError(ErrorKind.UNREACHABLE, "the router is closing its connections")
@@ -285,7 +287,7 @@ class Dispatcher:
         self.pump()
         if self.limit.room:
             # Nodes that share the limit may have waited for just this one.
-            for pump in self.limit.pumps:
+            for pump in list(self.limit.pumps):
                 pump()
 
     def _expire(self) -> None:
