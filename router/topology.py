@@ -235,6 +235,8 @@ class Snapshot:
 
     async def close(self) -> None:
         await self._primaries.close()
+        for replicas in self._sets.values():
+            replicas.close()
         if self._shared_cache is not None:
             await self._shared_cache.close()
 

@@ -8,8 +8,8 @@ are moments, so nobody waits for ever, however many others come.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
-from heapq import heappop, heappush
+from collections.abc import Callable, Hashable
+from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Generic, Protocol, TypeVar
 
@@ -70,15 +70,36 @@ class Backlog(Generic[T]):
             key = min(self._queues, key=lambda key: self._queues[key][0][:2])
             queue = self._queues[key]
             items: list[T] = []
-            while queue and len(items) < most:
-                item = self._gone(heappop(queue))
-                if not item.left:
-                    items.append(item)
+            if queue[0][2].left:
+                # It gives its turn to nobody: the next may be another key's.
+                self._gone(heappop(queue))
+            else:
+                while queue and len(items) < most:
+                    item = self._gone(heappop(queue))
+                    if not item.left:
+                        items.append(item)
             if not queue:
                 del self._queues[key]
             if items:
                 return items
         return []
+
+    def remove(self, unwanted: Callable[[T], bool]) -> list[T]:
+        """Drop what has left, and what is `unwanted`, which is returned; the others keep their turns."""
+        removed: list[T] = []
+        for key, queue in list(self._queues.items()):
+            kept: list[tuple[float, int, T]] = []
+            for entry in queue:
+                if not entry[2].left and not unwanted(entry[2]):
+                    kept.append(entry)
+                elif not self._gone(entry).left:
+                    removed.append(entry[2])
+            if kept:
+                heapify(kept)
+                self._queues[key] = kept
+            else:
+                del self._queues[key]
+        return removed
 
     def clear(self) -> list[T]:
         """All that had not left, in the order of their turns; nothing waits any more."""

@@ -40,7 +40,9 @@ class Pool:
         size: int,
         queue: int,
         cancel_timeout: float,
+        freed: Callable[[], None] = lambda: None,
     ) -> None:
+        """`freed` is called whenever a connection that had lost its caller gives its place back."""
         self.name = name
         self.waiting = 0
         self.in_flight = 0
@@ -53,7 +55,7 @@ class Pool:
         self._mending: set[asyncio.Task[None]] = set()
         self._closed = False
         self._renewal = Renewal()
-        self.freed: Callable[[], None] = lambda: None  # called whenever a connection's place is free again
+        self._freed = freed
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"{self.in_flight}/{self._size} in flight"
@@ -210,7 +212,7 @@ class Pool:
 
         def mended(task: asyncio.Task[None]) -> None:
             self._mending.discard(task)
-            self.freed()
+            self._freed()
 
         task.add_done_callback(mended)
 

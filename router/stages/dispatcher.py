@@ -7,7 +7,7 @@ finds the node free leaves at once; nothing is ever delayed in the hope of compa
 
 Invariants: a search is answered exactly once, or has left; what fails or leaves touches nobody who
 shares its statement; at most `queue` searches wait beside those that are tried again, none longer than
-`wait` seconds.
+`wait` seconds and a thirtieth.
 """
 
 from __future__ import annotations
@@ -28,6 +28,8 @@ from router.query.types import Probe, Row
 
 __all__ = ["Dispatcher", "Execute", "Fetched", "Ticket"]
 
+# Of the time that a search may wait: between two looks for those that have waited too long.
+_EXPIRY_SHARE = 1 / 32
 # The node, not one search of several, is what these are about.
 _OF_THE_NODE = (ErrorKind.UNREACHABLE, ErrorKind.LOST)
 
@@ -201,6 +203,8 @@ class Dispatcher:
 
     async def close(self) -> None:
         """Cancel everything; what waits is told so."""
+        if self.pump in self.limit.pumps:
+            self.limit.pumps.remove(self.pump)
         if self._timer is not None:
             self._timer.cancel()
         error = NodeError(ErrorKind.UNREACHABLE, "the router is closing its connections")
@@ -283,7 +287,7 @@ class Dispatcher:
         self.pump()
         if self.limit.room:
             # Nodes that share the limit may have waited for just this one.
-            for pump in self.limit.pumps:
+            for pump in list(self.limit.pumps):
                 pump()
 
     def _expire(self) -> None:
@@ -292,16 +296,21 @@ class Dispatcher:
         now = self._clock()
         error = OverloadedError(f"waited {self._wait * 1000:.0f} ms for node {self.name} in vain")
         oldest = now
-        waiting = self._backlog.clear()
-        self._dequeued(waiting)
-        for ticket in waiting:
+
+        def late(ticket: Ticket) -> bool:
+            nonlocal oldest
             if now - ticket.since >= self._wait:
-                _tell(ticket, error)
-            else:
-                self._queued(ticket, ticket.since)
-                oldest = min(oldest, ticket.since)
+                return True
+            oldest = min(oldest, ticket.since)
+            return False
+
+        expired = self._backlog.remove(late)
+        self._dequeued(expired)
+        for ticket in expired:
+            _tell(ticket, error)
         if self.waiting:
-            delay = max(oldest + self._wait - now, 0.001)
+            # All are looked through each time, so that is not done for every single one.
+            delay = max(oldest + self._wait - now, self._wait * _EXPIRY_SHARE)
             self._timer = asyncio.get_running_loop().call_later(delay, self._expire)
 
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from time import perf_counter
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -34,6 +34,18 @@ _ANY_QUANTILE = 0.95
 _GRACE_SECONDS = 0.05
 # A server that comes back has cold caches, and perhaps little strength.
 _WARM_UP_SECONDS, _LEAST_SHARE = 5.0, 0.1
+
+
+class NodeSet(Protocol):
+    """Nodes that share the work, as a node sees it that is one of them."""
+
+    def observed(self) -> None:
+        """A node's state is new."""
+        ...
+
+    def has_room(self) -> bool:
+        """Whether the set can do without one node more."""
+        ...
 
 
 class Node:
@@ -61,15 +73,12 @@ class Node:
         self.ejection = Ejection()
         self.ejected_since = 0.0  # wall-clock time
         self.ejected_for = ""
-        self.observed: Callable[[], None] = lambda: None  # called whenever its state is new
-        self.has_room: Callable[[], bool] = lambda: True  # whether its set can do without one node more
+        self.sets: list[NodeSet] = []  # more than one while a snapshot replaces another
         self.role_changes = 0
         self._warm_at = float("-inf")
         self.state = NodeState(since=time.time())
         self._clock = clock
         self._settings = settings
-        self.reads = self._pool("reads", settings.node_connections, settings.max_timeout)
-        self.writes = self._pool("writes", settings.write_connections, settings.write_timeout)
         self.dispatcher = Dispatcher(
             config.name,
             execute or self._execute,
@@ -80,7 +89,9 @@ class Node:
             busy=lambda: self.reads.mending,
             clock=clock,
         )
-        self.reads.freed = self.dispatcher.pump
+        pump = self.dispatcher.pump
+        self.reads = self._pool("reads", settings.node_connections, settings.max_timeout, pump)
+        self.writes = self._pool("writes", settings.write_connections, settings.write_timeout)
 
     def __repr__(self) -> str:
         role = self.state.role or "role unknown"
@@ -191,14 +202,15 @@ class Node:
         if state.health is Health.UP and self.state.health is Health.DOWN:
             now = self._clock()
             self._warm_at = now + _WARM_UP_SECONDS
-            if self.has_room():
+            if self._has_room():
                 self.ejection.returned(now)
             else:
                 self.ejection.answered()
         if state.role is not self.state.role and None not in (state.role, self.state.role):
             self.role_changes += 1
         self.state = msgspec.structs.replace(state, since=since)
-        self.observed()
+        for one in list(self.sets):
+            one.observed()
 
     def abandon(self) -> None:
         """The server has gone silent: what is under way or waits there is tried elsewhere."""
@@ -209,9 +221,12 @@ class Node:
         await self.dispatcher.close()
         await asyncio.gather(self.reads.close(), self.writes.close())
 
+    def _has_room(self) -> bool:
+        return all([one.has_room() for one in self.sets])
+
     def _struck(self, reason: str, now: float) -> bool:
         """Whether it is left out from now on, and was not before."""
-        fresh = self.ejection.struck(now, room=self.has_room())
+        fresh = self.ejection.struck(now, room=self._has_room())
         if fresh:
             self.ejected_since, self.ejected_for = time.time(), reason
         return fresh
@@ -229,7 +244,9 @@ class Node:
     async def _execute(self, probes: Sequence[Probe]) -> list[tuple[Sequence[Row], str | None]]:
         return await self.reads.run(partial(_fetch, probes), probes[0].ef_search)
 
-    def _pool(self, kind: str, size: int, statement_timeout: float) -> Pool:
+    def _pool(
+        self, kind: str, size: int, statement_timeout: float, freed: Callable[[], None] = lambda: None
+    ) -> Pool:
         settings = self._settings
 
         async def connect() -> Connection:
@@ -246,6 +263,7 @@ class Node:
             size=size,
             queue=settings.node_queue,
             cancel_timeout=settings.cancel_timeout,
+            freed=freed,
         )
 
 

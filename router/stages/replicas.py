@@ -71,11 +71,15 @@ class ReplicaSet:
         self._waiting: set[asyncio.Future[Node]] = set()
         self._relying: dict[Callable[[], None], Node] = {}
         for node in self.nodes:
-            node.observed = self._observed
-            node.has_room = self._has_room
+            node.sets.append(self)
 
     def __repr__(self) -> str:
         return f"<ReplicaSet {self.shard} {list(self.nodes)}>"
+
+    def close(self) -> None:
+        """Be told nothing more by the nodes, which may outlive this set."""
+        for node in self.nodes:
+            node.sets.remove(self)
 
     @property
     def readable(self) -> bool:
@@ -158,12 +162,13 @@ class ReplicaSet:
             if node.ejected and node.ejection.due(self.clock()):
                 node.try_again(probe, max(TRIAL_SECONDS, _TRIAL_PATIENCE * self.patience(probe.work)))
 
-    def _has_room(self) -> bool:
+    def has_room(self) -> bool:
         """Whether one node more may be left out."""
         ejected = sum(node.ejected for node in self.nodes)
         return has_room(ejected, len(self.nodes), self._reads.max_ejected)
 
-    def _observed(self) -> None:
+    def observed(self) -> None:
+        """Tell who waits for a primary, and who relies on one that is none any more."""
         if not (self._waiting or self._relying):
             return
         node = self.primary()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 
 import pytest
 
@@ -15,7 +16,9 @@ from tests.integration.test_search import primary
 from tests.integration.worlds import execute, world
 
 
-async def pool_of(cluster: Cluster) -> tuple[Pool, list[Connection]]:
+async def pool_of(
+    cluster: Cluster, freed: Callable[[], None] = lambda: None
+) -> tuple[Pool, list[Connection]]:
     dsn = primary(cluster, "s0")
     await execute(dsn, "CREATE EXTENSION IF NOT EXISTS vector")
     opened: list[Connection] = []
@@ -25,7 +28,7 @@ async def pool_of(cluster: Cluster) -> tuple[Pool, list[Connection]]:
         opened.append(connection)
         return connection
 
-    return Pool("n", connect, size=2, queue=10, cancel_timeout=1), opened
+    return Pool("n", connect, size=2, queue=10, cancel_timeout=1, freed=freed), opened
 
 
 async def one(pool: Pool) -> int:
@@ -34,15 +37,14 @@ async def one(pool: Pool) -> int:
 
 
 async def test_a_connection_that_its_caller_left_is_opened_for_the_next(cluster: Cluster) -> None:
-    pool, opened = await pool_of(cluster)
+    freed = asyncio.Event()
+    pool, opened = await pool_of(cluster, freed.set)
     caller = asyncio.create_task(one(pool))
     await asyncio.sleep(0)
     caller.cancel()
     with pytest.raises(asyncio.CancelledError):
         await caller
     assert (pool.in_flight, pool.mending) == (1, 1)  # its place is taken until it is open
-    freed = asyncio.Event()
-    pool.freed = freed.set
     await asyncio.wait_for(freed.wait(), 5)
     assert (pool.in_flight, pool.mending, pool.connections) == (0, 0, 1)
     assert await one(pool) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from random import Random
 
 import pytest
@@ -83,6 +83,44 @@ class Search:
     @property
     def answered(self) -> bool:
         return len(self.outcomes) == 1 and isinstance(self.outcomes[0], Fetched)
+
+
+async def silence() -> None:
+    """A node that answers nothing is sent a search every millisecond, and half of them leave at once."""
+    loop = asyncio.get_running_loop()
+    wait = 0.5
+
+    async def never(probes: Sequence[Probe]) -> list[tuple[Sequence[Row], str | None]]:
+        await loop.create_future()
+        raise AssertionError("unreachable")
+
+    dispatcher = Dispatcher("n", never, Limit(1, 1), queue=600, wait=wait, together=1000, clock=loop.time)
+    looks = 0
+    remove = dispatcher._backlog.remove
+
+    def counted(unwanted: Callable[[Ticket], bool]) -> list[Ticket]:
+        nonlocal looks
+        looks += 1
+        return remove(unwanted)
+
+    dispatcher._backlog.remove = counted  # type: ignore[method-assign]
+    searches = []
+    for number in range(3000):
+        searches.append(Search(dispatcher, number, loop.time() + 10 * wait))
+        if number % 2 and number:
+            searches[-1].leave()
+        await asyncio.sleep(0.001)
+        assert sum(map(len, dispatcher._backlog._queues.values())) <= 1100, "what has left is let go of"
+    for search in searches[1:-600]:
+        if search.number % 2 == 0:
+            assert search.ended is not None
+            assert wait <= search.ended - search.since <= wait * 1.04
+    assert looks <= 3 * 32 / wait + 2
+    await dispatcher.close()
+
+
+def test_a_silent_node_is_not_looked_through_for_every_search_that_has_waited_too_long() -> None:
+    run(silence())
 
 
 async def chaos(seed: int) -> None:

@@ -12,7 +12,7 @@ import pytest
 from bench.simulation.virtual_time import run
 from router.policy.budget import Budget
 from router.policy.limit import Limit
-from router.policy.selection import Health, NodeState, Role
+from router.policy.selection import Health, NodeState, Reads, Role
 from router.postgres.connection import ErrorKind, NodeError
 from router.query.types import Hedge, Probe, Row, Shape, ShardRows, ShardState, Work
 from router.settings import Settings
@@ -135,6 +135,40 @@ def p99(answers: list[tuple[ShardRows, float]]) -> float:
 
 def whole(answers: list[tuple[ShardRows, float]]) -> bool:
     return all(part.report.state is ShardState.OK for part, _ in answers)
+
+
+async def two_sets() -> None:
+    """As while a new map's snapshot is in use and the old one's requests are not over."""
+    shard = Shard(3, 1)
+    first, nodes = shard.set, shard.nodes
+    nodes[0].observe(NodeState(Health.DOWN))
+    second = ReplicaSet("s0", nodes)
+    waiting = [asyncio.create_task(replicas.primary_within(5)) for replicas in (first, second)]
+    lost: list[str] = []
+    with first.relying_on(nodes[1], lambda: lost.append("first")):
+        with second.relying_on(nodes[1], lambda: lost.append("second")):
+            await asyncio.sleep(0)
+            nodes[2].observe(NodeState(Health.UP, Role.PRIMARY))
+    assert [await task for task in waiting] == [nodes[2], nodes[2]]
+    assert sorted(lost) == ["first", "second"]
+    pair = ReplicaSet("s0", nodes[1:], reads=Reads(max_ejected=0.0))
+    assert not nodes[1].ejection.out
+    for _ in range(10):
+        nodes[1].refused(NodeError(ErrorKind.LOST, "by order"), asyncio.get_running_loop().time())
+    assert not nodes[1].ejected, "no set that it belongs to may lose one node more than it can do without"
+    pair.close()
+    for _ in range(10):
+        nodes[1].refused(NodeError(ErrorKind.LOST, "by order"), asyncio.get_running_loop().time())
+    assert nodes[1].ejected
+    second.close()
+    assert nodes[1].sets == [first]
+    pumps = nodes[1].dispatcher.limit.pumps
+    await shard.close()
+    assert pumps == [], "a limit outlives the nodes that share it"
+
+
+def test_two_sets_of_the_same_nodes_are_both_told() -> None:
+    run(two_sets())
 
 
 def test_a_frozen_node_costs_some_searches_a_hedge_and_the_rest_nothing() -> None:
