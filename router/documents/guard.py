@@ -180,7 +180,7 @@ class _Attempt:
                 connection.terminate()
                 return
             self._outcomes[shard] = Outcome(refused)
-            self._primaries.committed(shard, position)
+            self._primaries.committed(self._collection.name, shard, position)
 
         async with asyncio.TaskGroup() as group:
             for shard, part in self._groups.items():

@@ -7,22 +7,25 @@ from collections.abc import Sequence
 import asyncpg
 
 from router.postgres.connection import Connection, ErrorKind, node_error
+from router.query.types import Position
 
 __all__ = ["advisory_lock", "store", "unlock_all", "written_position"]
 
 # What the last commit wrote is in the log up to here. Without synchronous commit the flushed part may
 # end before it; what has been inserted never does.
 _POSITION = """
-SELECT (CASE current_setting('synchronous_commit')
+SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int,
+       (CASE current_setting('synchronous_commit')
         WHEN 'off' THEN pg_current_wal_insert_lsn() ELSE pg_current_wal_flush_lsn() END
         - '0/0'::pg_lsn)::bigint
 """
 
 
-async def written_position(connection: Connection) -> int:
+async def written_position(connection: Connection) -> Position:
     """A write-ahead log position that holds everything this connection has committed."""
-    position: int = await connection.fetchval(_POSITION)
-    return position
+    row = await connection.fetchrow(_POSITION)
+    assert row is not None, "a SELECT without FROM has a row"
+    return Position(row[0], row[1])
 
 
 async def store(connection: Connection, sql: str, rows: Sequence[tuple[object, ...]]) -> dict[int, str]:

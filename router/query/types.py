@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 from enum import IntEnum, StrEnum
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import msgspec
 
@@ -26,6 +26,7 @@ __all__ = [
     "Failure",
     "Found",
     "Hit",
+    "Position",
     "Probe",
     "Row",
     "SearchQuery",
@@ -41,6 +42,13 @@ __all__ = [
 CacheTier: TypeAlias = Literal["l1", "l2", "miss", "bypass"]
 Hit: TypeAlias = dict[str, Any]
 Row: TypeAlias = tuple[Any, ...]
+
+
+class Position(NamedTuple):
+    """A place in a shard's write-ahead log; the timeline counts the promotions before it."""
+
+    timeline: int
+    lsn: int
 
 
 class Consistency(StrEnum):

@@ -63,6 +63,7 @@ class Node:
         self.observed: Callable[[], None] = lambda: None  # called whenever its state is new
         self.has_room: Callable[[], bool] = lambda: True  # whether its set can do without one node more
         self.role_changes = 0
+        self.probed = float("-inf")  # when the last probe that it answered began, by the loop's clock
         self._warm_at = float("-inf")
         self.state = NodeState(since=time.time())
         self._clock = clock
