@@ -86,6 +86,8 @@ class Writer:
             blocks = _paced(copy_stream(self._collection, batch, positions), limit)
             columns = copy_columns(self._collection, batch)
             await copy_blocks(connection, self._collection.table, columns, blocks)
+        # A server that was replaced takes writes as ever, and loses them when it rejoins its successor.
+        await self._target.confirm()
         await connection.execute("COMMIT")
         return True
 
