@@ -50,6 +50,8 @@ _logger = logging.getLogger(__name__)
 # streaming on one machine takes one or two milliseconds.
 _CATCH_UP_FIRST = 0.002
 _CATCH_UP_FACTOR = 2.0
+# Of the interval, before a probe is made for somebody who asks for one: ten a second at most by default.
+_LOOK_SHARE = 0.2
 
 
 class Prober:
@@ -81,6 +83,12 @@ class Prober:
             # A primary has what it has written.
             if watch.node.shard == shard and not claims(watch.node.state):
                 watch.expect(lsn)
+
+    def look(self, shard: str) -> None:
+        """Probe the shard's nodes soon, unless that was done just now."""
+        for watch in self._watches:
+            if watch.node.shard == shard:
+                watch.look()
 
     async def close(self) -> None:
         await asyncio.gather(*(watch.close() for watch in self._watches))
@@ -160,6 +168,7 @@ class _Watch:
         self._patroni = Patroni(node.config.patroni) if node.config.patroni else None
         self._connection: Connection | None = None
         self._expected = 0
+        self._began = float("-inf")  # when the last probe did, by the loop's clock
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -169,6 +178,11 @@ class _Watch:
     def expect(self, lsn: int) -> None:
         self._expected = max(self._expected, lsn)
         self._wake.set()
+
+    def look(self) -> None:
+        least = _LOOK_SHARE * self._settings.probe_interval
+        if asyncio.get_running_loop().time() - self._began > least:
+            self._wake.set()
 
     async def close(self) -> None:
         if self._task is not None:
@@ -218,6 +232,7 @@ class _Watch:
 
     async def _probe(self) -> None:
         before = self._group.replayed()
+        self._began = asyncio.get_running_loop().time()
         try:
             async with asyncio.timeout(self._settings.probe_timeout):
                 state = await self._ask()
@@ -235,6 +250,8 @@ class _Watch:
         if self._patroni is not None and claims(state):
             state = msgspec.structs.replace(state, leads=await self._patroni.leads())
         self._group.observe(self.node, state, asyncio.get_running_loop().time(), before)
+        if state.health is Health.UP:
+            self.node.probed = self._began
 
     async def _ask(self) -> NodeState:
         if self._connection is not None:

@@ -92,6 +92,7 @@ class Topology:
 
     async def open(self) -> None:
         """Probe every node once and connect to those that are up."""
+        await self.snapshot.prepare()
         await self.prober.start()
         up = [node for node in self.nodes if node.state.health is Health.UP]
         # One that fails here is no worse than one that fails later: its searches will say so.
@@ -121,6 +122,7 @@ class Snapshot:
         self.shard_map = shard_map
         self._topology = topology
         shared = topology.shared
+        namespace = _namespace(shard_map)
         sets = {
             name: ReplicaSet(
                 name,
@@ -139,16 +141,19 @@ class Snapshot:
         invalidations = None
         self._shared_cache = None
         if topology.link is not None:
-            invalidations = Invalidations(topology.link, shared)
+            invalidations = Invalidations(topology.link, shared, shard_map.collections.values())
             search = self._shared_cache = SharedCache(
                 search,
                 topology.link,
                 invalidations,
-                _namespace(shard_map),
+                shard_map,
+                namespace,
+                sets,
+                topology.prober.look,
                 topology.settings.l2_max_entry_bytes,
             )
         search = self._coalesced = Coalesced(search, shared.version)
-        self._search: Stage = LocalCache(search, topology.store, shard_map.version, shared.version)
+        self._search: Stage = LocalCache(search, topology.store, namespace, shared.version)
         self._primaries = Primaries(
             sets,
             shared,
@@ -163,6 +168,11 @@ class Snapshot:
 
     def __repr__(self) -> str:
         return f"<Snapshot map {self.shard_map.version}: {self._search!r}>"
+
+    async def prepare(self) -> None:
+        """What has to be done before the nodes are probed for the first time."""
+        if self._shared_cache is not None:
+            await self._shared_cache.meet_tokens()
 
     async def search(self, query: SearchQuery, deadline: float) -> Found:
         if not self._chosen_for_recall():
@@ -264,7 +274,7 @@ def _reads(settings: Settings) -> Reads:
 
 
 def _namespace(shard_map: ShardMap) -> str:
-    """A short name for all that an answer depends on: two maps that differ share no entries in Redis."""
+    """A short name for all that an answer depends on: two maps that differ share no cache entries."""
     return blake2b(msgspec.msgpack.encode(shard_map), digest_size=8).hexdigest()
 
 

@@ -91,7 +91,7 @@ class Writer:
             return 0
         try:
             if await self._copy(connection, part.batch, part.positions, limit) == count:
-                await connection.execute("COMMIT")
+                await self._commit(connection)
                 return count
         except asyncpg.PostgresError as exc:
             if not _of_rows(exc) or connection.is_closed():
@@ -127,8 +127,13 @@ class Writer:
                 waiting += [some[middle:], some[:middle]]
         self._skipped.take(refused)
         await set_mark(connection, load, part.chunk, Mark(stored, len(batch.refused), len(refused)))
-        await connection.execute("COMMIT")
+        await self._commit(connection)
         return stored
+
+    async def _commit(self, connection: Connection) -> None:
+        # A server that was replaced takes writes as ever, and loses them when it rejoins its successor.
+        await self._target.confirm()
+        await connection.execute("COMMIT")
 
     async def _refusal(
         self, connection: Connection, batch: Batch, positions: NDArray[np.int64], limit: asyncio.Timeout

@@ -100,7 +100,8 @@ async def check_ids(collection: Collection, targets: Sequence[Target]) -> None:
 
 
 async def mark_finished(targets: Sequence[Target]) -> None:
-    """
+    """Say on every shard that the job is done, if the rows are where they will stay.
+
     Raises:
         ShardError
     """
@@ -108,6 +109,7 @@ async def mark_finished(targets: Sequence[Target]) -> None:
 
     async def one(shard: str) -> None:
         target = by_shard[shard]
+        await target.primary.confirm()
         await resume.finish(target.primary.connection, target.load.id)
 
     _, failed = await on_each(by_shard, one, _SHORT)

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import msgspec
 
 from router.bulk.resume import Load
 from router.schema.primary import Primary
 
 __all__ = ["Target"]
+
+# What is written in this time to a primary that was replaced has to be loaded again.
+_CONFIRM_SECONDS = 5.0
 
 
 class Target(msgspec.Struct):
@@ -20,6 +25,7 @@ class Target(msgspec.Struct):
         chunks: numbers of the chunks that the shard has.
         earlier: rows that earlier runs have loaded.
         copied: rows that this run has.
+        confirmed: when its primary was last found to be the primary still, by the loop's clock.
     """
 
     shard: str
@@ -31,3 +37,17 @@ class Target(msgspec.Struct):
     chunks: set[int]
     earlier: int
     copied: int = 0
+    confirmed: float = float("-inf")
+
+    async def confirm(self) -> None:
+        """See every few seconds that the primary has not been replaced; for one writer at a time.
+
+        Raises:
+            NodeError: it has.
+        """
+        now = asyncio.get_running_loop().time
+        if now() - self.confirmed < _CONFIRM_SECONDS:
+            return
+        self.confirmed = now()
+        await self.primary.confirm()
+        self.confirmed = now()

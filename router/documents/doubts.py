@@ -18,6 +18,7 @@ from router.policy.selection import Health, Role
 from router.postgres.connection import Connection, NodeError
 from router.postgres.write import written_position
 from router.query.errors import OverloadedError
+from router.query.types import Position
 from router.stages.node import Node
 
 __all__ = ["Doubts"]
@@ -31,7 +32,7 @@ _RETURN_SECONDS = 1.0
 class Caches(Protocol):
     """What has to be told of writes."""
 
-    def committed(self, shard: str, position: int) -> None: ...
+    def committed(self, collection: str, shard: str, position: Position) -> None: ...
     def wrote(self, collection: str) -> None: ...
     def publish(self, collection: str) -> Coroutine[None, None, None]: ...
 
@@ -121,7 +122,8 @@ class Doubts:
         if state.role is Role.PRIMARY and not state.deposed:
             with suppress(NodeError, OverloadedError, TimeoutError):
                 async with asyncio.timeout(_POSITION_SECONDS), doubt.node.writes.session() as connection:
-                    self._caches.committed(doubt.node.shard, await written_position(connection))
+                    position = await written_position(connection)
+                    self._caches.committed(doubt.collection, doubt.node.shard, position)
         self._caches.wrote(doubt.collection)
         await self._caches.publish(doubt.collection)
 

@@ -229,7 +229,7 @@ class _Attempt:
                     self._outcomes[shard] = Outcome(error=said, unknown=unknown, kind=error.kind)
                 return
             self._outcomes[shard] = Outcome(refused)
-            self._primaries.committed(shard, position)
+            self._primaries.committed(self._collection.name, shard, position)
 
         async with asyncio.TaskGroup() as group:
             for shard, part in self._groups.items():

@@ -20,6 +20,7 @@ from router.postgres.connection import Connection, ErrorKind, NodeError
 from router.postgres.write import written_position
 from router.prober import Prober
 from router.query.errors import OverloadedError
+from router.query.types import Position
 from router.shared import Shared
 from router.stages.node import Node
 from router.stages.replicas import ReplicaSet
@@ -108,7 +109,7 @@ class Primaries:
     ) -> dict[str, Outcome[T]]:
         """Run each shard's work on its primary, all at once, and say by the deadline what became of it."""
         loop = asyncio.get_running_loop()
-        jobs = {shard: _Job(self, shard, job) for shard, job in work.items()}
+        jobs = {shard: _Job(self, collection, shard, job) for shard, job in work.items()}
         tasks = [loop.create_task(job.run()) for job in jobs.values()]
         try:
             try:
@@ -134,10 +135,12 @@ class Primaries:
     async def close(self) -> None:
         await self.doubts.close()
 
-    def committed(self, shard: str, position: int) -> None:
+    def committed(self, collection: str, shard: str, position: Position) -> None:
         """A commit on `shard` is in its log up to `position`: later reads want nodes that have it."""
-        self._shared.note(shard, position)
-        self._prober.expect(shard, position)
+        self._shared.note(shard, position.lsn)
+        self._prober.expect(shard, position.lsn)
+        if self._invalidations is not None:
+            self._invalidations.committed(collection, shard, position)
 
     def wrote(self, collection: str) -> None:
         """Make what is cached in this router's workers unreachable; Redis is owed the same."""
@@ -159,10 +162,13 @@ class Primaries:
 class _Job(Generic[T]):
     """One shard's work; `outcome` is true at every moment, so that a cancelled job needs no epilogue."""
 
-    def __init__(self, primaries: Primaries, shard: str, work: Callable[[Connection], Awaitable[T]]) -> None:
+    def __init__(
+        self, primaries: Primaries, collection: str, shard: str, work: Callable[[Connection], Awaitable[T]]
+    ) -> None:
         self.outcome: Outcome[T] = Outcome(error="no connection to the primary in time")
         self.sent: tuple[Node, Connection] | None = None
         self._primaries = primaries
+        self._collection = collection
         self._shard = shard
         self._work = work
 
@@ -201,6 +207,6 @@ class _Job(Generic[T]):
             self.outcome = Outcome(error=f"{node.config.name}: {exc}", unknown=lost, kind=exc.kind)
             return not lost and exc.kind in OF_FAILOVER
         else:
-            self._primaries.committed(self._shard, position)
+            self._primaries.committed(self._collection, self._shard, position)
             self.outcome = Outcome(value)
         return False

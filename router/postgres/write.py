@@ -10,6 +10,7 @@ from typing import TypeAlias, TypeVar
 import asyncpg
 
 from router.postgres.connection import POSTGRES_ERRORS, Connection, ErrorKind, node_error
+from router.query.types import Position
 
 __all__ = [
     "Upsert",
@@ -32,7 +33,8 @@ _DROPPED = "not stored: a trigger of the table returned NULL for it"
 # What the last commit wrote is in the log up to here. Without synchronous commit the flushed part may
 # end before it; what has been inserted never does.
 _POSITION = """
-SELECT (CASE current_setting('synchronous_commit')
+SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int,
+       (CASE current_setting('synchronous_commit')
         WHEN 'off' THEN pg_current_wal_insert_lsn() ELSE pg_current_wal_flush_lsn() END
         - '0/0'::pg_lsn)::bigint
 """
@@ -48,10 +50,11 @@ LIMIT 1
 """
 
 
-async def written_position(connection: Connection) -> int:
+async def written_position(connection: Connection) -> Position:
     """A write-ahead log position that holds everything this connection has committed."""
-    position: int = await connection.fetchval(_POSITION)
-    return position
+    row = await connection.fetchrow(_POSITION)
+    assert row is not None, "a SELECT without FROM has a row"
+    return Position(row[0], row[1])
 
 
 async def repeated(connection: Connection, transaction: Callable[[], Awaitable[T]]) -> T:

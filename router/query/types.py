@@ -11,7 +11,7 @@ from collections.abc import Hashable, Sequence
 from enum import IntEnum, StrEnum
 from functools import cached_property
 from hashlib import blake2b
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -26,6 +26,7 @@ __all__ = [
     "Failure",
     "Found",
     "Hit",
+    "Position",
     "Probe",
     "Room",
     "Row",
@@ -59,6 +60,13 @@ class Room(Protocol):
     async def __aenter__(self) -> None: ...
 
     async def __aexit__(self, *exc: object) -> None: ...
+
+
+class Position(NamedTuple):
+    """A place in a shard's write-ahead log; the timeline counts the promotions before it."""
+
+    timeline: int
+    lsn: int
 
 
 class Consistency(StrEnum):

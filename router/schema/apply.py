@@ -156,6 +156,8 @@ class _Run:
         async def one(shard: str) -> None:
             for collection in self._of[shard]:
                 await self._change(shard, collection)
+            if self.results[shard].done:
+                await self._primaries[shard].confirm()
             meter.add(1)
 
         _, failed = await on_each(list(self._primaries), one, _CHANGE_TIMEOUT)

@@ -64,6 +64,9 @@ async def _wait(
     try:
         with node_errors():
             async with asyncio.timeout_at(deadline):
+                if not await connection.fetchval("SELECT pg_is_in_recovery()"):
+                    # A primary that was replaced replays nothing, however long one waits.
+                    return Lag(shard, node.name, f"{node.name} is not a replica", reachable=False)
                 while (replayed := await connection.fetchval(_REPLAYED)) is None or replayed < target:
                     missing = target - (replayed or 0)
                     on_lag(node.name, missing)

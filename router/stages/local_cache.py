@@ -23,7 +23,7 @@ _ENTRY_BYTES = 1500
 # One answer may take at most this share of the cache; a larger one would empty it for little.
 _LARGEST_SHARE = 8
 
-_Key: TypeAlias = tuple[str, int, int, bytes]
+_Key: TypeAlias = tuple[str, str, int, bytes]
 
 
 class _Entry(msgspec.Struct, frozen=True):
@@ -76,10 +76,11 @@ class Store:
 class LocalCache:
     """Outermost of the stages, so that a hit costs neither a task nor a wait."""
 
-    def __init__(self, inner: Stage, store: Store, map_version: int, version: Callable[[str], int]) -> None:
+    def __init__(self, inner: Stage, store: Store, namespace: str, version: Callable[[str], int]) -> None:
+        """`namespace` stands for the shard map: its version alone may be another map's as well."""
         self._inner = inner
         self._store = store
-        self._map_version = map_version
+        self._namespace = namespace
         self._version = version
 
     def __repr__(self) -> str:
@@ -90,7 +91,7 @@ class LocalCache:
             return await self._inner.search(query, deadline)
         # Read before the search starts: a write that lands meanwhile makes the entry unreachable.
         collection = query.collection
-        key = (collection.name, self._map_version, self._version(collection.name), query.digest)
+        key = (collection.name, self._namespace, self._version(collection.name), query.digest)
         answer = self._store.get(key)
         if answer is not None:
             return Found(answer, "l1")

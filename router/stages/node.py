@@ -75,6 +75,7 @@ class Node:
         self.ejected_for = ""
         self.sets: list[NodeSet] = []  # more than one while a snapshot replaces another
         self.role_changes = 0
+        self.probed = float("-inf")  # when the last probe that it answered began, by the loop's clock
         self._warm_at = float("-inf")
         self.state = NodeState(since=time.time())
         self._clock = clock

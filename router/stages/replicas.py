@@ -21,7 +21,7 @@ from router.policy.ejection import TRIAL_SECONDS, has_room
 from router.policy.selection import Health, Reads, Role, rank
 from router.postgres.connection import ErrorKind, NodeError
 from router.query.errors import OverloadedError
-from router.query.types import Hedge, Probe, ShardReport, ShardRows, ShardState, Work
+from router.query.types import Hedge, Position, Probe, ShardReport, ShardRows, ShardState, Work
 from router.stages.dispatcher import Fetched, Ticket
 from router.stages.node import Node
 
@@ -92,6 +92,27 @@ class ReplicaSet:
             if state.health is Health.UP and state.role is Role.PRIMARY and not state.deposed:
                 return node
         return None
+
+    @property
+    def timeline(self) -> int:
+        """The latest that a primary of the set is known to have been on; 0 if none was seen."""
+        return max([node.state.timeline for node in self.nodes])
+
+    def head(self, since: float) -> Position | None:
+        """Where the log ended when probes that began after `since`, by the loop's clock, found out.
+
+        None if they have not, or if the primary is away: its successor may have written more. Where a map
+        names replicas alone, it is the furthest of them.
+        """
+        up = [node for node in self.nodes if node.state.health is Health.UP]
+        # A node that has been promoted says so when it is asked again.
+        if not up or any(node.probed < since for node in up):
+            return None
+        if (primary := self.primary()) is not None:
+            return Position(primary.state.timeline, primary.state.lsn)
+        if any(node.state.role is Role.PRIMARY for node in self.nodes):
+            return None
+        return Position(0, max(node.state.lsn for node in up))
 
     async def primary_within(self, seconds: float) -> Node | None:
         """`primary`, as soon as there is one; None if there is none in that time."""

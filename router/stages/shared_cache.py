@@ -1,46 +1,66 @@
 """L2: answers in Redis, shared by all routers that use it.
 
 Each collection has a random token in Redis, and an entry counts only while the token that it was
-stored under is still there. A write deletes the token after it has committed, whatever answers were
-being computed meanwhile; the next search puts a new one. Deleting needs no memory, so it works on a
-full Redis as well, and because tokens never repeat, an evicted one cannot bring old entries back.
+stored under is still there. A write puts a new one in its place after it has committed, whatever answers
+were being computed meanwhile. Because tokens never repeat, an evicted one cannot bring old entries back.
 
-Another router knows nothing of how far our writes have come, and may store an answer from a replica
-behind them. So an entry says which log positions it rests on, and counts only where they hold all that
-was written here. The same keeps out what a Redis restarted from an old snapshot brings back.
+That is not enough where an answer comes from a replica that is behind the write: its search may begin
+after the write, under the new token. So an entry says which log positions it rests on, and is stored only
+if they hold every write that any router had told of before (`router.stages.token`):
 
-While a deletion has not reached Redis, this router trusts no entry of that collection.
+    A commits at 100, puts token T2 with {s0: 100}
+    B reads T2, asks a replica that has replayed up to 90   -> 90 < 100: not stored
+    A restarts and knows of nothing it wrote                -> what it finds under T2 holds 100
+
+The positions beside a token are lost with it, when Redis evicts it or is emptied. What comes next is of
+another lineage, and B stores nothing before its probes have found where each primary's log ends: at or
+beyond every write told of until then, and the answer has to reach that as well.
+
+    A commits at 100, puts T2; Redis evicts it; B puts T3; a probe finds the primary at 100 or beyond
+    B asks a replica that has replayed up to 90             -> not stored
+
+What was written through this router's workers is compared once more when an entry is read, which keeps
+out what a Redis restarted from an old snapshot brings back. While a write has not been told to Redis, this
+router trusts no entry of that collection.
 """
 
 from __future__ import annotations
 
 import asyncio
-import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol, TypeAlias
 
 import msgspec
 
-from router.query.types import Answer, Coverage, Found, SearchQuery, Shortfall
+from router.query.types import Answer, Coverage, Found, Position, SearchQuery, Shortfall
 from router.redis_link import RedisLink
 from router.shared import Shared
+from router.stages import token
 from router.stages.lookups import Lookups
 from router.stages.stage import Stage
+from shard_config.model import Collection, ShardMap
 
-__all__ = ["Invalidations", "SharedCache"]
+__all__ = ["Invalidations", "Log", "SharedCache"]
 
-_TOKEN_BYTES = 12
 # Stores run behind the answer; more than this many at once would be a queue towards a slow Redis.
 _STORES = 64
+# A token with positions ends after this many times its entries' time, and after an hour at least: should a
+# shard's log begin anew, below what was told, and nobody write, its answers are refused no longer.
+_LIVES, _LIFE_LEAST = 10, 3600.0
+
+
+# As Position has them, by shard; plain tuples are decoded faster.
+_Positions: TypeAlias = dict[str, tuple[int, int]]
 
 
 class _Entry(msgspec.Struct, frozen=True, array_like=True):
-    token: bytes
+    token: str
     hits: bytes
     count: int
     coverage: Coverage
     short: Shortfall | None
-    positions: dict[str, int]
+    positions: _Positions
     stored: float  # wall-clock time: as true as the routers' clocks agree
 
 
@@ -52,15 +72,39 @@ def _token_key(collection: str) -> str:
     return f"pgscatter:token:{collection}"
 
 
-class Invalidations:
-    """Tells Redis of writes; what it could not tell yet stands in memory shared by all workers."""
+class Log(Protocol):
+    """What is known of a shard's write-ahead log."""
 
-    def __init__(self, link: RedisLink, shared: Shared) -> None:
+    @property
+    def timeline(self) -> int:
+        """The latest that a primary was seen on, 0 if none was."""
+        ...
+
+    def head(self, since: float) -> Position | None:
+        """Where it ended when probed after `since`, by the loop's clock; None if that is not known."""
+        ...
+
+
+class Invalidations:
+    """Tells Redis of writes; what it could not tell yet stands in memory shared by all workers.
+
+    The positions stand in this worker's memory alone. One that dies takes them with it, and the next one
+    tells of the writes without them.
+    """
+
+    def __init__(self, link: RedisLink, shared: Shared, collections: Iterable[Collection]) -> None:
         self._link = link
         self._shared = shared
+        self._lives = {one.name: max(_LIVES * one.cache.ttl, _LIFE_LEAST) for one in collections}
+        self._untold: dict[str, dict[str, Position]] = {name: {} for name in self._lives}
 
     def __repr__(self) -> str:
         return f"<Invalidations through {self._link!r}>"
+
+    def committed(self, collection: str, shard: str, position: Position) -> None:
+        """A write to `collection` is in the log of `shard` up to `position`; to be called before `owe`."""
+        untold = self._untold[collection]
+        untold[shard] = max(position, untold.get(shard, position))
 
     def owe(self, collection: str) -> None:
         """After a write: every answer of `collection` stored so far is worthless."""
@@ -71,16 +115,54 @@ class Invalidations:
         if not self._shared.owed(collection):
             return True
         ours = self._shared.owed_here(collection)
-        if ours:
-            told = await self._link.call(lambda client: client.delete(_token_key(collection)))
+        if ours and await self._tell(collection):
             # A write that ended while the command was under way is not paid for with it.
-            if told is not None:
-                self._shared.paid(collection, ours)
+            self._shared.paid(collection, ours)
         return not self._shared.owed(collection)
 
-    def reflected(self, positions: Mapping[str, int]) -> bool:
+    async def _tell(self, collection: str) -> bool:
+        key, life_ms = _token_key(collection), int(self._lives[collection] * 1000)
+        untold = dict(self._untold[collection])
+        args = [token.fresh(), str(life_ms), *token.told(untold)]
+        done = await self._link.call(lambda client: client.eval(token.TELL, 1, key, *args))
+        if done is None:
+            # Where scripts are not allowed, entries can be made worthless all the same.
+            return await self._link.call(lambda client: client.delete(key)) is not None
+        for shard, position in untold.items():
+            if self._untold[collection].get(shard) == position:
+                del self._untold[collection][shard]
+        return True
+
+    def reflected(self, positions: Mapping[str, tuple[int, int]]) -> bool:
         """Whether an answer from shards at `positions` holds every write of this router's workers."""
-        return all(self._shared.position(shard) <= position for shard, position in positions.items())
+        written = self._shared.position
+        return all([written(shard) <= lsn for shard, (_, lsn) in positions.items()])
+
+
+class _Seen:
+    """A token as this router has met it.
+
+    `since` is when it met the lineage, `heads` where logs ended after that, and `floor` what an answer must
+    reach to be stored; None as long as that is not known.
+    """
+
+    def __init__(self, value: bytes, now: float, before: _Seen | None) -> None:
+        self.value = value
+        self.token = token.decode(value)
+        self.since = now
+        self.heads: dict[str, Position] | None = None
+        self.floor: dict[str, Position] | None = None
+        if before is not None and before.token.lineage == self.token.lineage:
+            self.since = before.since
+            if before.heads is not None:
+                self.found(before.heads)
+
+    def found(self, heads: dict[str, Position]) -> None:
+        self.heads = heads
+        self.floor = token.floors(self.token.written, heads)
+
+    def forget(self, now: float) -> None:
+        self.since, self.heads, self.floor = now, None, None
 
 
 class SharedCache:
@@ -91,18 +173,30 @@ class SharedCache:
         inner: Stage,
         link: RedisLink,
         invalidations: Invalidations,
+        shard_map: ShardMap,
         namespace: str,
+        logs: Mapping[str, Log],
+        probe: Callable[[str], None],
         max_entry_bytes: int,
     ) -> None:
-        """`namespace` names the shard map: its version, nodes and collections."""
+        """
+        Args:
+            namespace: stands for the shard map: its version, nodes and collections.
+            logs: by shard.
+            probe: asks a shard's nodes soon how far they are.
+        """
         self.hits = 0
         self.misses = 0
         self._inner = inner
         self._link = link
         self._invalidations = invalidations
+        self._map = shard_map
         self._namespace = namespace
+        self._logs = logs
+        self._probe = probe
         self._max_entry_bytes = max_entry_bytes
         self._lookups = Lookups(link)
+        self._seen: dict[str, _Seen] = {}  # by collection
         self._stores: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -110,18 +204,35 @@ class SharedCache:
         return f"<SharedCache {counts}, {self._link!r}>"
 
     async def search(self, query: SearchQuery, deadline: float) -> Found:
-        if not query.cached or query.collection.cache.ttl <= 0:
+        collection = query.collection
+        if not query.cached or collection.cache.ttl <= 0:
             return await self._inner.search(query, deadline)
-        key = f"pgscatter:{self._namespace}:{query.collection.name}:{query.digest.hex()}"
-        token, found = await self._look(query.collection.name, key)
+        # In braces stands what Redis Cluster places keys by: an entry and its token are on one server.
+        key = f"pgscatter:{{{_token_key(collection.name)}}}:{self._namespace}:{query.digest.hex()}"
+        seen, found = await self._look(collection.name, key)
         if found is not None:
             self.hits += 1
             return found
         self.misses += 1
+        if seen is None:
+            return await self._inner.search(query, deadline)
+        # Before the search starts: what is read may be of this timeline though a later one is seen meanwhile.
+        timelines = self._timelines(collection)
+        self._set_floor(seen, timelines)
         found = await self._inner.search(query, deadline)
-        if token is not None and found.answer.cacheable and len(self._stores) < _STORES:
-            self._store(key, token, found.answer, query.collection.cache.ttl)
+        if found.answer.cacheable and len(self._stores) < _STORES:
+            reports = found.answer.reports
+            positions = {one.shard: (timelines[one.shard], one.lsn) for one in reports}
+            if seen.floor is not None and token.reaches(positions, seen.floor):
+                self._store(key, seen.token.token, found.answer, positions, collection.cache.ttl)
         return found
+
+    async def meet_tokens(self) -> None:
+        """To be called before nodes are probed for the first time, so that the first answer can be stored."""
+        names = [name for name, one in self._map.collections.items() if one.cache.ttl > 0]
+        values = await self._lookups.get(*map(_token_key, names)) if names else None
+        if values is not None:
+            await asyncio.gather(*map(self._meet, names, values))
 
     async def close(self) -> None:
         await self._lookups.close()
@@ -129,42 +240,71 @@ class SharedCache:
             task.cancel()
         await asyncio.gather(*self._stores, return_exceptions=True)
 
-    async def _look(self, collection: str, key: str) -> tuple[bytes | None, Found | None]:
+    async def _look(self, collection: str, key: str) -> tuple[_Seen | None, Found | None]:
         """The token to store under, if Redis can be used now, and the answer if there is one.
 
-        The token is read before the search starts: a write that commits later deletes it.
+        The token is read before the search starts: a write that commits later replaces it.
         """
         if not await self._invalidations.settled(collection):
             return None, None
         values = await self._lookups.get(_token_key(collection), key)
         if values is None:
             return None, None
-        token, data = values
-        if token is None:
-            return await self._new_token(collection), None
-        if data is None:
-            return token, None
+        value, data = values
+        seen = await self._meet(collection, value)
+        return seen, None if data is None or seen is None else self._found(seen, data)
+
+    async def _meet(self, collection: str, value: bytes | None) -> _Seen | None:
+        """The token in `value`; where there is none, one of ours, unless another router is faster."""
+        if value is None:
+            value = token.encode(token.fresh())
+            key = _token_key(collection)
+            if not await self._link.call(lambda client: client.set(key, value, nx=True)):
+                return None
+        seen = self._seen.get(collection)
+        if seen is None or seen.value != value:
+            seen = self._seen[collection] = _Seen(value, asyncio.get_running_loop().time(), seen)
+        return seen
+
+    def _found(self, seen: _Seen, data: bytes) -> Found | None:
+        """The answer in an entry, if it counts."""
         try:
             entry = _decoder.decode(data)
         except msgspec.DecodeError:
-            return token, None
-        if entry.token != token or not self._invalidations.reflected(entry.positions):
-            return token, None
+            return None
+        positions, written = entry.positions, seen.token.written
+        if entry.token != seen.token.token or not token.holds(positions, written):
+            return None
+        if not self._invalidations.reflected(positions):
+            return None
         answer = Answer(msgspec.Raw(entry.hits), entry.count, entry.coverage, entry.short, cacheable=True)
-        return token, Found(answer, "l2", max(0.0, time.time() - entry.stored))
+        return Found(answer, "l2", max(0.0, time.time() - entry.stored))
 
-    async def _new_token(self, collection: str) -> bytes | None:
-        """A token of ours, unless another router was faster: then this search does without."""
-        token = secrets.token_bytes(_TOKEN_BYTES)
-        placed = await self._link.call(lambda client: client.set(_token_key(collection), token, nx=True))
-        return token if placed else None
+    def _timelines(self, collection: Collection) -> dict[str, int]:
+        return {shard: self._logs[shard].timeline for shard in self._map.shards_of(collection)}
 
-    def _store(self, key: str, token: bytes, answer: Answer, ttl: float) -> None:
+    def _set_floor(self, seen: _Seen, timelines: Mapping[str, int]) -> None:
+        """Find out what an answer must reach to be stored, as soon as probes have told it."""
+        if seen.floor is not None:
+            if all(timeline <= seen.floor[shard].timeline for shard, timeline in timelines.items()):
+                return
+            # On a later timeline the log may be shorter; what it lacks was lost with the earlier one.
+            seen.forget(asyncio.get_running_loop().time())
+        heads: dict[str, Position] = {}
+        for shard in timelines:
+            head = self._logs[shard].head(seen.since)
+            if head is None:
+                self._probe(shard)
+            else:
+                heads[shard] = head
+        if len(heads) == len(timelines):
+            seen.found(heads)
+
+    def _store(self, key: str, name: str, answer: Answer, positions: _Positions, ttl: float) -> None:
         if answer.size_bytes > self._max_entry_bytes:
             return
-        positions = {report.shard: report.lsn for report in answer.reports}
         hits = b"".join((answer.hits, *answer.more))
-        entry = _Entry(token, hits, answer.count, answer.coverage, answer.short, positions, time.time())
+        entry = _Entry(name, hits, answer.count, answer.coverage, answer.short, positions, time.time())
         data = _encoder.encode(entry)
         if len(data) > self._max_entry_bytes:
             return

@@ -12,12 +12,14 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import msgspec
+import pytest
 import redis.asyncio as redis
 
 from deploy.local import Cluster
 from router.settings import Settings
 from router.shared import create
-from router.topology import Topology
+from router.topology import Snapshot, Topology
 from shard_config import model
 from shard_config.values import ValueType
 from tests.integration.worlds import World, column, execute, hits, world
@@ -29,13 +31,20 @@ ZERO = [0.0] * 8
 @asynccontextmanager
 async def two_routers(cluster: Cluster, settings: Settings = QUICK) -> AsyncIterator[tuple[World, World]]:
     """Two with an L1 each and one Redis, over the same collection; neither knows of the other."""
-    async with world(cluster, settings, redis=True) as ours:
-        topology = Topology(ours.topology.snapshot.shard_map, settings, redis_url=cluster.redis_url)
-        await topology.open()
-        try:
-            yield ours, World(cluster, topology)
-        finally:
-            await topology.close()
+    async with world(cluster, settings, redis=True) as ours, another(ours, settings) as theirs:
+        yield ours, theirs
+
+
+@asynccontextmanager
+async def another(ours: World, settings: Settings) -> AsyncIterator[World]:
+    """A router that knows of nothing that was written before."""
+    quiet = msgspec.structs.replace(settings, recall_sample_rate=0.0)
+    topology = Topology(ours.topology.snapshot.shard_map, quiet, redis_url=ours.cluster.redis_url)
+    await topology.open()
+    try:
+        yield World(ours.cluster, topology)
+    finally:
+        await topology.close()
 
 
 @asynccontextmanager
@@ -132,6 +141,54 @@ async def test_what_another_router_stored_never_hides_our_own_write(cluster: Clu
         assert await first(theirs) == ("newer", "miss")
         await stored()
         assert await first(ours) == ("newer", "l2")
+
+
+@pytest.mark.parametrize("loss", ["none", "evicted", "emptied"])
+async def test_a_router_that_starts_again_gets_nothing_from_before_its_last_write(
+    cluster: Cluster, loss: str
+) -> None:
+    """What another router read from a replica that is behind is not there to be found."""
+    only_replicas = msgspec.structs.replace(QUICK, primary_reads="last_resort")
+    async with world(cluster, QUICK, redis=True) as ours, another(ours, only_replicas) as theirs:
+        await store(ours, "old")
+        await caught_up(ours)
+        async with no_replay(cluster):
+            await store(ours, "new")
+            client = redis.Redis.from_url(cluster.redis_url)
+            if loss == "evicted":
+                await client.delete("pgscatter:token:docs")
+            elif loss == "emptied":
+                await client.flushdb()
+            await client.aclose()
+            for _ in range(20):
+                assert await first(theirs) == ("old", "miss")
+                theirs.topology.store._entries.clear()
+                await asyncio.sleep(0.02)
+            async with another(ours, only_replicas) as restarted:
+                assert (await first(restarted))[1] == "miss"
+            async with another(ours, QUICK) as restarted:
+                assert (await first(restarted))[1] == "miss"
+        # In step again, what either stores is shared.
+        await caught_up(theirs)
+        await tier_after_clearing(theirs, ours)
+        assert (await first(ours))[0] == "new"
+
+
+async def test_maps_of_one_version_share_no_entries(cluster: Cluster) -> None:
+    async with world(cluster, QUICK, redis=True) as ours, world(cluster, QUICK, redis=True) as theirs:
+        assert ours.router.shard_map.version == theirs.router.shard_map.version
+        await store(ours, "ours")
+        await store(theirs, "theirs")
+        await caught_up(ours)
+        await first(ours)
+        assert await first(ours) == ("ours", "l1")
+        # As after a reload: what is cached in the process outlives a map.
+        ours.router, ours.collection = Snapshot(theirs.router.shard_map, ours.topology), theirs.collection
+        try:
+            assert (await first(ours))[0] == "theirs"
+            assert await first(ours) == ("theirs", "l1")
+        finally:
+            await ours.router.close()
 
 
 async def test_our_own_writes_are_read_while_replicas_stand_still(cluster: Cluster) -> None:
@@ -348,7 +405,7 @@ def worker(cluster: Cluster, tmp_path: Path, owner: World) -> list[str]:
 import asyncio, pickle
 from pathlib import Path
 from router.settings import Settings
-from router.topology import Topology
+from router.topology import Snapshot, Topology
 from router.documents.types import Document
 
 async def main():

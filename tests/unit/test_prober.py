@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+
+import msgspec
+
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState, Role
-from router.prober import _Group
+from router.prober import Prober, _Group
+from router.query.types import Position
 from router.settings import Settings
 from router.stages.node import Node
+from router.stages.replicas import ReplicaSet
 from shard_config import model
 
 
@@ -22,6 +28,12 @@ class Shard:
         self.now += 1
         state = NodeState(Health.UP, role, lsn, timeline=timeline, started=started, age=0.0)
         self.group.observe(self.nodes[name], state, self.now, self.group.replayed())
+        self.nodes[name].probed = self.now
+
+    def down(self, name: str) -> None:
+        node = self.nodes[name]
+        state = msgspec.structs.replace(node.state, health=Health.DOWN)
+        self.group.observe(node, state, self.now, self.group.replayed())
 
     def deposed(self) -> set[str]:
         return {name for name, node in self.nodes.items() if node.state.deposed}
@@ -60,3 +72,63 @@ def test_a_replica_that_has_replayed_since_its_primary_was_asked_is_well() -> No
     state = NodeState(Health.UP, Role.PRIMARY, 55, timeline=1)
     shard.group.observe(shard.nodes["a"], state, 10.0, before)
     assert shard.deposed() == set()
+
+
+def test_the_end_of_the_log_is_known_when_every_node_that_is_up_was_probed_since() -> None:
+    shard = Shard("a", "b")
+    logs = ReplicaSet("s0", list(shard.nodes.values()))
+    assert (logs.timeline, logs.head(0.0)) == (0, None)
+    shard.probe("a", Role.PRIMARY, 50, timeline=1)  # at 1
+    shard.probe("b", Role.REPLICA, 40)  # at 2
+    assert (logs.timeline, logs.head(1.0)) == (1, Position(1, 50))
+    # It may have been promoted.
+    assert logs.head(1.5) is None
+    shard.probe("a", Role.PRIMARY, 55, timeline=1)  # at 3
+    assert logs.head(2.0) == Position(1, 55)
+    shard.down("b")
+    assert logs.head(2.5) == Position(1, 55)
+    # Without its primary nobody knows what its successor has written.
+    shard.probe("b", Role.REPLICA, 55)
+    shard.down("a")
+    assert (logs.timeline, logs.head(0.0)) == (1, None)
+    shard.probe("b", Role.PRIMARY, 54, timeline=2)
+    assert (logs.timeline, logs.head(0.0)) == (2, Position(2, 54))
+    # Back as it was, it is no primary any more.
+    shard.probe("a", Role.PRIMARY, 99, timeline=1)
+    assert logs.head(0.0) == Position(2, 54)
+    shard.down("b")
+    assert (logs.timeline, logs.head(0.0)) == (2, None)
+
+
+def test_where_only_replicas_are_known_the_furthest_says_how_long_the_log_is() -> None:
+    shard = Shard("b", "c")
+    logs = ReplicaSet("s0", list(shard.nodes.values()))
+    shard.probe("b", Role.REPLICA, 40)
+    shard.probe("c", Role.REPLICA, 30)
+    assert logs.head(0.0) == Position(0, 40)
+    assert logs.head(1.5) is None
+
+
+async def test_whoever_asks_for_probes_gets_them_soon_and_not_more_of_them_than_the_interval_allows() -> None:
+    # Nothing listens there: what counts is when it is tried.
+    node = Node(model.Node("a", "postgresql://127.0.0.1:1/x"), "s0", Settings(), Limit(1, 1))
+    began: list[float] = []
+    prober = Prober([node], Settings(probe_interval=1.0))
+    observe, loop = node.observe, asyncio.get_running_loop()
+
+    def observed(state: NodeState) -> None:
+        began.append(loop.time())
+        observe(state)
+
+    node.observe = observed  # type: ignore[method-assign]
+    await prober.start()
+    try:
+        end = loop.time() + 0.7
+        while loop.time() < end:
+            prober.look("s0")
+            prober.look("elsewhere")
+            await asyncio.sleep(0.005)
+    finally:
+        await prober.close()
+        await node.close()
+    assert 3 <= len(began) <= 4, began

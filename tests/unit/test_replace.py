@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -35,7 +36,7 @@ def test_the_mode_stays(path: Path, mode: int) -> None:
 def test_nobody_may_read_more_of_it_meanwhile(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path.chmod(0o600)
     seen: list[int] = []
-    copystat = __import__("shutil").copystat
+    copystat = shutil.copystat
 
     def look(source: Path, fresh: Path) -> None:
         seen.append(fresh.stat().st_mode & 0o777)

@@ -55,7 +55,7 @@ def no_tasks_left() -> bool:
 
 
 def local(inner: Stage, versions: Versions, clock: Callable[[], float], size: int = 1 << 20) -> LocalCache:
-    return LocalCache(inner, Store(size, clock), 1, versions)
+    return LocalCache(inner, Store(size, clock), "map", versions)
 
 
 async def test_an_equal_search_is_answered_from_memory() -> None:
@@ -146,11 +146,11 @@ async def test_what_is_not_cacheable_or_not_wanted_from_caches_is_not_kept() -> 
 async def test_the_store_never_exceeds_its_bytes() -> None:
     store = Store(20_000)
     for i in range(100):
-        store.put(("c", 1, 0, bytes([i])), answer("[" + "1" * 900 + "]"), 60.0)
+        store.put(("c", "map", 0, bytes([i])), answer("[" + "1" * 900 + "]"), 60.0)
         assert store.size_bytes <= 20_000
     assert 0 < len(store) < 100
-    store.put(("c", 1, 0, b"big"), answer("[" + "1" * 19_000 + "]"), 60.0)
-    assert store.get(("c", 1, 0, b"big")) is None
+    store.put(("c", "map", 0, b"big"), answer("[" + "1" * 19_000 + "]"), 60.0)
+    assert store.get(("c", "map", 0, b"big")) is None
 
 
 async def test_equal_searches_in_flight_share_one_execution() -> None:

@@ -1,0 +1,423 @@
+"""L2 on a real Redis, with logs and searches that a test moves step by step."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+
+import msgspec
+import pytest
+from redis.crc import key_slot
+
+from deploy.local import Cluster
+from router.query.types import Found, Position, SearchQuery, ShardReport, ShardState
+from router.redis_link import RedisLink
+from router.shared import Shared
+from router.stages.shared_cache import Invalidations, SharedCache
+from router.stages.token import TELL, told
+from shard_config import model
+from tests.unit.queries import answer, collection, query, shard_map
+
+KEY = "pgscatter:token:documents"
+SHARDS = ("s0", "s1", "s2", "s3")
+
+
+class Shard:
+    """A shard as one router knows it: its primary's log, and the node that answers."""
+
+    def __init__(self) -> None:
+        self.timeline = 1
+        self.ended: Position | None = Position(1, 50)  # as probes find it
+        self.read = 50  # how far the node that is read has come
+        self.probes = 0
+
+    def head(self, since: float) -> Position | None:
+        return self.ended
+
+
+class Router:
+    """One router's part of L2; its inner stage reads every shard, or those in `reads`."""
+
+    def __init__(self, url: str, namespace: str = "map") -> None:
+        self.map = shard_map()
+        self.shards = {name: Shard() for name in SHARDS}
+        self.reads = SHARDS
+        self.content = "?"
+        self.during: Callable[[], object] = lambda: None  # while a search is under way
+        self.shared = Shared(self.map)
+        self.link = RedisLink(url, budget=1.0, pause=0.1)
+        self.invalidations = Invalidations(self.link, self.shared, self.map.collections.values())
+        self.cache = SharedCache(
+            self, self.link, self.invalidations, self.map, namespace, self.shards, self.probe, 1 << 20
+        )
+
+    def probe(self, shard: str) -> None:
+        self.shards[shard].probes += 1
+
+    async def search(self, query: SearchQuery, deadline: float) -> Found:
+        reports = tuple(
+            ShardReport(shard, ShardState.OK, lsn=max(self.shards[shard].read, self.shared.position(shard)))
+            for shard in self.reads
+        )
+        content = self.content
+        coming = self.during()
+        if asyncio.iscoroutine(coming):
+            await coming
+        found = answer(json.dumps([content]), cacheable=True)
+        return Found(msgspec.structs.replace(found, reports=reports), "miss")
+
+    async def asks(self, **changes: object) -> tuple[str, str]:
+        found = await self.cache.search(query(**changes), asyncio.get_running_loop().time() + 5)
+        await asyncio.gather(*self.cache._stores)
+        return json.loads(bytes(found.answer.hits))[0], found.tier
+
+    async def writes(self, lsn: int, content: str, shard: str = "s0", timeline: int = 1) -> None:
+        self.content = content
+        self.commits(lsn, shard, timeline)
+        await self.invalidations.settled("documents")
+
+    def commits(self, lsn: int, shard: str = "s0", timeline: int = 1) -> None:
+        self.shared.note(shard, lsn)
+        self.invalidations.committed("documents", shard, Position(timeline, lsn))
+        self.invalidations.owe("documents")
+
+    def sees(self, ended: int | None, read: int, shard: str = "s0", timeline: int = 1) -> None:
+        known = self.shards[shard]
+        known.timeline, known.read = timeline, read
+        known.ended = None if ended is None else Position(timeline, ended)
+
+    async def close(self) -> None:
+        await self.cache.close()
+        await self.link.close()
+
+
+@asynccontextmanager
+async def routers(cluster: Cluster, count: int = 3) -> AsyncIterator[list[Router]]:
+    """So many on an empty Redis; all have met the token."""
+    made = [Router(cluster.redis_url) for _ in range(count)]
+    try:
+        await made[0].link.client.flushdb()
+        for one in made:
+            await one.cache.meet_tokens()
+        yield made
+    finally:
+        for one in made:
+            await one.close()
+
+
+async def test_what_was_read_before_a_write_is_not_kept_behind_it(cluster: Cluster) -> None:
+    async with routers(cluster) as (a, b, restarted):
+        await a.writes(100, "new")
+        b.content = "old"
+        b.sees(50, read=90)
+        assert await b.asks() == ("old", "miss")
+        restarted.content = "new"
+        assert await restarted.asks() == ("new", "miss")
+        # As soon as the replica has the write, what it says is kept for all.
+        b.content = "new"
+        b.sees(50, read=100)
+        assert await b.asks() == ("new", "miss")
+        assert await restarted.asks() == ("new", "l2")
+        assert await a.asks() == ("new", "l2")
+
+
+async def test_a_writer_keeps_what_it_reads_right_after_its_write(cluster: Cluster) -> None:
+    async with routers(cluster) as (a, b, _):
+        for number in range(3):
+            await a.writes(100 + number, f"n{number}")
+            assert await a.asks() == (f"n{number}", "miss")
+            assert await b.asks() == (f"n{number}", "l2")
+
+
+async def test_a_search_that_a_write_overtakes_keeps_nothing(cluster: Cluster) -> None:
+    async with routers(cluster) as (a, b, restarted):
+        b.content, b.during = "old", lambda: a.writes(100, "new")
+        b.sees(50, read=500)  # even if it thinks itself ahead
+        assert await b.asks() == ("old", "miss")
+        restarted.content = "new"
+        assert await restarted.asks() == ("new", "miss")
+
+
+@pytest.mark.parametrize("loss", ["evicted", "emptied"])
+async def test_without_the_positions_nothing_is_kept_before_probes_have_found_the_ends_of_logs(
+    cluster: Cluster, loss: str
+) -> None:
+    async with routers(cluster) as (a, b, restarted):
+        await a.writes(100, "new")
+        await (a.link.client.delete(KEY) if loss == "evicted" else a.link.client.flushdb())
+        b.content = "old"
+        b.sees(None, read=90)
+        assert await b.asks() == ("old", "miss")
+        assert b.shards["s0"].probes
+        restarted.content = "new"
+        for shard in SHARDS:
+            restarted.sees(None, read=0, shard=shard)
+        assert await restarted.asks() == ("new", "miss")
+        b.sees(100, read=90)
+        assert await b.asks() == ("old", "miss")
+        assert await restarted.asks() == ("new", "miss")
+        b.content = "new"
+        b.sees(100, read=100)
+        assert await b.asks() == ("new", "miss")
+        # It stores nothing itself yet, and takes what others stored.
+        assert await restarted.asks() == ("new", "l2")
+
+
+async def test_a_lower_position_ends_a_lineage_so_that_a_restored_shard_is_not_refused_for_ever(
+    cluster: Cluster,
+) -> None:
+    async with routers(cluster) as (a, b, _):
+        await a.writes(5000, "before", timeline=5)
+        b.content = "restored"
+        b.sees(60, read=60)
+        assert [await b.asks() for _ in range(2)] == [("restored", "miss")] * 2
+        c = Router(cluster.redis_url)
+        try:
+            await c.writes(60, "restored")
+            assert await b.asks() == ("restored", "miss")
+            assert await b.asks() == ("restored", "l2")
+        finally:
+            await c.close()
+
+
+async def test_writes_told_of_in_the_wrong_order_let_nothing_older_through(cluster: Cluster) -> None:
+    async with routers(cluster) as (a, b, restarted):
+        other = Router(cluster.redis_url)
+        try:
+            await b.asks()
+            await a.writes(120, "newer")
+            await other.writes(100, "new")
+            b.content = "new"
+            b.sees(None, read=110)
+            assert await b.asks() == ("new", "miss")
+            b.sees(120, read=110)
+            assert await b.asks() == ("new", "miss")
+            restarted.content = "newer"
+            assert await restarted.asks() == ("newer", "miss")
+        finally:
+            await other.close()
+
+
+async def test_after_a_promotion_the_later_timeline_counts(cluster: Cluster) -> None:
+    async with routers(cluster) as (a, b, restarted):
+        await a.writes(500, "lost")
+        # The replica had 480 of it, and is the primary now, which b does not know.
+        await a.writes(490, "new", timeline=2)
+        b.content = "lost"
+        b.sees(500, read=600)
+        assert await b.asks() == ("lost", "miss")
+        restarted.content = "new"
+        restarted.sees(490, read=490, timeline=2)
+        assert await restarted.asks() == ("new", "miss")
+        assert await restarted.asks() == ("new", "l2")
+
+
+async def test_what_a_promotion_lost_is_not_waited_for(cluster: Cluster) -> None:
+    async with routers(cluster) as (a, b, restarted):
+        await a.writes(500, "lost")
+        b.content = "now"
+        b.sees(480, read=480)
+        assert [await b.asks() for _ in range(2)] == [("now", "miss")] * 2
+        b.sees(480, read=470, timeline=2)  # a replica that has not come to the promotion
+        assert await b.asks() == ("now", "miss")
+        assert await restarted.asks() == ("?", "miss")
+        b.sees(480, read=480, timeline=2)
+        assert await b.asks() == ("now", "miss")
+        restarted.sees(480, read=480, timeline=2)
+        assert await restarted.asks() == ("now", "l2")
+
+
+async def test_a_promotion_during_a_search_leaves_its_answer_on_the_earlier_timeline(
+    cluster: Cluster,
+) -> None:
+    async with routers(cluster) as (_, b, restarted):
+        b.content = "old"
+        b.sees(50, read=600)
+        b.during = lambda: b.sees(490, read=490, timeline=2)
+        await b.asks()
+        b.during = lambda: None
+        # Under the same token, which another router has found the promotion behind.
+        restarted.sees(490, read=490, timeline=2)
+        a = Router(cluster.redis_url)
+        try:
+            await a.writes(490, "new", timeline=2)
+            restarted.content = "new"
+            assert await restarted.asks() == ("new", "miss")
+        finally:
+            await a.close()
+
+
+async def test_only_the_shards_that_a_search_asks_have_to_hold_the_write(cluster: Cluster) -> None:
+    async with routers(cluster) as (a, b, restarted):
+        await a.writes(100, "new", shard="s0")
+        b.content, b.reads = "elsewhere", ("s1",)
+        assert await b.asks(k=5) == ("elsewhere", "miss")
+        assert await restarted.asks(k=5) == ("elsewhere", "l2")
+        b.content, b.reads = "old", ("s0", "s1")
+        assert await b.asks() == ("old", "miss")
+        assert (await restarted.asks())[1] == "miss"
+
+
+async def test_an_entry_that_rests_on_less_than_was_told_does_not_count_whoever_stored_it(
+    cluster: Cluster,
+) -> None:
+    async with routers(cluster) as (a, b, restarted):
+        await a.writes(100, "new")
+        value = json.loads(await a.link.client.get(KEY))
+        b.content = "old"
+        b.sees(50, read=90)
+        b.cache._store(
+            await entry_key(b),
+            value["token"],
+            (await b.search(query(), 0)).answer,
+            {shard: (1, 90) for shard in SHARDS},
+            60.0,
+        )
+        await asyncio.gather(*b.cache._stores)
+        restarted.content = "new"
+        assert await restarted.asks() == ("new", "miss")
+
+
+async def entry_key(router: Router) -> str:
+    """The key of the one entry that `router` makes."""
+    client = router.link.client
+    before = set(await client.keys("pgscatter:{*"))
+    router.sees(50, read=1000)
+    await router.asks()
+    (key,) = set(await client.keys("pgscatter:{*")) - before
+    await client.delete(key)
+    return str(key.decode())
+
+
+async def test_a_write_that_redis_could_not_be_told_of_is_told_with_its_position(cluster: Cluster) -> None:
+    async with routers(cluster) as (a, b, restarted):
+        cluster.pause("redis")
+        a.link.budget = 0.05
+        try:
+            await a.writes(100, "new")
+            await a.writes(110, "newer")
+            assert await a.asks() == ("newer", "miss")
+        finally:
+            cluster.resume("redis")
+        a.link.budget = 1.0
+        await asyncio.sleep(0.3)
+        assert await a.invalidations.settled("documents")
+        written = json.loads(await b.link.client.get(KEY))["written"]
+        assert written == dict([told({"s0": Position(1, 110)})])
+        b.content = "new"
+        b.sees(50, read=105)
+        assert await b.asks() == ("new", "miss")
+        restarted.content = "newer"
+        assert await restarted.asks() == ("newer", "miss")
+
+
+async def test_the_debt_of_a_worker_that_died_is_told_of_without_positions(cluster: Cluster) -> None:
+    async with routers(cluster) as (a, b, _):
+        await b.asks()
+        assert (await a.asks())[1] == "l2"
+        a.shared.owe("documents")  # as its heir finds it
+        assert (await a.asks())[1] == "miss"
+
+
+async def test_two_writers_at_once_lose_no_position(cluster: Cluster) -> None:
+    async with routers(cluster, 8) as writers:
+        order = list(range(1, 9))
+        await asyncio.gather(
+            *(w.writes(100 * n, "x", shard=f"s{n % 4}") for n, w in zip(order, writers, strict=True))
+        )
+        written = json.loads(await writers[0].link.client.get(KEY))["written"]
+        # Of two writes to one shard, the one told last stands; if that was the lower one, the lineage ended.
+        assert set(written) == set(SHARDS)
+
+
+async def test_the_script_keeps_the_newest_and_ends_the_lineage_where_one_is_older(cluster: Cluster) -> None:
+    async with routers(cluster, 1) as (a,):
+        client = a.link.client
+
+        async def tells(name: str, *args: str) -> dict[str, object]:
+            await client.eval(TELL, 1, KEY, name, "5000", *args)  # type: ignore[misc]
+            assert 0 < await client.pttl(KEY) <= 5000
+            found: dict[str, object] = json.loads(await client.get(KEY))
+            return found
+
+        await client.delete(KEY)
+        first = await tells("t1", "s0", "05")
+        assert first == {"token": "t1", "lineage": "t1", "written": {"s0": "05"}}
+        assert await tells("t2", "s1", "01", "s0", "06") == {
+            "token": "t2",
+            "lineage": "t1",
+            "written": {"s0": "06", "s1": "01"},
+        }
+        assert await tells("t3") == {"token": "t3", "lineage": "t1", "written": {"s0": "06", "s1": "01"}}
+        assert await tells("t4", "s0", "06") == {
+            "token": "t4",
+            "lineage": "t1",
+            "written": {"s0": "06", "s1": "01"},
+        }
+        assert await tells("t5", "s0", "04") == {
+            "token": "t5",
+            "lineage": "t5",
+            "written": {"s0": "04", "s1": "01"},
+        }
+        for strange in (b"\x00\xff raw", b"7", b"[1]", b'{"written": 7}'):
+            await client.set(KEY, strange)
+            assert await tells("t6", "s0", "04") == {"token": "t6", "lineage": "t6", "written": {"s0": "04"}}
+        await client.set(KEY, b'{"token": "t", "lineage": "l", "written": {}}')
+        assert await tells("t7") == {"token": "t7", "lineage": "l", "written": {}}
+
+
+async def test_a_user_who_may_not_run_scripts_still_makes_entries_worthless(cluster: Cluster) -> None:
+    async with routers(cluster) as (a, b, restarted):
+        await a.link.client.execute_command(
+            "ACL", "SETUSER", "plain", "on", "nopass", "~*", "+@all", "-@scripting"
+        )
+        plain = Router(cluster.redis_url.replace("redis://", "redis://plain:x@"))
+        try:
+            await b.asks()
+            assert (await restarted.asks())[1] == "l2"
+            await plain.writes(100, "new")
+            b.content = "old"
+            b.sees(None, read=90)
+            assert await b.asks() == ("old", "miss")
+            b.sees(100, read=90)
+            assert await b.asks() == ("old", "miss")
+            assert (await restarted.asks())[1] == "miss"
+        finally:
+            await plain.close()
+            await a.link.client.execute_command("ACL", "DELUSER", "plain")
+
+
+async def test_entries_and_tokens_of_earlier_versions_are_no_obstacle(cluster: Cluster) -> None:
+    async with routers(cluster) as (a, b, _):
+        await a.link.client.set(KEY, b"\x01\x02\xff\xfe\x00raw12345")
+        await b.asks()
+        assert (await a.asks())[1] == "l2"
+        (key,) = [key async for key in a.link.client.scan_iter("pgscatter:{*")]
+        for strange in (
+            b"",
+            b"\xff",
+            msgspec.msgpack.encode([b"token", b"[]", 1, None, None, {"s0": 1}, 0.0]),
+        ):
+            await a.link.client.set(key, strange)
+            assert (await a.asks())[1] == "miss"
+
+
+async def test_all_keys_of_a_collection_are_in_one_slot_of_redis_cluster(cluster: Cluster) -> None:
+    async with routers(cluster, 1) as (a,):
+        await a.asks()
+        keys = [key.decode() async for key in a.link.client.scan_iter("pgscatter:*")]
+        assert len(keys) == 2
+        assert len({key_slot(key.encode()) for key in keys}) == 1
+
+
+async def test_a_token_lives_for_many_times_its_entries(cluster: Cluster) -> None:
+    long = collection(cache=model.Cache(7200.0))
+    async with routers(cluster, 1) as (a,):
+        await a.writes(1, "x")
+        assert 3_500_000 < await a.link.client.pttl(KEY) <= 3_600_000
+        lasting = Invalidations(a.link, a.shared, [long])
+        lasting.owe("documents")
+        assert await lasting.settled("documents")
+        assert 71_000_000 < await a.link.client.pttl(KEY) <= 72_000_000
