@@ -12,8 +12,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from deploy.local import Cluster
 import router.schema.apply as schema_apply
+from deploy.local import Cluster
 from router.bulk import finish, resume
 from router.bulk.errors import LoadError
 from router.bulk.load import Options, load
