@@ -83,6 +83,7 @@ def test_data_go_to_whoever_can_run_the_program(open_folder: Path, monkeypatch: 
 def test_data_of_an_ordinary_account_stay_its_own(open_folder: Path) -> None:
     folder = open_folder / "nodes" / "one"
     folder.mkdir(parents=True)
+    folder.parent.chmod(0o755)  # whatever the umask
     os.chown(folder, 54321, 54321)
     assert run(Account(), program(open_folder / "program"), folder) == (54321, 0)
     assert folder.stat().st_uid == 54321
