@@ -22,7 +22,7 @@ from router.http.backend import Backend
 from router.http.errors import HttpError
 from router.http.identity import request_id, trace_of
 from router.http.keys import Keys
-from router.http.message import COMPLETE, LEFT, WHOLE, Reply, Request
+from router.http.message import COMPLETE, FIELDS, LEFT, WHOLE, Reply, Request
 from router.http.metrics import Metrics
 from router.http.problems import INTERNAL, error_reply
 from router.http.routes import Routes
@@ -48,7 +48,7 @@ class _Visit:
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.headers: dict[bytes, bytes] = scope.get(FIELDS) or dict(scope["headers"])
         self.id = request_id(self.headers)
         self.trace = trace_of(self.headers)
         self.route = "unknown"
