@@ -24,7 +24,7 @@ from router.http.cors import Cors
 from router.http.errors import HttpError, Refusal
 from router.http.identity import request_id, trace_of
 from router.http.keys import Keys
-from router.http.message import COMPLETE, LEFT, Reply, Request
+from router.http.message import COMPLETE, FIELDS, LEFT, Reply, Request
 from router.http.metrics import Metrics
 from router.http.problems import INTERNAL, error_reply
 from router.http.routes import Routes
@@ -51,7 +51,7 @@ class _Visit:
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
-        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.headers: dict[bytes, bytes] = scope.get(FIELDS) or dict(scope["headers"])
         self.id = request_id(self.headers)
         self.trace = trace_of(self.headers)
         self.route = "unknown"

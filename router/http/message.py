@@ -19,10 +19,12 @@ from router.query.errors import NotFoundError, TooLargeError
 from router.query.types import Found
 from shard_config.model import Collection
 
-__all__ = ["ABORT", "COMPLETE", "FINISHED_METHODS", "LEFT", "WHOLE", "Reply", "Request", "Written"]
+__all__ = ["ABORT", "COMPLETE", "FIELDS", "FINISHED_METHODS", "LEFT", "WHOLE", "Reply", "Request", "Written"]
 
 # In a request's scope, if its server has the whole body already.
 COMPLETE = "pgscatter.complete"
+# In a request's scope, if its server has made them: its headers by name.
+FIELDS = "pgscatter.fields"
 # In a request's scope, if its client left before it was answered. Whatever works for it is cancelled, unless
 # its method is one of `FINISHED_METHODS`: a store that stops half-way helps nobody.
 LEFT = "pgscatter.left"
@@ -144,8 +146,9 @@ class Request:
         Raises:
             TooLargeError
         """
-        declared = self.headers.get(b"content-length", b"0")
-        if declared.isdigit() and int(declared[:20]) > limit:
+        declared = self.headers.get(b"content-length", b"0").rstrip()
+        # The server has seen to it that its value has no more digits; zeros may stand before them.
+        if declared.isdigit() and int(declared[-20:]) > limit:
             raise _too_large(limit)
 
     async def _whole(self, limit: int) -> bytes:

@@ -22,7 +22,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from router.http.errors import HttpError, Refusal
 from router.http.head import HEAD_BYTES, check_fields, check_version, origin_form, too_large
 from router.http.identity import request_id
-from router.http.message import ABORT, COMPLETE, FINISHED_METHODS, LEFT, WHOLE
+from router.http.message import ABORT, COMPLETE, FIELDS, FINISHED_METHODS, LEFT, WHOLE
 from router.http.outbox import GatheredTransport, Outbox
 from router.http.problems import error_reply
 from router.query.errors import MalformedError, RequestError
@@ -51,6 +51,7 @@ _LOOK_SECONDS = 0.1
 _TCP_INFO: int | None = getattr(socket, "TCP_INFO", None)
 _ESTABLISHED = 1  # the first byte of Linux's tcp_info
 _SLASH = ord("/")
+_NO_HOST = b"\0"  # which no head can have
 
 
 class BoundedProtocol(HttpToolsProtocol):
@@ -71,6 +72,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().connection_made(self._gathered)
         self._in_head = False
         self._head_bytes = 0  # in earlier chunks
+        self._host = _NO_HOST  # of the head before, once it was checked
         self._offer: bytes | None = None  # the head, without its offer of another protocol
         self._size = 0  # of this chunk
         self._body_bytes = 0  # in this chunk
@@ -153,7 +155,15 @@ class BoundedProtocol(HttpToolsProtocol):
         if version != "1.1":
             check_version(version)
             self.expect_100_continue &= version != "1.0"
-        check_fields(version, self.headers)
+        fields = dict(self.headers)
+        # Most requests of a connection name the same host, and nothing twice.
+        if (
+            fields.get(b"host") != self._host
+            or len(fields) != len(self.headers)
+            or b"transfer-encoding" in fields
+        ):
+            check_fields(version, self.headers)
+            self._host = fields.get(b"host", _NO_HOST)
         if self.parser.should_upgrade():
             self._offer = self._head_without_offer(version)
             return
@@ -164,6 +174,7 @@ class BoundedProtocol(HttpToolsProtocol):
         super().on_headers_complete()
         # The scope has them; a trailer's go nowhere: as a header it could be anything, a key, another host.
         self.headers = []
+        self.scope[FIELDS] = fields  # type: ignore[literal-required]
         respond = partial(self._respond, self.cycle)
         self.scope["extensions"] = {WHOLE: respond, ABORT: self.transport.abort}  # type: ignore[dict-item]
         if self.pipeline and self._look_timer is None:
@@ -328,7 +339,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: RequestError) -> None:
         """Answer what is no request that the application could; where the next begins is not known."""
-        id_ = request_id(dict(self.headers or ()))
+        id_ = request_id(dict(self.scope["headers"] if self.scope is not None else ()))
         reply = error_reply(error, id_)
         fields = {"request_id": id_, "client": self.client[0] if self.client else None}
         _logger.warning("request refused", extra={**fields, "status": reply.status, "reason": error.detail})
@@ -390,4 +401,5 @@ def _may_skip(cycle: RequestResponseCycle, status: int) -> bool:
     if status == _SLOW or cycle.waiting_for_100_continue:
         return False
     length = dict(cycle.scope["headers"]).get(b"content-length")
-    return length is not None and int(length) <= _SKIPPED_BYTES
+    # The parser takes no more than 64 bits, but any number of zeros before them.
+    return length is not None and int(length.rstrip()[-20:]) <= _SKIPPED_BYTES
