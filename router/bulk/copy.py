@@ -17,8 +17,8 @@ from router.bulk.errors import LoadError, RowsError, ShardError
 from router.bulk.resume import mark
 from router.bulk.target import Target
 from router.bulk.wire import copy_columns, copy_stream
-from router.postgres.connection import POSTGRES_ERRORS, ErrorKind, NodeError
-from router.schema.session import Connection, bound_to, connect, session_error
+from router.postgres.connection import POSTGRES_ERRORS, ErrorKind, NodeError, node_error
+from router.schema.session import Connection, bound_to, connect
 from shard_config.model import Collection, Table
 
 __all__ = ["Part", "Writer", "copy_blocks"]
@@ -97,7 +97,7 @@ class Writer:
 
     async def _explained(self, exc: BaseException, part: Part) -> LoadError:
         target = self._target
-        error = session_error(exc)
+        error = node_error(exc)
         if isinstance(exc, asyncpg.UniqueViolationError) and self._connection is not None:
             found = await self._existing(self._connection, part)
             if found is not None:
