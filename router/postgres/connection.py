@@ -297,4 +297,4 @@ def _system_message(exc: OSError) -> str:
 
 def _log(exc: BaseException) -> None:
     """What of an error is not told to clients."""
-    _logger.warning("driver error", extra={"error": repr(exc)})
+    _logger.info("driver error", extra={"error": repr(exc)})
