@@ -23,8 +23,8 @@ from router.bulk.resume import Mark, mark, set_mark
 from router.bulk.skipped import Skipped
 from router.bulk.target import Target
 from router.bulk.wire import copy_columns, copy_stream
-from router.postgres.connection import POSTGRES_ERRORS, ErrorKind, NodeError
-from router.schema.session import Connection, bound_to, connect, session_error
+from router.postgres.connection import POSTGRES_ERRORS, ErrorKind, NodeError, node_error
+from router.schema.session import Connection, bound_to, connect
 from shard_config.model import Collection, Table
 
 __all__ = ["Part", "Writer", "copy_blocks"]
@@ -164,7 +164,7 @@ class Writer:
         return stored
 
     def _shard_error(self, exc: BaseException) -> ShardError:
-        error = session_error(exc)
+        error = node_error(exc)
         node = self._target.primary.node.name
         # What connecting raises names the node already.
         said = str(error) if str(error).startswith(f"{node}: ") else f"{node}: {error}"
@@ -193,11 +193,11 @@ def _without(batch: Batch, left_out: frozenset[str]) -> Batch:
 
 def _of_rows(exc: asyncpg.PostgresError) -> bool:
     """Whether it is about what rows hold, and not about the table or the server."""
-    return session_error(exc).kind is ErrorKind.DATA
+    return node_error(exc).kind is ErrorKind.DATA
 
 
 def _reason(exc: asyncpg.PostgresError) -> str:
-    reason = str(session_error(exc))
+    reason = str(node_error(exc))
     if isinstance(exc, asyncpg.UniqueViolationError):
         reason += f": {(exc.detail or '').rstrip('.')}; a load adds rows, it replaces none"
     return reason if len(reason) <= _REASON_LENGTH else f"{reason[: _REASON_LENGTH - 3]}..."

@@ -303,7 +303,8 @@ def _message(exc: BaseException) -> str:
         return str(exc.args[0]).strip().split("\n")[0] or f"error {exc.sqlstate}"
     if isinstance(exc, OSError):
         return _system_message(exc)
-    return _driver_message(exc)
+    _log(exc)
+    return "the connection was lost"
 
 
 def _system_message(exc: OSError) -> str:
@@ -314,13 +315,14 @@ def _system_message(exc: OSError) -> str:
     if isinstance(exc, socket.gaierror):
         return "the host's name cannot be resolved"
     if isinstance(exc, ssl.SSLError):
-        return f"TLS failed: {exc.reason or 'the handshake broke off'}"
+        return f"TLS failed: {getattr(exc, 'reason', None) or 'the handshake broke off'}"
     if exc.errno is None:
         # asyncpg's own, such as one error for several addresses.
-        return _driver_message(exc)
+        _log(exc)
+        return "no connection to be had"
     return os.strerror(exc.errno)
 
 
-def _driver_message(exc: BaseException) -> str:
-    _logger.warning("driver error", extra={"error": repr(exc)})
-    return "the connection failed"
+def _log(exc: BaseException) -> None:
+    """What of an error is not told to clients."""
+    _logger.info("driver error", extra={"error": repr(exc)})

@@ -24,7 +24,6 @@ __all__ = [
     "bound_to",
     "connect",
     "node_errors",
-    "session_error",
 ]
 
 T = TypeVar("T")
@@ -48,13 +47,6 @@ class _Session(asyncpg.Connection):
 Connection: TypeAlias = _Session
 
 
-def session_error(exc: BaseException) -> NodeError:
-    """What one of `POSTGRES_ERRORS` means, in words for whoever runs a command."""
-    if isinstance(exc, asyncpg.InternalClientError):
-        return NodeError(ErrorKind.LOST, "the connection was lost")
-    return node_error(exc)
-
-
 @contextmanager
 def node_errors() -> Iterator[None]:
     """
@@ -64,7 +56,7 @@ def node_errors() -> Iterator[None]:
     try:
         yield
     except POSTGRES_ERRORS as exc:
-        raise session_error(exc) from exc
+        raise node_error(exc) from exc
 
 
 async def connect(node: Node, name: str, **settings: str) -> Connection:
@@ -87,14 +79,14 @@ async def connect(node: Node, name: str, **settings: str) -> Connection:
             statement_cache_size=0,
         )
     except POSTGRES_ERRORS as exc:
-        error = session_error(exc)
+        error = node_error(exc)
         raise NodeError(error.kind, f"{node.name}: {error}") from exc
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
             await apply_settings(connection, options)
     except (*POSTGRES_ERRORS, SettingsRefusedError) as exc:
         connection.terminate()
-        raise session_error(exc) from exc
+        raise node_error(exc) from exc
     except BaseException:
         connection.terminate()
         raise

@@ -180,6 +180,12 @@ async def test_no_default_of_a_session_changes_what_a_router_or_a_command_does(
         assert one == other
 
 
+def test_every_setting_is_documented_with_its_value_and_its_reason() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "postgresql.md").read_text()
+    for setting in EVERYWHERE:
+        assert f"| `{setting.name}` | `{setting.value}` | {setting.why}" in page
+
+
 async def test_settings_of_a_role_lose_against_the_routers(pair: Cluster) -> None:
     dsn = primary(pair)
     await execute(dsn, "CREATE EXTENSION IF NOT EXISTS vector; CREATE ROLE odd_role LOGIN")

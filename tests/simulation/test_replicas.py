@@ -32,6 +32,7 @@ class Server:
         self.rng = rng
         self.slow = 0.0
         self.failing = 0.0
+        self.kinds = [ErrorKind.LOST, ErrorKind.TRANSIENT]
         self.asked = self.running = self.cancelled = 0
         self._frozen = False
         self._stuck: list[asyncio.Future[None]] = []
@@ -46,7 +47,7 @@ class Server:
         try:
             await session
             if self.rng.random() < self.failing:
-                raise NodeError(self.rng.choice([ErrorKind.LOST, ErrorKind.TRANSIENT]), "by chance")
+                raise NodeError(self.rng.choice(self.kinds), "by chance")
         except asyncio.CancelledError:
             self.cancelled += 1
             raise
@@ -165,6 +166,31 @@ async def two_sets() -> None:
     pumps = nodes[1].dispatcher.limit.pumps
     await shard.close()
     assert pumps == [], "a limit outlives the nodes that share it"
+
+
+async def broken_for_good() -> None:
+    """As a replica whose server lacks pgvector's library: nothing there will ever be answered."""
+    shard = Shard(2, 1, budget=0.0, retries=Budget(0.2, 1000.0))
+    replica = shard.servers[1]
+    replica.failing, replica.kinds = 1.0, [ErrorKind.FATAL]
+    answers = await shard.steadily(300)
+    assert whole(answers)
+    assert shard.nodes[1].ejected and not shard.nodes[0].ejected
+    assert replica.asked < 30
+    # What fails everywhere is the request's fault, or the table's: nobody is left out for it.
+    shard.nodes[1].answered(Work.NEAREST, 0.001, asyncio.get_running_loop().time())
+    shard.servers[0].failing, shard.servers[0].kinds = 1.0, [ErrorKind.FATAL]
+    answers = await shard.steadily(100)
+    assert all(part.report.permanent and part.report.error for part, _ in answers)
+    assert not any(node.ejected for node in shard.nodes)
+    shard.servers[0].kinds = [ErrorKind.TRANSIENT]
+    part, _ = await shard.search()
+    assert part.report.state is ShardState.FAILED and not part.report.permanent
+    await shard.close()
+
+
+def test_a_node_that_fails_for_good_is_left_out_if_another_answers() -> None:
+    run(broken_for_good())
 
 
 def test_two_sets_of_the_same_nodes_are_both_told() -> None:
