@@ -124,7 +124,8 @@ def _choice(value: object, type_: Any, path: str) -> Problem | None:
 
 def _without_raw(type_: Any) -> Any:
     # Members kept undecoded are checked when their turn comes.
-    return list[Any] if type_ == list[msgspec.Raw] else type_
+    member = get_args(type_)[0] if get_origin(type_) is list else None
+    return list[Any] if get_origin(member) is Annotated and get_args(member)[0] is msgspec.Raw else type_
 
 
 def _first(error: msgspec.ValidationError, path: str) -> InvalidError:
