@@ -107,18 +107,18 @@ class BatchError(msgspec.Struct, frozen=True):
 class BatchAnswer(msgspec.Struct, frozen=True):
     """The answers in the order of the searches."""
 
-    results: Annotated[
-        list[msgspec.Raw],
-        Meta(
-            extra_json_schema={
-                "items": {
+    results: list[
+        Annotated[
+            msgspec.Raw,
+            Meta(
+                extra_json_schema={
                     "anyOf": [
                         {"$ref": "#/components/schemas/SearchAnswer"},
                         {"$ref": "#/components/schemas/BatchError"},
                     ]
                 }
-            }
-        ),
+            ),
+        ]
     ]
 
 

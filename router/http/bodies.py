@@ -79,9 +79,8 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 class BatchBody(msgspec.Struct, forbid_unknown_fields=True):
     """Searches answered independently of each other, in the order given."""
 
-    searches: Annotated[
-        list[msgspec.Raw],
-        Meta(extra_json_schema={"items": {"$ref": "#/components/schemas/SearchBody"}}),
+    searches: list[
+        Annotated[msgspec.Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/SearchBody"})]
     ]
 
 
@@ -97,14 +96,19 @@ class DocumentShape(msgspec.Struct):
 class DocumentsBody(msgspec.Struct, forbid_unknown_fields=True):
     """Documents to insert, or to replace where the id exists. All are checked before any is stored."""
 
-    documents: Annotated[
-        list[msgspec.Raw],
-        Meta(extra_json_schema={"items": {"$ref": "#/components/schemas/DocumentShape"}}),
+    documents: list[
+        Annotated[msgspec.Raw, Meta(extra_json_schema={"$ref": "#/components/schemas/DocumentShape"})]
     ]
 
 
 class DeleteBody(msgspec.Struct, forbid_unknown_fields=True):
     """What to delete: `ids`, or what matches a non-empty `filter`; one of the two."""
 
-    ids: list[Any] | UnsetType = UNSET
+    ids: (
+        Annotated[
+            list[Any],
+            Meta(extra_json_schema={"items": {"description": "Of the collection's id type."}}),
+        ]
+        | UnsetType
+    ) = UNSET
     filter: _Filter | UnsetType = UNSET

@@ -143,7 +143,10 @@ def _without_raw(type_: Any) -> Any:
     # Members kept undecoded are checked when their turn comes; one by itself is a document's metadata.
     if type_ is msgspec.Raw:
         return dict[str, Any] | None
-    return list[Any] if type_ == list[msgspec.Raw] else type_
+    member = get_args(type_)[0] if get_origin(type_) is list else None
+    if get_origin(member) is Annotated:
+        member = get_args(member)[0]
+    return list[Any] if member is msgspec.Raw else type_
 
 
 def _first(error: msgspec.ValidationError, path: str) -> InvalidError:

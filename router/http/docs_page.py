@@ -49,7 +49,7 @@ def _operations(paths: Mapping[str, Any]) -> Iterator[str]:
             scope = escape(operation.get("x-scope", "open"))
             yield f'<details><summary><span class="method">{method.upper()}</span>'
             yield f'<code>{escape(path)}</code> <span class="scope">{scope}</span><br>'
-            yield f"{escape(operation['summary'])}</summary>"
+            yield f"{escape(operation['summary'])}</summary><p>{escape(operation.get('description', ''))}</p>"
             yield from _parameters(operation["parameters"])
             yield from _contents("Body", operation.get("requestBody", {}).get("content", {}))
             yield from _answers(operation["responses"])

@@ -10,6 +10,8 @@ from typing import Any
 import msgspec
 
 from router.http import answers, bodies
+from router.http.descriptions import FIELDS, TYPES
+from router.http.examples import ANSWERS, PATH, REQUESTS
 from router.http.problems import ProblemBody
 from router.http.routes import Operation
 
@@ -28,6 +30,31 @@ _PATH_PARAMETERS = {
     "collection": "A collection of the shard map.",
     "id": "The document's id, percent-encoded.",
 }
+_TAGS = {
+    "search": "Nearest documents, by vector or by text.",
+    "documents": "Storing, reading, deleting and counting documents.",
+    "collections": "What there is to search, and where it lies.",
+    "cluster": "The servers behind the router, for operators.",
+    "health": "For load balancers and monitoring.",
+    "about": "Metrics, and this description.",
+}
+# What a status says of these operations, where its own phrase says little.
+_STATUSES = {
+    400: "The request is no HTTP, no JSON or no UTF-8, or nested beyond measure.",
+    401: "There is no key, or one that is not known.",
+    403: "The key lacks the scope.",
+    404: "There is no such path, collection, document, or place for a key.",
+    406: "Accept-Encoding takes neither gzip nor an answer as it is.",
+    408: "The body did not come in time.",
+    409: "It contradicts what is stored.",
+    413: "The body exceeds its limit.",
+    415: "The content type is not read here, or the body is compressed.",
+    422: "It is well-formed but wrong, or its answer would be too large.",
+    429: "Too much is being asked at once.",
+    500: "A fault of the router; its log has the rest under the request id.",
+    503: "Shards that are needed cannot answer.",
+    504: "The time ran out first.",
+}
 _ID_HEADER = {
     "X-Request-ID": {
         "description": "The caller's, or a new one.",
@@ -37,9 +64,12 @@ _ID_HEADER = {
 _RETRY_HEADER = {
     "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer", "minimum": 1}}
 }
-_NDJSON_BODY = {
-    "application/x-ndjson": {"schema": {"type": "string", "description": "One document per line."}}
-}
+# Not as a second type of the body: client generators that know no such type warn of it, or make two
+# parameters of one body and a client that cannot be imported.
+_NDJSON = (
+    "The body may also be a stream of any length, one document per line, as `application/x-ndjson`;"
+    " it is stored in batches while it comes."
+)
 
 
 def document(operations: Iterable[Operation], version: str, *, keys: bool) -> dict[str, Any]:
@@ -51,8 +81,13 @@ def document(operations: Iterable[Operation], version: str, *, keys: bool) -> di
     components: dict[str, Any] = {"schemas": _schemas(operations)}
     if keys:
         components["securitySchemes"] = {
-            "bearer": {"type": "http", "scheme": "bearer"},
-            "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+            "bearer": {"type": "http", "scheme": "bearer", "description": "A key of the keys file."},
+            "header": {
+                "type": "apiKey",
+                "in": "header",
+                "name": "X-API-Key",
+                "description": "The same in a header of its own.",
+            },
         }
     return {
         "openapi": "3.1.0",
@@ -61,6 +96,7 @@ def document(operations: Iterable[Operation], version: str, *, keys: bool) -> di
             "version": version,
             "description": "Vector search over many PostgreSQL + pgvector nodes.",
         },
+        "tags": [{"name": name, "description": text} for name, text in _TAGS.items()],
         "paths": paths,
         "components": components,
     }
@@ -73,7 +109,23 @@ def _schemas(operations: Iterable[Operation]) -> dict[str, Any]:
             if cls is not None and not isinstance(cls, str):
                 types[cls.__name__] = cls
     _, components = msgspec.json.schema_components(types.values(), schema_hook=_any, ref_template=_REF)
+    for name, schema in components.items():
+        _describe(name, schema)
     return dict(sorted(components.items()))
+
+
+def _describe(name: str, schema: dict[str, Any]) -> None:
+    """Give a type and its fields their descriptions, where their annotations have none."""
+    schema["description"] = " ".join(schema.get("description", TYPES.get(name, "")).split())
+    fields = FIELDS.get(name, {})
+    for field, what in schema.get("properties", {}).items():
+        for member in what.get("anyOf", ()):
+            # msgspec leaves the annotation of an optional field with its type; readers look beside `anyOf`.
+            for key in ("description", "examples"):
+                if key in member and key not in what:
+                    what[key] = member.pop(key)
+        if field in fields:
+            what["description"] = fields[field]
 
 
 def _any(type_: type) -> dict[str, Any]:
@@ -84,17 +136,21 @@ def _any(type_: type) -> dict[str, Any]:
 
 def _operation(operation: Operation, *, keys: bool) -> dict[str, Any]:
     described: dict[str, Any] = {
-        "operationId": operation.handler.__name__,
+        "operationId": operation.id,
+        "tags": [operation.tag],
         "summary": operation.summary,
         "parameters": _parameters(operation),
         "responses": _responses(operation, keys=keys),
     }
     if operation.body is not None:
-        content = {"application/json": {"schema": _ref(operation.body)}}
-        described["requestBody"] = {
-            "required": True,
-            "content": content | (_NDJSON_BODY if operation.stream else {}),
+        examples = {
+            name: {"summary": summary, "value": value}
+            for name, (summary, value) in REQUESTS.get(operation.id, {}).items()
         }
+        content = {"application/json": {"schema": _ref(operation.body), "examples": examples}}
+        described["requestBody"] = {"required": True, "content": content}
+        if operation.stream:
+            described["description"] = _NDJSON
     if keys:
         guarded = operation.scope != "open"
         described["security"] = [{"bearer": []}, {"header": []}] if guarded else []
@@ -112,6 +168,7 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
             "required": True,
             "description": _PATH_PARAMETERS[name],
             "schema": {"type": "string"},
+            "example": PATH[name],
         }
         for name in names
     ]
@@ -122,6 +179,7 @@ def _parameters(operation: Operation) -> list[dict[str, Any]]:
             "required": parameter.required,
             "description": parameter.description,
             "schema": {"type": "string"},
+            "example": parameter.example,
         }
         for parameter in operation.query
     ]
@@ -137,6 +195,8 @@ def _responses(operation: Operation, *, keys: bool) -> dict[str, Any]:
             content = _problem(answer)
         else:
             content = {"application/json": {"schema": _ref(answer)}}
+            if status == 200 and operation.id in ANSWERS:
+                content["application/json"]["example"] = ANSWERS[operation.id]
         responses[status] = _response(status, content, operation.headers)
     for status in operation.problem_statuses(keys=keys) - set(operation.answers):
         responses[status] = _response(status, _problem(ProblemBody))
@@ -147,7 +207,8 @@ def _response(status: int, content: dict[str, Any], own: Mapping[str, str] = {})
     headers: dict[str, Any] = _ID_HEADER | (_RETRY_HEADER if status in (429, 503) else {})
     for name, description in own.items():
         headers[name] = {"description": description, "schema": {"type": "string"}}
-    return {"description": HTTPStatus(status).phrase, "headers": headers, "content": content}
+    description = _STATUSES.get(status, HTTPStatus(status).phrase)
+    return {"description": description, "headers": headers, "content": content}
 
 
 def _problem(type_: type[ProblemBody]) -> dict[str, Any]:

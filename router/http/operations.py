@@ -35,13 +35,17 @@ _JSON = "application/json"
 _C = "/v1/collections/{collection}"
 _READ_ERRORS = frozenset({503, 504})
 _WRITE_ERRORS = frozenset({409, 503, 504})
-_FILTER = Parameter("filter", "A filter as a JSON object; all documents if absent.")
-_INCLUDE = Parameter("include", "Names joined by commas; everything but the vector if absent.")
+_FILTER = Parameter("filter", "A filter as a JSON object; all documents if absent.", '{"price": {"$lt": 10}}')
+_INCLUDE = Parameter(
+    "include", "Names joined by commas; everything but the vector if absent.", "content,price"
+)
 _VECTOR_FORMAT = Parameter(
-    "vector_format", "How the vector is written: `float` (default), or `base64` of little-endian float32."
+    "vector_format",
+    "How the vector is written: `float` (default), or `base64` of little-endian float32.",
+    "base64",
 )
 _STALE = "The document's shard, if it was read from a node that may be behind."
-_KEY = Parameter("key", "A value of the sharding key.", required=True)
+_KEY = Parameter("key", "A value of the sharding key.", "42", required=True)
 
 
 def operations(settings: Settings, embed: Embed, inspection: Inspection, pages: Pages) -> list[Operation]:
@@ -61,6 +65,8 @@ def _search(handlers: Searches) -> list[Operation]:
             f"{_C}/search",
             "read",
             handlers.search,
+            "search",
+            "search",
             "Search by vector or text.",
             {200: SearchAnswer},
             body=SearchBody,
@@ -71,6 +77,8 @@ def _search(handlers: Searches) -> list[Operation]:
             f"{_C}/search/batch",
             "read",
             handlers.batch,
+            "search_batch",
+            "search",
             "Many searches at once, each answered or refused on its own.",
             {200: BatchAnswer},
             body=BatchBody,
@@ -85,6 +93,8 @@ def _documents(upserts: Upserts, handlers: Documents) -> list[Operation]:
             f"{_C}/documents",
             "write",
             upserts.upsert,
+            "upsert_documents",
+            "documents",
             "Insert or replace documents.",
             {200: UpsertAnswer, **dict.fromkeys((409, 413, 422, 429, 500, 503, 504), UpsertProblem)},
             body=DocumentsBody,
@@ -95,6 +105,8 @@ def _documents(upserts: Upserts, handlers: Documents) -> list[Operation]:
             f"{_C}/documents/delete",
             "write",
             handlers.delete_many,
+            "delete_documents",
+            "documents",
             "Delete by ids, or by a filter that is not empty.",
             {200: DeleteAnswer},
             body=DeleteBody,
@@ -105,6 +117,8 @@ def _documents(upserts: Upserts, handlers: Documents) -> list[Operation]:
             f"{_C}/documents/{{id:path}}",
             "read",
             handlers.read,
+            "get_document",
+            "documents",
             "Read one document.",
             {200: Fields},
             query=(_INCLUDE, _VECTOR_FORMAT),
@@ -116,6 +130,8 @@ def _documents(upserts: Upserts, handlers: Documents) -> list[Operation]:
             f"{_C}/documents/{{id:path}}",
             "write",
             handlers.delete_one,
+            "delete_document",
+            "documents",
             "Delete one document.",
             {200: DeleteAnswer},
             errors=_WRITE_ERRORS,
@@ -125,6 +141,8 @@ def _documents(upserts: Upserts, handlers: Documents) -> list[Operation]:
             f"{_C}/count",
             "read",
             handlers.count,
+            "count_documents",
+            "documents",
             "Count documents.",
             {200: CountView},
             query=(_FILTER,),
@@ -134,42 +152,88 @@ def _documents(upserts: Upserts, handlers: Documents) -> list[Operation]:
 
 
 def _inspection(handlers: Inspection) -> list[Operation]:
-    def looking(path: str, scope: Scope, handler: Handler, summary: str, answer: Answer) -> Operation:
-        return Operation("GET", path, scope, handler, summary, {200: answer})
+    def looking(
+        path: str, scope: Scope, handler: Handler, id: str, tag: str, summary: str, answer: Answer
+    ) -> Operation:
+        return Operation("GET", path, scope, handler, id, tag, summary, {200: answer})
 
     return [
-        looking("/v1/collections", "read", handlers.collections, "All collections.", CollectionList),
-        looking(_C, "read", handlers.collection, "One collection.", CollectionView),
+        looking(
+            "/v1/collections",
+            "read",
+            handlers.collections,
+            "list_collections",
+            "collections",
+            "All collections.",
+            CollectionList,
+        ),
+        looking(
+            _C,
+            "read",
+            handlers.collection,
+            "get_collection",
+            "collections",
+            "One collection.",
+            CollectionView,
+        ),
         Operation(
             "GET",
             f"{_C}/locate",
             "read",
             handlers.locate,
+            "locate",
+            "collections",
             "The shard of a sharding key.",
             {200: Location},
             query=(_KEY,),
         ),
-        looking("/v1/shard-map", "admin", handlers.shard_map, "The shard map, without passwords.", _JSON),
-        looking("/v1/nodes", "admin", handlers.nodes, "Every node and its state.", NodeList),
-        looking("/livez", "open", handlers.live, "Whether the process runs.", Live),
+        looking(
+            "/v1/shard-map",
+            "admin",
+            handlers.shard_map,
+            "get_shard_map",
+            "cluster",
+            "The shard map, without passwords.",
+            _JSON,
+        ),
+        looking(
+            "/v1/nodes",
+            "admin",
+            handlers.nodes,
+            "list_nodes",
+            "cluster",
+            "Every node and its state.",
+            NodeList,
+        ),
+        looking("/livez", "open", handlers.live, "livez", "health", "Whether the process runs.", Live),
         Operation(
             "GET",
             "/readyz",
             "open",
             handlers.ready,
+            "readyz",
+            "health",
             "Whether searches can be answered.",
             {200: Ready, 503: Ready},
         ),
-        looking("/health", "read", handlers.health, "State of shards, nodes and caches.", Health),
+        looking(
+            "/health",
+            "read",
+            handlers.health,
+            "get_health",
+            "health",
+            "State of shards, nodes and caches.",
+            Health,
+        ),
     ]
 
 
 def _pages(handlers: Pages) -> list[Operation]:
-    def page(path: str, scope: Scope, handler: Handler, summary: str, media_type: str) -> Operation:
-        return Operation("GET", path, scope, handler, summary, {200: media_type})
+    def page(path: str, scope: Scope, handler: Handler, id: str, summary: str, media_type: str) -> Operation:
+        return Operation("GET", path, scope, handler, id, "about", summary, {200: media_type})
 
     return [
-        page("/metrics", "admin", handlers.metrics, "Metrics for Prometheus.", "text/plain"),
-        page("/openapi.json", "open", handlers.openapi, "This description.", _JSON),
-        page("/docs", "open", handlers.docs, "This description, to read.", "text/html"),
+        page("/metrics", "admin", handlers.metrics, "get_metrics", "Metrics for Prometheus.", "text/plain"),
+        page("/openapi.json", "open", handlers.openapi, "get_openapi", "This description.", _JSON),
+        page("/docs", "open", handlers.docs, "get_docs", "This description, to read.", "text/html"),
     ]

@@ -29,6 +29,7 @@ class Parameter(msgspec.Struct, frozen=True):
 
     name: str
     description: str
+    example: str
     required: bool = False
 
 
@@ -36,6 +37,8 @@ class Operation(msgspec.Struct, frozen=True):
     """One method of one path.
 
     Attributes:
+        id: what generated clients call it; never changed.
+        tag: the group that it is of.
         path: with parameters as `{name}`, or `{name:path}` for one that may hold slashes.
         answers: by status.
         stream: whether it takes newline-delimited JSON as well.
@@ -47,6 +50,8 @@ class Operation(msgspec.Struct, frozen=True):
     path: str
     scope: Scope
     handler: Handler
+    id: str
+    tag: str
     summary: str
     answers: Mapping[int, Answer]
     body: type[msgspec.Struct] | None = None
