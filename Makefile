@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# Paths of this folder may hold any letter, while the locale that is set may not even be installed.
+export PYTHONUTF8 := 1
+
 .PHONY: install demo test bench lint format lock clean
 
 install: $(VENV)/.installed
