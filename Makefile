@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-# Paths of this folder may hold any letter, while the locale that is set may not even be installed.
-export PYTHONUTF8 := 1
+# The caller's locale may not be installed; Python could then not start from a path beyond ASCII.
+export LC_ALL := C.UTF-8
 
 .PHONY: install demo test bench lint format lock clean
 

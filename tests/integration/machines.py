@@ -44,10 +44,6 @@ HOSTILE = {
     "PGTZ": "none",
     "PGCONNECT_TIMEOUT": "none",
     "PGAPPNAME": "other",
-    # With a locale that is not installed, Python itself cannot read paths beyond ASCII; make sets this too.
-    "PYTHONUTF8": "1",
-    "LANG": "none",
-    "LC_ALL": "none",
 }
 
 # Gives capabilities up for good, and runs a command; the bounding set counts for what is executed next.
