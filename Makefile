@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
+# The caller's locale may not be installed; Python could then not start from a path beyond ASCII.
+export LC_ALL := C.UTF-8
+
 .PHONY: install demo test bench lint format lock clean
 
 install: $(VENV)/.installed

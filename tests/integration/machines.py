@@ -44,8 +44,6 @@ HOSTILE = {
     "PGTZ": "none",
     "PGCONNECT_TIMEOUT": "none",
     "PGAPPNAME": "other",
-    "LANG": "none",
-    "LC_ALL": "none",
 }
 
 # Gives capabilities up for good, and runs a command; the bounding set counts for what is executed next.
