@@ -275,10 +275,9 @@ def _statement_error(exc: asyncpg.PostgresError) -> NodeError:
 
 _ROW_CLASSES = ("09", "21", "22", "23", "27", "2F", "38", "44", "54", "P0")
 _MEND_TABLE = "run `pgscatter schema apply`, which creates what is missing and says what differs from the map"
+_UNLIKE_MAP = ("22000", "3F000", "42703", "42704", "42804", "42846", "42883", "42P01", "42P10", "428C9")
 _ADVICE = {
-    **dict.fromkeys(
-        ("3F000", "42703", "42704", "42804", "42846", "42883", "42P01", "42P10", "428C9"), _MEND_TABLE
-    ),
+    **dict.fromkeys(_UNLIKE_MAP, _MEND_TABLE),
     "42501": "grant the router's role this right",
 }
 
@@ -293,8 +292,9 @@ def _of_one_row(exc: asyncpg.PostgresError, state: str) -> bool:
         return True
     if state == "42501":
         return exc.server_source_function not in ("aclcheck_error", "aclcheck_error_col")
-    # Wire formats that do not match are no value's fault, but of types that have changed.
-    return state.startswith(_ROW_CLASSES) and state != "22P03"
+    # pgvector's dimensions (22000) and wire formats (22P03) that do not match are the table's fault: values
+    # have been checked against the map.
+    return state.startswith(_ROW_CLASSES) and state not in ("22000", "22P03")
 
 
 def _message(exc: BaseException) -> str:

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 
-from router.query.errors import DeadlineError, MisconfiguredError, Problem, UnavailableError
+from router.query.errors import DeadlineError, InvalidError, MisconfiguredError, Problem, UnavailableError
 from router.query.types import (
     Coverage,
     Failure,
@@ -152,6 +152,7 @@ def raise_if_unanswered(coverage: Coverage, reports: Sequence[ShardReport], *, a
     """
     Raises:
         DeadlineError: what is missing had no time left.
+        InvalidError: PostgreSQL refuses a value of the request.
         MisconfiguredError: what is missing will fail again, so that asking again cannot help.
         UnavailableError: what is missing failed.
     """
@@ -165,10 +166,10 @@ def raise_if_unanswered(coverage: Coverage, reports: Sequence[ShardReport], *, a
     what = f"{counts.ok} of {counts.queried} shards answered"
     if not counts.failed:
         raise DeadlineError(f"{what} in time", problems)
-    lasting = [report.permanent for report in reports if report.state is not ShardState.OK]
+    faults = [report.fault for report in reports if report.state is not ShardState.OK]
     # Any shard that comes back would do, or all must.
-    if all(lasting) if allow_partial else any(lasting):
-        raise MisconfiguredError(what, problems)
+    if all(faults) if allow_partial else any(faults):
+        raise (MisconfiguredError if "server" in faults else InvalidError)(what, problems)
     raise UnavailableError(what, problems)
 
 

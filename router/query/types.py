@@ -219,7 +219,8 @@ class ShardReport(msgspec.Struct, frozen=True):
     `hedged`: a second node was asked as well; `hedge` says what came of that, or that the budget forbade it.
     `together` counts the searches that one statement answered. `asked` are the candidates that were wanted
     of the index, of which the nearest came back. `lsn` is a write-ahead log position up to which the rows
-    are known to be complete. `permanent`: it has failed and will again until somebody mends its servers.
+    are known to be complete. `fault`: it has failed for a reason that lasts, which lies with the request or
+    with its servers.
     """
 
     shard: str
@@ -239,7 +240,7 @@ class ShardReport(msgspec.Struct, frozen=True):
     returned: int = 0
     kept: int = 0
     error: str | None = None
-    permanent: bool = False
+    fault: Literal["request", "server"] | None = None
     plan: str | None = None
 
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from time import perf_counter
+from typing import Literal
 
 import msgspec
 
@@ -229,11 +230,11 @@ class Ask:
         "_deadline",
         "_done",
         "_flying",
+        "_kinds",
         "_late_at",
         "_lost",
         "_order",
         "_overloaded",
-        "_permanent",
         "_probe",
         "_problems",
         "_refusals",
@@ -258,7 +259,7 @@ class Ask:
         self._order = deque(replicas.order(probe, self._started))
         self._attempts = 0
         self._blamed: tuple[tuple[Node, NodeError], ...] = ()  # who failed for good, unless the others do too
-        self._permanent = True  # whether everything that went wrong did so for good
+        self._kinds: frozenset[ErrorKind] = frozenset()  # of what went wrong
         self._flying: list[_Attempt] = []
         self._lost: set[int] = set()
         self._problems: list[str] = []
@@ -389,7 +390,7 @@ class Ask:
         attempt.node.failed(error)
         retries = self._replicas.retries
         self._problems.append(f"{attempt.node.config.name}: {error}")
-        self._permanent = self._permanent and error.permanent
+        self._kinds |= {error.kind}
         if error.kind is ErrorKind.FATAL:
             self._blamed = (*self._blamed, (attempt.node, error))
         if error.kind not in _TRIED_ELSEWHERE:
@@ -457,11 +458,16 @@ class Ask:
             total_ms=(self._replicas.clock() - self._started) * 1000,
             asked=self._probe.asked,
             error="; ".join(self._problems) or self._why_nobody(),
-            permanent=self._permanent and (bool(self._problems) or self._nobody_for_good()),
+            fault=self._fault(),
         )
 
-    def _nobody_for_good(self) -> bool:
-        return all(node.state.permanent for node in self._replicas.nodes)
+    def _fault(self) -> Literal["request", "server"] | None:
+        """Whose it is that nothing came, if that will be so again."""
+        if not self._problems:
+            return "server" if all(node.state.permanent for node in self._replicas.nodes) else None
+        if self._kinds == {ErrorKind.DATA}:
+            return "request"
+        return "server" if self._kinds <= {ErrorKind.DATA, ErrorKind.FATAL} else None
 
     def _why_nobody(self) -> str:
         wanted = "primary" if self._probe.primary_only else "node"

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deploy.local import Cluster
-from router.query.errors import OverloadedError, UnavailableError
+from router.query.errors import InvalidError, OverloadedError
 from router.query.filter import Field, Filter, Like
 from router.query.types import Consistency, Found, SearchQuery
 from router.settings import Settings
@@ -83,7 +83,7 @@ async def test_a_search_that_breaks_its_statement_breaks_alone(cluster: Cluster)
         )
         for i, outcome in enumerate(outcomes):
             if i in (7, 21):
-                assert isinstance(outcome, UnavailableError)
+                assert isinstance(outcome, InvalidError)
                 assert "must not end with escape character" in str(outcome.problems)
             else:
                 assert isinstance(outcome, Found)

@@ -181,11 +181,11 @@ async def broken_for_good() -> None:
     shard.nodes[1].answered(Work.NEAREST, 0.001, asyncio.get_running_loop().time())
     shard.servers[0].failing, shard.servers[0].kinds = 1.0, [ErrorKind.FATAL]
     answers = await shard.steadily(100)
-    assert all(part.report.permanent and part.report.error for part, _ in answers)
+    assert all(part.report.fault == "server" and part.report.error for part, _ in answers)
     assert not any(node.ejected for node in shard.nodes)
     shard.servers[0].kinds = [ErrorKind.TRANSIENT]
     part, _ = await shard.search()
-    assert part.report.state is ShardState.FAILED and not part.report.permanent
+    assert part.report.state is ShardState.FAILED and part.report.fault is None
     await shard.close()
 
 

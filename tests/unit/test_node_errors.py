@@ -33,7 +33,7 @@ def server_error(state: str, **fields: str) -> asyncpg.PostgresError:
         ],
         *[
             (state, ErrorKind.FATAL)
-            for state in ("22P03", "26000", "42P01", "42703", "42704", "0A000", "XX000")
+            for state in ("22000", "22P03", "26000", "42P01", "42703", "42704", "0A000", "XX000")
         ],
     ],
 )
