@@ -166,6 +166,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "state": "How its part ended.",
         "node": "The node that answered, or was asked last.",
         "role": "That node's role.",
+        "permanent": "It failed, and will again until somebody mends its servers.",
         "attempts": "Nodes asked, one after the other.",
         "hedged": "Whether a second node was asked meanwhile.",
         "hedge": "What came of that.",

@@ -102,7 +102,7 @@ async def test_defaults_come_from_the_collection(client: httpx.AsyncClient, back
     before = asyncio.get_running_loop().time()
     await client.post(SEARCH, json={"vector": VECTOR})
     query = backend.queries[0]
-    assert (query.k, query.ef_search, query.cache, query.allow_partial) == (10, 40, True, True)
+    assert (query.k, query.ef_search, query.cache, query.allow_partial) == (10, None, True, True)
     assert 1.9 < backend.deadlines[0] - before < 2.1
 
 
