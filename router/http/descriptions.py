@@ -166,7 +166,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "state": "How its part ended.",
         "node": "The node that answered, or was asked last.",
         "role": "That node's role.",
-        "permanent": "It failed, and will again until somebody mends its servers.",
+        "fault": "Whose fault a lasting failure is; null where another try may succeed.",
         "attempts": "Nodes asked, one after the other.",
         "hedged": "Whether a second node was asked meanwhile.",
         "hedge": "What came of that.",
