@@ -18,7 +18,7 @@ from router.postgres.search import SearchStatements
 from router.postgres.sql import result_columns
 from router.query.answer import coverage_of, encode_hits, raise_if_unanswered, shortfall
 from router.query.errors import OverloadedError
-from router.query.merge import merge, page, within
+from router.query.merge import Ranked, merge, page, within
 from router.query.plan import Plan, depths, plan_search
 from router.query.second_look import added, combined, unsettled
 from router.query.types import (
@@ -84,23 +84,25 @@ class Scatter:
         caller = object() if query.caller is None and len(plans) > 1 else query.caller
         found = await self._fetch(query, [(plan, plan.targets) for plan in plans], caller, stop)
         searches = [_Search(plan, parts) for plan, parts in zip(plans, found, strict=True)]
-        scan_limited = await self._look_again(query, searches, caller, stop)
-        return Found(self._answer(query, searches, scan_limited), "miss" if query.cached else "bypass")
-
-    async def _look_again(
-        self, query: SearchQuery, searches: Sequence[_Search], caller: Hashable, stop: float
-    ) -> bool:
-        """Ask the shards whose rows do not settle their search once more, in the time that is left.
-
-        Returns whether some shard's rows still rest on a scan that ended too early.
-        """
         again = [
             (search, plan_search(query, self._map, search.plan.depth, scan=look[0]), look[1])
             for search in searches
             if (look := unsettled(search.plan, search.parts, search.ranked)) is not None
         ]
-        if not again:
-            return False
+        scan_limited = bool(again) and await self._look_again(query, again, caller, stop)
+        return Found(self._answer(query, searches, scan_limited), "miss" if query.cached else "bypass")
+
+    async def _look_again(
+        self,
+        query: SearchQuery,
+        again: Sequence[tuple[_Search, Plan, list[str]]],
+        caller: Hashable,
+        stop: float,
+    ) -> bool:
+        """Ask the shards whose rows do not settle their search once more, in the time that is left.
+
+        Returns whether some shard's rows still rest on a scan that ended too early.
+        """
         try:
             found = await self._fetch(query, [(plan, shards) for _, plan, shards in again], caller, stop)
         except OverloadedError:
@@ -171,8 +173,10 @@ class Scatter:
         ]
 
     def _answer(self, query: SearchQuery, searches: Sequence[_Search], scan_limited: bool) -> Answer:
-        plan = searches[0].plan
-        reports = [combined([search.parts[shard].report for search in searches]) for shard in plan.targets]
+        plan, parts = searches[0].plan, searches[0].parts
+        reports = [part.report for part in parts.values()]
+        if len(searches) > 1:
+            reports = [combined([search.parts[shard].report for search in searches]) for shard in parts]
         coverage = coverage_of(reports, plan.total)
         raise_if_unanswered(coverage, reports, allow_partial=query.allow_partial)
         if not coverage.full and len(searches) > 1:
@@ -184,9 +188,6 @@ class Scatter:
         # Cut here and not on the shards, where too near a limit would look like too few rows.
         near = [(search.plan.depth, within(search.ranked, query.max_distance)) for search in searches]
         kept = page(near, query.offset, query.k)
-        too_far = any(
-            len(rows) < len(search.ranked) for (_, rows), search in zip(near, searches, strict=True)
-        )
         counts = dict.fromkeys(plan.targets, 0)
         for _, shard in kept:
             counts[shard] += 1
@@ -194,7 +195,18 @@ class Scatter:
             hits=encode_hits(kept, query.collection, result_columns(query.collection, query.include)),
             count=len(kept),
             coverage=coverage,
-            short=shortfall(query, len(kept), coverage, scan_limited=scan_limited, too_far=too_far),
+            short=shortfall(
+                query,
+                len(kept),
+                coverage,
+                scan_limited=scan_limited,
+                too_far=query.max_distance is not None and _cut(near, searches),
+            ),
             reports=tuple([msgspec.structs.replace(r, kept=counts[r.shard]) for r in reports]),
             cacheable=coverage.full and not coverage.stale and not scan_limited,
         )
+
+
+def _cut(near: Sequence[tuple[int, list[Ranked]]], searches: Sequence[_Search]) -> bool:
+    """Whether rows were found that lie too far away."""
+    return any(len(rows) < len(search.ranked) for (_, rows), search in zip(near, searches, strict=True))
