@@ -7,6 +7,7 @@ trust every name, type and placement in it.
 
 from __future__ import annotations
 
+from collections import Counter
 from datetime import date
 from enum import StrEnum
 from functools import cached_property
@@ -225,6 +226,19 @@ class ShardMap(msgspec.Struct, frozen=True, dict=True):
         # Asked for by every search, and a placement may have thousands of buckets.
         return {name: self._used(collection.sharding) for name, collection in self.collections.items()}
 
+    def largest_share(self, collection: Collection) -> float:
+        """Of rows chosen without regard to their shard, the share that the largest shard is to have.
+
+        It is 1, for no promise, unless a hash of the id spreads the rows.
+        """
+        if self.collections.get(collection.name) is collection:
+            return self._largest_shares[collection.name]
+        return _largest_share(collection)
+
+    @cached_property
+    def _largest_shares(self) -> dict[str, float]:
+        return {name: _largest_share(collection) for name, collection in self.collections.items()}
+
     def _used(self, sharding: Sharding) -> tuple[str, ...]:
         match sharding:
             case HashSharding():
@@ -236,3 +250,10 @@ class ShardMap(msgspec.Struct, frozen=True, dict=True):
             case RangeSharding():
                 used = {part.shard for part in sharding.parts}
         return tuple(name for name in self.shards if name in used)
+
+
+def _largest_share(collection: Collection) -> float:
+    sharding = collection.sharding
+    if not isinstance(sharding, HashSharding) or sharding.key != collection.id:
+        return 1.0
+    return max(Counter(sharding.placement).values()) / sharding.buckets

@@ -25,6 +25,8 @@ EF_SEARCH_MAX = 1000
 # times the rows up to the page's end, and all others together for a third of that. With 4, the second to
 # fourth pages of ten need two searches, of 10 and 40 rows, which the usual ef_search of 40 covers.
 _DEEPER = 4
+# The share of searches that may ask a shard again in vain: less time than a row more for all of them.
+_RARE = 0.005
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -57,7 +59,7 @@ def depths(query: SearchQuery) -> list[int]:
     which their results make one list, whatever page of it is wanted. Exact searches do continue each other.
     """
     end = query.offset + query.k
-    if query.exact:
+    if query.exact or not query.offset:
         return [end]
     found = [query.k]
     while found[-1] < end:
@@ -70,12 +72,12 @@ def plan_search(
 ) -> Plan:
     """The plan of searching for the nearest `depth` rows, which are k unless said.
 
-    A shard's part of the answer is at most `depth` rows; one more shows whether rows beyond are as near as
-    the last, and `ef_search` is raised where it would cut them short. An index over full vectors ranks its
-    candidates by the true distance: the first of them are enough, and as many as `ef_search` are considered.
-    Where a filter decides which of them count, or the index is quantized and re-ranking tells the near ones
-    apart, overfetch times as many candidates are wanted, and read; of a quantized index all that the scan
-    visits.
+    A shard's part of the answer is at most `depth` rows, and one more may show whether those beyond are as
+    near as the last; `ef_search` is raised where it would cut them short. An index over full vectors ranks
+    its candidates by the true distance: the first of them are enough, and as many as `ef_search` are
+    considered. Where a filter decides which of them count, or the index is quantized and re-ranking tells
+    the near ones apart, overfetch times as many candidates are wanted, and read; of a quantized index all
+    that the scan visits.
 
     Args:
         scan: how to read, instead of what the query says.
@@ -84,10 +86,11 @@ def plan_search(
     depth = query.k if depth is None else depth
     if scan is None:
         scan = Scan.EXACT if query.exact else Scan.INDEX
-    chosen = targets(query.filter, collection, shard_map)
+    chosen, every = targets(query.filter, collection, shard_map), shard_map.shards_of(collection)
+    share = shard_map.largest_share(collection) if len(chosen) == len(every) else 1.0
     width = query.ef_search or usual_ef_search(collection, depth)
     exact = scan is Scan.EXACT
-    limit = depth if exact else depth + _beyond(depth, len(chosen))
+    limit = depth if exact else depth + _beyond(depth, share)
     wider = limit if exact else max(limit, math.ceil(depth * collection.search.overfetch))
     asked, candidates = wider, limit
     if not exact and collection.index.quantization is not Quantization.NONE:
@@ -98,7 +101,7 @@ def plan_search(
         asked = min(wider, max(limit, width))
     return Plan(
         targets=chosen,
-        total=len(shard_map.shards_of(collection)),
+        total=len(every),
         depth=depth,
         limit=limit,
         asked=asked,
@@ -108,14 +111,14 @@ def plan_search(
     )
 
 
-def _beyond(depth: int, shards: int) -> int:
-    """How many rows more than `depth` to ask of each shard.
+def _beyond(depth: int, share: float) -> int:
+    """How many rows more than `depth` to ask of each shard: one, where it would often be needed.
 
-    Where the widest scan brings just `depth` rows, one more makes the scan start again, which costs a third
-    of the search. It is spared where the rows come from several shards: then it is rare that all are one
-    shard's, and that one is asked again.
+    A shard that brings all of an answer's rows must show that the next one is farther away, or is asked
+    again. One that has `share` of rows which are spread by chance brings them all with a probability of
+    about share ** (depth - 1). Where that is rare, all shards are spared the row.
     """
-    return 0 if depth == EF_SEARCH_MAX and shards > 1 else 1
+    return int(share ** (depth - 1) > _RARE)
 
 
 def usual_ef_search(collection: Collection, limit: int) -> int:

@@ -32,14 +32,20 @@ def unsettled(
     """
     if plan.scan is Scan.EXACT:
         return None
-    fine = [(name, part.rows) for name, part in parts.items() if part.report.state is ShardState.OK]
     if len(ranked) < plan.depth:
-        scan, again = Scan.EXACT, [name for name, rows in fine if len(rows) < plan.limit]
+        scan, again = Scan.EXACT, [name for name, part in parts.items() if _fell_short(part, plan)]
     else:
         farthest = ranked[-1][0][1]
-        scan = Scan.TIES
-        again = [name for name, rows in fine if len(rows) == plan.limit and rows[-1][1] == farthest]
+        scan, again = Scan.TIES, [name for name, part in parts.items() if _ends_at(part, plan, farthest)]
     return (scan, again) if again else None
+
+
+def _fell_short(part: ShardRows, plan: Plan) -> bool:
+    return part.report.state is ShardState.OK and len(part.rows) < plan.limit
+
+
+def _ends_at(part: ShardRows, plan: Plan, distance: float) -> bool:
+    return len(part.rows) == plan.limit and part.rows[-1][1] == distance
 
 
 def added(first: ShardRows, second: ShardRows) -> ShardRows:
@@ -62,11 +68,8 @@ def combined(reports: Sequence[ShardReport]) -> ShardReport:
     A shard is missing where one of them missed it.
     """
     missing = [report for report in reports if report.state is not ShardState.OK]
-    base = missing[0] if missing else reports[-1]
-    if len(reports) == 1:
-        return base
     return msgspec.structs.replace(
-        base,
+        missing[0] if missing else reports[-1],
         attempts=sum(report.attempts for report in reports),
         hedged=any(report.hedged for report in reports),
         stale=any(report.stale for report in reports),

@@ -74,12 +74,11 @@ class Fanout:
                 for number, ask in enumerate(asks):
                     if number not in parts:
                         late[number] = ask.leave()
-        for number, (name, probe) in enumerate(probes):
-            if number not in parts:
-                parts[number] = _late(
-                    late.get(number) or ShardReport(name, ShardState.TIMED_OUT, asked=probe.asked)
-                )
-        return [parts[number] for number in range(len(probes))]
+        return [
+            parts.get(number)
+            or _late(late.get(number) or ShardReport(name, ShardState.TIMED_OUT, asked=probe.asked))
+            for number, (name, probe) in enumerate(probes)
+        ]
 
 
 def _late(report: ShardReport) -> ShardRows:

@@ -114,21 +114,19 @@ class Scatter:
         ask = _Ask(query, brings, caller, stop)
         found = await self._fetch(ask, [(plan, plan.targets) for plan in plans])
         searches = [_Search(plan, parts) for plan, parts in zip(plans, found, strict=True)]
-        scan_limited = await self._look_again(ask, searches)
-        return await self._answer(ask, searches, scan_limited)
-
-    async def _look_again(self, ask: _Ask, searches: Sequence[_Search]) -> bool:
-        """Ask the shards whose rows do not settle their search once more, in the time that is left.
-
-        Returns whether some shard's rows still rest on a scan that ended too early.
-        """
         again = [
             (search, plan_search(ask.query, self._map, search.plan.depth, scan=look[0]), look[1])
             for search in searches
             if (look := unsettled(search.plan, search.parts, search.ranked)) is not None
         ]
-        if not again:
-            return False
+        scan_limited = bool(again) and await self._look_again(ask, again)
+        return await self._answer(ask, searches, scan_limited)
+
+    async def _look_again(self, ask: _Ask, again: Sequence[tuple[_Search, Plan, list[str]]]) -> bool:
+        """Ask the shards whose rows do not settle their search once more, in the time that is left.
+
+        Returns whether some shard's rows still rest on a scan that ended too early.
+        """
         try:
             found = await self._fetch(ask, [(plan, shards) for _, plan, shards in again])
         except OverloadedError:
@@ -190,10 +188,10 @@ class Scatter:
         ]
 
     async def _answer(self, ask: _Ask, searches: Sequence[_Search], scan_limited: bool) -> Answer:
-        query, brings, plan = ask.query, ask.brings, searches[0].plan
-        reports = {
-            shard: combined([search.parts[shard].report for search in searches]) for shard in plan.targets
-        }
+        query, brings, plan, parts = ask.query, ask.brings, searches[0].plan, searches[0].parts
+        reports = {shard: part.report for shard, part in parts.items()}
+        if len(searches) > 1:
+            reports = {shard: combined([one.parts[shard].report for one in searches]) for shard in parts}
         coverage = coverage_of(list(reports.values()), plan.total)
         raise_if_unanswered(coverage, list(reports.values()), allow_partial=query.allow_partial)
         if not coverage.full and len(searches) > 1:
@@ -205,9 +203,6 @@ class Scatter:
         # Cut here and not on the shards, where too near a limit would look like too few rows.
         near = [(search.plan.depth, within(search.ranked, query.max_distance)) for search in searches]
         kept = page(near, query.offset, query.k)
-        too_far = any(
-            len(rows) < len(search.ranked) for (_, rows), search in zip(near, searches, strict=True)
-        )
         if query.include != brings.inline or (brings.guarded and not all([row[-1] for row, _ in kept])):
             hits = await self._columns.hits(query, _to_complete(kept, brings), reports, ask.stop)
             # A shard may have failed since.
@@ -223,7 +218,13 @@ class Scatter:
             hits=msgspec.Raw(hits.pieces[0]),
             count=count,
             coverage=coverage,
-            short=shortfall(query, count, coverage, scan_limited=scan_limited, too_far=too_far),
+            short=shortfall(
+                query,
+                count,
+                coverage,
+                scan_limited=scan_limited,
+                too_far=query.max_distance is not None and _cut(near, searches),
+            ),
             reports=tuple([msgspec.structs.replace(r, kept=hits.counts[r.shard]) for r in reports.values()]),
             cacheable=coverage.full and not coverage.stale and not scan_limited,
             more=tuple(hits.pieces[1:]),
@@ -244,3 +245,8 @@ def _to_complete(kept: Sequence[Ranked], brings: Layout) -> list[RankedHit]:
         )
         for row, shard in kept
     ]
+
+
+def _cut(near: Sequence[tuple[int, list[Ranked]]], searches: Sequence[_Search]) -> bool:
+    """Whether rows were found that lie too far away."""
+    return any(len(rows) < len(search.ranked) for (_, rows), search in zip(near, searches, strict=True))

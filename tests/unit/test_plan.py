@@ -92,36 +92,46 @@ def test_a_row_that_matches_always_lies_on_a_target(
 def test_a_shards_rows_are_the_best_of_overfetch_times_as_many_candidates() -> None:
     filtered = query(k=25, ef_search=10, filter=parse(collection(), {"active": True}, Settings()))
     plan = plan_search(filtered, shard_map())
-    assert (plan.limit, plan.asked, plan.candidates, plan.ef_search) == (26, 50, 50, 50)
+    assert (plan.limit, plan.asked, plan.candidates, plan.ef_search) == (25, 50, 50, 50)
     plan = plan_search(query(collection(index=QUANTIZED), k=25, ef_search=10), shard_map())
-    assert (plan.limit, plan.asked, plan.candidates, plan.ef_search) == (26, 50, 50, 50)
+    assert (plan.limit, plan.asked, plan.candidates, plan.ef_search) == (25, 50, 50, 50)
 
 
 def test_over_full_vectors_the_width_that_is_asked_for_is_the_width_of_the_scan() -> None:
     plan = plan_search(query(k=10, ef_search=12), shard_map())
-    assert (plan.limit, plan.asked, plan.candidates, plan.ef_search) == (11, 12, 11, 12)
+    assert (plan.limit, plan.asked, plan.candidates, plan.ef_search) == (10, 12, 10, 12)
     plan = plan_search(query(k=10, ef_search=100), shard_map())
-    assert (plan.limit, plan.asked, plan.candidates, plan.ef_search) == (11, 20, 11, 100)
+    assert (plan.limit, plan.asked, plan.candidates, plan.ef_search) == (10, 20, 10, 100)
 
 
 def test_candidates_are_read_only_where_that_can_change_their_order() -> None:
-    assert plan_search(query(k=10), shard_map()).candidates == 11
+    assert plan_search(query(k=10), shard_map()).candidates == 10
     filtered = query(k=10, filter=parse(collection(), {"active": True}, Settings()))
     assert plan_search(filtered, shard_map()).candidates == 20
 
 
 def test_the_scan_is_widened_where_it_would_cut_the_rows_short() -> None:
-    assert plan_search(query(k=100, ef_search=40), shard_map()).ef_search == 101
+    assert plan_search(query(k=100, ef_search=40), shard_map()).ef_search == 100
     assert plan_search(query(k=1000), shard_map(), 4000).ef_search == 1000
 
 
-def test_one_row_more_is_wanted_unless_the_widest_scan_would_start_again_for_it() -> None:
-    assert [plan_search(query(k=k), shard_map()).limit for k in (1, 999, 1000)] == [2, 1000, 1000]
-    assert plan_search(query(k=1000), shard_map(), 1001).limit == 1002
-    # What a single shard brings always ends the answer: there the row is worth its price.
-    alone = collection(by_tenant())
-    tenant = parse(alone, {"tenant": "acme"}, Settings())
-    assert plan_search(query(alone, k=1000, filter=tenant), shard_map(alone)).limit == 1001
+def test_one_row_more_is_wanted_where_a_single_shard_may_bring_all() -> None:
+    spread = collection()
+    assert [plan_search(query(spread, k=k), shard_map()).limit for k in (1, 2, 4, 5, 1000)] == [
+        2,
+        3,
+        5,
+        5,
+        1000,
+    ]
+    one = parse(spread, {"id": 7}, Settings())
+    assert plan_search(query(spread, k=1000, filter=one), shard_map()).limit == 1001
+    # Chance does not spread these over their shards.
+    for other in (collection(by_tenant()), collection(by_price())):
+        assert plan_search(query(other), shard_map(other)).limit == 11
+    uneven = collection(model.HashSharding(spread.id, ("s0",) * 9 + ("s1",)))
+    assert plan_search(query(uneven), shard_map(uneven)).limit == 11
+    assert plan_search(query(uneven, exact=True), shard_map(uneven)).limit == 10
 
 
 def test_the_depths_of_a_pages_searches_depend_on_k_alone() -> None:
@@ -159,7 +169,7 @@ def test_an_exact_search_asks_no_more_than_it_needs() -> None:
 
 def test_a_quantized_index_brings_all_its_candidates_for_ranking() -> None:
     plan = plan_search(query(collection(index=QUANTIZED), ef_search=200), shard_map())
-    assert (plan.limit, plan.asked, plan.candidates) == (11, 200, 200)
+    assert (plan.limit, plan.asked, plan.candidates) == (10, 200, 200)
 
 
 def test_values_keep_their_types_on_the_way() -> None:
