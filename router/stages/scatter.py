@@ -10,7 +10,8 @@ answered, or the caller insists on all, is it an error.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -49,27 +50,13 @@ _MARGIN_MOST = 0.010
 _ROWS_TOGETHER = 256
 
 
-class _Ask(msgspec.Struct, frozen=True):
-    """What all statements of one search have in common."""
+class _Searched(NamedTuple):
+    """What one search has found: `ranked` are the nearest rows of all parts."""
 
-    query: SearchQuery
-    brings: Layout
-    caller: Hashable
-    stop: float
-
-
-class _Search:
-    """One of a page's searches; its parts are replaced by better ones."""
-
-    __slots__ = ("parts", "plan", "ranked")
-
-    def __init__(self, plan: Plan, parts: dict[str, ShardRows]) -> None:
-        self.plan = plan
-        self.parts = parts
-        self.rank()
-
-    def rank(self) -> None:
-        self.ranked = merge({name: part.rows for name, part in self.parts.items()}, self.plan.depth)
+    plan: Plan
+    parts: dict[str, ShardRows]
+    ranked: list[Ranked]
+    scan_limited: bool = False  # some shard's rows rest on a scan that ended too early
 
 
 class Scatter:
@@ -106,55 +93,57 @@ class Scatter:
         return Found(answer, "miss" if query.cached else "bypass")
 
     async def _search(self, query: SearchQuery, stop: float) -> Answer:
-        plans = [plan_search(query, self._map, depth) for depth in depths(query)]
-        rows = sum([plan.limit for plan in plans])
-        brings = layout(query.collection, query.include, rows, len(plans[0].targets))
-        # Others go between the several searches of a page, as between those of a batch.
-        caller = object() if query.caller is None and len(plans) > 1 else query.caller
-        ask = _Ask(query, brings, caller, stop)
-        found = await self._fetch(ask, [(plan, plan.targets) for plan in plans])
-        searches = [_Search(plan, parts) for plan, parts in zip(plans, found, strict=True)]
-        again = [
-            (search, plan_search(ask.query, self._map, search.plan.depth, scan=look[0]), look[1])
-            for search in searches
-            if (look := unsettled(search.plan, search.parts, search.ranked)) is not None
-        ]
-        scan_limited = bool(again) and await self._look_again(ask, again)
-        return await self._answer(ask, searches, scan_limited)
+        wanted = depths(query)
+        # One more of each shard shows whether rows beyond are as near as the last.
+        rows = sum(wanted) + len(wanted)
+        brings = layout(query.collection, query.include, rows, len(self._map.shards_of(query.collection)))
+        if len(wanted) == 1:
+            searches = [await self._at(wanted[0], query, brings, query.caller, stop)]
+        else:
+            searches = await self._at_each(wanted, query, brings, stop)
+        return await self._answer(query, brings, searches, stop)
 
-    async def _look_again(self, ask: _Ask, again: Sequence[tuple[_Search, Plan, list[str]]]) -> bool:
-        """Ask the shards whose rows do not settle their search once more, in the time that is left.
-
-        Returns whether some shard's rows still rest on a scan that ended too early.
-        """
+    async def _at_each(
+        self, wanted: Sequence[int], query: SearchQuery, brings: Layout, stop: float
+    ) -> list[_Searched]:
+        """The searches of a page, all at once."""
+        # Others go between them, as between those of a batch.
+        caller = object() if query.caller is None else query.caller
+        tasks = [asyncio.create_task(self._at(depth, query, brings, caller, stop)) for depth in wanted]
         try:
-            found = await self._fetch(ask, [(plan, shards) for _, plan, shards in again])
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _at(
+        self, depth: int, query: SearchQuery, brings: Layout, caller: Hashable, stop: float
+    ) -> _Searched:
+        """The nearest `depth` rows."""
+        plan = plan_search(query, self._map, depth)
+        parts = await self._fanout.fetch(self._probes(query, plan, brings, plan.targets, caller), stop)
+        ranked = _ranked(parts, depth)
+        look = unsettled(plan, parts, ranked)
+        if look is None:
+            return _Searched(plan, parts, ranked)
+        scan, again = look
+        second = plan_search(query, self._map, depth, scan=scan)
+        try:
+            found = await self._fanout.fetch(self._probes(query, second, brings, again, caller), stop)
         except OverloadedError:
-            return True
-        limited = False
-        for (search, _, _), parts in zip(again, found, strict=True):
-            for name, part in parts.items():
-                if part.report.state is ShardState.OK:
-                    search.parts[name] = added(search.parts[name], part)
-                else:
-                    limited = True
-            search.rank()
-        return limited
+            return _Searched(plan, parts, ranked, scan_limited=True)
+        better = {
+            name: added(parts[name], part)
+            for name, part in found.items()
+            if part.report.state is ShardState.OK
+        }
+        parts = parts | better
+        return _Searched(plan, parts, _ranked(parts, depth), scan_limited=len(better) < len(again))
 
-    async def _fetch(
-        self, ask: _Ask, asked: Sequence[tuple[Plan, Sequence[str]]]
-    ) -> list[dict[str, ShardRows]]:
-        """The parts of each plan's shards, all asked at once.
-
-        Raises:
-            OverloadedError: a shard's queues are full.
-        """
-        probes = [pair for plan, shards in asked for pair in self._probes(ask, plan, shards)]
-        parts = iter(await self._fanout.fetch_all(probes, ask.stop))
-        return [{shard: next(parts) for shard in shards} for _, shards in asked]
-
-    def _probes(self, ask: _Ask, plan: Plan, shards: Sequence[str]) -> list[tuple[str, Probe]]:
-        query = ask.query
+    def _probes(
+        self, query: SearchQuery, plan: Plan, brings: Layout, shards: Sequence[str], caller: Hashable
+    ) -> dict[str, Probe]:
         statement = self._statements.search(
             query.collection,
             to_wire(query.vector, query.collection.vector.type),
@@ -163,73 +152,77 @@ class Scatter:
             ef_search=plan.ef_search,
             scan=plan.scan,
             filter=query.filter,
-            layout=ask.brings,
+            layout=brings,
         )
         exact = plan.scan is Scan.EXACT
         alone = query.plan or plan.limit > _ROWS_TOGETHER
-        return [
-            (
-                shard,
-                Probe(
-                    statement.shape,
-                    statement.args,
-                    plan.asked,
-                    plan.limit,
-                    key=None if alone else statement.key,
-                    ef_search=None if exact else plan.ef_search,
-                    caller=ask.caller,
-                    primary_only=query.consistency is Consistency.STRONG,
-                    min_lsn=self._shared.position(shard),
-                    plan=query.plan,
-                    work=Work.SCAN if exact else Work.NEAREST,
-                ),
+        return {
+            shard: Probe(
+                statement.shape,
+                statement.args,
+                plan.asked,
+                plan.limit,
+                key=None if alone else statement.key,
+                ef_search=None if exact else plan.ef_search,
+                caller=caller,
+                primary_only=query.consistency is Consistency.STRONG,
+                min_lsn=self._shared.position(shard),
+                plan=query.plan,
+                work=Work.SCAN if exact else Work.NEAREST,
             )
             for shard in shards
-        ]
+        }
 
-    async def _answer(self, ask: _Ask, searches: Sequence[_Search], scan_limited: bool) -> Answer:
-        query, brings, plan, parts = ask.query, ask.brings, searches[0].plan, searches[0].parts
+    async def _answer(
+        self, query: SearchQuery, brings: Layout, searches: list[_Searched], stop: float
+    ) -> Answer:
+        parts, total = searches[0].parts, searches[0].plan.total
         reports = {shard: part.report for shard, part in parts.items()}
         if len(searches) > 1:
             reports = {shard: combined([one.parts[shard].report for one in searches]) for shard in parts}
-        coverage = coverage_of(list(reports.values()), plan.total)
+        coverage = coverage_of(list(reports.values()), total)
         raise_if_unanswered(coverage, list(reports.values()), allow_partial=query.allow_partial)
-        if not coverage.full and len(searches) > 1:
+        if len(searches) > 1 and not coverage.full:
             # What is missing at one depth would be repeated or lost by another.
-            for search in searches:
-                for failure in coverage.failures:
-                    del search.parts[failure.shard]
-                search.rank()
+            searches = [_without(one, {failure.shard for failure in coverage.failures}) for one in searches]
         # Cut here and not on the shards, where too near a limit would look like too few rows.
-        near = [(search.plan.depth, within(search.ranked, query.max_distance)) for search in searches]
+        near = [(one.plan.depth, within(one.ranked, query.max_distance)) for one in searches]
         kept = page(near, query.offset, query.k)
         if query.include != brings.inline or (brings.guarded and not all([row[-1] for row, _ in kept])):
-            hits = await self._columns.hits(query, _to_complete(kept, brings), reports, ask.stop)
+            hits = await self._columns.hits(query, _to_complete(kept, brings), reports, stop)
             # A shard may have failed since.
-            coverage = coverage_of(list(reports.values()), plan.total)
+            coverage = coverage_of(list(reports.values()), total)
             raise_if_unanswered(coverage, list(reports.values()), allow_partial=query.allow_partial)
         else:
-            counts = dict.fromkeys(plan.targets, 0)
+            counts = dict.fromkeys(parts, 0)
             for _, shard in kept:
                 counts[shard] += 1
             hits = Hits(await write_hits(query, kept, brings.fixed_bytes), counts)
         count = sum(hits.counts.values())
+        scan_limited = any([one.scan_limited for one in searches])
+        short = None
+        if count < query.k:
+            too_far = sum(len(rows) for _, rows in near) < sum(len(one.ranked) for one in searches)
+            short = shortfall(query, count, coverage, scan_limited=scan_limited, too_far=too_far)
         return Answer(
             hits=msgspec.Raw(hits.pieces[0]),
             count=count,
             coverage=coverage,
-            short=shortfall(
-                query,
-                count,
-                coverage,
-                scan_limited=scan_limited,
-                too_far=query.max_distance is not None and _cut(near, searches),
-            ),
+            short=short,
             reports=tuple([msgspec.structs.replace(r, kept=hits.counts[r.shard]) for r in reports.values()]),
             cacheable=coverage.full and not coverage.stale and not scan_limited,
             more=tuple(hits.pieces[1:]),
             held=hits.held,
         )
+
+
+def _ranked(parts: Mapping[str, ShardRows], depth: int) -> list[Ranked]:
+    return merge({name: part.rows for name, part in parts.items()}, depth)
+
+
+def _without(searched: _Searched, missing: set[str]) -> _Searched:
+    parts = {name: part for name, part in searched.parts.items() if name not in missing}
+    return searched._replace(parts=parts, ranked=_ranked(parts, searched.plan.depth))
 
 
 def _to_complete(kept: Sequence[Ranked], brings: Layout) -> list[RankedHit]:
@@ -245,8 +238,3 @@ def _to_complete(kept: Sequence[Ranked], brings: Layout) -> list[RankedHit]:
         )
         for row, shard in kept
     ]
-
-
-def _cut(near: Sequence[tuple[int, list[Ranked]]], searches: Sequence[_Search]) -> bool:
-    """Whether rows were found that lie too far away."""
-    return any(len(rows) < len(search.ranked) for (_, rows), search in zip(near, searches, strict=True))
