@@ -86,11 +86,12 @@ def plan_search(
     depth = query.k if depth is None else depth
     if scan is None:
         scan = Scan.EXACT if query.exact else Scan.INDEX
-    chosen, every = targets(query.filter, collection, shard_map), shard_map.shards_of(collection)
-    share = shard_map.largest_share(collection) if len(chosen) == len(every) else 1.0
+    chosen, total = targets(query.filter, collection, shard_map), len(shard_map.shards_of(collection))
     width = query.ef_search or usual_ef_search(collection, depth)
     exact = scan is Scan.EXACT
-    limit = depth if exact else depth + _beyond(depth, share)
+    limit = depth
+    if not exact and (len(chosen) < total or _one_may_bring_all(depth, shard_map.largest_share(collection))):
+        limit += 1
     wider = limit if exact else max(limit, math.ceil(depth * collection.search.overfetch))
     asked, candidates = wider, limit
     if not exact and collection.index.quantization is not Quantization.NONE:
@@ -101,7 +102,7 @@ def plan_search(
         asked = min(wider, max(limit, width))
     return Plan(
         targets=chosen,
-        total=len(every),
+        total=total,
         depth=depth,
         limit=limit,
         asked=asked,
@@ -111,14 +112,14 @@ def plan_search(
     )
 
 
-def _beyond(depth: int, share: float) -> int:
-    """How many rows more than `depth` to ask of each shard: one, where it would often be needed.
+def _one_may_bring_all(depth: int, share: float) -> bool:
+    """Whether it is no rarity that a single shard has all of an answer's rows.
 
-    A shard that brings all of an answer's rows must show that the next one is farther away, or is asked
-    again. One that has `share` of rows which are spread by chance brings them all with a probability of
-    about share ** (depth - 1). Where that is rare, all shards are spared the row.
+    That shard must show that its next row is farther away, or is asked again. One that has `share` of rows
+    which are spread by chance has them all with a probability of about share ** (depth - 1). Where that is
+    rare, all shards are spared the row more.
     """
-    return int(share ** (depth - 1) > _RARE)
+    return share ** (depth - 1) > _RARE
 
 
 def usual_ef_search(collection: Collection, limit: int) -> int:

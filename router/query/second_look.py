@@ -32,20 +32,20 @@ def unsettled(
     """
     if plan.scan is Scan.EXACT:
         return None
+    limit = plan.limit
     if len(ranked) < plan.depth:
-        scan, again = Scan.EXACT, [name for name, part in parts.items() if _fell_short(part, plan)]
+        scan, again = Scan.EXACT, [name for name, part in parts.items() if _fell_short(part, limit)]
     else:
         farthest = ranked[-1][0][1]
-        scan, again = Scan.TIES, [name for name, part in parts.items() if _ends_at(part, plan, farthest)]
+        scan = Scan.TIES
+        again = [
+            name for name, part in parts.items() if len(part.rows) == limit and part.rows[-1][1] == farthest
+        ]
     return (scan, again) if again else None
 
 
-def _fell_short(part: ShardRows, plan: Plan) -> bool:
-    return part.report.state is ShardState.OK and len(part.rows) < plan.limit
-
-
-def _ends_at(part: ShardRows, plan: Plan, distance: float) -> bool:
-    return len(part.rows) == plan.limit and part.rows[-1][1] == distance
+def _fell_short(part: ShardRows, limit: int) -> bool:
+    return part.report.state is ShardState.OK and len(part.rows) < limit
 
 
 def added(first: ShardRows, second: ShardRows) -> ShardRows:

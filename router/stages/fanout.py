@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping
 
 import msgspec
 
@@ -29,27 +28,18 @@ class Fanout:
         Raises:
             OverloadedError: a shard's queues are full.
         """
-        parts = await self.fetch_all(list(probes.items()), deadline)
-        return dict(zip(probes, parts, strict=True))
-
-    async def fetch_all(self, probes: Sequence[tuple[str, Probe]], deadline: float) -> list[ShardRows]:
-        """Rows and report per probe; a shard may have several.
-
-        Raises:
-            OverloadedError: a shard's queues are full.
-        """
         loop = asyncio.get_running_loop()
         started = loop.time()
-        parts: dict[int, ShardRows] = {}
+        parts: dict[str, ShardRows] = {}
         complete: asyncio.Future[None] = loop.create_future()
 
-        def came(number: int, _: str, outcome: ShardRows | Exception) -> None:
+        def came(shard: str, outcome: ShardRows | Exception) -> None:
             if complete.done():
                 return
             if isinstance(outcome, Exception):
                 complete.set_exception(outcome)
                 return
-            parts[number] = outcome
+            parts[shard] = outcome
             if len(parts) == len(probes):
                 complete.set_result(None)
 
@@ -57,28 +47,29 @@ class Fanout:
             if not complete.done():
                 complete.set_result(None)
 
-        asks: list[Ask] = []
-        late: dict[int, ShardReport] = {}
+        asks: dict[str, Ask] = {}
+        late: dict[str, ShardReport] = {}
         timer = None
         try:
             if probes and started < deadline:
                 timer = loop.call_at(deadline, expire)
-                for number, (name, probe) in enumerate(probes):
-                    asks.append(self._sets[name].ask(probe, deadline, partial(came, number)))
+                for name, probe in probes.items():
+                    asks[name] = self._sets[name].ask(probe, deadline, came)
                 await complete
         finally:
             if timer is not None:
                 timer.cancel()
             # Nobody waits here for what is left: its node cancels it, and mends the connection.
             if len(parts) < len(probes):
-                for number, ask in enumerate(asks):
-                    if number not in parts:
-                        late[number] = ask.leave()
-        return [
-            parts.get(number)
-            or _late(late.get(number) or ShardReport(name, ShardState.TIMED_OUT, asked=probe.asked))
-            for number, (name, probe) in enumerate(probes)
-        ]
+                for name, ask in asks.items():
+                    if name not in parts:
+                        late[name] = ask.leave()
+        for name, probe in probes.items():
+            if name not in parts:
+                parts[name] = _late(
+                    late.get(name) or ShardReport(name, ShardState.TIMED_OUT, asked=probe.asked)
+                )
+        return {name: parts[name] for name in probes}
 
 
 def _late(report: ShardReport) -> ShardRows:

@@ -10,7 +10,8 @@ answered, or the caller insists on all, is it an error.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
+from typing import NamedTuple
 
 import msgspec
 
@@ -44,18 +45,13 @@ _MARGIN_SHARE = 0.1
 _MARGIN_MOST = 0.010
 
 
-class _Search:
-    """One of a page's searches; its parts are replaced by better ones."""
+class _Searched(NamedTuple):
+    """What one search has found: `ranked` are the nearest rows of all parts."""
 
-    __slots__ = ("parts", "plan", "ranked")
-
-    def __init__(self, plan: Plan, parts: dict[str, ShardRows]) -> None:
-        self.plan = plan
-        self.parts = parts
-        self.rank()
-
-    def rank(self) -> None:
-        self.ranked = merge({name: part.rows for name, part in self.parts.items()}, self.plan.depth)
+    plan: Plan
+    parts: dict[str, ShardRows]
+    ranked: list[Ranked]
+    scan_limited: bool = False  # some shard's rows rest on a scan that ended too early
 
 
 class Scatter:
@@ -79,63 +75,50 @@ class Scatter:
         """
         remaining = deadline - asyncio.get_running_loop().time()
         stop = deadline - min(_MARGIN_MOST, _MARGIN_SHARE * max(remaining, 0.0))
-        plans = [plan_search(query, self._map, depth) for depth in depths(query)]
-        # Others go between the several searches of a page, as between those of a batch.
-        caller = object() if query.caller is None and len(plans) > 1 else query.caller
-        found = await self._fetch(query, [(plan, plan.targets) for plan in plans], caller, stop)
-        searches = [_Search(plan, parts) for plan, parts in zip(plans, found, strict=True)]
-        again = [
-            (search, plan_search(query, self._map, search.plan.depth, scan=look[0]), look[1])
-            for search in searches
-            if (look := unsettled(search.plan, search.parts, search.ranked)) is not None
-        ]
-        scan_limited = bool(again) and await self._look_again(query, again, caller, stop)
-        return Found(self._answer(query, searches, scan_limited), "miss" if query.cached else "bypass")
+        wanted = depths(query)
+        if len(wanted) == 1:
+            searches = [await self._at(wanted[0], query, query.caller, stop)]
+        else:
+            searches = await self._at_each(wanted, query, stop)
+        return Found(self._answer(query, searches), "miss" if query.cached else "bypass")
 
-    async def _look_again(
-        self,
-        query: SearchQuery,
-        again: Sequence[tuple[_Search, Plan, list[str]]],
-        caller: Hashable,
-        stop: float,
-    ) -> bool:
-        """Ask the shards whose rows do not settle their search once more, in the time that is left.
-
-        Returns whether some shard's rows still rest on a scan that ended too early.
-        """
+    async def _at_each(self, wanted: Sequence[int], query: SearchQuery, stop: float) -> list[_Searched]:
+        """The searches of a page, all at once."""
+        # Others go between them, as between those of a batch.
+        caller = object() if query.caller is None else query.caller
+        tasks = [asyncio.create_task(self._at(depth, query, caller, stop)) for depth in wanted]
         try:
-            found = await self._fetch(query, [(plan, shards) for _, plan, shards in again], caller, stop)
+            return await asyncio.gather(*tasks)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _at(self, depth: int, query: SearchQuery, caller: Hashable, stop: float) -> _Searched:
+        """The nearest `depth` rows."""
+        plan = plan_search(query, self._map, depth)
+        parts = await self._fanout.fetch(self._probes(query, plan, plan.targets, caller), stop)
+        ranked = _ranked(parts, depth)
+        look = unsettled(plan, parts, ranked)
+        if look is None:
+            return _Searched(plan, parts, ranked)
+        scan, again = look
+        second = plan_search(query, self._map, depth, scan=scan)
+        try:
+            found = await self._fanout.fetch(self._probes(query, second, again, caller), stop)
         except OverloadedError:
-            return True
-        limited = False
-        for (search, _, _), parts in zip(again, found, strict=True):
-            for name, part in parts.items():
-                if part.report.state is ShardState.OK:
-                    search.parts[name] = added(search.parts[name], part)
-                else:
-                    limited = True
-            search.rank()
-        return limited
-
-    async def _fetch(
-        self,
-        query: SearchQuery,
-        asked: Sequence[tuple[Plan, Sequence[str]]],
-        caller: Hashable,
-        stop: float,
-    ) -> list[dict[str, ShardRows]]:
-        """The parts of each plan's shards, all asked at once.
-
-        Raises:
-            OverloadedError: a shard's queues are full.
-        """
-        probes = [pair for plan, shards in asked for pair in self._probes(query, plan, shards, caller)]
-        parts = iter(await self._fanout.fetch_all(probes, stop))
-        return [{shard: next(parts) for shard in shards} for _, shards in asked]
+            return _Searched(plan, parts, ranked, scan_limited=True)
+        better = {
+            name: added(parts[name], part)
+            for name, part in found.items()
+            if part.report.state is ShardState.OK
+        }
+        parts = parts | better
+        return _Searched(plan, parts, _ranked(parts, depth), scan_limited=len(better) < len(again))
 
     def _probes(
         self, query: SearchQuery, plan: Plan, shards: Sequence[str], caller: Hashable
-    ) -> list[tuple[str, Probe]]:
+    ) -> dict[str, Probe]:
         end = query.offset + query.k
         # Rows of the list's earlier parts are only counted; and of a search's rows none is shown that is not
         # among as many of its shard as the page's end counts.
@@ -152,61 +135,58 @@ class Scatter:
             shown=end if include and plan.depth > end else None,
         )
         exact = plan.scan is Scan.EXACT
-        return [
-            (
-                shard,
-                Probe(
-                    statement.shape,
-                    statement.args,
-                    plan.asked,
-                    plan.limit,
-                    key=None if query.plan else statement.key,
-                    ef_search=None if exact else plan.ef_search,
-                    caller=caller,
-                    primary_only=query.consistency is Consistency.STRONG,
-                    min_lsn=self._shared.position(shard),
-                    plan=query.plan,
-                    work=Work.SCAN if exact else Work.NEAREST,
-                ),
+        return {
+            shard: Probe(
+                statement.shape,
+                statement.args,
+                plan.asked,
+                plan.limit,
+                key=None if query.plan else statement.key,
+                ef_search=None if exact else plan.ef_search,
+                caller=caller,
+                primary_only=query.consistency is Consistency.STRONG,
+                min_lsn=self._shared.position(shard),
+                plan=query.plan,
+                work=Work.SCAN if exact else Work.NEAREST,
             )
             for shard in shards
-        ]
+        }
 
-    def _answer(self, query: SearchQuery, searches: Sequence[_Search], scan_limited: bool) -> Answer:
-        plan, parts = searches[0].plan, searches[0].parts
+    def _answer(self, query: SearchQuery, searches: list[_Searched]) -> Answer:
+        parts = searches[0].parts
         reports = [part.report for part in parts.values()]
         if len(searches) > 1:
-            reports = [combined([search.parts[shard].report for search in searches]) for shard in parts]
-        coverage = coverage_of(reports, plan.total)
+            reports = [combined([one.parts[shard].report for one in searches]) for shard in parts]
+        coverage = coverage_of(reports, searches[0].plan.total)
         raise_if_unanswered(coverage, reports, allow_partial=query.allow_partial)
-        if not coverage.full and len(searches) > 1:
+        if len(searches) > 1 and not coverage.full:
             # What is missing at one depth would be repeated or lost by another.
-            for search in searches:
-                for failure in coverage.failures:
-                    del search.parts[failure.shard]
-                search.rank()
+            searches = [_without(one, {failure.shard for failure in coverage.failures}) for one in searches]
         # Cut here and not on the shards, where too near a limit would look like too few rows.
-        near = [(search.plan.depth, within(search.ranked, query.max_distance)) for search in searches]
+        near = [(one.plan.depth, within(one.ranked, query.max_distance)) for one in searches]
         kept = page(near, query.offset, query.k)
-        counts = dict.fromkeys(plan.targets, 0)
+        counts = dict.fromkeys(parts, 0)
         for _, shard in kept:
             counts[shard] += 1
+        scan_limited = any([one.scan_limited for one in searches])
+        short = None
+        if len(kept) < query.k:
+            too_far = sum(len(rows) for _, rows in near) < sum(len(one.ranked) for one in searches)
+            short = shortfall(query, len(kept), coverage, scan_limited=scan_limited, too_far=too_far)
         return Answer(
             hits=encode_hits(kept, query.collection, result_columns(query.collection, query.include)),
             count=len(kept),
             coverage=coverage,
-            short=shortfall(
-                query,
-                len(kept),
-                coverage,
-                scan_limited=scan_limited,
-                too_far=query.max_distance is not None and _cut(near, searches),
-            ),
+            short=short,
             reports=tuple([msgspec.structs.replace(r, kept=counts[r.shard]) for r in reports]),
             cacheable=coverage.full and not coverage.stale and not scan_limited,
         )
 
 
-def _cut(near: Sequence[tuple[int, list[Ranked]]], searches: Sequence[_Search]) -> bool:
-    """Whether rows were found that lie too far away."""
-    return any(len(rows) < len(search.ranked) for (_, rows), search in zip(near, searches, strict=True))
+def _ranked(parts: Mapping[str, ShardRows], depth: int) -> list[Ranked]:
+    return merge({name: part.rows for name, part in parts.items()}, depth)
+
+
+def _without(searched: _Searched, missing: set[str]) -> _Searched:
+    parts = {name: part for name, part in searched.parts.items() if name not in missing}
+    return searched._replace(parts=parts, ranked=_ranked(parts, searched.plan.depth))
