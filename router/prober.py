@@ -203,7 +203,10 @@ class _Watch:
                 self._drop()
                 self.node.observe(
                     msgspec.structs.replace(
-                        self.node.state, health=Health.DOWN, reason="its probe failed; the log says how"
+                        self.node.state,
+                        health=Health.DOWN,
+                        reason="its probe failed; the log says how",
+                        permanent=False,
                     )
                 )
             self.first.set()

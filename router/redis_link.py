@@ -8,6 +8,7 @@ and nobody else anything.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
 from urllib.parse import urlsplit
@@ -16,6 +17,8 @@ import redis.asyncio as redis
 from redis.exceptions import RedisError, ResponseError
 
 __all__ = ["RedisLink", "check_url"]
+
+_logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -125,9 +128,12 @@ class RedisLink:
             try:
                 async with asyncio.timeout(self.budget):
                     await self.client.ping()
-            except Exception as exc:
-                # Whatever it is: a loop that ended here would leave Redis unused for ever.
+            except (RedisError, OSError, TimeoutError) as exc:
                 self.reason = str(exc) or "no answer within the budget"
+            except Exception:
+                # Whatever it is: a loop that ended here would leave Redis unused for ever.
+                _logger.exception("recovery of Redis")
+                self.reason = "an unexpected error; the log has it"
             else:
                 self._recovery = None
                 return

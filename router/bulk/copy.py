@@ -220,7 +220,6 @@ async def copy_blocks(
             if isinstance(held, asyncio.Future):
                 held.add_done_callback(lambda future: future.cancelled() or future.exception())
         raise
-    return int(status.rsplit(" ", 1)[-1])
 
 
 async def _paced(blocks: Iterable[bytes | memoryview], limit: asyncio.Timeout) -> AsyncIterator[bytes]:

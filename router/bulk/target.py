@@ -49,5 +49,9 @@ class Target(msgspec.Struct):
         if now() - self.confirmed < _CONFIRM_SECONDS:
             return
         self.confirmed = now()
-        await self.primary.confirm()
+        try:
+            await self.primary.confirm()
+        except BaseException:
+            self.confirmed = float("-inf")  # the next writer asks again
+            raise
         self.confirmed = now()

@@ -128,7 +128,7 @@ class _Attempt:
                     raise
                 self._used[shard] = (node, sessions[shard])
             try:
-                holders = await self._elsewhere(sessions) if await self._lock(sessions) else None
+                holders = await self._elsewhere(sessions) if await self._lock() else None
                 if holders is not None:
                     self._blocked = ""
                     await turn.aclose()
@@ -145,7 +145,7 @@ class _Attempt:
                     connection.terminate()
                 raise
 
-    async def _lock(self, sessions: Mapping[str, Connection]) -> bool:
+    async def _lock(self) -> bool:
         """Take every id's lock at its home, if they are free."""
         at_home: dict[str, list[int]] = defaultdict(list)
         for key in self._keys():

@@ -201,6 +201,8 @@ class _Job(Generic[T]):
             self.outcome = Outcome(error=exc.detail)
         except NodeError as exc:
             if exc.renewable and not committed and not renewed:
+                # Known until the next try begins: nothing was stored.
+                self.outcome = Outcome(error=f"{node.config.name}: {exc}", kind=exc.kind)
                 return await self._try(node, renewed=True)
             self._primaries.failed(self._shard, node, exc)
             lost = committed or (sent and exc.kind is ErrorKind.LOST)

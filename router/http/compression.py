@@ -28,14 +28,14 @@ _NAMES = {b"gzip": "gzip", b"x-gzip": "gzip", b"identity": "identity", b"*": "*"
 def negotiate(header: bytes) -> Coding:
     """What an Accept-Encoding header that is there asks for."""
     weights: dict[str, float] = {}
-    for part in header[:4096].split(b","):
+    for part in header.split(b","):
         token, _, parameters = part.partition(b";")
         name = _NAMES.get(token.strip().lower())
         if name is not None:
             weights[name] = max(_weight(parameters), weights.get(name, 0.0))
     gzip = weights.get("gzip", weights.get("*", 0.0))
     # What is not listed is taken, too, but last.
-    identity = weights.get("identity", weights.get("*", 0.0) if "*" in weights and not weights["*"] else 1e-4)
+    identity = weights.get("identity", 0.0 if weights.get("*") == 0.0 else 1e-4)
     if not gzip:
         return "identity" if identity else "none"
     if not identity:

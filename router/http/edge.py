@@ -1,8 +1,8 @@
 """The ASGI application: identifies a request, lets it through or not, and accounts for it.
 
 In this order: route, key, limit, handler. Whatever happens, a request gets one answer in one shape, and
-leaves one line in the log and one count in the metrics. The catch-all for unexpected exceptions is
-here and nowhere else.
+leaves one line in the log and one count in the metrics. The catch-all for a request's unexpected
+exceptions is here.
 """
 
 from __future__ import annotations
@@ -42,6 +42,8 @@ _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"
 # What nginx calls a request whose client went away before the answer; only logged and counted.
 _NO_ANSWER = 499
 _LOGGED_PATH = 512
+# Of an Accept-Encoding header.
+_MOST_CODINGS = 4096
 
 
 class _Visit:
@@ -137,7 +139,7 @@ class Edge:
         operation, params = self.routes.find(asked or method, path_of(visit.scope))
         visit.route = operation.template
         if (accepted := visit.headers.get(b"accept-encoding")) is not None:
-            visit.coding = negotiate(accepted)
+            visit.coding = negotiate(accepted[:_MOST_CODINGS])
             if visit.coding == "none":
                 shown = accepted[:80].decode("latin-1")
                 raise HttpError(
@@ -161,8 +163,8 @@ class Edge:
         self._in_flight += 1
         try:
             return await operation.handler(request)
-        except OverloadedError:
-            self._metrics.reject("nodes")
+        except OverloadedError as exc:
+            self._metrics.reject(exc.reason)
             raise
         finally:
             self._in_flight -= 1

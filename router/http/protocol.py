@@ -255,6 +255,7 @@ class BoundedProtocol(HttpToolsProtocol):
         cycle, task = self._answering, self._task
         assert cycle is not None and task is not None
         cycle.disconnected = True
+        cycle.scope.pop("extensions", None)  # which hold the cycle
         cycle.scope[LEFT] = True  # type: ignore[literal-required]
         cycle.message_event.set()
         begun = inspect.getcoroutinestate(task.get_coro()) != inspect.CORO_CREATED  # type: ignore[arg-type]

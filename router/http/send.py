@@ -6,7 +6,8 @@ Invariant: no client holds an answer's memory for longer than it is given, howev
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping
+from contextlib import asynccontextmanager
 
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope, Send
@@ -28,6 +29,8 @@ async def send_reply(
     Raises:
         ClientDisconnect: it was not taken in that time, and the connection is cut.
     """
+    # Asked for once; kept, the scope would hold the cycle of the server that holds the scope.
+    extensions = scope.pop("extensions", None) or {}
     body, more = reply.body, reply.more
     size = len(body) + sum(map(len, more)) if more else len(body)
     if size >= LEAST_BYTES:
@@ -40,37 +43,39 @@ async def send_reply(
     if more:
         if not compressed:
             headers.append((b"content-length", b"%d" % size))
-        await _send_pieces(reply, headers, compressed, scope, send, seconds)
+        async with _bounded(seconds, extensions):
+            await _send_pieces(reply, headers, compressed, send)
         return
     if compressed:
         body = await gzipped(body)
     headers.append((b"content-length", b"%d" % len(body)))
-    whole = scope.get("extensions", {}).get(WHOLE)
+    whole = extensions.get(WHOLE)
     if whole is not None and whole(reply.status, headers, body):
         return
-    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-    await send({"type": "http.response.body", "body": body})
+    async with _bounded(seconds, extensions):
+        await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+        await send({"type": "http.response.body", "body": body})
 
 
 async def _send_pieces(
-    reply: Reply,
-    headers: list[tuple[bytes, bytes]],
-    compressed: bool,
-    scope: Scope,
-    send: Send,
-    seconds: float,
+    reply: Reply, headers: list[tuple[bytes, bytes]], compressed: bool, send: Send
 ) -> None:
     pieces: Iterable[bytes] = (piece for piece in (reply.body, *reply.more) if piece)
-    # Sending may take as long as making it: `send` waits while the client's side is full.
+    await send({"type": "http.response.start", "status": reply.status, "headers": headers})
+    async for piece in gzipped_pieces(pieces) if compressed else _each(pieces):
+        await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await asyncio.sleep(0)
+    await send({"type": "http.response.body", "body": b""})
+
+
+@asynccontextmanager
+async def _bounded(seconds: float, extensions: Mapping[str, Callable[[], object]]) -> AsyncIterator[None]:
+    """Sending may take as long as making it: `send` waits while the client's side is full."""
     try:
         async with asyncio.timeout(seconds):
-            await send({"type": "http.response.start", "status": reply.status, "headers": headers})
-            async for piece in gzipped_pieces(pieces) if compressed else _each(pieces):
-                await send({"type": "http.response.body", "body": piece, "more_body": True})
-                await asyncio.sleep(0)
-            await send({"type": "http.response.body", "body": b""})
+            yield
     except TimeoutError as exc:
-        abort = scope.get("extensions", {}).get(ABORT)
+        abort = extensions.get(ABORT)
         if abort is not None:
             abort()
             await asyncio.sleep(0)  # in which the server notices

@@ -108,7 +108,10 @@ class Pool:
             if error.renewable or isinstance(exc, asyncpg.InternalClientError):
                 connection.terminate()
             self._settle(connection)
-            raise error from exc
+            try:
+                raise error from exc
+            finally:
+                del error  # else it would hold the frame that holds it, until a garbage collection
         except NodeError:
             self._settle(connection)
             raise

@@ -20,6 +20,7 @@ only when they leave nothing to answer with do they become one of these.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
@@ -93,11 +94,17 @@ class AnswerTooLargeError(RequestError):
 
 
 class OverloadedError(RouterError):
-    """`retry_after` is in seconds."""
+    """`retry_after` is in seconds; `reason` is the metrics' word for what was full."""
 
-    def __init__(self, detail: str, retry_after: float = 1.0) -> None:
+    def __init__(
+        self,
+        detail: str,
+        retry_after: float = 1.0,
+        reason: Literal["nodes", "memory"] = "nodes",
+    ) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
+        self.reason = reason
 
 
 class MisconfiguredError(RouterError):

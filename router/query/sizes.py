@@ -33,7 +33,7 @@ class Layout(msgspec.Struct, frozen=True):
     Attributes:
         inline: the columns that come with the row.
         row_bytes: for rows whose columns of variable length take more, they do not come.
-        guarded: whether that can happen; then each row ends with whether its columns have come.
+        guarded: whether that can happen; then whether its columns have come stands behind them in each row.
         fixed_bytes: what its columns of fixed length take.
     """
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from contextlib import suppress
 
 from router.query.errors import AnswerTooLargeError, OverloadedError
 
@@ -83,7 +84,8 @@ class AnswerMemory:
 
     async def _wait(self, size_bytes: int, deadline: float) -> None:
         place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((size_bytes, place))
+        entry = (size_bytes, place)
+        self._waiting.append(entry)
         try:
             async with asyncio.timeout_at(deadline):
                 await place
@@ -91,7 +93,8 @@ class AnswerMemory:
             # Cancelled in the turn in which it was let in, it has the memory already.
             if place.done() and not place.cancelled():
                 self.changed(-size_bytes)
-            place.cancel()
+            with suppress(ValueError):
+                self._waiting.remove(entry)
             self._admit()
             if isinstance(exc, TimeoutError):
                 raise self._full("and none of them ended in time") from exc
@@ -100,19 +103,19 @@ class AnswerMemory:
     def _admit(self) -> None:
         while self._waiting:
             size_bytes, place = self._waiting[0]
-            if not place.cancelled():
-                if not self._fits(size_bytes):
-                    return
+            if not self._fits(size_bytes):
+                return
+            self._waiting.popleft()
+            if not place.done():
                 self.used += size_bytes
                 place.set_result(None)
-            self._waiting.popleft()
 
     def _fits(self, size_bytes: int) -> bool:
         return self.used + size_bytes <= self.most
 
     def _full(self, why: str) -> OverloadedError:
         what = f"the large answers being made and sent take {self.used} of {self.most} bytes"
-        return OverloadedError(f"{what} (--answer-memory-bytes), {why}")
+        return OverloadedError(f"{what} (--answer-memory-bytes), {why}", reason="memory")
 
 
 class BatchRoom:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TypeAlias
 
 from router.query.errors import DeadlineError
-from router.query.types import Found, SearchQuery
+from router.query.types import Found, Room, SearchQuery
 from router.stages.stage import Stage
 
 __all__ = ["Coalesced"]
@@ -21,7 +21,8 @@ __all__ = ["Coalesced"]
 # worth joining. One that ends later is not: it would cost the caller the partial answer it is due.
 _EARLIER_SHARE = 0.1
 
-_Key: TypeAlias = tuple[int, bytes, bool]
+# Searches of one batch share what their answers may take, and nobody else has a part in that.
+_Key: TypeAlias = tuple[int, bytes, bool, Room | None]
 
 
 class _Flight:
@@ -46,7 +47,7 @@ class Coalesced:
     async def search(self, query: SearchQuery, deadline: float) -> Found:
         if not query.cached:
             return await self._inner.search(query, deadline)
-        key = (self._version(query.collection.name), query.digest, query.allow_partial)
+        key = (self._version(query.collection.name), query.digest, query.allow_partial, query.room)
         flight = self._flights.get(key)
         if flight is None or not _worth_joining(flight.deadline, deadline):
             flight = self._start(key, query, deadline)

@@ -34,7 +34,7 @@ from router.shared import Shared
 from router.stages.answer_memory import AnswerMemory, Held, too_large
 from router.stages.fanout import Fanout
 
-__all__ = ["Columns", "Hits", "RankedHit", "RowsChangedError", "both_rounds", "hand_over", "write_hits"]
+__all__ = ["Columns", "Hits", "RankedHit", "RowsChangedError", "hand_over", "write_hits"]
 
 # Of rows that are read together, and of those that become JSON in one turn of the loop: 0.5 ms of vectors.
 _READ_BYTES = 1 << 20
@@ -108,7 +108,10 @@ class Columns:
                 raise too_large(expected, self._left(query), self._memory.most_each)
             # The widest row is held as the driver's bytes and as text while it becomes JSON.
             widest = max((r.size_bytes for r in ranked), default=0)
-            held = await self._memory.take(min(expected, self._memory.most_each) + 2 * widest, stop)
+            # A batch holds what it has made until it is sent, and who holds memory must not wait for more.
+            holding = query.room is not None and query.room.left < self._memory.most_each
+            until = 0.0 if holding else stop
+            held = await self._memory.take(min(expected, self._memory.most_each) + 2 * widest, until)
             try:
                 return await self._write(query, ranked, reports, stop, held)
             except BaseException:
@@ -255,9 +258,9 @@ async def in_slices(
             hit = hit_of(*part[0], collection, names, forms, query.vector_format)
             await hand_over(pieces_of(hit), take)
             take(b",")
-        else:
-            array = memoryview(encode_hits(part, collection, columns, query.vector_format))
-            take(b"".join((array[1:-1], b",")))
+            continue
+        array = memoryview(encode_hits(part, collection, columns, query.vector_format))
+        take(b"".join((array[1:-1], b",")))
         await asyncio.sleep(perf_counter() - began)
 
 
@@ -281,6 +284,7 @@ def both_rounds(one: ShardReport, two: ShardReport) -> ShardReport:
         one,
         state=two.state,
         error=two.error,
+        fault=two.fault,
         attempts=one.attempts + two.attempts,
         queue_ms=one.queue_ms + two.queue_ms,
         execute_ms=one.execute_ms + two.execute_ms,

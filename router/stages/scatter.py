@@ -188,7 +188,7 @@ class Scatter:
         # Cut here and not on the shards, where too near a limit would look like too few rows.
         near = [(one.plan.depth, within(one.ranked, query.max_distance)) for one in searches]
         kept = page(near, query.offset, query.k)
-        if query.include != brings.inline or (brings.guarded and not all([row[-1] for row, _ in kept])):
+        if _lacks_columns(query, brings, kept):
             hits = await self._columns.hits(query, _to_complete(kept, brings), reports, stop)
             # A shard may have failed since.
             coverage = coverage_of(list(reports.values()), total)
@@ -225,16 +225,26 @@ def _without(searched: _Searched, missing: set[str]) -> _Searched:
     return searched._replace(parts=parts, ranked=_ranked(parts, searched.plan.depth))
 
 
+def _lacks_columns(query: SearchQuery, brings: Layout, kept: Sequence[Ranked]) -> bool:
+    """Whether some row has come without columns that the answer shows."""
+    if not kept or not query.include:
+        return False
+    # Behind it, a row of a statement for several searches has its search's number.
+    fits = 2 + len(brings.inline)
+    return query.include != brings.inline or (brings.guarded and not all([row[fits] for row, _ in kept]))
+
+
 def _to_complete(kept: Sequence[Ranked], brings: Layout) -> list[RankedHit]:
     """What came with the rows of a guarded statement, or with none."""
     if not brings.guarded:
         return [RankedHit(row, shard, fetched=False) for row, shard in kept]
+    fits = 2 + len(brings.inline)
     return [
         RankedHit(
-            row[:-1],
+            row[:fits],
             shard,
-            fetched=row[-1],
-            size_bytes=sum([len(v) for v in row[2:-1] if isinstance(v, str)]),
+            fetched=row[fits],
+            size_bytes=sum([len(v) for v in row[2:fits] if isinstance(v, str)]),
         )
         for row, shard in kept
     ]

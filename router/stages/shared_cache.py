@@ -303,7 +303,7 @@ class SharedCache:
     def _store(self, key: str, name: str, answer: Answer, positions: _Positions, ttl: float) -> None:
         if answer.size_bytes > self._max_entry_bytes:
             return
-        hits = b"".join((answer.hits, *answer.more))
+        hits = bytes(answer.whole)
         entry = _Entry(name, hits, answer.count, answer.coverage, answer.short, positions, time.time())
         data = _encoder.encode(entry)
         if len(data) > self._max_entry_bytes:

@@ -110,8 +110,9 @@ async def test_long_texts_alone_are_fetched_where_others_came_along(cluster: Clu
         assert all(hit["content"] == text_of(hit["id"]) for hit in shown)
         # Several searches in one statement bring the same.
         together = await asyncio.gather(
-            *(w.search(made[i], 60 + i, include=include, cache=False) for i in range(20))
+            *(w.search(made[i], 100, include=include, cache=False) for i in range(20))
         )
+        assert any(report.together > 1 for found in together for report in found.answer.reports)
         assert all(hit["content"] == text_of(hit["id"]) for found in together for hit in hits(found))
 
 
@@ -169,6 +170,29 @@ async def test_an_answer_beyond_the_limit_is_refused_and_gives_its_memory_back(c
         assert [len(result["hits"]) for result in results if "hits" in result].count(ROWS // 4) == 2
         assert any("other results leave" in error["detail"] for error in errors)
         assert memory.used == 0
+
+
+async def test_a_batch_that_holds_memory_does_not_wait_for_more(cluster: Cluster) -> None:
+    """Two that did would wait for each other."""
+    settings = Settings(max_answer_bytes=2_000_000, answer_memory_bytes=2_000_000)
+    async with world(cluster, settings, vector=vector(), columns=COLUMNS) as w, w.over_http() as client:
+        made = await fill(w)
+        elsewhere = await w.topology.memory.take(1_000_000, asyncio.get_running_loop().time())
+        large = {
+            "vector": made[0].tolist(),
+            "k": ROWS // 3,
+            "include": ["vector"],
+            "exact": True,
+            "cache": False,
+        }
+        began = asyncio.get_running_loop().time()
+        batch = await client.post("/search/batch", json={"searches": [large] * 2})
+        assert asyncio.get_running_loop().time() - began < 10.0
+        kinds = sorted(
+            result["error"]["status"] if "error" in result else 200 for result in batch.json()["results"]
+        )
+        assert kinds == [200, 429]
+        elsewhere.release()
 
 
 async def test_texts_of_any_length_are_bounded_before_they_are_read(cluster: Cluster) -> None:

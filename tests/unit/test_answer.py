@@ -12,7 +12,9 @@ import pytest
 from router.query.answer import encode_hits
 from router.query.filter import And, parse
 from router.query.recall import near, recall
+from router.query.types import ShardReport, ShardState
 from router.settings import Settings
+from router.stages.columns import both_rounds
 from shard_config.times import DistantTime
 from tests.unit.queries import collection, query
 
@@ -81,3 +83,10 @@ def test_filters_by_different_words_or_digits_never_share_a_cached_answer() -> N
     assert len(digests) == 2 * len(raw)
     again = parse(collection(), {"price": "nan"}, Settings())
     assert query(filter=again).digest == query(filter=trees[0]).digest
+
+
+def test_two_rounds_of_a_shard_keep_whose_fault_a_lasting_failure_is() -> None:
+    first = ShardReport("s0", ShardState.OK, attempts=1)
+    second = ShardReport("s0", ShardState.FAILED, attempts=1, error="no such column", fault="server")
+    both = both_rounds(first, second)
+    assert (both.state, both.fault, both.attempts) == (ShardState.FAILED, "server", 2)

@@ -68,6 +68,22 @@ async def test_only_so_many_wait() -> None:
     assert memory.used == 0 and (await memory.take(1, soon())).size_bytes == 1
 
 
+async def test_those_who_have_left_keep_nobody_from_waiting() -> None:
+    memory = AnswerMemory(1, 1)
+    held = await memory.take(1, soon())
+    first, *others = [asyncio.create_task(memory.take(1, soon())) for _ in range(64)]
+    await asyncio.sleep(0.01)
+    for task in others:
+        task.cancel()
+    await asyncio.gather(*others, return_exceptions=True)
+    assert "1 waiting" in repr(memory)
+    last = asyncio.create_task(memory.take(1, soon()))
+    await asyncio.sleep(0.01)
+    held.release()
+    (await first).release()
+    assert (await last).size_bytes == 1
+
+
 async def test_a_batch_takes_no_more_than_an_answer_may_and_does_not_wait_for_it() -> None:
     memory = AnswerMemory(100, 150)
     one, other = BatchRoom(memory), BatchRoom(memory)

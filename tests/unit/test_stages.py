@@ -6,12 +6,14 @@ import asyncio
 import gc
 from collections.abc import Callable
 
+import msgspec
 import pytest
 
 from router.query.errors import DeadlineError, UnavailableError
 from router.query.filter import parse
 from router.query.types import Consistency, Found, SearchQuery
 from router.settings import Settings
+from router.stages.answer_memory import AnswerMemory, BatchRoom
 from router.stages.coalesce import Coalesced
 from router.stages.local_cache import LocalCache, Store
 from router.stages.stage import Stage
@@ -161,6 +163,18 @@ async def test_equal_searches_in_flight_share_one_execution() -> None:
     assert len({bytes(one.answer.hits) for one in found}) == 1
     assert no_tasks_left()
     assert "0 in flight, 19 joined" in repr(coalesced)
+
+
+async def test_searches_of_a_batch_share_its_room_with_nobody_else() -> None:
+    inner = Inner(delay=0.02)
+    coalesced = Coalesced(inner, Versions())
+    memory = AnswerMemory(100, 100)
+    one, other = BatchRoom(memory), BatchRoom(memory)
+    rooms = [None, None, one, one, other]
+    await asyncio.gather(
+        *(coalesced.search(msgspec.structs.replace(query(), room=room), soon()) for room in rooms)
+    )
+    assert inner.started == 3
 
 
 async def test_one_caller_leaving_does_not_touch_the_others() -> None:
