@@ -174,23 +174,20 @@ async def test_an_answer_beyond_the_limit_is_refused_and_gives_its_memory_back(c
 
 async def test_a_batch_that_holds_memory_does_not_wait_for_more(cluster: Cluster) -> None:
     """Two that did would wait for each other."""
-    settings = Settings(max_answer_bytes=2_000_000, answer_memory_bytes=2_000_000)
+    settings = Settings(max_answer_bytes=8_000_000, answer_memory_bytes=8_000_000)
     async with world(cluster, settings, vector=vector(), columns=COLUMNS) as w, w.over_http() as client:
         made = await fill(w)
-        elsewhere = await w.topology.memory.take(1_000_000, asyncio.get_running_loop().time())
-        large = {
-            "vector": made[0].tolist(),
-            "k": ROWS // 3,
-            "include": ["vector"],
-            "exact": True,
-            "cache": False,
-        }
+        large: dict[str, Any] = {"vector": made[0].tolist(), "k": ROWS, "include": ["vector"], "exact": True}
+        large |= {"cache": False, "timeout_ms": 30_000}
+        size = len((await client.post("/search", json=large)).content)
+        # Room for one and a half of them.
+        memory = w.topology.memory
+        elsewhere = await memory.take(memory.most - size * 3 // 2, asyncio.get_running_loop().time())
         began = asyncio.get_running_loop().time()
         batch = await client.post("/search/batch", json={"searches": [large] * 2})
         assert asyncio.get_running_loop().time() - began < 10.0
-        kinds = sorted(
-            result["error"]["status"] if "error" in result else 200 for result in batch.json()["results"]
-        )
+        results = batch.json()["results"]
+        kinds = sorted(result["error"]["status"] if "error" in result else 200 for result in results)
         assert kinds == [200, 429]
         elsewhere.release()
 
