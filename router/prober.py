@@ -19,6 +19,7 @@ from router.patroni import Patroni
 from router.policy.replication import Heads, claims, elect
 from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import (
+    MISSING_EXTENSION,
     POSTGRES_ERRORS,
     Connection,
     ErrorKind,
@@ -40,7 +41,8 @@ SELECT r.standby,
             THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS timeline,
        extract(epoch FROM pg_postmaster_start_time())::float8 AS started,
        CASE WHEN r.standby
-            THEN extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 END AS age
+            THEN extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 END AS age,
+       EXISTS (SELECT FROM pg_extension WHERE extname = 'vector') AS vector
 FROM (SELECT pg_is_in_recovery() AS standby) r
 """
 
@@ -131,7 +133,8 @@ class _Group:
             if other is not node and deposed == known.deposed and not (first and replica):
                 continue
             lag = self._heads.lag(known.lsn, now, known.age) if replica else 0.0
-            reason = known.reason if known.health is not Health.UP else self._why(known) if deposed else None
+            up = known.health is Health.UP and known.searchable
+            reason = known.reason if not up else self._why(known) if deposed else None
             other.observe(msgspec.structs.replace(known, deposed=deposed, lag=lag, reason=reason))
         if state.health is Health.DOWN and any(other.state.health is Health.UP for other in self.nodes):
             # Its searches move on: somebody else can answer them.
@@ -290,4 +293,6 @@ async def _state(connection: Connection) -> NodeState:
         timeline=row["timeline"] or 0,
         started=row["started"],
         age=inf if row["age"] is None else max(row["age"], 0.0),
+        searchable=row["vector"],
+        reason=None if row["vector"] else MISSING_EXTENSION,
     )

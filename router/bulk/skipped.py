@@ -47,4 +47,7 @@ class Skipped:
     def lines(self) -> list[str]:
         """Each of the first bad rows, and why it is bad."""
         path = self._source.path
-        return [f"{path}, {self._source.place(row.row)}: {row.reason}" for row in self.rows]
+        lines = [f"{path}, {self._source.place(row.row)}: {row.reason}" for row in self.rows]
+        if self.count > len(lines):
+            lines.append(f"{path}: {self.count - len(lines)} more bad rows")
+        return lines

@@ -18,7 +18,7 @@ from router.documents.rows import key_of, shard_write, store_documents, upsert_o
 from router.documents.types import DeleteOutcome, Document, UpsertOutcome
 from router.postgres import sql
 from router.postgres.connection import Connection
-from router.postgres.write import repeated
+from router.postgres.write import delete, repeated
 from router.query.filter import Filter
 from router.query.plan import targets
 from shard_config.model import Collection, ShardMap
@@ -100,8 +100,6 @@ def _storing(
 
 def _executing(statement: sql.Statement) -> Callable[[Connection], Awaitable[int]]:
     async def work(connection: Connection) -> int:
-        text = connection.spelled(statement.sql)
-        status = await repeated(connection, lambda: connection.execute(text, *statement.args))
-        return int(status.rsplit(" ", 1)[-1])
+        return await repeated(connection, lambda: delete(connection, statement.sql, statement.args))
 
     return work

@@ -39,7 +39,8 @@ class NodeState(msgspec.Struct, frozen=True):
     primary, but another has a better right to; or it is a replica that has followed such a one.
     `started` is when its server was, by the server's clock, and `age` for how many seconds the last
     transaction that a replica has replayed had been committed. `permanent`: it is down for a `reason` that
-    lasts until somebody mends it.
+    lasts until somebody mends it. `searchable`: its database has the vector extension; a node without it is
+    asked all the same, since the next moment it may be there again.
     """
 
     health: Health = Health.UNKNOWN
@@ -54,6 +55,7 @@ class NodeState(msgspec.Struct, frozen=True):
     started: float = 0.0
     age: float = inf
     permanent: bool = False
+    searchable: bool = True
 
 
 class Reads(msgspec.Struct, frozen=True):

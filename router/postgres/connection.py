@@ -26,6 +26,7 @@ from router.postgres.session_settings import SettingsRefusedError, apply_setting
 from shard_config.times import date_of, days_of, microseconds_of, timestamp_of, timestamptz_of
 
 __all__ = [
+    "MISSING_EXTENSION",
     "POSTGRES_ERRORS",
     "Connection",
     "ErrorKind",
@@ -40,6 +41,8 @@ POSTGRES_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Intern
 
 # The shapes of searches differ by filter, limit and columns; each holds a plan on the server.
 _STATEMENT_CACHE = 256
+
+MISSING_EXTENSION = "the vector extension is missing: run `pgscatter schema apply`"
 
 _VECTOR_TYPES = ("vector", "halfvec")
 # asyncpg's "tuple" of each is its count of days or microseconds.
@@ -201,7 +204,7 @@ async def _set_codecs(connection: Connection) -> None:
         _VECTOR_TYPES,
     )
     if not rows:
-        raise NodeError(ErrorKind.FATAL, "the vector extension is missing: run `pgscatter schema apply`")
+        raise NodeError(ErrorKind.FATAL, MISSING_EXTENSION)
     for row in rows:
         await connection.set_type_codec(
             row["typname"], schema=row["nspname"], encoder=bytes, decoder=bytes, format="binary"

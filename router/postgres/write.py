@@ -9,11 +9,12 @@ from typing import TypeAlias, TypeVar
 
 import asyncpg
 
-from router.postgres.connection import POSTGRES_ERRORS, Connection, ErrorKind, node_error
+from router.postgres.connection import POSTGRES_ERRORS, Connection, ErrorKind, NodeError, node_error
 from router.query.types import Position
 
 __all__ = [
     "Upsert",
+    "delete",
     "lock_holder",
     "repeated",
     "store",
@@ -94,8 +95,7 @@ async def _store(connection: Connection, upserts: Sequence[Upsert]) -> dict[int,
         if len(upserts) == 1:
             returned = await connection.fetchmany(*upserts[0])
         else:
-            async with connection.transaction():
-                returned = [row for upsert in upserts for row in await connection.fetchmany(*upsert)]
+            returned = await _in_transaction(connection, lambda: _all_returned(connection, upserts))
     except POSTGRES_ERRORS as exc:
         if not _blames_row(connection, exc):
             raise
@@ -125,6 +125,44 @@ async def _store_singly(connection: Connection, upserts: Sequence[Upsert]) -> di
         await connection.execute("RELEASE SAVEPOINT one")
     await connection.execute("COMMIT")
     return refused
+
+
+async def delete(connection: Connection, sql: str, args: Sequence[object]) -> int:
+    """Run `sql`, which says how many rows it has found and deleted, in a transaction of its own.
+
+    Raises:
+        NodeError: a trigger kept some of them; then none is deleted.
+    """
+
+    async def work() -> int:
+        row = await connection.fetchrow(connection.spelled(sql), *args)
+        assert row is not None, "a SELECT without FROM has a row"
+        found, deleted = int(row["found"]), int(row["deleted"])
+        if deleted < found:
+            kept = f"{found - deleted} of {found} documents"
+            raise NodeError(
+                ErrorKind.DATA, f"nothing deleted: a trigger of the table returned NULL for {kept}"
+            )
+        return deleted
+
+    return await _in_transaction(connection, work)
+
+
+async def _all_returned(connection: Connection, upserts: Sequence[Upsert]) -> list[asyncpg.Record]:
+    return [row for upsert in upserts for row in await connection.fetchmany(*upsert)]
+
+
+async def _in_transaction(connection: Connection, work: Callable[[], Awaitable[T]]) -> T:
+    """Not by asyncpg's `transaction`: of a caller who has left, its rollback waits for a frozen server."""
+    await connection.execute("BEGIN")
+    try:
+        result = await work()
+    except (asyncpg.PostgresError, NodeError):
+        if not connection.is_closed():
+            await connection.execute("ROLLBACK")
+        raise
+    await connection.execute("COMMIT")
+    return result
 
 
 def _blames_row(connection: Connection, exc: BaseException) -> bool:

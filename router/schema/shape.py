@@ -149,7 +149,13 @@ def _column(collection: Collection, found: Found, name: str, type_: str) -> list
     column = found.columns.get(name)
     alter = f"ALTER TABLE {collection.table} ALTER COLUMN {name}"
     if column is None:
-        return [f"column {name} is missing; right would be {name} {type_}"]
+        missing = f"column {name} is missing; right would be {name} {type_}"
+        if name == collection.vector.column and found.vector is None:
+            missing += (
+                ". So is the extension vector: dropped with CASCADE, it took the column and all vectors"
+                " with it; restore the table from a backup, or drop it and load it again"
+            )
+        return [missing]
     problems = []
     required = {collection.id.column, collection.vector.column, collection.sharding.key.column}
     if not _fits(collection, column, type_):

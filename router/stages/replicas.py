@@ -84,7 +84,7 @@ class ReplicaSet:
 
     @property
     def readable(self) -> bool:
-        return any(node.state.health is Health.UP for node in self.nodes)
+        return any(node.state.health is Health.UP and node.state.searchable for node in self.nodes)
 
     def primary(self) -> Node | None:
         """The node that takes writes, if one is known and up."""

@@ -168,6 +168,23 @@ async def test_a_transaction_that_loses_against_others_is_repeated_a_few_times(
         await w.on_primaries(f"DROP SEQUENCE {table}_seq")
 
 
+@pytest.mark.parametrize("sharding", SHARDINGS)
+async def test_a_delete_that_a_trigger_keeps_from_happening_says_so(
+    single: Cluster, sharding: model.Sharding
+) -> None:
+    async with world(limited(single), sharding=sharding) as w, w.over_http() as client:
+        await upsert(w, range(6))
+        keep = "IF OLD.id = 3 THEN RETURN NULL; END IF; RETURN OLD;"
+        await w.on_primaries(trigger(w.collection.table, keep, "BEFORE DELETE"))
+        one = await client.delete("/documents/3")
+        assert (one.status_code, "a trigger of the table returned NULL" in one.text) == (409, True)
+        for body in ({"ids": [3, 4]}, {"filter": {"id": {"$in": [3, 4]}}}):
+            some = await client.post("/documents/delete", json=body)
+            assert (some.status_code, "for 1 of 2 documents" in some.text) == (409, True)
+        assert (await w.router.count(w.collection, None, w.soon())).count == 6
+        assert (await w.router.delete(w.collection, [4, 5], w.soon())).deleted == 2
+
+
 async def value(w: World, query: str) -> Any:
     connection = await asyncpg.connect(w.cluster.nodes[0].dsn)
     try:
@@ -306,6 +323,9 @@ async def test_a_load_does_not_count_what_a_trigger_drops(single: Cluster, tmp_p
             trigger(w.collection.table, "IF NEW.id = 3 THEN RETURN NULL; END IF; RETURN NEW;")
         )
         np.save(tmp_path / "rows.npy", np.ones((10, 8), np.float32))
-        with Display(io.StringIO()) as display, pytest.raises(LoadError, match="stored 9 of 10 rows"):
+        with (
+            Display(io.StringIO()) as display,
+            pytest.raises(LoadError, match=r"row 3: not stored, and no error: a trigger"),
+        ):
             await load(w.router.shard_map, w.collection, tmp_path / "rows.npy", Options(), display)
         assert (await w.router.count(w.collection, None, w.soon())).count == 0

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import asyncpg
 import msgspec
 import pytest
 
 from deploy.local import Cluster
-from router.postgres.connection import Connection, ErrorKind, NodeError
+from router.postgres.connection import MISSING_EXTENSION, Connection, ErrorKind, NodeError
 from router.query.errors import RouterError
 from router.settings import Settings
 from shard_config import model
@@ -61,7 +61,7 @@ async def everything_works(w: World, number: int) -> None:
     assert exact.answer.coverage.full
     answer = await w.router.read(w.collection, 7, EVERYTHING, w.soon())
     assert answer is not None
-    assert answer.document["vector"] == [7.0] * 8
+    assert msgspec.json.decode(answer.document["vector"]) == [7.0] * 8
     assert (await w.router.count(w.collection, None, w.soon())).coverage.full
     await w.put(*(w.document(i, [float(i)] * 8, category=f"c{i}", price=1.0) for i in range(30)))
     assert (await w.router.delete(w.collection, [29], w.soon())).deleted == 1
@@ -85,6 +85,27 @@ async def test_an_extension_that_is_created_anew_costs_no_request(
             await w.on_primaries(anew if not schema else f"SET search_path = public, elsewhere; {anew}")
             await replayed(two)
             await everything_works(w, number + 1)
+
+
+async def test_a_shard_without_the_extension_is_not_ready_until_it_is_back(two: Cluster) -> None:
+    sharding = model.HashSharding(column("id", ValueType.BIGINT), ("s0", "s1"))
+    async with world(two, Settings(probe_interval=0.1), sharding=sharding) as w:
+        await w.put(*(w.document(i, [float(i)] * 8, category=f"c{i}", price=1.0) for i in range(30)))
+        await w.on_primaries("DROP EXTENSION vector CASCADE")
+        await until(lambda: w.router.ready() == (False, {"s0": False, "s1": False}))
+        assert {node.reason for node in w.router.nodes()} == {MISSING_EXTENSION}
+        _, *back = ANEW.format(table=w.collection.table, type="vector", schema="").split(";")
+        await w.on_primaries(";".join(back))
+        await replayed(two)
+        # Not even the next probe is waited for.
+        await everything_works(w, 0)
+        await until(lambda: w.router.ready() == (True, {"s0": True, "s1": True}))
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(10.0):
+        while not true():
+            await asyncio.sleep(0.02)
 
 
 async def test_prepared_statements_that_are_gone_are_prepared_again(two: Cluster) -> None:
