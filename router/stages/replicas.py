@@ -80,7 +80,8 @@ class ReplicaSet:
     def close(self) -> None:
         """Be told nothing more by the nodes, which may outlive this set."""
         for node in self.nodes:
-            node.sets.remove(self)
+            if self in node.sets:
+                node.sets.remove(self)
 
     @property
     def readable(self) -> bool:

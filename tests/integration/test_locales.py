@@ -149,7 +149,7 @@ async def test_a_lookup_by_id_uses_the_primary_key_whatever_its_collation(words:
         c = w.collection
         equal = count(c, parse(c, {"id": "a"}, Settings()))
         some = count(c, parse(c, {"id": {"$in": ["a", "b"]}}, Settings()))
-        single = select_by_id(c, "a", frozenset())
+        single = select_by_id(c, "a", frozenset(), 1 << 20)
         for statement in (equal, some, single, existing_ids(c, ["a"]), delete_by_ids(c, ["a"])):
             assert "Index Cond: (id = " in await plan(words, statement), statement.sql
 

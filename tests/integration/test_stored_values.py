@@ -164,6 +164,8 @@ async def test_filters_take_the_forms_and_compare_as_postgresql_does(cluster: Cl
                 "$gte": (shown, f"{name} >= {sql}{collate}"),
                 "$between": ([shown, shown], f"{name} = {sql}"),
             }
+            if shown is False or shown == "":
+                del wanted["$lt"]  # refused: nothing is less
             for operator, (operand, condition) in wanted.items():
                 params = {"filter": json.dumps({name: {operator: operand}})}
                 counted = await client.get("/count", params=params)
