@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any
 
 import httptools
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from router.http.errors import HttpError, Refusal
@@ -181,16 +182,26 @@ class BoundedProtocol(HttpToolsProtocol):
             self._look_timer = self.loop.call_later(_LOOK_SECONDS, self._look)
 
     def on_body(self, body: bytes) -> None:
+        """This and the next are uvicorn's without its looks for an upgrade, which pay for what is added."""
         self._body_bytes += len(body)
-        super().on_body(body)
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self.flow.pause_reading()
+        cycle.message_event.set()
 
     def on_message_complete(self) -> None:
         if self._offer is not None:
             return
         self.scope[COMPLETE] = True  # type: ignore[literal-required]
-        super().on_message_complete()
-        if not self.pipeline:
-            # Paused by a large body, that is here now; unread, a connection does not tell of its end.
+        cycle = self.cycle
+        if not cycle.response_complete:
+            cycle.more_body = False
+            cycle.message_event.set()
+        if self.flow.read_paused and not self.pipeline:
+            # By a large body, that is here now; unread, a connection does not tell of its end.
             self.flow.resume_reading()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:

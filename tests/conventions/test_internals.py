@@ -96,6 +96,7 @@ def test_a_cycle_has_what_is_read_of_it() -> None:
     given: dict[str, Any] = dict.fromkeys(inspect.signature(httptools_impl.RequestResponseCycle).parameters)
     cycle = httptools_impl.RequestResponseCycle(**given | {"scope": {}, "default_headers": []})
     state = {name: False for name in ("disconnected", "response_started", "response_complete")}
+    assert (cycle.body, cycle.more_body) == (b"", True)
     assert {name: getattr(cycle, name) for name in state} == state
     for name in ("keep_alive", "message_event", "waiting_for_100_continue", "on_response", "scope"):
         assert name in vars(cycle), name

@@ -71,3 +71,15 @@ async def test_a_connection_that_is_gone_costs_the_others_nothing() -> None:
     gone.closed = True
     await asyncio.sleep(0)
     assert said == ["b 2"]
+
+
+async def test_what_an_answer_begins_with_may_be_sent_ahead_of_it() -> None:
+    said: list[str] = []
+    transport = GatheredTransport(Wire("a", said), Outbox())
+    assert transport.write_ahead() and transport.write_ahead()
+    transport.write(b"HTTP/1.1 200 OK")
+    transport.write(b" and more")
+    assert [transport.write_ahead() for _ in range(10)] == [True] * 9 + [False]
+    transport.write(b"HTTP/1.1 ")
+    await asyncio.sleep(0)
+    assert "".join(part.removeprefix("a ") for part in said) == "HTTP/1.1 200 OK and moreHTTP/1.1 "
