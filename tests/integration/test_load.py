@@ -521,7 +521,7 @@ async def test_emptied_tables_and_restarts_forget_what_was_loaded(cluster: Clust
     assert "nothing to do" in load(source, path).stdout
     again = load(source, path, "--restart", check=False)
     assert again.returncode == 1
-    assert "exists already" in again.stderr
+    assert "already exists" in again.stderr
     await rows(path, f"DELETE FROM {table}")
     load(source, path, "--restart")
     await check(path, vectors, table)
