@@ -124,7 +124,7 @@ class Copying:
 
     async def _empty(self) -> None:
         for node in self._world.primaries:
-            connection = await connect(node.dsn, timeout=_CONNECT_SECONDS)
+            connection = await connect(node.dsn, timeout=_CONNECT_SECONDS, command_timeout=_SECONDS)
             try:
                 # The index that the last load built would make COPY fill it row by row, 50 times slower,
                 # and a checkpoint's writes belong to neither.
@@ -158,7 +158,7 @@ class Copying:
         """A way that stores nothing would be the fastest."""
         count = 0
         for node in self._world.primaries:
-            connection = await connect(node.dsn, timeout=_CONNECT_SECONDS)
+            connection = await connect(node.dsn, timeout=_CONNECT_SECONDS, command_timeout=_SECONDS)
             try:
                 count += await connection.fetchval(f"SELECT count(*) FROM {self._collection.table}")
             finally:

@@ -15,6 +15,8 @@ from bench.errors import SearchError
 __all__ = ["Connections", "request_bytes"]
 
 _CONNECT_SECONDS = 10.0
+# No request that a bench sends has as long at the router.
+_ANSWER_SECONDS = 120.0
 
 
 def request_bytes(host: str, path: str, body: bytes, method: str = "POST") -> bytes:
@@ -29,12 +31,13 @@ def request_bytes(host: str, path: str, body: bytes, method: str = "POST") -> by
 class Connections:
     """As many connections to one server as there are requests at the same time.
 
-    Changed by `send` and `close`.
+    Changed by `send` and `close`. An answer that takes more than `answer_seconds` is given up.
     """
 
-    def __init__(self, host: str, port: int) -> None:
+    def __init__(self, host: str, port: int, *, answer_seconds: float = _ANSWER_SECONDS) -> None:
         self._host = host
         self._port = port
+        self._answer_seconds = answer_seconds
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()
 
@@ -45,12 +48,12 @@ class Connections:
         """Status and body of the answer.
 
         Raises:
-            SearchError: no connection, or it ended before the answer did.
+            SearchError: no connection, it ended before the answer did, or there was none in time.
         """
         connection = await self._take()
         self._busy.add(connection)
         try:
-            answer = await connection.exchange(request)
+            answer = await connection.exchange(request, self._answer_seconds)
         except BaseException:
             # Cancelled or broken: what comes next on it would be the answer to this request.
             connection.close()
@@ -91,11 +94,15 @@ class _Connection(asyncio.Protocol):
         self._answer: asyncio.Future[tuple[int, bytes]] | None = None
         self._parts: list[bytes] = []
 
-    async def exchange(self, request: bytes) -> tuple[int, bytes]:
+    async def exchange(self, request: bytes, seconds: float) -> tuple[int, bytes]:
         assert self._transport is not None
         self._answer = self._loop.create_future()
         self._transport.write(request)
-        return await self._answer
+        timer = self._loop.call_later(seconds, self._fail, f"no answer within {seconds:g} s")
+        try:
+            return await self._answer
+        finally:
+            timer.cancel()
 
     def close(self) -> None:
         self.reusable = False

@@ -53,6 +53,7 @@ END $f$
 # What the router's connections have, see router.postgres.connection.
 _SETTINGS = {"hnsw.iterative_scan": "relaxed_order", "jit": "off"}
 _CONNECT_SECONDS = 10.0
+_STATEMENT_SECONDS = 600.0
 _WARM_UP = 0.5
 
 
@@ -117,7 +118,12 @@ async def _on_each(world: World, one: Callable[[asyncpg.Connection, int], Awaita
 
     async def connected(node: NodeInfo) -> T:
         assert node.pid is not None
-        connection = await connect(node.dsn, timeout=_CONNECT_SECONDS, server_settings=_SETTINGS)
+        connection = await connect(
+            node.dsn,
+            timeout=_CONNECT_SECONDS,
+            command_timeout=_STATEMENT_SECONDS,
+            server_settings=_SETTINGS,
+        )
         try:
             return await one(connection, node.pid)
         finally:

@@ -350,7 +350,7 @@ def _collection(
 
 async def _settings(dsn: str) -> dict[str, str]:
     try:
-        connection = await connect(dsn, timeout=_READY_SECONDS)
+        connection = await connect(dsn, timeout=_READY_SECONDS, command_timeout=_READY_SECONDS)
         try:
             await connection.execute("SELECT '[1]'::vector")  # loads the library, and its settings with it
             found = {
@@ -372,7 +372,7 @@ async def _holding(dsns: list[str], first: int) -> dict[int, int]:
     held: dict[int, int] = {}
     for dsn in dsns:
         try:
-            connection = await connect(dsn, timeout=_READY_SECONDS)
+            connection = await connect(dsn, timeout=_READY_SECONDS, command_timeout=_SQL_SECONDS)
             try:
                 statement = f"SELECT id FROM public.{COLLECTION} WHERE id >= $1"
                 for row in await connection.fetch(statement, first):

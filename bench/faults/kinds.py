@@ -161,7 +161,7 @@ async def _fill(b: Broken) -> None:
 async def _take(b: Broken, gap: float) -> None:
     with contextlib.suppress(asyncpg.TooManyConnectionsError):
         while True:
-            b.held.append(await connect(b.cluster.node(b.replica).dsn))
+            b.held.append(await connect(b.cluster.node(b.replica).dsn, timeout=_SECONDS))
             await asyncio.sleep(gap)
 
 

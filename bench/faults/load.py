@@ -25,6 +25,8 @@ __all__ = ["FIRST_ID", "Event", "Rates", "States", "Traffic", "nodes_of", "traff
 
 _TIMEOUT_MS = 2000
 _POLL_SECONDS = 0.1
+# More than a write has at the router; what the router has not answered by then has failed.
+_ANSWER_SECONDS = 45.0
 # Documents of the load, apart from those of the data set.
 FIRST_ID = 1_000_000_000
 
@@ -91,7 +93,7 @@ class Traffic:
         assert parts.port is not None
         self._host = f"{parts.hostname}:{parts.port}"
         self._path = f"/v1/collections/{collection}"
-        self._connections = Connections(parts.hostname, parts.port)
+        self._connections = Connections(parts.hostname, parts.port, answer_seconds=_ANSWER_SECONDS)
         self._queries = queries
         self._rng = np.random.default_rng(1)
         self.began = perf_counter()  # the loop's clock counts whole milliseconds
@@ -140,7 +142,7 @@ class Traffic:
             task.add_done_callback(self._tasks.discard)
 
     async def drain(self) -> None:
-        """Wait for what is under way."""
+        """Wait for what is under way; none takes longer than it may to connect and be answered."""
         await asyncio.gather(*self._tasks)
         self._connections.close()
 

@@ -90,7 +90,7 @@ async def write_across_promotion(context: Context, world: World, count: int) -> 
 class _Run:
     def __init__(self, context: Context, url: str, count: int) -> None:
         host, port = url.removeprefix("http://").split(":")
-        self._connections = Connections(host, int(port))
+        self._connections = Connections(host, int(port), answer_seconds=_PATIENCE)
         self._queries = context.dataset.queries
         self._meter = context.display.meter("writes across a promotion", count, "documents")
         self._left = list(range(_IDS, _IDS + count, _BATCH))
@@ -113,7 +113,7 @@ class _Run:
         self._goal = count
         waiting = asyncio.create_task(self._reached.wait())
         try:
-            await asyncio.wait((waiting, *writers), return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait((waiting, *writers), timeout=_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
             for writer in writers:
                 if writer.done():
                     writer.result()
@@ -155,8 +155,8 @@ class _Run:
 
 
 async def _count(dsn: str) -> int:
-    connection = await connect(dsn)
+    connection = await connect(dsn, timeout=_PATIENCE, command_timeout=_PATIENCE)
     try:
         return int(await connection.fetchval(f"SELECT count(*) FROM public.{COLLECTION} WHERE id >= {_IDS}"))
     finally:
-        await connection.close()
+        connection.terminate()

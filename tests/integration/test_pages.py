@@ -13,10 +13,11 @@ import numpy as np
 import pytest
 
 from deploy.local import Cluster
+from router.query.types import Consistency
 from router.settings import Settings
 from shard_config import model
 from shard_config.values import ValueType
-from tests.integration.test_search import gaussian, no_sequential_scans, uses_index
+from tests.integration.test_search import gaussian, locked, no_sequential_scans, primary, uses_index
 from tests.integration.worlds import Vectors, World, column, hits, world
 
 NAMES = ("s0", "s1", "s2", "s3")
@@ -244,3 +245,13 @@ async def test_pages_bring_the_columns_of_their_own_rows(cluster: Cluster) -> No
             for hit in (hit for found in pages for hit in hits(found)):
                 assert hit["price"] == hit["id"]
                 assert np.array_equal(np.array(hit["vector"], "<f4"), vectors[hit["id"]])
+
+
+async def test_a_page_that_lacks_a_shard_has_rows_of_the_others_only(cluster: Cluster) -> None:
+    async with stored(cluster, gaussian(400), shards=3) as w:
+        query = gaussian(1, seed=11)[0]
+        async with locked(primary(cluster, "s1"), w.collection.table):
+            found = await w.search(query, 10, offset=45, consistency=Consistency.STRONG, within=0.5)
+        assert [failure.shard for failure in found.answer.coverage.failures] == ["s1"]
+        assert {hit["shard"] for hit in hits(found)} == {"s0", "s2"}
+        assert (found.answer.count, found.answer.cacheable) == (10, False)

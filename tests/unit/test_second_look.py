@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import cast
+
+import msgspec
+
 from router.query.merge import merge
 from router.query.plan import plan_search
 from router.query.second_look import combined, unsettled
-from router.query.types import Scan, ShardReport, ShardRows, ShardState
+from router.query.types import Probe, Scan, ShardReport, ShardRows, ShardState
+from router.shared import Shared
+from router.stages.fanout import Fanout
+from router.stages.scatter import Scatter
 from tests.unit.queries import query, shard_map
 
 PLAN = plan_search(query(k=4), shard_map())
@@ -62,3 +70,26 @@ def test_a_shard_is_missing_where_one_of_several_searches_missed_it() -> None:
     assert (both.queue_ms, both.execute_ms, both.total_ms) == (1, 7, 9)
     assert combined([late, deep]).state is ShardState.TIMED_OUT
     assert combined([fine, late]).error == "late"
+
+
+async def test_a_shard_that_one_depth_misses_gives_no_row_to_the_page() -> None:
+    class Lame:
+        """Shards of 50 rows each; s1 answers for shallow searches only."""
+
+        async def fetch(self, probes: dict[str, Probe], deadline: float) -> dict[str, ShardRows]:
+            def answer(name: str, wanted: int) -> ShardRows:
+                if name == "s1" and wanted > 20:
+                    return ShardRows([], ShardReport(name, ShardState.TIMED_OUT, error="late"))
+                number = int(name[1:])
+                rows = [(4 * i + number, float(4 * i + number)) for i in range(50)]
+                return ShardRows(rows[:wanted], ShardReport(name, ShardState.OK))
+
+            return {name: answer(name, probe.wanted) for name, probe in probes.items()}
+
+    shards = shard_map()
+    scatter = Scatter(shards, cast(Fanout, Lame()), Shared(shards))
+    found = await scatter.search(query(k=10, offset=5), asyncio.get_running_loop().time() + 5)
+    hits = msgspec.json.decode(found.answer.hits)
+    expected = [n for n in range(200) if n % 4 != 1]
+    assert [hit["id"] for hit in hits] == expected[5:15]
+    assert [failure.shard for failure in found.answer.coverage.failures] == ["s1"]
