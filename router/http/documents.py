@@ -54,7 +54,9 @@ class Documents:
         if answer.held is None:
             reply.body = self._encoder.encode(answer.document)
         else:
-            await hand_over(pieces_of(answer.document), self._within(reply.more))
+            pieces: list[bytes] = []
+            reply.more = pieces
+            await hand_over(pieces_of(answer.document), self._within(pieces))
         if answer.stale is not None:
             reply.headers = [(STALE_HEADER.lower().encode(), answer.stale.encode())]
         return reply

@@ -28,11 +28,12 @@ from router.http.message import COMPLETE, FIELDS, LEFT, Reply, Request
 from router.http.metrics import Metrics
 from router.http.problems import INTERNAL, error_reply
 from router.http.routes import Routes
-from router.http.send import send_reply
+from router.http.send import send_at_once, send_reply
 from router.http.url import path_of, query_of, segment
 from router.logs import AccessLog
 from router.query.errors import OverloadedError, RouterError
 from router.settings import Settings
+from router.stages.answer_memory import MemoryFullError
 
 __all__ = ["Edge"]
 
@@ -164,7 +165,7 @@ class Edge:
         try:
             return await operation.handler(request)
         except OverloadedError as exc:
-            self._metrics.reject(exc.reason)
+            self._metrics.reject("memory" if isinstance(exc, MemoryFullError) else "nodes")
             raise
         finally:
             self._in_flight -= 1
@@ -211,4 +212,6 @@ async def _send(visit: _Visit, send: Send, seconds: float) -> None:
     ]
     if visit.trace is not None:
         headers.append((b"traceparent", visit.trace.header))
+    if visit.coding == "identity" and send_at_once(reply, headers, visit.scope):
+        return
     await send_reply(reply, headers, visit.coding, visit.scope, send, seconds)

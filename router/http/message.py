@@ -7,7 +7,7 @@ longer than the bound it is given.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 
 import msgspec
 from starlette.requests import ClientDisconnect
@@ -58,7 +58,7 @@ class Reply(msgspec.Struct):
     headers: list[tuple[bytes, bytes]] = []
     found: tuple[tuple[str, Found], ...] = ()
     written: Written | None = None
-    more: list[bytes] = []
+    more: Sequence[bytes] = ()
     held: object = None
 
 

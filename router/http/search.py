@@ -35,8 +35,7 @@ __all__ = ["Searches"]
 _BATCH_CONCURRENCY = 64
 # A batch's answer up to this size leaves as one.
 _IN_ONE = 1 << 18
-_NO_HITS = msgspec.Raw(b"[]")
-_NO_HITS_JSON = b"[]"
+_NO_HITS = b"[]"
 
 
 class Searches:
@@ -62,13 +61,14 @@ class Searches:
                 self._known.put(data, known)
         found = await request.backend.search(known.query, now + known.timeout)
         took_ms = round((perf_counter() - started) * 1000, 3)
-        body, *more = self._encode(request, known.query, found, took_ms)
-        return Reply(
-            body,
-            more=more,
+        reply = Reply(
+            self._encode(request, known.query, found, took_ms),
             headers=[(b"server-timing", _server_timing(found, took_ms))],
             found=((collection.name, found),),
         )
+        if found.answer.more:
+            reply.body, *reply.more = _in_pieces(reply.body, found)
+        return reply
 
     async def batch(self, request: Request) -> Reply:
         collection = request.collection
@@ -112,7 +112,7 @@ class Searches:
             known = await self._understand(collection, raw, now, path, caller=request, room=room)
             found = await request.backend.search(known.query, min(now + known.timeout, end))
             took_ms = round((perf_counter() - started) * 1000, 3)
-            pieces = self._encode(request, known.query, found, took_ms)
+            pieces = _in_pieces(self._encode(request, known.query, found, took_ms), found)
             room.add(sum(map(len, pieces)), counted=found.answer.held is not None)
         except RouterError as exc:
             problem = describe(kind_of(exc), exc.detail, request.id, exc.problems)
@@ -146,19 +146,22 @@ class Searches:
         where = f"{path}.text" if path else "text"
         return vectors.from_components(np.asarray(components), collection.vector, where)
 
-    def _encode(self, request: Request, query: SearchQuery, found: Found, took_ms: float) -> list[bytes]:
-        """The answer's JSON; the hits of a large one stay the pieces that they are."""
+    def _encode(self, request: Request, query: SearchQuery, found: Found, took_ms: float) -> bytes:
+        """The answer's JSON, of a large one without its hits."""
         version = request.backend.shard_map.version
         explain = request.backend.nodes() if query.explain or query.plan else None
-        more = found.answer.more
-        if not more:
-            return [self._encoder.encode(search_answer(found, took_ms, version, explain=explain))]
-        without = msgspec.structs.replace(found.answer, hits=_NO_HITS)
-        view = search_answer(
-            msgspec.structs.replace(found, answer=without), took_ms, version, explain=explain
-        )
-        before, after = self._encoder.encode(view).split(_NO_HITS_JSON, 1)
-        return [before + bytes(found.answer.hits), *more, after]
+        if found.answer.more:
+            without = msgspec.structs.replace(found.answer, hits=msgspec.Raw(_NO_HITS))
+            found = msgspec.structs.replace(found, answer=without)
+        return self._encoder.encode(search_answer(found, took_ms, version, explain=explain))
+
+
+def _in_pieces(body: bytes, found: Found) -> list[bytes]:
+    """What `_encode` has made, with the hits of a large answer as the pieces that they are."""
+    if not found.answer.more:
+        return [body]
+    before, after = body.split(_NO_HITS, 1)
+    return [before + bytes(found.answer.hits), *found.answer.more, after]
 
 
 def _batch_body(results: list[list[bytes]]) -> tuple[bytes, list[bytes]]:

@@ -15,10 +15,28 @@ from starlette.types import Scope, Send
 from router.http.compression import LEAST_BYTES, Coding, gzipped, gzipped_pieces
 from router.http.message import ABORT, WHOLE, Reply
 
-__all__ = ["send_reply"]
+__all__ = ["send_at_once", "send_reply"]
 
 _VARY = (b"vary", b"accept-encoding")
 _GZIP = (b"content-encoding", b"gzip")
+
+
+def send_at_once(reply: Reply, headers: list[tuple[bytes, bytes]], scope: Scope) -> bool:
+    """Send a small reply as it is, without waiting; False where `send_reply` has to.
+
+    It is the way of most answers, on which a coroutine more is a hundredth of an L1 hit.
+    """
+    size = len(reply.body)
+    if size >= LEAST_BYTES or reply.more:
+        return False
+    whole = scope.get("extensions", {}).get(WHOLE)
+    if whole is None:
+        return False
+    headers.append((b"content-length", b"%d" % size))
+    if whole(reply.status, headers, reply.body):
+        return True
+    headers.pop()
+    return False
 
 
 async def send_reply(

@@ -20,7 +20,6 @@ only when they leave nothing to answer with do they become one of these.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import msgspec
 
@@ -94,17 +93,11 @@ class AnswerTooLargeError(RequestError):
 
 
 class OverloadedError(RouterError):
-    """`retry_after` is in seconds; `reason` is the metrics' word for what was full."""
+    """`retry_after` is in seconds."""
 
-    def __init__(
-        self,
-        detail: str,
-        retry_after: float = 1.0,
-        reason: Literal["nodes", "memory"] = "nodes",
-    ) -> None:
+    def __init__(self, detail: str, retry_after: float = 1.0) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
-        self.reason = reason
 
 
 class MisconfiguredError(RouterError):

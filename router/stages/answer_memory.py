@@ -13,9 +13,13 @@ from contextlib import suppress
 
 from router.query.errors import AnswerTooLargeError, OverloadedError
 
-__all__ = ["AnswerMemory", "BatchRoom", "Held", "too_large"]
+__all__ = ["AnswerMemory", "BatchRoom", "Held", "MemoryFullError", "too_large"]
 
 _WAITING = 64
+
+
+class MemoryFullError(OverloadedError):
+    """There is no memory for one more large answer."""
 
 
 class Held:
@@ -113,9 +117,9 @@ class AnswerMemory:
     def _fits(self, size_bytes: int) -> bool:
         return self.used + size_bytes <= self.most
 
-    def _full(self, why: str) -> OverloadedError:
+    def _full(self, why: str) -> MemoryFullError:
         what = f"the large answers being made and sent take {self.used} of {self.most} bytes"
-        return OverloadedError(f"{what} (--answer-memory-bytes), {why}", reason="memory")
+        return MemoryFullError(f"{what} (--answer-memory-bytes), {why}")
 
 
 class BatchRoom:

@@ -31,12 +31,6 @@ CHECKS = [
 ]
 
 
-@schemathesis.serializer("application/x-ndjson")  # type: ignore[untyped-decorator]
-def lines(ctx: Any, value: object) -> bytes:
-    """Generated text is sent as it is: its lines are rarely documents, which is the point."""
-    return str(value).encode("utf-8", "replace")
-
-
 def assert_conforms(
     app: Any,
     *,
