@@ -9,17 +9,20 @@ from router.bulk.errors import RowsError
 
 __all__ = ["Skipped"]
 
-_SHOWN = 5
+# Bad rows that are named: at least so many, so that whoever mends a file sees what is wrong with it; and of
+# those that may be left out at most so many.
+_SHOWN, _MOST_SHOWN = 5, 1000
 
 
 class Skipped:
-    """Counts bad rows and stops the load at one too many; `rows` are the first few."""
+    """Counts bad rows and stops the load at one too many; `rows` are the first of this run."""
 
     def __init__(self, source: Source, allowed: int, earlier: int) -> None:
         self.count = earlier
         self.rows: list[Refused] = []
         self._source = source
         self._allowed = allowed
+        self._most = max(_SHOWN, min(allowed, _MOST_SHOWN))
 
     def __repr__(self) -> str:
         return f"<Skipped {self.count} of at most {self._allowed}>"
@@ -35,7 +38,7 @@ class Skipped:
             RowsError: more rows are bad than may be.
         """
         self.count += len(refused)
-        self.rows += refused[: max(0, _SHOWN - len(self.rows))]
+        self.rows += refused[: max(0, self._most - len(self.rows))]
         if self.count > self._allowed:
             lines = self.lines()
             if self._allowed:
@@ -49,5 +52,6 @@ class Skipped:
         path = self._source.path
         lines = [f"{path}, {self._source.place(row.row)}: {row.reason}" for row in self.rows]
         if self.count > len(lines):
-            lines.append(f"{path}: {self.count - len(lines)} more bad rows")
+            unnamed = self.count - len(lines)
+            lines.append(f"{path}: {unnamed} bad rows more, of earlier runs or beyond the first {self._most}")
         return lines

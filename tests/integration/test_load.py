@@ -230,6 +230,17 @@ async def rows_of(path: Path, sql: str, shards: list[str]) -> dict[str, list[asy
     return found
 
 
+async def test_every_bad_row_that_is_left_out_is_named(cluster: Cluster, tmp_path: Path) -> None:
+    path = applied_map(cluster, tmp_path, docs=collection(table=fresh()))
+    documents: list[dict[str, Any]] = [{"id": i, "vector": [1, 2, 3, 4]} for i in range(20)]
+    for i in range(2, 10):
+        documents[i]["vector"] = [1, 2]
+    source = jsonl(tmp_path, documents)
+    done = load(source, path, "--skip-bad", 8).stdout
+    assert "left out 8 bad rows" in done
+    assert [f"line {i + 1}: vector" in done for i in range(2, 10)] == [True] * 8
+
+
 async def test_bad_rows_stop_the_load_unless_they_may_be_skipped(cluster: Cluster, tmp_path: Path) -> None:
     table = fresh()
     path = applied_map(cluster, tmp_path, docs=collection(table=table))
