@@ -40,7 +40,7 @@ class Skipped:
         self.count += len(refused)
         self.rows += refused[: max(0, self._most - len(self.rows))]
         if self.count > self._allowed:
-            lines = self.lines()
+            lines = self._named()
             if self._allowed:
                 lines.append(
                     f"{self._source.path}: {self.count} bad rows so far; {self._allowed} may be skipped"
@@ -48,10 +48,13 @@ class Skipped:
             raise RowsError(*lines)
 
     def lines(self) -> list[str]:
-        """Each of the first bad rows, and why it is bad."""
-        path = self._source.path
-        lines = [f"{path}, {self._source.place(row.row)}: {row.reason}" for row in self.rows]
-        if self.count > len(lines):
-            unnamed = self.count - len(lines)
-            lines.append(f"{path}: {unnamed} bad rows more, of earlier runs or beyond the first {self._most}")
+        """The bad rows that were left out, each with the reason."""
+        lines = self._named()
+        if unnamed := self.count - len(lines):
+            some = f"{unnamed} bad rows more, of earlier runs or beyond the first {self._most}"
+            lines.append(f"{self._source.path}: {some}")
         return lines
+
+    def _named(self) -> list[str]:
+        path = self._source.path
+        return [f"{path}, {self._source.place(row.row)}: {row.reason}" for row in self.rows]
