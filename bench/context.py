@@ -17,7 +17,7 @@ from bench.targets import TargetSpec
 from bench.truth import Truth
 from bench.workers import Job
 from bench.world import Router, World, open_world
-from router.schema.progress import Display
+from router.terminal import Display
 
 __all__ = ["Context", "Equal", "Options"]
 

@@ -22,7 +22,7 @@ from router.bulk.errors import LoadError
 from router.bulk.load import Options, load
 from router.bulk.wire import copy_stream
 from router.postgres.driver import connect
-from router.schema.progress import Display
+from router.terminal import Display
 from shard_config import load as load_map
 from shard_config.partition import locate_many, shard_names
 

@@ -14,7 +14,7 @@ from bench.datasets import open_dataset
 from bench.results import Run, save_run
 from bench.scenarios import scenario
 from bench.truth import truth_of
-from router.schema.progress import Display
+from router.terminal import Display
 
 __all__ = ["run_scenario", "write"]
 

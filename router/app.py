@@ -22,7 +22,8 @@ from router.query.errors import MisconfiguredError
 from router.serve_config import ServeConfig, from_env
 from router.text import TextModels
 from router.topology import Topology
-from shard_config import ShardMap, codec
+from shard_config import ShardMap
+from shard_config.file import codec
 
 __all__ = ["application", "create_app"]
 

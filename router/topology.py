@@ -19,27 +19,27 @@ from router.documents.primary import Primaries
 from router.documents.reader import Reader
 from router.documents.types import CountAnswer, DeleteOutcome, Document, ReadAnswer, UpsertOutcome
 from router.documents.writer import Writer
-from router.live_recall import LiveRecall, RecallListener
+from router.freshness.redis_link import RedisLink
+from router.freshness.worker_counters import Shared
+from router.nodes.node import Node
+from router.nodes.prober import Prober
+from router.nodes.status import NodeStatus
 from router.policy.budget import Budget
 from router.policy.limit import Limit
-from router.policy.recall_sampling import RecallSampler, RecallSeen
 from router.policy.selection import Health, Reads, Role
-from router.prober import Prober
 from router.query.filter import Filter
 from router.query.types import Found, SearchQuery, VectorFormat
-from router.redis_link import RedisLink
+from router.recall.live import LiveRecall, RecallListener
+from router.recall.sampling import RecallSampler, RecallSeen
 from router.settings import Settings
-from router.shared import Shared
 from router.stages.answer_memory import AnswerMemory, BatchRoom
 from router.stages.coalesce import Coalesced
 from router.stages.fanout import Fanout
 from router.stages.local_cache import LocalCache, Store
-from router.stages.node import Node
 from router.stages.replicas import ReplicaSet
 from router.stages.scatter import Scatter
 from router.stages.shared_cache import Invalidations, SharedCache
 from router.stages.stage import Stage
-from router.status import NodeStatus
 from shard_config.dsn import server
 from shard_config.model import Collection, ShardMap
 

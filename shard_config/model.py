@@ -1,6 +1,6 @@
 """The shard map as one frozen value: nodes, shards, collections and where each row lives.
 
-Everything here is immutable and already validated: `shard_config.codec` turns a file into these
+Everything here is immutable and already validated: `shard_config.file.codec` turns a file into these
 types and is the only place that builds them from outside input, so whoever holds a `ShardMap` may
 trust every name, type and placement in it.
 """

@@ -12,7 +12,7 @@ from bench.faults.process import Job, running
 from bench.faults.proxies import Proxies
 from bench.scrape import State, state
 from bench.world import COLLECTION, Router, World
-from router.schema.progress import Meter
+from router.terminal import Meter
 
 __all__ = ["Growth", "break_connections"]
 

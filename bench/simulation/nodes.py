@@ -18,7 +18,7 @@ _TURNS = 2
 
 
 class Server:
-    """`router.stages.dispatcher.Execute` over a host's processors; returns as many rows as are wanted.
+    """`router.nodes.dispatcher.Execute` over a host's processors; returns as many rows as are wanted.
 
     Attributes:
         statements, searches: how many it was given.

@@ -22,15 +22,15 @@ from bench.simulation.hosts import Host, Process
 from bench.simulation.model import Costs, Load, Result, Stragglers, System
 from bench.simulation.nodes import Server
 from bench.simulation.virtual_time import run
+from router.freshness.worker_counters import Shared
+from router.nodes.node import Node
 from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState, Role
 from router.query.errors import OverloadedError, RouterError
 from router.query.types import SearchQuery
-from router.shared import Shared
 from router.stages.answer_memory import AnswerMemory
 from router.stages.fanout import Fanout
-from router.stages.node import Node
 from router.stages.replicas import ReplicaSet
 from router.stages.scatter import Scatter
 from shard_config import model

@@ -14,9 +14,9 @@ import yaml
 
 from deploy.local.kept import keep_node_fields, keep_tuned
 from shard_config import MapError, limits, parse
-from shard_config.document import resolve
-from shard_config.fragment import Fragment, fragment
-from shard_config.replace import replace_file
+from shard_config.file.document import resolve
+from shard_config.file.fragment import Fragment, fragment
+from shard_config.file.replace import replace_file
 
 __all__ = ["checked_collections", "write_map"]
 

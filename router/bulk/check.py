@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from router.http.vectors import check_indexed, from_components
+from router.decode.vectors import check_indexed, from_components
 from router.query.errors import InvalidError
 from shard_config.model import Collection, Metric, Quantization, Vector, VectorType
 

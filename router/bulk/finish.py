@@ -14,10 +14,10 @@ from router.postgres.connection import NodeError
 from router.schema.build import BuildLimits, build_index, graph_bytes
 from router.schema.inspect import inspect
 from router.schema.primary import on_each
-from router.schema.progress import Display
 from router.schema.replicas import Lag, wait_replayed
 from router.schema.session import node_errors
 from router.schema.shape import vector_index
+from router.terminal import Display
 from shard_config.model import Collection, ShardMap
 
 __all__ = ["check_ids", "index", "mark_finished", "replay"]

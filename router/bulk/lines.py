@@ -11,7 +11,7 @@ from router.bulk.batch import Chunk, Refused, Wanted
 from router.bulk.errors import SourceError
 from router.bulk.fingerprint import fingerprint
 from router.bulk.rows import batch_of
-from router.http.document import DocumentReader
+from router.decode.document import DocumentReader
 from router.query.errors import RequestError
 from shard_config.model import Collection
 

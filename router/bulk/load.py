@@ -17,8 +17,8 @@ from router.bulk.sources import open_source
 from router.bulk.start import find_primaries, start
 from router.bulk.target import Target
 from router.schema.build import BuildLimits
-from router.schema.progress import Display
 from router.schema.replicas import Lag
+from router.terminal import Display
 from shard_config.model import Collection, ShardMap
 
 __all__ = ["Options", "Summary", "load"]

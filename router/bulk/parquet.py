@@ -17,8 +17,8 @@ from router.bulk.check import to_float32, wrong_vectors
 from router.bulk.errors import SourceError
 from router.bulk.fingerprint import fingerprint
 from router.bulk.rows import as_ids
-from router.http.document import FOUND_FIELDS
-from router.http.metadata import checked_text
+from router.decode.document import FOUND_FIELDS
+from router.decode.metadata import checked_text
 from router.query.errors import RequestError
 from shard_config.model import Collection
 from shard_config.times import Kind, from_1970

@@ -17,7 +17,7 @@ from router.bulk.copy import Part, Writer
 from router.bulk.errors import LoadError
 from router.bulk.skipped import Skipped
 from router.bulk.target import Target
-from router.schema.progress import Meter
+from router.terminal import Meter
 from shard_config.model import Collection
 
 __all__ = ["pump"]

@@ -180,7 +180,7 @@ def _measure(name: str, args: argparse.Namespace) -> None:
     from bench import report
     from bench.context import Options
     from bench.suite import run_scenario, write
-    from router.schema.progress import Display
+    from router.terminal import Display
 
     quick: bool = args.quick
     options = Options(

@@ -13,9 +13,9 @@ from router.bulk.load import Options, Summary, load
 from router.bulk.sources import is_hdf5
 from router.commands.integers import natural, positive
 from router.commands.schema import add_build_flags, build_limits, collections_of
-from router.schema.progress import Display
-from shard_config import codec
-from shard_config.problems import MapError
+from router.terminal import Display
+from shard_config.file import codec
+from shard_config.file.problems import MapError
 
 __all__ = ["add_parser"]
 

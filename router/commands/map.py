@@ -11,11 +11,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from shard_config import codec, partition, values
+from shard_config import partition, values
 from shard_config.dsn import redact
+from shard_config.file import codec
+from shard_config.file.placement import as_runs
+from shard_config.file.schema import json_schema
 from shard_config.model import Collection, HashSharding, ListSharding, RangePart, RangeSharding, ShardMap
-from shard_config.placement import as_runs
-from shard_config.schema import json_schema
 
 __all__ = ["add_parser"]
 

@@ -11,10 +11,10 @@ from typing import Any
 from router.commands.integers import natural, positive
 from router.schema.apply import ShardResult, apply
 from router.schema.build import BuildLimits
-from router.schema.progress import Display
-from shard_config.codec import load
+from router.terminal import Display
+from shard_config.file.codec import load
+from shard_config.file.problems import MapError
 from shard_config.model import Collection, ShardMap
-from shard_config.problems import MapError
 
 __all__ = ["add_build_flags", "add_parser", "build_limits", "collections_of"]
 

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from router.freshness.worker_counters import MAX_WORKERS, create
 from router.logs import LEVELS, configure
 from router.serve_config import ServeConfig, add_setting_flags, export, read_settings
-from router.shared import MAX_WORKERS, create
-from shard_config import MapError, ShardMap, codec
+from shard_config import MapError, ShardMap
+from shard_config.file import codec
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp
@@ -95,7 +96,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         parser.error(f"--redis: expected a URL that begins with {', '.join(_REDIS_SCHEMES)}")
     if args.redis is not None:
         # What it brings is for those who have a Redis.
-        from router.redis_link import check_url
+        from router.freshness.redis_link import check_url
 
         try:
             check_url(args.redis)

@@ -16,13 +16,13 @@ import msgspec
 from router.commands.integers import between
 from router.commands.search import json_object
 from router.query.errors import RouterError
-from router.schema.progress import Display, Meter
+from router.recall.tuning import Tuned, TuningError, queries_by_default, tune
 from router.settings import Settings
+from router.terminal import Display, Meter
 from router.topology import Topology
-from router.tuning import Tuned, TuningError, queries_by_default, tune
 from shard_config import Collection, MapError, ShardMap, limits, load, model, parse
-from shard_config.edit import Option, raise_version, set_search_options
-from shard_config.replace import TextFile, check_replaceable
+from shard_config.file.edit import Option, raise_version, set_search_options
+from shard_config.file.replace import TextFile, check_replaceable
 
 __all__ = ["add_parser"]
 

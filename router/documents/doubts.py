@@ -14,12 +14,12 @@ from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
 from typing import Protocol
 
+from router.nodes.node import Node
 from router.policy.selection import Health, Role
 from router.postgres.connection import Connection, NodeError
 from router.postgres.write import written_position
 from router.query.errors import OverloadedError
 from router.query.types import Position
-from router.stages.node import Node
 
 __all__ = ["Doubts"]
 

@@ -27,11 +27,11 @@ from hashlib import blake2b
 from router.documents.primary import OF_FAILOVER, PAUSE_SECONDS, Outcome, Primaries
 from router.documents.rows import store_documents, upsert_outcome
 from router.documents.types import Document, DocumentFailure, UpsertOutcome
+from router.nodes.node import Node
 from router.postgres import sql
 from router.postgres.connection import POSTGRES_ERRORS, Connection, ErrorKind, NodeError
 from router.postgres.write import lock_holder, try_advisory_lock, unlock_all, written_position
 from router.query.errors import OverloadedError
-from router.stages.node import Node
 from shard_config.model import Collection
 
 __all__ = ["store_guarded"]

@@ -15,14 +15,14 @@ from typing import Generic, TypeVar
 import msgspec
 
 from router.documents.doubts import Doubts
+from router.freshness.worker_counters import Shared
+from router.nodes.node import Node
+from router.nodes.prober import Prober
 from router.policy.selection import Role
 from router.postgres.connection import Connection, ErrorKind, NodeError
 from router.postgres.write import written_position
-from router.prober import Prober
 from router.query.errors import OverloadedError
 from router.query.types import Position
-from router.shared import Shared
-from router.stages.node import Node
 from router.stages.replicas import ReplicaSet
 from router.stages.shared_cache import Invalidations
 

@@ -13,11 +13,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.documents.types import CountAnswer, DeleteOutcome, Document, ReadAnswer, UpsertOutcome
-from router.policy.recall_sampling import RecallSeen
+from router.nodes.status import NodeStatus
 from router.query.filter import Filter
 from router.query.types import Found, SearchQuery, VectorFormat
+from router.recall.sampling import RecallSeen
 from router.stages.answer_memory import BatchRoom
-from router.status import NodeStatus
 from shard_config.model import Collection, ShardMap
 
 __all__ = ["Backend", "Embed", "NodeStatus"]

@@ -9,18 +9,17 @@ from typing import cast, get_args
 import msgspec
 from msgspec import UNSET
 
+from router.decode.bodies import DeleteBody
+from router.decode.body import Decoder, decode_object
+from router.decode.document import checked
+from router.decode.queries import includable
 from router.http.answers import CountView, coverage_view
-from router.http.bodies import DeleteBody
 from router.http.content import read_json
-from router.http.decode import Decoder, decode_object
-from router.http.document import checked
-from router.http.errors import invalid
 from router.http.message import Reply, Request
 from router.http.outcomes import delete_reply
-from router.http.queries import includable
 from router.query import filter as filters
 from router.query.answer import pieces_of
-from router.query.errors import InvalidError, NotFoundError, Problem
+from router.query.errors import InvalidError, NotFoundError, Problem, invalid
 from router.query.types import VectorFormat
 from router.settings import Settings
 from router.stages.answer_memory import too_large

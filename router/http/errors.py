@@ -10,9 +10,9 @@ from collections.abc import Sequence
 
 import msgspec
 
-from router.query.errors import InvalidError, Problem, RequestError
+from router.query.errors import RequestError
 
-__all__ = ["HttpError", "Kind", "Refusal", "invalid"]
+__all__ = ["HttpError", "Kind", "Refusal"]
 
 
 class Kind(msgspec.Struct, frozen=True):
@@ -46,9 +46,3 @@ class HttpError(RequestError):
         super().__init__(detail)
         self.kind = kind
         self.headers = tuple(headers)
-
-
-def invalid(problems: Sequence[Problem]) -> InvalidError:
-    """One error for all `problems`; its detail is the first."""
-    first = problems[0]
-    return InvalidError(f"{first.path}: {first.message}" if first.path else first.message, problems)

@@ -20,8 +20,8 @@ from router.http.answers import (
 )
 from router.http.backend import Backend
 from router.http.message import Reply, Request
-from router.policy.recall_sampling import RecallSeen
 from router.query.errors import InvalidError, NotFoundError
+from router.recall.sampling import RecallSeen
 from shard_config import partition, to_json
 from shard_config.model import Collection, HashSharding, ListSharding, RangeSharding, ShardMap
 from shard_config.values import from_text, json_form

@@ -20,7 +20,7 @@ import msgspec
 import yaml
 
 from router.http.keys import Key, Keys, Scope
-from shard_config.environment import Unresolved, substitute
+from shard_config.file.environment import Unresolved, substitute
 
 __all__ = ["KeysError", "load", "parse", "restore", "save"]
 

@@ -20,8 +20,8 @@ from prometheus_client.registry import Collector
 
 from router.http.backend import Backend, NodeStatus
 from router.http.message import Reply, Written
-from router.policy.recall_sampling import RecallSeen
 from router.query.types import Found
+from router.recall.sampling import RecallSeen
 
 __all__ = ["Metrics"]
 
@@ -172,7 +172,7 @@ class Metrics:
         self._child(self._rejected, reason).inc()
 
     def recall_sampled(self, collection: str, seen: RecallSeen) -> None:
-        """Satisfies `router.live_recall.RecallListener`, with the next."""
+        """Satisfies `router.recall.live.RecallListener`, with the next."""
         self._child(self._recall_samples, collection).inc()
         self._child(self._window_sum, collection).set(seen.recall * seen.samples)
         self._child(self._window_samples, collection).set(seen.samples)

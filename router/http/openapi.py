@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 
-from router.http import answers, bodies
+from router.decode import bodies
+from router.http import answers
 from router.http.descriptions import FIELDS, TYPES
 from router.http.examples import ANSWERS, PATH, REQUESTS
 from router.http.problems import ProblemBody

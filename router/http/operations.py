@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from router.decode.bodies import BatchBody, DeleteBody, DocumentsBody, SearchBody
 from router.http.answers import (
     BatchAnswer,
     CollectionList,
@@ -19,7 +20,6 @@ from router.http.answers import (
     UpsertProblem,
 )
 from router.http.backend import Embed
-from router.http.bodies import BatchBody, DeleteBody, DocumentsBody, SearchBody
 from router.http.documents import STALE_HEADER, Documents
 from router.http.inspect import Inspection
 from router.http.keys import Scope

@@ -13,16 +13,16 @@ from time import perf_counter
 import msgspec
 import numpy as np
 
-from router.http import vectors
+from router.decode import vectors
+from router.decode.bodies import BatchBody, SearchBody
+from router.decode.body import Decoder
+from router.decode.queries import check_text, search_query, timeout_of
 from router.http.answers import BatchError, search_answer
 from router.http.backend import Embed
-from router.http.bodies import BatchBody, SearchBody
 from router.http.content import read_json
-from router.http.decode import Decoder
 from router.http.known import Known, KnownBodies
 from router.http.message import Reply, Request
 from router.http.problems import describe, kind_of
-from router.http.queries import check_text, search_query, timeout_of
 from router.query.errors import DeadlineError, InvalidError, RouterError
 from router.query.types import Found, SearchQuery
 from router.settings import Settings

@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator
 
 import msgspec
 
+from router.decode.bodies import DocumentsBody
+from router.decode.body import Decoder
+from router.decode.document import DocumentReader, Readers
 from router.documents.types import Document, DocumentFailure
-from router.http.bodies import DocumentsBody
 from router.http.content import media_type, read_json
-from router.http.decode import Decoder
-from router.http.document import DocumentReader, Readers
 from router.http.message import Reply, Request
 from router.http.ndjson import Line, Lines
 from router.http.outcomes import Tally

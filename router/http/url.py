@@ -7,9 +7,8 @@ from collections.abc import Mapping
 from typing import Any
 from urllib.parse import parse_qsl, unquote_to_bytes
 
-from router.http.errors import invalid
 from router.http.routes import Operation
-from router.query.errors import MalformedError, Problem
+from router.query.errors import MalformedError, Problem, invalid
 
 __all__ = ["path_of", "query_of", "segment"]
 

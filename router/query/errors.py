@@ -116,6 +116,12 @@ class DeadlineError(RouterError):
     pass
 
 
+def invalid(problems: Sequence[Problem]) -> InvalidError:
+    """One error for all `problems`; its detail is the first."""
+    first = problems[0]
+    return InvalidError(f"{first.path}: {first.message}" if first.path else first.message, problems)
+
+
 def _encodable(text: str) -> str:
     """`text` with lone surrogates escaped: JSON can bring them, and UTF-8 has no bytes for them."""
     return text.encode("utf-8", "backslashreplace").decode()

@@ -17,10 +17,10 @@ from router.postgres.session_settings import set_search_path
 from router.schema.build import BuildLimits, build_index, graph_bytes
 from router.schema.inspect import Misplaced, inspect, misplaced
 from router.schema.primary import Primary, on_each, primary_of
-from router.schema.progress import Display
 from router.schema.replicas import Lag, wait_replayed
 from router.schema.session import node_errors
 from router.schema.shape import Change, changes, mismatches, notes
+from router.terminal import Display
 from shard_config.model import Collection, ShardMap
 
 __all__ = ["ShardResult", "apply"]

@@ -15,7 +15,7 @@ from typing import TypeVar
 import asyncpg
 import msgspec
 
-from router.patroni import Patroni
+from router.nodes.patroni import Patroni
 from router.policy.replication import claims, elect
 from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import ErrorKind, NodeError

@@ -16,6 +16,7 @@ from time import perf_counter
 
 import msgspec
 
+from router.freshness.worker_counters import Shared
 from router.postgres import sql
 from router.query.answer import encode_hits, hit_of, json_forms, pieces_of
 from router.query.errors import DeadlineError
@@ -30,7 +31,6 @@ from router.query.types import (
     ShardState,
     Work,
 )
-from router.shared import Shared
 from router.stages.answer_memory import AnswerMemory, Held, too_large
 from router.stages.fanout import Fanout
 

@@ -17,14 +17,14 @@ from typing import Literal
 
 import msgspec
 
+from router.nodes.dispatcher import Fetched, Ticket
+from router.nodes.node import Node
 from router.policy.budget import Budget
 from router.policy.ejection import TRIAL_SECONDS, has_room
 from router.policy.selection import Health, Reads, Role, rank
 from router.postgres.connection import ErrorKind, NodeError
 from router.query.errors import OverloadedError
 from router.query.types import Hedge, Position, Probe, ShardReport, ShardRows, ShardState, Work
-from router.stages.dispatcher import Fetched, Ticket
-from router.stages.node import Node
 
 __all__ = ["Ask", "ReplicaSet"]
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from router.freshness.worker_counters import Shared
 from router.postgres.search import SearchStatements
 from router.query.answer import coverage_of, raise_if_unanswered, shortfall
 from router.query.errors import OverloadedError, UnavailableError
@@ -34,7 +35,6 @@ from router.query.types import (
     Work,
 )
 from router.query.wire import to_wire
-from router.shared import Shared
 from router.stages.answer_memory import AnswerMemory
 from router.stages.columns import Columns, Hits, RankedHit, RowsChangedError, write_hits
 from router.stages.fanout import Fanout

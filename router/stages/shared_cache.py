@@ -6,7 +6,7 @@ were being computed meanwhile. Because tokens never repeat, an evicted one canno
 
 That is not enough where an answer comes from a replica that is behind the write: its search may begin
 after the write, under the new token. So an entry says which log positions it rests on, and is stored only
-if they hold every write that any router had told of before (`router.stages.token`):
+if they hold every write that any router had told of before (`router.freshness.token`):
 
     A commits at 100, puts token T2 with {s0: 100}
     B reads T2, asks a replica that has replayed up to 90   -> 90 < 100: not stored
@@ -33,11 +33,11 @@ from typing import Protocol, TypeAlias
 
 import msgspec
 
+from router.freshness import token
+from router.freshness.lookups import Lookups
+from router.freshness.redis_link import RedisLink
+from router.freshness.worker_counters import Shared
 from router.query.types import Answer, Coverage, Found, Position, SearchQuery, Shortfall
-from router.redis_link import RedisLink
-from router.shared import Shared
-from router.stages import token
-from router.stages.lookups import Lookups
 from router.stages.stage import Stage
 from shard_config.model import Collection, ShardMap
 

@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.text.words import words
-from shard_config.replace import replace_file
+from shard_config.file.replace import replace_file
 
 __all__ = ["MAX_MODEL_BYTES", "TextModel", "fit"]
 

@@ -11,10 +11,10 @@ import asyncpg
 import pytest
 
 from deploy.local import Cluster
+from router.nodes.status import NodeStatus
 from router.query.errors import UnavailableError
 from router.query.types import Found, Hedge
 from router.settings import Settings
-from router.status import NodeStatus
 from router.topology import Topology
 from shard_config import model
 from shard_config.values import ValueType
@@ -257,7 +257,7 @@ async def test_a_probe_that_fails_in_an_unforeseen_way_is_not_the_last_one(
 ) -> None:
     async with filled(pair) as w:
         with monkeypatch.context() as patched:
-            patched.setattr("router.prober._QUERY", "SELECT 1 AS one")
+            patched.setattr("router.nodes.prober._QUERY", "SELECT 1 AS one")
             status = await until(w, "s0-b", state="down")
             assert status.reason == "its probe failed; the log says how"
             async with asyncio.timeout(5):

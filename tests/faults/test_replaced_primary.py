@@ -18,8 +18,9 @@ from router.bulk import finish, resume
 from router.bulk.errors import LoadError
 from router.bulk.load import Options, load
 from router.schema.primary import Primary, primary_of
-from router.schema.progress import Display
-from shard_config import ShardMap, codec, model
+from router.terminal import Display
+from shard_config import ShardMap, model
+from shard_config.file import codec
 from tests.integration.apps import collection, pgscatter, write_map
 from tests.integration.worlds import execute
 

@@ -26,7 +26,6 @@ from router.http.backend import Backend, NodeStatus
 from router.http.keys import Keys
 from router.http.metrics import Metrics
 from router.logs import AccessLog
-from router.policy.recall_sampling import RecallSeen
 from router.query.errors import InvalidError
 from router.query.filter import Filter
 from router.query.types import (
@@ -42,6 +41,7 @@ from router.query.types import (
     VectorFormat,
 )
 from router.query.wire import base64_text, number_text, to_wire
+from router.recall.sampling import RecallSeen
 from router.settings import Settings
 from router.stages.answer_memory import AnswerMemory, BatchRoom
 from shard_config import Collection, ShardMap, locate, parse

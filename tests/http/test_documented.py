@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 
-from router.http.bodies import SearchBody
+from router.decode.bodies import SearchBody
 from router.http.errors import Refusal
 from router.http.keys_file import parse
 from router.http.metrics import Metrics

@@ -9,8 +9,8 @@ import httpx
 import msgspec
 import pytest
 
-from router.policy.recall_sampling import RecallSeen
 from router.query.filter import Compare
+from router.recall.sampling import RecallSeen
 from router.settings import Settings
 from shard_config.model import Tuned
 from tests.http.fake import FakeBackend, LogLines, application

@@ -16,8 +16,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from router.http import app as app_module
 from router.http.message import Reply
 from router.http.metrics import Metrics
-from router.policy.recall_sampling import RecallSeen
 from router.query.types import Answer, Coverage, Found, Hedge, ShardCounts, ShardReport, ShardState
+from router.recall.sampling import RecallSeen
 from router.settings import Settings
 from tests.http.fake import FakeBackend, application
 
@@ -181,7 +181,7 @@ import sys
 from router.http.message import Reply
 from router.http.message import Reply
 from router.http.metrics import Metrics
-from router.policy.recall_sampling import RecallSeen
+from router.recall.sampling import RecallSeen
 from tests.http.fake import FakeBackend
 
 metrics = Metrics()

@@ -17,8 +17,8 @@ import pytest
 import redis.asyncio as redis
 
 from deploy.local import Cluster
+from router.freshness.worker_counters import create
 from router.settings import Settings
-from router.shared import create
 from router.topology import Snapshot, Topology
 from shard_config import model
 from shard_config.values import ValueType

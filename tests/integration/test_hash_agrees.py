@@ -13,8 +13,8 @@ import asyncpg
 import pytest
 
 from deploy.local import Cluster
+from shard_config.file.identifiers import RESERVED, SYSTEM_COLUMNS
 from shard_config.hashing import bucket, buckets
-from shard_config.identifiers import RESERVED, SYSTEM_COLUMNS
 from shard_config.model import Column, HashSharding, ListSharding, Sharding
 from shard_config.partition import NoPlaceError, locate
 from shard_config.predicate import literal, sql_predicate

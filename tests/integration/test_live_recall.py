@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from deploy.local import Cluster
-from router.live_recall import LiveRecall
 from router.query.types import Found, SearchQuery
+from router.recall.live import LiveRecall
 from router.settings import Settings
 from router.stages.stage import Stage
 from tests.integration.test_search import gaussian, indexed

@@ -35,8 +35,8 @@ from router.bulk.load import Options
 from router.bulk.load import load as run_load
 from router.bulk.scalars import JSONB, encoder
 from router.postgres.connection import POSTGRES_ERRORS
-from router.schema.progress import Display
-from shard_config import codec
+from router.terminal import Display
+from shard_config.file import codec
 from shard_config.model import Table
 from shard_config.partition import locate
 from shard_config.values import ValueType, coerce

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager
 import uvloop
 
 from deploy.local import Cluster
-from router.redis_link import RedisLink
-from router.stages.lookups import Lookups
+from router.freshness.lookups import Lookups
+from router.freshness.redis_link import RedisLink
 
 
 @asynccontextmanager

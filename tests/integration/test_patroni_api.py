@@ -10,7 +10,7 @@ import msgspec
 import pytest
 
 from deploy.local import Cluster
-from router.patroni import Patroni
+from router.nodes.patroni import Patroni
 from router.settings import Settings
 from router.topology import Topology
 from tests.integration.worlds import execute, shard_map

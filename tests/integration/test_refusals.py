@@ -20,8 +20,8 @@ from router.bulk.errors import LoadError
 from router.bulk.load import Options, load
 from router.documents.types import UpsertOutcome
 from router.schema.apply import apply
-from router.schema.progress import Display
 from router.settings import Settings
+from router.terminal import Display
 from shard_config import model
 from shard_config.values import ValueType
 from tests.integration.worlds import World, column, execute, shard_map, world

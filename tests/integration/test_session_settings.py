@@ -22,9 +22,9 @@ from router.postgres.session_settings import EVERYWHERE, session_settings
 from router.query.filter import parse
 from router.query.types import Consistency
 from router.schema.apply import apply
-from router.schema.progress import Display
 from router.schema.session import connect
 from router.settings import Settings
+from router.terminal import Display
 from router.topology import Topology
 from shard_config import model
 from shard_config.values import ValueType

@@ -12,11 +12,11 @@ import pytest
 from redis.crc import key_slot
 
 from deploy.local import Cluster
+from router.freshness.redis_link import RedisLink
+from router.freshness.token import TELL, told
+from router.freshness.worker_counters import Shared
 from router.query.types import Found, Position, SearchQuery, ShardReport, ShardState
-from router.redis_link import RedisLink
-from router.shared import Shared
 from router.stages.shared_cache import Invalidations, SharedCache
-from router.stages.token import TELL, told
 from shard_config import model
 from tests.unit.queries import answer, collection, query, shard_map
 

@@ -8,7 +8,8 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shard_config import MapError, ShardMap, codec, locate, to_json
+from shard_config import MapError, ShardMap, locate, to_json
+from shard_config.file import codec
 from shard_config.values import ValueType
 from tests.unit.shard_config_maps import ENV, document
 

@@ -10,11 +10,11 @@ import pytest
 
 from bench.simulation.hosts import Host
 from bench.simulation.virtual_time import run
+from router.nodes.dispatcher import Dispatcher, Fetched, Ticket
 from router.policy.limit import Limit
 from router.postgres.connection import ErrorKind, NodeError
 from router.query.errors import OverloadedError
 from router.query.types import Probe, Row, Shape
-from router.stages.dispatcher import Dispatcher, Fetched, Ticket
 
 SHAPE = Shape("one", "many")
 WAIT = 0.05

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from bench.simulation.virtual_time import run
+from router.nodes.node import Node
 from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState, Reads, Role
@@ -17,7 +18,6 @@ from router.postgres.connection import ErrorKind, NodeError
 from router.query.types import Hedge, Probe, Row, Shape, ShardRows, ShardState, Work
 from router.settings import Settings
 from router.stages.fanout import Fanout
-from router.stages.node import Node
 from router.stages.replicas import ReplicaSet
 from shard_config import model
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from shard_config import ShardMap, codec
+from shard_config import ShardMap
+from shard_config.file import codec
 from shard_config.model import Column, HashSharding, ListSharding, RangePart, RangeSharding
 from shard_config.values import ValueType
 

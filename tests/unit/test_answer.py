@@ -11,8 +11,8 @@ import pytest
 
 from router.query.answer import encode_hits
 from router.query.filter import And, parse
-from router.query.recall import near, recall
 from router.query.types import ShardReport, ShardState
+from router.recall.measure import near, recall
 from router.settings import Settings
 from router.stages.columns import both_rounds
 from shard_config.times import DistantTime

@@ -9,7 +9,7 @@ from bench.context import Options
 from bench.errors import BenchError
 from bench.results import Metric, Outcome, Run
 from router.cli import main
-from router.schema.progress import Display
+from router.terminal import Display
 
 
 def test_the_list_has_every_scenario_and_what_it_is_for(capsys: pytest.CaptureFixture[str]) -> None:

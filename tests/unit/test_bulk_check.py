@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 
 from router.bulk.check import to_float32, wrong_vectors
-from router.http.vectors import from_components
+from router.decode.vectors import from_components
 from router.query.errors import InvalidError
 from shard_config.model import Metric, Vector, VectorType
 

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.http.bodies import SearchBody
-from router.http.decode import Decoder, decode_object
+from router.decode.bodies import SearchBody
+from router.decode.body import Decoder, decode_object
 from router.query.errors import InvalidError, MalformedError, RequestError
 
 decoder = Decoder(SearchBody)

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.http import vectors
+from router.decode import vectors
 from router.query.errors import InvalidError
 from shard_config.model import Metric, Vector, VectorType
 

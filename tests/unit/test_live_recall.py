@@ -9,10 +9,10 @@ from typing import Any
 
 import msgspec
 
-from router.live_recall import LiveRecall
-from router.policy.recall_sampling import RecallSampler, RecallSeen
 from router.query.errors import DeadlineError, OverloadedError, UnavailableError
 from router.query.types import Consistency, Found, SearchQuery
+from router.recall.live import LiveRecall
+from router.recall.sampling import RecallSampler, RecallSeen
 from tests.unit.queries import answer, query
 
 

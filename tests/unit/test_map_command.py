@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from router.commands import map as command
-from shard_config.schema import json_schema
+from shard_config.file.schema import json_schema
 from tests.unit.shard_config_maps import ENV, document
 
 

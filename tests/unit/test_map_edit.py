@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import yaml
 
-from shard_config.edit import Option, raise_version, set_search_options
+from shard_config.file.edit import Option, raise_version, set_search_options
 
 BLOCK = """\
 # our map

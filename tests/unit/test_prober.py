@@ -6,12 +6,12 @@ import asyncio
 
 import msgspec
 
+from router.nodes.node import Node
+from router.nodes.prober import Prober, _Group
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState, Role
-from router.prober import Prober, _Group
 from router.query.types import Position
 from router.settings import Settings
-from router.stages.node import Node
 from router.stages.replicas import ReplicaSet
 from shard_config import model
 

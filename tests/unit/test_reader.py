@@ -8,9 +8,9 @@ import pytest
 
 from router.documents.reader import Reader
 from router.documents.types import ReadAnswer
+from router.freshness.worker_counters import Shared
 from router.query.errors import UnavailableError
 from router.query.types import Probe, ShardReport, ShardRows, ShardState
-from router.shared import Shared
 from router.stages.answer_memory import AnswerMemory
 from router.stages.fanout import Fanout
 from tests.unit.queries import by_tenant, collection, shard_map

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.query.recall import best_bound, lower_bound, queries_for, recall
+from router.recall.measure import best_bound, lower_bound, queries_for, recall
 
 distances = st.lists(st.floats(0, 100), max_size=20).map(sorted)
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.policy.recall_sampling import RecallSampler, RecallSeen, RecallWindow
+from router.recall.sampling import RecallSampler, RecallSeen, RecallWindow
 
 
 def test_the_share_chosen_is_the_rate() -> None:

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from router.redis_link import RedisLink, check_url
+from router.freshness.redis_link import RedisLink, check_url
 
 
 @pytest.mark.parametrize(

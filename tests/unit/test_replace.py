@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from shard_config.replace import NotReplacedError, TextFile, check_replaceable, replace_file
+from shard_config.file.replace import NotReplacedError, TextFile, check_replaceable, replace_file
 
 ROOT = os.geteuid() == 0
 
@@ -42,7 +42,7 @@ def test_nobody_may_read_more_of_it_meanwhile(path: Path, monkeypatch: pytest.Mo
         seen.append(fresh.stat().st_mode & 0o777)
         copystat(source, fresh)
 
-    monkeypatch.setattr("shard_config.replace.shutil.copystat", look)
+    monkeypatch.setattr("shard_config.file.replace.shutil.copystat", look)
     replace_file(path, b"new")
     assert seen == [0o600]
 
@@ -95,8 +95,8 @@ def test_an_owner_that_cannot_stay_leaves_the_file_as_it_is(
     def of_somebody_else(descriptor: int) -> os.stat_result:
         return os.stat_result((*fstat(descriptor)[:4], 4711, *fstat(descriptor)[5:10]))
 
-    monkeypatch.setattr("shard_config.replace.os.fchown", refuse)
-    monkeypatch.setattr("shard_config.replace.os.fstat", of_somebody_else)
+    monkeypatch.setattr("shard_config.file.replace.os.fchown", refuse)
+    monkeypatch.setattr("shard_config.file.replace.os.fstat", of_somebody_else)
     with pytest.raises(NotReplacedError, match=r"its owner would not stay user \d+, group \d+"):
         replace_file(path, b"new")
     assert (path.read_bytes(), len(list(path.parent.iterdir()))) == (b"old", 1)
@@ -162,7 +162,7 @@ def test_of_many_who_replace_the_same_content_one_succeeds(path: Path) -> None:
 def test_a_lock_that_is_held_for_long_is_not_waited_for_without_end(
     path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("shard_config.replace._LOCK_SECONDS", 0.1)
+    monkeypatch.setattr("shard_config.file.replace._LOCK_SECONDS", 0.1)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         fcntl.flock(folder, fcntl.LOCK_EX)
@@ -229,7 +229,7 @@ def test_a_full_disk_leaves_the_old_content_and_nothing_else(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("shard_config.replace.os.fsync", full)
+    monkeypatch.setattr("shard_config.file.replace.os.fsync", full)
     with pytest.raises(NotReplacedError, match="cannot be replaced: No space left on device"):
         replace_file(path, b"new")
     assert (path.read_bytes(), len(list(path.parent.iterdir()))) == (b"old", 1)

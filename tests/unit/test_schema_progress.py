@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import io
 
-from router.schema.progress import Display
+from router.terminal import Display
 
 
 class Terminal(io.StringIO):

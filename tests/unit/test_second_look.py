@@ -7,11 +7,11 @@ from typing import cast
 
 import msgspec
 
+from router.freshness.worker_counters import Shared
 from router.query.merge import merge
 from router.query.plan import plan_search
 from router.query.second_look import combined, unsettled
 from router.query.types import Probe, Scan, ShardReport, ShardRows, ShardState
-from router.shared import Shared
 from router.stages.answer_memory import AnswerMemory
 from router.stages.fanout import Fanout
 from router.stages.scatter import Scatter

@@ -4,7 +4,7 @@ import random
 from datetime import date
 
 from router.query.filter import Compare, In, parse
-from router.query.selectivity import filters_of_share
+from router.recall.filters import filters_of_share
 from router.settings import Settings
 from shard_config import model
 from shard_config.times import DistantTime

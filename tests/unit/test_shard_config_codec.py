@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 import yaml
 
-from shard_config import codec, limits, to_json
-from shard_config.codec import MapError
+from shard_config import limits, to_json
+from shard_config.file import codec
+from shard_config.file.codec import MapError
+from shard_config.file.problems import MAX_PROBLEMS
 from shard_config.model import (
     Cache,
     Column,
@@ -27,7 +29,6 @@ from shard_config.model import (
     Vector,
     VectorType,
 )
-from shard_config.problems import MAX_PROBLEMS
 from shard_config.values import ValueType
 from tests.unit.shard_config_maps import ENV, REMOVED, TUNED, document, parse, problems
 

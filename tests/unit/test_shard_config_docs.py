@@ -10,10 +10,11 @@ import jsonschema_rs
 import pytest
 import yaml
 
-from shard_config import codec, limits
-from shard_config.collection import CACHE, INDEX, SEARCH
+from shard_config import limits
+from shard_config.file import codec
+from shard_config.file.collection import CACHE, INDEX, SEARCH
+from shard_config.file.schema import json_schema
 from shard_config.hashing import HASHABLE
-from shard_config.schema import json_schema
 from shard_config.values import TYPE_NAMES
 from tests.unit.shard_config_maps import ENV, document
 

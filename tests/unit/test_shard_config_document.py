@@ -7,9 +7,9 @@ import time
 import pytest
 import yaml
 
-from shard_config import codec, document
-from shard_config.codec import MapError
-from shard_config.document import Mapping, Refused, Scalar, Sequence, compose, resolve
+from shard_config.file import codec, document
+from shard_config.file.codec import MapError
+from shard_config.file.document import Mapping, Refused, Scalar, Sequence, compose, resolve
 
 parsers = pytest.mark.parametrize("loader", [yaml.SafeLoader, getattr(yaml, "CSafeLoader", yaml.SafeLoader)])
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shard_config.schema import DIALECT, json_schema
+from shard_config.file.schema import DIALECT, json_schema
 from tests.unit.shard_config_maps import TUNED, document, problems
 from tests.unit.test_shard_config_codec import FAULTS, LIST, PLACEMENTS, RANGE
 

@@ -8,7 +8,8 @@ from typing import Any
 
 import yaml
 
-from shard_config import codec, to_json
+from shard_config import to_json
+from shard_config.file import codec
 from tests.unit.shard_config_maps import ENV, document, parse
 
 NODES = "shards.s0.nodes"

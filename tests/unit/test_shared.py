@@ -4,13 +4,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-from router.shared import Shared, create
+from router.freshness.worker_counters import Shared, create
 from tests.unit.queries import shard_map
 
 WORKER = """
 import sys
 from pathlib import Path
-from router.shared import Shared
+from router.freshness.worker_counters import Shared
 from tests.unit.queries import shard_map
 shared = Shared(shard_map(), Path(sys.argv[1]))
 shared.bump("documents"); shared.owe("documents"); shared.note("s1", 500)

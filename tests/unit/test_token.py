@@ -6,9 +6,9 @@ import itertools
 
 import pytest
 
+from router.freshness import token
+from router.freshness.token import Token
 from router.query.types import Position
-from router.stages import token
-from router.stages.token import Token
 
 HIGH = 2**63 - 1
 

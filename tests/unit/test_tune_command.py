@@ -7,7 +7,7 @@ import pytest
 from router.cli import main
 from router.commands.tune import _write
 from shard_config import ShardMap, load
-from shard_config.edit import Option
+from shard_config.file.edit import Option
 
 MAP = """\
 version: 7

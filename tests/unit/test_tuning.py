@@ -5,7 +5,7 @@ import asyncio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.tuning import smallest
+from router.recall.tuning import smallest
 
 
 @given(st.lists(st.integers(1, 1000), min_size=1, max_size=40, unique=True).map(sorted), st.integers(1, 1100))

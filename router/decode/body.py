@@ -14,8 +14,7 @@ from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, get_args
 
 import msgspec
 
-from router.http.errors import invalid
-from router.query.errors import InvalidError, MalformedError, Problem
+from router.query.errors import InvalidError, MalformedError, Problem, invalid
 
 __all__ = ["Decoder", "decode_object"]
 

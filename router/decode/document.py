@@ -11,10 +11,10 @@ from typing import Any
 
 import msgspec
 
+from router.decode import vectors
+from router.decode.body import Decoder
+from router.decode.metadata import checked_text
 from router.documents.types import Document
-from router.http import vectors
-from router.http.decode import Decoder
-from router.http.metadata import checked_text
 from router.query.errors import InvalidError
 from shard_config import partition
 from shard_config.model import Collection, Column

@@ -20,10 +20,10 @@ from typing import Literal, Protocol, TypeAlias
 
 import msgspec
 
-from router.policy.recall_sampling import RecallSampler, RecallSeen, RecallWindow
 from router.query.errors import DeadlineError, OverloadedError, RouterError
-from router.query.recall import near, recall
 from router.query.types import Consistency, Found, SearchQuery
+from router.recall.measure import near, recall
+from router.recall.sampling import RecallSampler, RecallSeen, RecallWindow
 from router.stages.stage import Stage
 
 __all__ = ["DropReason", "LiveRecall", "RecallListener"]

@@ -15,7 +15,8 @@ from math import inf
 
 import msgspec
 
-from router.patroni import Patroni
+from router.nodes.node import Node
+from router.nodes.patroni import Patroni
 from router.policy.replication import Heads, claims, elect
 from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import (
@@ -28,7 +29,6 @@ from router.postgres.connection import (
     open_connection,
 )
 from router.settings import Settings
-from router.stages.node import Node
 
 __all__ = ["Prober"]
 

@@ -14,9 +14,10 @@ from collections.abc import Iterable, Mapping
 from enum import StrEnum
 from typing import TypeVar
 
-from shard_config import document, limits
-from shard_config.environment import Unresolved, substitute
-from shard_config.problems import Findings, quoted, suggestion
+from shard_config import limits
+from shard_config.file import document
+from shard_config.file.environment import Unresolved, substitute
+from shard_config.file.problems import Findings, quoted, suggestion
 from shard_config.values import ValueType, coerce
 
 D = TypeVar("D")

@@ -14,7 +14,7 @@ from typing import Protocol, TypeAlias
 import yaml
 
 from shard_config import limits
-from shard_config.problems import quoted
+from shard_config.file.problems import quoted
 
 
 class Scalar:

@@ -7,11 +7,11 @@ from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 
 from shard_config import limits
+from shard_config.file.problems import quoted, suggestion
+from shard_config.file.reader import Cursor, Section
 from shard_config.hashing import HASHABLE
 from shard_config.model import Column, HashSharding, ListSharding, RangePart, RangeSharding, Sharding
 from shard_config.ordering import below, rank
-from shard_config.problems import quoted, suggestion
-from shard_config.reader import Cursor, Section
 from shard_config.values import ValueType
 
 EXAMPLE = "{strategy: hash, key: id, buckets: 64, placement: {s0: [0-63]}}"

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from shard_config import dsn, limits
+from shard_config.file.reader import Cursor
 from shard_config.model import Node, Shard
-from shard_config.reader import Cursor
 
 _NAME = "a name: a lower-case letter, then letters, digits, - and _, 63 at most"
 _DSN = "postgresql://USER:PASSWORD@HOST:5432/DATABASE"

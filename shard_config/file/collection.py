@@ -8,7 +8,11 @@ from datetime import date
 from enum import StrEnum
 
 from shard_config import limits
-from shard_config.identifiers import column_complaint, complaint
+from shard_config.file.identifiers import column_complaint, complaint
+from shard_config.file.nodes import check_name
+from shard_config.file.placement import EXAMPLE, read_sharding
+from shard_config.file.problems import suggestion
+from shard_config.file.reader import Cursor
 from shard_config.model import (
     Cache,
     Collection,
@@ -22,10 +26,6 @@ from shard_config.model import (
     Vector,
     VectorType,
 )
-from shard_config.nodes import check_name
-from shard_config.placement import EXAMPLE, read_sharding
-from shard_config.problems import suggestion
-from shard_config.reader import Cursor
 from shard_config.values import TYPE_NAMES, ValueType, parse_type
 
 ID_TYPES = (ValueType.BIGINT, ValueType.UUID, ValueType.TEXT)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from decimal import Decimal
 
-from router.http.decode import decode_object
+from router.decode.body import decode_object
 from router.query.errors import InvalidError
 from shard_config.values import ValueType, coerce
 

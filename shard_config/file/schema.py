@@ -11,8 +11,8 @@ from enum import StrEnum
 from typing import Any, TypeAlias
 
 from shard_config import limits
-from shard_config.collection import CACHE, ID_TYPES, INDEX, SEARCH, IndexType
-from shard_config.identifiers import RESERVED, SYSTEM_COLUMNS
+from shard_config.file.collection import CACHE, ID_TYPES, INDEX, SEARCH, IndexType
+from shard_config.file.identifiers import RESERVED, SYSTEM_COLUMNS
 from shard_config.model import Metric, Quantization, VectorType
 from shard_config.values import TYPE_NAMES, parse_type
 

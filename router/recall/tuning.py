@@ -17,10 +17,10 @@ import msgspec
 from router.postgres.sql import Statement, count, sample
 from router.query.filter import Filter, parse
 from router.query.plan import EF_SEARCH_MAX
-from router.query.recall import best_bound, lower_bound, near, queries_for, recall
-from router.query.selectivity import filters_of_share
 from router.query.types import Found, Probe, Row, SearchQuery, Shape
 from router.query.wire import from_wire_bytes
+from router.recall.filters import filters_of_share
+from router.recall.measure import best_bound, lower_bound, near, queries_for, recall
 from router.topology import Topology
 from shard_config.model import Collection
 

@@ -7,13 +7,13 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from shard_config import limits
-from shard_config.collection import read_collections
-from shard_config.document import Refused, compose
+from shard_config.file.collection import read_collections
+from shard_config.file.document import Refused, compose
+from shard_config.file.nodes import read_shards
+from shard_config.file.problems import MAX_PROBLEMS, Findings, MapError, Problem, TooManyProblems
+from shard_config.file.reader import Context, Cursor
+from shard_config.file.view import to_json
 from shard_config.model import ShardMap
-from shard_config.nodes import read_shards
-from shard_config.problems import MAX_PROBLEMS, Findings, MapError, Problem, TooManyProblems
-from shard_config.reader import Context, Cursor
-from shard_config.view import to_json
 
 __all__ = ["MapError", "load", "parse", "read", "to_json"]
 

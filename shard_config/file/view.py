@@ -11,6 +11,7 @@ from uuid import UUID
 import msgspec
 
 from shard_config.dsn import redact
+from shard_config.file.placement import as_runs
 from shard_config.model import (
     Collection,
     HashSharding,
@@ -22,7 +23,6 @@ from shard_config.model import (
     Sharding,
     ShardMap,
 )
-from shard_config.placement import as_runs
 from shard_config.times import DistantTime
 
 

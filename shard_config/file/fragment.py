@@ -9,10 +9,10 @@ from __future__ import annotations
 import os
 from typing import TypeAlias
 
-from shard_config.codec import read
-from shard_config.document import Element, Mapping, Refused, Scalar, compose
-from shard_config.problems import Findings, MapError, Problem, TooManyProblems
-from shard_config.reader import Context, Cursor
+from shard_config.file.codec import read
+from shard_config.file.document import Element, Mapping, Refused, Scalar, compose
+from shard_config.file.problems import Findings, MapError, Problem, TooManyProblems
+from shard_config.file.reader import Context, Cursor
 
 __all__ = ["Fragment", "Plain", "fragment"]
 

@@ -6,11 +6,10 @@ from collections.abc import Hashable
 
 from msgspec import UNSET
 
-from router.http import vectors
-from router.http.bodies import MAX_TEXT, SearchBody
-from router.http.errors import invalid
+from router.decode import vectors
+from router.decode.bodies import MAX_TEXT, SearchBody
 from router.query import filter as filters
-from router.query.errors import InvalidError, Problem
+from router.query.errors import InvalidError, Problem, invalid
 from router.query.filter import Filter
 from router.query.plan import EF_SEARCH_MAX
 from router.query.types import Consistency, Room, SearchQuery

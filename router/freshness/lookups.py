@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import NamedTuple, cast
 
-from router.redis_link import RedisLink
+from router.freshness.redis_link import RedisLink
 
 __all__ = ["Lookups"]
 

@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 import msgspec
 
+from router.nodes.dispatcher import Dispatcher, Execute, Fetched, Ticket
 from router.policy.ejection import Ejection
 from router.policy.latency import Latency
 from router.policy.limit import Limit
@@ -24,7 +25,6 @@ from router.postgres.search import arrays
 from router.query.errors import OverloadedError
 from router.query.types import Probe, Row, Work
 from router.settings import Settings
-from router.stages.dispatcher import Dispatcher, Execute, Fetched, Ticket
 from shard_config import model
 
 __all__ = ["Node"]
