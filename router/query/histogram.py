@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from router.query.statistics import Distribution, Position
 
-__all__ = ["EVERYTHING", "Interval", "fixed_prefix", "like_share"]
+__all__ = ["EVERYTHING", "Interval", "Pattern"]
 
 
 class Interval(NamedTuple):
@@ -35,7 +35,7 @@ class Interval(NamedTuple):
             return Interval(bound, included, self.high, self.high_included)
         return self
 
-    def within(self, order: Distribution, others: float, distinct: float) -> float:
+    def share(self, order: Distribution, others: float, distinct: float) -> float:
         """scalarineqsel, of both bounds at once.
 
         `others` is the share of the rows that the histogram stands for, `distinct` their different values.
@@ -46,6 +46,15 @@ class Interval(NamedTuple):
             if low > high or (low == high and not (self.low_included and self.high_included)):
                 return 0.0
         return self._common(order) + others * self._of_histogram(order, distinct)
+
+    def and_(self, other: Interval) -> Interval:
+        """What is within both."""
+        both = self
+        if other.low is not None:
+            both = both.narrowed(">=" if other.low_included else ">", other.low)
+        if other.high is not None:
+            both = both.narrowed("<=" if other.high_included else "<", other.high)
+        return both
 
     def _common(self, order: Distribution) -> float:
         common: Sequence[Any] = order.common
@@ -71,16 +80,16 @@ class Interval(NamedTuple):
 
 
 EVERYTHING = Interval()
+_DIGITS = 12  # of a text; a float holds no more
 
 
 def _below(bounds: Sequence[Any], quantiles: bool, value: Any, included: bool, distinct: float) -> float:
     """ineq_histogram_selectivity: of its rows, those below `value`, or equal to it if `included`."""
     if not quantiles:
         return (bisect_right if included else bisect_left)(bounds, value) / len(bounds)
-    i = bisect_left(bounds, value)
-    if i == len(bounds) or (i == 0 and bounds[0] != value):
+    i = (bisect_right if included else bisect_left)(bounds, value)
+    if i in (0, len(bounds)):
         return 1.0 if i else 0.0
-    i = i or 1
     of_one = 1.0 / distinct if distinct > 1 and (i == 1 or not included) else 0.0
     in_bin = _between(bounds[i - 1], bounds[i], value)
     share = (i - 1 + in_bin) / (len(bounds) - 1)
@@ -106,7 +115,12 @@ def _between(low: Any, high: Any, value: Any) -> float:
 
 def _as_fractions(*texts: str) -> list[float]:
     """convert_string_to_scalar: each text as a fraction, its bytes being digits of a common base."""
-    values = [text[:256].encode() for text in texts]
+    shared = 0
+    for characters in zip(*texts, strict=False):
+        if len(set(characters)) > 1:
+            break
+        shared += 1
+    values = [text[shared : shared + _DIGITS].encode() for text in texts]
     seen = b"".join(values)
     least, most = min(seen, default=0), max(seen, default=0)
     for first, last in (b"AZ", b"az", b"09"):
@@ -114,11 +128,7 @@ def _as_fractions(*texts: str) -> list[float]:
             least, most = min(least, first), max(most, last)
     if most - least < 9:
         least, most = ord(" "), 127
-    shared = 0
-    shortest = min(map(len, values))
-    while shared < shortest and len({value[shared] for value in values[:2]}) == 1:
-        shared += 1
-    return [_as_fraction(value[shared : shared + 12], least, most) for value in values]
+    return [_as_fraction(value[:_DIGITS], least, most) for value in values]
 
 
 def _as_fraction(value: bytes, least: int, most: int) -> float:
@@ -136,30 +146,42 @@ _FIXED_CHARACTER, _ANY_CHARACTER, _ANY_TEXT = 0.2, 0.9, 5.0
 _LEAST_SAMPLE, _FULL_SAMPLE = 10, 100
 
 
-def like_share(order: Distribution, others: float, distinct: float, pattern: str, ignore_case: bool) -> float:
-    """patternsel: the common values that match, and of the others what the histogram's bounds show.
+class Pattern:
+    """A pattern of `LIKE`.
 
-    A pattern that is a prefix and nothing else is an interval, which says more.
+    `prefix` is what every match begins with; empty where the case does not matter, since no index knows that.
     """
-    prefix, rest = fixed_prefix(pattern)
-    if not ignore_case and rest in ("", "%"):
-        last = prefix + chr(sys.maxunicode) if rest else prefix
-        return Interval(prefix, True, last, True).within(order, others, distinct)
-    matches = re.compile(_expression(pattern), re.DOTALL | re.IGNORECASE * ignore_case).fullmatch
-    below: Sequence[float] = order.below
-    common: Any = order.common
-    share = sum([below[i + 1] - below[i] for i, text in enumerate(common) if matches(text)])
-    if others <= 0.0:
-        return share
-    sample: Any = order.bounds[1:-1]
-    weight = min(len(order.bounds) / _FULL_SAMPLE, 1.0) if len(order.bounds) >= _LEAST_SAMPLE else 0.0
-    of_others = weight * sum(map(bool, map(matches, sample))) / len(sample) if weight else 0.0
-    if weight < 1.0:
-        of_others += (1.0 - weight) * _by_form(rest if not ignore_case else pattern)
-    return share + others * min(max(of_others, 0.0001), 0.9999)
+
+    def __init__(self, pattern: str, ignore_case: bool) -> None:
+        fixed, rest = _fixed_prefix(pattern)
+        self.prefix = "" if ignore_case else fixed
+        self._interval: Interval | None = None
+        if not ignore_case and rest in ("", "%"):
+            # A prefix and nothing else is an interval, which says more than a sample.
+            last = fixed + chr(sys.maxunicode) if rest else fixed
+            self._interval = Interval(fixed, True, last, True)
+        self._matches = re.compile(_expression(pattern), re.DOTALL | re.IGNORECASE * ignore_case).fullmatch
+        self._by_form = _by_form(pattern if ignore_case else rest)
+
+    def share(self, order: Distribution, others: float, distinct: float) -> float:
+        """patternsel: the common values that match, and of the others what the histogram's bounds show."""
+        if self._interval is not None:
+            return self._interval.share(order, others, distinct)
+        below: Sequence[float] = order.below
+        common: Any = order.common
+        share = sum([below[i + 1] - below[i] for i, text in enumerate(common) if self._matches(text)])
+        if others <= 0.0:
+            return share
+        bounds: Any = order.bounds
+        weight, of_others = 0.0, 0.0
+        if len(bounds) >= _LEAST_SAMPLE:
+            weight = min(len(bounds) / _FULL_SAMPLE, 1.0)
+            of_others = weight * sum(map(bool, map(self._matches, bounds[1:-1]))) / (len(bounds) - 2)
+        of_others += (1.0 - weight) * self._by_form
+        return share + others * min(max(of_others, 0.0001), 0.9999)
 
 
-def fixed_prefix(pattern: str) -> tuple[str, str]:
+def _fixed_prefix(pattern: str) -> tuple[str, str]:
     """What every match begins with, and the rest of the pattern."""
     prefix = ""
     at = 0

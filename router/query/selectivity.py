@@ -6,6 +6,9 @@ server would believe too; it departs where a filter means something else than th
 logic, equality that looks into arrays, comparisons within one type of JSON), and where the planner falls
 back on a constant: a condition that no statistics speak of is unknown here.
 
+A filter is prepared once and then estimated for shard after shard: what depends on the filter alone is done
+before the first.
+
 Invariant: a share is a pair, the least and the most that the statistics allow; the two differ only by
 conditions that are unknown.
 """
@@ -15,17 +18,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from itertools import product
 from math import prod
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
-from router.query.filter import And, Compare, Contains, Exists, Filter, In, Like, Not, Or
-from router.query.histogram import EVERYTHING, Interval, like_share
-from router.query.indexable import place, served
+from router.query.filter import And, Compare, Contains, Exists, Field, Filter, In, Like, Not, Or
+from router.query.histogram import EVERYTHING, Interval, Pattern
+from router.query.metadata import may_be_index
 from router.query.statistics import (
-    ColumnStatistics,
     CombinedStatistics,
     Distribution,
+    FilterIndex,
+    Lookup,
     PathStatistics,
     Place,
     TableStatistics,
@@ -36,7 +40,7 @@ from router.query.statistics import (
     position,
 )
 
-__all__ = ["Estimate", "estimate"]
+__all__ = ["Estimate", "PreparedFilter", "estimate"]
 
 
 class Estimate(msgspec.Struct, frozen=True):
@@ -66,103 +70,191 @@ class Estimate(msgspec.Struct, frozen=True):
 
 Share: TypeAlias = tuple[float, float]
 
-_NONE: Share = (0.0, 0.0)
+_NOTHING: Share = (0.0, 0.0)
 _UNKNOWN: Share = (0.0, 1.0)
 # Of a sample of n values in which something does not occur, it has less than 3/n with probability 0.95.
 _RULE_OF_THREE = 3.0
+# As in router.postgres.conditions: longer lists of JSON are looked up in a hash table, and not in an index.
+_LISTED = 16
 
 
 def estimate(filter: Filter, table: TableStatistics) -> Estimate:
-    """The share of the table's rows that `filter` keeps, and the share that an index for it brings."""
-    least, most = _share(filter, table)
-    found = _through_indexes(filter, table) if table.indexes else None
-    if found is None:
-        return Estimate(least, most)
-    brought, names = found
-    return Estimate(least, most, names, None if brought == _UNKNOWN else max(brought[1], most))
+    """`PreparedFilter.estimate` for one table alone."""
+    return PreparedFilter(filter).estimate(table)
 
 
-def _share(filter: Filter, table: TableStatistics) -> Share:
+class PreparedFilter:
+    """A filter, ready to be estimated for several shards."""
+
+    def __init__(self, filter: Filter) -> None:
+        self._root = _prepared(filter)
+        if not isinstance(self._root, (_All, _Any, _Complement)):
+            self._root = _All([self._root])
+
+    def estimate(self, table: TableStatistics) -> Estimate:
+        """The share of the table's rows that the filter keeps, and the share that an index for it brings."""
+        (least, most), found = self._root.read(table)
+        if found is None:
+            return Estimate(least, most)
+        return Estimate(
+            least, most, found.names, None if found.share == _UNKNOWN else max(found.share[1], most)
+        )
+
+
+class _Found(msgspec.Struct, frozen=True):
+    """The share of the rows that indexes bring, and which."""
+
+    share: Share
+    names: tuple[str, ...]
+
+
+class _Condition:
+    """A filter or a part of one; `lookup` is how an index may find what it keeps."""
+
+    lookup: Lookup | None = None
+
+    def share(self, table: TableStatistics) -> Share:
+        raise NotImplementedError
+
+    def read(self, table: TableStatistics) -> tuple[Share, _Found | None]:
+        """The share that it keeps, and the share that the cheapest index for it brings."""
+        return self.share(table), None
+
+
+def _prepared(filter: Filter) -> _Condition:
     match filter:
         case And(parts):
-            return _all_of(parts, table)
+            return _All([*_conditions(parts)])
         case Or(parts):
-            return _any_of([_share(part, table) for part in parts])
+            return _Any([PreparedFilter(part)._root for part in parts])
         case Not(part):
-            least, most = _share(part, table)
-            return 1.0 - most, 1.0 - least
+            return _Complement(_prepared(part))
         case Contains(field, elements, every):
-            return _containing(table.paths.get(field.path), elements, every)
-    column = filter.field.column
-    if column is None:
-        path = table.paths.get(filter.field.path)
-        return _UNKNOWN if path is None else _at_path(filter, path)
-    known = table.columns.get(column.column)
-    if known is None:
-        # var_eq_const: of a unique column, no statistics are needed.
-        if isinstance(filter, (Compare, In)) and table.rows >= 1 and table.unique(column.column):
-            values = filter.values if isinstance(filter, In) else (filter.value,)
-            if isinstance(filter, In) or filter.op == "=":
-                return _sure(len(set(map(equal_key, values))) / table.rows)
-        return _UNKNOWN
-    return _sure(_of_column(filter, known))
+            return _Contains(field.path, elements, every)
+        case Exists(field):
+            return _Exists(_place(field))
+        case Like(field, pattern, ignore_case):
+            return _Matches(_place(field), Pattern(pattern, ignore_case))
+        case In(field, values):
+            return _equal(field, values)
+        case Compare(field, "=", value):
+            return _equal(field, [value])
+        case Compare(field, op, value):
+            return _Within(field, json_kind(value), EVERYTHING.narrowed(op, position(value)))
 
 
-def _sure(share: float) -> Share:
-    share = min(max(share, 0.0), 1.0)
-    return share, share
-
-
-def _all_of(parts: Sequence[Filter], table: TableStatistics) -> Share:
-    """clauselist_selectivity: as if the parts were independent, but for the bounds of one value.
-
-    Of those that ask for equality, extended statistics may know better.
-    """
-    least = most = 1.0
-    intervals: dict[tuple[Place, object], Interval] = {}
-    equalities: dict[str, Compare | In] = {}
-    for part in _conjuncts(parts):
-        if type(part) is Compare and part.op != "=":
-            key = (place(part.field), json_kind(part.value) if part.field.column is None else None)
-            intervals[key] = intervals.get(key, EVERYTHING).narrowed(part.op, position(part.value))
-            continue
-        if table.combined and isinstance(part, (Compare, In)) and part.field.column is not None:
-            name = part.field.column.column
-            if name in table.columns and name not in equalities:
-                equalities[name] = part
-                continue
-        low, high = _share(part, table)
-        least *= low
-        most *= high
-    for (at, of_kind), interval in intervals.items():
-        low, high = _within(interval, at, of_kind, table)
-        least *= low
-        most *= high
-    if equalities:
-        share = _together(equalities, table)
-        least *= share
-        most *= share
-    return least, most
-
-
-def _conjuncts(parts: Sequence[Filter]) -> Iterable[Filter]:
+def _conditions(parts: Iterable[Filter]) -> Iterable[_Condition]:
+    """Of a conjunction; all bounds of one value are one condition."""
+    ranges: dict[tuple[Place, type], _Within] = {}
     for part in parts:
         if type(part) is And:
-            yield from _conjuncts(part.parts)
+            nested = [*_conditions(part.parts)]
         else:
-            yield part
+            nested = [_prepared(part)]
+        for condition in nested:
+            if not isinstance(condition, _Within):
+                yield condition
+            elif (known := ranges.get(condition.key)) is not None:
+                known.interval = known.interval.and_(condition.interval)
+            else:
+                ranges[condition.key] = condition
+    yield from ranges.values()
 
 
-def _within(interval: Interval, at: Place, kind: object, table: TableStatistics) -> Share:
-    if isinstance(at, str):
-        known = table.columns.get(at)
-        return _UNKNOWN if known is None else _sure(_in_column(interval, known))
-    path = table.paths.get(at)
-    return _UNKNOWN if path is None else _sure(_in_kind(interval, kind, path))
+def _place(field: Field) -> Place:
+    return field.path if field.column is None else field.column.column
 
 
-def _any_of(shares: Iterable[Share]) -> Share:
-    """clauselist_selectivity_or: as if the parts were independent."""
+def _clamped(share: float) -> float:
+    return 0.0 if share < 0.0 else 1.0 if share > 1.0 else share
+
+
+# --- combinations ---
+
+
+class _All(_Condition):
+    """clauselist_selectivity: as if conditions were independent, unless extended statistics know better."""
+
+    def __init__(self, parts: Sequence[_Condition]) -> None:
+        self._parts = parts
+        self._lookups: dict[Lookup, list[int]] = {}
+        for i, part in enumerate(parts):
+            if part.lookup is not None:
+                self._lookups.setdefault(part.lookup, []).append(i)
+
+    def share(self, table: TableStatistics) -> Share:
+        return self._product(range(len(self._parts)), [part.share(table) for part in self._parts], table)
+
+    def read(self, table: TableStatistics) -> tuple[Share, _Found | None]:
+        shares: list[Share] = []
+        found: list[_Found] = []
+        for part in self._parts:
+            share, within = part.read(table)
+            shares.append(share)
+            if within is not None:
+                found.append(within)
+        if self._lookups:
+            for index in table.indexes:
+                served = self._served(index)
+                if served:
+                    found.append(_Found(self._product(served, shares, table), (index.name,)))
+        # One that is known to bring few before one that may.
+        best = min(found, key=lambda one: (one.share[1], one.share[0])) if found else None
+        return self._product(range(len(shares)), shares, table), best
+
+    def _served(self, index: FilterIndex) -> list[int]:
+        """Numbers of the conditions that decide which part of the index is read."""
+        served: list[int] = []
+        if index.predicate is None:
+            for key in index.keys:
+                goes_on = index.method == "gin"
+                for lookup in key:
+                    for i in self._lookups.get(lookup, ()):
+                        served.append(i)
+                        # A btree is read by its next key as well while the one before has to be equal.
+                        goes_on = goes_on or lookup.kind == "equal"
+                if not goes_on:
+                    break
+        return served
+
+    def _product(self, numbers: Sequence[int], shares: Sequence[Share], table: TableStatistics) -> Share:
+        least = most = 1.0
+        equalities: dict[str, tuple[_Equals, float]] = {}
+        for i in numbers:
+            low, high = shares[i]
+            part = self._parts[i]
+            if table.combined and isinstance(part, _Equals) and low == high and part.column not in equalities:
+                equalities[part.column] = part, low
+                continue
+            least *= low
+            most *= high
+        if equalities:
+            together = _together(equalities, table)
+            return least * together, most * together
+        return least, most
+
+
+class _Any(_Condition):
+    """clauselist_selectivity_or: as if the conditions were independent; a BitmapOr of all their indexes."""
+
+    def __init__(self, parts: Sequence[_Condition]) -> None:
+        self._parts = parts
+
+    def share(self, table: TableStatistics) -> Share:
+        return _either([part.share(table) for part in self._parts])
+
+    def read(self, table: TableStatistics) -> tuple[Share, _Found | None]:
+        both = [part.read(table) for part in self._parts]
+        share = _either([share for share, _ in both])
+        found = [one for _, one in both if one is not None]
+        if not found or len(found) < len(both):
+            return share, None
+        names = dict.fromkeys(name for one in found for name in one.names)
+        least, most = (_clamped(sum(one.share[i] for one in found)) for i in (0, 1))
+        return share, _Found((least, most), tuple(names))
+
+
+def _either(shares: Iterable[Share]) -> Share:
     least = most = 0.0
     for low, high in shares:
         least += low - least * low
@@ -170,150 +262,200 @@ def _any_of(shares: Iterable[Share]) -> Share:
     return least, most
 
 
-def _of_column(filter: Compare | In | Exists | Like, known: ColumnStatistics) -> float:
-    match filter:
-        case Compare(_, "=", value):
-            return _equal(known, value)
-        case Compare(_, op, value):
-            return _in_column(EVERYTHING.narrowed(op, position(value)), known)
-        case In(_, values):
+class _Complement(_Condition):
+    """All rows that another condition does not keep, which no index finds."""
+
+    def __init__(self, part: _Condition) -> None:
+        self._part = part
+
+    def share(self, table: TableStatistics) -> Share:
+        least, most = self._part.share(table)
+        return 1.0 - most, 1.0 - least
+
+
+# --- single conditions ---
+
+
+def _equal(field: Field, values: Iterable[object]) -> _Condition:
+    if field.column is None:
+        return _JsonEquals(field.path, [*{json_key(value): None for value in values}])
+    return _Equals(field.column.column, [*{equal_key(value): None for value in values}])
+
+
+class _Equals(_Condition):
+    """A column is one of some different values, given by `equal_key`."""
+
+    def __init__(self, column: str, keys: Sequence[object]) -> None:
+        self.column = column
+        self.keys = keys
+        self.lookup = Lookup(column, "equal")
+
+    def share(self, table: TableStatistics) -> Share:
+        known = table.columns.get(self.column)
+        if known is None:
+            # var_eq_const: of a unique column, no statistics are needed.
+            if not table.unique(self.column) or table.rows < 1.0:
+                return _UNKNOWN if self.keys else _NOTHING
+            share = len(self.keys) / table.rows
+        else:
+            shares, other = known.shares, known.other
             # scalararraysel: different values exclude each other.
-            return sum([_equal(known, value) for value in _different(values)])
-        case Exists():
-            return 1.0 - known.nulls
-        case Like(_, pattern, ignore_case):
-            distinct = known.distinct - len(known.shares)
-            return like_share(known.order, known.others, distinct, pattern, ignore_case)
+            share = sum([shares.get(key, other) for key in self.keys])
+        share = _clamped(share)
+        return share, share
 
 
-def _in_column(interval: Interval, known: ColumnStatistics) -> float:
-    return interval.within(known.order, known.others, known.distinct - len(known.shares))
+class _JsonEquals(_Condition):
+    """The value at a path of the metadata, or an element of the array there, is one of some scalars."""
+
+    def __init__(self, path: tuple[str, ...], keys: Sequence[object]) -> None:
+        self._path = path
+        self._keys = keys
+        if len(keys) <= _LISTED:
+            self.lookup = Lookup(path, "element")
+
+    def share(self, table: TableStatistics) -> Share:
+        known = table.paths.get(self._path)
+        if known is None:
+            return _UNKNOWN if self._keys else _NOTHING
+        least = most = 0.0
+        for key in self._keys:
+            share = known.shares.get(key, known.other)
+            low, high = _in_arrays(known, key)
+            least += share + low
+            most += share + high
+        return _clamped(least), _clamped(most)
 
 
-def _different(values: Sequence[object]) -> Iterable[object]:
-    return {equal_key(value): value for value in values}.values()
+class _Contains(_Condition):
+    """An array of the metadata has one of some elements, or every one; objects are not known."""
+
+    def __init__(self, path: tuple[str, ...], elements: Sequence[str], every: bool) -> None:
+        self._path = path
+        self._every = every
+        self._scalar = not any(element.startswith("{") for element in elements)
+        self._keys = [*{json_key(from_json(one)): None for one in elements}] if self._scalar else []
+        if every or not self._scalar or len(elements) <= _LISTED:
+            whole = not any(may_be_index(step) for step in path)
+            self.lookup = Lookup(() if whole else path, "element")
+
+    def share(self, table: TableStatistics) -> Share:
+        known = table.paths.get(self._path)
+        if known is None or not self._scalar:
+            return _UNKNOWN if self._keys or not self._scalar else _NOTHING
+        shares = [_in_arrays(known, key) for key in self._keys]
+        if self._every:
+            return prod([low for low, _ in shares]), prod([high for _, high in shares])
+        return _clamped(sum([low for low, _ in shares])), _clamped(sum([high for _, high in shares]))
 
 
-def _equal(known: ColumnStatistics, value: object) -> float:
-    """var_eq_const: a common value's share, or an equal part of what the common ones leave."""
-    share = known.shares.get(equal_key(value))
-    if share is not None:
-        return share
-    return min(known.others / max(known.distinct - len(known.shares), 1.0), known.least_common)
-
-
-def _at_path(filter: Compare | In | Exists | Like, path: PathStatistics) -> Share:
-    match filter:
-        case Compare(_, "=", value):
-            return _json_equal(path, value)
-        case Compare(_, op, value):
-            return _sure(_in_kind(EVERYTHING.narrowed(op, position(value)), json_kind(value), path))
-        case In(_, values):
-            shares = [_json_equal(path, value) for value in {json_key(one): one for one in values}.values()]
-            return _sure(sum(low for low, _ in shares))[0], _sure(sum(high for _, high in shares))[1]
-        case Exists():
-            return _sure(1.0 - path.missing)
-        case Like(_, pattern, ignore_case):
-            order = path.orders[str]
-            others, distinct = _of_kind(order, path), path.distinct - path.common
-            return _sure(like_share(order, others, distinct, pattern, ignore_case))
-
-
-def _json_equal(path: PathStatistics, value: object) -> Share:
-    """Rows with this very value, and those with an array that holds it."""
-    key = json_key(value)
-    share = path.shares.get(key)
-    if share is None:
-        scalars = 1.0 - path.arrays / path.sample if path.sample else 1.0
-        share = min(path.others * scalars / max(path.distinct - path.common, 1.0), path.least_common)
-    low, high = _in_arrays(path, key)
-    return _sure(share + low)[0], _sure(share + high)[1]
-
-
-def _in_arrays(path: PathStatistics, key: object) -> Share:
+def _in_arrays(known: PathStatistics, key: object) -> Share:
     """Rows with an array that has this element."""
-    share = path.contained.get(key, 0.0)
-    if not path.arrays:
+    share = known.contained.get(key, 0.0)
+    if not known.arrays:
         return share, share
-    found = path.sampled.get(key, 0.0)
+    found = known.sampled.get(key, 0.0)
     if found:
-        share += path.others * found / path.sample
+        share += known.others * found / known.sample
         return share, share
-    return share, share + path.others * min(_RULE_OF_THREE / path.sample, path.arrays / path.sample)
+    return share, share + known.others * min(_RULE_OF_THREE, known.arrays) / known.sample
 
 
-def _containing(path: PathStatistics | None, elements: Sequence[str], every: bool) -> Share:
-    if path is None or any(element.startswith("{") for element in elements):
-        return _NONE if not elements and not every else _UNKNOWN
-    keys = {json_key(from_json(element)) for element in elements}
-    shares = [_in_arrays(path, key) for key in keys]
-    if every:
-        return prod(low for low, _ in shares), prod(high for _, high in shares)
-    return _sure(sum(low for low, _ in shares))[0], _sure(sum(high for _, high in shares))[1]
+class _Exists(_Condition):
+    def __init__(self, place: Place) -> None:
+        self._place = place
+
+    def share(self, table: TableStatistics) -> Share:
+        if isinstance(self._place, str):
+            column = table.columns.get(self._place)
+            share = None if column is None else 1.0 - column.nulls
+        else:
+            path = table.paths.get(self._place)
+            share = None if path is None else _clamped(1.0 - path.missing)
+        return _UNKNOWN if share is None else (share, share)
 
 
-def _in_kind(interval: Interval, kind: Any, path: PathStatistics) -> float:
-    order = path.orders[kind]
-    return interval.within(order, _of_kind(order, path), path.distinct - path.common)
+class _Ordered(_Condition):
+    """What is read from the order of the values: of a column, or of those of one kind in the metadata."""
+
+    def __init__(self, place: Place, kind: type) -> None:
+        self.key = place, kind
+
+    def share(self, table: TableStatistics) -> Share:
+        place, kind = self.key
+        if isinstance(place, str):
+            column = table.columns.get(place)
+            if column is None:
+                return _UNKNOWN
+            share = self._of(column.order, column.others, column.distinct_others)
+        else:
+            path = table.paths.get(place)
+            if path is None:
+                return _UNKNOWN
+            order = path.orders[kind]
+            # What the bounds of this kind stand for.
+            others = path.others * len(order.bounds) / path.sample if path.sample else 0.0
+            share = self._of(order, others, path.distinct_others)
+        share = _clamped(share)
+        return share, share
+
+    def _of(self, order: Distribution, others: float, distinct: float) -> float:
+        raise NotImplementedError
 
 
-def _of_kind(order: Distribution, path: PathStatistics) -> float:
-    """The share of the rows that the bounds of this kind stand for."""
-    return path.others * len(order.bounds) / path.sample if path.sample else 0.0
+class _Within(_Ordered):
+    def __init__(self, field: Field, kind: type, interval: Interval) -> None:
+        super().__init__(_place(field), kind if field.column is None else object)
+        self.interval = interval
+        # Texts of the metadata are compared as such, and not as jsonb, which is what a btree has there.
+        if field.column is not None or kind is not str:
+            self.lookup = Lookup(self.key[0], "range")
+
+    def _of(self, order: Distribution, others: float, distinct: float) -> float:
+        return self.interval.share(order, others, distinct)
 
 
-def _together(equalities: dict[str, Compare | In], table: TableStatistics) -> float:
+class _Matches(_Ordered):
+    def __init__(self, place: Place, pattern: Pattern) -> None:
+        super().__init__(place, str)
+        self._pattern = pattern
+        if pattern.prefix:
+            self.lookup = Lookup(place, "prefix")
+
+    def _of(self, order: Distribution, others: float, distinct: float) -> float:
+        return self._pattern.share(order, others, distinct)
+
+
+# --- extended statistics ---
+
+
+def _together(equalities: dict[str, tuple[_Equals, float]], table: TableStatistics) -> float:
     """statext_clauselist_selectivity: by the columns' common combinations, then by what decides what."""
-    alone = {name: _sure(_of_column(part, table.columns[name]))[0] for name, part in equalities.items()}
+    alone = {name: share for name, (_, share) in equalities.items()}
     share = 1.0
     for known in table.combined:
-        if len(known.columns) > 1 and known.common and alone.keys() >= set(known.columns):
-            share *= _by_combinations(known, equalities, [alone.pop(name) for name in known.columns])
+        if known.common and alone.keys() >= set(known.columns):
+            keys = [equalities[name][0].keys for name in known.columns]
+            share *= _by_combinations(known, keys, [alone.pop(name) for name in known.columns])
     for known in table.combined:
         for given, decided, degree in known.dependencies:
             if decided in alone and alone.keys() >= set(given):
                 # clauselist_apply_dependencies
-                before, after = prod(alone[name] for name in given), alone[decided]
+                before, after = prod([alone[name] for name in given]), alone.pop(decided)
                 implied = degree if before <= after else degree * after / before
-                alone[decided] = implied + (1.0 - degree) * after
-                share *= alone.pop(decided)
-    return min(share * prod(alone.values()), 1.0)
+                share *= implied + (1.0 - degree) * after
+    return _clamped(share * prod(alone.values()))
 
 
 def _by_combinations(
-    known: CombinedStatistics, equalities: dict[str, Compare | In], alone: Sequence[float]
+    known: CombinedStatistics, keys: Sequence[Sequence[object]], alone: Sequence[float]
 ) -> float:
     """mcv_combine_selectivities: the combinations that match, and what the columns say of the others."""
-    wanted = [_wanted(equalities[name]) for name in known.columns]
-    if prod(map(len, wanted)) <= len(known.common):
-        found = [known.common[one] for one in product(*wanted) if one in known.common]
+    if prod(map(len, keys)) <= len(known.common):
+        found = [known.common[one] for one in product(*keys) if one in known.common]
     else:
-        sets = [set(values) for values in wanted]
+        sets = [set(some) for some in keys]
         found = [shares for one, shares in known.common.items() if all(map(set.__contains__, sets, one))]
-    share = sum(actual for actual, _ in found)
-    others = max(prod(alone) - sum(independent for _, independent in found), 0.0)
+    share = sum([actual for actual, _ in found])
+    others = max(prod(alone) - sum([independent for _, independent in found]), 0.0)
     return share + min(others, known.others)
-
-
-def _wanted(part: Compare | In) -> list[object]:
-    return list(dict.fromkeys(map(equal_key, part.values if isinstance(part, In) else (part.value,))))
-
-
-def _through_indexes(filter: Filter, table: TableStatistics) -> tuple[Share, tuple[str, ...]] | None:
-    """The share that the cheapest index brings for `filter`, and the names; None if none serves."""
-    if isinstance(filter, Or):
-        # A BitmapOr.
-        branches = [_through_indexes(part, table) for part in filter.parts]
-        found = [branch for branch in branches if branch is not None]
-        if len(found) < len(branches) or not found:
-            return None
-        names = tuple(dict.fromkeys(name for _, names in found for name in names))
-        return (min(sum(f[0][0] for f in found), 1.0), min(sum(f[0][1] for f in found), 1.0)), names
-    parts = [*_conjuncts((filter,))]
-    ways = [_through_indexes(part, table) for part in parts if isinstance(part, Or)]
-    for index in table.indexes:
-        looked_up = served(index, parts)
-        if looked_up:
-            ways.append((_all_of(looked_up, table), (index.name,)))
-    # One that is known to bring few before one that may.
-    return min((way for way in ways if way is not None), key=lambda way: (way[0][1], way[0][0]), default=None)

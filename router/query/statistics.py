@@ -15,7 +15,7 @@ from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from itertools import accumulate
-from typing import Any, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -28,7 +28,7 @@ __all__ = [
     "CombinedStatistics",
     "Distribution",
     "FilterIndex",
-    "IndexKey",
+    "Lookup",
     "PathStatistics",
     "Place",
     "TableStatistics",
@@ -72,25 +72,20 @@ class ColumnStatistics(msgspec.Struct, frozen=True):
     """One column's row of `pg_stats`; shares are of all rows, NULLs included.
 
     Attributes:
-        distinct: how many different values there are, estimated; `distinct_values` resolves it.
         shares: of the most common values, by `equal_key`.
-        in_common: the sum of `shares`.
-        least_common: the smallest of them; 1 where there are none.
+        others: of all values that are neither common nor NULL, together.
+        distinct_others: how many different ones these are.
+        other: of each of these, on the average.
         correlation: between the order of the values and that of the rows on disk, -1 to 1, if known.
     """
 
     nulls: float
-    distinct: float
     shares: dict[object, float]
-    in_common: float
-    least_common: float
+    others: float
+    distinct_others: float
+    other: float
     order: Distribution
     correlation: float | None = None
-
-    @property
-    def others(self) -> float:
-        """The share of the rows whose value is neither common nor NULL."""
-        return max(1.0 - self.nulls - self.in_common, 0.0)
 
 
 class PathStatistics(msgspec.Struct, frozen=True):
@@ -100,20 +95,18 @@ class PathStatistics(msgspec.Struct, frozen=True):
 
     Attributes:
         missing: share of the rows that have nothing there, or JSON's null.
-        distinct, common: how many different values there are, and how many of them are most common ones.
-        others: share of the rows whose value is none of the most common ones, and not missing.
-        shares: of rows whose value is this scalar, among the most common ones.
-        contained: of rows whose value is an array that has it, among the most common ones.
+        shares, others, distinct_others, other: as of a column, of scalars, by `json_key`; `others` are of
+            every kind.
+        contained: of rows whose value is an array that has this element, among the most common values.
         sample: bounds of the histogram; `arrays` of them are arrays, `sampled` says how many have an element.
         orders: of numbers, strings and booleans; their bounds are a part of the sample.
     """
 
     missing: float
-    distinct: float
-    common: int
-    others: float
-    least_common: float
     shares: dict[object, float]
+    others: float
+    distinct_others: float
+    other: float
     contained: dict[object, float]
     sample: int
     arrays: int
@@ -138,29 +131,29 @@ class CombinedStatistics(msgspec.Struct, frozen=True):
     others: float = 1.0
 
 
-class IndexKey(msgspec.Struct, frozen=True):
-    """A key column of an index, and what of a filter's conditions it can serve there.
+class Lookup(NamedTuple):
+    """A kind of condition at one place, which an index may serve.
 
-    `ranges` are by code point where the key is text; `prefixes` are those of `LIKE`.
+    Texts have their `range` by code point. A `prefix` is that of a pattern, and an `element` what a value of
+    the metadata is, or contains.
     """
 
     place: Place
-    equality: bool = False
-    ranges: bool = False
-    prefixes: bool = False
-    contains: bool = False
+    kind: Literal["equal", "range", "prefix", "element"]
 
 
 class FilterIndex(msgspec.Struct, frozen=True):
     """A valid index that filters may be read through; its name is the server's.
 
-    `predicate` is that of a partial index: it holds a part of the rows, so that only a statement with the
-    very condition can use it, and estimates leave it out.
+    Attributes:
+        keys: what each of its columns can look up, in their order.
+        predicate: of a partial index. It holds a part of the rows, so that only a statement with the very
+            condition can use it, and estimates leave it out.
     """
 
     name: str
     method: str
-    keys: tuple[IndexKey, ...]
+    keys: tuple[tuple[Lookup, ...], ...]
     unique: bool = False
     predicate: str | None = None
 
@@ -186,11 +179,9 @@ class TableStatistics(msgspec.Struct, frozen=True):
 
     def unique(self, column: str) -> bool:
         """Whether no two rows have the same value there."""
+        key = Lookup(column, "equal")
         return any(
-            index.unique
-            and index.predicate is None
-            and len(index.keys) == 1
-            and index.keys[0].place == column
+            index.unique and index.predicate is None and len(index.keys) == 1 and key in index.keys[0]
             for index in self.indexes
         )
 
@@ -243,14 +234,20 @@ def column_statistics(
     *,
     quantiles: bool = True,
 ) -> ColumnStatistics:
-    """Of a column: `common` values with their shares, and the histogram's `bounds`, in the server's order."""
+    """Of a column: `common` values with their shares, and the histogram's `bounds`.
+
+    `distinct` counts its values; `quantiles` are bounds that the server sorts as the router does.
+    """
     shares = {equal_key(value): share for value, share in common}
+    others = max(1.0 - nulls - sum(shares.values()), 0.0)
+    distinct_others = max(distinct - len(shares), 1.0)
     return ColumnStatistics(
         nulls,
-        distinct,
         shares,
-        sum(shares.values()),
-        min(shares.values(), default=1.0),
+        others,
+        distinct_others,
+        # var_eq_const: one that is not among the common values is no more frequent than these.
+        min(others / distinct_others, *shares.values(), 1.0),
         _distribution(common, bounds, quantiles),
         correlation,
     )
@@ -262,18 +259,24 @@ def path_statistics(
     """Of a path in the metadata, whose values came as JSON."""
     values = [(from_json(text), share) for text, share in common]
     sample = [from_json(text) for text in bounds]
+    count = len(sample) or 1
     others = max(1.0 - nulls - sum(share for _, share in values), 0.0)
-    absent = sum(value is None for value in sample) / len(sample) if sample else 0.0
+    absent = others * sum(value is None for value in sample) / count
+    others -= absent
+    distinct_others = max(distinct - len(values), 1.0)
+    arrays = sum(isinstance(value, list) for value in sample)
     return PathStatistics(
-        missing=nulls + sum(share for value, share in values if value is None) + others * absent,
-        distinct=distinct,
-        common=len(values),
-        others=others * (1.0 - absent),
-        least_common=min((share for _, share in values), default=1.0),
+        missing=nulls + absent + sum(share for value, share in values if value is None),
         shares={json_key(value): share for value, share in values if not isinstance(value, (list, dict))},
+        others=others,
+        distinct_others=distinct_others,
+        other=min(
+            others * (1.0 - arrays / count) / distinct_others,
+            min((share for _, share in values), default=1.0),
+        ),
         contained=_elements(values),
         sample=len(sample),
-        arrays=sum(isinstance(value, list) for value in sample),
+        arrays=arrays,
         sampled=_elements([(value, 1.0) for value in sample]),
         orders={
             kind: _distribution(

@@ -13,7 +13,7 @@ from router.query.selectivity import Estimate, estimate
 from router.query.statistics import (
     CombinedStatistics,
     FilterIndex,
-    IndexKey,
+    Lookup,
     TableStatistics,
     column_statistics,
     path_statistics,
@@ -57,8 +57,14 @@ TABLE = TableStatistics(
     columns={"category": CATEGORY, "price": PRICE},
     paths={("lang",): LANGUAGE},
 )
-BY_CATEGORY = FilterIndex("by_category", "btree", (IndexKey("category", equality=True, ranges=True),))
-BY_PRICE = FilterIndex("by_price", "btree", (IndexKey("price", equality=True, ranges=True),))
+
+
+def ordered(place: Any) -> tuple[Lookup, ...]:
+    return Lookup(place, "equal"), Lookup(place, "range")
+
+
+BY_CATEGORY = FilterIndex("by_category", "btree", (ordered("category"),))
+BY_PRICE = FilterIndex("by_price", "btree", (ordered("price"),))
 
 
 def estimated(raw: dict[str, Any], table: TableStatistics = TABLE) -> Estimate:
@@ -236,7 +242,7 @@ def test_what_no_statistics_speak_of_is_unknown() -> None:
 
 
 def test_a_unique_column_needs_no_statistics() -> None:
-    primary = FilterIndex("pk", "btree", (IndexKey("id", equality=True, ranges=True),), unique=True)
+    primary = FilterIndex("pk", "btree", (ordered("id"),), unique=True)
     found = estimated({"id": {"$in": [1, 2, 2]}}, with_(indexes=(primary,)))
     assert (found.share, found.indexed, found.indexes) == (0.002, 0.002, ("pk",))
     assert not estimated({"id": {"$gt": 5}}, with_(indexes=(primary,))).known
@@ -277,7 +283,7 @@ def test_the_index_that_brings_the_fewest_rows_is_named() -> None:
 
 
 def test_an_index_of_several_columns_is_read_by_the_first_that_are_given() -> None:
-    keys = (IndexKey("category", equality=True, ranges=True), IndexKey("price", equality=True, ranges=True))
+    keys = (ordered("category"), ordered("price"))
     table = with_(indexes=(FilterIndex("both", "btree", keys),))
     found = estimated({"category": "b", "price": {"$lte": 50}, "brand": "x"}, table)
     assert found.indexed == pytest.approx(0.05) and not found.known
@@ -288,21 +294,21 @@ def test_an_index_of_several_columns_is_read_by_the_first_that_are_given() -> No
 
 
 def test_an_index_serves_only_the_conditions_of_its_kind() -> None:
-    hashed = FilterIndex("h", "hash", (IndexKey("category", equality=True),))
-    located = FilterIndex("l", "btree", (IndexKey("category", equality=True),))  # of another collation
+    hashed = FilterIndex("h", "hash", ((Lookup("category", "equal"),),))
+    located = FilterIndex("l", "btree", ((Lookup("category", "equal"),),))  # of another collation
     for index in (hashed, located):
         assert estimated({"category": "a"}, with_(indexes=(index,))).indexes == (index.name,)
         assert estimated({"category": {"$gt": "a"}}, with_(indexes=(index,))).indexes == ()
     partial = FilterIndex("p", "btree", BY_CATEGORY.keys, predicate="category = 'a'")
     assert estimated({"category": "a"}, with_(indexes=(partial,))).indexes == ()
-    prefixes = FilterIndex("t", "btree", (IndexKey("category", prefixes=True),))
+    prefixes = FilterIndex("t", "btree", ((Lookup("category", "prefix"),),))
     assert estimated({"category": {"$like": "a%"}}, with_(indexes=(prefixes,))).indexes == ("t",)
     assert estimated({"category": {"$like": "%a"}}, with_(indexes=(prefixes,))).indexes == ()
-    document = FilterIndex("g", "gin", (IndexKey((), contains=True),))
+    document = FilterIndex("g", "gin", ((Lookup((), "element"),),))
     found = estimated({"metadata.tags": {"$contains": "x"}}, with_(indexes=(document,)))
     assert (found.indexes, found.indexed, found.known) == (("g",), None, False)
     assert estimated({"metadata.lang": "en"}, with_(indexes=(document,))).indexes == ()
-    path = FilterIndex("e", "gin", (IndexKey(("lang",), contains=True),))
+    path = FilterIndex("e", "gin", ((Lookup(("lang",), "element"),),))
     assert estimated({"metadata.lang": 7}, with_(indexes=(path,))).indexed == pytest.approx(0.05 + 0.03)
     assert estimated({"metadata.lang": {"$in": list(range(20))}}, with_(indexes=(path,))).indexes == ()
 
