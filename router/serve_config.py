@@ -53,6 +53,7 @@ HELP: dict[str, str] = {
     "lag_policy": "what to read when only such replicas are left",
     "primary_reads": "whether primaries are read like replicas, only when no replica can be, or never",
     "zone": "nodes of this zone are read first",
+    "statistics_interval": "time between two readings of PostgreSQL's statistics, in seconds; 0 reads none",
     "max_ejected": "share of a shard's nodes that may be left out although probes find them well",
     "hedge_quantile": "share of recent searches after whose time a second node is asked; 0 turns it off",
     "hedge_budget": "such second questions per question at most, per worker",
@@ -80,6 +81,7 @@ _MAY_BE_ZERO = frozenset(
         "hedge_budget",
         "retry_budget",
         "failover_wait",
+        "statistics_interval",
     }
 )
 

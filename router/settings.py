@@ -53,6 +53,7 @@ class Settings(msgspec.Struct, frozen=True):
     lag_policy: Literal["primary", "stale", "error"] = "stale"
     primary_reads: Literal["equal", "last_resort", "never"] = "equal"
     zone: str = ""
+    statistics_interval: float = 60.0
     max_ejected: float = 0.5
     hedge_quantile: float = 0.95
     hedge_budget: float = 0.05

@@ -23,6 +23,7 @@ from router.freshness.redis_link import RedisLink
 from router.freshness.worker_counters import Shared
 from router.nodes.node import Node
 from router.nodes.prober import Prober
+from router.nodes.statistics import Statistics
 from router.nodes.status import NodeStatus
 from router.policy.budget import Budget
 from router.policy.limit import Limit
@@ -75,6 +76,7 @@ class Topology:
         self.store = Store(settings.l1_bytes)
         self.memory = AnswerMemory(settings.max_answer_bytes, settings.answer_memory_bytes)
         self.prober = Prober(self.nodes, settings)
+        self.statistics = Statistics(self.nodes, shard_map.collections.values(), settings)
         self.recall = LiveRecall(
             RecallSampler(settings.recall_sample_rate, settings.recall_budget),
             self.shared.version,
@@ -98,10 +100,12 @@ class Topology:
         # One that fails here is no worse than one that fails later: its searches will say so.
         await asyncio.gather(*(node.reads.warm() for node in up), return_exceptions=True)
         self.recall.start()
+        self.statistics.start()
 
     async def close(self) -> None:
         """Let go of everything, within the bounds of each part."""
         await self.recall.close()
+        await self.statistics.close()
         await self.prober.close()
         await self.snapshot.close()
         await asyncio.gather(*(node.close() for node in self.nodes))

@@ -38,14 +38,16 @@ class Interval(NamedTuple):
     def share(self, order: Distribution, others: float, distinct: float) -> float:
         """scalarineqsel, of both bounds at once.
 
-        `others` is the share of the rows that the histogram stands for, `distinct` their different values.
+        `others` is the share of the rows that the histogram stands for, `distinct` their different values;
+        without a histogram it has to be 0.
         """
         low: Any = self.low
         high: Any = self.high
         if low is not None and high is not None:
             if low > high or (low == high and not (self.low_included and self.high_included)):
                 return 0.0
-        return self._common(order) + others * self._of_histogram(order, distinct)
+        common = self._common(order)
+        return common + others * self._of_histogram(order, distinct) if others else common
 
     def and_(self, other: Interval) -> Interval:
         """What is within both."""
@@ -67,8 +69,6 @@ class Interval(NamedTuple):
 
     def _of_histogram(self, order: Distribution, distinct: float) -> float:
         bounds = order.bounds
-        if len(bounds) < 2:
-            return 0.5
         share = 1.0
         if self.high is not None:
             share = _below(bounds, order.quantiles, self.high, self.high_included, distinct)
@@ -158,8 +158,9 @@ class Pattern:
         self._interval: Interval | None = None
         if not ignore_case and rest in ("", "%"):
             # A prefix and nothing else is an interval, which says more than a sample.
-            last = fixed + chr(sys.maxunicode) if rest else fixed
-            self._interval = Interval(fixed, True, last, True)
+            self._interval = (
+                Interval(fixed, True, _after(fixed), False) if rest else Interval(fixed, True, fixed, True)
+            )
         self._matches = re.compile(_expression(pattern), re.DOTALL | re.IGNORECASE * ignore_case).fullmatch
         self._by_form = _by_form(pattern if ignore_case else rest)
 
@@ -190,6 +191,16 @@ def _fixed_prefix(pattern: str) -> tuple[str, str]:
         prefix += pattern[at]
         at += 1
     return prefix, pattern[at:]
+
+
+def _after(prefix: str) -> str | None:
+    """make_greater_string: the first text after all that begin with `prefix`; None where there is none."""
+    prefix = prefix.rstrip(chr(sys.maxunicode))
+    if not prefix:
+        return None
+    # What follows is no character: the halves of a surrogate pair cannot be sent.
+    last = ord(prefix[-1]) + 1
+    return prefix[:-1] + chr(0xE000 if 0xD800 <= last < 0xE000 else last)
 
 
 def _expression(pattern: str) -> str:

@@ -87,9 +87,8 @@ class PreparedFilter:
     """A filter, ready to be estimated for several shards."""
 
     def __init__(self, filter: Filter) -> None:
-        self._root = _prepared(filter)
-        if not isinstance(self._root, (_All, _Any, _Complement)):
-            self._root = _All([self._root])
+        prepared = _prepared(filter)
+        self._root = prepared if isinstance(prepared, _Compound) else _All([prepared])
 
     def estimate(self, table: TableStatistics) -> Estimate:
         """The share of the table's rows that the filter keeps, and the share that an index for it brings."""
@@ -126,7 +125,7 @@ def _prepared(filter: Filter) -> _Condition:
         case And(parts):
             return _All([*_conditions(parts)])
         case Or(parts):
-            return _Any([PreparedFilter(part)._root for part in parts])
+            return _Any([*_alternatives(parts)])
         case Not(part):
             return _Complement(_prepared(part))
         case Contains(field, elements, every):
@@ -161,6 +160,24 @@ def _conditions(parts: Iterable[Filter]) -> Iterable[_Condition]:
     yield from ranges.values()
 
 
+def _alternatives(parts: Iterable[Filter]) -> Iterable[_Condition]:
+    """Of a disjunction; equalities with one column, and that it is NULL, exclude each other."""
+    equal: dict[str, list[object]] = {}
+    missing: dict[Place, _Condition] = {}
+    for part in parts:
+        condition = _prepared(part)
+        if isinstance(condition, _Equals):
+            equal.setdefault(condition.column, []).extend(condition.keys)
+        elif isinstance(condition, _Complement) and isinstance(condition.part, _Exists):
+            missing[condition.part.place] = condition
+        else:
+            yield condition if isinstance(condition, _Compound) else _All([condition])
+    for column, keys in equal.items():
+        equals = _Equals(column, [*dict.fromkeys(keys)])
+        yield _Exclusive([equals, missing.pop(column)]) if column in missing else _All([equals])
+    yield from missing.values()
+
+
 def _place(field: Field) -> Place:
     return field.path if field.column is None else field.column.column
 
@@ -172,7 +189,11 @@ def _clamped(share: float) -> float:
 # --- combinations ---
 
 
-class _All(_Condition):
+class _Compound(_Condition):
+    """What knows of itself which indexes serve it."""
+
+
+class _All(_Compound):
     """clauselist_selectivity: as if conditions were independent, unless extended statistics know better."""
 
     def __init__(self, parts: Sequence[_Condition]) -> None:
@@ -234,7 +255,7 @@ class _All(_Condition):
         return least, most
 
 
-class _Any(_Condition):
+class _Any(_Compound):
     """clauselist_selectivity_or: as if the conditions were independent; a BitmapOr of all their indexes."""
 
     def __init__(self, parts: Sequence[_Condition]) -> None:
@@ -249,7 +270,7 @@ class _Any(_Condition):
         found = [one for _, one in both if one is not None]
         if not found or len(found) < len(both):
             return share, None
-        names = dict.fromkeys(name for one in found for name in one.names)
+        names = sorted({name for one in found for name in one.names})
         least, most = (_clamped(sum(one.share[i] for one in found)) for i in (0, 1))
         return share, _Found((least, most), tuple(names))
 
@@ -262,14 +283,25 @@ def _either(shares: Iterable[Share]) -> Share:
     return least, most
 
 
-class _Complement(_Condition):
+class _Exclusive(_Compound):
+    """Conditions of which no row meets two, and which no index finds together."""
+
+    def __init__(self, parts: Sequence[_Condition]) -> None:
+        self._parts = parts
+
+    def share(self, table: TableStatistics) -> Share:
+        shares = [part.share(table) for part in self._parts]
+        return _clamped(sum([low for low, _ in shares])), _clamped(sum([high for _, high in shares]))
+
+
+class _Complement(_Compound):
     """All rows that another condition does not keep, which no index finds."""
 
     def __init__(self, part: _Condition) -> None:
-        self._part = part
+        self.part = part
 
     def share(self, table: TableStatistics) -> Share:
-        least, most = self._part.share(table)
+        least, most = self.part.share(table)
         return 1.0 - most, 1.0 - least
 
 
@@ -363,14 +395,14 @@ def _in_arrays(known: PathStatistics, key: object) -> Share:
 
 class _Exists(_Condition):
     def __init__(self, place: Place) -> None:
-        self._place = place
+        self.place = place
 
     def share(self, table: TableStatistics) -> Share:
-        if isinstance(self._place, str):
-            column = table.columns.get(self._place)
+        if isinstance(self.place, str):
+            column = table.columns.get(self.place)
             share = None if column is None else 1.0 - column.nulls
         else:
-            path = table.paths.get(self._place)
+            path = table.paths.get(self.place)
             share = None if path is None else _clamped(1.0 - path.missing)
         return _UNKNOWN if share is None else (share, share)
 
@@ -387,7 +419,7 @@ class _Ordered(_Condition):
             column = table.columns.get(place)
             if column is None:
                 return _UNKNOWN
-            share = self._of(column.order, column.others, column.distinct_others)
+            order, others, distinct = column.order, column.others, column.distinct_others
         else:
             path = table.paths.get(place)
             if path is None:
@@ -395,8 +427,12 @@ class _Ordered(_Condition):
             order = path.orders[kind]
             # What the bounds of this kind stand for.
             others = path.others * len(order.bounds) / path.sample if path.sample else 0.0
-            share = self._of(order, others, path.distinct_others)
-        share = _clamped(share)
+            distinct = path.distinct_others
+        if len(order.bounds) < 2:
+            # Of those that are not common, nothing is known but how many they are.
+            common = self._of(order, 0.0, distinct)
+            return _clamped(common), _clamped(common + others)
+        share = _clamped(self._of(order, others, distinct))
         return share, share
 
     def _of(self, order: Distribution, others: float, distinct: float) -> float:

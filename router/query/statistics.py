@@ -48,6 +48,7 @@ Position: TypeAlias = float | int | str
 
 _FLOAT_BITS = 1000  # what is larger may be too large to divide by a float
 _JSON_KINDS = (Decimal, str, bool)
+_ROUNDED = 1e-5
 _NAN = "NaN"  # equal to itself, as PostgreSQL has it
 
 
@@ -239,7 +240,7 @@ def column_statistics(
     `distinct` counts its values; `quantiles` are bounds that the server sorts as the router does.
     """
     shares = {equal_key(value): share for value, share in common}
-    others = max(1.0 - nulls - sum(shares.values()), 0.0)
+    others = _rest(nulls, shares.values())
     distinct_others = max(distinct - len(shares), 1.0)
     return ColumnStatistics(
         nulls,
@@ -260,7 +261,7 @@ def path_statistics(
     values = [(from_json(text), share) for text, share in common]
     sample = [from_json(text) for text in bounds]
     count = len(sample) or 1
-    others = max(1.0 - nulls - sum(share for _, share in values), 0.0)
+    others = _rest(nulls, [share for _, share in values])
     absent = others * sum(value is None for value in sample) / count
     others -= absent
     distinct_others = max(distinct - len(values), 1.0)
@@ -298,6 +299,12 @@ def from_json(text: str) -> object:
 def json_kind(value: object) -> type:
     """What `PathStatistics.orders` has the order of such values by."""
     return type(value) if isinstance(value, (bool, str)) else Decimal
+
+
+def _rest(nulls: float, shares: Iterable[float]) -> float:
+    """What NULLs and common values leave of all rows: nothing, where it is what 4-byte floats round away."""
+    rest = 1.0 - nulls - sum(shares)
+    return rest if rest > _ROUNDED else 0.0
 
 
 def _distribution(

@@ -93,10 +93,13 @@ def with_(**changes: Any) -> TableStatistics:
         ({"category": {"$nin": ["a", "b"]}}, 0.5),
         ({"category": None}, 0.2),
         ({"category": {"$exists": True}}, 0.8),
-        ({"category": {"$in": ["a", None]}}, 1 - 0.6 * 0.8),
+        ({"category": {"$in": ["a", None]}}, 0.6),
+        ({"$or": [{"category": None}, {"category": "a"}, {"category": {"$in": ["a", "b"]}}]}, 0.7),
+        ({"$or": [{"category": None}, {"price": {"$lte": 50}}]}, 1 - 0.8 * 0.5),
         ({"$and": [{"category": "a"}, {"price": {"$lt": 50}}]}, 0.4 * 0.499),
-        ({"$or": [{"category": "a"}, {"category": "b"}]}, 0.46),
-        ({"$not": {"$or": [{"category": "a"}, {"category": "b"}]}}, 0.54),
+        ({"$or": [{"category": "a"}, {"price": {"$lte": 50}}]}, 1 - 0.6 * 0.5),
+        ({"$or": [{"category": "a"}, {"category": "b"}]}, 0.5),
+        ({"$not": {"$or": [{"category": "a"}, {"category": "b"}]}}, 0.5),
     ],
 )
 def test_the_share_is_that_of_the_values_that_are_kept(filter: dict[str, Any], expected: float) -> None:
