@@ -28,6 +28,7 @@ from router.nodes.status import NodeStatus
 from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, Reads, Role
+from router.policy.ways import Ways
 from router.query.filter import Filter
 from router.query.types import Found, SearchQuery, VectorFormat
 from router.recall.live import LiveRecall, RecallListener
@@ -138,7 +139,7 @@ class Snapshot:
             for name in shard_map.shards
         }
         self.fanout = fanout = Fanout(sets)
-        search: Stage = Scatter(shard_map, fanout, shared, topology.memory)
+        search: Stage = Scatter(shard_map, fanout, shared, topology.memory, Ways(topology.statistics.of))
         self._exactly = search  # repeats searches to measure recall, past all caches
         self._recall = topology.recall
         self._chosen_for_recall = topology.recall.chooses

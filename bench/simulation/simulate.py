@@ -27,6 +27,7 @@ from router.nodes.node import Node
 from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState, Role
+from router.policy.ways import Ways
 from router.query.errors import OverloadedError, RouterError
 from router.query.types import SearchQuery
 from router.stages.answer_memory import AnswerMemory
@@ -107,6 +108,7 @@ class World:
             Fanout(sets),
             Shared(self.shard_map),
             AnswerMemory(system.settings.max_answer_bytes, system.settings.answer_memory_bytes),
+            Ways(lambda collection, shard: None),
         )
 
     def __repr__(self) -> str:

@@ -16,13 +16,14 @@ from typing import NamedTuple
 import msgspec
 
 from router.freshness.worker_counters import Shared
-from router.postgres.search import SearchStatements
+from router.policy.ways import Outcome, Ways
+from router.postgres.search import SearchStatement, SearchStatements, seen_at
 from router.query.answer import coverage_of, raise_if_unanswered, shortfall
 from router.query.errors import OverloadedError, UnavailableError
 from router.query.merge import Ranked, merge, page, within
 from router.query.plan import Plan, depths, plan_search
 from router.query.second_look import added, combined, unsettled
-from router.query.sizes import Layout, layout
+from router.query.sizes import Layout, layout, vector_bytes
 from router.query.types import (
     Answer,
     Consistency,
@@ -34,6 +35,7 @@ from router.query.types import (
     ShardState,
     Work,
 )
+from router.query.way import Choice, Need, Way, countable, most_visits
 from router.query.wire import to_wire
 from router.stages.answer_memory import AnswerMemory
 from router.stages.columns import Columns, Hits, RankedHit, RowsChangedError, write_hits
@@ -62,8 +64,11 @@ class _Searched(NamedTuple):
 class Scatter:
     """The innermost stage: from a collection's query to shards' probes and back."""
 
-    def __init__(self, shard_map: ShardMap, fanout: Fanout, shared: Shared, memory: AnswerMemory) -> None:
+    def __init__(
+        self, shard_map: ShardMap, fanout: Fanout, shared: Shared, memory: AnswerMemory, ways: Ways
+    ) -> None:
         self._map = shard_map
+        self._ways = ways
         self._fanout = fanout
         self._shared = shared
         self._statements = SearchStatements()
@@ -94,22 +99,47 @@ class Scatter:
 
     async def _search(self, query: SearchQuery, stop: float) -> Answer:
         wanted = depths(query)
+        choices = self._choices(query, wanted[0])
+        if choices and all([choice.way is not Way.VECTOR_INDEX for choice in choices.values()]):
+            # Exact searches continue each other.
+            wanted = [query.offset + query.k]
         # One more of each shard shows whether rows beyond are as near as the last.
         rows = sum(wanted) + len(wanted)
         brings = layout(query.collection, query.include, rows, len(self._map.shards_of(query.collection)))
         if len(wanted) == 1:
-            searches = [await self._at(wanted[0], query, brings, query.caller, stop)]
+            searches = [await self._at(wanted[0], query, choices, brings, query.caller, stop)]
         else:
-            searches = await self._at_each(wanted, query, brings, stop)
+            searches = await self._at_each(wanted, query, choices, brings, stop)
         return await self._answer(query, brings, searches, stop)
 
+    def _choices(self, query: SearchQuery, depth: int) -> dict[str, Choice]:
+        """Each shard's way, where there is a filter; one for all depths of a search."""
+        if query.filter is None:
+            return {}
+        plan = plan_search(query, self._map, depth)
+        return self._ways.choose(
+            query.collection.name,
+            query.filter,
+            plan.targets,
+            _need(query, plan),
+            exact=query.exact,
+            by_index=query.by_index,
+        )
+
     async def _at_each(
-        self, wanted: Sequence[int], query: SearchQuery, brings: Layout, stop: float
+        self,
+        wanted: Sequence[int],
+        query: SearchQuery,
+        choices: Mapping[str, Choice],
+        brings: Layout,
+        stop: float,
     ) -> list[_Searched]:
         """The searches of a page, all at once."""
         # Others go between them, as between those of a batch.
         caller = object() if query.caller is None else query.caller
-        tasks = [asyncio.create_task(self._at(depth, query, brings, caller, stop)) for depth in wanted]
+        tasks = [
+            asyncio.create_task(self._at(depth, query, choices, brings, caller, stop)) for depth in wanted
+        ]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -118,23 +148,41 @@ class Scatter:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _at(
-        self, depth: int, query: SearchQuery, brings: Layout, caller: Hashable, stop: float
+        self,
+        depth: int,
+        query: SearchQuery,
+        choices: Mapping[str, Choice],
+        brings: Layout,
+        caller: Hashable,
+        stop: float,
     ) -> _Searched:
         """The nearest `depth` rows."""
         plan = plan_search(query, self._map, depth)
-        parts = await self._fanout.fetch(self._probes(query, plan, brings, plan.targets, caller), stop)
+        scans = {
+            shard: Scan.EXACT
+            if shard in choices and choices[shard].way is not Way.VECTOR_INDEX
+            else plan.scan
+            for shard in plan.targets
+        }
+        parts = await self._fanout.fetch(self._probes(query, plan, scans, choices, brings, caller), stop)
+        if choices:
+            parts = self._account(query, plan, parts, scans, choices, brings)
         ranked = _ranked(parts, depth)
-        look = unsettled(plan, parts, ranked)
-        if look is None:
+        exact = {shard for shard, scan in scans.items() if scan is Scan.EXACT}
+        cut = _cut(parts, choices, exact)
+        again = unsettled(plan, parts, ranked, exact, cut)
+        if not again:
             return _Searched(plan, parts, ranked)
-        scan, again = look
-        second = plan_search(query, self._map, depth, scan=scan)
         try:
-            found = await self._fanout.fetch(self._probes(query, second, brings, again, caller), stop)
+            found = await self._fanout.fetch(
+                self._probes(query, plan, again, choices, brings, caller, doubtful=True), stop
+            )
         except OverloadedError:
             return _Searched(plan, parts, ranked, scan_limited=True)
+        if choices:
+            found = self._account(query, plan, found, again, choices, brings)
         better = {
-            name: added(parts[name], part)
+            name: added(parts[name], part, again[name])
             for name, part in found.items()
             if part.report.state is ShardState.OK
         }
@@ -142,22 +190,45 @@ class Scatter:
         return _Searched(plan, parts, _ranked(parts, depth), scan_limited=len(better) < len(again))
 
     def _probes(
-        self, query: SearchQuery, plan: Plan, brings: Layout, shards: Sequence[str], caller: Hashable
+        self,
+        query: SearchQuery,
+        usual: Plan,
+        scans: Mapping[str, Scan],
+        choices: Mapping[str, Choice],
+        brings: Layout,
+        caller: Hashable,
+        *,
+        doubtful: bool = False,
     ) -> dict[str, Probe]:
-        statement = self._statements.search(
-            query.collection,
-            to_wire(query.vector, query.collection.vector.type),
-            limit=plan.limit,
-            candidates=plan.candidates,
-            ef_search=plan.ef_search,
-            scan=plan.scan,
-            filter=query.filter,
-            layout=brings,
-        )
-        exact = plan.scan is Scan.EXACT
-        alone = query.plan or plan.limit > _ROWS_TOGETHER
-        return {
-            shard: Probe(
+        """What to send to each shard; `doubtful`: those that are read exactly were not expected to be."""
+        vector = to_wire(query.vector, query.collection.vector.type)
+        plans = {usual.scan: usual}
+        statements: dict[tuple[Scan, bool], SearchStatement] = {}
+        probes: dict[str, Probe] = {}
+        # One statement for all, although they differ a little in what is expected of them.
+        visits = max([most_visits(choice, usual.candidates) for choice in choices.values()], default=0)
+        alone = query.plan or usual.limit > _ROWS_TOGETHER
+        for shard, scan in scans.items():
+            plan = plans.get(scan)
+            if plan is None:
+                plan = plans[scan] = plan_search(query, self._map, usual.depth, scan=scan)
+            exact, choice = scan is Scan.EXACT, choices.get(shard)
+            counted = exact and choice is not None and self._counts(query, shard, choice, brings, doubtful)
+            statement = statements.get((scan, counted))
+            if statement is None:
+                statement = statements[scan, counted] = self._statements.search(
+                    query.collection,
+                    vector,
+                    limit=plan.limit,
+                    candidates=plan.candidates,
+                    ef_search=plan.ef_search,
+                    scan=scan,
+                    filter=query.filter,
+                    layout=brings,
+                    visits=visits,
+                    counted=counted,
+                )
+            probes[shard] = Probe(
                 statement.shape,
                 statement.args,
                 plan.asked,
@@ -168,10 +239,41 @@ class Scatter:
                 primary_only=query.consistency is Consistency.STRONG,
                 min_lsn=self._shared.position(shard),
                 plan=query.plan,
-                work=Work.SCAN if exact else Work.NEAREST,
+                work=_work(scan, choice),
             )
-            for shard in shards
-        }
+        return probes
+
+    def _counts(self, query: SearchQuery, shard: str, choice: Choice, brings: Layout, doubtful: bool) -> bool:
+        table = self._ways.table(query.collection.name, shard)
+        return countable(choice, table, inline=bool(brings.inline), doubtful=doubtful)
+
+    def _account(
+        self,
+        query: SearchQuery,
+        plan: Plan,
+        parts: Mapping[str, ShardRows],
+        scans: Mapping[str, Scan],
+        choices: Mapping[str, Choice],
+        brings: Layout,
+    ) -> dict[str, ShardRows]:
+        """Put on each shard's report what was to be done and what was found, and learn from it."""
+        assert query.filter is not None
+        at, need = seen_at(brings), _need(query, plan)
+        told: dict[str, ShardRows] = {}
+        for shard, part in parts.items():
+            scan, choice, report = scans[shard], choices[shard], part.report
+            seen = None if scan is Scan.TIES or not part.rows else part.rows[0][at]
+            exact = scan is Scan.EXACT
+            if exact and not part.rows and report.state is ShardState.OK:
+                seen = 0
+            report = msgspec.structs.replace(
+                report, choice=choice, matched=seen if exact else None, visited=None if exact else seen
+            )
+            told[shard] = ShardRows(part.rows, report)
+            if report.state is ShardState.OK and scan is not Scan.TIES:
+                outcome = Outcome(exact, report.matched, report.visited, report.execute_ms / report.together)
+                self._ways.learn(query.collection.name, query.filter, shard, choice, need, outcome)
+        return told
 
     async def _answer(
         self, query: SearchQuery, brings: Layout, searches: list[_Searched], stop: float
@@ -214,6 +316,27 @@ class Scatter:
             more=tuple(hits.pieces[1:]),
             held=hits.held,
         )
+
+
+def _need(query: SearchQuery, plan: Plan) -> Need:
+    return Need(plan.candidates, plan.ef_search, vector_bytes(query.collection))
+
+
+def _work(scan: Scan, choice: Choice | None) -> Work:
+    if scan is not Scan.EXACT:
+        return Work.NEAREST
+    return Work.FILTER if choice is not None and choice.way is Way.FILTER_INDEX else Work.SCAN
+
+
+def _cut(parts: Mapping[str, ShardRows], choices: Mapping[str, Choice], exact: set[str]) -> set[str]:
+    """Shards whose scan with a filter has ended before it had its candidates."""
+    return {
+        shard
+        for shard in choices
+        if shard not in exact
+        and parts[shard].report.state is ShardState.OK
+        and parts[shard].report.visited is None
+    }
 
 
 def _ranked(parts: Mapping[str, ShardRows], depth: int) -> list[Ranked]:
