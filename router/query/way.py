@@ -180,13 +180,13 @@ def choose(
         way = Way.FILTER_INDEX if costs.filter_index < costs.all_rows else Way.ALL_ROWS
     return Choice(
         way,
-        rows=round(rows),
-        matching=round(matching, 1),
+        rows=rows,
+        matching=matching,
         basis=basis,
         indexes=estimate.indexes,
-        vector_index_ms=None if exact else round(scanned, 3),
-        filter_index_ms=None if brought is None else round(costs.filter_index, 3),
-        all_rows_ms=round(costs.all_rows, 3),
+        vector_index_ms=None if exact else scanned,
+        filter_index_ms=None if brought is None else costs.filter_index,
+        all_rows_ms=costs.all_rows,
         visits=most,
     )
 

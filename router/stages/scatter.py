@@ -16,8 +16,8 @@ from typing import NamedTuple
 import msgspec
 
 from router.freshness.worker_counters import Shared
-from router.policy.ways import Outcome, Ways
-from router.postgres.search import SearchStatement, SearchStatements, seen_at
+from router.policy.ways import Chosen, Outcome, Ways
+from router.postgres.search import SearchStatements, seen_at
 from router.query.answer import coverage_of, raise_if_unanswered, shortfall
 from router.query.errors import OverloadedError, UnavailableError
 from router.query.merge import Ranked, merge, page, within
@@ -31,11 +31,12 @@ from router.query.types import (
     Probe,
     Scan,
     SearchQuery,
+    ShardReport,
     ShardRows,
     ShardState,
     Work,
 )
-from router.query.way import Choice, Need, Way, countable, most_visits
+from router.query.way import Need, Way, countable, most_visits
 from router.query.wire import to_wire
 from router.stages.answer_memory import AnswerMemory
 from router.stages.columns import Columns, Hits, RankedHit, RowsChangedError, write_hits
@@ -99,47 +100,49 @@ class Scatter:
 
     async def _search(self, query: SearchQuery, stop: float) -> Answer:
         wanted = depths(query)
-        choices = self._choices(query, wanted[0])
-        if choices and all([choice.way is not Way.VECTOR_INDEX for choice in choices.values()]):
-            # Exact searches continue each other.
+        plans = [plan_search(query, self._map, depth) for depth in wanted]
+        chosen = self._chosen(query, plans[0])
+        if len(wanted) > 1 and chosen is not None and not chosen.scans:
+            # Exact reads continue each other.
             wanted = [query.offset + query.k]
+            plans = [plan_search(query, self._map, wanted[0])]
         # One more of each shard shows whether rows beyond are as near as the last.
         rows = sum(wanted) + len(wanted)
         brings = layout(query.collection, query.include, rows, len(self._map.shards_of(query.collection)))
         if len(wanted) == 1:
-            searches = [await self._at(wanted[0], query, choices, brings, query.caller, stop)]
+            searches = [await self._at(plans[0], query, chosen, brings, query.caller, stop)]
         else:
-            searches = await self._at_each(wanted, query, choices, brings, stop)
+            searches = await self._at_each(plans, query, chosen, brings, stop)
         return await self._answer(query, brings, searches, stop)
 
-    def _choices(self, query: SearchQuery, depth: int) -> dict[str, Choice]:
-        """Each shard's way, where there is a filter; one for all depths of a search."""
+    def _chosen(self, query: SearchQuery, plan: Plan) -> Chosen | None:
+        """Each shard's way, where there is a filter; one for all depths and pages of a search."""
         if query.filter is None:
-            return {}
-        plan = plan_search(query, self._map, depth)
+            return None
+        need = Need(plan.candidates, plan.ef_search, vector_bytes(query.collection))
         return self._ways.choose(
             query.collection.name,
             query.filter,
             plan.targets,
-            _need(query, plan),
+            need,
             exact=query.exact,
             by_index=query.by_index,
+            search=(query.vector, query.k),
+            goes_on=query.offset > 0,
         )
 
     async def _at_each(
         self,
-        wanted: Sequence[int],
+        plans: Sequence[Plan],
         query: SearchQuery,
-        choices: Mapping[str, Choice],
+        chosen: Chosen | None,
         brings: Layout,
         stop: float,
     ) -> list[_Searched]:
         """The searches of a page, all at once."""
         # Others go between them, as between those of a batch.
         caller = object() if query.caller is None else query.caller
-        tasks = [
-            asyncio.create_task(self._at(depth, query, choices, brings, caller, stop)) for depth in wanted
-        ]
+        tasks = [asyncio.create_task(self._at(plan, query, chosen, brings, caller, stop)) for plan in plans]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -149,131 +152,105 @@ class Scatter:
 
     async def _at(
         self,
-        depth: int,
+        plan: Plan,
         query: SearchQuery,
-        choices: Mapping[str, Choice],
+        chosen: Chosen | None,
         brings: Layout,
         caller: Hashable,
         stop: float,
     ) -> _Searched:
-        """The nearest `depth` rows."""
-        plan = plan_search(query, self._map, depth)
-        scans = {
-            shard: Scan.EXACT
-            if shard in choices and choices[shard].way is not Way.VECTOR_INDEX
-            else plan.scan
-            for shard in plan.targets
-        }
-        parts = await self._fanout.fetch(self._probes(query, plan, scans, choices, brings, caller), stop)
-        if choices:
-            parts = self._account(query, plan, parts, scans, choices, brings)
-        ranked = _ranked(parts, depth)
-        exact = {shard for shard, scan in scans.items() if scan is Scan.EXACT}
-        cut = _cut(parts, choices, exact)
+        """The nearest rows, as many as the plan's depth."""
+        scans = dict.fromkeys(plan.targets, plan.scan)
+        if chosen is not None:
+            for shard, choice in chosen.choices.items():
+                if choice.way is not Way.VECTOR_INDEX:
+                    scans[shard] = Scan.EXACT
+        parts = await self._fanout.fetch(self._probes(query, plan, scans, chosen, brings, caller), stop)
+        exact: set[str] = set()
+        cut: set[str] = set()
+        if chosen is not None:
+            parts = _account(parts, scans, chosen, brings, plan.candidates)
+            exact = {shard for shard, scan in scans.items() if scan is Scan.EXACT}
+            cut = {shard for shard in parts if shard not in exact and _was_cut(parts[shard].report)}
+        ranked = _ranked(parts, plan.depth)
         again = unsettled(plan, parts, ranked, exact, cut)
         if not again:
             return _Searched(plan, parts, ranked)
         try:
             found = await self._fanout.fetch(
-                self._probes(query, plan, again, choices, brings, caller, doubtful=True), stop
+                self._probes(query, plan, again, chosen, brings, caller, doubtful=True), stop
             )
         except OverloadedError:
             return _Searched(plan, parts, ranked, scan_limited=True)
-        if choices:
-            found = self._account(query, plan, found, again, choices, brings)
+        if chosen is not None:
+            found = _account(found, again, chosen, brings, plan.candidates)
         better = {
             name: added(parts[name], part, again[name])
             for name, part in found.items()
             if part.report.state is ShardState.OK
         }
         parts = parts | better
-        return _Searched(plan, parts, _ranked(parts, depth), scan_limited=len(better) < len(again))
+        return _Searched(plan, parts, _ranked(parts, plan.depth), scan_limited=len(better) < len(again))
 
     def _probes(
         self,
         query: SearchQuery,
         usual: Plan,
         scans: Mapping[str, Scan],
-        choices: Mapping[str, Choice],
+        chosen: Chosen | None,
         brings: Layout,
         caller: Hashable,
         *,
         doubtful: bool = False,
     ) -> dict[str, Probe]:
         """What to send to each shard; `doubtful`: those that are read exactly were not expected to be."""
-        vector = to_wire(query.vector, query.collection.vector.type)
-        plans = {usual.scan: usual}
-        statements: dict[tuple[Scan, bool], SearchStatement] = {}
-        probes: dict[str, Probe] = {}
-        # One statement for all, although they differ a little in what is expected of them.
-        visits = max([most_visits(choice, usual.candidates) for choice in choices.values()], default=0)
-        alone = query.plan or usual.limit > _ROWS_TOGETHER
+        visits, counting = 0, False
+        groups: dict[tuple[Scan, bool], list[str]] = {}
         for shard, scan in scans.items():
-            plan = plans.get(scan)
-            if plan is None:
-                plan = plans[scan] = plan_search(query, self._map, usual.depth, scan=scan)
-            exact, choice = scan is Scan.EXACT, choices.get(shard)
-            counted = exact and choice is not None and self._counts(query, shard, choice, brings, doubtful)
-            statement = statements.get((scan, counted))
-            if statement is None:
-                statement = statements[scan, counted] = self._statements.search(
-                    query.collection,
-                    vector,
-                    limit=plan.limit,
-                    candidates=plan.candidates,
-                    ef_search=plan.ef_search,
-                    scan=scan,
-                    filter=query.filter,
-                    layout=brings,
-                    visits=visits,
-                    counted=counted,
+            if chosen is not None:
+                choice = chosen.choices[shard]
+                if scan is Scan.INDEX:
+                    # One statement for all, although they differ a little in what is expected of them.
+                    visits = max(visits, most_visits(choice, usual.candidates))
+                counting = scan is Scan.EXACT and countable(
+                    choice,
+                    self._ways.table(query.collection.name, shard),
+                    inline=bool(brings.inline),
+                    doubtful=doubtful,
                 )
-            probes[shard] = Probe(
-                statement.shape,
-                statement.args,
-                plan.asked,
-                plan.limit,
-                key=None if alone else statement.key,
-                ef_search=None if exact else plan.ef_search,
-                caller=caller,
-                primary_only=query.consistency is Consistency.STRONG,
-                min_lsn=self._shared.position(shard),
-                plan=query.plan,
-                work=_work(scan, choice),
-            )
-        return probes
-
-    def _counts(self, query: SearchQuery, shard: str, choice: Choice, brings: Layout, doubtful: bool) -> bool:
-        table = self._ways.table(query.collection.name, shard)
-        return countable(choice, table, inline=bool(brings.inline), doubtful=doubtful)
-
-    def _account(
-        self,
-        query: SearchQuery,
-        plan: Plan,
-        parts: Mapping[str, ShardRows],
-        scans: Mapping[str, Scan],
-        choices: Mapping[str, Choice],
-        brings: Layout,
-    ) -> dict[str, ShardRows]:
-        """Put on each shard's report what was to be done and what was found, and learn from it."""
-        assert query.filter is not None
-        at, need = seen_at(brings), _need(query, plan)
-        told: dict[str, ShardRows] = {}
-        for shard, part in parts.items():
-            scan, choice, report = scans[shard], choices[shard], part.report
-            seen = None if scan is Scan.TIES or not part.rows else part.rows[0][at]
+            groups.setdefault((scan, counting), []).append(shard)
+        probes: dict[str, Probe] = {}
+        for (scan, counting), shards in groups.items():
             exact = scan is Scan.EXACT
-            if exact and not part.rows and report.state is ShardState.OK:
-                seen = 0
-            report = msgspec.structs.replace(
-                report, choice=choice, matched=seen if exact else None, visited=None if exact else seen
+            plan = usual if scan is usual.scan else plan_search(query, self._map, usual.depth, scan=scan)
+            statement = self._statements.search(
+                query.collection,
+                to_wire(query.vector, query.collection.vector.type),
+                limit=plan.limit,
+                candidates=plan.candidates,
+                ef_search=plan.ef_search,
+                scan=scan,
+                filter=query.filter,
+                layout=brings,
+                visits=visits,
+                counted=counting,
             )
-            told[shard] = ShardRows(part.rows, report)
-            if report.state is ShardState.OK and scan is not Scan.TIES:
-                outcome = Outcome(exact, report.matched, report.visited, report.execute_ms / report.together)
-                self._ways.learn(query.collection.name, query.filter, shard, choice, need, outcome)
-        return told
+            alone = query.plan or plan.limit > _ROWS_TOGETHER
+            for shard in shards:
+                probes[shard] = Probe(
+                    statement.shape,
+                    statement.args,
+                    plan.asked,
+                    plan.limit,
+                    key=None if alone else statement.key,
+                    ef_search=None if exact else plan.ef_search,
+                    caller=caller,
+                    primary_only=query.consistency is Consistency.STRONG,
+                    min_lsn=self._shared.position(shard),
+                    plan=query.plan,
+                    work=_work(shard, chosen) if exact else Work.NEAREST,
+                )
+        return probes if len(groups) == 1 else {shard: probes[shard] for shard in scans}
 
     async def _answer(
         self, query: SearchQuery, brings: Layout, searches: list[_Searched], stop: float
@@ -318,25 +295,43 @@ class Scatter:
         )
 
 
-def _need(query: SearchQuery, plan: Plan) -> Need:
-    return Need(plan.candidates, plan.ef_search, vector_bytes(query.collection))
+def _account(
+    parts: Mapping[str, ShardRows],
+    scans: Mapping[str, Scan],
+    chosen: Chosen,
+    brings: Layout,
+    candidates: int,
+) -> dict[str, ShardRows]:
+    """Put on each shard's report what was to be done and what was found, and learn from it."""
+    at = seen_at(brings)
+    told: dict[str, ShardRows] = {}
+    for shard, part in parts.items():
+        rows, report, scan = part.rows, part.report, scans[shard]
+        exact, ok = scan is Scan.EXACT, report.state is ShardState.OK
+        matched = visited = None
+        if exact and ok:
+            matched = rows[0][at] if rows else 0
+        elif rows and scan is Scan.INDEX:
+            visited = rows[0][at]
+        report = msgspec.structs.replace(
+            report, choice=chosen.choices[shard], matched=matched, visited=visited
+        )
+        told[shard] = ShardRows(rows, report)
+        if ok and scan is not Scan.TIES:
+            outcome = Outcome(exact, matched, visited, report.execute_ms / report.together)
+            chosen.learn(shard, outcome, candidates)
+    return told
 
 
-def _work(scan: Scan, choice: Choice | None) -> Work:
-    if scan is not Scan.EXACT:
-        return Work.NEAREST
-    return Work.FILTER if choice is not None and choice.way is Way.FILTER_INDEX else Work.SCAN
+def _was_cut(report: ShardReport) -> bool:
+    """Whether a scan with a filter has ended before it had its candidates."""
+    return report.state is ShardState.OK and report.visited is None
 
 
-def _cut(parts: Mapping[str, ShardRows], choices: Mapping[str, Choice], exact: set[str]) -> set[str]:
-    """Shards whose scan with a filter has ended before it had its candidates."""
-    return {
-        shard
-        for shard in choices
-        if shard not in exact
-        and parts[shard].report.state is ShardState.OK
-        and parts[shard].report.visited is None
-    }
+def _work(shard: str, chosen: Chosen | None) -> Work:
+    """Of an exact read."""
+    by_filter = chosen is not None and chosen.choices[shard].way is Way.FILTER_INDEX
+    return Work.FILTER if by_filter else Work.SCAN
 
 
 def _ranked(parts: Mapping[str, ShardRows], depth: int) -> list[Ranked]:
