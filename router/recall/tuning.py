@@ -139,6 +139,8 @@ async def tune(
             f" {queries_for(target)} without a miss, and more with some"
         )
     given = [(_said(raw), parse(collection, raw, topology.settings)) for raw in filters]
+    # Without them, nothing bounds what a scan with a filter may visit.
+    await topology.statistics.read()
     sizes = await _sizes(topology, collection)
     sampled = await _vectors(topology, collection, sizes, queries)
     if not sampled or best_bound(len(sampled)) < target:
@@ -256,6 +258,8 @@ class _Tuning:
             filter=filter,
             ef_search=ef_search or 1,
             exact=ef_search is None,
+            # What is chosen for a filter today, on tables of today's size, says nothing of the width.
+            by_index=ef_search is not None,
             cache=False,
         )
         found = await self._found(search)
