@@ -24,8 +24,8 @@ from router.http.errors import HttpError, Refusal
 from router.http.head import HEAD_BYTES, check_fields, check_version, origin_form, too_large
 from router.http.identity import request_id
 from router.http.message import ABORT, COMPLETE, FIELDS, FINISHED_METHODS, LEFT, WHOLE
-from router.http.outbox import GatheredTransport, Outbox
 from router.http.problems import error_reply
+from router.http.write_batch import BatchedTransport, WriteBatch
 from router.query.errors import MalformedError, RequestError
 
 __all__ = ["BoundedProtocol"]
@@ -63,14 +63,14 @@ class BoundedProtocol(HttpToolsProtocol):
     answer. `LEFT` is there once the client is not, and its request's task is cancelled.
     """
 
-    def __init__(self, *args: Any, outbox: Outbox, **named: Any) -> None:
+    def __init__(self, *args: Any, batch: WriteBatch, **named: Any) -> None:
         super().__init__(*args, **named)
-        self._outbox = outbox
+        self._batch = batch
         self._renew_parser()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._gathered = GatheredTransport(transport, self._outbox)
-        super().connection_made(self._gathered)
+        self._batched = BatchedTransport(transport, self._batch)
+        super().connection_made(self._batched)
         self._in_head = False
         self._head_bytes = 0  # in earlier chunks
         self._host = _NO_HOST  # of the head before, once it was checked
@@ -108,7 +108,7 @@ class BoundedProtocol(HttpToolsProtocol):
         A client that closes one direction and one that has gone look the same from here; `_look` finds out.
         """
         if self._due() is None or (self.cycle is self._answering and COMPLETE not in self.cycle.scope):
-            # Not left to the loop, which knows nothing of answers that wait in the outbox.
+            # Not left to the loop, which knows nothing of answers that wait in the batch.
             self.transport.close()
             return False
         self._end_after_answers()
@@ -295,7 +295,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if cycle is None or self.transport.is_closing():
             return
         if self._ended or (self.flow.read_paused and self._has_ended()):
-            if not cycle.response_started and not self._gathered.write_ahead():
+            if not cycle.response_started and not self._batched.write_ahead():
                 return
             delay, self._ahead_seconds = self._ahead_seconds, 2 * self._ahead_seconds
         elif self.pipeline:

@@ -21,8 +21,8 @@ from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from router.http.outbox import Outbox
 from router.http.protocol import BoundedProtocol
+from router.http.write_batch import WriteBatch
 
 __all__ = ["is_loopback", "listen", "run"]
 
@@ -82,7 +82,7 @@ def run(
         factory=True,
         workers=workers,
         loop="uvloop",
-        http=partial(BoundedProtocol, outbox=Outbox()),  # type: ignore[arg-type]
+        http=partial(BoundedProtocol, batch=WriteBatch()),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,
