@@ -35,7 +35,7 @@ LEVELS = [
     ["router.bulk"],
     ["router.app"],
     # A bench measures what runs on a cluster of its own, so it stands above those who start one.
-    ["deploy.local", "deploy.leash"],
+    ["deploy.local", "deploy.tied_to_parent"],
     ["bench"],
     ["router.commands"],
     ["router.cli"],
