@@ -117,7 +117,8 @@ class _Group:
         states = [state if other is node else other.state for other in self.nodes]
         latest = max(self._timeline, *(known.timeline for known in states if claims(known)), 0)
         if latest > self._timeline:
-            # Whom a replaced primary had overtaken may have followed the one that replaced it.
+            # On a new timeline earlier verdicts are void: a replica that was ahead of the old primary may
+            # follow the new one.
             self._timeline = latest
             self._strayed.clear()
         elected = elect(states, self._timeline)

@@ -114,7 +114,7 @@ class LiveRecall:
             return
         if self._jobs.full():
             self._drop("queue")
-        elif not self._sampler.pays():
+        elif not self._sampler.try_spend():
             self._drop("budget")
         else:
             self._jobs.put_nowait(_Job(stage, _exactly(query), found.answer.whole, version))
