@@ -28,7 +28,7 @@ LEVELS = [
     ["router.documents"],
     ["router.topology"],
     ["router.decode"],
-    ["router.logs", "router.serve_config"],
+    ["router.logs", "router.serve_config", "router.settings_docs"],
     ["router.http"],
     ["router.recall.tuning"],
     ["router.schema"],
