@@ -22,7 +22,7 @@ from bench.simulation.hosts import Host, Process
 from bench.simulation.model import Costs, Load, Result, Stragglers, System
 from bench.simulation.nodes import Server
 from bench.simulation.virtual_time import run
-from router.freshness.worker_counters import Shared
+from router.freshness.freshness import Freshness
 from router.nodes.node import Node
 from router.policy.budget import Budget
 from router.policy.limit import Limit
@@ -105,7 +105,7 @@ class World:
         self.scatter = Scatter(
             self.shard_map,
             Fanout(sets),
-            Shared(self.shard_map),
+            Freshness(self.shard_map),
             AnswerMemory(system.settings.max_answer_bytes, system.settings.answer_memory_bytes),
         )
 

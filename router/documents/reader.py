@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 from router.documents.types import CountAnswer, ReadAnswer
-from router.freshness.worker_counters import Shared
+from router.freshness.freshness import Freshness
 from router.postgres import sql
 from router.query.answer import coverage_of, field_values, json_forms, raise_if_unanswered
 from router.query.errors import Problem, UnavailableError
@@ -27,10 +27,12 @@ _INLINE_BYTES = 1 << 20
 class Reader:
     """Reads of one shard map; fresh with regard to writes through this router's workers."""
 
-    def __init__(self, shard_map: ShardMap, fanout: Fanout, shared: Shared, memory: AnswerMemory) -> None:
+    def __init__(
+        self, shard_map: ShardMap, fanout: Fanout, freshness: Freshness, memory: AnswerMemory
+    ) -> None:
         self._map = shard_map
         self._fanout = fanout
-        self._shared = shared
+        self._freshness = freshness
         self._memory = memory
 
     def __repr__(self) -> str:
@@ -103,7 +105,7 @@ class Reader:
         stop = deadline - min(0.01, 0.1 * max(0.0, deadline - asyncio.get_running_loop().time()))
         shape = Shape(statement.sql)
         probes = {
-            shard: Probe(shape, statement.args, 1, 1, min_lsn=self._shared.position(shard), work=work)
+            shard: Probe(shape, statement.args, 1, 1, min_lsn=self._freshness.position(shard), work=work)
             for shard in shards
         }
         return await self._fanout.fetch(probes, stop)

@@ -28,22 +28,18 @@ from router.postgres.connection import (
     node_error,
     open_connection,
 )
+from router.postgres.wal import STATE_COLUMNS, STATE_SOURCE
 from router.settings import Settings
 
 __all__ = ["Prober"]
 
-_QUERY = """
-SELECT r.standby,
-       (CASE WHEN r.standby THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END
-        - '0/0'::pg_lsn)::bigint AS lsn,
-       -- The control file has it only after the first checkpoint.
-       CASE WHEN NOT r.standby
-            THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS timeline,
+_QUERY = f"""
+SELECT {STATE_COLUMNS},
        extract(epoch FROM pg_postmaster_start_time())::float8 AS started,
        CASE WHEN r.standby
             THEN extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 END AS age,
        EXISTS (SELECT FROM pg_extension WHERE extname = 'vector') AS vector
-FROM (SELECT pg_is_in_recovery() AS standby) r
+FROM {STATE_SOURCE}
 """
 
 _logger = logging.getLogger(__name__)
@@ -53,7 +49,7 @@ _logger = logging.getLogger(__name__)
 _CATCH_UP_FIRST = 0.002
 _CATCH_UP_FACTOR = 2.0
 # Of the interval, before a probe is made for somebody who asks for one: ten a second at most by default.
-_LOOK_SHARE = 0.2
+_SOONEST_SHARE = 0.2
 
 
 class Prober:
@@ -86,11 +82,11 @@ class Prober:
             if watch.node.shard == shard and not claims(watch.node.state):
                 watch.expect(lsn)
 
-    def look(self, shard: str) -> None:
+    def probe_soon(self, shard: str) -> None:
         """Probe the shard's nodes soon, unless that was done just now."""
         for watch in self._watches:
             if watch.node.shard == shard:
-                watch.look()
+                watch.probe_soon()
 
     async def close(self) -> None:
         await asyncio.gather(*(watch.close() for watch in self._watches))
@@ -183,8 +179,8 @@ class _Watch:
         self._expected = max(self._expected, lsn)
         self._wake.set()
 
-    def look(self) -> None:
-        least = _LOOK_SHARE * self._settings.probe_interval
+    def probe_soon(self) -> None:
+        least = _SOONEST_SHARE * self._settings.probe_interval
         if asyncio.get_running_loop().time() - self._began > least:
             self._wake.set()
 

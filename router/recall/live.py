@@ -55,7 +55,7 @@ class _Job(msgspec.Struct, frozen=True):
 
 
 class LiveRecall:
-    """Owned by the topology: `start` and `close` bound the life of its only task.
+    """Samples of every shard map that serves; `start` and `close` bound the life of its only task.
 
     Args:
         version: a collection's write version.

@@ -16,7 +16,7 @@ from time import perf_counter
 
 import msgspec
 
-from router.freshness.worker_counters import Shared
+from router.freshness.freshness import Freshness
 from router.postgres import sql
 from router.query.answer import encode_hits, hit_of, json_forms, pieces_of
 from router.query.errors import DeadlineError
@@ -75,9 +75,9 @@ class Hits(msgspec.Struct, frozen=True):
 class Columns:
     """Reads the columns of ranked rows, and writes the hits."""
 
-    def __init__(self, fanout: Fanout, shared: Shared, memory: AnswerMemory) -> None:
+    def __init__(self, fanout: Fanout, freshness: Freshness, memory: AnswerMemory) -> None:
         self._fanout = fanout
-        self._shared = shared
+        self._freshness = freshness
         self._memory = memory
 
     def __repr__(self) -> str:
@@ -208,7 +208,7 @@ class Columns:
             caller=query.caller,
             primary_only=query.consistency is Consistency.STRONG,
             # An older node might not have the row yet.
-            min_lsn=max(report.lsn, self._shared.position(report.shard)),
+            min_lsn=max(report.lsn, self._freshness.position(report.shard)),
             work=Work.COLUMNS,
         )
 

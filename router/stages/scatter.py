@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import msgspec
 
-from router.freshness.worker_counters import Shared
+from router.freshness.freshness import Freshness
 from router.postgres.search import SearchStatements
 from router.query.answer import coverage_of, raise_if_unanswered, shortfall
 from router.query.errors import OverloadedError, UnavailableError
@@ -62,12 +62,14 @@ class _Searched(NamedTuple):
 class Scatter:
     """The innermost stage: from a collection's query to shards' probes and back."""
 
-    def __init__(self, shard_map: ShardMap, fanout: Fanout, shared: Shared, memory: AnswerMemory) -> None:
+    def __init__(
+        self, shard_map: ShardMap, fanout: Fanout, freshness: Freshness, memory: AnswerMemory
+    ) -> None:
         self._map = shard_map
         self._fanout = fanout
-        self._shared = shared
+        self._freshness = freshness
         self._statements = SearchStatements()
-        self._columns = Columns(fanout, shared, memory)
+        self._columns = Columns(fanout, freshness, memory)
 
     def __repr__(self) -> str:
         return f"<Scatter map {self._map.version}, {self._fanout!r}>"
@@ -166,7 +168,7 @@ class Scatter:
                 ef_search=None if exact else plan.ef_search,
                 caller=caller,
                 primary_only=query.consistency is Consistency.STRONG,
-                min_lsn=self._shared.position(shard),
+                min_lsn=self._freshness.position(shard),
                 plan=query.plan,
                 work=Work.SCAN if exact else Work.NEAREST,
             )

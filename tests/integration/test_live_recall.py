@@ -28,7 +28,7 @@ async def settled(recall: LiveRecall, count: int) -> None:
 
 async def sample(w: World, queries: Vectors, k: int = 3, **options: Any) -> float:
     """Mean recall of these searches, one after the other."""
-    recall = w.topology.recall
+    recall = w.topology.parts.recall
     before = recall.seen("docs")
     count = recall.samples
     for at, query in enumerate(queries, 1):
@@ -46,7 +46,7 @@ async def test_recall_is_below_one_for_a_narrow_scan_and_one_for_a_wide_one(clus
         assert 0.2 < narrow < 0.95
         assert await sample(w, gaussian(25, D, seed=12), ef_search=1000) == pytest.approx(1.0)
         assert await sample(w, gaussian(10, D, seed=13), ef_search=1000, filter={"category": "rare"}) > 0.99
-        recall = w.topology.recall
+        recall = w.topology.parts.recall
         assert (recall.samples, recall.dropped) == (95, {})
         # What a cache answers shows nothing new.
         await w.search(gaussian(1, D, seed=13)[0], 3, ef_search=1000, filter={"category": "rare"})
@@ -69,13 +69,13 @@ async def test_a_write_in_between_drops_the_sample(cluster: Cluster) -> None:
         await w.put(*(w.document(i, np.full(8, i, dtype=np.float32)) for i in range(10)))
         w.router._exactly = Writing(w, w.router._exactly)
         await w.search(np.zeros(8), 3)
-        await settled(w.topology.recall, 1)
-        assert w.topology.recall.dropped == {"written": 1}
+        await settled(w.topology.parts.recall, 1)
+        assert w.topology.parts.recall.dropped == {"written": 1}
         assert w.router.recall("docs") is None
 
 
 async def test_a_rate_of_zero_measures_nothing(cluster: Cluster) -> None:
     async with world(cluster, Settings(recall_sample_rate=0.0)) as w:
         await w.search(np.zeros(8), 3)
-        assert "0 waiting" in repr(w.topology.recall)
-        assert w.topology.recall._task is None
+        assert "0 waiting" in repr(w.topology.parts.recall)
+        assert w.topology.parts.recall._task is None

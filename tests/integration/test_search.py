@@ -104,7 +104,7 @@ async def indexed(
         await fill(w, vectors)
         await w.build_index()
         async with no_sequential_scans(cluster):
-            for node in w.topology.nodes:
+            for node in w.topology.parts.nodes:
                 node.reads.discard_idle()
             yield w, vectors
 
@@ -375,7 +375,7 @@ async def test_searches_cancelled_at_random_moments_leave_every_connection_usabl
             # Connections are mended behind the cancelled ones; a search does not wait for that to be over.
             assert await w.ids(vectors[0], 20, exact=True, cache=False) == truth
         await asyncio.sleep(0.3)
-        for node in w.topology.nodes:
+        for node in w.topology.parts.nodes:
             assert node.reads.in_flight == node.reads.waiting == 0
             open_now = await value(
                 node.config.dsn,

@@ -7,7 +7,7 @@ from typing import cast
 
 import msgspec
 
-from router.freshness.worker_counters import Shared
+from router.freshness.freshness import Freshness
 from router.query.merge import merge
 from router.query.plan import plan_search
 from router.query.second_look import combined, unsettled
@@ -88,7 +88,7 @@ async def test_a_shard_that_one_depth_misses_gives_no_row_to_the_page() -> None:
             return {name: answer(name, probe.wanted) for name, probe in probes.items()}
 
     shards = shard_map()
-    scatter = Scatter(shards, cast(Fanout, Lame()), Shared(shards), AnswerMemory(1 << 20, 1 << 20))
+    scatter = Scatter(shards, cast(Fanout, Lame()), Freshness(shards), AnswerMemory(1 << 20, 1 << 20))
     found = await scatter.search(query(k=10, offset=5), asyncio.get_running_loop().time() + 5)
     hits = msgspec.json.decode(found.answer.hits)
     expected = [n for n in range(200) if n % 4 != 1]
