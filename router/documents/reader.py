@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from router.documents.types import CountAnswer, ReadAnswer
 from router.freshness.freshness import Freshness
 from router.postgres import sql
-from router.query.answer import coverage_of, field_values, json_forms, raise_if_unanswered
+from router.query.answer import coverage_of, raise_if_unanswered
 from router.query.errors import Problem, UnavailableError
 from router.query.filter import Filter
+from router.query.hits import field_values, json_forms
 from router.query.plan import targets
 from router.query.types import Probe, Shape, ShardReport, ShardRows, VectorFormat, Work
 from router.stages.answer_memory import AnswerMemory, too_large

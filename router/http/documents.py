@@ -18,8 +18,8 @@ from router.http.content import read_json
 from router.http.message import Reply, Request
 from router.http.outcomes import delete_reply
 from router.query import filter as filters
-from router.query.answer import pieces_of
 from router.query.errors import InvalidError, NotFoundError, Problem, invalid
+from router.query.hits import pieces_of
 from router.query.types import VectorFormat
 from router.settings import Settings
 from router.stages.answer_memory import too_large

@@ -18,8 +18,8 @@ import msgspec
 
 from router.freshness.freshness import Freshness
 from router.postgres import sql
-from router.query.answer import encode_hits, hit_of, json_forms, pieces_of
 from router.query.errors import DeadlineError
+from router.query.hits import encode_hits, hit_of, json_forms, pieces_of
 from router.query.sizes import expected_bytes, fixed_bytes, least_bytes, runs, variable_columns
 from router.query.types import (
     Consistency,

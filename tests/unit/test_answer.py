@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from router.query.answer import encode_hits
 from router.query.filter import And, parse
+from router.query.hits import encode_hits
 from router.query.types import ShardReport, ShardState
 from router.recall.measure import near, recall
 from router.settings import Settings
