@@ -175,15 +175,11 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
     """
     settings, freshness = parts.settings, parts.freshness
     namespace = _namespace(shard_map)
+    # All before the first set is made: a set is told of its nodes' news until it is closed.
+    nodes = {name: parts.nodes_of(shard) for name, shard in shard_map.shards.items()}
     sets = {
-        name: ReplicaSet(
-            name,
-            parts.nodes_of(shard),
-            reads=_reads(settings),
-            hedges=parts.hedges,
-            retries=parts.retries,
-        )
-        for name, shard in shard_map.shards.items()
+        name: ReplicaSet(name, members, reads=_reads(settings), hedges=parts.hedges, retries=parts.retries)
+        for name, members in nodes.items()
     }
     fanout = Fanout(sets)
     scatter = Scatter(shard_map, fanout, freshness, parts.memory)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Sequence
 
 from router.documents.types import CountAnswer, ReadAnswer
@@ -15,7 +14,7 @@ from router.query.hits import field_values, json_forms
 from router.query.plan import targets
 from router.query.types import Probe, Shape, ShardReport, ShardRows, VectorFormat, Work
 from router.stages.answer_memory import AnswerMemory, too_large
-from router.stages.fanout import Fanout
+from router.stages.fanout import Fanout, time_to_stop
 from shard_config.model import Collection, ShardMap
 from shard_config.partition import NoPlaceError, locate
 
@@ -102,14 +101,12 @@ class Reader:
     async def _fetch(
         self, statement: sql.Statement, work: Work, shards: tuple[str, ...], deadline: float
     ) -> dict[str, ShardRows]:
-        # A moment is kept back to report what has not answered.
-        stop = deadline - min(0.01, 0.1 * max(0.0, deadline - asyncio.get_running_loop().time()))
         shape = Shape(statement.sql)
         probes = {
             shard: Probe(shape, statement.args, 1, 1, min_lsn=self._freshness.position(shard), work=work)
             for shard in shards
         }
-        return await self._fanout.fetch(probes, stop)
+        return await self._fanout.fetch(probes, time_to_stop(deadline))
 
 
 def _raise_if_stale(reports: Sequence[ShardReport]) -> None:

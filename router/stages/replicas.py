@@ -384,7 +384,7 @@ class Ask:
         self._stop()
         for other in late:
             if other.since < attempt.since:
-                other.node.silent(other.since, now)
+                other.node.unanswered(other.since, now)
         self._done(self._replicas.shard, ShardRows(fetched.rows, self._report(attempt, fetched)))
 
     def _failed(self, attempt: _Attempt, index: int, error: NodeError) -> None:

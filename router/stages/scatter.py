@@ -37,14 +37,11 @@ from router.query.types import (
 from router.query.wire import to_wire
 from router.stages.answer_memory import AnswerMemory
 from router.stages.columns import Columns, Hits, RankedHit, RowsChangedError, write_hits
-from router.stages.fanout import Fanout
+from router.stages.fanout import Fanout, time_to_stop
 from shard_config.model import ShardMap
 
 __all__ = ["Scatter"]
 
-# What is left of the deadline for merging and encoding: a tenth of short ones, 10 ms of long ones.
-_MARGIN_SHARE = 0.1
-_MARGIN_MOST = 0.010
 # A statement for more rows than this is for one search: several would keep a node, and whoever waits for it,
 # for as many times as long.
 _ROWS_TOGETHER = 256
@@ -82,8 +79,7 @@ class Scatter:
             OverloadedError: a shard's queues are full, or there is no memory for a large answer.
             AnswerTooLargeError: it would be larger than an answer may be.
         """
-        remaining = deadline - asyncio.get_running_loop().time()
-        stop = deadline - min(_MARGIN_MOST, _MARGIN_SHARE * max(remaining, 0.0))
+        stop = time_to_stop(deadline)
         try:
             answer = await self._search(query, stop)
         except RowsChangedError:
