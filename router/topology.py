@@ -29,11 +29,13 @@ from router.policy.limit import Limit
 from router.policy.selection import Health, Reads, Role
 from router.query.filter import Filter
 from router.query.types import Found, SearchQuery, VectorFormat
-from router.recall.live import LiveRecall, RecallListener
+from router.recall.live import LiveRecall, RecallListener, Sampled
 from router.recall.sampling import RecallSampler, RecallSeen
 from router.settings import Settings
 from router.stages.answer_memory import AnswerMemory, BatchRoom
 from router.stages.coalesce import Coalesced
+from router.stages.columns import ColumnReader
+from router.stages.encode import Encoded
 from router.stages.fanout import Fanout
 from router.stages.local_cache import LocalCache, Store
 from router.stages.replicas import ReplicaSet
@@ -114,8 +116,9 @@ class Snapshot:
     """The router for one shard map; satisfies `router.http.backend.Backend`.
 
     The order of stages: L1 is outermost, because a hit there must cost neither a task nor a wait.
-    Coalescing comes before L2, so that equal misses cost one GET. Scatter is last: it alone speaks of
-    shards.
+    Coalescing comes before L2, so that equal misses cost one GET. Encoding stands below the caches, which
+    keep bytes; all below it speak of ranked rows. Recall is measured of what was searched, not of what a
+    cache repeats. Scatter is last: it alone speaks of shards.
     """
 
     def __init__(self, shard_map: ShardMap, topology: Topology) -> None:
@@ -134,10 +137,10 @@ class Snapshot:
             for name in shard_map.shards
         }
         self.fanout = fanout = Fanout(sets)
-        search: Stage = Scatter(shard_map, fanout, shared, topology.memory)
-        self._exactly = search  # repeats searches to measure recall, past all caches
+        self.scatter = Scatter(shard_map, fanout, shared)
         self._recall = topology.recall
-        self._chosen_for_recall = topology.recall.chooses
+        ranked = Sampled(self.scatter, topology.recall)
+        search: Stage[SearchQuery, Found] = Encoded(ranked, ColumnReader(fanout, shared), topology.memory)
         invalidations = None
         self._shared_cache = None
         if topology.link is not None:
@@ -153,7 +156,7 @@ class Snapshot:
                 topology.settings.l2_max_entry_bytes,
             )
         search = self._coalesced = Coalesced(search, shared.version)
-        self._search: Stage = LocalCache(search, topology.store, namespace, shared.version)
+        self._search = LocalCache(search, topology.store, namespace, shared.version)
         self._primaries = Primaries(
             sets,
             shared,
@@ -175,13 +178,7 @@ class Snapshot:
             await self._shared_cache.meet_tokens()
 
     async def search(self, query: SearchQuery, deadline: float) -> Found:
-        if not self._chosen_for_recall():
-            return await self._search.search(query, deadline)
-        # Read before the search starts: a write that lands meanwhile makes the two answers incomparable.
-        version = self._topology.shared.version(query.collection.name)
-        found = await self._search.search(query, deadline)
-        self._recall.offer(self._exactly, query, found, version)
-        return found
+        return await self._search.search(query, deadline)
 
     async def upsert(
         self, collection: Collection, documents: Sequence[Document], deadline: float

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from router.documents.types import CountAnswer, ReadAnswer
 from router.freshness.worker_counters import Shared
+from router.policy.deadline import stop_before
 from router.postgres import sql
 from router.query.answer import coverage_of, raise_if_unanswered
 from router.query.errors import Problem, UnavailableError
@@ -100,8 +101,7 @@ class Reader:
     async def _fetch(
         self, statement: sql.Statement, work: Work, shards: tuple[str, ...], deadline: float
     ) -> dict[str, ShardRows]:
-        # A moment is kept back to report what has not answered.
-        stop = deadline - min(0.01, 0.1 * max(0.0, deadline - asyncio.get_running_loop().time()))
+        stop = stop_before(deadline, asyncio.get_running_loop().time())
         shape = Shape(statement.sql)
         probes = {
             shard: Probe(shape, statement.args, 1, 1, min_lsn=self._shared.position(shard), work=work)

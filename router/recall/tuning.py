@@ -17,10 +17,11 @@ import msgspec
 from router.postgres.sql import Statement, count, sample
 from router.query.filter import Filter, parse
 from router.query.plan import EF_SEARCH_MAX
-from router.query.types import Found, Probe, Row, SearchQuery, Shape
+from router.query.ranked import RankedAnswer
+from router.query.types import Probe, Row, SearchQuery, Shape
 from router.query.wire import from_wire_bytes
 from router.recall.filters import filters_of_share
-from router.recall.measure import best_bound, lower_bound, near, queries_for, recall
+from router.recall.measure import best_bound, lower_bound, queries_for, recall
 from router.topology import Topology
 from shard_config.model import Collection
 
@@ -208,7 +209,7 @@ class _Tuning:
             self.collection, self._queries[0].vector, self.k, ef_search=self.steps[0], plan=True
         )
         found = await self._found(query)
-        return any("Index Scan using" in (report.plan or "") for report in found.answer.reports)
+        return any("Index Scan using" in (report.plan or "") for report in found.reports.values())
 
     async def case(self, name: str, filter: Filter | None) -> _Case:
         truth = await self._answers(f"exact answers, {name}", filter, None)
@@ -259,14 +260,13 @@ class _Tuning:
             cache=False,
         )
         found = await self._found(search)
-        own = query.id if isinstance(query.id, int) else str(query.id)
-        return [hit.distance for hit in near(found.answer.whole) if hit.id != own][: self.k]
+        return [row[1] for row, _ in found.rows if row[0] != query.id][: self.k]
 
-    async def _found(self, search: SearchQuery) -> Found:
+    async def _found(self, search: SearchQuery) -> RankedAnswer:
         deadline = asyncio.get_running_loop().time() + _SEARCH_SECONDS
-        found = await self._topology.snapshot.search(search, deadline)
-        if not found.answer.coverage.full:
-            failure = found.answer.coverage.failures[0]
+        found = await self._topology.snapshot.scatter.search(search, deadline)
+        if not found.coverage.full:
+            failure = found.coverage.failures[0]
             raise TuningError(f"{failure.shard} did not answer: {failure.error}")
         return found
 

@@ -304,8 +304,10 @@ class Ask:
                 self._wait_for_hedge()
             return
         self._stop()
-        if self._overloaded is not None and not self._problems:
-            self._done(self._replicas.shard, self._overloaded)
+        # Kept, it would hold this object, whose frame it passed, and be held by it.
+        overloaded, self._overloaded = self._overloaded, None
+        if overloaded is not None and not self._problems:
+            self._done(self._replicas.shard, overloaded)
         else:
             self._done(self._replicas.shard, ShardRows([], self._failure()))
 

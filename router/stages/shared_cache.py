@@ -170,7 +170,7 @@ class SharedCache:
 
     def __init__(
         self,
-        inner: Stage,
+        inner: Stage[SearchQuery, Found],
         link: RedisLink,
         invalidations: Invalidations,
         shard_map: ShardMap,
