@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import msgspec
+
 from router.query.errors import DeadlineError, InvalidError, MisconfiguredError, Problem, UnavailableError
+from router.query.ranked import RankedAnswer
 from router.query.types import (
     Coverage,
     Failure,
@@ -16,7 +19,29 @@ from router.query.types import (
     Shortfall,
 )
 
-__all__ = ["coverage_of", "raise_if_unanswered", "shortfall"]
+__all__ = ["coverage_of", "joined", "raise_if_unanswered", "shortfall"]
+
+
+def joined(report: ShardReport, *others: ShardReport, at_once: bool = False) -> ShardReport:
+    """One account of several statements that one shard answered for one search.
+
+    It describes the statement of `report`, or the first that failed. Attempts and times are those of all
+    together, but for the total of statements that ran at once, which is the longest. The shard's rows are
+    stale, or asked for twice, if those of one statement are, and as new as the oldest.
+    """
+    every = (report, *others)
+    totals = [one.total_ms for one in every]
+    return msgspec.structs.replace(
+        next((one for one in every if one.state is not ShardState.OK), report),
+        attempts=sum([one.attempts for one in every]),
+        hedged=any([one.hedged for one in every]),
+        hedge=next((one.hedge for one in every if one.hedge is not None), None),
+        stale=any([one.stale for one in every]),
+        lsn=min([one.lsn for one in every]),
+        queue_ms=sum([one.queue_ms for one in every]),
+        execute_ms=sum([one.execute_ms for one in every]),
+        total_ms=max(totals) if at_once else sum(totals),
+    )
 
 
 def coverage_of(reports: Sequence[ShardReport], total: int) -> Coverage:
@@ -65,20 +90,15 @@ def raise_if_unanswered(coverage: Coverage, reports: Sequence[ShardReport], *, a
     raise UnavailableError(what, problems)
 
 
-def shortfall(
-    query: SearchQuery, returned: int, coverage: Coverage, *, scan_limited: bool, too_far: bool
-) -> Shortfall | None:
-    """Why there are fewer than k hits, the gravest reason first; None if there are k.
-
-    `too_far`: there were more rows, which lie beyond the query's `max_distance`.
-    """
+def shortfall(query: SearchQuery, returned: int, ranked: RankedAnswer) -> Shortfall | None:
+    """Why there are fewer than k hits, the gravest reason first; None if there are k."""
     if returned >= query.k:
         return None
     reason: Literal["exhausted", "max_distance", "scan_limit", "coverage"] = "exhausted"
-    if not coverage.full:
+    if not ranked.coverage.full:
         reason = "coverage"
-    elif scan_limited:
+    elif any(one.reason == "scan_limit" for one in ranked.unsettled):
         reason = "scan_limit"
-    elif too_far:
+    elif ranked.too_far:
         reason = "max_distance"
     return Shortfall(query.k, returned, reason)
