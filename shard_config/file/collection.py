@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import date
 from enum import StrEnum
 
-from shard_config import limits
+from shard_config import limits, metadata_path
 from shard_config.file.identifiers import column_complaint, complaint
 from shard_config.file.nodes import check_name
 from shard_config.file.placement import EXAMPLE, read_sharding
@@ -18,6 +18,7 @@ from shard_config.model import (
     Collection,
     Column,
     Index,
+    MetadataType,
     Metric,
     Quantization,
     SearchDefaults,
@@ -77,7 +78,7 @@ def _collection(name: str, cursor: Cursor, shards: Names[str]) -> Collection:
     vector_at = section.required("vector", "{dimensions: 384, metric: cosine}")
     vector = _vector(vector_at, index.quantization, physical)
     content = physical.read(section["content"])
-    metadata = physical.read(section["metadata"])
+    metadata, metadata_indexes = _metadata(section["metadata"], physical)
     columns = {name: _column(name, entry, physical) for name, entry in section["columns"].entries()}
     keys = {id_.column: id_, "id": id_, **columns}
     return Collection(
@@ -93,6 +94,7 @@ def _collection(name: str, cursor: Cursor, shards: Names[str]) -> Collection:
         search=_search(section["search"]),
         cache=Cache(ttl=section["cache"].section(("ttl",))["ttl"].duration(limits.TTL, CACHE.ttl)),
         text_model=section["text_model"].file(),
+        metadata_indexes=metadata_indexes,
     )
 
 
@@ -165,12 +167,41 @@ def _column(name: str, cursor: Cursor, physical: _PhysicalNames) -> Column:
     if not cursor.is_mapping:
         physical.take(name, cursor)
         return Column(name=name, column=name, type=_type(cursor) or ValueType.TEXT)
-    section = cursor.section(("column", "type"))
+    section = cursor.section(("column", "type", "index"))
     wrong = complaint(name) if section["column"].present else None
     if wrong:
         cursor.fail(wrong)
     column = physical.read_or(name, section["column"])
-    return Column(name=name, column=column, type=_type(section.required("type", "text")) or ValueType.TEXT)
+    return Column(
+        name=name,
+        column=column,
+        type=_type(section.required("type", "text")) or ValueType.TEXT,
+        index=section["index"].boolean(False),
+    )
+
+
+def _metadata(
+    cursor: Cursor, physical: _PhysicalNames
+) -> tuple[str | None, dict[tuple[str, ...], MetadataType]]:
+    """The column, and which of its paths are indexed for values of which type."""
+    if not cursor.is_mapping:
+        return physical.read(cursor), {}
+    section = cursor.section(("column", "indexes"))
+    column = physical.read_or("metadata", section["column"])
+    entries = section["indexes"].entries()
+    if len(entries) > limits.METADATA_INDEXES:
+        section["indexes"].fail(f"{len(entries)} indexes exceed {limits.METADATA_INDEXES}")
+    indexes: dict[tuple[str, ...], MetadataType] = {}
+    for text, entry in entries:
+        try:
+            path = metadata_path.steps(text)
+        except ValueError as exc:
+            entry.fail(str(exc))
+            continue
+        if path in indexes:
+            entry.fail(f"the path {metadata_path.spelled(path)} stands here twice")
+        indexes[path] = entry.choice(MetadataType, MetadataType.TEXT)
+    return column, indexes
 
 
 def _vector(cursor: Cursor, quantization: Quantization, physical: _PhysicalNames) -> Vector:

@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from shard_config import limits
 from shard_config.file.collection import CACHE, ID_TYPES, INDEX, SEARCH, IndexType
 from shard_config.file.identifiers import RESERVED, SYSTEM_COLUMNS
-from shard_config.model import Metric, Quantization, VectorType
+from shard_config.model import MetadataType, Metric, Quantization, VectorType
 from shard_config.values import TYPE_NAMES, parse_type
 
 Schema: TypeAlias = dict[str, Any]
@@ -65,7 +65,7 @@ def _collection() -> Schema:
         "id": _object({"column": _ref("column"), "type": _types(ID_TYPES)}, ("type",)),
         "vector": _vector(),
         "content": _ref("column"),
-        "metadata": _ref("column"),
+        "metadata": {"anyOf": [_ref("column"), _metadata()]},
         "columns": _columns(),
         "sharding": {
             "oneOf": [
@@ -95,12 +95,23 @@ def _vector() -> Schema:
 
 
 def _columns() -> Schema:
-    mapped = _object({"column": _ref("column"), "type": _types()}, ("type",))
+    index = {"type": "boolean", "default": False, "description": "Made by `pgscatter schema apply`."}
+    mapped = _object({"column": _ref("column"), "type": _types(), "index": index}, ("type",))
     return {
         "type": "object",
         "propertyNames": {"pattern": _whole(limits.IDENTIFIER), "not": {"enum": list(limits.TAKEN_NAMES)}},
         "additionalProperties": {"anyOf": [_types(), mapped]},
     }
+
+
+def _metadata() -> Schema:
+    indexes = {
+        "type": "object",
+        "additionalProperties": _choice(MetadataType),
+        "maxProperties": limits.METADATA_INDEXES,
+        "description": "Paths, as filters name them after `metadata.`, and the type of their values.",
+    }
+    return _object({"column": {**_ref("column"), "default": "metadata"}, "indexes": indexes})
 
 
 def _sharding(strategy: str, placed: Schema, more: Schema, required: Iterable[str] = ()) -> Schema:

@@ -12,6 +12,7 @@ import msgspec
 
 from shard_config.dsn import redact
 from shard_config.file.placement import as_runs
+from shard_config.metadata_path import spelled
 from shard_config.model import (
     Collection,
     HashSharding,
@@ -49,7 +50,7 @@ def _node(node: Node) -> dict[str, Any]:
 def _collection(collection: Collection) -> dict[str, Any]:
     optional = {
         "content": collection.content,
-        "metadata": collection.metadata,
+        "metadata": _metadata(collection),
         "text_model": collection.text_model and _escaped(collection.text_model),
     }
     vector, index, search = collection.vector, collection.index, collection.search
@@ -64,7 +65,7 @@ def _collection(collection: Collection) -> dict[str, Any]:
         },
         **{name: value for name, value in optional.items() if value is not None},
         "columns": {
-            name: {"column": column.column, "type": str(column.type)}
+            name: {"column": column.column, "type": str(column.type), "index": column.index}
             for name, column in collection.columns.items()
         },
         "sharding": _sharding(collection.sharding),
@@ -83,6 +84,13 @@ def _collection(collection: Collection) -> dict[str, Any]:
         },
         "cache": {"ttl": collection.cache.ttl},
     }
+
+
+def _metadata(collection: Collection) -> Any:
+    if not collection.metadata_indexes:
+        return collection.metadata
+    indexes = {spelled(path): str(type_) for path, type_ in collection.metadata_indexes.items()}
+    return {"column": collection.metadata, "indexes": indexes}
 
 
 def _target(search: SearchDefaults) -> dict[str, Any]:
