@@ -137,8 +137,8 @@ class Edge:
     async def _answer(self, visit: _Visit, receive: Receive) -> Reply:
         method = visit.scope["method"]
         asked = None if self._cors is None else self._cors.asked_for(method, visit.headers)
-        operation, params = self.routes.find(asked or method, path_of(visit.scope))
-        visit.route = operation.template
+        operation, template, params = self.routes.find(asked or method, path_of(visit.scope))
+        visit.route = template
         if (accepted := visit.headers.get(b"accept-encoding")) is not None:
             visit.coding = negotiate(accepted[:_MOST_CODINGS])
             if visit.coding == "none":
