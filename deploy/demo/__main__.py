@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from bench.corpus import DIMENSIONS, prepare
+from deploy.corpus.documents import DIMENSIONS, prepare
 from deploy.demo.commands import DemoError, run, typed
 from deploy.demo.router import Router, choose_port, last_words, serving
 from deploy.demo.searches import SEARCHES, arguments, show

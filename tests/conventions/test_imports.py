@@ -34,12 +34,11 @@ LEVELS = [
     ["router.schema"],
     ["router.bulk"],
     ["router.app"],
-    # A bench measures what runs on a cluster of its own, so it stands above those who start one.
-    ["deploy.local", "deploy.leash"],
+    # Commands and benches run on a cluster of their own, so they stand above what starts one.
+    ["deploy"],
     ["bench"],
     ["router.commands"],
     ["router.cli"],
-    ["deploy"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

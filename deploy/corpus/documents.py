@@ -1,4 +1,4 @@
-"""The demo's corpus: what Python says about its own standard library, as documents to search.
+"""What Python says about its own standard library, as documents to search.
 
 It is real English, it is on every machine that can run this, and everybody can judge the answers.
 The ids are the positions in order of names, so that one version of Python always gives one corpus.
