@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[2]
 # not know each other.
 LEVELS = [
     ["shard_config"],
-    ["router.settings"],
+    ["router.settings", "router.client"],
     ["router.query"],
     [
         "router.policy",
