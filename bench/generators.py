@@ -267,9 +267,9 @@ async def generate(
     *,
     queries: int,
     k: int,
-    begin: Callable[[], object] = int,
-    end: Callable[[], object] = int,
-    tick: Callable[[Slice], object] = bool,
+    begin: Callable[[], object] = lambda: None,
+    end: Callable[[], object] = lambda: None,
+    tick: Callable[[Slice], object] = lambda _: None,
 ) -> Measured:
     """Run `load` over a target that is open; `begin` and `end` are called around the measured time.
 

@@ -104,7 +104,10 @@ def write_documents(path: Path, corpus: Sequence[Entry], model: TextModel) -> No
 
 
 def prepare(
-    directory: Path, dimensions: int = DIMENSIONS, seed: int = 0, progress: Callable[[str], object] = str
+    directory: Path,
+    dimensions: int = DIMENSIONS,
+    seed: int = 0,
+    progress: Callable[[str], object] = lambda _: None,
 ) -> Prepared:
     """Write `stdlib.jsonl` and `stdlib.model` into `directory`; `progress` hears of every step."""
     progress("reading the docstrings of Python's standard library")

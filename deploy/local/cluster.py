@@ -75,11 +75,20 @@ class Cluster:
     @classmethod
     @contextlib.contextmanager
     def temporary(
-        cls, shards: int = 4, replicas: int = 1, collections: Path | None = None
+        cls,
+        shards: int = 4,
+        replicas: int = 1,
+        collections: Path | None = None,
+        directory: Path | None = None,
     ) -> Iterator[Cluster]:
-        """A cluster in a directory of its own, gone with the block, or with this process."""
-        directory = Path(tempfile.mkdtemp(prefix="pgscatter-"))
-        directory.chmod(0o755)
+        """A cluster in `directory`, or one of its own; both are gone with the block, or with this process.
+
+        Raises:
+            ClusterError
+        """
+        if directory is None:
+            directory = Path(tempfile.mkdtemp(prefix="pgscatter-"))
+            directory.chmod(0o755)
         cluster = cls(directory)
         try:
             cluster.up(shards, replicas, collections, owned=True)

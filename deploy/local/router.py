@@ -50,10 +50,10 @@ class Router:
         return _last_words(self.log)
 
 
-def serve_arguments(map_path: Path, *, port: int = 0, **settings: object) -> list[str]:
+def serve_arguments(map_path: Path, *, port: object = 0, **settings: object) -> list[str]:
     """Those of `pgscatter` for a router with these settings; port 0 is any."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    return ["serve", "--map", str(map_path), "--port", str(port), *flags]
+    return ["serve", "--map", str(map_path), "--port", f"{port}", *flags]
 
 
 @contextlib.contextmanager
