@@ -38,6 +38,7 @@ from router.query.wire import to_wire
 from router.stages.answer_memory import AnswerMemory
 from router.stages.columns import Columns, Hits, RankedHit, RowsChangedError, write_hits
 from router.stages.fanout import Fanout, time_to_stop
+from router.stages.stage import Figures
 from shard_config.model import ShardMap
 
 __all__ = ["Scatter"]
@@ -89,6 +90,9 @@ class Scatter:
             except RowsChangedError as exc:
                 raise UnavailableError("documents were deleted or changed while they were read") from exc
         return Found(answer, "miss" if query.cached else "bypass")
+
+    def describe(self) -> Figures:
+        return {}
 
     async def _search(self, query: SearchQuery, stop: float) -> Answer:
         wanted = depths(query)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Protocol, TypeAlias
 
 from router.query.types import Found, SearchQuery
 
-__all__ = ["Stage"]
+__all__ = ["Figures", "Stage"]
+
+# What a stage says of itself, for operators: counts, and whether it is on.
+Figures: TypeAlias = dict[str, int | float | bool]
 
 
 class Stage(Protocol):
@@ -17,3 +20,7 @@ class Stage(Protocol):
     """
 
     async def search(self, query: SearchQuery, deadline: float) -> Found: ...
+
+    def describe(self) -> Figures:
+        """Its own figures now, and those of the stages inside it."""
+        ...
