@@ -32,12 +32,15 @@ from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, Reads, Role
 from router.query.filter import Filter
+from router.query.ranked import RankedAnswer
 from router.query.types import Found, Probe, SearchQuery, ShardRows, VectorFormat
-from router.recall.live import LiveRecall, RecallListener
+from router.recall.live import LiveRecall, RecallListener, Sampled
 from router.recall.sampling import RecallSampler, RecallSeen
 from router.settings import Settings
 from router.stages.answer_memory import AnswerMemory, BatchRoom
 from router.stages.coalesce import Coalesced
+from router.stages.columns import ColumnReader
+from router.stages.encode import Encoded
 from router.stages.fanout import Fanout
 from router.stages.local_cache import LocalCache, Store
 from router.stages.replicas import ReplicaSet
@@ -167,8 +170,9 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
     """The router for `shard_map`, on `parts`.
 
     The order of stages: L1 is outermost, because a hit there must cost neither a task nor a wait.
-    Coalescing comes before L2, so that equal misses cost one GET. Scatter is last: it alone speaks of
-    shards.
+    Coalescing comes before L2, so that equal misses cost one GET. Encoding stands below the caches, which
+    keep bytes; all below it speak of ranked rows. Recall is measured of what was searched, not of what a
+    cache repeats. Scatter is last: it alone speaks of shards.
 
     Raises:
         KeyError: the parts were not made for one of the map's nodes or collections.
@@ -185,8 +189,9 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         for name, members in nodes.items()
     }
     fanout = Fanout(sets)
-    scatter = Scatter(shard_map, fanout, freshness, parts.memory)
-    search: Stage = scatter
+    scatter = Scatter(shard_map, fanout, freshness)
+    ranked = Sampled(scatter, parts.recall)
+    search: Stage[SearchQuery, Found] = Encoded(ranked, ColumnReader(fanout, freshness), parts.memory)
     shared_cache = None
     if parts.link is not None:
         search = shared_cache = SharedCache(
@@ -208,7 +213,7 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         sets,
         fanout,
         search=search,
-        exactly=scatter,
+        scatter=scatter,
         shared_cache=shared_cache,
         writer=Writer(shard_map, primaries),
         reader=Reader(shard_map, fanout, freshness, parts.memory),
@@ -225,8 +230,8 @@ class Snapshot:
         sets: Mapping[str, ReplicaSet],
         fanout: Fanout,
         *,
-        search: Stage,
-        exactly: Stage,
+        search: Stage[SearchQuery, Found],
+        scatter: Scatter,
         shared_cache: SharedCache | None,
         writer: Writer,
         reader: Reader,
@@ -234,20 +239,18 @@ class Snapshot:
         """
         Args:
             search: the outermost stage.
-            exactly: the stage that repeats searches to measure recall, past all caches.
+            scatter: the innermost.
         """
         self.shard_map = shard_map
         self._parts = parts
         self._sets = sets
         self._fanout = fanout
         self._search = search
-        self._exactly = exactly
+        self._scatter = scatter
         self._shared_cache = shared_cache
         self._writer = writer
         self._reader = reader
         self._recall = parts.recall
-        self._chosen_for_recall = parts.recall.chooses
-        self._version = parts.freshness.version
 
     def __repr__(self) -> str:
         return f"<Snapshot map {self.shard_map.version}: {self._search!r}>"
@@ -258,13 +261,11 @@ class Snapshot:
             await self._shared_cache.read_tokens()
 
     async def search(self, query: SearchQuery, deadline: float) -> Found:
-        if not self._chosen_for_recall():
-            return await self._search.search(query, deadline)
-        # Read before the search starts: a write that lands meanwhile makes the two answers incomparable.
-        version = self._version(query.collection.name)
-        found = await self._search.search(query, deadline)
-        self._recall.offer(self._exactly, query, found, version)
-        return found
+        return await self._search.search(query, deadline)
+
+    async def rank(self, query: SearchQuery, deadline: float) -> RankedAnswer:
+        """The ranked rows, past all caches."""
+        return await self._scatter.search(query, deadline)
 
     async def fetch(self, probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
         """Rows of each probe's shard, past all stages; see `Fanout.fetch`."""

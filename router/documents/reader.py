@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 
 from router.documents.types import CountAnswer, ReadAnswer
 from router.freshness.freshness import Freshness
+from router.policy.deadline import stop_before
 from router.postgres import sql
-from router.query.answer import coverage_of, field_values, json_forms, raise_if_unanswered
+from router.query.answer import coverage_of, raise_if_unanswered
 from router.query.errors import Problem, UnavailableError
 from router.query.filter import Filter
+from router.query.hits import field_values, json_forms
 from router.query.plan import targets
 from router.query.types import Probe, Shape, ShardReport, ShardRows, VectorFormat, Work
 from router.stages.answer_memory import AnswerMemory, too_large
-from router.stages.fanout import Fanout, time_to_stop
+from router.stages.fanout import Fanout
 from shard_config.model import Collection, ShardMap
 from shard_config.partition import NoPlaceError, locate
 
@@ -100,12 +103,13 @@ class Reader:
     async def _fetch(
         self, statement: sql.Statement, work: Work, shards: tuple[str, ...], deadline: float
     ) -> dict[str, ShardRows]:
+        stop = stop_before(deadline, asyncio.get_running_loop().time())
         shape = Shape(statement.sql)
         probes = {
             shard: Probe(shape, statement.args, 1, 1, min_lsn=self._freshness.position(shard), work=work)
             for shard in shards
         }
-        return await self._fanout.fetch(probes, time_to_stop(deadline))
+        return await self._fanout.fetch(probes, stop)
 
 
 def _raise_if_stale(reports: Sequence[ShardReport]) -> None:

@@ -17,10 +17,11 @@ import msgspec
 from router.postgres.sql import Statement, count, sample
 from router.query.filter import Filter, parse
 from router.query.plan import EF_SEARCH_MAX
-from router.query.types import Found, Probe, Row, SearchQuery, Shape, ShardRows
+from router.query.ranked import RankedAnswer
+from router.query.types import Probe, Row, SearchQuery, Shape, ShardRows
 from router.query.wire import from_wire_bytes
 from router.recall.filters import filters_of_share
-from router.recall.measure import best_bound, lower_bound, near, queries_for, recall
+from router.recall.measure import best_bound, lower_bound, queries_for, recall
 from router.settings import Settings
 from shard_config.model import Collection, ShardMap
 
@@ -51,7 +52,9 @@ class Searched(Protocol):
     @property
     def shard_map(self) -> ShardMap: ...
 
-    async def search(self, query: SearchQuery, deadline: float) -> Found: ...
+    async def rank(self, query: SearchQuery, deadline: float) -> RankedAnswer:
+        """Searched past all caches."""
+        ...
 
     async def fetch(self, probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
         """Rows of one statement per shard."""
@@ -227,7 +230,7 @@ class _Tuning:
             self.collection, self._queries[0].vector, self.k, ef_search=self.steps[0], plan=True
         )
         found = await self._found(query)
-        return any("Index Scan using" in (report.plan or "") for report in found.answer.reports)
+        return any("Index Scan using" in (report.plan or "") for report in found.reports.values())
 
     async def case(self, name: str, filter: Filter | None) -> _Case:
         truth = await self._answers(f"exact answers, {name}", filter, None)
@@ -277,14 +280,13 @@ class _Tuning:
             cache=False,
         )
         found = await self._found(search)
-        own = query.id if isinstance(query.id, int) else str(query.id)
-        return [hit.distance for hit in near(found.answer.whole) if hit.id != own][: self.k]
+        return [row[1] for row, _ in found.rows if row[0] != query.id][: self.k]
 
-    async def _found(self, search: SearchQuery) -> Found:
+    async def _found(self, search: SearchQuery) -> RankedAnswer:
         deadline = asyncio.get_running_loop().time() + _SEARCH_SECONDS
-        found = await self._router.search(search, deadline)
-        if not found.answer.coverage.full:
-            failure = found.answer.coverage.failures[0]
+        found = await self._router.rank(search, deadline)
+        if not found.coverage.full:
+            failure = found.coverage.failures[0]
             raise TuningError(f"{failure.shard} did not answer: {failure.error}")
         return found
 

@@ -10,18 +10,7 @@ import msgspec
 from router.query.types import Probe, ShardReport, ShardRows, ShardState
 from router.stages.replicas import Ask, ReplicaSet
 
-__all__ = ["Fanout", "time_to_stop"]
-
-# What is left of a request's deadline for merging, encoding and reporting what has not answered: a tenth of
-# short ones, 10 ms of long ones.
-_MARGIN_SHARE = 0.1
-_MARGIN_MOST = 0.010
-
-
-def time_to_stop(deadline: float) -> float:
-    """When to wait for shards no longer, by the loop's clock, so that the request can be answered in time."""
-    remaining = deadline - asyncio.get_running_loop().time()
-    return deadline - min(_MARGIN_MOST, _MARGIN_SHARE * max(remaining, 0.0))
+__all__ = ["Fanout"]
 
 
 class Fanout:
@@ -42,21 +31,23 @@ class Fanout:
         loop = asyncio.get_running_loop()
         started = loop.time()
         parts: dict[str, ShardRows] = {}
-        complete: asyncio.Future[None] = loop.create_future()
+        failures: list[Exception] = []
+        ended: asyncio.Future[None] = loop.create_future()
 
-        def came(shard: str, outcome: ShardRows | Exception) -> None:
-            if complete.done():
+        def received(shard: str, outcome: ShardRows | Exception) -> None:
+            if ended.done():
                 return
             if isinstance(outcome, Exception):
-                complete.set_exception(outcome)
+                failures.append(outcome)
+                ended.set_result(None)
                 return
             parts[shard] = outcome
             if len(parts) == len(probes):
-                complete.set_result(None)
+                ended.set_result(None)
 
         def expire() -> None:
-            if not complete.done():
-                complete.set_result(None)
+            if not ended.done():
+                ended.set_result(None)
 
         asks: dict[str, Ask] = {}
         late: dict[str, ShardReport] = {}
@@ -65,8 +56,8 @@ class Fanout:
             if probes and started < deadline:
                 timer = loop.call_at(deadline, expire)
                 for name, probe in probes.items():
-                    asks[name] = self._sets[name].ask(probe, deadline, came)
-                await complete
+                    asks[name] = self._sets[name].ask(probe, deadline, received)
+                await ended
         finally:
             if timer is not None:
                 timer.cancel()
@@ -75,6 +66,9 @@ class Fanout:
                 for name, ask in asks.items():
                     if name not in parts:
                         late[name] = ask.leave()
+        if failures:
+            # Out of the list: an error holds the frames that it passes, and this one would hold it in turn.
+            raise failures.pop()
         for name, probe in probes.items():
             if name not in parts:
                 parts[name] = _late(

@@ -108,7 +108,7 @@ class SharedCache:
 
     def __init__(
         self,
-        inner: Stage,
+        inner: Stage[SearchQuery, Found],
         link: RedisLink,
         freshness: Freshness,
         shard_map: ShardMap,

@@ -12,14 +12,14 @@ ROOT = Path(__file__).parents[2]
 # From the bottom up; a module belongs to the longest name that begins its own. Rooms of one level do
 # not know each other.
 LEVELS = [
-    ["shard_config.times", "shard_config.dsn"],
+    ["shard_config.times", "shard_config.dsn", "shard_config.metadata_path"],
     ["shard_config.values", "shard_config.ordering"],
     ["shard_config.hashing", "shard_config.model"],
     ["shard_config.limits", "shard_config.predicate"],
     ["shard_config.partition"],
     ["shard_config.file"],
     ["shard_config"],
-    ["router.settings", "router.terminal"],
+    ["router.settings", "router.terminal", "router.client"],
     ["router.query"],
     ["router.policy", "router.postgres", "router.freshness", "router.text"],
     ["router.nodes"],
@@ -28,17 +28,16 @@ LEVELS = [
     ["router.documents"],
     ["router.topology"],
     ["router.decode"],
-    ["router.logs", "router.serve_config"],
+    ["router.logs", "router.serve_config", "router.settings_docs"],
     ["router.http"],
     ["router.schema"],
     ["router.bulk"],
     ["router.app"],
-    # A bench measures what runs on a cluster of its own, so it stands above those who start one.
-    ["deploy.local", "deploy.leash"],
+    # Commands and benches run on a cluster of their own, so they stand above what starts one.
+    ["deploy"],
     ["bench"],
     ["router.commands"],
     ["router.cli"],
-    ["deploy"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from deploy.local import Cluster
-from router.query.types import Found, SearchQuery
-from router.recall.live import LiveRecall
+from router.query.ranked import RankedAnswer
+from router.query.types import SearchQuery
+from router.recall.live import LiveRecall, Sampled
 from router.settings import Settings
 from router.stages.stage import Stage
 from tests.integration.test_search import gaussian, indexed
@@ -56,18 +57,21 @@ async def test_recall_is_below_one_for_a_narrow_scan_and_one_for_a_wide_one(clus
 class Writing:
     """Stores a document before each repetition."""
 
-    def __init__(self, w: World, inner: Stage) -> None:
+    def __init__(self, w: World, inner: Stage[SearchQuery, RankedAnswer]) -> None:
         self._w, self._inner = w, inner
 
-    async def search(self, query: SearchQuery, deadline: float) -> Found:
-        await self._w.put(self._w.document(99, np.ones(8, dtype=np.float32)))
+    async def search(self, query: SearchQuery, deadline: float) -> RankedAnswer:
+        if query.exact:
+            await self._w.put(self._w.document(99, np.ones(8, dtype=np.float32)))
         return await self._inner.search(query, deadline)
 
 
 async def test_a_write_in_between_drops_the_sample(cluster: Cluster) -> None:
     async with world(cluster, ALWAYS) as w:
         await w.put(*(w.document(i, np.full(8, i, dtype=np.float32)) for i in range(10)))
-        w.router._exactly = Writing(w, w.router._exactly)
+        sampled = w.router._search._inner._inner._inner  # type: ignore[attr-defined]
+        assert isinstance(sampled, Sampled)
+        sampled._inner = Writing(w, sampled._inner)
         await w.search(np.zeros(8), 3)
         await settled(w.topology.parts.recall, 1)
         assert w.topology.parts.recall.dropped == {"written": 1}

@@ -300,14 +300,14 @@ async def test_what_was_found_is_answered_though_there_is_no_room_to_look_furthe
 ) -> None:
     async with world(cluster) as w:
         await w.put(*(w.document(i, [i] * 8) for i in range(20)))
-        fetch, rounds = w.router.fanout.fetch, itertools.count()
+        fetch, rounds = w.router._fanout.fetch, itertools.count()
 
         async def full(probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
             if next(rounds):
                 raise OverloadedError("512 searches wait")
             return await fetch(probes, deadline)
 
-        monkeypatch.setattr(w.router.fanout, "fetch", full)
+        monkeypatch.setattr(w.router._fanout, "fetch", full)
         found = await w.search([0.0] * 8, 50)
         assert (found.answer.count, found.answer.coverage.full) == (20, True)
         assert found.answer.short is not None
