@@ -23,7 +23,7 @@ from router.query.types import Answer, Found, SearchQuery, ShardReport
 from router.stages.answer_memory import AnswerMemory, Held, too_large
 from router.stages.columns import ColumnReader, PendingRow, RowsChangedError, pending
 from router.stages.json_pieces import SLICE_BYTES, array_of, json_of, write_slices
-from router.stages.stage import Stage
+from router.stages.stage import Figures, Stage
 
 __all__ = ["Encoded"]
 
@@ -68,6 +68,9 @@ class Encoded:
                     answer = await self._completed(query, ranked, stop)
                 return Found(answer, "miss" if query.cached else "bypass")
         raise UnavailableError("documents were deleted or changed while they were read")
+
+    def describe(self) -> Figures:
+        return self._inner.describe()
 
     async def _completed(self, query: SearchQuery, ranked: RankedAnswer, stop: float) -> Answer:
         """The same where columns are still to be read, within the memory that is reserved for them."""

@@ -35,6 +35,7 @@ from router.query.types import (
 )
 from router.query.wire import to_wire
 from router.stages.fanout import Fanout
+from router.stages.stage import Figures
 from shard_config.model import ShardMap
 
 __all__ = ["Scatter"]
@@ -82,6 +83,9 @@ class Scatter:
         else:
             searches = await self._at_each(wanted, query, brings, stop)
         return self._answer(query, brings, searches)
+
+    def describe(self) -> Figures:
+        return {}
 
     async def _at_each(
         self, wanted: Sequence[int], query: SearchQuery, brings: Layout, stop: float
