@@ -24,7 +24,7 @@ from router.http.cors import Cors
 from router.http.errors import HttpError, Refusal
 from router.http.identity import request_id, trace_of
 from router.http.keys import Keys
-from router.http.message import COMPLETE, FIELDS, LEFT, Reply, Request
+from router.http.message import BODY_RECEIVED, FIELDS, LEFT, Reply, Request
 from router.http.metrics import Metrics
 from router.http.problems import INTERNAL, error_reply
 from router.http.routes import Routes
@@ -154,7 +154,7 @@ class Edge:
         if LEFT in visit.scope:
             raise ClientDisconnect
         query = query_of(visit.scope["query_string"], operation)
-        complete = COMPLETE in visit.scope
+        complete = BODY_RECEIVED in visit.scope
         request = Request(self._backend(), visit.headers, params, query, receive, visit.id, complete=complete)
         if not operation.limited:
             return await operation.handler(request)

@@ -19,10 +19,20 @@ from router.query.errors import NotFoundError, TooLargeError
 from router.query.types import Found
 from shard_config.model import Collection
 
-__all__ = ["ABORT", "COMPLETE", "FIELDS", "FINISHED_METHODS", "LEFT", "WHOLE", "Reply", "Request", "Written"]
+__all__ = [
+    "ABORT",
+    "BODY_RECEIVED",
+    "FIELDS",
+    "FINISHED_METHODS",
+    "LEFT",
+    "SEND_RESPONSE",
+    "Reply",
+    "Request",
+    "Written",
+]
 
 # In a request's scope, if its server has the whole body already.
-COMPLETE = "pgscatter.complete"
+BODY_RECEIVED = "pgscatter.body_received"
 # In a request's scope, if its server has made them: its headers by name.
 FIELDS = "pgscatter.fields"
 # In a request's scope, if its client left before it was answered. Whatever works for it is cancelled, unless
@@ -30,7 +40,7 @@ FIELDS = "pgscatter.fields"
 LEFT = "pgscatter.left"
 FINISHED_METHODS = frozenset({"PUT"})
 # Among the extensions of a scope: sends status, headers and body at once, or says that it cannot.
-WHOLE = "pgscatter.whole"
+SEND_RESPONSE = "pgscatter.send_response"
 # Another: cuts the connection, whatever is still to be sent.
 ABORT = "pgscatter.abort"
 
@@ -49,7 +59,7 @@ class Reply(msgspec.Struct):
 
     Attributes:
         more: what follows `body`, of a large answer.
-        held: keeps the memory of a large answer reserved until it is sent.
+        reservation: keeps the memory of a large answer reserved until it is sent.
     """
 
     body: bytes
@@ -59,7 +69,7 @@ class Reply(msgspec.Struct):
     found: tuple[tuple[str, Found], ...] = ()
     written: Written | None = None
     more: Sequence[bytes] = ()
-    held: object = None
+    reservation: object = None
 
 
 class Request:

@@ -23,7 +23,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from router.http.errors import HttpError, Refusal
 from router.http.head import HEAD_BYTES, check_fields, check_version, origin_form, too_large
 from router.http.identity import request_id
-from router.http.message import ABORT, COMPLETE, FIELDS, FINISHED_METHODS, LEFT, WHOLE
+from router.http.message import ABORT, BODY_RECEIVED, FIELDS, FINISHED_METHODS, LEFT, SEND_RESPONSE
 from router.http.outbox import GatheredTransport, Outbox
 from router.http.problems import error_reply
 from router.query.errors import MalformedError, RequestError
@@ -59,8 +59,8 @@ class BoundedProtocol(HttpToolsProtocol):
     """Closes a connection whose request line and headers are too long, or do not come to an end, and one
     whose request was answered with much of its body to come.
 
-    Two extensions of the scope: `COMPLETE`, once a request's body is here, and `WHOLE`, which sends a whole
-    answer. `LEFT` is there once the client is not, and its request's task is cancelled.
+    Two extensions of the scope: `BODY_RECEIVED`, once a request's body is here, and `SEND_RESPONSE`, which
+    sends a whole answer. `LEFT` is there once the client is not, and its request's task is cancelled.
     """
 
     def __init__(self, *args: Any, outbox: Outbox, **named: Any) -> None:
@@ -107,7 +107,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
         A client that closes one direction and one that has gone look the same from here; `_look` finds out.
         """
-        if self._due() is None or (self.cycle is self._answering and COMPLETE not in self.cycle.scope):
+        if self._due() is None or (self.cycle is self._answering and BODY_RECEIVED not in self.cycle.scope):
             # Not left to the loop, which knows nothing of answers that wait in the outbox.
             self.transport.close()
             return False
@@ -133,7 +133,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self._in_head:
             self._wait_for_head()
-        elif self.scope is scope is not None and COMPLETE not in scope:
+        elif self.scope is scope is not None and BODY_RECEIVED not in scope:
             self._count_framing()
         elif self._head_timer is not None and self.cycle is not None:
             self._stop_timer()
@@ -177,7 +177,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.headers = []
         self.scope[FIELDS] = fields  # type: ignore[literal-required]
         respond = partial(self._respond, self.cycle)
-        self.scope["extensions"] = {WHOLE: respond, ABORT: self.transport.abort}  # type: ignore[dict-item]
+        self.scope["extensions"] = {SEND_RESPONSE: respond, ABORT: self.transport.abort}  # type: ignore[dict-item]
         if self.pipeline and self._look_timer is None:
             self._look_timer = self.loop.call_later(_LOOK_SECONDS, self._look)
 
@@ -195,7 +195,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._offer is not None:
             return
-        self.scope[COMPLETE] = True  # type: ignore[literal-required]
+        self.scope[BODY_RECEIVED] = True  # type: ignore[literal-required]
         cycle = self.cycle
         if not cycle.response_complete:
             cycle.more_body = False
@@ -276,7 +276,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _end_after_answers(self) -> None:
         """Answer what has come whole, and nothing behind it."""
-        if self.pipeline and COMPLETE not in self.cycle.scope:
+        if self.pipeline and BODY_RECEIVED not in self.cycle.scope:
             self.pipeline.popleft()
         last = self.pipeline[0][0] if self.pipeline else self._answering
         assert last is not None
@@ -326,7 +326,7 @@ class BoundedProtocol(HttpToolsProtocol):
         # It is asked once; kept, the scope would hold the cycle that holds the scope.
         cycle.scope.pop("extensions", None)
         plain = cycle.keep_alive and cycle.scope["method"] != "HEAD"
-        last = COMPLETE not in cycle.scope and not _may_skip(cycle, status)
+        last = BODY_RECEIVED not in cycle.scope and not _may_skip(cycle, status)
         if last:
             cycle.keep_alive = False
         if not plain or cycle.disconnected or cycle.response_started or self.flow.write_paused:
@@ -356,7 +356,7 @@ class BoundedProtocol(HttpToolsProtocol):
         fields = {"request_id": id_, "client": self.client[0] if self.client else None}
         _logger.warning("request refused", extra={**fields, "status": reply.status, "reason": error.detail})
         if self._due() is not None:
-            if self.cycle is not self._answering or COMPLETE in self.cycle.scope:
+            if self.cycle is not self._answering or BODY_RECEIVED in self.cycle.scope:
                 # Requests before it are being answered, and would seem to be answered by this.
                 self._end_after_answers()
                 return

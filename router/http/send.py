@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope, Send
 
 from router.http.compression import LEAST_BYTES, Coding, gzipped, gzipped_pieces
-from router.http.message import ABORT, WHOLE, Reply
+from router.http.message import ABORT, SEND_RESPONSE, Reply
 
 __all__ = ["send_at_once", "send_reply"]
 
@@ -29,7 +29,7 @@ def send_at_once(reply: Reply, headers: list[tuple[bytes, bytes]], scope: Scope)
     size = len(reply.body)
     if size >= LEAST_BYTES or reply.more:
         return False
-    whole = scope.get("extensions", {}).get(WHOLE)
+    whole = scope.get("extensions", {}).get(SEND_RESPONSE)
     if whole is None:
         return False
     headers.append((b"content-length", b"%d" % size))
@@ -67,7 +67,7 @@ async def send_reply(
     if compressed:
         body = await gzipped(body)
     headers.append((b"content-length", b"%d" % len(body)))
-    whole = extensions.get(WHOLE)
+    whole = extensions.get(SEND_RESPONSE)
     if whole is not None and whole(reply.status, headers, body):
         return
     async with _bounded(seconds, extensions):

@@ -28,16 +28,16 @@ def merge(rows: Mapping[str, Sequence[Row]], limit: int) -> list[Ranked]:
         ranked += [(row[1], row[0], name, row) for row in part]
     # Two rows of one id and distance stand on two shards, so that names end every comparison.
     ranked.sort()
-    kept: list[Ranked] = []
+    merged: list[Ranked] = []
     seen: set[object] = set()
     for _, id_, name, row in ranked:
         if id_ in seen:
             continue
         seen.add(id_)
-        kept.append((row, name))
-        if len(kept) == limit:
+        merged.append((row, name))
+        if len(merged) == limit:
             break
-    return kept
+    return merged
 
 
 def page(found: Sequence[tuple[int, list[Ranked]]], offset: int, k: int) -> list[Ranked]:
