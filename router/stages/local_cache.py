@@ -70,7 +70,7 @@ class Store:
         """
         if ttl <= 0 or _ENTRY_BYTES + answer.size_bytes > self.max_bytes // _LARGEST_SHARE:
             return
-        self._entries[key] = _Entry(msgspec.structs.replace(answer, reports=(), held=None), ttl)
+        self._entries[key] = _Entry(msgspec.structs.replace(answer, reports=(), reservation=None), ttl)
 
 
 class LocalCache:
