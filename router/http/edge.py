@@ -40,10 +40,10 @@ __all__ = ["Edge"]
 _logger = logging.getLogger(__name__)
 
 _METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "DELETE", "PATCH", "OPTIONS"})
-# What nginx calls a request whose client went away before the answer; only logged and counted.
+# The status of a request whose client disconnected before the answer, as nginx logs it; it is never sent.
 _NO_ANSWER = 499
 _LOGGED_PATH = 512
-# Of an Accept-Encoding header.
+# Bytes of an Accept-Encoding header that are read.
 _MOST_CODINGS = 4096
 
 
@@ -136,8 +136,8 @@ class Edge:
 
     async def _answer(self, visit: _Visit, receive: Receive) -> Reply:
         method = visit.scope["method"]
-        asked = None if self._cors is None else self._cors.asked_for(method, visit.headers)
-        operation, template, params = self.routes.find(asked or method, path_of(visit.scope))
+        announced = None if self._cors is None else self._cors.preflight_method(method, visit.headers)
+        operation, template, params = self.routes.find(announced or method, path_of(visit.scope))
         visit.route = template
         if (accepted := visit.headers.get(b"accept-encoding")) is not None:
             visit.coding = negotiate(accepted[:_MOST_CODINGS])
@@ -146,8 +146,8 @@ class Edge:
                 raise HttpError(
                     Refusal.NOT_ACCEPTABLE, f"Accept-Encoding {shown} takes neither gzip nor identity"
                 )
-        if self._cors is not None and asked is not None:
-            return self._cors.leave()
+        if self._cors is not None and announced is not None:
+            return self._cors.preflight_reply()
         params = {name: segment(value) for name, value in params.items()}
         if self._keys is not None and operation.scope != "open":
             visit.caller = self._keys.authorise(visit.headers, operation.scope).name
