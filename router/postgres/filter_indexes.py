@@ -97,11 +97,8 @@ def key_of(collection: Collection, path: Sequence[str], type_: MetadataType) -> 
 def value_at(collection: Collection, path: Sequence[str]) -> str:
     """The value of the metadata at `path`, which the map names, with the path as a literal."""
     array = "{" + ",".join(map(_element, path)) + "}"
+    # A backslash is one: every session has standard_conforming_strings.
     literal = array.replace("'", "''")
-    if "\\" in literal:
-        # Whatever standard_conforming_strings says.
-        doubled = literal.replace("\\", "\\\\")
-        return f"{collection.metadata} #> E'{doubled}'::text[]"
     return f"{collection.metadata} #> '{literal}'::text[]"
 
 
