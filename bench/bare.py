@@ -25,7 +25,7 @@ from starlette.routing import Route
 
 from bench.errors import BenchError
 from bench.world import COLLECTION, Router
-from deploy.leash import leashed
+from deploy.tied_to_parent import tied_to_parent
 
 __all__ = ["app", "main", "serving"]
 
@@ -52,9 +52,9 @@ def serving(answer: bytes, folder: Path) -> Iterator[Router]:
     path, log = folder / "bare.json", folder / "bare.log"
     path.write_bytes(answer)
     log.write_bytes(b"")
-    with leashed([sys.executable, "-m", __name__, str(path)], log) as leash:
-        url = _ready(leash, log)
-        children = psutil.Process(leash.pid).children(recursive=True)
+    with tied_to_parent([sys.executable, "-m", __name__, str(path)], log) as watcher:
+        url = _ready(watcher, log)
+        children = psutil.Process(watcher.pid).children(recursive=True)
         yield Router(url, tuple(child.pid for child in children), log)
 
 

@@ -32,8 +32,8 @@ from numpy.typing import NDArray
 from bench.datasets import Dataset
 from bench.errors import BenchError
 from bench.targets import GatherSpec, HttpSpec
-from deploy.leash import leashed
 from deploy.local import Cluster, ClusterError, NodeInfo
+from deploy.tied_to_parent import tied_to_parent
 from router.postgres.driver import connect
 from router.postgres.sql import distance_operator
 from router.query.plan import plan_search
@@ -196,7 +196,7 @@ class World:
         words = [str(argument) for argument in arguments]
         log = self.folder / "command.log"
         log.write_bytes(b"")
-        with leashed([sys.executable, "-m", "router.cli", *words], log) as process:
+        with tied_to_parent([sys.executable, "-m", "router.cli", *words], log) as process:
             status = _wait(process, log, listen)
         if status is None:
             raise BenchError(f"pgscatter {words[0]} took more than {_COMMAND_SECONDS:g} s")
@@ -247,9 +247,9 @@ class World:
         log = self.folder / f"serve-{next(self._routers)}.log"
         log.write_bytes(b"")
         arguments = ["serve", "--map", str(map_path or self.map_path), "--port", "0", *flags]
-        with leashed([sys.executable, "-m", "router.cli", *arguments], log) as leash:
-            url = _ready(leash, log)
-            children = psutil.Process(leash.pid).children(recursive=True)
+        with tied_to_parent([sys.executable, "-m", "router.cli", *arguments], log) as watcher:
+            url = _ready(watcher, log)
+            children = psutil.Process(watcher.pid).children(recursive=True)
             yield Router(url, tuple(child.pid for child in children), log)
 
 

@@ -23,8 +23,8 @@ import numpy as np
 import yaml
 
 from bench.simulation.generator import Taken, Wanted
-from deploy.leash import leashed
 from deploy.local import Cluster
+from deploy.tied_to_parent import tied_to_parent
 
 __all__ = ["SHARDS", "Data", "MeasuringError", "Real", "real"]
 
@@ -173,7 +173,7 @@ def _collection(name: str, data: Data, shards: int) -> dict[str, object]:
 def _command(folder: Path, *arguments: str) -> None:
     log = folder / "command.log"
     log.write_bytes(b"")
-    with leashed([sys.executable, "-m", "router.cli", *arguments], log) as process:
+    with tied_to_parent([sys.executable, "-m", "router.cli", *arguments], log) as process:
         try:
             status = process.wait(_COMMAND_SECONDS)
         except subprocess.TimeoutExpired as exc:
@@ -187,12 +187,12 @@ def _serving(folder: Path, cluster: Cluster) -> Iterator[tuple[str, int]]:
     log = folder / "serve.log"
     log.write_bytes(b"")
     arguments = ["serve", "--map", str(cluster.map_path), "--port", "0"]
-    with leashed([sys.executable, "-m", "router.cli", *arguments], log) as leash:
+    with tied_to_parent([sys.executable, "-m", "router.cli", *arguments], log) as watcher:
         deadline = time.monotonic() + _READY_SECONDS
-        while leash.poll() is None and time.monotonic() < deadline:
+        while watcher.poll() is None and time.monotonic() < deadline:
             said = re.search(r" on (http://\S+)", log.read_text())
             if said and _is_ready(said[1]):
-                yield said[1], leash.pid
+                yield said[1], watcher.pid
                 return
             time.sleep(_POLL)
         raise MeasuringError(f"the router is not ready; it said last: {log.read_text()[-1000:]}")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from deploy.demo.commands import DemoError, command, typed
-from deploy.leash import leashed
+from deploy.tied_to_parent import tied_to_parent
 
 __all__ = ["Router", "choose_port", "last_words", "serving"]
 
@@ -37,7 +37,7 @@ def serving(map_path: Path, redis_url: str, log: Path, port: int) -> Iterator[Ro
     arguments = ("serve", "--map", str(map_path), "--redis", redis_url, "--port", str(port))
     print(f"$ {typed(arguments)}", flush=True)
     log.write_bytes(b"")
-    with leashed(command(arguments), log) as process:
+    with tied_to_parent(command(arguments), log) as process:
         deadline = time.monotonic() + _READY_SECONDS
         while process.poll() is None and time.monotonic() < deadline:
             said = re.search(r" on (http://\S+)", log.read_text())

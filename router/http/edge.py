@@ -24,7 +24,7 @@ from router.http.cors import Cors
 from router.http.errors import HttpError, Refusal
 from router.http.identity import request_id, trace_of
 from router.http.keys import Keys
-from router.http.message import COMPLETE, FIELDS, LEFT, Reply, Request
+from router.http.message import BODY_RECEIVED, CLIENT_LEFT, FIELDS, Reply, Request
 from router.http.metrics import Metrics
 from router.http.problems import INTERNAL, error_reply
 from router.http.routes import Routes
@@ -110,10 +110,10 @@ class Edge:
         except ClientDisconnect:
             visit.reply.status = _NO_ANSWER
         except asyncio.CancelledError:
-            if LEFT not in scope:
+            if CLIENT_LEFT not in scope:
                 raise
         finally:
-            if LEFT in scope:
+            if CLIENT_LEFT in scope:
                 visit.reply.status = _NO_ANSWER
             seconds = perf_counter() - started
             method = scope["method"] if scope["method"] in _METHODS else "other"
@@ -137,8 +137,8 @@ class Edge:
     async def _answer(self, visit: _Visit, receive: Receive) -> Reply:
         method = visit.scope["method"]
         asked = None if self._cors is None else self._cors.asked_for(method, visit.headers)
-        operation, params = self.routes.find(asked or method, path_of(visit.scope))
-        visit.route = operation.template
+        operation, template, params = self.routes.find(asked or method, path_of(visit.scope))
+        visit.route = template
         if (accepted := visit.headers.get(b"accept-encoding")) is not None:
             visit.coding = negotiate(accepted[:_MOST_CODINGS])
             if visit.coding == "none":
@@ -151,11 +151,18 @@ class Edge:
         params = {name: segment(value) for name, value in params.items()}
         if self._keys is not None and operation.scope != "open":
             visit.caller = self._keys.authorise(visit.headers, operation.scope).name
-        if LEFT in visit.scope:
+        if CLIENT_LEFT in visit.scope:
             raise ClientDisconnect
         query = query_of(visit.scope["query_string"], operation)
-        complete = COMPLETE in visit.scope
-        request = Request(self._backend(), visit.headers, params, query, receive, visit.id, complete=complete)
+        request = Request(
+            self._backend(),
+            visit.headers,
+            params,
+            query,
+            receive,
+            visit.id,
+            body_received=BODY_RECEIVED in visit.scope,
+        )
         if not operation.limited:
             return await operation.handler(request)
         if self._in_flight >= self._most:

@@ -23,9 +23,9 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from router.http.errors import HttpError, Refusal
 from router.http.head import HEAD_BYTES, check_fields, check_version, origin_form, too_large
 from router.http.identity import request_id
-from router.http.message import ABORT, COMPLETE, FIELDS, FINISHED_METHODS, LEFT, WHOLE
-from router.http.outbox import GatheredTransport, Outbox
+from router.http.message import ABORT, BODY_RECEIVED, CLIENT_LEFT, FIELDS, FINISHED_METHODS, SEND_RESPONSE
 from router.http.problems import error_reply
+from router.http.write_batch import BatchedTransport, WriteBatch
 from router.query.errors import MalformedError, RequestError
 
 __all__ = ["BoundedProtocol"]
@@ -59,18 +59,18 @@ class BoundedProtocol(HttpToolsProtocol):
     """Closes a connection whose request line and headers are too long, or do not come to an end, and one
     whose request was answered with much of its body to come.
 
-    Two extensions of the scope: `COMPLETE`, once a request's body is here, and `WHOLE`, which sends a whole
-    answer. `LEFT` is there once the client is not, and its request's task is cancelled.
+    It adds to a request's scope what `router.http.message` names and explains: `FIELDS`, `BODY_RECEIVED`,
+    `CLIENT_LEFT`, and the extensions `SEND_RESPONSE` and `ABORT`.
     """
 
-    def __init__(self, *args: Any, outbox: Outbox, **named: Any) -> None:
+    def __init__(self, *args: Any, batch: WriteBatch, **named: Any) -> None:
         super().__init__(*args, **named)
-        self._outbox = outbox
+        self._batch = batch
         self._renew_parser()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        self._gathered = GatheredTransport(transport, self._outbox)
-        super().connection_made(self._gathered)
+        self._batched = BatchedTransport(transport, self._batch)
+        super().connection_made(self._batched)
         self._in_head = False
         self._head_bytes = 0  # in earlier chunks
         self._host = _NO_HOST  # of the head before, once it was checked
@@ -107,8 +107,8 @@ class BoundedProtocol(HttpToolsProtocol):
 
         A client that closes one direction and one that has gone look the same from here; `_look` finds out.
         """
-        if self._due() is None or (self.cycle is self._answering and COMPLETE not in self.cycle.scope):
-            # Not left to the loop, which knows nothing of answers that wait in the outbox.
+        if self._due() is None or (self.cycle is self._answering and BODY_RECEIVED not in self.cycle.scope):
+            # Not left to the loop, which knows nothing of answers that wait in the batch.
             self.transport.close()
             return False
         self._end_after_answers()
@@ -133,7 +133,7 @@ class BoundedProtocol(HttpToolsProtocol):
             return
         if self._in_head:
             self._wait_for_head()
-        elif self.scope is scope is not None and COMPLETE not in scope:
+        elif self.scope is scope is not None and BODY_RECEIVED not in scope:
             self._count_framing()
         elif self._head_timer is not None and self.cycle is not None:
             self._stop_timer()
@@ -177,7 +177,7 @@ class BoundedProtocol(HttpToolsProtocol):
         self.headers = []
         self.scope[FIELDS] = fields  # type: ignore[literal-required]
         respond = partial(self._respond, self.cycle)
-        self.scope["extensions"] = {WHOLE: respond, ABORT: self.transport.abort}  # type: ignore[dict-item]
+        self.scope["extensions"] = {SEND_RESPONSE: respond, ABORT: self.transport.abort}  # type: ignore[dict-item]
         if self.pipeline and self._look_timer is None:
             self._look_timer = self.loop.call_later(_LOOK_SECONDS, self._look)
 
@@ -195,7 +195,7 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_message_complete(self) -> None:
         if self._offer is not None:
             return
-        self.scope[COMPLETE] = True  # type: ignore[literal-required]
+        self.scope[BODY_RECEIVED] = True  # type: ignore[literal-required]
         cycle = self.cycle
         if not cycle.response_complete:
             cycle.more_body = False
@@ -267,7 +267,7 @@ class BoundedProtocol(HttpToolsProtocol):
         assert cycle is not None and task is not None
         cycle.disconnected = True
         cycle.scope.pop("extensions", None)  # which hold the cycle
-        cycle.scope[LEFT] = True  # type: ignore[literal-required]
+        cycle.scope[CLIENT_LEFT] = True  # type: ignore[literal-required]
         cycle.message_event.set()
         begun = inspect.getcoroutinestate(task.get_coro()) != inspect.CORO_CREATED  # type: ignore[arg-type]
         # One that has not will see that it need not; cancelled now, it would leave no trace in the log.
@@ -276,7 +276,7 @@ class BoundedProtocol(HttpToolsProtocol):
 
     def _end_after_answers(self) -> None:
         """Answer what has come whole, and nothing behind it."""
-        if self.pipeline and COMPLETE not in self.cycle.scope:
+        if self.pipeline and BODY_RECEIVED not in self.cycle.scope:
             self.pipeline.popleft()
         last = self.pipeline[0][0] if self.pipeline else self._answering
         assert last is not None
@@ -295,7 +295,7 @@ class BoundedProtocol(HttpToolsProtocol):
         if cycle is None or self.transport.is_closing():
             return
         if self._ended or (self.flow.read_paused and self._has_ended()):
-            if not cycle.response_started and not self._gathered.write_ahead():
+            if not cycle.response_started and not self._batched.write_ahead():
                 return
             delay, self._ahead_seconds = self._ahead_seconds, 2 * self._ahead_seconds
         elif self.pipeline:
@@ -326,7 +326,7 @@ class BoundedProtocol(HttpToolsProtocol):
         # It is asked once; kept, the scope would hold the cycle that holds the scope.
         cycle.scope.pop("extensions", None)
         plain = cycle.keep_alive and cycle.scope["method"] != "HEAD"
-        last = COMPLETE not in cycle.scope and not _may_skip(cycle, status)
+        last = BODY_RECEIVED not in cycle.scope and not _may_skip(cycle, status)
         if last:
             cycle.keep_alive = False
         if not plain or cycle.disconnected or cycle.response_started or self.flow.write_paused:
@@ -356,7 +356,7 @@ class BoundedProtocol(HttpToolsProtocol):
         fields = {"request_id": id_, "client": self.client[0] if self.client else None}
         _logger.warning("request refused", extra={**fields, "status": reply.status, "reason": error.detail})
         if self._due() is not None:
-            if self.cycle is not self._answering or COMPLETE in self.cycle.scope:
+            if self.cycle is not self._answering or BODY_RECEIVED in self.cycle.scope:
                 # Requests before it are being answered, and would seem to be answered by this.
                 self._end_after_answers()
                 return

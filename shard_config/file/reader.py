@@ -135,7 +135,7 @@ class Cursor:
         self._expected("true or false")
         return default
 
-    def number(self, bounds: tuple[float, float], default: float) -> float:
+    def number(self, bounds: tuple[float, float], default: D) -> float | D:
         value = self._value()
         if isinstance(value, (int, float)) and not isinstance(value, bool) and _within(bounds, value):
             return float(value)

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shard_config.file import fields
 from shard_config.file.schema import DIALECT, json_schema
+from shard_config.model import Cache, Index, SearchDefaults, Tuned, Vector
 from tests.unit.shard_config_maps import TUNED, document, problems
 from tests.unit.test_shard_config_codec import FAULTS, LIST, PLACEMENTS, RANGE
 
@@ -29,6 +31,20 @@ def test_the_schema_is_one() -> None:
     schema = json_schema()
     assert schema["$schema"] == DIALECT
     jsonschema_rs.meta.validate(schema)
+
+
+@pytest.mark.parametrize(
+    ("table", "model"),
+    [
+        (fields.VECTOR, Vector),
+        (fields.INDEX, Index),
+        (fields.SEARCH, SearchDefaults),
+        (fields.TUNED, Tuned),
+        (fields.CACHE, Cache),
+    ],
+)
+def test_a_table_has_the_fields_of_its_model(table: dict[str, fields.Field], model: Any) -> None:
+    assert tuple(table) == model.__struct_fields__
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-__all__ = ["GatheredTransport", "Outbox"]
+__all__ = ["BatchedTransport", "WriteBatch"]
 
 # What every answer begins with, interim ones included.
 _PREFIX = b"HTTP/1.1 "
@@ -22,14 +22,14 @@ _PREFIX = b"HTTP/1.1 "
 _TOGETHER = 16
 
 
-class Outbox:
+class WriteBatch:
     """What all connections of one event loop have to send."""
 
     def __init__(self) -> None:
         self._waiting: list[tuple[asyncio.Transport, bytes]] = []
 
     def __repr__(self) -> str:
-        return f"<Outbox {len(self._waiting)} waiting>"
+        return f"<WriteBatch {len(self._waiting)} waiting>"
 
     def put(self, transport: asyncio.Transport, data: bytes) -> None:
         """Send `data` at the end of this turn of the running loop, or earlier."""
@@ -46,25 +46,25 @@ class Outbox:
                 transport.write(data)
 
 
-class GatheredTransport(asyncio.Transport):
-    """The part of a connection's transport that uvicorn uses, with writes by way of an outbox."""
+class BatchedTransport(asyncio.Transport):
+    """The part of a connection's transport that uvicorn uses, with writes by way of a batch."""
 
-    def __init__(self, transport: asyncio.Transport, outbox: Outbox) -> None:
+    def __init__(self, transport: asyncio.Transport, batch: WriteBatch) -> None:
         super().__init__()
         self._transport = transport
-        self._outbox = outbox
+        self._batch = batch
         self._ended = False  # by `write_eof`
         self._ahead = 0  # bytes of `_PREFIX` that were sent before the answer they belong to
 
     def __repr__(self) -> str:
-        return f"<GatheredTransport of {self._transport!r}, {self._outbox!r}>"
+        return f"<BatchedTransport of {self._transport!r}, {self._batch!r}>"
 
     def write(self, data: Any) -> None:
         if self._ended:
             return
         if self._ahead:
             data, self._ahead = data[self._ahead :], 0
-        self._outbox.put(self._transport, data)
+        self._batch.put(self._transport, data)
 
     def write_ahead(self) -> bool:
         """Send one more byte of what the next answer begins with; False if there is none left.
@@ -73,19 +73,19 @@ class GatheredTransport(asyncio.Transport):
         """
         if self._ended or self._ahead == len(_PREFIX):
             return False
-        self._outbox.put(self._transport, _PREFIX[self._ahead : self._ahead + 1])
+        self._batch.put(self._transport, _PREFIX[self._ahead : self._ahead + 1])
         self._ahead += 1
         return True
 
     def write_eof(self) -> None:
         """Nothing is sent after what was written so far; whatever still comes is dropped."""
         self._ended = True
-        self._outbox.flush()
+        self._batch.flush()
         if not self._transport.is_closing():
             self._transport.write_eof()
 
     def close(self) -> None:
-        self._outbox.flush()
+        self._batch.flush()
         self._transport.close()
 
     def abort(self) -> None:
