@@ -54,7 +54,7 @@ class RecallSampler:
         return self._rng() < self.rate
 
     def try_spend(self) -> bool:
-        """Take the token of one repetition, if there is one now."""
+        """Take one repetition out of the budget; False if it allows none now."""
         now = self._clock()
         self._tokens = min(self._most, self._tokens + max(0.0, now - self._filled) * self._budget)
         self._filled = now

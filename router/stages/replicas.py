@@ -304,8 +304,10 @@ class Ask:
                 self._wait_for_hedge()
             return
         self._stop()
-        if self._overloaded is not None and not self._problems:
-            self._done(self._replicas.shard, self._overloaded)
+        # Kept here, it would hold the frames that it passes next, which hold this object.
+        overloaded, self._overloaded = self._overloaded, None
+        if overloaded is not None and not self._problems:
+            self._done(self._replicas.shard, overloaded)
         else:
             self._done(self._replicas.shard, ShardRows([], self._failure()))
 
@@ -323,7 +325,7 @@ class Ask:
             try:
                 attempt.ticket = node.submit(self._probe, self._deadline, partial(self._came, attempt, index))
             except OverloadedError as exc:
-                self._overloaded = exc
+                self._overloaded = exc.with_traceback(None)  # which holds this frame, and so this object
                 continue
             self._flying.append(attempt)
             return attempt
@@ -384,7 +386,7 @@ class Ask:
         self._stop()
         for other in late:
             if other.since < attempt.since:
-                other.node.silent(other.since, now)
+                other.node.unanswered(other.since, now)
         self._done(self._replicas.shard, ShardRows(fetched.rows, self._report(attempt, fetched)))
 
     def _failed(self, attempt: _Attempt, index: int, error: NodeError) -> None:

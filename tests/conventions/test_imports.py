@@ -30,7 +30,6 @@ LEVELS = [
     ["router.decode"],
     ["router.logs", "router.serve_config", "router.settings_docs"],
     ["router.http"],
-    ["router.recall.tuning"],
     ["router.schema"],
     ["router.bulk"],
     ["router.app"],

@@ -262,6 +262,14 @@ def test_a_partial_answer_says_so_and_names_what_is_missing(
     assert "OUT OF DATE: s1" in out
 
 
+def test_an_unsettled_answer_says_which_shard_had_no_time_for_what(
+    search: Callable[..., int], fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.answer = {**ANSWER, "unsettled": [{"shard": "s2", "reason": "ties"}]}
+    assert search() == 0
+    assert "UNSETTLED: s2: no time was left to find the lowest ids" in capsys.readouterr().out
+
+
 def test_too_few_hits_come_with_the_reason_and_skipped_shards_are_counted(
     search: Callable[..., int], fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
