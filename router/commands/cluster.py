@@ -101,7 +101,7 @@ def _one(args: argparse.Namespace) -> int:
 
 def _directory(text: str) -> Path:
     if not text:
-        # As a path it would be the current directory.
+        # Path("") is the current directory, which nobody means.
         raise argparse.ArgumentTypeError("expected a directory, got ''")
     return Path(text)
 

@@ -19,14 +19,14 @@ from shard_config.metadata_path import spelled
 from shard_config.model import Collection, Column, MetadataType
 from shard_config.values import ValueType
 
-__all__ = ["ARRAY_AS_NUMBER", "ARRAY_AS_TEXT", "FilterIndex", "filter_indexes", "key_of", "value_at"]
+__all__ = ["ARRAY_AS_NUMBER", "ARRAY_AS_TEXT", "IndexDefinition", "filter_indexes", "key_of", "value_at"]
 
 # What JSON has no number like, and what sorts before every other text.
 ARRAY_AS_NUMBER = "'NaN'::numeric"
 ARRAY_AS_TEXT = "''::text"
 
 
-class FilterIndex(msgspec.Struct, frozen=True):
+class IndexDefinition(msgspec.Struct, frozen=True):
     """An index that is wanted, in the words of PostgreSQL's catalogs.
 
     Attributes:
@@ -53,12 +53,12 @@ class FilterIndex(msgspec.Struct, frozen=True):
         return bool(self.path)
 
 
-def filter_indexes(collection: Collection) -> list[FilterIndex]:
+def filter_indexes(collection: Collection) -> list[IndexDefinition]:
     """All that the map wants, in its order."""
     wanted = [_on_column(column) for column in collection.columns.values() if column.index]
     for path, type_ in collection.metadata_indexes.items():
         wanted.append(
-            FilterIndex(
+            IndexDefinition(
                 field=f"metadata.{spelled(path)}",
                 column=str(collection.metadata),
                 path=path,
@@ -71,10 +71,10 @@ def filter_indexes(collection: Collection) -> list[FilterIndex]:
     return wanted
 
 
-def _on_column(column: Column) -> FilterIndex:
+def _on_column(column: Column) -> IndexDefinition:
     # One index serves equality, ranges and prefixes of a text if all of these name the same collation.
     is_text = column.type is ValueType.TEXT
-    return FilterIndex(column.name, column.column, (), "btree", column.column, code_point=is_text)
+    return IndexDefinition(column.name, column.column, (), "btree", column.column, code_point=is_text)
 
 
 def key_of(collection: Collection, path: Sequence[str], type_: MetadataType) -> str:
@@ -97,11 +97,8 @@ def key_of(collection: Collection, path: Sequence[str], type_: MetadataType) -> 
 def value_at(collection: Collection, path: Sequence[str]) -> str:
     """The value of the metadata at `path`, which the map names, with the path as a literal."""
     array = "{" + ",".join(map(_element, path)) + "}"
+    # A backslash is one: every session has standard_conforming_strings.
     literal = array.replace("'", "''")
-    if "\\" in literal:
-        # Whatever standard_conforming_strings says.
-        doubled = literal.replace("\\", "\\\\")
-        return f"{collection.metadata} #> E'{doubled}'::text[]"
     return f"{collection.metadata} #> '{literal}'::text[]"
 
 

@@ -12,7 +12,7 @@ from collections.abc import Collection as Names
 import msgspec
 
 from router.postgres.collations import CODE_POINT
-from router.postgres.filter_indexes import FilterIndex
+from router.postgres.filter_indexes import IndexDefinition
 from shard_config.model import Collection, Metric, Quantization, VectorType
 from shard_config.values import ValueType
 
@@ -131,7 +131,7 @@ def create_key_index(collection: Collection, name: str, *, concurrently: bool = 
 
 
 def create_filter_index(
-    collection: Collection, index: FilterIndex, name: str, *, concurrently: bool = False
+    collection: Collection, index: IndexDefinition, name: str, *, concurrently: bool = False
 ) -> str:
     collate = f" COLLATE {CODE_POINT}" if index.code_point else ""
     opclass = f" {index.opclass}" if index.opclass else ""
@@ -141,7 +141,7 @@ def create_filter_index(
     )
 
 
-def filter_index_name(collection: Collection, index: FilterIndex, taken: Names[str]) -> str:
+def filter_index_name(collection: Collection, index: IndexDefinition, taken: Names[str]) -> str:
     """A free name that says what the index is on; `FILTER_INDEX_NAME` matches it."""
     steps = (re.sub(r"[^a-z0-9]+", "_", step.lower()).strip("_") for step in index.path)
     parts = (collection.table.name, index.column, *(step for step in steps if step))

@@ -13,7 +13,7 @@ from functools import partial
 
 import msgspec
 
-from router.postgres.filter_indexes import FilterIndex, filter_indexes
+from router.postgres.filter_indexes import IndexDefinition, filter_indexes
 from router.schema import ddl
 from router.schema.inspect import Found, FoundColumn, FoundIndex
 from shard_config.model import Collection
@@ -125,7 +125,7 @@ def vector_index(collection: Collection, found: Found) -> FoundIndex | None:
     return _serving(found, lambda index: _is_vector_index(collection, index))
 
 
-def filter_index(wanted: FilterIndex, found: Found) -> FoundIndex | None:
+def filter_index(wanted: IndexDefinition, found: Found) -> FoundIndex | None:
     """An index that serves the conditions that `wanted` is for, under whatever name."""
     return _serving(found, lambda index: _is_filter_index(wanted, index))
 
@@ -141,7 +141,7 @@ def _is_vector_index(collection: Collection, index: FoundIndex) -> bool:
     return index.opclass == key.opclass and _bare(index.keys[0]) == _bare(key.expression)
 
 
-def _is_filter_index(wanted: FilterIndex, index: FoundIndex) -> bool:
+def _is_filter_index(wanted: IndexDefinition, index: FoundIndex) -> bool:
     """Further keys do no harm."""
     if index.method != wanted.method or not index.total or not index.keys:
         return False
