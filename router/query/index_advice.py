@@ -15,7 +15,7 @@ from router.query.filter import And, Compare, Contains, Exists, Field, Filter, I
 from shard_config.metadata_path import spelled
 from shard_config.model import Collection, MetadataType
 
-__all__ = ["Advice", "advised"]
+__all__ = ["Advice", "advised", "fields"]
 
 # As in router.postgres.conditions: longer lists of JSON are looked up in a hash table, and not in an index.
 _LISTED = 16
@@ -40,6 +40,20 @@ def advised(filter: Filter, collection: Collection) -> tuple[Advice, ...]:
     Of conditions that must all hold it is the first one of the most selective kind that counts.
     """
     return tuple(dict.fromkeys((_lacking(filter, collection) or _Lacking(0)).advice))
+
+
+def fields(filter: Filter) -> list[str]:
+    """What `filter` compares, as filters name it, each once."""
+    match filter:
+        case And(parts) | Or(parts):
+            return list(dict.fromkeys(name for part in parts for name in fields(part)))
+        case Not(part):
+            return fields(part)
+    return [_name(filter.field)]
+
+
+def _name(field: Field) -> str:
+    return field.column.name if field.column is not None else f"metadata.{spelled(field.path)}"
 
 
 class _Lacking(msgspec.Struct, frozen=True):
@@ -101,7 +115,7 @@ def _at(field: Field, rank: int, type_: MetadataType, collection: Collection) ->
         return _Lacking(rank)
     if present is not None:
         return None  # one path, one index
-    return _Lacking(rank, (Advice(f"metadata.{spelled(field.path)}", type_),))
+    return _Lacking(rank, (Advice(_name(field), type_),))
 
 
 def _kind(value: object) -> MetadataType | None:
