@@ -16,7 +16,10 @@ import msgspec
 from router.commands.integers import between
 from router.commands.search import json_object
 from router.query.errors import RouterError
-from router.recall.tuning import Tuned, TuningError, queries_by_default, tune
+from router.query.filter import parse as parse_filter
+from router.recall.index_gain import Gain, index_gains
+from router.recall.reading import TuningError
+from router.recall.tuning import Tuned, queries_by_default, said, tune
 from router.settings import Settings
 from router.terminal import Display, Meter
 from router.topology import Snapshot, Topology
@@ -75,7 +78,7 @@ def _run(args: argparse.Namespace) -> int:
         targets = _targets(args, shard_map)
         if not args.dry_run:
             check_replaceable(args.map)  # now, since measuring takes minutes
-        tuned, failures = asyncio.run(_tune(args, shard_map, targets))
+        tuned, gains, failures = asyncio.run(_tune(args, shard_map, targets))
     except (MapError, TuningError, RouterError, OSError, ValueError) as exc:
         print(f"pgscatter tune: {exc}", file=sys.stderr)
         return 1
@@ -91,6 +94,8 @@ def _run(args: argparse.Namespace) -> int:
         print(f"{name}: ef_search {found.ef_search}, {where}")
         for case in found.cases:
             print(f"  recall@{args.k} {case}")
+        for gain in gains.get(name, []):
+            print(f"  {gain}")
     for failure in failures:
         print(f"pgscatter tune: {failure}", file=sys.stderr)
     return 1 if failures else 0
@@ -115,9 +120,10 @@ def _targets(args: argparse.Namespace, shard_map: ShardMap) -> dict[str, float]:
 
 async def _tune(
     args: argparse.Namespace, shard_map: ShardMap, targets: dict[str, float]
-) -> tuple[dict[str, Tuned], list[str]]:
-    """What was found for each collection, and for which not and why."""
+) -> tuple[dict[str, Tuned], dict[str, list[Gain]], list[str]]:
+    """What was found for each collection, which indexes would help its filters, and what failed and why."""
     tuned: dict[str, Tuned] = {}
+    gains: dict[str, list[Gain]] = {}
     failures: list[str] = []
     settings = Settings(recall_sample_rate=0, hedge_quantile=0)
     topology = Topology(shard_map, settings)
@@ -125,15 +131,19 @@ async def _tune(
     try:
         with Display() as display:
             for name, target in targets.items():
+                collection, router = shard_map.collections[name], topology.snapshot
                 try:
-                    tuned[name] = await _tune_one(
-                        args, topology.snapshot, settings, shard_map.collections[name], target, display
+                    tuned[name] = await _tune_one(args, router, settings, collection, target, display)
+                    filters = [(said(raw), parse_filter(collection, raw, settings)) for raw in args.filter]
+                    display.say(f"{name}: what indexes would save")
+                    gains[name] = await index_gains(
+                        router, collection, filters, args.k, tuned[name].ef_search
                     )
                 except (TuningError, RouterError) as exc:
                     failures.append(str(exc))
     finally:
         await topology.close()
-    return tuned, failures
+    return tuned, gains, failures
 
 
 async def _tune_one(

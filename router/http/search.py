@@ -23,6 +23,7 @@ from router.http.body_cache import BodyCache, CheckedSearch
 from router.http.content import read_json
 from router.http.message import Reply, Request
 from router.http.problems import describe, kind_of
+from router.http.slow_log import SlowLog
 from router.query.errors import DeadlineError, InvalidError, RouterError
 from router.query.types import Found, SearchQuery
 from router.settings import Settings
@@ -48,6 +49,7 @@ class Searches:
         self._batch_decoder = Decoder(BatchBody)
         self._encoder = msgspec.json.Encoder()
         self._bodies = BodyCache(settings.body_cache_bytes)
+        self._slow = SlowLog(settings.slow_search)
 
     async def search(self, request: Request) -> Reply:
         collection = request.collection
@@ -61,6 +63,7 @@ class Searches:
                 self._bodies.put(data, checked)
         found = await request.backend.search(checked.query, now + checked.timeout)
         took_ms = round((perf_counter() - started) * 1000, 3)
+        self._slow.note(request.id, checked.query, found, took_ms)
         reply = Reply(
             self._encode(request, checked.query, found, took_ms),
             headers=[(b"server-timing", _server_timing(found, took_ms))],
@@ -112,6 +115,7 @@ class Searches:
             checked = await self._check(collection, raw, now, path, caller=request, room=room)
             found = await request.backend.search(checked.query, min(now + checked.timeout, end))
             took_ms = round((perf_counter() - started) * 1000, 3)
+            self._slow.note(request.id, checked.query, found, took_ms)
             pieces = _in_pieces(self._encode(request, checked.query, found, took_ms), found)
             room.add(sum(map(len, pieces)), counted=found.answer.reservation is not None)
         except RouterError as exc:

@@ -12,10 +12,9 @@ ROOT = Path(__file__).parents[2]
 # From the bottom up; a module belongs to the longest name that begins its own. Rooms of one level do
 # not know each other.
 LEVELS = [
-    ["shard_config.times", "shard_config.dsn", "shard_config.metadata_path"],
+    ["shard_config.times", "shard_config.dsn"],
     ["shard_config.values", "shard_config.ordering"],
-    ["shard_config.metadata_path"],
-    ["shard_config.hashing", "shard_config.model"],
+    ["shard_config.hashing", "shard_config.metadata_path", "shard_config.model"],
     ["shard_config.limits", "shard_config.predicate"],
     ["shard_config.partition"],
     ["shard_config.file"],

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 
 from deploy.local import Cluster
@@ -14,6 +15,7 @@ from router.postgres.search import SearchStatements
 from router.query.filter import parse
 from router.query.sizes import Layout
 from router.query.types import Scan
+from router.recall.index_gain import index_gains
 from router.schema import ddl
 from shard_config import model
 from shard_config.values import ValueType
@@ -119,7 +121,7 @@ async def generic_plan(w: World, filter: dict[str, Any], connection: asyncpg.Con
         candidates=10,
         ef_search=40,
         scan=Scan.EXACT,
-        filter=parse(w.collection, filter, w.topology.settings),
+        filter=parse(w.collection, filter, w.topology.parts.settings),
         layout=Layout(frozenset()),
     )
     await connection.execute(f"PREPARE search AS {statement.shape.single}")
@@ -146,3 +148,21 @@ async def test_what_the_documentation_says_an_index_helps_it_serves(
             assert names[field] in shown, (raw, shown)
     finally:
         await connection.close()
+
+
+async def test_what_an_index_would_save_is_measured_without_it(cluster: Cluster) -> None:
+    columns = {name: msgspec.structs.replace(column, index=False) for name, column in COLUMNS.items()}
+    async with world(cluster, columns=columns) as w:
+        await w.on_primaries(ROWS.format(table=w.collection.table))
+        await w.build_index()
+        raw = [{"metadata.lang": "l7"}, {"price": {"$lt": 400}}, {"owner": {"$ne": None}}]
+        given = [(str(one), parse(w.collection, one, w.topology.parts.settings)) for one in raw]
+        gains = await index_gains(w.router, w.collection, given, 10, 40)
+        found = {str(advice): gain for gain in gains for advice in gain.advice}
+        lang = found["metadata.indexes.lang: text"]
+        assert lang.share == pytest.approx(0.002)
+        assert lang.without_ms > 2 * lang.with_ms
+        assert str(lang).endswith("set metadata.indexes.lang: text, and run `pgscatter schema apply`")
+        # Made from the columns' values; of no two rows is the owner the same.
+        assert {"columns.price.index: true", "columns.category.index: true"} < set(found)
+        assert "columns.owner.index: true" not in found
