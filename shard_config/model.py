@@ -25,6 +25,7 @@ __all__ = [
     "HashSharding",
     "Index",
     "ListSharding",
+    "MetadataType",
     "Metric",
     "Node",
     "Quantization",
@@ -63,6 +64,14 @@ class Quantization(StrEnum):
     BINARY = "binary"
 
 
+class MetadataType(StrEnum):
+    """What an index on a path of the metadata is for: values of this type. Others stay right, without it."""
+
+    TEXT = "text"
+    NUMBER = "number"
+    ARRAY = "array"
+
+
 class Node(msgspec.Struct, frozen=True):
     """One PostgreSQL server; its role is discovered, never configured. `patroni` is its REST API's URL."""
 
@@ -92,11 +101,15 @@ class Table(msgspec.Struct, frozen=True):
 
 
 class Column(msgspec.Struct, frozen=True):
-    """A typed column: `name` is what requests say, `column` what PostgreSQL says."""
+    """A typed column: `name` is what requests say, `column` what PostgreSQL says.
+
+    `index`: shards are to have an index on it, which the conditions of filters are written for.
+    """
 
     name: str
     column: str
     type: ValueType
+    index: bool = False
 
 
 class Vector(msgspec.Struct, frozen=True):
@@ -201,6 +214,7 @@ class Collection(msgspec.Struct, frozen=True):
     search: SearchDefaults
     cache: Cache
     text_model: str | None = None  # absolute path of the model that turns `text` into a vector
+    metadata_indexes: dict[tuple[str, ...], MetadataType] = {}  # by the steps of the path
 
     @property
     def sharded_by_id(self) -> bool:

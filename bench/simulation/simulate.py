@@ -22,14 +22,13 @@ from bench.simulation.hosts import Host, Process
 from bench.simulation.model import Costs, Load, Result, Stragglers, System
 from bench.simulation.nodes import Server
 from bench.simulation.virtual_time import run
-from router.freshness.worker_counters import Shared
+from router.freshness.freshness import Freshness
 from router.nodes.node import Node
 from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState, Role
 from router.query.errors import OverloadedError, RouterError
 from router.query.types import SearchQuery
-from router.stages.answer_memory import AnswerMemory
 from router.stages.fanout import Fanout
 from router.stages.replicas import ReplicaSet
 from router.stages.scatter import Scatter
@@ -102,12 +101,7 @@ class World:
             )
             for name in self.shard_map.shards
         }
-        self.scatter = Scatter(
-            self.shard_map,
-            Fanout(sets),
-            Shared(self.shard_map),
-            AnswerMemory(system.settings.max_answer_bytes, system.settings.answer_memory_bytes),
-        )
+        self.scatter = Scatter(self.shard_map, Fanout(sets), Freshness(self.shard_map))
 
     def __repr__(self) -> str:
         return f"<World {self.scatter!r} on {len(self.hosts)} hosts>"
@@ -128,7 +122,7 @@ class World:
         )
         found = await self.scatter.search(query, deadline)
         await self.router.work(per_search / 2)
-        coverage = found.answer.coverage
+        coverage = found.coverage
         return coverage.shards.ok / coverage.shards.total, coverage.full
 
     async def close(self) -> None:

@@ -14,8 +14,8 @@ from urllib.parse import quote
 import msgspec
 import numpy as np
 
+from router.client import Client, ClientError
 from router.commands.answer_table import CommandAnswer, show
-from router.commands.client import Client, ClientError
 
 __all__ = ["add_parser", "json_object"]
 

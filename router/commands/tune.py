@@ -19,7 +19,7 @@ from router.query.errors import RouterError
 from router.recall.tuning import Tuned, TuningError, queries_by_default, tune
 from router.settings import Settings
 from router.terminal import Display, Meter
-from router.topology import Topology
+from router.topology import Snapshot, Topology
 from shard_config import Collection, MapError, ShardMap, limits, load, model, parse
 from shard_config.file.edit import Option, raise_version, set_search_options
 from shard_config.file.replace import TextFile, check_replaceable
@@ -119,14 +119,15 @@ async def _tune(
     """What was found for each collection, and for which not and why."""
     tuned: dict[str, Tuned] = {}
     failures: list[str] = []
-    topology = Topology(shard_map, Settings(recall_sample_rate=0, hedge_quantile=0))
+    settings = Settings(recall_sample_rate=0, hedge_quantile=0)
+    topology = Topology(shard_map, settings)
     await topology.open()
     try:
         with Display() as display:
             for name, target in targets.items():
                 try:
                     tuned[name] = await _tune_one(
-                        args, topology, shard_map.collections[name], target, display
+                        args, topology.snapshot, settings, shard_map.collections[name], target, display
                     )
                 except (TuningError, RouterError) as exc:
                     failures.append(str(exc))
@@ -136,7 +137,12 @@ async def _tune(
 
 
 async def _tune_one(
-    args: argparse.Namespace, topology: Topology, collection: Collection, target: float, display: Display
+    args: argparse.Namespace,
+    router: Snapshot,
+    settings: Settings,
+    collection: Collection,
+    target: float,
+    display: Display,
 ) -> Tuned:
     meters: dict[str, Meter] = {}
 
@@ -148,8 +154,9 @@ async def _tune_one(
             meters.pop(what).end()
 
     return await tune(
-        topology,
+        router,
         collection,
+        settings,
         k=args.k,
         target=target,
         queries=args.queries or queries_by_default(target),

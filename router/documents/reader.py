@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Sequence
 
 from router.documents.types import CountAnswer, ReadAnswer
-from router.freshness.worker_counters import Shared
+from router.freshness.freshness import Freshness
+from router.policy.deadline import stop_before
 from router.postgres import sql
-from router.query.answer import coverage_of, field_values, json_forms, raise_if_unanswered
+from router.query.answer import coverage_of, raise_if_unanswered
 from router.query.errors import Problem, UnavailableError
 from router.query.filter import Filter
+from router.query.hits import field_values, json_forms
 from router.query.plan import targets
 from router.query.types import Probe, Shape, ShardReport, ShardRows, VectorFormat, Work
 from router.stages.answer_memory import AnswerMemory, too_large
@@ -27,10 +29,12 @@ _INLINE_BYTES = 1 << 20
 class Reader:
     """Reads of one shard map; fresh with regard to writes through this router's workers."""
 
-    def __init__(self, shard_map: ShardMap, fanout: Fanout, shared: Shared, memory: AnswerMemory) -> None:
+    def __init__(
+        self, shard_map: ShardMap, fanout: Fanout, freshness: Freshness, memory: AnswerMemory
+    ) -> None:
         self._map = shard_map
         self._fanout = fanout
-        self._shared = shared
+        self._freshness = freshness
         self._memory = memory
 
     def __repr__(self) -> str:
@@ -99,11 +103,10 @@ class Reader:
     async def _fetch(
         self, statement: sql.Statement, work: Work, shards: tuple[str, ...], deadline: float
     ) -> dict[str, ShardRows]:
-        # A moment is kept back to report what has not answered.
-        stop = deadline - min(0.01, 0.1 * max(0.0, deadline - asyncio.get_running_loop().time()))
+        stop = stop_before(deadline, asyncio.get_running_loop().time())
         shape = Shape(statement.sql)
         probes = {
-            shard: Probe(shape, statement.args, 1, 1, min_lsn=self._shared.position(shard), work=work)
+            shard: Probe(shape, statement.args, 1, 1, min_lsn=self._freshness.position(shard), work=work)
             for shard in shards
         }
         return await self._fanout.fetch(probes, stop)

@@ -24,7 +24,7 @@ T = TypeVar("T")
 
 _CONNECTIONS = 32
 # The resolution of uvloop's clock: the loop reads its sockets on the way there.
-_LOOK = 0.001
+_LOOP_TICK = 0.001
 _SHORTEST_PAUSE = 0.01
 
 
@@ -104,7 +104,7 @@ class RedisLink:
                 # end would win. So time is up only when the loop has looked once more.
                 timer = loop.call_later(
                     self.budget if budget is None else max(0.0, budget),
-                    lambda: limit.reschedule(loop.time() + _LOOK),
+                    lambda: limit.reschedule(loop.time() + _LOOP_TICK),
                 )
                 return await command(self.client)
         except ResponseError:

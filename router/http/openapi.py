@@ -49,12 +49,16 @@ _STATUSES = {
     408: "The body did not come in time.",
     409: "It contradicts what is stored.",
     413: "The body exceeds its limit.",
+    414: "The target is too long.",
     415: "The content type is not read here, or the body is compressed.",
     422: "It is well-formed but wrong, or its answer would be too large.",
     429: "Too much is being asked at once.",
+    431: "The headers are too long.",
     500: "A fault of the router; its log has the rest under the request id.",
+    501: "The body has a transfer coding other than chunked.",
     503: "Shards that are needed cannot answer.",
     504: "The time ran out first.",
+    505: "HTTP/1.1 is spoken here.",
 }
 _ID_HEADER = {
     "X-Request-ID": {

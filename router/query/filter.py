@@ -23,6 +23,7 @@ from router.query import metadata
 from router.query.errors import InvalidError, Problem
 from router.query.metadata import Digits
 from router.settings import Settings
+from shard_config import metadata_path
 from shard_config.model import Collection, Column
 from shard_config.ordering import below
 from shard_config.values import ValueType, coerce, shown
@@ -306,7 +307,7 @@ class _Parser:
             return Field(Column("content", collection.content, ValueType.TEXT))
         if collection.metadata is not None and name.startswith("metadata."):
             try:
-                return Field(None, metadata.steps(name.removeprefix("metadata.")))
+                return Field(None, metadata_path.steps(name.removeprefix("metadata.")))
             except ValueError as exc:
                 self._wrong(path, str(exc))
                 return None

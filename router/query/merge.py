@@ -11,13 +11,11 @@ from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 from itertools import chain, repeat
 from operator import itemgetter
-from typing import TypeAlias
 
+from router.query.ranked import Ranked
 from router.query.types import Row
 
-__all__ = ["Ranked", "merge", "page", "within"]
-
-Ranked: TypeAlias = tuple[Row, str]  # and the name of its shard
+__all__ = ["merge", "page", "within"]
 
 
 def merge(rows: Mapping[str, Sequence[Row]], limit: int) -> list[Ranked]:

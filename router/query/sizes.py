@@ -42,6 +42,11 @@ class Layout(msgspec.Struct, frozen=True):
     guarded: bool = False
     fixed_bytes: int = 0
 
+    @property
+    def fits_at(self) -> int | None:
+        """Where a row says whether its columns have come; None if they always have."""
+        return 2 + len(self.inline) if self.guarded else None
+
 
 _NOTHING = Layout(frozenset())
 

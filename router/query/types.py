@@ -1,8 +1,9 @@
 """The values that travel along the search path, all frozen.
 
 `SearchQuery` goes down to the scatter stage, a `Probe` from there to each shard, `ShardRows` come
-back up, and one `Answer` leaves. The answer carries its own account (`reports`), so that coverage,
-metrics, headers and `explain` are all projections of the same facts.
+back up, become one `router.query.ranked.RankedAnswer`, and leave as one `Answer`. An answer carries its
+own account (`reports`), so that coverage, metrics, headers and `explain` are all projections of the same
+facts.
 """
 
 from __future__ import annotations
@@ -38,6 +39,7 @@ __all__ = [
     "ShardRows",
     "ShardState",
     "Shortfall",
+    "Unsettled",
     "VectorFormat",
     "Work",
 ]
@@ -287,12 +289,23 @@ class Shortfall(msgspec.Struct, frozen=True):
     reason: Literal["exhausted", "max_distance", "scan_limit", "coverage"]
 
 
+class Unsettled(msgspec.Struct, frozen=True):
+    """A shard that was to be asked again, because its rows may not be the right ones, and did not answer.
+
+    `ties`: it may have rows as near as the answer's last, of lower ids, in the place of those shown.
+    `scan_limit`: its index scan gave up early, so that it may have nearer rows than those shown.
+    """
+
+    shard: str
+    reason: Literal["ties", "scan_limit"]
+
+
 class Answer(msgspec.Struct, frozen=True):
-    """Merged hits in ascending (distance, id) order and the account of how they came about.
+    """An answer as it is sent and kept: hits in ascending (distance, id) order as JSON, and their account.
 
     Attributes:
-        hits: `hits` as encoded JSON, an array of objects; of a large answer only the beginning.
-        cacheable: complete and fresh, so that it may be kept.
+        hits: an array of objects; of a large answer only the beginning.
+        cacheable: complete, settled and fresh, so that it may be kept.
         more: the rest of the array, in pieces, so that nothing has to hold or copy it in one.
         held: keeps the memory of a large answer reserved for as long as anybody holds the answer.
     """
@@ -305,6 +318,7 @@ class Answer(msgspec.Struct, frozen=True):
     cacheable: bool = False
     more: tuple[bytes, ...] = ()
     held: object = None
+    unsettled: tuple[Unsettled, ...] = ()
 
     @property
     def whole(self) -> msgspec.Raw:

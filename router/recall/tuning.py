@@ -9,20 +9,21 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Awaitable, Callable, Sequence
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import msgspec
 
 from router.postgres.sql import Statement, count, sample
 from router.query.filter import Filter, parse
 from router.query.plan import EF_SEARCH_MAX
-from router.query.types import Found, Probe, Row, SearchQuery, Shape
+from router.query.ranked import RankedAnswer
+from router.query.types import Probe, Row, SearchQuery, Shape, ShardRows
 from router.query.wire import from_wire_bytes
 from router.recall.filters import filters_of_share
-from router.recall.measure import best_bound, lower_bound, near, queries_for, recall
-from router.topology import Topology
-from shard_config.model import Collection
+from router.recall.measure import best_bound, lower_bound, queries_for, recall
+from router.settings import Settings
+from shard_config.model import Collection, ShardMap
 
 __all__ = ["Measured", "Tuned", "TuningError", "queries_by_default", "smallest", "tune"]
 
@@ -43,6 +44,25 @@ Tell = Callable[[str], None]
 
 class TuningError(Exception):
     pass
+
+
+class Searched(Protocol):
+    """The router whose searches are measured."""
+
+    @property
+    def shard_map(self) -> ShardMap: ...
+
+    async def rank(self, query: SearchQuery, deadline: float) -> RankedAnswer:
+        """Searched past all caches."""
+        ...
+
+    async def fetch(self, probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
+        """Rows of one statement per shard."""
+        ...
+
+    def discard_plans(self) -> None:
+        """Have the next searches planned anew."""
+        ...
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -107,8 +127,9 @@ async def smallest(steps: Sequence[int], reaches: Callable[[int], Awaitable[bool
 
 
 async def tune(
-    topology: Topology,
+    router: Searched,
     collection: Collection,
+    settings: Settings,
     *,
     k: int,
     target: float,
@@ -125,6 +146,7 @@ async def tune(
     acceptance sampling", Technometrics 24, 1982).
 
     Args:
+        settings: the limits of filters.
         filters: as requests say them.
         progress: is told what is being done, how much of it is, and out of how much.
         tell: is told each measurement.
@@ -138,15 +160,15 @@ async def tune(
             f"{collection.name}: {queries} queries cannot show a recall of {target}; it takes"
             f" {queries_for(target)} without a miss, and more with some"
         )
-    given = [(_said(raw), parse(collection, raw, topology.settings)) for raw in filters]
-    sizes = await _sizes(topology, collection)
-    sampled = await _vectors(topology, collection, sizes, queries)
+    given = [(_said(raw), parse(collection, raw, settings)) for raw in filters]
+    sizes = await _sizes(router, collection)
+    sampled = await _vectors(router, collection, sizes, queries)
     if not sampled or best_bound(len(sampled)) < target:
         raise TuningError(
             f"{collection.name} holds too few rows: {sum(sizes.values())}, where a recall of {target}"
             f" takes {queries_for(target)} queries or more"
         )
-    tuning = _Tuning(topology, collection, k, sampled, progress)
+    tuning = _Tuning(router, collection, k, sampled, progress)
     if not await tuning.uses_index():
         tell(
             f"{collection.name}: PostgreSQL reads all rows for a search and not the index, so any width will"
@@ -155,7 +177,7 @@ async def tune(
         tuning.steps = [max(collection.search.ef_search, k + 1)]
     cases = [await tuning.case("no filter", None)]
     cases += [await tuning.case(f"filter {said}", filter) for said, filter in given]
-    for made in await _filters(topology, collection, sizes):
+    for made in await _filters(router, collection, sizes):
         cases.append(await tuning.case(f"filter {made.said} ({made.share:.1%})", made.filter))
     return await _search(tuning, cases, target, tell)
 
@@ -192,13 +214,13 @@ class _Tuning:
     """The queries of one collection, and the searches for them."""
 
     def __init__(
-        self, topology: Topology, collection: Collection, k: int, queries: list[_Query], progress: Progress
+        self, router: Searched, collection: Collection, k: int, queries: list[_Query], progress: Progress
     ) -> None:
         self.collection = collection
         self.k = k
         # A query's own row takes a place of its scan.
         self.steps = [step for step in _STEPS if step > k] or [EF_SEARCH_MAX]
-        self._topology = topology
+        self._router = router
         self._queries = queries
         self._progress = progress
 
@@ -208,7 +230,7 @@ class _Tuning:
             self.collection, self._queries[0].vector, self.k, ef_search=self.steps[0], plan=True
         )
         found = await self._found(query)
-        return any("Index Scan using" in (report.plan or "") for report in found.answer.reports)
+        return any("Index Scan using" in (report.plan or "") for report in found.reports.values())
 
     async def case(self, name: str, filter: Filter | None) -> _Case:
         truth = await self._answers(f"exact answers, {name}", filter, None)
@@ -220,8 +242,7 @@ class _Tuning:
     async def measure(self, case: _Case, ef_search: int) -> Measured:
         # A connection keeps the plan it made for a statement, and at a great width that may be to read all
         # rows: kept for a narrow one, it would have a recall of 1 that no new connection's index scan has.
-        for node in self._topology.nodes:
-            node.reads.discard_idle()
+        self._router.discard_plans()
         found = await self._answers(f"ef_search {ef_search}, {case.name}", case.filter, ef_search)
         each = [recall(got, true) for got, true in zip(found, case.truth, strict=True)]
         recalls = [value for value in each if value is not None]
@@ -259,45 +280,44 @@ class _Tuning:
             cache=False,
         )
         found = await self._found(search)
-        own = query.id if isinstance(query.id, int) else str(query.id)
-        return [hit.distance for hit in near(found.answer.whole) if hit.id != own][: self.k]
+        return [row[1] for row, _ in found.rows if row[0] != query.id][: self.k]
 
-    async def _found(self, search: SearchQuery) -> Found:
+    async def _found(self, search: SearchQuery) -> RankedAnswer:
         deadline = asyncio.get_running_loop().time() + _SEARCH_SECONDS
-        found = await self._topology.snapshot.search(search, deadline)
-        if not found.answer.coverage.full:
-            failure = found.answer.coverage.failures[0]
+        found = await self._router.rank(search, deadline)
+        if not found.coverage.full:
+            failure = found.coverage.failures[0]
             raise TuningError(f"{failure.shard} did not answer: {failure.error}")
         return found
 
 
-async def _sizes(topology: Topology, collection: Collection) -> dict[str, int]:
+async def _sizes(router: Searched, collection: Collection) -> dict[str, int]:
     """How many rows each shard holds."""
     statement = count(collection, None)
-    shards = topology.snapshot.shard_map.shards_of(collection)
-    rows = await _rows(topology, {shard: statement for shard in shards})
+    shards = router.shard_map.shards_of(collection)
+    rows = await _rows(router, {shard: statement for shard in shards})
     return {shard: part[0][0] for shard, part in rows.items()}
 
 
 async def _vectors(
-    topology: Topology, collection: Collection, sizes: dict[str, int], wanted: int
+    router: Searched, collection: Collection, sizes: dict[str, int], wanted: int
 ) -> list[_Query]:
     """About `wanted` random rows, or all."""
-    rows = await _sampled(topology, collection, sizes, wanted, [collection.vector.column])
+    rows = await _sampled(router, collection, sizes, wanted, [collection.vector.column])
     kind = collection.vector.type
     return [_Query(row[0], from_wire_bytes(row[1], kind)) for row in rows]
 
 
-async def _filters(topology: Topology, collection: Collection, sizes: dict[str, int]) -> list[Any]:
+async def _filters(router: Searched, collection: Collection, sizes: dict[str, int]) -> list[Any]:
     if not collection.columns:
         return []
     columns = [column.column for column in collection.columns.values()]
-    rows = await _sampled(topology, collection, sizes, _SHARE_ROWS, columns)
+    rows = await _sampled(router, collection, sizes, _SHARE_ROWS, columns)
     return filters_of_share(collection, [row[1:] for row in rows], _SHARES)
 
 
 async def _sampled(
-    topology: Topology, collection: Collection, sizes: dict[str, int], wanted: int, columns: Sequence[str]
+    router: Searched, collection: Collection, sizes: dict[str, int], wanted: int, columns: Sequence[str]
 ) -> list[Row]:
     """Random rows as (id, *columns), of each shard as many as its part of all rows."""
     total = sum(sizes.values())
@@ -306,15 +326,15 @@ async def _sampled(
         for shard, size in sizes.items()
         if size
     }
-    return [row for part in (await _rows(topology, statements)).values() for row in part]
+    return [row for part in (await _rows(router, statements)).values() for row in part]
 
 
-async def _rows(topology: Topology, statements: dict[str, Statement]) -> dict[str, Sequence[Row]]:
+async def _rows(router: Searched, statements: dict[str, Statement]) -> dict[str, Sequence[Row]]:
     probes = {
         shard: Probe(Shape(statement.sql), statement.args, 0, 0) for shard, statement in statements.items()
     }
     deadline = asyncio.get_running_loop().time() + _SEARCH_SECONDS
-    parts = await topology.snapshot.fanout.fetch(probes, deadline)
+    parts = await router.fetch(probes, deadline)
     missing = [part.report for part in parts.values() if part.report.error is not None]
     if missing:
         raise TuningError(f"{missing[0].shard}: {missing[0].error}")

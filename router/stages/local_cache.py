@@ -76,7 +76,9 @@ class Store:
 class LocalCache:
     """Outermost of the stages, so that a hit costs neither a task nor a wait."""
 
-    def __init__(self, inner: Stage, store: Store, namespace: str, version: Callable[[str], int]) -> None:
+    def __init__(
+        self, inner: Stage[SearchQuery, Found], store: Store, namespace: str, version: Callable[[str], int]
+    ) -> None:
         """`namespace` stands for the shard map: its version alone may be another map's as well."""
         self._inner = inner
         self._store = store

@@ -304,8 +304,10 @@ class Ask:
                 self._wait_for_hedge()
             return
         self._stop()
-        if self._overloaded is not None and not self._problems:
-            self._done(self._replicas.shard, self._overloaded)
+        # Kept here, it would hold the frames that it passes next, which hold this object.
+        overloaded, self._overloaded = self._overloaded, None
+        if overloaded is not None and not self._problems:
+            self._done(self._replicas.shard, overloaded)
         else:
             self._done(self._replicas.shard, ShardRows([], self._failure()))
 
@@ -323,7 +325,7 @@ class Ask:
             try:
                 attempt.ticket = node.submit(self._probe, self._deadline, partial(self._came, attempt, index))
             except OverloadedError as exc:
-                self._overloaded = exc
+                self._overloaded = exc.with_traceback(None)  # which holds this frame, and so this object
                 continue
             self._flying.append(attempt)
             return attempt
@@ -353,7 +355,7 @@ class Ask:
         # Where searches wait, one more is no faster; but a node that keeps silent may be gone.
         useless = second.dispatcher.waiting and first.node.heard >= first.since
         # Some share is always later than is usual, and would leave nothing for those that are very late.
-        if not useless and hedges.spend(urgent=self._refusals > 0):
+        if not useless and hedges.try_spend(urgent=self._refusals > 0):
             self._second = self._send()
         else:
             self._refusals += 1
@@ -384,7 +386,7 @@ class Ask:
         self._stop()
         for other in late:
             if other.since < attempt.since:
-                other.node.silent(other.since, now)
+                other.node.unanswered(other.since, now)
         self._done(self._replicas.shard, ShardRows(fetched.rows, self._report(attempt, fetched)))
 
     def _failed(self, attempt: _Attempt, index: int, error: NodeError) -> None:
@@ -398,9 +400,9 @@ class Ask:
             self._order.clear()
         elif error.kind is ErrorKind.FATAL:
             # Requests that are wrong everywhere leave half of what may be tried again to those that are not.
-            if self._order and retries is not None and not retries.spend(urgent=False):
+            if self._order and retries is not None and not retries.try_spend(urgent=False):
                 self._order.clear()
-        elif not self._flying and retries is not None and not retries.spend():
+        elif not self._flying and retries is not None and not retries.try_spend():
             self._problems.append("too many searches are tried again")
             self._order.clear()
         elif error.kind is ErrorKind.LOST and index not in self._lost:

@@ -13,38 +13,32 @@ import asyncio
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
-import msgspec
-
-from router.freshness.worker_counters import Shared
+from router.freshness.freshness import Freshness
+from router.policy.deadline import stop_before
 from router.postgres.search import SearchStatements
-from router.query.answer import coverage_of, raise_if_unanswered, shortfall
-from router.query.errors import OverloadedError, UnavailableError
-from router.query.merge import Ranked, merge, page, within
+from router.query.answer import coverage_of, joined, raise_if_unanswered
+from router.query.errors import OverloadedError
+from router.query.merge import merge, page, within
 from router.query.plan import Plan, depths, plan_search
-from router.query.second_look import added, combined, unsettled
+from router.query.ranked import Ranked, RankedAnswer
+from router.query.second_look import not_settled, unsettled
 from router.query.sizes import Layout, layout
 from router.query.types import (
-    Answer,
     Consistency,
-    Found,
     Probe,
     Scan,
     SearchQuery,
     ShardRows,
     ShardState,
+    Unsettled,
     Work,
 )
 from router.query.wire import to_wire
-from router.stages.answer_memory import AnswerMemory
-from router.stages.columns import Columns, Hits, RankedHit, RowsChangedError, write_hits
 from router.stages.fanout import Fanout
 from shard_config.model import ShardMap
 
 __all__ = ["Scatter"]
 
-# What is left of the deadline for merging and encoding: a tenth of short ones, 10 ms of long ones.
-_MARGIN_SHARE = 0.1
-_MARGIN_MOST = 0.010
 # A statement for more rows than this is for one search: several would keep a node, and whoever waits for it,
 # for as many times as long.
 _ROWS_TOGETHER = 256
@@ -56,43 +50,29 @@ class _Searched(NamedTuple):
     plan: Plan
     parts: dict[str, ShardRows]
     ranked: list[Ranked]
-    scan_limited: bool = False  # some shard's rows rest on a scan that ended too early
+    unsettled: tuple[Unsettled, ...] = ()
 
 
 class Scatter:
     """The innermost stage: from a collection's query to shards' probes and back."""
 
-    def __init__(self, shard_map: ShardMap, fanout: Fanout, shared: Shared, memory: AnswerMemory) -> None:
+    def __init__(self, shard_map: ShardMap, fanout: Fanout, freshness: Freshness) -> None:
         self._map = shard_map
         self._fanout = fanout
-        self._shared = shared
+        self._freshness = freshness
         self._statements = SearchStatements()
-        self._columns = Columns(fanout, shared, memory)
 
     def __repr__(self) -> str:
         return f"<Scatter map {self._map.version}, {self._fanout!r}>"
 
-    async def search(self, query: SearchQuery, deadline: float) -> Found:
-        """The merged answer.
+    async def search(self, query: SearchQuery, deadline: float) -> RankedAnswer:
+        """The merged answer; of a wide row, the columns are still to be read.
 
         Raises:
             UnavailableError, DeadlineError: no shard answered, or not all did and the query wants all.
-            OverloadedError: a shard's queues are full, or there is no memory for a large answer.
-            AnswerTooLargeError: it would be larger than an answer may be.
+            OverloadedError: a shard's queues are full.
         """
-        remaining = deadline - asyncio.get_running_loop().time()
-        stop = deadline - min(_MARGIN_MOST, _MARGIN_SHARE * max(remaining, 0.0))
-        try:
-            answer = await self._search(query, stop)
-        except RowsChangedError:
-            # A search that begins now finds the rows as they are now.
-            try:
-                answer = await self._search(query, stop)
-            except RowsChangedError as exc:
-                raise UnavailableError("documents were deleted or changed while they were read") from exc
-        return Found(answer, "miss" if query.cached else "bypass")
-
-    async def _search(self, query: SearchQuery, stop: float) -> Answer:
+        stop = stop_before(deadline, asyncio.get_running_loop().time())
         wanted = depths(query)
         # One more of each shard shows whether rows beyond are as near as the last.
         rows = sum(wanted) + len(wanted)
@@ -101,7 +81,7 @@ class Scatter:
             searches = [await self._at(wanted[0], query, brings, query.caller, stop)]
         else:
             searches = await self._at_each(wanted, query, brings, stop)
-        return await self._answer(query, brings, searches, stop)
+        return self._answer(query, brings, searches)
 
     async def _at_each(
         self, wanted: Sequence[int], query: SearchQuery, brings: Layout, stop: float
@@ -116,6 +96,7 @@ class Scatter:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            tasks.clear()  # an error holds the frames that it passes, and this one would hold it in turn
 
     async def _at(
         self, depth: int, query: SearchQuery, brings: Layout, caller: Hashable, stop: float
@@ -132,14 +113,15 @@ class Scatter:
         try:
             found = await self._fanout.fetch(self._probes(query, second, brings, again, caller), stop)
         except OverloadedError:
-            return _Searched(plan, parts, ranked, scan_limited=True)
+            return _Searched(plan, parts, ranked, not_settled(scan, again))
         better = {
-            name: added(parts[name], part)
+            name: ShardRows(part.rows, joined(part.report, parts[name].report))
             for name, part in found.items()
             if part.report.state is ShardState.OK
         }
         parts = parts | better
-        return _Searched(plan, parts, _ranked(parts, depth), scan_limited=len(better) < len(again))
+        missing = [name for name in again if name not in better]
+        return _Searched(plan, parts, _ranked(parts, depth), not_settled(scan, missing))
 
     def _probes(
         self, query: SearchQuery, plan: Plan, brings: Layout, shards: Sequence[str], caller: Hashable
@@ -166,20 +148,23 @@ class Scatter:
                 ef_search=None if exact else plan.ef_search,
                 caller=caller,
                 primary_only=query.consistency is Consistency.STRONG,
-                min_lsn=self._shared.position(shard),
+                min_lsn=self._freshness.position(shard),
                 plan=query.plan,
                 work=Work.SCAN if exact else Work.NEAREST,
             )
             for shard in shards
         }
 
-    async def _answer(
-        self, query: SearchQuery, brings: Layout, searches: list[_Searched], stop: float
-    ) -> Answer:
+    def _answer(self, query: SearchQuery, brings: Layout, searches: list[_Searched]) -> RankedAnswer:
         parts, total = searches[0].parts, searches[0].plan.total
         reports = {shard: part.report for shard, part in parts.items()}
         if len(searches) > 1:
-            reports = {shard: combined([one.parts[shard].report for one in searches]) for shard in parts}
+            # The deepest of them had most to do.
+            deepest_first = [one.parts for one in reversed(searches)]
+            reports = {
+                shard: joined(*[found[shard].report for found in deepest_first], at_once=True)
+                for shard in parts
+            }
         coverage = coverage_of(list(reports.values()), total)
         raise_if_unanswered(coverage, list(reports.values()), allow_partial=query.allow_partial)
         if len(searches) > 1 and not coverage.full:
@@ -187,32 +172,14 @@ class Scatter:
             searches = [_without(one, {failure.shard for failure in coverage.failures}) for one in searches]
         # Cut here and not on the shards, where too near a limit would look like too few rows.
         near = [(one.plan.depth, within(one.ranked, query.max_distance)) for one in searches]
-        kept = page(near, query.offset, query.k)
-        if _lacks_columns(query, brings, kept):
-            hits = await self._columns.hits(query, _to_complete(kept, brings), reports, stop)
-            # A shard may have failed since.
-            coverage = coverage_of(list(reports.values()), total)
-            raise_if_unanswered(coverage, list(reports.values()), allow_partial=query.allow_partial)
-        else:
-            counts = dict.fromkeys(parts, 0)
-            for _, shard in kept:
-                counts[shard] += 1
-            hits = Hits(await write_hits(query, kept, brings.fixed_bytes), counts)
-        count = sum(hits.counts.values())
-        scan_limited = any([one.scan_limited for one in searches])
-        short = None
-        if count < query.k:
-            too_far = sum(len(rows) for _, rows in near) < sum(len(one.ranked) for one in searches)
-            short = shortfall(query, count, coverage, scan_limited=scan_limited, too_far=too_far)
-        return Answer(
-            hits=msgspec.Raw(hits.pieces[0]),
-            count=count,
+        unsettled = {shard: None for one in searches for shard in one.unsettled}
+        return RankedAnswer(
+            rows=page(near, query.offset, query.k),
+            layout=brings,
             coverage=coverage,
-            short=short,
-            reports=tuple([msgspec.structs.replace(r, kept=hits.counts[r.shard]) for r in reports.values()]),
-            cacheable=coverage.full and not coverage.stale and not scan_limited,
-            more=tuple(hits.pieces[1:]),
-            held=hits.held,
+            reports=reports,
+            too_far=any([len(rows) < len(one.ranked) for (_, rows), one in zip(near, searches, strict=True)]),
+            unsettled=tuple(unsettled),
         )
 
 
@@ -223,28 +190,3 @@ def _ranked(parts: Mapping[str, ShardRows], depth: int) -> list[Ranked]:
 def _without(searched: _Searched, missing: set[str]) -> _Searched:
     parts = {name: part for name, part in searched.parts.items() if name not in missing}
     return searched._replace(parts=parts, ranked=_ranked(parts, searched.plan.depth))
-
-
-def _lacks_columns(query: SearchQuery, brings: Layout, kept: Sequence[Ranked]) -> bool:
-    """Whether some row has come without columns that the answer shows."""
-    if not kept or not query.include:
-        return False
-    # Behind it, a row of a statement for several searches has its search's number.
-    fits = 2 + len(brings.inline)
-    return query.include != brings.inline or (brings.guarded and not all([row[fits] for row, _ in kept]))
-
-
-def _to_complete(kept: Sequence[Ranked], brings: Layout) -> list[RankedHit]:
-    """What came with the rows of a guarded statement, or with none."""
-    if not brings.guarded:
-        return [RankedHit(row, shard, fetched=False) for row, shard in kept]
-    fits = 2 + len(brings.inline)
-    return [
-        RankedHit(
-            row[:fits],
-            shard,
-            fetched=row[fits],
-            size_bytes=sum([len(v) for v in row[2:fits] if isinstance(v, str)]),
-        )
-        for row, shard in kept
-    ]

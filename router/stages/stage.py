@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
-from router.query.types import Found, SearchQuery
+from typing import Protocol, TypeVar
 
 __all__ = ["Stage"]
 
+Q = TypeVar("Q", contravariant=True)
+R = TypeVar("R", covariant=True)
 
-class Stage(Protocol):
+
+class Stage(Protocol[Q, R]):
     """Answers a search, itself or through an inner stage.
+
+    What it takes and what it answers with are its type, so that the type checker refuses a stage below one
+    that speaks of something else: rows below `router.stages.encode`, their JSON above.
 
     Invariants: it returns or raises by `deadline` (absolute, of the running loop's clock); when it is
     cancelled it leaves no task behind; it raises only `RouterError`s.
     """
 
-    async def search(self, query: SearchQuery, deadline: float) -> Found: ...
+    async def search(self, query: Q, deadline: float) -> R: ...

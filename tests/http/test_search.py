@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from router.query.errors import DeadlineError, OverloadedError, Problem, UnavailableError
-from router.query.types import Consistency
+from router.query.types import Consistency, Unsettled
 from router.settings import Settings
 from tests.http.fake import FakeBackend, application
 
@@ -52,6 +52,15 @@ async def test_fewer_hits_than_asked_for_are_explained(client: httpx.AsyncClient
     await put(client, 1)
     body = (await client.post(SEARCH, json={"vector": VECTOR, "k": 5})).json()
     assert body["short"] == {"asked": 5, "returned": 1, "reason": "exhausted"}
+
+
+async def test_shards_that_had_no_time_to_settle_the_answer_are_named(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    await put(client, 1)
+    backend.unsettled = (Unsettled("s1", "ties"),)
+    body = (await client.post(SEARCH, json={"vector": VECTOR, "k": 1})).json()
+    assert body["unsettled"] == [{"shard": "s1", "reason": "ties"}]
 
 
 async def test_everything_a_search_can_say_reaches_the_query(

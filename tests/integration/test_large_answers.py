@@ -144,7 +144,7 @@ async def test_an_answer_beyond_the_limit_is_refused_and_gives_its_memory_back(c
     settings = Settings(max_answer_bytes=1_000_000, answer_memory_bytes=2_000_000)
     async with world(cluster, settings, vector=vector(), columns=COLUMNS) as w, w.over_http() as client:
         made = await fill(w)
-        memory = w.topology.memory
+        memory = w.topology.parts.memory
         with pytest.raises(AnswerTooLargeError, match="1000000 bytes that an answer may have"):
             await w.search(made[0], ROWS, include=frozenset(["vector"]), exact=True)
         assert memory.used == 0
@@ -181,7 +181,7 @@ async def test_a_batch_that_holds_memory_does_not_wait_for_more(cluster: Cluster
         large |= {"cache": False, "timeout_ms": 30_000}
         size = len((await client.post("/search", json=large)).content)
         # Room for one and a half of them.
-        memory = w.topology.memory
+        memory = w.topology.parts.memory
         elsewhere = await memory.take(memory.most - size * 3 // 2, asyncio.get_running_loop().time())
         began = asyncio.get_running_loop().time()
         batch = await client.post("/search/batch", json={"searches": [large] * 2})
@@ -219,7 +219,7 @@ async def test_texts_of_any_length_are_bounded_before_they_are_read(cluster: Clu
             "urn:pgscatter:problem:answer-too-large",
         )
         assert (await client.get("/documents/0?include=price")).json()["price"] is None
-        assert w.topology.memory.used == 0
+        assert w.topology.parts.memory.used == 0
 
 
 async def test_a_large_answer_waits_for_memory_and_no_longer_than_it_has_time(cluster: Cluster) -> None:
@@ -233,7 +233,7 @@ async def test_a_large_answer_waits_for_memory_and_no_longer_than_it_has_time(cl
 
         first: Found | None = await one(0)
         second = await one(1)
-        assert w.topology.memory.used > 3 << 20
+        assert w.topology.parts.memory.used > 3 << 20
         with pytest.raises(OverloadedError, match="--answer-memory-bytes"):
             await one(2, within=0.5)
         waiting = asyncio.create_task(one(3))
@@ -244,7 +244,7 @@ async def test_a_large_answer_waits_for_memory_and_no_longer_than_it_has_time(cl
         assert third.answer.count == second.answer.count == ROWS
         del second, third, waiting
         await asyncio.sleep(0)  # whose step holds the task that woke it
-        assert w.topology.memory.used == 0
+        assert w.topology.parts.memory.used == 0
 
 
 async def test_rows_that_change_between_ranking_and_reading_are_ranked_anew(cluster: Cluster) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from random import Random
 
@@ -15,6 +17,7 @@ from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState, Reads, Role
 from router.postgres.connection import ErrorKind, NodeError
+from router.query.errors import OverloadedError
 from router.query.types import Hedge, Probe, Row, Shape, ShardRows, ShardState, Work
 from router.settings import Settings
 from router.stages.fanout import Fanout
@@ -337,6 +340,36 @@ def test_one_node_alone_is_never_hedged_nor_ejected() -> None:
         await shard.close()
 
     run(main())
+
+
+def test_an_error_of_full_queues_is_freed_with_its_last_reference() -> None:
+    async def world() -> None:
+        shard = Shard(2, seed=5)
+        probe = Probe(Shape("one"), (), 10, 10)
+
+        def full(*args: object) -> None:
+            raise OverloadedError("512 searches wait")
+
+        for node in shard.nodes:
+            node.submit = full  # type: ignore[method-assign, assignment]
+
+        async def refused() -> weakref.ref[OverloadedError]:
+            try:
+                await shard.fanout.fetch({"s0": probe}, asyncio.get_running_loop().time() + 1)
+            except OverloadedError as exc:
+                return weakref.ref(exc)
+            raise AssertionError("it was not refused")
+
+        gc.collect()
+        gc.disable()
+        try:
+            failure = await refused()
+            assert failure() is None
+        finally:
+            gc.enable()
+        await shard.close()
+
+    run(world())
 
 
 def test_one_that_returns_while_another_is_left_out_is_not_left_out_as_well() -> None:

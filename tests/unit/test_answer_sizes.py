@@ -7,7 +7,7 @@ import numpy as np
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from router.query.answer import pieces_of
+from router.query.hits import pieces_of
 from router.query.sizes import expected_bytes, layout, least_bytes, runs
 from router.query.wire import base64_text, from_wire_bytes, number_text, to_wire
 from shard_config.model import VectorType
