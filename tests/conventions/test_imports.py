@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[2]
 LEVELS = [
     ["shard_config.times", "shard_config.dsn"],
     ["shard_config.values", "shard_config.ordering"],
-    ["shard_config.hashing", "shard_config.metadata_path", "shard_config.model"],
+    ["shard_config.metadata_path"],
+    ["shard_config.hashing", "shard_config.model"],
     ["shard_config.limits", "shard_config.predicate"],
     ["shard_config.partition"],
     ["shard_config.file"],
