@@ -27,6 +27,7 @@ from router.freshness.freshness import Freshness
 from router.freshness.redis_link import RedisLink
 from router.nodes.node import Node
 from router.nodes.prober import Prober
+from router.nodes.statistics import Statistics
 from router.nodes.status import NodeStatus
 from router.policy.budget import Budget
 from router.policy.limit import Limit
@@ -123,6 +124,7 @@ class Parts:
         self.store = Store(settings.l1_bytes)
         self.memory = AnswerMemory(settings.max_answer_bytes, settings.answer_memory_bytes)
         self.prober = Prober(self.nodes, settings)
+        self.statistics = Statistics(self.nodes, shard_map.collections.values(), settings)
         self.unconfirmed = UnconfirmedWrites(self.freshness, self.prober, settings.write_timeout)
         self.recall = LiveRecall(
             RecallSampler(settings.recall_sample_rate, settings.recall_budget),
@@ -153,10 +155,12 @@ class Parts:
         # One that fails here is no worse than one that fails later: its searches will say so.
         await asyncio.gather(*(node.reads.warm() for node in up), return_exceptions=True)
         self.recall.start()
+        self.statistics.start()
 
     async def close(self) -> None:
         """Let go of everything; snapshots are closed before."""
         await self.recall.close()
+        await self.statistics.close()
         await self.prober.close()
         # Before the nodes: each unconfirmed write is followed through its node's connections.
         await self.unconfirmed.close()
