@@ -129,7 +129,7 @@ def _part(source: Fragment, *, alone: bool) -> tuple[str, dict[str, Any]]:
 
 
 def _moved(collection: Any, file: Path) -> Any:
-    """The collection with an absolute path of its model, as the map will stand in another folder than `file`."""
+    """The collection with the absolute path of its model: the map is in another folder than `file`."""
     model = collection.get("text_model") if isinstance(collection, dict) else None
     if not isinstance(model, str) or not model or model.startswith("$"):
         return collection
