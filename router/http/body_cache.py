@@ -1,12 +1,13 @@
-"""Searches that were checked before, by their bodies.
+"""Checked searches by the bodies that they were decoded from.
 
-An application that asks the same again sends the same bytes again. A search that L1 answers spends most
-of its time on decoding and checking them: 25 of 53 µs (784 dimensions in base64). So the checked search is
-kept, for bodies that a cache may answer. (A text means what its model makes of it, which may change.)
+An application that repeats a search sends the same bytes again. A search that L1 answers spends most of its
+time on decoding and checking them: 25 of 53 µs (784 dimensions in base64). So the checked search is kept, if
+a cache may answer it and it has no text, whose vector would change with its model.
 
-Invariant: a body means the same each time for one collection, as long as that is the same object: a new map
-has new ones, and settings last as long as the process. Headers must not change what a body means, and other
-routes, which may read the same body differently, need a cache of their own.
+Invariant: `get` returns what decoding and checking the body again would give. Both depend on the collection,
+which is compared as an object, since a new map has new ones, and on settings, which last as long as the
+process. No header may change what a body means, and a route that reads bodies differently needs a cache of
+its own.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ _Key: TypeAlias = tuple[str, bytes]  # the collection's name, and the body
 
 
 class CheckedSearch(msgspec.Struct, frozen=True):
-    """A checked search, and the seconds that it gets.
+    """A search's body, decoded and checked, and the seconds that it gets.
 
-    `reusable` says that its body will mean the same again, and that a cache may answer it.
+    `reusable` says that a cache may answer it and that its body will be decoded to the same search again.
     """
 
     query: SearchQuery
@@ -38,7 +39,7 @@ class CheckedSearch(msgspec.Struct, frozen=True):
 
 
 class BodyCache:
-    """Bounded in bytes; the oldest make room, since order of arrival costs nothing to keep."""
+    """Bounded in bytes. The oldest are dropped first: a dict keeps the order of arrival for nothing."""
 
     def __init__(self, max_bytes: int) -> None:
         self.size_bytes = 0
@@ -52,7 +53,7 @@ class BodyCache:
         return len(self._entries)
 
     def get(self, collection: Collection, body: bytes) -> CheckedSearch | None:
-        """What `body` means for this very collection."""
+        """The search that `body` asks of this very collection."""
         checked = self._entries.get((collection.name, body))
         return checked if checked is not None and checked.query.collection is collection else None
 
@@ -72,5 +73,5 @@ class BodyCache:
 
 
 def _size(key: _Key, checked: CheckedSearch) -> int:
-    # A filter holds at most what the body does, some times over.
+    # A decoded filter takes a few times the bytes that it has in the body.
     return _ENTRY_BYTES + 3 * len(key[1]) + len(checked.query.vector)
