@@ -204,7 +204,7 @@ def _key(field: Field, values: Sequence[object], collection: Collection) -> str 
     kind = {MetadataType.TEXT: "string", MetadataType.NUMBER: "number"}.get(type_) if type_ else None
     if type_ is None or kind is None or not values or any(_json_type(value) != kind for value in values):
         return None
-    return key_of(collection, field.path, type_)
+    return key_of(str(collection.metadata), field.path, type_)
 
 
 def _looked_up(
@@ -250,7 +250,7 @@ def _operand(field: Field, collection: Collection, params: Params) -> str:
     if field.column is not None:
         return field.column.column
     if field.path in collection.metadata_indexes:
-        return f"({value_at(collection, field.path)})"
+        return f"({value_at(str(collection.metadata), field.path)})"
     return f"({collection.metadata} #> {params.share(tuple(field.path), 'text[]')})"
 
 

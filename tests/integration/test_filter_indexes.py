@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+import string
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -166,3 +168,23 @@ async def test_what_an_index_would_save_is_measured_without_it(cluster: Cluster)
         # Made from the columns' values; of no two rows is the owner the same.
         assert {"columns.price.index: true", "columns.category.index: true"} < set(found)
         assert "columns.owner.index: true" not in found
+
+
+async def test_a_text_that_an_index_cannot_hold_is_the_document_s_own_failure(
+    indexed: tuple[World, dict[str, str]],
+) -> None:
+    w, _ = indexed
+    long = "".join(random.Random(3).choices(string.ascii_letters, k=6000))
+    documents = [
+        {"id": 1, "vector": ONES, "metadata": {"lang": long}},
+        {"id": 2, "vector": ONES, "metadata": {"tags": [long], "size": [long]}},
+        {"id": 3, "vector": ONES, "category": long},
+        {"id": 4, "vector": ONES, "metadata": {"lang": "en"}},
+    ]
+    async with w.over_http() as http:
+        answer = (await http.put("/documents", json={"documents": documents})).json()
+    assert answer["stored"] == 2
+    assert [failure["id"] for failure in answer["failures"]] == [1, 3]
+    assert all("index row size" in failure["message"] for failure in answer["failures"])
+    found = await w.ids(ONES, filter={"metadata.tags": {"$contains": long}}, exact=True)
+    assert found == [2]
