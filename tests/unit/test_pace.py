@@ -30,3 +30,7 @@ def test_kinds_without_end_take_no_room_without_end() -> None:
         pace.took(number, 1.0, 0.0)
     assert repr(pace) == "<Pace of 256 kinds>"
     assert pace.of(9_999, 0.0) > 0
+    # The one that was confirmed longest ago makes room.
+    pace.took(9_744, 1.0, 0.0)
+    pace.took("new", 1.0, 0.0)
+    assert pace.of(9_744, 0.0) > 0 and pace.of(9_745, 0.0) == 0
