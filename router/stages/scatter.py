@@ -22,7 +22,7 @@ from router.query.merge import merge, page, within
 from router.query.plan import Plan, depths, plan_search
 from router.query.ranked import Ranked, RankedAnswer
 from router.query.second_look import not_settled, unsettled
-from router.query.sizes import Layout, layout
+from router.query.sizes import Layout, layout_for
 from router.query.types import (
     Consistency,
     Probe,
@@ -77,23 +77,23 @@ class Scatter:
         wanted = depths(query)
         # One more of each shard shows whether rows beyond are as near as the last.
         rows = sum(wanted) + len(wanted)
-        brings = layout(query.collection, query.include, rows, len(self._map.shards_of(query.collection)))
+        layout = layout_for(query.collection, query.include, rows, len(self._map.shards_of(query.collection)))
         if len(wanted) == 1:
-            searches = [await self._at(wanted[0], query, brings, query.caller, stop)]
+            searches = [await self._at(wanted[0], query, layout, query.caller, stop)]
         else:
-            searches = await self._at_each(wanted, query, brings, stop)
-        return self._answer(query, brings, searches)
+            searches = await self._at_each(wanted, query, layout, stop)
+        return self._answer(query, layout, searches)
 
     def describe(self) -> Figures:
         return {}
 
     async def _at_each(
-        self, wanted: Sequence[int], query: SearchQuery, brings: Layout, stop: float
+        self, wanted: Sequence[int], query: SearchQuery, layout: Layout, stop: float
     ) -> list[_Searched]:
         """The searches of a page, all at once."""
         # Others go between them, as between those of a batch.
         caller = object() if query.caller is None else query.caller
-        tasks = [asyncio.create_task(self._at(depth, query, brings, caller, stop)) for depth in wanted]
+        tasks = [asyncio.create_task(self._at(depth, query, layout, caller, stop)) for depth in wanted]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -103,11 +103,11 @@ class Scatter:
             tasks.clear()  # an error holds the frames that it passes, and this one would hold it in turn
 
     async def _at(
-        self, depth: int, query: SearchQuery, brings: Layout, caller: Hashable, stop: float
+        self, depth: int, query: SearchQuery, layout: Layout, caller: Hashable, stop: float
     ) -> _Searched:
         """The nearest `depth` rows."""
         plan = plan_search(query, self._map, depth)
-        parts = await self._fanout.fetch(self._probes(query, plan, brings, plan.targets, caller), stop)
+        parts = await self._fanout.fetch(self._probes(query, plan, layout, plan.targets, caller), stop)
         ranked = _ranked(parts, depth)
         look = unsettled(plan, parts, ranked)
         if look is None:
@@ -115,7 +115,7 @@ class Scatter:
         scan, again = look
         second = plan_search(query, self._map, depth, scan=scan)
         try:
-            found = await self._fanout.fetch(self._probes(query, second, brings, again, caller), stop)
+            found = await self._fanout.fetch(self._probes(query, second, layout, again, caller), stop)
         except OverloadedError:
             return _Searched(plan, parts, ranked, not_settled(scan, again))
         better = {
@@ -128,7 +128,7 @@ class Scatter:
         return _Searched(plan, parts, _ranked(parts, depth), not_settled(scan, missing))
 
     def _probes(
-        self, query: SearchQuery, plan: Plan, brings: Layout, shards: Sequence[str], caller: Hashable
+        self, query: SearchQuery, plan: Plan, layout: Layout, shards: Sequence[str], caller: Hashable
     ) -> dict[str, Probe]:
         statement = self._statements.search(
             query.collection,
@@ -138,7 +138,7 @@ class Scatter:
             ef_search=plan.ef_search,
             scan=plan.scan,
             filter=query.filter,
-            layout=brings,
+            layout=layout,
         )
         exact = plan.scan is Scan.EXACT
         alone = query.plan or plan.limit > _ROWS_TOGETHER
@@ -159,7 +159,7 @@ class Scatter:
             for shard in shards
         }
 
-    def _answer(self, query: SearchQuery, brings: Layout, searches: list[_Searched]) -> RankedAnswer:
+    def _answer(self, query: SearchQuery, layout: Layout, searches: list[_Searched]) -> RankedAnswer:
         parts, total = searches[0].parts, searches[0].plan.total
         reports = {shard: part.report for shard, part in parts.items()}
         if len(searches) > 1:
@@ -180,7 +180,7 @@ class Scatter:
         unsettled = dict.fromkeys([shard for one in searches for shard in one.unsettled])
         return RankedAnswer(
             rows=page(near, query.offset, query.k),
-            layout=brings,
+            layout=layout,
             coverage=coverage,
             reports=reports,
             too_far=sum([len(rows) for _, rows in near]) < found,
