@@ -147,6 +147,11 @@ class Settings(msgspec.Struct, frozen=True):
         "primaries are read like replicas (`equal`), only when no replica can be (`last_resort`), or `never`",
     ] = "equal"
     zone: Annotated[Name, "nodes of this zone are read first, the others when these cannot answer"] = ""
+    statistics_interval: Annotated[
+        SecondsOrZero,
+        "time between two readings of what `ANALYZE` has found in the columns that filters know, "
+        "from one node of each shard; 0 reads none",
+    ] = 60.0
     max_ejected: Annotated[
         Share,
         "the share of a shard's nodes that may be left out at once for keeping silent or failing although "

@@ -27,6 +27,7 @@ from router.freshness.freshness import Freshness
 from router.freshness.redis_link import RedisLink
 from router.nodes.node import Node
 from router.nodes.prober import Prober
+from router.nodes.statistics import Statistics
 from router.nodes.status import NodeStatus
 from router.policy.budget import Budget
 from router.policy.limit import Limit
@@ -46,7 +47,7 @@ from router.stages.local_cache import LocalCache, Store
 from router.stages.replicas import ReplicaSet
 from router.stages.scatter import Scatter
 from router.stages.shared_cache import SharedCache
-from router.stages.stage import Stage
+from router.stages.stage import Figures, Stage
 from shard_config import model
 from shard_config.dsn import server
 from shard_config.model import Collection, ShardMap
@@ -123,6 +124,7 @@ class Parts:
         self.store = Store(settings.l1_bytes)
         self.memory = AnswerMemory(settings.max_answer_bytes, settings.answer_memory_bytes)
         self.prober = Prober(self.nodes, settings)
+        self.statistics = Statistics(self.nodes, shard_map.collections.values(), settings)
         self.unconfirmed = UnconfirmedWrites(self.freshness, self.prober, settings.write_timeout)
         self.recall = LiveRecall(
             RecallSampler(settings.recall_sample_rate, settings.recall_budget),
@@ -153,10 +155,12 @@ class Parts:
         # One that fails here is no worse than one that fails later: its searches will say so.
         await asyncio.gather(*(node.reads.warm() for node in up), return_exceptions=True)
         self.recall.start()
+        self.statistics.start()
 
     async def close(self) -> None:
         """Let go of everything; snapshots are closed before."""
         await self.recall.close()
+        await self.statistics.close()
         await self.prober.close()
         # Before the nodes: each unconfirmed write is followed through its node's connections.
         await self.unconfirmed.close()
@@ -175,11 +179,14 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
     cache repeats. Scatter is last: it alone speaks of shards.
 
     Raises:
-        KeyError: the parts were not made for one of the map's nodes.
+        KeyError: the parts were not made for one of the map's nodes or collections.
     """
     settings, freshness = parts.settings, parts.freshness
     namespace = _namespace(shard_map)
-    # All before the first set is made: a set is told of its nodes' news until it is closed.
+    # What the parts were not made for is found now, and not by requests; and before the first set is made,
+    # since a set is told of its nodes' news until it is closed.
+    for name in shard_map.collections:
+        freshness.version(name)
     nodes = {name: parts.nodes_of(shard) for name, shard in shard_map.shards.items()}
     sets = {
         name: ReplicaSet(name, members, reads=_reads(settings), hedges=parts.hedges, retries=parts.retries)
@@ -201,7 +208,7 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
             parts.prober.probe_soon,
             settings.l2_max_entry_bytes,
         )
-    search = coalesced = Coalesced(search, freshness.version)
+    search = Coalesced(search, freshness.version)
     search = LocalCache(search, parts.store, namespace, freshness.version)
     primaries = Primaries(sets, freshness, parts.prober, parts.unconfirmed, wait=settings.failover_wait)
     return Snapshot(
@@ -211,7 +218,6 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         fanout,
         search=search,
         scatter=scatter,
-        coalesced=coalesced,
         shared_cache=shared_cache,
         writer=Writer(shard_map, primaries),
         reader=Reader(shard_map, fanout, freshness, parts.memory),
@@ -230,7 +236,6 @@ class Snapshot:
         *,
         search: Stage[SearchQuery, Found],
         scatter: Scatter,
-        coalesced: Coalesced,
         shared_cache: SharedCache | None,
         writer: Writer,
         reader: Reader,
@@ -246,7 +251,6 @@ class Snapshot:
         self._fanout = fanout
         self._search = search
         self._scatter = scatter
-        self._coalesced = coalesced
         self._shared_cache = shared_cache
         self._writer = writer
         self._reader = reader
@@ -318,25 +322,8 @@ class Snapshot:
         readable = {name: replicas.readable for name, replicas in self._sets.items()}
         return any(readable.values()), readable
 
-    def cache_stats(self) -> dict[str, int | float | bool]:
-        store, shared = self._parts.store, self._shared_cache
-        stats: dict[str, int | float | bool] = {
-            "l1_entries": len(store),
-            "l1_bytes": store.size_bytes,
-            "l1_hits": store.hits,
-            "l1_misses": store.misses,
-            "coalesced": self._coalesced.joined,
-            "l2_enabled": shared is not None,
-        }
-        if shared is not None and self._parts.link is not None:
-            link = self._parts.link
-            stats |= {
-                "l2_hits": shared.hits,
-                "l2_misses": shared.misses,
-                "l2_failures": link.failures,
-                "l2_on": link.on,
-            }
-        return stats
+    def cache_stats(self) -> Figures:
+        return {"l2_enabled": False} | self._search.describe()
 
     def recall(self, collection: str) -> RecallSeen | None:
         """What repeating real searches exactly has shown lately, if anything."""

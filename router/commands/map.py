@@ -21,7 +21,7 @@ from shard_config.model import Collection, HashSharding, ListSharding, RangePart
 
 __all__ = ["add_parser"]
 
-_LISTED = 8  # values or ranges of one shard that a table cell names
+_LISTED = 8  # values or ranges of one shard that a cell of the table lists
 
 
 def add_parser(subparsers: Any) -> None:

@@ -72,12 +72,12 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    """One map for all: what was reached is written at once, what was not stays as it is."""
+    """Tune the collections, and write the map once: those that reached no target keep what they had."""
     try:
         shard_map = load(args.map)
         targets = _targets(args, shard_map)
         if not args.dry_run:
-            check_replaceable(args.map)  # measuring takes minutes
+            check_replaceable(args.map)  # now, since measuring takes minutes
         tuned, gains, failures = asyncio.run(_tune(args, shard_map, targets))
     except (MapError, TuningError, RouterError, OSError, ValueError) as exc:
         print(f"pgscatter tune: {exc}", file=sys.stderr)
@@ -102,10 +102,10 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _targets(args: argparse.Namespace, shard_map: ShardMap) -> dict[str, float]:
-    """What each collection in question is to reach.
+    """The recall to reach, by collection.
 
     Raises:
-        TuningError: there is no such collection, or nobody said what to reach.
+        TuningError: there is no such collection, or neither the flag nor the map names a recall.
     """
     if args.collection is not None and args.collection not in shard_map.collections:
         raise TuningError(f"no collection {args.collection} in {args.map}")
@@ -220,7 +220,7 @@ def _write(path: Path, measured: ShardMap, options: dict[str, dict[str, Option]]
 
 
 def _untuned(shard_map: ShardMap, names: Iterable[str]) -> ShardMap:
-    """The map without what tuning changes in it."""
+    """The map without what tuning changes, to compare the rest of two maps."""
     collections = dict(shard_map.collections)
     for name in names:
         found = collections[name]

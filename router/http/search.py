@@ -19,7 +19,7 @@ from router.decode.body import Decoder
 from router.decode.queries import check_text, search_query, timeout_of
 from router.http.answers import BatchError, search_answer
 from router.http.backend import Embed
-from router.http.checked import CheckedBodies, CheckedSearch
+from router.http.body_cache import BodyCache, CheckedSearch
 from router.http.content import read_json
 from router.http.message import Reply, Request
 from router.http.problems import describe, kind_of
@@ -48,7 +48,7 @@ class Searches:
         self._decoder = Decoder(SearchBody, exact=True)
         self._batch_decoder = Decoder(BatchBody)
         self._encoder = msgspec.json.Encoder()
-        self._checked = CheckedBodies(settings.body_cache_bytes)
+        self._bodies = BodyCache(settings.body_cache_bytes)
         self._slow = SlowLog(settings.slow_search)
 
     async def search(self, request: Request) -> Reply:
@@ -56,11 +56,11 @@ class Searches:
         data = await read_json(request, self._settings)
         started = perf_counter()
         now = asyncio.get_running_loop().time()
-        checked = self._checked.get(data, collection)
+        checked = self._bodies.get(collection, data)
         if checked is None:
             checked = await self._check(collection, data, now)
             if checked.reusable:
-                self._checked.put(data, checked)
+                self._bodies.put(data, checked)
         found = await request.backend.search(checked.query, now + checked.timeout)
         took_ms = round((perf_counter() - started) * 1000, 3)
         self._slow.note(request.id, checked.query, found, took_ms)
@@ -97,7 +97,7 @@ class Searches:
             for _ in range(min(_BATCH_CONCURRENCY, len(searches))):
                 group.create_task(work())
         body, more = _batch_body(results)
-        return Reply(body, more=more, found=tuple(founds), held=room)
+        return Reply(body, more=more, found=tuple(founds), reservation=room)
 
     async def _member(
         self,
@@ -117,7 +117,7 @@ class Searches:
             took_ms = round((perf_counter() - started) * 1000, 3)
             self._slow.note(request.id, checked.query, found, took_ms)
             pieces = _in_pieces(self._encode(request, checked.query, found, took_ms), found)
-            room.add(sum(map(len, pieces)), counted=found.answer.held is not None)
+            room.add(sum(map(len, pieces)), counted=found.answer.reservation is not None)
         except RouterError as exc:
             problem = describe(kind_of(exc), exc.detail, request.id, exc.problems)
             return [self._encoder.encode(BatchError(problem))], None

@@ -1,6 +1,6 @@
-"""A reply's way to the client: as a whole where it is small, piece by piece at the client's pace where not.
+"""Sends a reply: a small one at once, a large one in pieces, as fast as the client reads them.
 
-Invariant: no client holds an answer's memory for longer than it is given, however slowly it reads.
+Invariant: the memory of an answer is free again after a bounded time, however slowly its client reads.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ async def send_reply(
         headers.append(_VARY)
     compressed = (coding == "gzip" and size >= LEAST_BYTES) or (coding == "must" and size > 0)
     if more and scope["http_version"] == "1.0":
-        compressed = False  # its length would not be known before, and there are no chunks to do without
+        compressed = False  # HTTP/1.0 has no chunks, and the length is not known before all is compressed
     if compressed:
         headers.append(_GZIP)
     if more:
@@ -89,7 +89,7 @@ async def _send_pieces(
 
 @asynccontextmanager
 async def _bounded(seconds: float, extensions: Mapping[str, Callable[[], object]]) -> AsyncIterator[None]:
-    """Sending may take as long as making it: `send` waits while the client's side is full."""
+    """Cut the connection after `seconds`: `send` waits for as long as the client does not read."""
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -97,7 +97,7 @@ async def _bounded(seconds: float, extensions: Mapping[str, Callable[[], object]
         abort = extensions.get(ABORT)
         if abort is not None:
             abort()
-            await asyncio.sleep(0)  # in which the server notices
+            await asyncio.sleep(0)  # in this turn the server learns that the connection is lost
         raise ClientDisconnect from exc
 
 

@@ -47,7 +47,7 @@ def joined(report: ShardReport, *others: ShardReport, at_once: bool = False) -> 
 def coverage_of(reports: Sequence[ShardReport], total: int) -> Coverage:
     """Which of `total` shards the answer rests on; those without a report were not needed."""
     missing = [report for report in reports if report.state is not ShardState.OK]
-    timed_out = sum(report.state is ShardState.TIMED_OUT for report in missing)
+    timed_out = sum([report.state is ShardState.TIMED_OUT for report in missing])
     return Coverage(
         full=not missing,
         shards=ShardCounts(
@@ -59,9 +59,9 @@ def coverage_of(reports: Sequence[ShardReport], total: int) -> Coverage:
             failed=len(missing) - timed_out,
         ),
         failures=tuple(
-            Failure(report.shard, report.state, report.error or "unknown error") for report in missing
+            [Failure(report.shard, report.state, report.error or "unknown error") for report in missing]
         ),
-        stale=tuple(report.shard for report in reports if report.stale),
+        stale=tuple([report.shard for report in reports if report.stale]),
     )
 
 

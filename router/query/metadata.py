@@ -14,10 +14,11 @@ import msgspec
 from shard_config.metadata_path import MOST_STEPS
 from shard_config.values import ValueType, coerce, shown
 
-__all__ = ["Digits", "digits_of", "element", "may_be_index", "scalar"]
+__all__ = ["MOST_EXPONENT", "Digits", "digits_of", "element", "may_be_index", "scalar"]
 
 _INTEGER_BITS = 4096
-_NUMBER_EXPONENT = 1000
+# Of a number. jsonb writes every number out: 1e131071 would be 128 KiB in each answer.
+MOST_EXPONENT = 1000
 _FLOAT_EXPONENT = 308
 _INDEX = re.compile(r"\s*[+-]?\d+")
 _SCALARS = "a string, a finite number, true or false"
@@ -49,7 +50,7 @@ def scalar(value: object, also: str = "") -> object:
             return value
         case float() if math.isfinite(value):
             return value
-        case Decimal() if abs(value.adjusted()) <= _NUMBER_EXPONENT:
+        case Decimal() if abs(value.adjusted()) <= MOST_EXPONENT:
             return _number(value)
     raise ValueError(f"expected {_SCALARS}{also}")
 

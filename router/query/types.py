@@ -188,8 +188,8 @@ class Probe(msgspec.Struct, frozen=True):
     """One shard's part of a search: a statement's shape and its arguments.
 
     Attributes:
-        asked: candidates wanted of the index, or rows if it is not used.
-        wanted: rows the statement returns at most.
+        asked: the `asked` of its plan, for the report; of other statements, the rows wanted.
+        wanted: how many rows the statement returns at most.
         key: equal for probes that one statement may answer; None for one that goes alone.
         ef_search: the width of index scans, None where none is meant.
         caller: equal for the searches of one batch.
@@ -219,10 +219,9 @@ class ShardReport(msgspec.Struct, frozen=True):
     """What happened on one shard, in milliseconds and rows.
 
     `hedged`: a second node was asked as well; `hedge` says what came of that, or that the budget forbade it.
-    `together` counts the searches that one statement answered. `asked` are the candidates that were wanted
-    of the index, of which the nearest came back. `lsn` is a write-ahead log position up to which the rows
-    are known to be complete. `fault`: it has failed for a reason that lasts, which lies with the request or
-    with its servers.
+    `together` counts the searches that one statement answered. `asked` is that of `router.query.plan.Plan`.
+    `lsn` is a write-ahead log position up to which the rows are known to be complete. `fault`: it has failed
+    for a reason that lasts, which lies with the request or with its servers.
     """
 
     shard: str
@@ -307,7 +306,7 @@ class Answer(msgspec.Struct, frozen=True):
         hits: an array of objects; of a large answer only the beginning.
         cacheable: complete, settled and fresh, so that it may be kept.
         more: the rest of the array, in pieces, so that nothing has to hold or copy it in one.
-        held: keeps the memory of a large answer reserved for as long as anybody holds the answer.
+        reservation: keeps the memory of a large answer reserved for as long as anybody holds the answer.
     """
 
     hits: msgspec.Raw
@@ -317,7 +316,7 @@ class Answer(msgspec.Struct, frozen=True):
     reports: tuple[ShardReport, ...] = ()
     cacheable: bool = False
     more: tuple[bytes, ...] = ()
-    held: object = None
+    reservation: object = None
     unsettled: tuple[Unsettled, ...] = ()
 
     @property

@@ -14,7 +14,7 @@ import msgspec
 from cachetools import TLRUCache
 
 from router.query.types import Answer, Found, SearchQuery
-from router.stages.stage import Stage
+from router.stages.stage import Figures, Stage
 
 __all__ = ["LocalCache", "Store"]
 
@@ -70,7 +70,7 @@ class Store:
         """
         if ttl <= 0 or _ENTRY_BYTES + answer.size_bytes > self.max_bytes // _LARGEST_SHARE:
             return
-        self._entries[key] = _Entry(msgspec.structs.replace(answer, reports=(), held=None), ttl)
+        self._entries[key] = _Entry(msgspec.structs.replace(answer, reports=(), reservation=None), ttl)
 
 
 class LocalCache:
@@ -101,3 +101,13 @@ class LocalCache:
         if found.answer.cacheable:
             self._store.put(key, found.answer, collection.cache.ttl - found.age)
         return found
+
+    def describe(self) -> Figures:
+        store = self._store
+        own: Figures = {
+            "l1_entries": len(store),
+            "l1_bytes": store.size_bytes,
+            "l1_hits": store.hits,
+            "l1_misses": store.misses,
+        }
+        return own | self._inner.describe()

@@ -35,6 +35,7 @@ from router.query.types import (
 )
 from router.query.wire import to_wire
 from router.stages.fanout import Fanout
+from router.stages.stage import Figures
 from shard_config.model import ShardMap
 
 __all__ = ["Scatter"]
@@ -82,6 +83,9 @@ class Scatter:
         else:
             searches = await self._at_each(wanted, query, brings, stop)
         return self._answer(query, brings, searches)
+
+    def describe(self) -> Figures:
+        return {}
 
     async def _at_each(
         self, wanted: Sequence[int], query: SearchQuery, brings: Layout, stop: float
@@ -172,13 +176,14 @@ class Scatter:
             searches = [_without(one, {failure.shard for failure in coverage.failures}) for one in searches]
         # Cut here and not on the shards, where too near a limit would look like too few rows.
         near = [(one.plan.depth, within(one.ranked, query.max_distance)) for one in searches]
-        unsettled = {shard: None for one in searches for shard in one.unsettled}
+        found = sum([len(one.ranked) for one in searches])
+        unsettled = dict.fromkeys([shard for one in searches for shard in one.unsettled])
         return RankedAnswer(
             rows=page(near, query.offset, query.k),
             layout=brings,
             coverage=coverage,
             reports=reports,
-            too_far=any([len(rows) < len(one.ranked) for (_, rows), one in zip(near, searches, strict=True)]),
+            too_far=sum([len(rows) for _, rows in near]) < found,
             unsettled=tuple(unsettled),
         )
 

@@ -19,26 +19,25 @@ LEVELS = [
     ["shard_config.partition"],
     ["shard_config.file"],
     ["shard_config"],
-    ["router.settings", "router.terminal"],
+    ["router.settings", "router.terminal", "router.client"],
     ["router.query"],
     ["router.policy", "router.postgres", "router.freshness", "router.text"],
     ["router.nodes"],
     ["router.stages"],
     ["router.recall"],
     ["router.documents"],
-    ["router.topology"],
     ["router.decode"],
+    ["router.topology"],
     ["router.logs", "router.serve_config", "router.settings_docs"],
     ["router.http"],
     ["router.schema"],
     ["router.bulk"],
     ["router.app"],
-    # A bench measures what runs on a cluster of its own, so it stands above those who start one.
-    ["deploy.local", "deploy.tied_to_parent"],
+    # Commands and benches run on a cluster of their own, so they stand above what starts one.
+    ["deploy"],
     ["bench"],
     ["router.commands"],
     ["router.cli"],
-    ["deploy"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

@@ -92,7 +92,7 @@ async def test_large_and_small_answers_hold_the_same_hits(cluster: Cluster, type
         # All three ways were taken: along with the row, partly, and not at all.
         assert layout(w.collection, ALL, 1, 4).inline == ALL
         assert layout(w.collection, ALL, ROWS, 4).inline == frozenset()
-        assert found.answer.more and found.answer.held is not None
+        assert found.answer.more and found.answer.reservation is not None
 
 
 async def test_long_texts_alone_are_fetched_where_others_came_along(cluster: Cluster) -> None:

@@ -1,0 +1,122 @@
+"""What PostgreSQL knows of every shard's values, read in the background for the estimates of filters.
+
+Invariant: no search waits for a reading. One that fails leaves what was read before; it is logged when it
+begins to fail, and not again until it has succeeded.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Iterable
+
+from router.nodes.node import Node
+from router.policy.selection import Health
+from router.postgres.connection import POSTGRES_ERRORS, NodeError, node_error, open_connection
+from router.postgres.statistics import read_statistics
+from router.query.statistics import TableStatistics
+from router.settings import Settings
+from shard_config.model import Collection
+
+__all__ = ["Statistics"]
+
+_logger = logging.getLogger(__name__)
+
+# Of one shard, all its collections: a reading of one takes some milliseconds.
+_READ_SECONDS = 5.0
+# Of the interval, where a table had no statistics yet: it has perhaps just been filled.
+_SOON = 0.1
+# Of values, in the server's text; Python's objects take about five times as much.
+_MOST_BYTES = 32 << 20
+_MOST_TABLE_BYTES = 1 << 20
+
+
+class Statistics:
+    """By shard and collection; changed only by its own task, and by `read`."""
+
+    def __init__(self, nodes: Iterable[Node], collections: Iterable[Collection], settings: Settings) -> None:
+        self._collections = [*collections]
+        self._interval = settings.statistics_interval
+        self._connect_timeout = settings.connect_timeout
+        self._shards: dict[str, list[Node]] = {}
+        for node in nodes:
+            self._shards.setdefault(node.shard, []).append(node)
+        tables = len(self._shards) * len(self._collections) or 1
+        self._most_bytes = min(_MOST_BYTES // tables, _MOST_TABLE_BYTES)
+        self._tables: dict[tuple[str, str], TableStatistics] = {}
+        self._failing: set[str] = set()
+        self._task: asyncio.Task[None] | None = None
+
+    def __repr__(self) -> str:
+        return f"<Statistics of {len(self._tables)} tables on {len(self._shards)} shards>"
+
+    def of(self, collection: str, shard: str) -> TableStatistics | None:
+        """What was read last; None before the first reading. The same object until something has changed."""
+        return self._tables.get((collection, shard))
+
+    def start(self) -> None:
+        if self._interval > 0 and self._task is None:
+            self._task = asyncio.create_task(self._run(), name="read statistics")
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+            self._task = None
+
+    async def read(self) -> None:
+        """Read all shards once, one after the other."""
+        for shard in self._shards:
+            await self._read_shard(shard)
+
+    async def _run(self) -> None:
+        while True:
+            await self.read()
+            complete = all(
+                (table := self.of(collection.name, shard)) is not None and table.columns
+                for shard in self._shards
+                for collection in self._collections
+            )
+            await asyncio.sleep(self._interval if complete else self._interval * _SOON)
+
+    async def _read_shard(self, shard: str) -> None:
+        """From the first of its nodes that answers; a replica has its primary's statistics."""
+        reason = "no node is up"
+        for node in self._shards[shard]:
+            if node.state.health is not Health.UP:
+                continue
+            try:
+                async with asyncio.timeout(_READ_SECONDS):
+                    await self._read_node(node, shard)
+            except (NodeError, *POSTGRES_ERRORS) as exc:
+                reason = "timed out" if isinstance(exc, TimeoutError) else str(node_error(exc))
+            except Exception as exc:
+                # The task outlives a fault of ours, which must not end the readings in silence.
+                reason = repr(exc)
+            else:
+                self._failing.discard(shard)
+                return
+        if shard not in self._failing:
+            self._failing.add(shard)
+            _logger.warning("statistics not read", extra={"shard": shard, "reason": reason})
+
+    async def _read_node(self, node: Node, shard: str) -> None:
+        connection = await open_connection(
+            node.config.dsn,
+            connect_timeout=self._connect_timeout,
+            statement_timeout=_READ_SECONDS,
+            name="pgscatter statistics",
+        )
+        try:
+            for collection in self._collections:
+                self._keep(collection, shard, await read_statistics(connection, collection, self._most_bytes))
+            await connection.close(timeout=self._connect_timeout)
+        finally:
+            connection.terminate()
+
+    def _keep(self, collection: Collection, shard: str, table: TableStatistics | None) -> None:
+        key = collection.name, shard
+        if table is None:
+            self._tables.pop(key, None)
+        elif table != self._tables.get(key):
+            self._tables[key] = table
