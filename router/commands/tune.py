@@ -135,7 +135,7 @@ async def _tune(
                 try:
                     tuned[name] = await _tune_one(args, router, settings, collection, target, display)
                     filters = [(said(raw), parse_filter(collection, raw, settings)) for raw in args.filter]
-                    display.say(f"{name}: what indexes would save")
+                    display.say(f"{name}: timing filters that have no index")
                     gains[name] = await index_gains(
                         router, collection, filters, args.k, tuned[name].ef_search
                     )

@@ -93,11 +93,12 @@ def notes(collection: Collection, found: Found) -> list[str]:
         elif not index.valid:
             said.append(f"index {index.name} is left over from a build that failed; drop it")
     said += _unwanted(collection, found)
+    bytewise = {index.key for index in filter_indexes(collection)}
     for name, type_ in ddl.stored_types(collection).items():
         column = found.columns.get(name)
         if column is not None and _rounds(column, type_):
             said.append(f"column {name} is {column.type}: values are rounded to that")
-        if column is not None and not column.deterministic:
+        if column is not None and not column.deterministic and name not in bytewise:
             said.append(
                 f"column {name} has a nondeterministic collation: equality in filters takes different texts"
                 " for equal, unlike every other operator"
