@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The caller's locale may not be installed; Python could then not start from a path beyond ASCII.
 export LC_ALL := C.UTF-8
 
-.PHONY: install demo test bench lint format lock clean
+.PHONY: install demo test bench lint format docs lock clean
 
 install: $(VENV)/.installed
 
@@ -36,6 +36,10 @@ lint: install
 format: install
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Rewrites the tables that are made from the code.
+docs: install
+	$(BIN)/python -m router.settings_docs docs/settings.md
 
 # Needs uv: rewrites requirements.lock from pyproject.toml, for every platform and Python from 3.11 on.
 lock:

@@ -8,30 +8,21 @@ It is what a router's cache hit is measured against, with the loop and the parse
 from __future__ import annotations
 
 import contextlib
-import re
 import socket
-import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import psutil
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from bench.errors import BenchError
-from bench.world import COLLECTION, Router
-from deploy.leash import leashed
+from bench.world import COLLECTION, search_path
+from deploy.local.router import Router, listening
 
 __all__ = ["app", "main", "serving"]
-
-_PATH = f"/v1/collections/{COLLECTION}/search"
-_READY_SECONDS = 30.0
-_POLL = 0.05
 
 
 def app(answer: bytes) -> Starlette:
@@ -39,7 +30,7 @@ def app(answer: bytes) -> Starlette:
         await request.body()
         return Response(answer, media_type="application/json")
 
-    return Starlette(routes=[Route(_PATH, search, methods=["POST"])])
+    return Starlette(routes=[Route(search_path(COLLECTION), search, methods=["POST"])])
 
 
 @contextlib.contextmanager
@@ -47,15 +38,12 @@ def serving(answer: bytes, folder: Path) -> Iterator[Router]:
     """It in a process of its own, while the block runs.
 
     Raises:
-        BenchError: it does not start.
+        RouterError: it does not start.
     """
-    path, log = folder / "bare.json", folder / "bare.log"
+    path = folder / "bare.json"
     path.write_bytes(answer)
-    log.write_bytes(b"")
-    with leashed([sys.executable, "-m", __name__, str(path)], log) as leash:
-        url = _ready(leash, log)
-        children = psutil.Process(leash.pid).children(recursive=True)
-        yield Router(url, tuple(child.pid for child in children), log)
+    with listening([sys.executable, "-m", __name__, str(path)], folder / "bare.log") as endpoint:
+        yield endpoint
 
 
 def main() -> None:
@@ -72,16 +60,6 @@ def main() -> None:
             log_level="warning",
         )
         uvicorn.Server(config).run([listener])
-
-
-def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    # The kernel accepts connections from the first moment; they wait for uvicorn.
-    deadline = time.monotonic() + _READY_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        if said := re.search(r" on (http://\S+)\n", log.read_text()):
-            return said[1]
-        time.sleep(_POLL)
-    raise BenchError(f"the bare endpoint does not start: {log.read_text()[-1000:]}")
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ class Context:
         judged: bool = True,
         queries: int | None = None,
         truth: Truth | None = None,
-        tick: Callable[[Slice], object] = bool,
+        tick: Callable[[Slice], object] = lambda _: None,
     ) -> Sample:
         """One measurement; the processor time of `world`'s servers and of `router` is part of it.
 
@@ -123,7 +123,7 @@ class Context:
             BenchError
         """
         job = Job(spec, load, queries or len(self.dataset.queries), self.options.k)
-        pids = () if router is None else router.pids
+        pids = () if router is None else (router.pid,)
         exact = (truth or self.truth) if judged else None
         return take(job, self.dataset, exact, routers=pids, servers=world.server_pids, tick=tick)
 

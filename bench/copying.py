@@ -7,7 +7,7 @@ to go on from. The index comes after the rows, either way, and its time is kept 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from io import StringIO
 from time import perf_counter
 
@@ -16,12 +16,12 @@ import msgspec
 import numpy as np
 
 from bench.errors import BenchError
+from bench.sql import fetch, on_each
 from bench.world import COPIED, World
 from router.bulk.batch import Batch
 from router.bulk.errors import LoadError
 from router.bulk.load import Options, load
 from router.bulk.wire import copy_stream
-from router.postgres.driver import connect
 from router.terminal import Display
 from shard_config import load as load_map
 from shard_config.partition import locate_many, shard_names
@@ -30,9 +30,6 @@ __all__ = ["Copying", "Loaded"]
 
 # All streams are held encoded.
 _MOST_BYTES = 1 << 30
-_SECONDS = 600.0
-_INDEX_SECONDS = 4 * 3600.0
-_CONNECT_SECONDS = 10.0
 _VECTOR_INDEXES = """
 SELECT i.indexrelid::regclass::text, pg_get_indexdef(i.indexrelid) FROM pg_index i
 JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am a ON a.oid = c.relam
@@ -61,7 +58,7 @@ class Copying:
     def __init__(self, world: World, jobs: int = Options().jobs, *, least_rows: int = 0) -> None:
         self._jobs = jobs
         self._indexes: list[str] = []
-        self._world = world
+        self._dsns = {node.shard: node.dsn for node in world.primaries}
         self._map = load_map(world.map_path)
         self._collection = self._map.collections[COPIED]
         base = world.dataset.base
@@ -114,76 +111,56 @@ class Copying:
         ids = np.arange(self.rows, dtype=np.int64)
         owners = locate_many(self._collection.sharding, ids)
         batch = Batch(ids, ids, self._base, {}, (), owners)
-        dsns = {node.shard: node.dsn for node in self._world.primaries}
         streams = []
         for i, shard in enumerate(shard_names(self._collection.sharding)):
             for part in np.array_split(np.flatnonzero(owners == i), jobs):
                 blocks = [bytes(block) for block in copy_stream(self._collection, batch, part)]
-                streams.append((dsns[shard], blocks))
+                streams.append((self._dsns[shard], blocks))
         return streams
 
     async def _empty(self) -> None:
-        for node in self._world.primaries:
-            connection = await connect(node.dsn, timeout=_CONNECT_SECONDS, command_timeout=_SECONDS)
-            try:
-                # The index that the last load built would make COPY fill it row by row, 50 times slower,
-                # and a checkpoint's writes belong to neither.
-                await connection.execute(f"TRUNCATE {self._collection.table}")
-                for index, statement in await connection.fetch(_VECTOR_INDEXES, str(self._collection.table)):
-                    await connection.execute(f"DROP INDEX {index}")
-                    self._indexes = [statement]
-                await connection.execute("CHECKPOINT")
-            finally:
-                connection.terminate()
+        # The index that the last load built would make COPY fill it row by row, 50 times slower, and a
+        # checkpoint's writes belong to neither.
+        async def one(connection: asyncpg.Connection, _: int) -> None:
+            await connection.execute(f"TRUNCATE {self._collection.table}")
+            for index, statement in await connection.fetch(_VECTOR_INDEXES, str(self._collection.table)):
+                await connection.execute(f"DROP INDEX {index}")
+                self._indexes = [statement]
+            await connection.execute("CHECKPOINT")
+
+        await on_each(self._dsns.values(), one)
 
     async def _index(self) -> float:
         """Seconds until every shard has the index that `pgscatter load` built before."""
         if not self._indexes:
             raise BenchError("no index to build: pgscatter load has not run yet")
-        dsns = [node.dsn for node in self._world.primaries]
-        connections = [await connect(dsn, timeout=_CONNECT_SECONDS) for dsn in dsns]
-        try:
-            started = perf_counter()
-            await asyncio.gather(
-                *(one.execute(self._indexes[0], timeout=_INDEX_SECONDS) for one in connections)
-            )
-            return perf_counter() - started
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
-            raise BenchError(f"the index could not be built: {exc}") from exc
-        finally:
-            for connection in connections:
-                connection.terminate()
+        return await self._timed(self._dsns.values(), lambda c, _: c.execute(self._indexes[0]))
 
     async def _check(self) -> None:
         """A way that stores nothing would be the fastest."""
-        count = 0
-        for node in self._world.primaries:
-            connection = await connect(node.dsn, timeout=_CONNECT_SECONDS, command_timeout=_SECONDS)
-            try:
-                count += await connection.fetchval(f"SELECT count(*) FROM {self._collection.table}")
-            finally:
-                connection.terminate()
-        if count != self.rows:
+        counts = await fetch(f"SELECT count(*) FROM {self._collection.table}", *self._dsns.values())
+        if (count := sum(row[0] for row in counts)) != self.rows:
             raise BenchError(f"{count:,} rows are in {self._collection.table}, not {self.rows:,}")
 
     async def _copy(self) -> float:
         """Seconds from the first byte to the last commit."""
-        connections = [await connect(dsn, timeout=_CONNECT_SECONDS) for dsn, _ in self._streams]
-        try:
-            started = perf_counter()
-            async with asyncio.timeout(_SECONDS):
-                await asyncio.gather(
-                    *(
-                        self._send(connection, blocks)
-                        for connection, (_, blocks) in zip(connections, self._streams, strict=True)
-                    )
-                )
-            return perf_counter() - started
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
-            raise BenchError(f"raw COPY failed: {exc}") from exc
-        finally:
-            for connection in connections:
-                connection.terminate()
+        dsns = [dsn for dsn, _ in self._streams]
+        return await self._timed(dsns, lambda c, number: self._send(c, self._streams[number][1]))
+
+    async def _timed(
+        self, dsns: Collection[str], work: Callable[[asyncpg.Connection, int], Awaitable[object]]
+    ) -> float:
+        """Seconds that `work` takes on all of them, from when they are connected."""
+        connected = asyncio.Barrier(len(dsns))
+        began: list[float] = []
+
+        async def one(connection: asyncpg.Connection, number: int) -> None:
+            await connected.wait()
+            began.append(perf_counter())
+            await work(connection, number)
+
+        await on_each(dsns, one)
+        return perf_counter() - min(began)
 
     async def _send(self, connection: asyncpg.Connection, blocks: Stream) -> None:
         async def stream() -> AsyncIterator[bytes]:

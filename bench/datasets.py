@@ -132,7 +132,7 @@ def _hdf5(path: Path) -> Dataset:
 
 def _demo() -> Dataset:
     """The standard library's documentation; the queries are first paragraphs without what follows."""
-    from bench import corpus
+    from deploy.corpus import documents as corpus
     from router.text import fit
 
     entries = corpus.entries()

@@ -9,10 +9,12 @@ counted as shed, never left out.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import time
 from array import array
 from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from time import perf_counter
 from typing import Protocol, TypeAlias, runtime_checkable
 
@@ -22,7 +24,7 @@ import numpy as np
 from bench.errors import SearchError
 from bench.percentiles import Latencies
 
-__all__ = ["Closed", "Load", "Measured", "Open", "Slice", "Target", "Tiered", "generate"]
+__all__ = ["INTENDED", "Closed", "Load", "Measured", "Open", "Slice", "Target", "generate"]
 
 # Answers kept for recall; 8 bytes per row of an answer. Beyond it latency is measured, recall is not.
 _MOST_ANSWERS = 1_000_000
@@ -32,7 +34,10 @@ _DRAWN = 4096
 # A failing system is asked again after this, not in a circle that takes its processor away.
 _PAUSE_AFTER_FAILURE = 0.005
 # What is under way at the end gets this long; then it has failed.
-_GRACE = 30.0
+_GRACE = 60.0
+
+# When the search of this task was to start, by `perf_counter`; for targets that keep times themselves.
+INTENDED: ContextVar[float] = ContextVar("INTENDED")
 
 
 class Target(Protocol):
@@ -58,6 +63,13 @@ class Tiered(Protocol):
     """A target that knows which of its tiers answered, and how fast each does."""
 
     def tiers(self) -> dict[str, Latencies]: ...
+
+
+@runtime_checkable
+class Recording(Protocol):
+    """A target that keeps a record of its own, for whoever knows what is in it."""
+
+    def record(self) -> bytes: ...
 
 
 class Closed(msgspec.Struct, frozen=True, tag="closed"):
@@ -121,6 +133,7 @@ class Measured(msgspec.Struct, frozen=True):
         cpu_seconds: of the generator's process.
         asked, answers: queries' numbers (int32) and k ids each (int64, -1 for none), as bytes.
         tiers: latencies by what answered, of a target that tells; its warm-up's are among them.
+        record: of a target that keeps one.
     """
 
     seconds: float
@@ -136,6 +149,7 @@ class Measured(msgspec.Struct, frozen=True):
     answers: bytes
     account: dict[str, int]
     tiers: dict[str, bytes] = {}
+    record: bytes = b""
 
     @property
     def rate(self) -> float:
@@ -222,6 +236,7 @@ class _Recorder:
             answers=self._answers.tobytes(),
             account=self._target.account(),
             tiers={name: found.encode() for name, found in tiers.items()},
+            record=self._target.record() if isinstance(self._target, Recording) else b"",
         )
 
 
@@ -234,11 +249,13 @@ class _Window:
         begin: Callable[[], object],
         end: Callable[[], object],
         tick: Callable[[Slice], object],
+        stop: asyncio.Event,
     ) -> None:
         self._recorder = recorder
         self._begin = begin
         self._end = end
         self._tick = tick
+        self._stop = stop
         self.seconds = self.cpu_seconds = 0.0
 
     async def run(self, load: Load) -> None:
@@ -253,8 +270,10 @@ class _Window:
 
     async def _slices(self, load: Load, started: float) -> None:
         last = started
-        while (left := started + load.seconds - perf_counter()) > 0:
-            await asyncio.sleep(min(left, load.slice or left))
+        while (left := started + load.seconds - perf_counter()) > 0 and not self._stop.is_set():
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(min(left, load.slice or left)):
+                    await self._stop.wait()
             if load.slice:
                 now = perf_counter()
                 self._tick(self._recorder.cut(last - started, now - last))
@@ -267,26 +286,27 @@ async def generate(
     *,
     queries: int,
     k: int,
-    begin: Callable[[], object] = int,
-    end: Callable[[], object] = int,
-    tick: Callable[[Slice], object] = bool,
+    begin: Callable[[], object] = lambda: None,
+    end: Callable[[], object] = lambda: None,
+    tick: Callable[[Slice], object] = lambda _: None,
+    stop: asyncio.Event | None = None,
 ) -> Measured:
     """Run `load` over a target that is open; `begin` and `end` are called around the measured time.
 
-    `tick` gets each slice of it, where the load has any.
+    `tick` gets each slice of it, where the load has any; `stop` ends it before its time.
 
     Raises:
         Exception: whatever the target raises that is no `SearchError`.
     """
     recorder = _Recorder(target, k)
-    window = _Window(recorder, begin, end, tick)
+    window = _Window(recorder, begin, end, tick, stop or asyncio.Event())
     order = _order(load, queries)
     measuring = asyncio.create_task(window.run(load))
     searches: set[asyncio.Task[None]] = set()
     if isinstance(load, Closed):
         run = _closed(recorder, load, order, measuring, searches)
     else:
-        run = _open(recorder, load, order, searches)
+        run = _open(recorder, load, order, measuring, searches)
     running = asyncio.create_task(run)
     try:
         await asyncio.wait([measuring, running], return_when=asyncio.FIRST_EXCEPTION)
@@ -335,7 +355,11 @@ async def _closed(
 
 
 async def _open(
-    recorder: _Recorder, load: Open, order: Iterator[int], searches: set[asyncio.Task[None]]
+    recorder: _Recorder,
+    load: Open,
+    order: Iterator[int],
+    measuring: asyncio.Task[None],
+    searches: set[asyncio.Task[None]],
 ) -> None:
     rng = np.random.default_rng(load.seed)
     due = perf_counter()
@@ -345,6 +369,7 @@ async def _open(
     broken: list[BaseException] = []
 
     async def one(query: int, intended: float) -> None:
+        INTENDED.set(intended)
         await recorder.search(query, intended, lambda: intended >= first)
 
     def ended(task: asyncio.Task[None]) -> None:
@@ -352,7 +377,7 @@ async def _open(
         if not task.cancelled() and (error := task.exception()) is not None:
             broken.append(error)
 
-    while due < last:
+    while due < last and not measuring.done():
         # Late by whatever kept the loop busy; what is due by now starts now, in one go.
         await asyncio.sleep(max(0.0, due - perf_counter()))
         if broken:

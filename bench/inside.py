@@ -7,18 +7,14 @@ at the same time, as searches under load do.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import TypeVar
 
 import asyncpg
 import numpy as np
 from pgvector.asyncpg import register_vector
 
-from bench.errors import BenchError
 from bench.resources import usage
+from bench.sql import on_each
 from bench.world import COLLECTION, World
-from deploy.local import NodeInfo
-from router.postgres.driver import connect
 from router.postgres.search import SearchStatements
 from router.query.plan import plan_search
 from router.query.sizes import Layout
@@ -26,8 +22,6 @@ from router.query.types import SearchQuery
 from shard_config import load
 
 __all__ = ["cpu_per_search", "prepare"]
-
-T = TypeVar("T")
 
 _LOOP = """
 CREATE OR REPLACE FUNCTION public.pgscatter_bench_loop(seconds float8) RETURNS bigint LANGUAGE plpgsql
@@ -52,8 +46,6 @@ END $f$
 """
 # What the router's connections have, see router.postgres.connection.
 _SETTINGS = {"hnsw.iterative_scan": "relaxed_order", "jit": "off"}
-_CONNECT_SECONDS = 10.0
-_STATEMENT_SECONDS = 600.0
 _WARM_UP = 0.5
 
 
@@ -93,7 +85,7 @@ def prepare(world: World, ef_search: int, k: int) -> None:
         )
         await connection.execute(loop)
 
-    asyncio.run(_on_each(world, one))
+    asyncio.run(on_each([node.dsn for node in world.primaries], one))
 
 
 def cpu_per_search(world: World, seconds: float) -> float:
@@ -103,33 +95,14 @@ def cpu_per_search(world: World, seconds: float) -> float:
         BenchError
     """
 
-    async def one(connection: asyncpg.Connection, pid: int) -> float:
+    nodes = world.primaries
+
+    async def one(connection: asyncpg.Connection, number: int) -> float:
         statement = "SELECT public.pgscatter_bench_loop($1)"
         await connection.fetchval(statement, _WARM_UP)
-        before = usage([pid])
+        pids = [pid for pid in [nodes[number].pid] if pid is not None]
+        before = usage(pids)
         count: int = await connection.fetchval(statement, seconds)
-        return usage([pid]).since(before) / count
+        return usage(pids).since(before) / count
 
-    return sum(asyncio.run(_on_each(world, one)))
-
-
-async def _on_each(world: World, one: Callable[[asyncpg.Connection, int], Awaitable[T]]) -> list[T]:
-    """What `one` returns for a connection to each shard's primary and the pid of that server."""
-
-    async def connected(node: NodeInfo) -> T:
-        assert node.pid is not None
-        connection = await connect(
-            node.dsn,
-            timeout=_CONNECT_SECONDS,
-            command_timeout=_STATEMENT_SECONDS,
-            server_settings=_SETTINGS,
-        )
-        try:
-            return await one(connection, node.pid)
-        finally:
-            connection.terminate()
-
-    try:
-        return await asyncio.gather(*(connected(node) for node in world.primaries))
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
-        raise BenchError(f"searches inside PostgreSQL failed: {exc}") from exc
+    return sum(asyncio.run(on_each([node.dsn for node in nodes], one, _SETTINGS)))

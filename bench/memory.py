@@ -46,7 +46,7 @@ def fill_l1(context: Context, world: World, router: Router, clients: int) -> tup
             spec = world.http(router, cache=True, ef_search=context.options.k)
             spec = msgspec.structs.replace(spec, queries=str(path))
             job = Job(spec, Closed(clients, _STEP_SECONDS, 0.0, seed=turn), _DISTINCT, context.options.k)
-            sample = take(job, routers=router.pids)
+            sample = take(job, routers=[router.pid])
             size = scrape(router)["pgscatter_l1_bytes"]
             meter.reach(int(size))
             if size >= _FULL * Settings().l1_bytes:

@@ -7,12 +7,14 @@ one of those that are read; the parent's account of ended children has it.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterable
+from time import perf_counter
 
 import msgspec
 import psutil
 
-__all__ = ["Usage", "family", "usage"]
+__all__ = ["Others", "Usage", "family", "usage"]
 
 
 class Usage(msgspec.Struct, frozen=True):
@@ -47,3 +49,30 @@ def usage(pids: Iterable[int]) -> Usage:
             cpu += times.user + times.system + times.children_user + times.children_system
             rss += memory.rss
     return Usage(cpu, rss)
+
+
+class Others:
+    """How many processors others take than this process and its descendants, those that there are now."""
+
+    def __init__(self) -> None:
+        self._ours = family([os.getpid()])
+        self._before = self._read()
+        self.found: list[float] = []
+
+    def __repr__(self) -> str:
+        return f"<Others than {len(self._ours)} processes: {self.found[-1:]}>"
+
+    def note(self) -> None:
+        """Add to `found` what they took since the last time."""
+        now = self._read()
+        self.found.append(max(now[1] - self._before[1], 0.0) / (now[0] - self._before[0]))
+        self._before = now
+
+    def _read(self) -> tuple[float, float]:
+        times = psutil.cpu_times()
+        busy = sum(times) - times.idle - times.iowait - times.guest - times.guest_nice
+        for process in self._ours:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                own = process.cpu_times()
+                busy -= own.user + own.system
+        return perf_counter(), busy

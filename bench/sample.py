@@ -66,7 +66,7 @@ def take(
     *,
     routers: Sequence[int] = (),
     servers: Sequence[int] = (),
-    tick: Callable[[Slice], object] = bool,
+    tick: Callable[[Slice], object] = lambda _: None,
 ) -> Sample:
     """Run `job`; `routers` and `servers` are pids whose families' processor time is read around it.
 

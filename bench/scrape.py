@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import urllib.request
 from collections.abc import Iterator
 
 import msgspec
@@ -14,6 +13,7 @@ from prometheus_client.samples import Sample
 from bench.errors import BenchError
 from bench.resources import family, usage
 from bench.world import Router, World
+from router.client import Client, ClientError
 
 __all__ = ["State", "by_label", "scrape", "state"]
 
@@ -70,11 +70,9 @@ def by_label(router: Router, name: str, label: str) -> dict[str, float]:
 
 
 def _samples(router: Router) -> Iterator[Sample]:
-    opener = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     try:
-        with opener.open(f"{router.url}/metrics", timeout=30) as reply:
-            text = reply.read().decode()
-    except OSError as exc:
+        text = Client(router.url).call("GET", "/metrics").decode()
+    except ClientError as exc:
         raise BenchError(f"no metrics: {exc}") from exc
     for metric in text_string_to_metric_families(text):
         yield from metric.samples
@@ -87,7 +85,7 @@ def state(world: World, router: Router, at: float) -> State:
     """
     said = scrape(router)
     sockets = files = threads = 0
-    for process in family(router.pids):
+    for process in family([router.pid]):
         with contextlib.suppress(psutil.NoSuchProcess):
             sockets += len(process.net_connections("tcp"))
             files += process.num_fds()
@@ -95,7 +93,7 @@ def state(world: World, router: Router, at: float) -> State:
     try:
         return State(
             at=at,
-            router_bytes=usage(router.pids).rss_bytes,
+            router_bytes=usage([router.pid]).rss_bytes,
             server_bytes=usage(world.server_pids).rss_bytes,
             l1_bytes=said["pgscatter_l1_bytes"],
             tasks=said["pgscatter_tasks"],

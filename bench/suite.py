@@ -11,9 +11,12 @@ import msgspec
 from bench import environment, plots, report
 from bench.context import Context, Options
 from bench.datasets import open_dataset
+from bench.errors import BenchError
 from bench.results import Run, save_run
 from bench.scenarios import scenario
 from bench.truth import truth_of
+from deploy.local import ClusterError
+from deploy.local.router import RouterError
 from router.terminal import Display
 
 __all__ = ["run_scenario", "write"]
@@ -34,7 +37,10 @@ def run_scenario(name: str, options: Options, display: Display, command: str = "
     truth = truth_of(dataset, options.k, meter.reach)
     meter.end()
     context = Context(options, dataset, truth, display)
-    outcome = run(context)
+    try:
+        outcome = run(context)
+    except (ClusterError, RouterError) as exc:
+        raise BenchError(str(exc)) from exc
     machine = msgspec.structs.replace(machine, servers=context.servers, flags=context.flags)
     return Run(
         scenario=name,

@@ -40,6 +40,8 @@ class HttpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
         cache: whether a cached answer will do; off, the router's own path is measured.
         encoding: of vectors, as JSON numbers or as base64 of float32.
         tiers: whether latencies are kept by what answered, too.
+        explained: every so many searches one is explained, and it is counted how many searches went
+            together in the statements that it took.
         extra: further fields of every body.
     """
 
@@ -50,6 +52,7 @@ class HttpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
     cache: bool = False
     encoding: Literal["base64", "json"] = "base64"
     tiers: bool = False
+    explained: int = 0
     extra: dict[str, Any] = {}
 
 
@@ -118,6 +121,7 @@ class _Answer(msgspec.Struct):
     cache: str
     coverage: _Coverage
     short: _Short | None = None
+    explain: dict[str, Any] | None = None
 
 
 class HttpTarget:
@@ -130,9 +134,14 @@ class HttpTarget:
         self._connections = Connections(url.hostname, port)
         host = f"{url.hostname}:{port}"
         encoder = msgspec.json.Encoder()
-        self._requests = [
-            request_bytes(host, url.path, encoder.encode(_body(spec, vector))) for vector in queries
-        ]
+
+        def encoded(**more: Any) -> list[bytes]:
+            bodies = (encoder.encode({**_body(spec, vector), **more}) for vector in queries)
+            return [request_bytes(host, url.path, body) for body in bodies]
+
+        self._requests = encoded()
+        self._explained = encoded(explain=True) if spec.explained else []
+        self._every, self._turn = spec.explained, 0
         self._decoder = msgspec.json.Decoder(_Answer)
         self._account: Counter[str] = Counter()
         self._tiers: dict[str, Latencies] = {}
@@ -146,7 +155,11 @@ class HttpTarget:
 
     async def search(self, query: int) -> Sequence[int]:
         started = perf_counter()
-        status, body = await self._connections.send(self._requests[query])
+        requests = self._requests
+        if self._every:
+            self._turn += 1
+            requests = requests if self._turn % self._every else self._explained
+        status, body = await self._connections.send(requests[query])
         if status != 200:
             raise SearchError(f"status {status}")
         try:
@@ -158,6 +171,8 @@ class HttpTarget:
         self._account[answer.cache] += 1
         if answer.short is not None:
             self._account[f"short: {answer.short.reason}"] += 1
+        if answer.explain is not None:
+            self._account.update(f"together {shard['together']}" for shard in answer.explain["shards"])
         if self._timed:
             self._tiers.setdefault(answer.cache, Latencies()).record(perf_counter() - started)
         return [hit.id for hit in answer.hits]
@@ -165,7 +180,8 @@ class HttpTarget:
     def account(self) -> dict[str, int]:
         """Answers by where they came from: l1, l2, miss or bypass. The warm-up's are among them.
 
-        Those with fewer than k rows are also counted by the reason.
+        Those with fewer than k rows are also counted by the reason, and shards of explained ones by how
+        many searches went `together` in a statement.
         """
         return dict(self._account)
 

@@ -71,7 +71,9 @@ class Truth(msgspec.Struct, frozen=True, eq=False):
         return min(right, len(true)) / len(true)
 
 
-def truth_of(dataset: Dataset, k: int, progress: Progress = int, folder: Path | None = None) -> Truth:
+def truth_of(
+    dataset: Dataset, k: int, progress: Progress = lambda _: None, folder: Path | None = None
+) -> Truth:
     """The k nearest rows of each query; `progress` hears how many queries are done.
 
     Raises:
@@ -97,7 +99,7 @@ def cache_folder() -> Path:
     return (Path(base) if base else Path.home() / ".cache") / "pgscatter" / "truth"
 
 
-def exact(dataset: Dataset, k: int, progress: Progress = int) -> Truth:
+def exact(dataset: Dataset, k: int, progress: Progress = lambda _: None) -> Truth:
     """By comparing every query with every row, a block of queries at a time."""
     rows, queries = len(dataset.base), len(dataset.queries)
     ids = np.empty((queries, k), np.int64)

@@ -1,7 +1,7 @@
 """A generator in a process of its own, so that its work is not charged to what it measures.
 
-The parent writes one line, the job, and reads events, a line each; the job's process ends when its
-standard input does, and so never outlives its parent, however that ends.
+The parent writes one line, the job, and reads events, a line each. A further line ends the load before its
+time. The job's process ends when its standard input does, and so never outlives its parent.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import IO, Literal, TypeAlias
 
 import msgspec
 import uvloop
@@ -22,10 +23,13 @@ from bench.errors import BenchError
 from bench.generators import Load, Measured, Slice, generate
 from bench.targets import TargetSpec, make
 
-__all__ = ["Job", "main", "measure"]
+__all__ = ["Generator", "Job", "generator", "main", "measure"]
 
 # Beside warm-up and measured time: starting Python, encoding the queries, connecting, waiting for the rest.
 _ALLOWANCE = 120.0
+
+Callback: TypeAlias = Callable[[], object]
+Tick: TypeAlias = Callable[[Slice], object]
 
 
 class Job(msgspec.Struct, frozen=True):
@@ -37,108 +41,123 @@ class Job(msgspec.Struct, frozen=True):
     k: int = 10
 
 
-class _Began(msgspec.Struct, frozen=True, tag="began"):
-    pass
+class _Event(msgspec.Struct, frozen=True, omit_defaults=True):
+    what: Literal["began", "sliced", "ended", "failed", "done"]
+    slice: Slice | None = None
+    reason: str = ""
+    measured: Measured | None = None
 
 
-class _Sliced(msgspec.Struct, frozen=True, tag="sliced"):
-    slice: Slice
+class Generator:
+    """One under way; made by `generator`."""
+
+    def __init__(self, job: Job, process: subprocess.Popen[bytes], errors: IO[bytes]) -> None:
+        self._job = job
+        self._process = process
+        self._errors = errors
+        self._timer: threading.Timer | None = None
+
+    def __repr__(self) -> str:
+        return f"<Generator of {self._job.load}, pid {self._process.pid}>"
+
+    def stop(self) -> None:
+        """End the load now; what is under way is still waited for."""
+        self._tell(b"stop\n")
+        self.limit(0.0)
+
+    def limit(self, seconds: float) -> None:
+        """Kill it if it has not ended after so long, and an allowance for its beginning and end."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if seconds < float("inf"):
+            self._timer = threading.Timer(seconds + _ALLOWANCE, self._process.kill)
+            self._timer.daemon = True
+            self._timer.start()
+
+    def follow(
+        self, begin: Callback = lambda: None, end: Callback = lambda: None, tick: Tick = lambda _: None
+    ) -> Measured:
+        """What it measured; `begin`, `end` and `tick` are called here when `generate` calls its own.
+
+        Raises:
+            BenchError: it failed, or did not end.
+        """
+        self._tell(msgspec.json.encode(self._job) + b"\n")
+        assert self._process.stdout is not None
+        decoder = msgspec.json.Decoder(_Event)
+        for line in self._process.stdout:
+            if not line.endswith(b"\n"):
+                break  # it ended while it wrote
+            event = decoder.decode(line)
+            if event.what == "began":
+                begin()
+            elif event.slice is not None:
+                tick(event.slice)
+            elif event.what == "ended":
+                end()
+            elif event.what == "failed":
+                raise BenchError(f"the generator failed: {event.reason}")
+            elif event.measured is not None:
+                return event.measured
+        self._errors.seek(0)
+        said = self._errors.read().decode(errors="replace").strip()[-1000:]
+        raise BenchError(f"the generator ended without a result: {said or 'it was killed'}")
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._process.kill()
+        self._process.wait()
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+    def _tell(self, line: bytes) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(line)
+        self._process.stdin.flush()
 
 
-class _Ended(msgspec.Struct, frozen=True, tag="ended"):
-    pass
-
-
-class _Failed(msgspec.Struct, frozen=True, tag="failed"):
-    reason: str
-
-
-class _Done(msgspec.Struct, frozen=True, tag="done"):
-    measured: Measured
-
-
-_Event: TypeAlias = _Began | _Sliced | _Ended | _Failed | _Done
-
-
-def measure(
-    job: Job,
-    *,
-    begin: Callable[[], Any] = int,
-    end: Callable[[], Any] = int,
-    tick: Callable[[Slice], Any] = bool,
-) -> Measured:
-    """Run `job` in a new process; `begin` and `end` are called here as its measured time begins and ends.
-
-    `tick` gets each slice as it ends, where the load has any.
-
-    Raises:
-        BenchError: it failed, or did not end.
-    """
+@contextmanager
+def generator(job: Job) -> Iterator[Generator]:
+    """It in a new process, which is gone with the block."""
     with tempfile.TemporaryFile() as errors:
         process = subprocess.Popen(
             [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors
         )
-        limit = job.load.warmup + job.load.seconds + _ALLOWANCE
-        timer = threading.Timer(limit, process.kill)
-        timer.start()
+        made = Generator(job, process, errors)
         try:
-            measured = _follow(process, job, begin, end, tick)
+            made.limit(job.load.warmup + job.load.seconds)
+            yield made
         finally:
-            timer.cancel()
-            timer.join()
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    pipe.close()
-        if measured is None:
-            errors.seek(0)
-            said = errors.read().decode(errors="replace").strip()[-1000:]
-            raise BenchError(
-                f"the generator ended without a result within {limit:g} s: {said or 'it was killed'}"
-            )
-    return measured
+            made.close()
 
 
-def _follow(
-    process: subprocess.Popen[bytes],
-    job: Job,
-    begin: Callable[[], Any],
-    end: Callable[[], Any],
-    tick: Callable[[Slice], Any],
-) -> Measured | None:
-    assert process.stdin is not None and process.stdout is not None
-    process.stdin.write(msgspec.json.encode(job) + b"\n")
-    process.stdin.flush()
-    decoder: msgspec.json.Decoder[_Event] = msgspec.json.Decoder(_Event)
-    for line in process.stdout:
-        if not line.endswith(b"\n"):
-            break  # it ended while it wrote
-        match decoder.decode(line):
-            case _Began():
-                begin()
-            case _Sliced(part):
-                tick(part)
-            case _Ended():
-                end()
-            case _Failed(reason):
-                raise BenchError(f"the generator failed: {reason}")
-            case _Done(measured):
-                return measured
-    return None
+def measure(
+    job: Job, *, begin: Callback = lambda: None, end: Callback = lambda: None, tick: Tick = lambda _: None
+) -> Measured:
+    """Run `job` to its end, see `Generator.follow`.
+
+    Raises:
+        BenchError: it failed, or did not end.
+    """
+    with generator(job) as started:
+        return started.follow(begin, end, tick)
 
 
 def main() -> None:
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        event: _Event = _Done(uvloop.run(_run(job)))
+        event = _Event("done", measured=uvloop.run(_run(job)))
     except Exception as exc:
-        event = _Failed(f"{type(exc).__name__}: {exc}")
+        event = _Event("failed", reason=f"{type(exc).__name__}: {exc}")
     _tell(event)
 
 
 async def _run(job: Job) -> Measured:
+    stop = asyncio.Event()
+    arguments = (asyncio.get_running_loop(), stop)
+    threading.Thread(target=_listen, args=arguments, daemon=True).start()
     target = make(job.target)
     try:
         await target.open()
@@ -147,9 +166,10 @@ async def _run(job: Job) -> Measured:
             job.load,
             queries=job.queries,
             k=job.k,
-            begin=lambda: _tell(_Began()),
-            end=lambda: _tell(_Ended()),
-            tick=lambda part: _tell(_Sliced(part)),
+            begin=lambda: _tell(_Event("began")),
+            end=lambda: _tell(_Event("ended")),
+            tick=lambda part: _tell(_Event("sliced", slice=part)),
+            stop=stop,
         )
     finally:
         await asyncio.wait_for(target.close(), 10)
@@ -163,10 +183,10 @@ def _tell(event: _Event) -> None:
         data = data[os.write(sys.stdout.fileno(), data) :]
 
 
-def _end_with_parent() -> None:
+def _listen(loop: asyncio.AbstractEventLoop, stop: asyncio.Event) -> None:
     # Not by the buffered reader, whose lock the main thread would want at its end.
     while os.read(sys.stdin.fileno(), 4096):
-        pass
+        loop.call_soon_threadsafe(stop.set)
     os._exit(1)
 
 

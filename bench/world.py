@@ -9,32 +9,31 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import re
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import asyncpg
 import msgspec
 import numpy as np
-import psutil
 import redis
 import yaml
 from numpy.typing import NDArray
 
 from bench.datasets import Dataset
 from bench.errors import BenchError
+from bench.sql import execute, fetch
 from bench.targets import GatherSpec, HttpSpec
-from deploy.leash import leashed
-from deploy.local import Cluster, ClusterError, NodeInfo
-from router.postgres.driver import connect
+from deploy.local import Cluster, NodeInfo
+from deploy.local.router import Router, serve_arguments, serving
+from deploy.tied_to_parent import tied_to_parent
+from router.client import Client, ClientError
 from router.postgres.sql import distance_operator
 from router.query.plan import plan_search
 from router.query.types import SearchQuery
@@ -52,18 +51,24 @@ SLICES = 1000
 _STRIDE = 7919  # prime to SLICES
 
 _BUCKETS = 64
-_READY_SECONDS = 60.0
-_SQL_SECONDS = 600.0
-_POLL = 0.05
 # A command that runs long says how far it is; it is passed on this often.
 _LISTEN = 0.5
 # What decides how fast a search is, and what a load costs.
-_SERVER_SETTINGS = (
+_SETTINGS = (
     *("shared_buffers", "effective_cache_size", "work_mem", "maintenance_work_mem", "max_connections", "jit"),
     *("max_worker_processes", "max_parallel_workers", "max_parallel_maintenance_workers", "io_method"),
     *("fsync", "synchronous_commit", "wal_level", "max_wal_size", "huge_pages", "random_page_cost"),
     *("hnsw.ef_search", "hnsw.iterative_scan", "hnsw.max_scan_tuples", "hnsw.scan_mem_multiplier"),
 )
+# To compute with a vector loads its library, and its settings with it.
+_SERVER_RECORD = f"""
+SELECT current_setting('server_version') AS postgresql, extversion AS pgvector,
+    (SELECT json_object_agg(name, current_setting(name) ORDER BY place)
+     FROM unnest(ARRAY{[*_SETTINGS]}) WITH ORDINALITY AS wanted (name, place)
+     JOIN pg_settings USING (name)) AS settings
+FROM pg_extension, (SELECT '[1]'::vector) AS loaded WHERE extname = 'vector'
+"""
+_ASK_SECONDS = 60.0
 # A load with its index, of the largest data sets.
 _COMMAND_SECONDS = 4 * 3600.0
 
@@ -79,17 +84,6 @@ END $f$;
 CREATE TRIGGER pgscatter_bench_slice BEFORE INSERT ON public.{COLLECTION}
     FOR EACH ROW EXECUTE FUNCTION public.pgscatter_bench_slice()
 """
-
-
-class Router(msgspec.Struct, frozen=True):
-    """`pids` are those of its processes, its supervisor included."""
-
-    url: str
-    pids: tuple[int, ...]
-    log: Path
-
-    def search_url(self, collection: str = COLLECTION) -> str:
-        return f"{self.url}/v1/collections/{collection}/search"
 
 
 class World:
@@ -138,7 +132,8 @@ class World:
 
     def http(self, router: Router, collection: str = COLLECTION, **options: Any) -> HttpSpec:
         """Searches through `router`, without caches unless `options` say otherwise."""
-        return HttpSpec(url=router.search_url(collection), queries=str(self.queries_path), **options)
+        url = f"{router.url}{search_path(collection)}"
+        return HttpSpec(url=url, queries=str(self.queries_path), **options)
 
     def gather(self, collection: str = COLLECTION, **options: Any) -> GatherSpec:
         """The same searches by an application of its own."""
@@ -164,11 +159,13 @@ class World:
         Raises:
             BenchError
         """
-        found = asyncio.run(_settings(self.primaries[0].dsn))
+        (found,) = asyncio.run(fetch(_SERVER_RECORD, self.primaries[0].dsn))
+        record = {"PostgreSQL": found["postgresql"], "pgvector": found["pgvector"]}
+        record |= json.loads(found["settings"])
         if self.cluster.redis_url:
             with redis.Redis.from_url(self.cluster.redis_url) as client:
-                found["Redis"] = str(client.info("server")["redis_version"])
-        return found
+                record["Redis"] = str(client.info("server")["redis_version"])
+        return record
 
     def sql(self, statement: str) -> None:
         """Run it on every primary.
@@ -176,18 +173,19 @@ class World:
         Raises:
             BenchError
         """
-        asyncio.run(_on_all([node.dsn for node in self.primaries], statement))
+        asyncio.run(execute(statement, *(node.dsn for node in self.primaries)))
 
-    def holding(self, first: int) -> dict[int, int]:
+    def holding(self, first: int) -> Counter[int]:
         """How many primaries hold each id from `first` on.
 
         Raises:
             BenchError
         """
         self.cluster.status()
-        return asyncio.run(_holding([node.dsn for node in self.primaries], first))
+        statement = f"SELECT id FROM public.{COLLECTION} WHERE id >= {first}"
+        return Counter(row["id"] for row in asyncio.run(fetch(statement, *(n.dsn for n in self.primaries))))
 
-    def command(self, *arguments: object, listen: Say = str) -> str:
+    def command(self, *arguments: object, listen: Say = lambda _: None) -> str:
         """Run `pgscatter ARGUMENTS`; returns what it printed. `listen` gets its lines as they come.
 
         Raises:
@@ -196,7 +194,7 @@ class World:
         words = [str(argument) for argument in arguments]
         log = self.folder / "command.log"
         log.write_bytes(b"")
-        with leashed([sys.executable, "-m", "router.cli", *words], log) as process:
+        with tied_to_parent([sys.executable, "-m", "router.cli", *words], log) as process:
             status = _wait(process, log, listen)
         if status is None:
             raise BenchError(f"pgscatter {words[0]} took more than {_COMMAND_SECONDS:g} s")
@@ -213,14 +211,10 @@ class World:
         Raises:
             BenchError: it was refused.
         """
-        body = json.dumps({"vector": self.dataset.queries[query].tolist(), **fields}).encode()
-        request = urllib.request.Request(
-            router.search_url(collection), body, {"Content-Type": "application/json"}, method="POST"
-        )
+        body = {"vector": self.dataset.queries[query].tolist(), **fields}
         try:
-            with _opener().open(request, timeout=60) as reply:
-                data: bytes = reply.read()
-        except OSError as exc:  # urllib's errors are of it
+            data = Client(router.url, timeout=_ASK_SECONDS).call("POST", search_path(collection), body)
+        except ClientError as exc:
             raise BenchError(f"a search by the router failed: {exc}") from exc
         return data, msgspec.json.decode(data)
 
@@ -237,20 +231,17 @@ class World:
         """`pgscatter serve` while the block runs; `settings` are its flags.
 
         Raises:
-            BenchError: it does not become ready.
+            RouterError: it does not become ready.
         """
-        flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
         if redis:
-            flags.append(f"--redis={self.cluster.redis_url}")
-        self.flags.append(" ".join(flags))
+            settings["redis"] = self.cluster.redis_url
+        arguments = serve_arguments(map_path or self.map_path, **settings)
+        # Where the map is and the port say nothing of how it was set.
+        self.flags.append(" ".join(arguments[5:]))
         # Its log of requests costs what it costs: that is what is shipped, and what is measured.
         log = self.folder / f"serve-{next(self._routers)}.log"
-        log.write_bytes(b"")
-        arguments = ["serve", "--map", str(map_path or self.map_path), "--port", "0", *flags]
-        with leashed([sys.executable, "-m", "router.cli", *arguments], log) as leash:
-            url = _ready(leash, log)
-            children = psutil.Process(leash.pid).children(recursive=True)
-            yield Router(url, tuple(child.pid for child in children), log)
+        with serving(arguments, log) as router:
+            yield router
 
 
 @contextmanager
@@ -265,7 +256,7 @@ def open_world(
     filled: bool = True,
     spread: Mapping[str, int] | None = None,
     search: Mapping[str, Any] | None = None,
-    say: Say = str,
+    say: Say = lambda _: None,
 ) -> Iterator[World]:
     """A temporary cluster with `dataset` in the collection `items`, ids being row numbers.
 
@@ -275,7 +266,7 @@ def open_world(
     empty. `search` goes into the map as it is.
 
     Raises:
-        BenchError: servers or commands failed.
+        BenchError, ClusterError: servers or commands failed.
     """
     folder = Path(tempfile.mkdtemp(prefix="pgscatter-bench-"))
     try:
@@ -292,7 +283,7 @@ def open_world(
         }
         collections.write_text(yaml.safe_dump({"collections": made}, sort_keys=False))
         say(f"starting {shards} shards with {replicas} replicas each")
-        with _cluster(folder / "cluster", shards, replicas, collections) as cluster:
+        with Cluster.temporary(shards, replicas, collections, folder / "cluster") as cluster:
             world = World(cluster, dataset, folder, say, placed)
             for name in names:
                 flags = ["--no-index"] if name == COPIED else []
@@ -309,19 +300,6 @@ def open_world(
 def slices_of(rows: int) -> NDArray[np.int64]:
     """The column `SLICE` of that many rows, in the order of their ids."""
     return np.arange(rows, dtype=np.int64) * _STRIDE % SLICES
-
-
-@contextmanager
-def _cluster(directory: Path, shards: int, replicas: int, collections: Path) -> Iterator[Cluster]:
-    cluster = Cluster(directory)
-    try:
-        cluster.up(shards, replicas, collections, owned=True)
-    except ClusterError as exc:
-        raise BenchError(str(exc)) from exc
-    try:
-        yield cluster
-    finally:
-        cluster.down()
 
 
 def _collection(
@@ -348,52 +326,8 @@ def _collection(
     }
 
 
-async def _settings(dsn: str) -> dict[str, str]:
-    try:
-        connection = await connect(dsn, timeout=_READY_SECONDS, command_timeout=_READY_SECONDS)
-        try:
-            await connection.execute("SELECT '[1]'::vector")  # loads the library, and its settings with it
-            found = {
-                "PostgreSQL": await connection.fetchval("SHOW server_version"),
-                "pgvector": await connection.fetchval(
-                    "SELECT extversion FROM pg_extension WHERE extname = 'vector'"
-                ),
-            }
-            statement = "SELECT name, current_setting(name) FROM pg_settings WHERE name = ANY($1)"
-            values = {row[0]: row[1] for row in await connection.fetch(statement, list(_SERVER_SETTINGS))}
-            return found | {name: values[name] for name in _SERVER_SETTINGS if name in values}
-        finally:
-            connection.terminate()
-    except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
-        raise BenchError(f"the settings of a server cannot be read: {exc}") from exc
-
-
-async def _holding(dsns: list[str], first: int) -> dict[int, int]:
-    held: dict[int, int] = {}
-    for dsn in dsns:
-        try:
-            connection = await connect(dsn, timeout=_READY_SECONDS, command_timeout=_SQL_SECONDS)
-            try:
-                statement = f"SELECT id FROM public.{COLLECTION} WHERE id >= $1"
-                for row in await connection.fetch(statement, first):
-                    held[row["id"]] = held.get(row["id"], 0) + 1
-            finally:
-                connection.terminate()
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
-            raise BenchError(f"the ids of a node cannot be read: {exc}") from exc
-    return held
-
-
-async def _on_all(dsns: list[str], statement: str) -> None:
-    for dsn in dsns:
-        try:
-            connection = await connect(dsn, timeout=_READY_SECONDS)
-            try:
-                await connection.execute(statement, timeout=_SQL_SECONDS)
-            finally:
-                connection.terminate()
-        except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
-            raise BenchError(f"{statement[:80]} failed: {exc}") from exc
+def search_path(collection: str) -> str:
+    return f"/v1/collections/{collection}/search"
 
 
 def _wait(process: subprocess.Popen[bytes], log: Path, listen: Say) -> int | None:
@@ -411,22 +345,3 @@ def _wait(process: subprocess.Popen[bytes], log: Path, listen: Say) -> int | Non
                 listen(line)
             if status is not None or time.monotonic() > deadline:
                 return status
-
-
-def _ready(process: subprocess.Popen[bytes], log: Path) -> str:
-    deadline = time.monotonic() + _READY_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        if said := re.search(r" on (http://\S+)", log.read_text()):
-            try:
-                with _opener().open(f"{said[1]}/readyz", timeout=5):
-                    return said[1]
-            except OSError:  # urllib's errors are of it, a 503 included
-                pass
-        time.sleep(_POLL)
-    how = "is not ready" if process.poll() is None else f"ended with status {process.returncode}"
-    raise BenchError(f"the router {how}; it said last: {log.read_text()[-1000:]}")
-
-
-def _opener() -> urllib.request.OpenerDirector:
-    """Whatever proxy the environment names, the router is on this machine."""
-    return urllib.request.build_opener(urllib.request.ProxyHandler({}))

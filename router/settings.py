@@ -1,72 +1,249 @@
-"""Every limit that an operator can set, with its default.
+"""Every limit that an operator can set: its type, bounds, default and description, once.
 
 Each field is a flag of `pgscatter serve` (`--max-body-bytes`) and an environment variable
-(`PGSCATTER_MAX_BODY_BYTES`); `docs/settings.md` explains them and a test keeps it complete.
-Times are in seconds, rates per second.
+(`PGSCATTER_MAX_BODY_BYTES`). Its annotation says which values it takes and, in Markdown, what it means;
+`pgscatter serve --help`, the messages about bad values and the tables of `docs/settings.md` are made from it.
 """
 
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Annotated, Literal, get_args
 
 import msgspec
+from msgspec import Meta
 
-__all__ = ["Settings", "origins_of"]
+__all__ = ["Setting", "Settings", "described", "origins_of"]
 
 _ORIGIN = re.compile(
     r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?|[a-z][a-z0-9+.-]*-extension://[\w-]+"
 )
+# Far beyond any use, and whole numbers up to it are exact as floating-point numbers too.
+_MOST = 1 << 53
+
+
+def _number(title: str, metavar: str, *, zero: bool, most: float = _MOST) -> Meta:
+    extra = {"metavar": metavar}
+    if zero:
+        return Meta(ge=0, le=most, title=title, extra=extra)
+    return Meta(gt=0, le=most, title=title, extra=extra)
+
+
+Count = Annotated[int, _number("a whole number", "N", zero=False)]
+CountOrZero = Annotated[int, _number("a whole number", "N", zero=True)]
+Seconds = Annotated[float, _number("a number of seconds", "SECONDS", zero=False)]
+SecondsOrZero = Annotated[float, _number("a number of seconds", "SECONDS", zero=True)]
+Share = Annotated[float, _number("a share", "SHARE", zero=True, most=1)]
+Rate = Annotated[float, _number("a rate", "RATE", zero=False)]
+Name = Annotated[str, Meta(title="a name", extra={"metavar": "NAME"})]
+Origins = Annotated[str, Meta(title="origins", extra={"metavar": "ORIGINS"})]
 
 
 class Settings(msgspec.Struct, frozen=True):
     # edges
-    max_body_bytes: int = 8 << 20
-    max_stream_bytes: int = 1 << 30
-    max_line_bytes: int = 1 << 20
-    max_batch: int = 1000
-    max_documents: int = 10_000
-    max_filter_depth: int = 8
-    max_filter_conditions: int = 256
-    max_filter_values: int = 10_000
-    max_offset: int = 10_000
-    max_timeout: float = 60.0
-    max_concurrent: int = 512
-    max_answer_bytes: int = 64 << 20
-    answer_memory_bytes: int = 128 << 20
-    cors_origins: str = ""
-    write_timeout: float = 30.0
-    drain_timeout: float = 30.0
+    max_body_bytes: Annotated[Count, "largest JSON body; 413 beyond it"] = 8 << 20
+    max_stream_bytes: Annotated[
+        Count,
+        "largest stream of newline-delimited documents; 413 beyond it, with what was stored by then",
+    ] = 1 << 30
+    max_line_bytes: Annotated[
+        Count,
+        "longest line of such a stream; a longer one is a failed document",
+    ] = 1 << 20
+    max_batch: Annotated[Count, "searches in one batch"] = 1000
+    max_documents: Annotated[Count, "documents, or ids to delete, in one JSON body"] = 10_000
+    max_filter_depth: Annotated[Count, "levels of nesting in a filter"] = 8
+    max_filter_conditions: Annotated[Count, "conditions in a filter"] = 256
+    max_filter_values: Annotated[
+        Count,
+        "values of one list in a filter, such as that of `$in`, or within one object of `$contains`",
+    ] = 10_000
+    max_offset: Annotated[
+        CountOrZero,
+        "largest offset of a search; every shard has to produce up to four times offset + k rows, see "
+        "[Pages](http.md#pages); 0 allows none",
+    ] = 10_000
+    max_timeout: Annotated[
+        Seconds,
+        "longest `timeout_ms` that a search may ask for, time for a whole batch, time for a JSON body to "
+        "come, and time for a client to take an answer of several MiB",
+    ] = 60.0
+    max_concurrent: Annotated[
+        Count,
+        "requests under `/v1` answered at the same time; 429 beyond it, at once",
+    ] = 512
+    max_answer_bytes: Annotated[
+        Count,
+        "largest answer to a search, a batch or a read of a document, before compression; a search beyond "
+        "it is refused with 422, of a batch that search alone",
+    ] = 64 << 20
+    answer_memory_bytes: Annotated[
+        Count,
+        "what answers of more than about 1 MiB may take together while they are made and sent; further ones "
+        "wait within their time, then 429",
+    ] = 128 << 20
+    cors_origins: Annotated[
+        Origins,
+        "origins whose pages may call the router from a browser, such as "
+        "`https://app.example.com,https://admin.example.com`; `*` for all; none if empty",
+    ] = ""
+    write_timeout: Annotated[
+        Seconds,
+        "time for storing a body or a batch of a stream, for a delete, and between two parts of a stream",
+    ] = 30.0
+    drain_timeout: Annotated[Seconds, "time for requests under way to finish after SIGTERM or Ctrl-C"] = 30.0
+    slow_search: Annotated[
+        SecondsOrZero,
+        "a search that takes as long leaves a line `slow search` in the log, at most one a second, with "
+        "where the time went and the [indexes that its filter lacks](recall.md#indexes-for-filters); 0 turns "
+        "that off",
+    ] = 1.0
     # nodes
-    node_connections: int = 16
-    node_statements: int = 1
-    node_together: int = 16
-    node_queue: int = 512
-    node_queue_wait: float = 1.0
-    write_connections: int = 4
-    connect_timeout: float = 2.0
-    cancel_timeout: float = 1.0
-    probe_interval: float = 0.5
-    probe_timeout: float = 1.0
-    failover_wait: float = 5.0
-    max_lag: float = 10.0
-    lag_policy: Literal["primary", "stale", "error"] = "stale"
-    primary_reads: Literal["equal", "last_resort", "never"] = "equal"
-    zone: str = ""
-    statistics_interval: float = 60.0
-    max_ejected: float = 0.5
-    hedge_quantile: float = 0.95
-    hedge_budget: float = 0.05
-    retry_budget: float = 0.2
+    node_connections: Annotated[
+        Count,
+        "connections to a node for reads, and with it the most statements running there at once",
+    ] = 16
+    node_statements: Annotated[
+        Count,
+        "statements at once that a node is always given; between the two the router adapts to the latency "
+        "it sees",
+    ] = 1
+    node_together: Annotated[
+        Count,
+        "searches of the same shape that leave as one statement when they had to wait, if each wants at "
+        "most 256 rows; 1 turns that off",
+    ] = 16
+    node_queue: Annotated[
+        CountOrZero,
+        "searches that may wait for a node; 429 beyond it; 0 lets none wait",
+    ] = 512
+    node_queue_wait: Annotated[
+        Seconds,
+        "how long a search may wait for a node; 429 at once when it would be longer",
+    ] = 1.0
+    write_connections: Annotated[Count, "connections to a node for writes"] = 4
+    connect_timeout: Annotated[Seconds, "time to open a connection"] = 2.0
+    cancel_timeout: Annotated[
+        Seconds,
+        "time for a node to confirm that it cancelled a statement; then the connection is given up",
+    ] = 1.0
+    probe_interval: Annotated[Seconds, "time between two health probes of a node"] = 0.5
+    probe_timeout: Annotated[Seconds, "time for a probe; a node that takes longer is down"] = 1.0
+    failover_wait: Annotated[
+        SecondsOrZero,
+        "time that a write waits for a shard that has no primary, as during a failover; then it fails",
+    ] = 5.0
+    max_lag: Annotated[
+        Seconds,
+        "a replica that lacks what its primary wrote this long ago is not read until it has caught up",
+    ] = 10.0
+    lag_policy: Annotated[
+        Literal["primary", "stale", "error"],
+        "when only such replicas are left: `stale` reads them and says so in `coverage`, `primary` reads "
+        "the primary even if `primary_reads` forbids it, `error` reads nobody",
+    ] = "stale"
+    primary_reads: Annotated[
+        Literal["equal", "last_resort", "never"],
+        "primaries are read like replicas (`equal`), only when no replica can be (`last_resort`), or `never`",
+    ] = "equal"
+    zone: Annotated[Name, "nodes of this zone are read first, the others when these cannot answer"] = ""
+    statistics_interval: Annotated[
+        SecondsOrZero,
+        "time between two readings of what `ANALYZE` has found in the columns that filters know, "
+        "from one node of each shard; 0 reads none",
+    ] = 60.0
+    max_ejected: Annotated[
+        Share,
+        "the share of a shard's nodes that may be left out at once for keeping silent or failing although "
+        "probes find them well; with less than 0.5, none of two",
+    ] = 0.5
+    hedge_quantile: Annotated[
+        Share,
+        "a shard's second node is asked when the first has taken longer than this share of the recent "
+        "searches; 0 turns that off",
+    ] = 0.95
+    hedge_budget: Annotated[Share, "such second questions per question at most; ten may come at once"] = 0.05
+    retry_budget: Annotated[
+        Share,
+        "retries on another node per search, at most; a thousand may come at once",
+    ] = 0.2
     # caches
-    l1_bytes: int = 64 << 20
-    body_cache_bytes: int = 32 << 20
-    l2_timeout: float = 0.02
-    l2_pause: float = 2.0
-    l2_max_entry_bytes: int = 1 << 20
+    l1_bytes: Annotated[CountOrZero, "size of the cache in memory; 0 turns it off"] = 64 << 20
+    body_cache_bytes: Annotated[
+        CountOrZero,
+        "size of the memory of requests that came before, which need not be decoded again; 0 turns it off",
+    ] = 32 << 20
+    l2_timeout: Annotated[Seconds, "time that a search may lose to Redis"] = 0.02
+    l2_pause: Annotated[
+        SecondsOrZero,
+        "time between two questions to a Redis that failed or was too slow; it is not used until it answers "
+        "one",
+    ] = 2.0
+    l2_max_entry_bytes: Annotated[CountOrZero, "largest answer kept in Redis; 0 keeps none"] = 1 << 20
     # recall
-    recall_sample_rate: float = 0.001
-    recall_budget: float = 0.1
+    recall_sample_rate: Annotated[
+        Share,
+        "share of searches that are repeated exactly, in the background, to [measure "
+        "recall](recall.md#while-it-runs); 0 turns that off",
+    ] = 0.001
+    recall_budget: Annotated[
+        Rate,
+        "such repetitions per second at most; what is chosen beyond it is dropped. One reads every row of "
+        "every shard",
+    ] = 0.1
+
+
+class Setting:
+    """A field of `Settings`, as its annotation describes it; `description` is Markdown."""
+
+    def __init__(self, field: msgspec.structs.FieldInfo) -> None:
+        self.name = field.name
+        self.default = field.default
+        self.flag = f"--{field.name.replace('_', '-')}"
+        self.variable = f"PGSCATTER_{field.name.upper()}"
+        self._values = field.type
+        self._type, *bounds, self.description = get_args(field.type)
+        self._bounds: Meta | None = bounds[0] if bounds else None
+
+    def __repr__(self) -> str:
+        return f"<Setting {self.name}: {self.takes}>"
+
+    @property
+    def metavar(self) -> str:
+        """What `--help` shows for a value."""
+        if self._bounds is None:
+            return "|".join(get_args(self._type))
+        return str((self._bounds.extra or {})["metavar"])
+
+    @property
+    def takes(self) -> str:
+        """Its values in words, such as `a whole number above 0`."""
+        bounds = self._bounds
+        if bounds is None:
+            return f"one of {', '.join(get_args(self._type))}"
+        least = " above 0" if bounds.gt == 0 else " of at least 0" if bounds.ge == 0 else ""
+        most = "" if bounds.le is None or bounds.le == _MOST else f" and at most {bounds.le:g}"
+        return f"{bounds.title}{least}{most}"
+
+    def parse(self, text: str) -> object:
+        """The value that `text` says.
+
+        Raises:
+            ValueError: naming what it takes.
+        """
+        if self.name == "cors_origins":
+            origins_of(text)
+        number = self._type in (int, float)
+        try:
+            # The types read `1_000` and ` 1`, too; msgspec, whose error is a ValueError, sees to the bounds.
+            return msgspec.convert(self._type(text) if number else text, self._values)
+        except ValueError as exc:
+            raise ValueError(f"expected {self.takes}, got {text[:40]!r}") from exc
+
+
+def described() -> tuple[Setting, ...]:
+    """All settings, in the order of the documentation."""
+    return tuple(map(Setting, msgspec.structs.fields(Settings)))
 
 
 def origins_of(text: str) -> tuple[str, ...]:

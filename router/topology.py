@@ -1,15 +1,18 @@
 """Everything that serves one shard map, put together in one place and one order.
 
-`Topology` owns what has a lifetime: nodes, the prober, the cache's entries, the line to Redis, the
-measurement of recall.
-`Snapshot` is what a request uses from its beginning to its end; nothing else constructs a stage.
+`Parts` are what outlives a shard map: nodes, the prober, what was written, the caches' entries, the line to
+Redis, the measurement of recall. `assemble` puts the stages for one map on top of them; nothing else
+constructs a stage. The `Snapshot` that it returns is what a request uses from its beginning to its end.
+
+Invariant: parts know of no snapshot, so that several may stand on them at once. While one map replaces
+another, requests end on the snapshot on which they began, and closing that one leaves the other whole.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 
@@ -18,9 +21,10 @@ import msgspec
 from router.documents.primary import Primaries
 from router.documents.reader import Reader
 from router.documents.types import CountAnswer, DeleteOutcome, Document, ReadAnswer, UpsertOutcome
+from router.documents.unconfirmed import UnconfirmedWrites
 from router.documents.writer import Writer
+from router.freshness.freshness import Freshness
 from router.freshness.redis_link import RedisLink
-from router.freshness.worker_counters import Shared
 from router.nodes.node import Node
 from router.nodes.prober import Prober
 from router.nodes.statistics import Statistics
@@ -30,22 +34,26 @@ from router.policy.limit import Limit
 from router.policy.selection import Health, Reads, Role
 from router.policy.ways import Ways
 from router.query.filter import Filter
-from router.query.types import Found, SearchQuery, VectorFormat
-from router.recall.live import LiveRecall, RecallListener
+from router.query.ranked import RankedAnswer
+from router.query.types import Found, Probe, SearchQuery, ShardRows, VectorFormat
+from router.recall.live import LiveRecall, RecallListener, Sampled
 from router.recall.sampling import RecallSampler, RecallSeen
 from router.settings import Settings
 from router.stages.answer_memory import AnswerMemory, BatchRoom
 from router.stages.coalesce import Coalesced
+from router.stages.columns import ColumnReader
+from router.stages.encode import Encoded
 from router.stages.fanout import Fanout
 from router.stages.local_cache import LocalCache, Store
 from router.stages.replicas import ReplicaSet
 from router.stages.scatter import Scatter
-from router.stages.shared_cache import Invalidations, SharedCache
-from router.stages.stage import Stage
+from router.stages.shared_cache import SharedCache
+from router.stages.stage import Figures, Stage
+from shard_config import model
 from shard_config.dsn import server
 from shard_config.model import Collection, ShardMap
 
-__all__ = ["Snapshot", "Topology"]
+__all__ = ["Parts", "Snapshot", "Topology", "assemble"]
 
 
 # All that is under way on a node when it dies is tried elsewhere.
@@ -53,7 +61,42 @@ _RETRIES_AT_ONCE = 1000.0
 
 
 class Topology:
-    """Opens and closes what a router runs on; `snapshot` is valid in between."""
+    """The parts of a router, and the snapshot that requests take now; valid between `open` and `close`."""
+
+    def __init__(
+        self,
+        shard_map: ShardMap,
+        settings: Settings,
+        *,
+        redis_url: str | None = None,
+        shared_path: Path | None = None,
+        recall_listener: RecallListener | None = None,
+    ) -> None:
+        self.parts = Parts(
+            shard_map,
+            settings,
+            redis_url=redis_url,
+            shared_path=shared_path,
+            recall_listener=recall_listener,
+        )
+        self.snapshot = assemble(shard_map, self.parts)
+
+    def __repr__(self) -> str:
+        return f"<Topology {self.snapshot!r}, {self.parts!r}>"
+
+    async def open(self) -> None:
+        """Probe every node once and connect to those that are up."""
+        await self.snapshot.read_tokens()
+        await self.parts.open()
+
+    async def close(self) -> None:
+        """Let go of everything, within the bounds of each part."""
+        await self.snapshot.close()
+        await self.parts.close()
+
+
+class Parts:
+    """What outlives a shard map. `shard_map` says which nodes and collections there are."""
 
     def __init__(
         self,
@@ -66,36 +109,48 @@ class Topology:
     ) -> None:
         self.settings = settings
         limits = _limits(shard_map, settings)
-        self.nodes = [
-            Node(node, shard.name, settings, limits[node.name])
+        self._nodes = {
+            (shard.name, node): Node(node, shard.name, settings, limits[node.name])
             for shard in shard_map.shards.values()
             for node in shard.nodes
-        ]
-        self.shared = Shared(shard_map, shared_path)
+        }
+        self.link = (
+            None
+            if redis_url is None
+            else RedisLink(redis_url, budget=settings.l2_timeout, pause=settings.l2_pause)
+        )
+        self.freshness = Freshness(shard_map, self.link, shared_path)
         self.hedges = Budget(settings.hedge_budget) if settings.hedge_quantile else None
         self.retries = Budget(settings.retry_budget, _RETRIES_AT_ONCE)
         self.store = Store(settings.l1_bytes)
         self.memory = AnswerMemory(settings.max_answer_bytes, settings.answer_memory_bytes)
         self.prober = Prober(self.nodes, settings)
         self.statistics = Statistics(self.nodes, shard_map.collections.values(), settings)
+        self.unconfirmed = UnconfirmedWrites(self.freshness, self.prober, settings.write_timeout)
         self.recall = LiveRecall(
             RecallSampler(settings.recall_sample_rate, settings.recall_budget),
-            self.shared.version,
+            self.freshness.version,
             recall_listener,
         )
-        self.link = (
-            None
-            if redis_url is None
-            else RedisLink(redis_url, budget=settings.l2_timeout, pause=settings.l2_pause)
-        )
-        self.snapshot = Snapshot(shard_map, self)
 
     def __repr__(self) -> str:
-        return f"<Topology {self.snapshot!r}, {len(self.nodes)} nodes>"
+        return f"<Parts {len(self._nodes)} nodes, {self.freshness!r}>"
+
+    @property
+    def nodes(self) -> list[Node]:
+        """All of them, in the map's order."""
+        return list(self._nodes.values())
+
+    def nodes_of(self, shard: model.Shard) -> list[Node]:
+        """The nodes of `shard`; maps that describe a node alike share it, with its connections.
+
+        Raises:
+            KeyError: the parts were not made for one of them.
+        """
+        return [self._nodes[shard.name, node] for node in shard.nodes]
 
     async def open(self) -> None:
         """Probe every node once and connect to those that are up."""
-        await self.snapshot.prepare()
         await self.prober.start()
         up = [node for node in self.nodes if node.state.health is Health.UP]
         # One that fails here is no worse than one that fails later: its searches will say so.
@@ -104,89 +159,122 @@ class Topology:
         self.statistics.start()
 
     async def close(self) -> None:
-        """Let go of everything, within the bounds of each part."""
+        """Let go of everything; snapshots are closed before."""
         await self.recall.close()
         await self.statistics.close()
         await self.prober.close()
-        await self.snapshot.close()
+        # Before the nodes: each unconfirmed write is followed through its node's connections.
+        await self.unconfirmed.close()
         await asyncio.gather(*(node.close() for node in self.nodes))
+        await self.freshness.close()
         if self.link is not None:
             await self.link.close()
-        self.shared.close()
+
+
+def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
+    """The router for `shard_map`, on `parts`.
+
+    The order of stages: L1 is outermost, because a hit there must cost neither a task nor a wait.
+    Coalescing comes before L2, so that equal misses cost one GET. Encoding stands below the caches, which
+    keep bytes; all below it speak of ranked rows. Recall is measured of what was searched, not of what a
+    cache repeats. Scatter is last: it alone speaks of shards.
+
+    Raises:
+        KeyError: the parts were not made for one of the map's nodes or collections.
+    """
+    settings, freshness = parts.settings, parts.freshness
+    namespace = _namespace(shard_map)
+    # What the parts were not made for is found now, and not by requests; and before the first set is made,
+    # since a set is told of its nodes' news until it is closed.
+    for name in shard_map.collections:
+        freshness.version(name)
+    nodes = {name: parts.nodes_of(shard) for name, shard in shard_map.shards.items()}
+    sets = {
+        name: ReplicaSet(name, members, reads=_reads(settings), hedges=parts.hedges, retries=parts.retries)
+        for name, members in nodes.items()
+    }
+    fanout = Fanout(sets)
+    scatter = Scatter(shard_map, fanout, freshness, Ways(parts.statistics.of))
+    ranked = Sampled(scatter, parts.recall)
+    search: Stage[SearchQuery, Found] = Encoded(ranked, ColumnReader(fanout, freshness), parts.memory)
+    shared_cache = None
+    if parts.link is not None:
+        search = shared_cache = SharedCache(
+            search,
+            parts.link,
+            freshness,
+            shard_map,
+            namespace,
+            sets,
+            parts.prober.probe_soon,
+            settings.l2_max_entry_bytes,
+        )
+    search = Coalesced(search, freshness.version)
+    search = LocalCache(search, parts.store, namespace, freshness.version)
+    primaries = Primaries(sets, freshness, parts.prober, parts.unconfirmed, wait=settings.failover_wait)
+    return Snapshot(
+        shard_map,
+        parts,
+        sets,
+        fanout,
+        search=search,
+        scatter=scatter,
+        shared_cache=shared_cache,
+        writer=Writer(shard_map, primaries),
+        reader=Reader(shard_map, fanout, freshness, parts.memory),
+    )
 
 
 class Snapshot:
-    """The router for one shard map; satisfies `router.http.backend.Backend`.
+    """The router for one shard map, as `assemble` makes it; satisfies `router.http.backend.Backend`."""
 
-    The order of stages: L1 is outermost, because a hit there must cost neither a task nor a wait.
-    Coalescing comes before L2, so that equal misses cost one GET. Scatter is last: it alone speaks of
-    shards.
-    """
-
-    def __init__(self, shard_map: ShardMap, topology: Topology) -> None:
+    def __init__(
+        self,
+        shard_map: ShardMap,
+        parts: Parts,
+        sets: Mapping[str, ReplicaSet],
+        fanout: Fanout,
+        *,
+        search: Stage[SearchQuery, Found],
+        scatter: Scatter,
+        shared_cache: SharedCache | None,
+        writer: Writer,
+        reader: Reader,
+    ) -> None:
+        """
+        Args:
+            search: the outermost stage.
+            scatter: the innermost.
+        """
         self.shard_map = shard_map
-        self._topology = topology
-        shared = topology.shared
-        namespace = _namespace(shard_map)
-        sets = {
-            name: ReplicaSet(
-                name,
-                [node for node in topology.nodes if node.shard == name],
-                reads=_reads(topology.settings),
-                hedges=topology.hedges,
-                retries=topology.retries,
-            )
-            for name in shard_map.shards
-        }
-        self.fanout = fanout = Fanout(sets)
-        search: Stage = Scatter(shard_map, fanout, shared, topology.memory, Ways(topology.statistics.of))
-        self._exactly = search  # repeats searches to measure recall, past all caches
-        self._recall = topology.recall
-        self._chosen_for_recall = topology.recall.chooses
-        invalidations = None
-        self._shared_cache = None
-        if topology.link is not None:
-            invalidations = Invalidations(topology.link, shared, shard_map.collections.values())
-            search = self._shared_cache = SharedCache(
-                search,
-                topology.link,
-                invalidations,
-                shard_map,
-                namespace,
-                sets,
-                topology.prober.look,
-                topology.settings.l2_max_entry_bytes,
-            )
-        search = self._coalesced = Coalesced(search, shared.version)
-        self._search: Stage = LocalCache(search, topology.store, namespace, shared.version)
-        self._primaries = Primaries(
-            sets,
-            shared,
-            topology.prober,
-            invalidations,
-            wait=topology.settings.failover_wait,
-            statement_timeout=topology.settings.write_timeout,
-        )
-        self._writer = Writer(shard_map, self._primaries)
-        self._reader = Reader(shard_map, fanout, shared, topology.memory)
+        self._parts = parts
         self._sets = sets
+        self._fanout = fanout
+        self._search = search
+        self._scatter = scatter
+        self._shared_cache = shared_cache
+        self._writer = writer
+        self._reader = reader
+        self._recall = parts.recall
 
     def __repr__(self) -> str:
         return f"<Snapshot map {self.shard_map.version}: {self._search!r}>"
 
-    async def prepare(self) -> None:
-        """What has to be done before the nodes are probed for the first time."""
+    async def read_tokens(self) -> None:
+        """To be called before the nodes are probed for the first time: see `SharedCache.read_tokens`."""
         if self._shared_cache is not None:
-            await self._shared_cache.meet_tokens()
+            await self._shared_cache.read_tokens()
 
     async def search(self, query: SearchQuery, deadline: float) -> Found:
-        if not self._chosen_for_recall():
-            return await self._search.search(query, deadline)
-        # Read before the search starts: a write that lands meanwhile makes the two answers incomparable.
-        version = self._topology.shared.version(query.collection.name)
-        found = await self._search.search(query, deadline)
-        self._recall.offer(self._exactly, query, found, version)
-        return found
+        return await self._search.search(query, deadline)
+
+    async def rank(self, query: SearchQuery, deadline: float) -> RankedAnswer:
+        """The ranked rows, past all caches."""
+        return await self._scatter.search(query, deadline)
+
+    async def fetch(self, probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
+        """Rows of each probe's shard, past all stages; see `Fanout.fetch`."""
+        return await self._fanout.fetch(probes, deadline)
 
     async def upsert(
         self, collection: Collection, documents: Sequence[Document], deadline: float
@@ -212,44 +300,38 @@ class Snapshot:
     async def count(self, collection: Collection, filter: Filter | None, deadline: float) -> CountAnswer:
         return await self._reader.count(collection, filter, deadline)
 
+    def discard_plans(self) -> None:
+        """Close idle connections, so that the next searches are planned anew."""
+        for replicas in self._sets.values():
+            for node in replicas.nodes:
+                node.reads.discard_idle()
+
     def batch_room(self) -> BatchRoom:
-        return BatchRoom(self._topology.memory)
+        return BatchRoom(self._parts.memory)
 
     def nodes(self) -> list[NodeStatus]:
-        heads = {name: _head(replicas) for name, replicas in self._sets.items()}
-        return [_status(node, heads[node.shard]) for node in self._topology.nodes]
+        """What is known of each node of the map, in the map's order."""
+        return [
+            _status(node, head)
+            for replicas in self._sets.values()
+            for head in [_head(replicas)]
+            for node in replicas.nodes
+        ]
 
     def ready(self) -> tuple[bool, dict[str, bool]]:
         """Whether a search has a chance, and which shards can be read."""
         readable = {name: replicas.readable for name, replicas in self._sets.items()}
         return any(readable.values()), readable
 
-    def cache_stats(self) -> dict[str, int | float | bool]:
-        store, shared = self._topology.store, self._shared_cache
-        stats: dict[str, int | float | bool] = {
-            "l1_entries": len(store),
-            "l1_bytes": store.size_bytes,
-            "l1_hits": store.hits,
-            "l1_misses": store.misses,
-            "coalesced": self._coalesced.joined,
-            "l2_enabled": shared is not None,
-        }
-        if shared is not None and self._topology.link is not None:
-            link = self._topology.link
-            stats |= {
-                "l2_hits": shared.hits,
-                "l2_misses": shared.misses,
-                "l2_failures": link.failures,
-                "l2_on": link.on,
-            }
-        return stats
+    def cache_stats(self) -> Figures:
+        return {"l2_enabled": False} | self._search.describe()
 
     def recall(self, collection: str) -> RecallSeen | None:
         """What repeating real searches exactly has shown lately, if anything."""
         return self._recall.seen(collection)
 
     async def close(self) -> None:
-        await self._primaries.close()
+        """To be called when no request uses it any more; the parts stay as they are."""
         for replicas in self._sets.values():
             replicas.close()
         if self._shared_cache is not None:

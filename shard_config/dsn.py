@@ -18,7 +18,7 @@ _PARAMETER = re.compile(r"(password\s*=\s*)(?:'[^']*'|[^&\s]*)", re.IGNORECASE)
 
 
 class Server(msgspec.Struct, frozen=True):
-    """What tells one node from another. `database` is empty where the server chooses it."""
+    """The server and database that a DSN means; `database` is empty where the server chooses it."""
 
     host: str
     port: int

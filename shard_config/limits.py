@@ -29,6 +29,7 @@ SHARE = (0.0, 1.0)
 TUNE_QUERIES = (2, 100_000)
 TUNE_FILTERS = (0, 1000)
 TIMEOUT = (0.001, 3600.0)  # seconds
+METADATA_INDEXES = 64  # of one collection; each is written by every upsert
 TTL = (0.0, 7 * 86_400.0)  # seconds
 
 NAME = r"[a-z][a-z0-9_-]{0,62}"  # of shards, nodes and collections

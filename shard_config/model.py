@@ -25,6 +25,7 @@ __all__ = [
     "HashSharding",
     "Index",
     "ListSharding",
+    "MetadataType",
     "Metric",
     "Node",
     "Quantization",
@@ -63,6 +64,14 @@ class Quantization(StrEnum):
     BINARY = "binary"
 
 
+class MetadataType(StrEnum):
+    """Which values of a metadata path an index serves; conditions on others are answered without it."""
+
+    TEXT = "text"
+    NUMBER = "number"
+    ARRAY = "array"
+
+
 class Node(msgspec.Struct, frozen=True):
     """One PostgreSQL server; its role is discovered, never configured. `patroni` is its REST API's URL."""
 
@@ -92,11 +101,16 @@ class Table(msgspec.Struct, frozen=True):
 
 
 class Column(msgspec.Struct, frozen=True):
-    """A typed column: `name` is what requests say, `column` what PostgreSQL says."""
+    """A typed column: `name` is what requests call it, `column` what PostgreSQL calls it.
+
+    `index`: every shard is to have an index on it, and filters' conditions are written so that it serves
+    them.
+    """
 
     name: str
     column: str
     type: ValueType
+    index: bool = False
 
 
 class Vector(msgspec.Struct, frozen=True):
@@ -201,6 +215,7 @@ class Collection(msgspec.Struct, frozen=True):
     search: SearchDefaults
     cache: Cache
     text_model: str | None = None  # absolute path of the model that turns `text` into a vector
+    metadata_indexes: dict[tuple[str, ...], MetadataType] = {}  # by the steps of the path
 
     @property
     def sharded_by_id(self) -> bool:

@@ -18,5 +18,5 @@ def below(value: object, bound: object) -> bool:
 
 
 def rank(value: object) -> tuple[bool, Any]:
-    """What sorts as `value` does."""
+    """A sort key: keys of values of one type compare as PostgreSQL compares the values."""
     return (True, 0) if value != value else (False, value)

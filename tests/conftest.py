@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
-import subprocess
-import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -15,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from deploy.local import Cluster
+from deploy.local.router import serve_arguments, serving
 
 
 class Served(str):
@@ -34,9 +31,6 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 for name in [name for name in os.environ if name.startswith(("PG", "PATRONI_"))]:
     del os.environ[name]
 
-_START_SECONDS = 30.0
-_STOP_SECONDS = 45.0
-
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
@@ -46,48 +40,18 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="session")
-def serve() -> Serve:
-    """`with serve(map_path, redis=…, workers=…) as url`: `pgscatter serve` as its own process, ready."""
-    return _serve
+def serve(tmp_path_factory: pytest.TempPathFactory) -> Serve:
+    """`with serve(map_path, redis=…, workers=…) as url`: `pgscatter serve` as its own process, listening."""
 
+    @contextmanager
+    def started(map_path: Path, **settings: object) -> Iterator[Served]:
+        log = tmp_path_factory.mktemp("serve") / "log"
+        with serving(serve_arguments(map_path, **settings), log, ready=False) as router:
+            url = Served(router.url)
+            url.pid = router.pid
+            yield url
+        lines = log.read_text().splitlines()
+        assert router.watcher.returncode == 0, "\n".join(lines[-20:])
+        assert not [line for line in lines if '"level":"error"' in line]
 
-@contextmanager
-def _serve(map_path: Path, **options: object) -> Iterator[Served]:
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    command = [sys.executable, "-m", "router.cli", "serve", "--map", str(map_path), "--port", "0", *flags]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=dict(os.environ))
-    assert process.stderr is not None
-    lines: list[str] = []
-    listening = threading.Event()
-
-    def read() -> None:
-        assert process.stderr is not None
-        for line in process.stderr:
-            lines.append(line)
-            if " on http" in line:
-                listening.set()
-        listening.set()
-
-    reader = threading.Thread(target=read, daemon=True)
-    reader.start()
-    try:
-        assert listening.wait(_START_SECONDS), "the router did not start in time"
-        found = re.search(r" on (http\S+)", "".join(lines))
-        assert found, "".join(lines)
-        url = Served(found[1])
-        url.pid = process.pid
-        yield url
-    finally:
-        process.terminate()
-        try:
-            process.wait(_STOP_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            raise
-        finally:
-            reader.join(5)
-            process.stderr.close()
-    assert process.returncode == 0, "".join(lines[-20:])
-    problems = [line for line in lines if '"level":"error"' in line]
-    assert not problems, "".join(problems)
+    return started

@@ -7,11 +7,10 @@ import random
 
 import msgspec
 
-from bench.faults.load import FIRST_ID, Rates
-from bench.faults.process import Job, running
+from bench.faults.load import FIRST_ID, running
 from bench.faults.proxies import Proxies
 from bench.scrape import State, state
-from bench.world import COLLECTION, Router, World
+from bench.world import Router, World
 from router.terminal import Meter
 
 __all__ = ["Growth", "break_connections"]
@@ -36,7 +35,7 @@ async def break_connections(
     rng = random.Random(1)
     names = list(proxies.addresses)
     try:
-        async with running(Job(router.url, COLLECTION, str(world.queries_path), Rates(), _IDS)):
+        async with running(world, router, _IDS):
             # The first tenth is for what grows until it is as large as it gets.
             for number in range(count):
                 if number == count // 10:

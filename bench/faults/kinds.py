@@ -10,8 +10,8 @@ from typing import Literal
 import asyncpg
 import msgspec
 
-from bench.faults.nodes import execute
 from bench.faults.proxies import Proxies
+from bench.sql import execute
 from bench.world import World
 from router.postgres.driver import connect
 
@@ -58,7 +58,7 @@ class Broken:
             await asyncio.to_thread(self.cluster.start, name)
 
     async def sql(self, name: str, statement: str) -> None:
-        await execute(self.cluster.node(name).dsn, statement)
+        await execute(statement, self.cluster.node(name).dsn)
 
 
 Step = Callable[[Broken], Awaitable[None]]

@@ -1,48 +1,54 @@
 """Searches and writes at fixed rates through one router, each with its time and what became of it.
 
-Every search is for another vector, so that no cache answers for a node that cannot. Latency counts from
-the intended start.
+They come from a generator's process, so that what breaks and mends servers does not hold them up. Every
+search is for another vector, so that no cache answers for a node that cannot. Latency counts from the
+intended start.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from time import perf_counter
-from typing import Literal
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
-from numpy.typing import NDArray
 
-from bench.errors import SearchError
+from bench.datasets import Vectors
+from bench.errors import BenchError, SearchError
+from bench.generators import INTENDED, Open
 from bench.http_client import Connections, request_bytes
+from bench.targets import ImportedSpec
+from bench.workers import Job, generator
+from bench.world import COLLECTION, Router, World
 
-__all__ = ["FIRST_ID", "Event", "Rates", "States", "Traffic", "nodes_of", "traffic"]
+__all__ = ["FIRST_ID", "SEARCHES", "WRITES", "Event", "Running", "States", "Traffic", "running"]
 
+# Per second.
+SEARCHES, WRITES = 100, 20
 _TIMEOUT_MS = 2000
 _POLL_SECONDS = 0.1
 # More than a write has at the router; what the router has not answered by then has failed.
 _ANSWER_SECONDS = 45.0
+_BEGIN_SECONDS = 60.0
+_UP_SECONDS = 60.0
+# A load is stopped when a fault is over, long before this.
+_MOST_SECONDS = 3600.0
+_MOST_OUTSTANDING = 10_000
 # Documents of the load, apart from those of the data set.
 FIRST_ID = 1_000_000_000
 
 # Of nodes by name, at a moment.
 States = list[tuple[float, dict[str, str]]]
-
-
-class Rates(msgspec.Struct, frozen=True):
-    """Per second."""
-
-    searches: float = 100.0
-    writes: float = 20.0
+Outcome = Literal["full", "stale", "partial", "failed"]
 
 
 class Event(msgspec.Struct, frozen=True):
-    """One request; times in seconds from the beginning.
+    """One request; times in seconds, `at` from the beginning of the load.
 
     Attributes:
         outcome: `partial` is an answer that says it lacks a shard, `failed` any that is none.
@@ -51,161 +57,196 @@ class Event(msgspec.Struct, frozen=True):
     at: float
     seconds: float
     what: Literal["search", "write"]
-    outcome: Literal["full", "stale", "partial", "failed"]
+    outcome: Outcome
     reason: str = ""
 
 
-class _Coverage(msgspec.Struct):
-    full: bool
-    stale: list[str] = []
+class Record(msgspec.Struct):
+    """What became of a load; `acknowledged` are ids of documents that the router said are stored."""
 
-
-class _Found(msgspec.Struct):
-    coverage: _Coverage
-
-
-class _Stored(msgspec.Struct):
-    stored: int = 0
-    detail: str = ""
-
-
-class _Node(msgspec.Struct):
-    name: str
-    state: str
-    role: str | None
-
-
-class _Nodes(msgspec.Struct):
-    nodes: list[_Node]
+    events: list[Event] = []
+    states: States = []
+    acknowledged: list[int] = []
 
 
 class Traffic:
-    """What runs between `traffic`'s beginning and end.
+    """The target of the load: searches, and among them evenly as many writes as there are to be.
 
-    Attributes:
-        began: by the machine's monotonic clock.
-        acknowledged: ids of documents that the router said are stored.
+    `spec.options` have the router's `url` and the `first_id` of the documents. Its record is a `Record`
+    whose times are those of the machine's monotonic clock.
     """
 
-    def __init__(self, url: str, collection: str, queries: NDArray[np.float32], first_id: int) -> None:
-        parts = urlsplit(url)
-        assert parts.hostname is not None
-        assert parts.port is not None
-        self._host = f"{parts.hostname}:{parts.port}"
-        self._path = f"/v1/collections/{collection}"
-        self._connections = Connections(parts.hostname, parts.port, answer_seconds=_ANSWER_SECONDS)
-        self._queries = queries
+    def __init__(self, spec: ImportedSpec, queries: Vectors) -> None:
+        parts = urlsplit(spec.options["url"])
+        self._host = parts.netloc
+        self._connections = Connections(
+            parts.hostname or "", parts.port or 80, answer_seconds=_ANSWER_SECONDS
+        )
+        self._queries = np.array(queries)
         self._rng = np.random.default_rng(1)
-        self.began = perf_counter()  # the loop's clock counts whole milliseconds
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._next_id = first_id
-        self.events: list[Event] = []
-        self.states: States = []
-        self.acknowledged: list[int] = []
+        self._next_id: int = spec.options["first_id"]
+        self._started = 0
+        self._watching: asyncio.Task[None] | None = None
+        self.found = Record()
 
     def __repr__(self) -> str:
-        return f"<Traffic to {self._host}, {len(self.events)} events>"
+        return f"<Traffic to {self._host}, {len(self.found.events)} events>"
 
-    @property
-    def now(self) -> float:
-        """Seconds since the beginning."""
-        return perf_counter() - self.began
+    async def open(self) -> None:
+        self._watching = asyncio.create_task(self._watch())
 
-    async def search(self, at: float) -> None:
-        query = self._queries[self._rng.integers(len(self._queries))]
-        vector = (query + self._rng.normal(0, 1e-4, query.shape)).astype("<f4")
+    async def search(self, query: int) -> Sequence[int]:
+        before, self._started = self._started * WRITES, self._started + 1
+        # One in so many of all that start.
+        if before // (SEARCHES + WRITES) != self._started * WRITES // (SEARCHES + WRITES):
+            await self._write(query)
+        else:
+            await self._search(query)
+        return []
+
+    def account(self) -> dict[str, int]:
+        return {}
+
+    def record(self) -> bytes:
+        return msgspec.json.encode(self.found)
+
+    async def close(self) -> None:
+        if self._watching is not None:
+            self._watching.cancel()
+            await asyncio.gather(self._watching, return_exceptions=True)
+        self._connections.close()
+
+    async def _search(self, query: int) -> None:
+        vector = self._queries[query]
+        vector = (vector + self._rng.normal(0, 1e-4, vector.shape)).astype("<f4")
         body = {"vector": vector.tolist(), "k": 10, "timeout_ms": _TIMEOUT_MS}
-        await self._timed(at, "search", "POST", "/search", body, _searched)
+        await self._send("search", "POST", "search", body)
 
-    async def write(self, at: float) -> None:
+    async def _write(self, query: int) -> None:
         id_, self._next_id = self._next_id, self._next_id + 1
-        vector = self._queries[id_ % len(self._queries)].tolist()
-        body = {"documents": [{"id": id_, "vector": vector}]}
-        if await self._timed(at, "write", "PUT", "/documents", body, _stored) == "full":
-            self.acknowledged.append(id_)
+        body = {"documents": [{"id": id_, "vector": self._queries[query].tolist()}]}
+        if await self._send("write", "PUT", "documents", body) == "full":
+            self.found.acknowledged.append(id_)
 
-    async def poll(self) -> None:
+    async def _send(self, what: Literal["search", "write"], method: str, path: str, body: object) -> Outcome:
+        intended = INTENDED.get()
+        whole = request_bytes(
+            self._host, f"/v1/collections/{COLLECTION}/{path}", msgspec.json.encode(body), method
+        )
+        outcome: Outcome = "failed"
+        reason = "never answered"
+        try:
+            outcome, reason = _judged(*await self._connections.send(whole))
+        except SearchError as exc:
+            reason = str(exc)
+        finally:
+            event = Event(intended, perf_counter() - intended, what, outcome, reason)
+            self.found.events.append(event)
+        return outcome
+
+    async def _watch(self) -> None:
         """Keep an eye on what the router says of its nodes."""
         while True:
             with contextlib.suppress(SearchError):
-                self.states.append((self.now, await nodes_of(self._connections, self._host)))
+                self.found.states.append((perf_counter(), await _nodes(self._connections, self._host)))
             await asyncio.sleep(_POLL_SECONDS)
 
-    async def arrive(self, rate: float, start: Callable[[float], Awaitable[None]]) -> None:
-        """Start one after the other at their times, whatever becomes of them."""
-        step, due = 1 / rate, self.now
-        while True:
-            due += step
-            await asyncio.sleep(max(due - self.now, 0))
-            task = asyncio.ensure_future(start(due))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
 
-    async def drain(self) -> None:
-        """Wait for what is under way; none takes longer than it may to connect and be answered."""
-        await asyncio.gather(*self._tasks)
-        self._connections.close()
+class Running:
+    """A load under way; `found` is there when it has ended, its times from the load's beginning."""
 
-    async def _timed(
-        self,
-        at: float,
-        what: Literal["search", "write"],
-        method: str,
-        path: str,
-        body: object,
-        judge: Callable[[int, bytes], tuple[Literal["full", "stale", "partial", "failed"], str]],
-    ) -> str:
-        request = request_bytes(self._host, self._path + path, msgspec.json.encode(body), method)
+    def __init__(self, url: str, began: float) -> None:
+        self.found = Record()
+        self._url = url
+        self._began = began
+
+    def __repr__(self) -> str:
+        return f"<Running load on {self._url} for {self.now:.1f} s>"
+
+    @property
+    def now(self) -> float:
+        """Seconds since the load began."""
+        return perf_counter() - self._began
+
+    def end(self, record: bytes) -> None:
+        found = msgspec.json.decode(record, type=Record)
+        found.events = [msgspec.structs.replace(one, at=one.at - self._began) for one in found.events]
+        found.states = [(at - self._began, known) for at, known in found.states]
+        self.found = found
+
+    async def until_up(self, node: str) -> None:
+        """Wait until the router says so.
+
+        Raises:
+            TimeoutError: it has not for a minute.
+        """
+        parts = urlsplit(self._url)
+        connections = Connections(parts.hostname or "", parts.port or 80)
         try:
-            outcome, reason = judge(*await self._connections.send(request))
-        except SearchError as exc:
-            outcome, reason = "failed", str(exc)
-        self.events.append(Event(at, self.now - at, what, outcome, reason))
-        return outcome
+            async with asyncio.timeout(_UP_SECONDS):
+                while (await _nodes(connections, parts.netloc)).get(node) != "up":  # noqa: ASYNC110
+                    await asyncio.sleep(_POLL_SECONDS)
+        finally:
+            connections.close()
 
 
-async def nodes_of(connections: Connections, host: str) -> dict[str, str]:
+@asynccontextmanager
+async def running(world: World, router: Router, first_id: int) -> AsyncIterator[Running]:
+    """Load while the block runs, documents from `first_id` on; at its end everything has been answered.
+
+    Raises:
+        BenchError: the generator failed.
+    """
+    options: dict[str, Any] = {"url": router.url, "first_id": first_id}
+    spec = ImportedSpec(target=f"{__name__}:Traffic", queries=str(world.queries_path), options=options)
+    load = Open(SEARCHES + WRITES, _MOST_SECONDS, warmup=0.0, poisson=False, outstanding=_MOST_OUTSTANDING)
+    loop, began = asyncio.get_running_loop(), asyncio.Event()
+    with generator(Job(spec, load, len(world.dataset.queries))) as started:
+        measuring = asyncio.create_task(
+            asyncio.to_thread(started.follow, lambda: loop.call_soon_threadsafe(began.set))
+        )
+        try:
+            beginning = asyncio.create_task(began.wait())
+            await asyncio.wait(
+                (measuring, beginning), timeout=_BEGIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
+            )
+            beginning.cancel()
+            if measuring.done():
+                await measuring
+            if not began.is_set():
+                raise BenchError("the load did not begin")
+            under_way = Running(router.url, perf_counter())
+            yield under_way
+            started.stop()
+            measured = await measuring
+            if measured.shed:
+                raise BenchError(f"{measured.shed} requests could not start: too many were under way")
+            under_way.end(measured.record)
+        finally:
+            # What follows it in a thread ends with its process.
+            started.close()
+            await asyncio.gather(measuring, return_exceptions=True)
+
+
+async def _nodes(connections: Connections, host: str) -> dict[str, str]:
     """The state of each node, by the router's account.
 
     Raises:
         SearchError: no answer.
     """
     _, body = await connections.send(request_bytes(host, "/v1/nodes", b"", "GET"))
-    return {one.name: one.state for one in msgspec.json.decode(body, type=_Nodes).nodes}
+    return {node["name"]: node["state"] for node in msgspec.json.decode(body)["nodes"]}
 
 
-@asynccontextmanager
-async def traffic(
-    url: str, collection: str, queries: NDArray[np.float32], rates: Rates, first_id: int
-) -> AsyncIterator[Traffic]:
-    """Load while the block runs, documents from `first_id` on; at its end everything has been answered."""
-    made = Traffic(url, collection, queries, first_id)
-    loops = [
-        asyncio.create_task(made.arrive(rates.searches, made.search)),
-        asyncio.create_task(made.arrive(rates.writes, made.write)),
-        asyncio.create_task(made.poll()),
-    ]
+def _judged(status: int, body: bytes) -> tuple[Outcome, str]:
+    """Of an answer to a search, or to a write of one document."""
     try:
-        yield made
-    finally:
-        for task in loops:
-            task.cancel()
-        ended = await asyncio.gather(*loops, return_exceptions=True)
-        await made.drain()
-    for one in ended:
-        if isinstance(one, Exception):
-            raise one
-
-
-def _searched(status: int, body: bytes) -> tuple[Literal["full", "stale", "partial", "failed"], str]:
-    if status != 200:
-        return "failed", f"{status}: {body[:200].decode(errors='replace')}"
-    coverage = msgspec.json.decode(body, type=_Found).coverage
-    return "partial" if not coverage.full else "stale" if coverage.stale else "full", ""
-
-
-def _stored(status: int, body: bytes) -> tuple[Literal["full", "stale", "partial", "failed"], str]:
-    answer = msgspec.json.decode(body, type=_Stored)
-    if status == 200 and answer.stored == 1:
+        answer = msgspec.json.decode(body, type=dict[str, Any])
+    except msgspec.DecodeError:
+        answer = {"detail": body[:200].decode(errors="replace")}
+    if status == 200 and "coverage" in answer:
+        coverage = answer["coverage"]
+        return "partial" if not coverage["full"] else "stale" if coverage.get("stale") else "full", ""
+    if status == 200 and answer.get("stored") == 1:
         return "full", ""
-    return "failed", f"{status}: {answer.detail}"
+    return "failed", f"{status}: {answer.get('detail')}"

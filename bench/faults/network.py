@@ -22,7 +22,7 @@ from typing import TypeVar
 import psutil
 
 from bench.errors import BenchError
-from deploy.leash import leashed
+from deploy.tied_to_parent import tied_to_parent
 
 __all__ = ["Network", "obstacle", "open_network"]
 
@@ -98,8 +98,8 @@ def open_network(names: Sequence[str], folder: Path) -> Iterator[Network]:
     Raises:
         BenchError: see `obstacle`.
     """
-    with leashed(["unshare", "--net", "sleep", "infinity"], folder / "network.log") as leash:
-        network = Network(names, _holder(leash))
+    with tied_to_parent(["unshare", "--net", "sleep", "infinity"], folder / "network.log") as watcher:
+        network = Network(names, _holder(watcher))
         network.connect()
         try:
             yield network
@@ -107,16 +107,16 @@ def open_network(names: Sequence[str], folder: Path) -> Iterator[Network]:
             network.disconnect()
 
 
-def _holder(leash: subprocess.Popen[bytes]) -> int:
+def _holder(watcher: subprocess.Popen[bytes]) -> int:
     """The process in the new namespace: its tool has become what it was told to run."""
     ours = os.stat("/proc/self/ns/net").st_ino
     for _ in range(int(_SECONDS * 100)):
-        for child in psutil.Process(leash.pid).children():
+        for child in psutil.Process(watcher.pid).children():
             with contextlib.suppress(OSError):
                 if os.stat(f"/proc/{child.pid}/ns/net").st_ino != ours:
                     return child.pid
         with contextlib.suppress(subprocess.TimeoutExpired):
-            leash.wait(0.01)
+            watcher.wait(0.01)
     raise BenchError("no network namespace was made")
 
 

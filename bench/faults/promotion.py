@@ -11,10 +11,9 @@ import msgspec
 from bench.context import Context
 from bench.errors import BenchError, SearchError
 from bench.faults.load import FIRST_ID
-from bench.faults.nodes import execute
 from bench.http_client import Connections, request_bytes
+from bench.sql import execute, fetch
 from bench.world import COLLECTION, World
-from router.postgres.driver import connect
 
 __all__ = ["Writes", "write_across_promotion"]
 
@@ -51,8 +50,8 @@ async def write_across_promotion(context: Context, world: World, count: int) -> 
         next(n for n in world.cluster.nodes if n.shard == _SHARD and n.role == role)
         for role in ("primary", "replica")
     )
-    await execute(primary.dsn, f"ALTER SYSTEM SET synchronous_standby_names = '\"{replica.name}\"'")
-    await execute(primary.dsn, "SELECT pg_reload_conf()")
+    await execute(f"ALTER SYSTEM SET synchronous_standby_names = '\"{replica.name}\"'", primary.dsn)
+    await execute("SELECT pg_reload_conf()", primary.dsn)
     with world.serve() as router:
         run = _Run(context, router.url, count)
         writers = [asyncio.create_task(run.write()) for _ in range(_WRITERS)]
@@ -61,7 +60,7 @@ async def write_across_promotion(context: Context, world: World, count: int) -> 
             await asyncio.to_thread(world.cluster.kill, primary.name)
             await asyncio.sleep(0.5)
             known = await _count(replica.dsn)
-            await execute(replica.dsn, "SELECT pg_promote()")
+            await execute("SELECT pg_promote()", replica.dsn)
             promoted = perf_counter()
             first = None
             ended = False
@@ -155,8 +154,5 @@ class _Run:
 
 
 async def _count(dsn: str) -> int:
-    connection = await connect(dsn, timeout=_PATIENCE, command_timeout=_PATIENCE)
-    try:
-        return int(await connection.fetchval(f"SELECT count(*) FROM public.{COLLECTION} WHERE id >= {_IDS}"))
-    finally:
-        connection.terminate()
+    rows = await fetch(f"SELECT count(*) FROM public.{COLLECTION} WHERE id >= {_IDS}", dsn)
+    return int(rows[0][0])

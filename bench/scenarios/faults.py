@@ -23,15 +23,14 @@ from bench.context import Context
 from bench.errors import BenchError
 from bench.faults.growth import Growth, break_connections
 from bench.faults.kinds import FAULTS, Broken, Fault
-from bench.faults.load import FIRST_ID, Event, Rates, States
+from bench.faults.load import FIRST_ID, SEARCHES, WRITES, Event, States, running
 from bench.faults.network import obstacle, open_network
-from bench.faults.process import Job, running
 from bench.faults.promotion import Writes, write_across_promotion
 from bench.faults.proxies import Proxies, open_proxies
 from bench.faults.verdict import DETECTION, Verdict, judge, quiet, slices
 from bench.results import Metric, Outcome, Table, Timeline
 from bench.scrape import by_label, scrape
-from bench.world import COLLECTION, Router, World
+from bench.world import Router, World
 from router.settings import Settings
 
 __all__ = ["run"]
@@ -112,7 +111,7 @@ def run(context: Context) -> Outcome:
         ],
         timelines=[_timeline(course) for course in courses],
         notes=[
-            f"{Rates().searches:g} searches/s and {Rates().writes:g} writes/s arrive whatever becomes of them"
+            f"{SEARCHES} searches/s and {WRITES} writes/s arrive whatever becomes of them"
             " (open loop), each search for another vector; deadline 2 s",
             "bounds of p99 rest on the quiet phases of all faults together",
             f"late: {DETECTION:g} s after the fault began, or later",
@@ -165,10 +164,8 @@ async def _course(
 ) -> _Course:
     broken.look()
     lasts = min(fault.seconds, 1.5 * seconds)
-    first_id = FIRST_ID + number * _IDS_EACH
     before = await asyncio.to_thread(_extra, router)
-    job = Job(router.url, COLLECTION, str(world.queries_path), Rates(), first_id)
-    async with running(job) as load:
+    async with running(world, router, FIRST_ID + number * _IDS_EACH) as load:
         await asyncio.sleep(1 + seconds)
         injected = load.now
         await fault.inject(broken)
@@ -181,7 +178,7 @@ async def _course(
         hits = broken.name(fault.hits)
         await load.until_up(hits)
         await asyncio.sleep(0.5)
-    found = load.result
+    found = load.found
     extra = await asyncio.to_thread(_extra, router) - before
     verdict = judge(found.events, found.states, hits, injected, healed)
     held = await asyncio.to_thread(world.holding, FIRST_ID)

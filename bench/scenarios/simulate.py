@@ -1,7 +1,6 @@
 """Up to 1,024 shards, stragglers and replicas, simulated with costs that are measured here first.
 
 The simulation has to reproduce a measured run of four shards within 15 % before larger systems are shown.
-It brings vectors of its own: what it needs of a data set is how long searches take.
 """
 
 from __future__ import annotations
@@ -11,44 +10,40 @@ from math import isnan
 from statistics import fmean
 
 from bench.context import Context
-from bench.errors import BenchError
 from bench.results import Figure, Metric, Outcome, Series, Table
-from bench.simulation.calibrate import Calibration, Comparison, calibrate
-from bench.simulation.measured import Data, MeasuringError
+from bench.simulation.calibrate import SHARDS, Calibration, Comparison, calibrate
 from bench.simulation.scale import Point, scale
-from deploy.local import ClusterError
 
 __all__ = ["run"]
 
 _CLIENTS = 16
 _EF_SEARCH = 40
 _WITHIN = 15.0
-_QUICK_ROWS = 4000
 _QUICK_SHARDS = (1, 4, 16)
 
 
 def run(context: Context) -> Outcome:
     options = context.options
-    data = Data(rows=_QUICK_ROWS) if options.quick else Data()
-    try:
-        calibration, validation = calibrate(
-            data,
-            k=options.k,
-            ef_search=(options.ef_search or [_EF_SEARCH])[0],
-            seconds=2 * options.seconds,
-            clients=(options.clients or [_CLIENTS])[0],
-            say=context.say,
-        )
-    except (MeasuringError, ClusterError) as exc:
-        raise BenchError(str(exc)) from exc
+    calibration, validation = calibrate(
+        context,
+        ef_search=(options.ef_search or [_EF_SEARCH])[0],
+        seconds=2 * options.seconds,
+        clients=(options.clients or [_CLIENTS])[0],
+    )
     points: list[Point] = []
     if validation.valid and options.quick:
         points = scale(calibration.costs, shards=_QUICK_SHARDS, say=context.say)
     elif validation.valid:
         points = scale(calibration.costs, say=context.say)
+    measured, simulated = validation.statements
+    server, simulated_server = validation.server_cpu
     notes = [
-        f"{data.rows:,} vectors of {data.dimensions} dimensions on four shards, {validation.clients} clients;"
-        f" other processes left {validation.cores:.2f} processors."
+        f"{SHARDS} shards, {validation.clients} clients, ef_search {calibration.ef_search};"
+        f" other processes left {validation.cores:.2f} processors.",
+        f"With all processors busy, each runs at {calibration.crowded:.2f} of its speed alone, and"
+        f" {calibration.usable:.0%} of their time is used.",
+        f"Statements per search and shard: {measured:.2f} measured, {simulated:.2f} simulated; PostgreSQL's"
+        f" processor time per search: {server * 1e6:,.0f} µs and {simulated_server * 1e6:,.0f} µs.",
     ]
     if not validation.valid:
         notes.append(

@@ -9,17 +9,22 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from statistics import median
 
 import msgspec
 import numpy as np
 
-from bench.simulation.accounting import ran_seconds
-from bench.simulation.generator import STEP, Taken
-from bench.simulation.measured import NARROW, SHARDS, Data, Real, real, vectors
+from bench.context import Context
+from bench.errors import BenchError
+from bench.generators import Closed, Slice
+from bench.resources import Others
+from bench.sample import Sample
 from bench.simulation.model import Costs, Load, Result, System
 from bench.simulation.simulate import simulate
+from bench.targets import HttpSpec
+from bench.world import COLLECTION, Router, World
 from router.postgres.connection import Connection, open_connection
 from router.postgres.search import SearchStatement, SearchStatements, arrays
 from router.query.plan import plan_search
@@ -31,11 +36,16 @@ from shard_config.model import ShardMap
 
 __all__ = ["Calibration", "Comparison", "Validation", "calibrate", "validate"]
 
+SHARDS = 4
+# The same router, fewer shards: what a search costs it by their number.
+_NARROW = {f"narrow{n}": n for n in (1, 2)}
+_NARROW_PART = 20  # of all rows one in so many
+_STEP = 0.2  # twenty of the ticks that Linux counts in
+_EXPLAINED = 20
 _TOLERANCE = 0.15
 _BATCHES = (1, 2, 4, 8, 16)
 # A backend that has just answered may still run; what it does then is counted when it sleeps.
 _SETTLE = 0.0004
-_CLIENTS = 16  # of the run to compare with
 _OTHER_CLIENTS = (1, 6, 40)  # of those that the router's costs come from
 _WARM = 3.0
 _SETTLED = 17.0  # past the limit's next look at the time alone, in the circumstances of the run
@@ -55,7 +65,6 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
     crowded: float
     usable: float
     batches: dict[int, float]
-    data: Data
     k: int
     ef_search: int
 
@@ -98,49 +107,77 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def calibrate(
-    data: Data | None = None,
-    *,
-    k: int = 10,
-    ef_search: int = 40,
-    seconds: float = 8.0,
-    clients: int = _CLIENTS,
-    say: Callable[[str], object] = str,
-    keep: Callable[[Taken], object] | None = None,
+    context: Context, *, ef_search: int, seconds: float, clients: int
 ) -> tuple[Calibration, Validation]:
-    """Measure a cluster of its own, and compare a run of it with a simulation of that run.
+    """Measure a cluster of four shards, and compare a run of it with a simulation of that run.
 
     Raises:
-        MeasuringError, ClusterError: the cluster could not be had, or failed.
+        BenchError, ClusterError, RouterError
     """
-    data = data or Data()
-    with real(data, say) as running:
-        say("measuring statements")
-        statements = asyncio.run(_statements(running, data, k, ef_search))
-        say("measuring the router")
-        runs: list[tuple[int, Taken]] = []
+    with context.world(shards=SHARDS, spread=_NARROW, filled=False) as world:
+        world.load(COLLECTION)
+        for name in _NARROW:
+            world.load(name, "--limit", max(1, len(context.dataset.base) // _NARROW_PART))
+        context.say("measuring statements")
+        k = context.options.k
+        statements = asyncio.run(_statements(world, k, ef_search))
+        with world.serve() as router:
+            context.say("measuring the router")
+            runs: list[tuple[int, Taken]] = []
 
-        def take(collection: str, count: int, length: float, warm: float = _WARM) -> Taken:
-            return running.closed_loop(collection, count, seconds=length, warm=warm, k=k, ef_search=ef_search)
+            def take(collection: str, count: int, length: float, warm: float = _WARM) -> Taken:
+                spec = world.http(router, collection, ef_search=ef_search, explained=_EXPLAINED)
+                load = Closed(count, length, warm, slice=_STEP)
+                return _taken(context, world, router, spec, load)
 
-        runs += [(SHARDS, take("items", count, seconds / 2)) for count in _OTHER_CLIENTS]
-        for name, shards in NARROW.items():
-            runs += [(shards, take(name, count, seconds / 2)) for count in (1, _OTHER_CLIENTS[-1])]
-        say(f"measuring {clients} clients")
-        target = take("items", clients, seconds, _SETTLED)
+            runs += [(SHARDS, take(COLLECTION, count, seconds / 2)) for count in _OTHER_CLIENTS]
+            for name, shards in _NARROW.items():
+                runs += [(shards, take(name, count, seconds / 2)) for count in (1, _OTHER_CLIENTS[-1])]
+            context.say(f"measuring {clients} clients")
+            target = take(COLLECTION, clients, seconds, _SETTLED)
     crowded, usable = _busy(statements, runs[1][1], runs[2][1])
-    costs = _with_router(statements, runs, crowded)
-    if keep is not None:
-        keep(target)
     calibration = Calibration(
-        costs=costs,
+        costs=_with_router(statements, runs, crowded),
         crowded=crowded,
         usable=usable,
         batches=statements.batches,
-        data=data,
         k=k,
         ef_search=ef_search,
     )
     return calibration, validate(calibration, target, clients)
+
+
+class Taken(msgspec.Struct, frozen=True):
+    """A measured run: `statements` is their mean number per search and shard.
+
+    `others` is how many processors other processes took in each `_STEP` seconds.
+    """
+
+    sample: Sample
+    statements: float
+    others: list[float]
+
+
+def _taken(context: Context, world: World, router: Router, spec: HttpSpec, load: Closed) -> Taken:
+    others: list[Others] = []
+
+    def tick(_: Slice) -> None:
+        # From the first on: before it, the generator's process may not have been there.
+        if others:
+            others[0].note()
+        else:
+            others.append(Others())
+
+    sample = context.sample(world, spec, load, router, judged=False, tick=tick)
+    if not sample.searches or sample.failed:
+        raise BenchError(f"{sample.failed} searches failed, {sample.searches} did not: {sample.reasons}")
+    together = {
+        int(name.removeprefix("together ")): count
+        for name, count in sample.account.items()
+        if name.startswith("together ")
+    }
+    shares = sum(count / searches for searches, count in together.items())
+    return Taken(sample, shares / max(sum(together.values()), 1) or 1.0, others[0].found)
 
 
 class _Statements(msgspec.Struct):
@@ -151,13 +188,13 @@ class _Statements(msgspec.Struct):
     wire: float
 
 
-async def _statements(running: Real, data: Data, k: int, ef_search: int) -> _Statements:
-    shard_map = load_map(running.cluster.map_path)
-    queries = vectors(data)[1]
+async def _statements(world: World, k: int, ef_search: int) -> _Statements:
+    shard_map = load_map(world.map_path)
+    queries = world.dataset.queries
     made = _made(shard_map, [query.tobytes() for query in queries], k, ef_search)
     plan_width = made[1]
     connections = [
-        await open_connection(dsn, connect_timeout=5, statement_timeout=30) for dsn in running.dsns
+        await open_connection(node.dsn, connect_timeout=5, statement_timeout=30) for node in world.primaries
     ]
     try:
         for connection in connections:
@@ -219,16 +256,21 @@ async def _send(connection: Connection, members: Sequence[SearchStatement]) -> N
         await connection.fetch(shape.together, *arrays(shape, [member.args for member in members]))
 
 
+def _ran_seconds(pid: int) -> float:
+    """Processor time of a process of one thread, to the nanosecond where it is not running just now."""
+    return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+
+
 async def _timed(
     connection: Connection, pid: int, members: Sequence[SearchStatement]
 ) -> tuple[float, float, float]:
     """Wall time, own processor time and the server's, of one statement."""
-    before = ran_seconds(pid)
+    before = _ran_seconds(pid)
     started, own = time.perf_counter(), time.process_time()
     await _send(connection, members)
     wall, own = time.perf_counter() - started, time.process_time() - own
     time.sleep(_SETTLE)  # noqa: ASYNC251 - nothing else runs on this loop
-    return wall, own, ran_seconds(pid) - before
+    return wall, own, _ran_seconds(pid) - before
 
 
 def _line(statements: _Statements) -> tuple[float, float]:
@@ -242,10 +284,11 @@ def _busy(statements: _Statements, some: Taken, most: Taken) -> tuple[float, flo
     """`Calibration.crowded` and `usable`, from runs over four shards that keep the machine busy."""
     fixed, each = _line(statements)
     speeds = [
-        SHARDS * (fixed * taken.statements + each) * len(taken.latencies) / taken.server_cpu
+        SHARDS * (fixed * taken.statements + each) / taken.sample.server_cpu_per_search
         for taken in (some, most)
     ]
-    ours = (most.client_cpu + most.router_cpu + most.server_cpu) / most.seconds
+    sample = most.sample
+    ours = (sample.generator_cpu + sample.router_cpu + sample.server_cpu) / sample.seconds
     left = (os.cpu_count() or 1) - float(np.mean(most.others))
     return min(float(np.mean(speeds)), 1.0), min(ours / left, 1.0)
 
@@ -257,10 +300,9 @@ def _with_router(statements: _Statements, runs: Sequence[tuple[int, Taken]], cro
     searches = single * slope / float(single.mean())
     rows, router, client = [], [], []
     for shards, taken in runs:
-        count = len(taken.latencies)
         rows.append([1.0, shards, shards * taken.statements])
-        router.append(taken.router_cpu / count)
-        client.append(taken.client_cpu / count)
+        router.append(taken.sample.router_cpu_per_search)
+        client.append(taken.sample.generator_cpu / taken.sample.searches)
     search, shard, statement = _not_negative(np.array(rows), np.array(router))
     # These were measured with all processors busy; costs are those of one that is alone.
     return Costs(
@@ -300,31 +342,30 @@ def validate(calibration: Calibration, target: Taken, clients: int) -> Validatio
         nodes_per_host=0,
         cores=all_cores * calibration.usable,
         others=tuple(target.others),
-        step=STEP,
+        step=_STEP,
         crowded=calibration.crowded,
         together_on_host=True,
     )
     load = Load(
         clients=clients,
-        seconds=target.seconds,
+        seconds=target.sample.seconds,
         warm=_SETTLED,
         k=calibration.k,
         ef_search=calibration.ef_search,
     )
     found = simulate(system, calibration.costs, load)
-    count = len(target.latencies)
-    p50, p99 = (float(x) for x in np.percentile(target.latencies, [50, 99]))
+    sample = target.sample
     costs = calibration.costs
     per_search = SHARDS * (costs.statement / found.together + float(np.mean(costs.searches)))
     return Validation(
         clients=clients,
         cores=all_cores - float(np.mean(target.others)),
         comparisons=[
-            Comparison("throughput", count / target.seconds, found.rate),
-            Comparison("p50", p50, found.p50),
-            Comparison("p99", p99, found.p99),
+            Comparison("throughput", sample.rate, found.rate),
+            Comparison("p50", sample.p50, found.p50),
+            Comparison("p99", sample.p99, found.p99),
         ],
         statements=(target.statements, 1 / found.together),
-        server_cpu=(target.server_cpu / count, per_search / calibration.crowded),
+        server_cpu=(sample.server_cpu_per_search, per_search / calibration.crowded),
         simulated=found,
     )

@@ -40,7 +40,7 @@ def scale(
     *,
     shards: Sequence[int] = _SHARDS,
     searches: int = _SEARCHES,
-    say: Callable[[str], object] = str,
+    say: Callable[[str], object] = lambda _: None,
     seed: int = 1,
 ) -> list[Point]:
     """Open loops over systems of so many shards.

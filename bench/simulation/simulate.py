@@ -22,7 +22,7 @@ from bench.simulation.hosts import Host, Process
 from bench.simulation.model import Costs, Load, Result, Stragglers, System
 from bench.simulation.nodes import Server
 from bench.simulation.virtual_time import run
-from router.freshness.worker_counters import Shared
+from router.freshness.freshness import Freshness
 from router.nodes.node import Node
 from router.policy.budget import Budget
 from router.policy.limit import Limit
@@ -30,7 +30,6 @@ from router.policy.selection import Health, NodeState, Role
 from router.policy.ways import Ways
 from router.query.errors import OverloadedError, RouterError
 from router.query.types import SearchQuery
-from router.stages.answer_memory import AnswerMemory
 from router.stages.fanout import Fanout
 from router.stages.replicas import ReplicaSet
 from router.stages.scatter import Scatter
@@ -104,11 +103,7 @@ class World:
             for name in self.shard_map.shards
         }
         self.scatter = Scatter(
-            self.shard_map,
-            Fanout(sets),
-            Shared(self.shard_map),
-            AnswerMemory(system.settings.max_answer_bytes, system.settings.answer_memory_bytes),
-            Ways(lambda collection, shard: None),
+            self.shard_map, Fanout(sets), Freshness(self.shard_map), Ways(lambda collection, shard: None)
         )
 
     def __repr__(self) -> str:
@@ -130,7 +125,7 @@ class World:
         )
         found = await self.scatter.search(query, deadline)
         await self.router.work(per_search / 2)
-        coverage = found.answer.coverage
+        coverage = found.coverage
         return coverage.shards.ok / coverage.shards.total, coverage.full
 
     async def close(self) -> None:

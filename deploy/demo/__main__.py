@@ -13,6 +13,7 @@ import contextlib
 import json
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -20,15 +21,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NoReturn
 
-from bench.corpus import DIMENSIONS, prepare
+from deploy.corpus.documents import DIMENSIONS, prepare
 from deploy.demo.commands import DemoError, run, typed
-from deploy.demo.router import Router, choose_port, last_words, serving
 from deploy.demo.searches import SEARCHES, arguments, show
 from deploy.local import Cluster, ClusterError
+from deploy.local.router import Router, RouterError, serve_arguments, serving
 
 __all__ = ["main"]
 
 _POLL = 0.5
+_USUAL_PORT = 8080
 
 # JSON is YAML, so the path may hold whatever a path may hold.
 _COLLECTIONS = """\
@@ -54,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print()
         return 130
-    except (DemoError, ClusterError, RuntimeError, OSError) as exc:
+    except (DemoError, ClusterError, RouterError, RuntimeError, OSError) as exc:
         print(f"demo: {exc}", file=sys.stderr)
         return 1
     finally:
@@ -81,7 +83,7 @@ def _leave(number: int, _: object) -> NoReturn:
 
 
 def _demo(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
-    port = choose_port(args.port)
+    port = _free_port(args.port)
     say = _Clock()
     directory = _directory(args.dir, stack)
     prepared = prepare(directory, progress=say)
@@ -101,15 +103,16 @@ def _demo(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     run("load", str(prepared.documents), *where)
 
     say("starting the router")
-    log = directory / "serve.log"
-    router = stack.enter_context(serving(cluster.map_path, cluster.redis_url, log, port))
+    serve = serve_arguments(cluster.map_path, port=port, redis=cluster.redis_url)
+    print(f"$ {typed(serve)}", flush=True)
+    router = stack.enter_context(serving(serve, directory / "serve.log"))
     stack.callback(say, "stopping the router and the servers")
     say(f"ready at {router.url}")
     for shown in SEARCHES:
         show(shown, router.url)
     print(flush=True)
     if not args.smoke:
-        _stay(router, cluster, log)
+        _stay(router, cluster)
     return 0
 
 
@@ -133,6 +136,24 @@ def _directory(kept: Path | None, stack: contextlib.ExitStack) -> Path:
     return directory
 
 
+def _free_port(wanted: int | None) -> int:
+    """The port to serve on; 0 is any. Without a wish it is the usual one, unless somebody has it.
+
+    Raises:
+        DemoError: the wanted one is taken.
+    """
+    port = _USUAL_PORT if wanted is None else wanted
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except (OSError, OverflowError) as exc:
+            if wanted is None:
+                return 0
+            raise DemoError(f"cannot listen on port {port}: {exc}") from exc
+    return port
+
+
 def _explain_how_to_go_on(url: str, cluster: Cluster) -> None:
     search = arguments(url, "--text", "compress data")
     where = ("--dir", str(cluster.directory))
@@ -153,7 +174,7 @@ and in a browser: {url}/docs""",
     )
 
 
-def _stay(router: Router, cluster: Cluster, log: Path) -> None:
+def _stay(router: Router, cluster: Cluster) -> None:
     """Say how to go on, and wait for Ctrl-C, or the router's end.
 
     Raises:
@@ -161,12 +182,12 @@ def _stay(router: Router, cluster: Cluster, log: Path) -> None:
     """
     try:
         _explain_how_to_go_on(router.url, cluster)
-        while router.process.poll() is None:
+        while router.watcher.poll() is None:
             time.sleep(_POLL)
     except KeyboardInterrupt:
         print()
     else:
-        raise DemoError(f"the router ended; it said last:\n{last_words(log)}")
+        raise DemoError(f"the router ended; it said last:\n{router.last_words()}")
 
 
 if __name__ == "__main__":

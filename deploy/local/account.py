@@ -1,8 +1,8 @@
-"""Who the servers run as: PostgreSQL refuses root, so root hands its processes to `nobody`.
+"""The account that servers run as. PostgreSQL refuses to run as root, so for root they run as `nobody`.
 
 That account may be unable to reach the programs or the data, as in a folder that only root may enter.
-So the ways of `deploy.local.become` are tried in order on the very program and folder, and the first
-that works is used. An ordinary account runs its servers itself.
+So the ways of `deploy.local.become` to change the account are tried in order, with the program and the folder
+that are needed, and the first that works is used. An ordinary account runs its servers itself.
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ _NEEDS = {
     "dac_override": "these, CAP_SETPCAP and CAP_DAC_OVERRIDE",
     "namespace": "user namespaces, and of root CAP_SETFCAP",
 }
-# Enters the folder, runs the program and writes where we must be able to read and write as well.
+# Enters the folder, runs the program and writes a file, which this process must then be able to read and
+# replace.
 _TRIAL = 'cd "$1" && "$2" --version && umask 077 && mkdir trial && echo written > trial/file'
 
 
@@ -73,7 +74,8 @@ class Account:
         try:
             pwd.getpwuid(os.geteuid())
         except KeyError:
-            # initdb insists on a name: a namespace shows us to it as an account that has one.
+            # initdb refuses a user id without a name; in a user namespace, ours can appear as one that has a
+            # name.
             return ["namespace"]
         return []
 

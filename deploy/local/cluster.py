@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import os
 import shutil
 import signal
@@ -23,20 +22,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
-
-import msgspec
+from typing import Any
 
 from deploy.local import processes
 from deploy.local.account import Account, AccountError
 from deploy.local.mapfile import checked_collections, write_map
 from deploy.local.servers import Postgres, Redis, ServerError, free_ports
+from deploy.local.state import STATE_FILE, ClusterError, NodeInfo, RedisInfo, State, read_state, write_state
 from shard_config import MapError, limits
 
-__all__ = ["MOST_REPLICAS", "MOST_SHARDS", "Cluster", "ClusterError", "CollectionsError", "NodeInfo"]
+__all__ = ["MOST_REPLICAS", "MOST_SHARDS", "Cluster", "CollectionsError"]
 
 MOST_SHARDS = limits.SHARDS
 # A server has 20 senders of its log (servers.py): one per replica, and two while one more is copied.
@@ -44,7 +41,6 @@ MOST_REPLICAS = 19
 
 # PostgreSQL cuts paths at 1024 bytes, and its own below the directory take up to 90.
 _LONGEST_PATH_BYTES = 900
-_STATE_FILE = "cluster.json"
 _LOCK = ".lock"
 _ATTEMPTS = 3  # a port may be taken between looking for it and listening on it
 _STREAMING_SECONDS = 20.0
@@ -57,46 +53,8 @@ _THREADS = 4
 Report = Callable[[str], None]
 
 
-class ClusterError(Exception):
-    pass
-
-
 class CollectionsError(ClusterError):
-    """The map with the collections that were given would be none; nothing was started."""
-
-
-@dataclass(frozen=True)
-class NodeInfo:
-    """One PostgreSQL server; `pid` is None while it is not running."""
-
-    name: str
-    shard: str
-    role: str
-    host: str
-    port: int
-    pid: int | None
-    user: str
-    database: str
-    dsn: str
-
-
-@dataclass(frozen=True)
-class _RedisInfo:
-    url: str
-    host: str
-    port: int
-    pid: int | None
-
-
-@dataclass(frozen=True)
-class _Saved:
-    """What cluster.json has to say to be of use."""
-
-    shards: int
-    replicas: int
-    nodes: Annotated[list[NodeInfo], msgspec.Meta(min_length=1)]
-    redis: _RedisInfo
-    redis_url: str
+    """The collections that were given make no valid map; nothing was started."""
 
 
 class Cluster:
@@ -117,11 +75,20 @@ class Cluster:
     @classmethod
     @contextlib.contextmanager
     def temporary(
-        cls, shards: int = 4, replicas: int = 1, collections: Path | None = None
+        cls,
+        shards: int = 4,
+        replicas: int = 1,
+        collections: Path | None = None,
+        directory: Path | None = None,
     ) -> Iterator[Cluster]:
-        """A cluster in a directory of its own, gone with the block, or with this process."""
-        directory = Path(tempfile.mkdtemp(prefix="pgscatter-"))
-        directory.chmod(0o755)
+        """A cluster in `directory`, or one of its own; both are gone with the block, or with this process.
+
+        Raises:
+            ClusterError
+        """
+        if directory is None:
+            directory = Path(tempfile.mkdtemp(prefix="pgscatter-"))
+            directory.chmod(0o755)
         cluster = cls(directory)
         try:
             cluster.up(shards, replicas, collections, owned=True)
@@ -138,12 +105,12 @@ class Cluster:
 
     @property
     def redis_url(self) -> str:
-        return str(self._state()["redis_url"])
+        return self._state().redis_url
 
     @property
     def nodes(self) -> list[NodeInfo]:
         """Every node, as cluster.json has it."""
-        return [NodeInfo(**node) for node in self._state()["nodes"]]
+        return self._state().nodes
 
     def node(self, name: str) -> NodeInfo:
         """
@@ -157,7 +124,7 @@ class Cluster:
         raise ClusterError(f"no node {name!r} in {self.directory}; there are {names}")
 
     def up(self, shards: int, replicas: int, collections: Path | None = None, *, owned: bool = False) -> bool:
-        """Create what is missing, start what is not running, return when all is ready.
+        """Create what is missing, start what is not running, and return when all servers are ready.
 
         With `owned`, the servers end when this process does. Returns whether anything had to be started.
 
@@ -192,11 +159,11 @@ class Cluster:
             finally:
                 self._release_watchdog()
             # Of a cluster that never came up there may be servers, but no cluster.json.
-            if self._saved() is not None or not running:
+            if read_state(self.directory) is not None or not running:
                 self._save()
 
     def stop_all(self) -> None:
-        """Kill every server, whatever another command is about: for a watchdog whose owner is dead.
+        """Kill every server, without waiting for another command to end: for a watchdog whose owner is dead.
 
         Looks more than once: a server that was being started when its owner died has no pid file yet.
         """
@@ -205,11 +172,10 @@ class Cluster:
                 processes.kill(pid)
             time.sleep(_SWEEP_SECONDS)
 
-    def status(self) -> dict[str, Any]:
+    def status(self) -> State:
         """cluster.json with the pids of this moment."""
         with self._locked():
-            self._save()
-            return self._state()
+            return self._save()
 
     def stop(self, name: str) -> None:
         """Shut one server down cleanly; one that does not within seconds is killed."""
@@ -233,7 +199,7 @@ class Cluster:
             try:
                 if self._pid(name) is None:
                     if name == "redis":
-                        self._children.append(self._redis.start(self._state()["redis"]["port"]))
+                        self._children.append(self._redis.start(self._state().redis.port))
                     else:
                         node = self.node(name)
                         server = self._postgres(name)
@@ -292,7 +258,7 @@ class Cluster:
     @contextlib.contextmanager
     def _locked(self, *, create: bool = False) -> Iterator[None]:
         """Without `create`, a directory that has never had a cluster is left as it is, without a lock."""
-        if not create and not any((self.directory / name).exists() for name in (_STATE_FILE, _LOCK)):
+        if not create and not any((self.directory / name).exists() for name in (STATE_FILE, _LOCK)):
             raise self._nothing()
         with (self.directory / _LOCK).open("w") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
@@ -300,7 +266,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def _guarded(self, owned: bool) -> Iterator[None]:
-        """While the block runs, and with an owner for good, a watchdog takes the servers down if we die."""
+        """Let a watchdog take the servers down if this process dies during the block, or ever if `owned`."""
         running = self._running()
         if running and not owned:
             yield
@@ -340,17 +306,17 @@ class Cluster:
             raise ClusterError(
                 f"the path of {self.directory} has {length} bytes; PostgreSQL takes {_LONGEST_PATH_BYTES}"
             )
-        if self.map_path.exists() and not (self.directory / _STATE_FILE).exists():
+        if self.map_path.exists() and not (self.directory / STATE_FILE).exists():
             raise ClusterError(
-                f"{self.map_path} is not a cluster's: there is no {_STATE_FILE} beside it;"
+                f"{self.map_path} is not a cluster's: there is no {STATE_FILE} beside it;"
                 " choose another directory, or move it away"
             )
 
     def _check_shape(self, shards: int, replicas: int) -> None:
-        saved = self._saved()
-        if saved is not None and (saved["shards"], saved["replicas"]) != (shards, replicas):
+        saved = read_state(self.directory)
+        if saved is not None and (saved.shards, saved.replicas) != (shards, replicas):
             raise ClusterError(
-                f"{self.directory} holds {saved['shards']} shards with {saved['replicas']} replicas each,"
+                f"{self.directory} holds {saved.shards} shards with {saved.replicas} replicas each,"
                 f" not {shards} with {replicas}: choose another directory, or delete this one"
             )
 
@@ -366,13 +332,9 @@ class Cluster:
         self._save(members, ports)
 
     def _ports(self, names: list[str]) -> dict[str, int]:
-        """The ports of before, as far as there are any, and free ones."""
-        saved = self._saved()
-        known: dict[str, int] = {}
-        if saved is not None:
-            known = {node["name"]: node["port"] for node in saved["nodes"]} | {
-                "redis": saved["redis"]["port"]
-            }
+        """The ports that the servers had before, and free ones for new servers."""
+        saved = read_state(self.directory)
+        known = {} if saved is None else saved.ports
         wanted = [name for name in [*names, "redis"] if name not in known]
         return known | dict(zip(wanted, free_ports(len(wanted)), strict=True))
 
@@ -384,7 +346,7 @@ class Cluster:
         servers = [self._postgres(name) for name in members]
         if not any(server.exists for server in servers):
             servers[0].create_primary()
-        # Whoever is no replica comes first: the others stream from it.
+        # Primaries first: replicas stream from them.
         servers.sort(key=lambda server: server.is_replica or not server.exists)
         primary, *replicas = servers
         if primary.pid is None:
@@ -418,7 +380,7 @@ class Cluster:
             except ServerError:
                 if attempt == _ATTEMPTS - 1 or not processes.listening(ports[name]):
                     raise
-                # Somebody else has the port now.
+                # Another process has taken the port since.
                 ports[name] = free_ports(1)[0]
             else:
                 return
@@ -456,53 +418,28 @@ class Cluster:
                 return node.port
         return None
 
-    def _saved(self) -> dict[str, Any] | None:
-        path = self.directory / _STATE_FILE
-        try:
-            data = path.read_bytes()
-            msgspec.json.decode(data, type=_Saved)
-        except FileNotFoundError:
-            return None
-        except OSError as exc:
-            raise ClusterError(f"{path}: cannot be read: {exc.strerror}") from exc
-        except (msgspec.DecodeError, UnicodeDecodeError) as exc:
-            raise ClusterError(f"{path}: not as a cluster writes it: {exc}") from exc
-        state: dict[str, Any] = msgspec.json.decode(data)
-        return state
-
-    def _state(self) -> dict[str, Any]:
-        saved = self._saved()
+    def _state(self) -> State:
+        saved = read_state(self.directory)
         if saved is None:
             raise self._nothing()
         return saved
 
     def _nothing(self) -> ClusterError:
-        return ClusterError(f"no cluster in {self.directory}: there is no {_STATE_FILE}")
+        return ClusterError(f"no cluster in {self.directory}: there is no {STATE_FILE}")
 
-    def _save(self, members: dict[str, list[str]] | None = None, ports: dict[str, int] | None = None) -> None:
+    def _save(
+        self, members: dict[str, list[str]] | None = None, ports: dict[str, int] | None = None
+    ) -> State:
         """Write cluster.json with the roles and pids of this moment."""
         if members is None or ports is None:
-            state = self._state()
-            members = {}
-            for node in state["nodes"]:
-                members.setdefault(node["shard"], []).append(node["name"])
-            ports = {node["name"]: node["port"] for node in state["nodes"]}
-            ports["redis"] = state["redis"]["port"]
-        nodes = [
-            asdict(self._info(name, shard, ports[name])) for shard, names in members.items() for name in names
-        ]
+            before = self._state()
+            members, ports = before.members, before.ports
+        nodes = [self._info(name, shard, ports[name]) for shard, names in members.items() for name in names]
         url = f"redis://127.0.0.1:{ports['redis']}/0"
-        redis = {"url": url, "host": "127.0.0.1", "port": ports["redis"], "pid": self._redis.pid}
-        state = {
-            "shards": len(members),
-            "replicas": len(nodes) // len(members) - 1,
-            "nodes": nodes,
-            "redis": redis,
-            "redis_url": url,
-        }
-        fresh = self.directory / f"{_STATE_FILE}.new"
-        fresh.write_text(json.dumps(state, indent=2) + "\n")
-        fresh.replace(self.directory / _STATE_FILE)
+        redis = RedisInfo(url, "127.0.0.1", ports["redis"], self._redis.pid)
+        state = State(len(members), len(nodes) // len(members) - 1, nodes, redis, url)
+        write_state(self.directory, state)
+        return state
 
     def _info(self, name: str, shard: str, port: int) -> NodeInfo:
         server = self._postgres(name)
@@ -530,7 +467,7 @@ def _names(shards: int) -> list[str]:
 
 
 def _drop_slot(primary: Postgres, port: int, slot: str) -> None:
-    """What a replica left behind that was made before, if anything."""
+    """Drop the replication slot of an earlier replica of this name, if there is one."""
     primary.query(
         port,
         "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"

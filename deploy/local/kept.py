@@ -1,6 +1,7 @@
-"""What stays of the present map when a new one takes its place: what others than this package wrote into it.
+"""Which parts of an existing map are taken over when `pgscatter cluster` writes a new one: results of
+`pgscatter tune`, and fields of nodes that somebody added.
 
-The present map may be anything that YAML can hold; what is no map has nothing to keep.
+The existing file may hold anything that YAML can; from one that is no map nothing is taken over.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from typing import Any
 
 __all__ = ["keep_node_fields", "keep_tuned"]
 
-# What `pgscatter tune` writes into `search`, and what its measurement holds for.
+# What `pgscatter tune` writes into `search`, and what must not have changed since for it to be still true.
 _WRITTEN = ("ef_search", "target_recall", "tuned")
 _MEASURED_ON = ("table", "vector", "index")
 _MEASURED_WITH = ("ef_search", "overfetch", "tuned")

@@ -1,7 +1,7 @@
 """Takes a cluster down when its owner is gone. Run as `python -m deploy.local.watchdog DIR`.
 
-The owner holds the other end of our standard input. Whatever ends it, SIGKILL included, closes that
-end; a byte before the end says that all is well.
+The standard input is a pipe that the owner holds open. The kernel closes it when the owner ends, in whatever
+way. If the owner has written a byte before, it has let go of the cluster, which then stays as it is.
 """
 
 from __future__ import annotations

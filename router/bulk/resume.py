@@ -123,8 +123,11 @@ def options_digest(collection: Collection, dataset: str, limit: int | None) -> s
         collection.vector,
         collection.content,
         collection.metadata,
-        collection.columns,
-        collection.sharding,
+        # Not whether they have an index: that may change on the way.
+        [(column.name, column.column, column.type) for column in collection.columns.values()],
+        msgspec.structs.replace(
+            collection.sharding, key=msgspec.structs.replace(collection.sharding.key, index=False)
+        ),
     )
     return blake2b(repr(decisive).encode(), digest_size=16).hexdigest()
 

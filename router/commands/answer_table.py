@@ -21,6 +21,10 @@ _REASONS = {
     "scan_limit": "the index scan stopped early, and no time was left to read every row",
     "coverage": "shards are missing",
 }
+_UNSETTLED = {
+    "ties": "no time was left to find the lowest ids of equally near rows",
+    "scan_limit": "the index scan stopped early, and no time was left to look for nearer rows",
+}
 
 
 # The part of an answer that is shown; a newer router may say more.
@@ -48,6 +52,11 @@ class _Short(msgspec.Struct):
     reason: str
 
 
+class _Unsettled(msgspec.Struct):
+    shard: str
+    reason: str
+
+
 class _Explanation(msgspec.Struct):
     shards: list[dict[str, Any]]
 
@@ -59,6 +68,7 @@ class CommandAnswer(msgspec.Struct):
     coverage: _Coverage
     map_version: int
     short: _Short | None = None
+    unsettled: list[_Unsettled] = []
     explain: _Explanation | None = None
 
 
@@ -72,7 +82,7 @@ def show(answer: CommandAnswer, include: Sequence[str], asked: int) -> None:
     if answer.explain is not None:
         console.print(_explained(answer.explain.shards))
     console.print(_summary(answer, asked))
-    for warning in _warnings(answer.coverage):
+    for warning in _warnings(answer):
         console.print(Text(warning, style="bold red"))
 
 
@@ -120,15 +130,17 @@ def _summary(answer: CommandAnswer, asked: int) -> Text:
     return Text(f"{hits} in {answer.took_ms:.1f} ms, {cache}, {shards}, map version {answer.map_version}")
 
 
-def _warnings(coverage: _Coverage) -> list[str]:
+def _warnings(answer: CommandAnswer) -> list[str]:
     """What a reader must not overlook."""
-    warnings = []
+    coverage, warnings = answer.coverage, []
     if not coverage.full:
         missing = coverage.shards.queried - coverage.shards.ok
         warnings.append(f"INCOMPLETE: {missing} of {coverage.shards.queried} shards are missing")
         warnings += [_line(f"  {it.shard} {it.state}: {it.error}") for it in coverage.failures]
     if coverage.stale:
         warnings.append(f"OUT OF DATE: {', '.join(coverage.stale)} lag behind what was written")
+    for one in answer.unsettled:
+        warnings.append(_line(f"UNSETTLED: {one.shard}: {_UNSETTLED.get(one.reason, one.reason)}"))
     return warnings
 
 

@@ -14,8 +14,9 @@ from shard_config import limits
 __all__ = ["add_parser"]
 
 _COMPARE, _COLLECT, _LIST, _ALL = "compare", "collect", "list", "all"
-# The results of a folder as one text; and the flags that are part of the command that a report names.
+# What `collect` and `all` write into the folder of the results.
 _COLLECTED = "results.md"
+# The flags that a report repeats in the command that makes the same measurement again.
 _NAMED = (
     *("dataset", "rows", "queries", "shards", "seconds", "rounds", "clients", "ef_search", "k", "recall"),
     *("open_loop", "duration"),
@@ -39,7 +40,7 @@ def add_parser(subparsers: Any) -> None:
         "files",
         nargs="*",
         type=Path,
-        default=[],  # or else argparse calls it required
+        default=[],  # without a default, argparse's messages call it required
         metavar="FILE",
         help="of compare: two .json results; of collect: a folder with some",
     )
@@ -157,7 +158,7 @@ def _folder(args: argparse.Namespace) -> Path:
 
 
 def _check_folder(args: argparse.Namespace) -> None:
-    """Leaves with status 2 if results can have no folder: else that is known at the end, hours later."""
+    """Leave with status 2 if the folder cannot be made: after hours of measuring it would be too late."""
     for folder in (_folder(args), *_folder(args).absolute().parents):
         if folder.is_dir():
             return
@@ -166,7 +167,7 @@ def _check_folder(args: argparse.Namespace) -> None:
 
 
 def _command(name: str, args: argparse.Namespace) -> str:
-    """What makes the same run again; where its results go is no part of it."""
+    """The command that makes the same measurement again, without the folder of the results."""
     words = ["pgscatter", "bench", name]
     for flag in _NAMED:
         value = getattr(args, flag)

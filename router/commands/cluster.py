@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -80,11 +81,12 @@ def _status(args: argparse.Namespace) -> int:
     except (ClusterError, OSError) as exc:
         return _failed(exc)
     if args.json:
-        print(json.dumps(state, indent=2))
+        print(json.dumps(asdict(state), indent=2))
         return 0
-    for node in [*state["nodes"], {"name": "redis", "role": "cache", **state["redis"]}]:
-        pid = f"pid {node['pid']}" if node["pid"] else "not running"
-        print(f"{node['name']:8} {node['role']:8} {node['host']}:{node['port']}  {pid}")
+    servers = [(node.name, node.role, f"{node.host}:{node.port}", node.pid) for node in state.nodes]
+    redis = state.redis
+    for name, role, address, pid in (*servers, ("redis", "cache", f"{redis.host}:{redis.port}", redis.pid)):
+        print(f"{name:8} {role:8} {address}  {f'pid {pid}' if pid else 'not running'}")
     return 0
 
 
@@ -99,7 +101,7 @@ def _one(args: argparse.Namespace) -> int:
 
 def _directory(text: str) -> Path:
     if not text:
-        # As a path it would be the current directory.
+        # Path("") is the current directory, which nobody means.
         raise argparse.ArgumentTypeError("expected a directory, got ''")
     return Path(text)
 

@@ -1,4 +1,4 @@
-"""SIGTERM ends a command as Ctrl-C does: what it holds is cleaned up, and it says how it can go on."""
+"""Lets SIGTERM end a command as Ctrl-C does: it cleans up, and says how to continue."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Ending:
         return f"<Ending {'by SIGTERM' if self.terminated else 'not asked for'}>"
 
     def take(self, number: int, frame: FrameType | None) -> None:
-        """Interrupt what runs, as SIGINT would; once, so that cleaning up is not interrupted again."""
+        """The handler: raise KeyboardInterrupt, but only once, so that cleaning up is not interrupted."""
         if self.terminated:
             return
         self.terminated = True

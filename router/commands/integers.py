@@ -1,4 +1,4 @@
-"""Integers on a command line, with their bounds in what is said of others."""
+"""Types of integer arguments for argparse, whose messages name the bounds."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def natural(text: str) -> int:
 
 
 def between(bounds: tuple[int, int]) -> Callable[[str], int]:
-    """What takes an integer within the bounds, both included; it raises as `positive` does."""
+    """A type of integers within the bounds, both included; it raises as `positive` does."""
     least, most = bounds
 
     def integer(text: str) -> int:

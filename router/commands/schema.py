@@ -1,4 +1,4 @@
-"""`pgscatter schema apply`: tables and indexes on every shard."""
+"""`pgscatter schema apply` and `check`: tables and indexes on every shard."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from router.commands.integers import natural, positive
-from router.schema.apply import ShardResult, apply
+from router.schema.apply import ShardResult, apply, check
 from router.schema.build import BuildLimits
 from router.terminal import Display
 from shard_config.file.codec import load
@@ -34,6 +34,15 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--no-index", action="store_true", help="leave out the HNSW index")
     add_build_flags(parser)
     parser.set_defaults(run=run_apply)
+    parser = verbs.add_parser(
+        "check",
+        help="say what the map's collections lack on their shards",
+        description="Compare the primary of every shard with the map, and change nothing. The exit status is"
+        " 1 if `schema apply` would have something to create or to refuse.",
+    )
+    parser.add_argument("--map", required=True, metavar="FILE", help="the shard map")
+    parser.add_argument("--collection", metavar="C", help="only this collection (default: all)")
+    parser.set_defaults(run=run_check)
 
 
 def add_build_flags(parser: argparse.ArgumentParser) -> None:
@@ -73,21 +82,42 @@ def collections_of(shard_map: ShardMap, name: str | None) -> Sequence[Collection
 
 def run_apply(args: argparse.Namespace) -> int:
     try:
-        shard_map = load(args.map)
-        collections = collections_of(shard_map, args.collection)
-    except (MapError, LookupError) as exc:
-        print(exc if isinstance(exc, MapError) else exc.args[0], file=sys.stderr)
-        return 1
-    try:
+        shard_map, collections = _read(args)
         with Display() as display:
             results = asyncio.run(
                 apply(
                     shard_map, collections, display, with_index=not args.no_index, limits=build_limits(args)
                 )
             )
+    except (MapError, LookupError) as exc:
+        return _refused(exc)
     except KeyboardInterrupt:
         print("interrupted; what was done stays, and running it again does the rest", file=sys.stderr)
         return 130
+    return _print_all(results)
+
+
+def run_check(args: argparse.Namespace) -> int:
+    try:
+        shard_map, collections = _read(args)
+        with Display() as display:
+            results = asyncio.run(check(shard_map, collections, display))
+    except (MapError, LookupError) as exc:
+        return _refused(exc)
+    return _print_all(results)
+
+
+def _read(args: argparse.Namespace) -> tuple[ShardMap, Sequence[Collection]]:
+    shard_map = load(args.map)
+    return shard_map, collections_of(shard_map, args.collection)
+
+
+def _refused(exc: MapError | LookupError) -> int:
+    print(exc if isinstance(exc, MapError) else exc.args[0], file=sys.stderr)
+    return 1
+
+
+def _print_all(results: Sequence[ShardResult]) -> int:
     for result in results:
         _print(result)
     return 1 if any(result.errors for result in results) else 0

@@ -14,8 +14,8 @@ from urllib.parse import quote
 import msgspec
 import numpy as np
 
+from router.client import Client, ClientError
 from router.commands.answer_table import CommandAnswer, show
-from router.commands.client import Client, ClientError
 
 __all__ = ["add_parser", "json_object"]
 
@@ -146,7 +146,7 @@ def json_object(text: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
     except UnicodeError as exc:
-        # An argument's bytes that are none come as lone surrogates.
+        # Python decodes bytes of an argument that are no UTF-8 to lone surrogates, which JSON cannot hold.
         raise argparse.ArgumentTypeError("not a JSON object: not UTF-8") from exc
     except msgspec.DecodeError as exc:
         raise argparse.ArgumentTypeError(f"not a JSON object: {exc}") from exc

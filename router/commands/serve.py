@@ -36,7 +36,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "serve",
         help="serve searches and writes over HTTP",
-        # All flags, before the reason of an error, would take up the whole screen.
+        # argparse shows the usage before an error: with all flags, the error would be off the screen.
         usage="%(prog)s --map FILE [FLAG ...]   (--help lists the flags)",
     )
     parser.add_argument("--map", required=True, metavar="FILE", help="the shard map")
@@ -54,7 +54,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     config = _config(args)
-    # uvicorn and what it brings are for this command alone.
+    # Imported here, because no other command needs uvicorn.
     from router.http.keys_file import KeysError
     from router.http.keys_file import load as load_keys
     from router.http.server import is_loopback, listen, run
@@ -95,7 +95,7 @@ def _config(args: argparse.Namespace) -> ServeConfig:
     if args.redis is not None and not args.redis.startswith(_REDIS_SCHEMES):
         parser.error(f"--redis: expected a URL that begins with {', '.join(_REDIS_SCHEMES)}")
     if args.redis is not None:
-        # What it brings is for those who have a Redis.
+        # Imported here, because only routers with a Redis need its client.
         from router.freshness.redis_link import check_url
 
         try:
@@ -119,18 +119,18 @@ def _config(args: argparse.Namespace) -> ServeConfig:
 def _app(
     config: ServeConfig, shard_map: ShardMap, text: str, keys: Keys | None
 ) -> Iterator[str | Callable[[], ASGIApp]]:
-    """What to serve with, or where a worker finds it; either way from what was read here, once.
+    """The application, or for several workers the name of one that reads what was read here from a copy.
 
-    A worker that replaces a dead one would otherwise read files that may have been edited since, or are
-    just being saved: two maps behind one port, whose writes go to different shards, other keys than those
-    of its neighbours, or a worker that dies again and again.
+    The files themselves may have been edited when a worker replaces one that died. Two workers with different
+    maps would write one document to different shards, and a file that is just being saved would end worker
+    after worker.
     """
     if config.workers == 1:
         from router.app import application
 
         yield partial(application, config, shard_map, keys)
         return
-    # Only this account may enter it.
+    # A temporary folder is readable by its owner only: keys and passwords are in it.
     with tempfile.TemporaryDirectory(prefix="pgscatter-") as folder:
         export(_shared(config, shard_map, text, keys, Path(folder)), os.environ)
         yield _APP

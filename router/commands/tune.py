@@ -16,10 +16,13 @@ import msgspec
 from router.commands.integers import between
 from router.commands.search import json_object
 from router.query.errors import RouterError
-from router.recall.tuning import Tuned, TuningError, queries_by_default, tune
+from router.query.filter import parse as parse_filter
+from router.recall.index_gain import Gain, index_gains
+from router.recall.reading import TuningError
+from router.recall.tuning import Tuned, queries_by_default, said, tune
 from router.settings import Settings
 from router.terminal import Display, Meter
-from router.topology import Topology
+from router.topology import Snapshot, Topology
 from shard_config import Collection, MapError, ShardMap, limits, load, model, parse
 from shard_config.file.edit import Option, raise_version, set_search_options
 from shard_config.file.replace import TextFile, check_replaceable
@@ -69,13 +72,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    """One map for all: what was reached is written at once, what was not stays as it is."""
+    """Tune the collections, and write the map once: those that reached no target keep what they had."""
     try:
         shard_map = load(args.map)
         targets = _targets(args, shard_map)
         if not args.dry_run:
-            check_replaceable(args.map)  # measuring takes minutes
-        tuned, failures = asyncio.run(_tune(args, shard_map, targets))
+            check_replaceable(args.map)  # now, since measuring takes minutes
+        tuned, gains, failures = asyncio.run(_tune(args, shard_map, targets))
     except (MapError, TuningError, RouterError, OSError, ValueError) as exc:
         print(f"pgscatter tune: {exc}", file=sys.stderr)
         return 1
@@ -91,16 +94,18 @@ def _run(args: argparse.Namespace) -> int:
         print(f"{name}: ef_search {found.ef_search}, {where}")
         for case in found.cases:
             print(f"  recall@{args.k} {case}")
+        for gain in gains.get(name, []):
+            print(f"  {gain}")
     for failure in failures:
         print(f"pgscatter tune: {failure}", file=sys.stderr)
     return 1 if failures else 0
 
 
 def _targets(args: argparse.Namespace, shard_map: ShardMap) -> dict[str, float]:
-    """What each collection in question is to reach.
+    """The recall to reach, by collection.
 
     Raises:
-        TuningError: there is no such collection, or nobody said what to reach.
+        TuningError: there is no such collection, or neither the flag nor the map names a recall.
     """
     if args.collection is not None and args.collection not in shard_map.collections:
         raise TuningError(f"no collection {args.collection} in {args.map}")
@@ -115,28 +120,41 @@ def _targets(args: argparse.Namespace, shard_map: ShardMap) -> dict[str, float]:
 
 async def _tune(
     args: argparse.Namespace, shard_map: ShardMap, targets: dict[str, float]
-) -> tuple[dict[str, Tuned], list[str]]:
-    """What was found for each collection, and for which not and why."""
+) -> tuple[dict[str, Tuned], dict[str, list[Gain]], list[str]]:
+    """What was found for each collection, which indexes would help its filters, and what failed and why."""
     tuned: dict[str, Tuned] = {}
+    gains: dict[str, list[Gain]] = {}
     failures: list[str] = []
-    topology = Topology(shard_map, Settings(recall_sample_rate=0, hedge_quantile=0))
+    settings = Settings(recall_sample_rate=0, hedge_quantile=0)
+    topology = Topology(shard_map, settings)
     await topology.open()
+    # Without them, nothing bounds how far a scan with a filter goes.
+    await topology.statistics.read()
     try:
         with Display() as display:
             for name, target in targets.items():
+                collection, router = shard_map.collections[name], topology.snapshot
                 try:
-                    tuned[name] = await _tune_one(
-                        args, topology, shard_map.collections[name], target, display
+                    tuned[name] = await _tune_one(args, router, settings, collection, target, display)
+                    filters = [(said(raw), parse_filter(collection, raw, settings)) for raw in args.filter]
+                    display.say(f"{name}: timing filters that have no index")
+                    gains[name] = await index_gains(
+                        router, collection, filters, args.k, tuned[name].ef_search
                     )
                 except (TuningError, RouterError) as exc:
                     failures.append(str(exc))
     finally:
         await topology.close()
-    return tuned, failures
+    return tuned, gains, failures
 
 
 async def _tune_one(
-    args: argparse.Namespace, topology: Topology, collection: Collection, target: float, display: Display
+    args: argparse.Namespace,
+    router: Snapshot,
+    settings: Settings,
+    collection: Collection,
+    target: float,
+    display: Display,
 ) -> Tuned:
     meters: dict[str, Meter] = {}
 
@@ -148,8 +166,9 @@ async def _tune_one(
             meters.pop(what).end()
 
     return await tune(
-        topology,
+        router,
         collection,
+        settings,
         k=args.k,
         target=target,
         queries=args.queries or queries_by_default(target),
@@ -203,7 +222,7 @@ def _write(path: Path, measured: ShardMap, options: dict[str, dict[str, Option]]
 
 
 def _untuned(shard_map: ShardMap, names: Iterable[str]) -> ShardMap:
-    """The map without what tuning changes in it."""
+    """The map without what tuning changes, to compare the rest of two maps."""
     collections = dict(shard_map.collections)
     for name in names:
         found = collections[name]

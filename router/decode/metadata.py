@@ -1,7 +1,7 @@
 """A document's metadata: the JSON text of an object that jsonb takes, kept as it was written.
 
-Invariant: PostgreSQL stores what `checked_text` returns without an error about its values. jsonb has no
-U+0000, its parser recurses, and it writes every number out: 1e131071 would be 128 KiB in each answer.
+Invariant: PostgreSQL stores what `checked_text` returns without an error about its values, and filters can
+name every member of it: both have the same bounds. jsonb has no U+0000, and its parser recurses.
 """
 
 from __future__ import annotations
@@ -10,12 +10,11 @@ from decimal import Decimal
 
 from router.decode.body import decode_object
 from router.query.errors import InvalidError
+from router.query.metadata import MOST_EXPONENT
+from shard_config.metadata_path import MOST_STEPS
 from shard_config.values import ValueType, coerce
 
 __all__ = ["checked_text"]
-
-_DEPTH = 32
-_EXPONENT = 1000
 
 
 def checked_text(data: bytes, path: str) -> str:
@@ -30,11 +29,11 @@ def checked_text(data: bytes, path: str) -> str:
         if isinstance(value, str):
             _check_text(value, path)
         elif isinstance(value, Decimal):
-            if abs(value.adjusted()) > _EXPONENT:
-                raise InvalidError.at(path, f"a number's exponent exceeds {_EXPONENT}")
+            if abs(value.adjusted()) > MOST_EXPONENT:
+                raise InvalidError.at(path, f"a number's exponent exceeds {MOST_EXPONENT}")
         elif isinstance(value, (dict, list)):
-            if depth > _DEPTH:
-                raise InvalidError.at(path, f"nested deeper than {_DEPTH} levels")
+            if depth > MOST_STEPS:
+                raise InvalidError.at(path, f"nested deeper than {MOST_STEPS} levels")
             stack.extend((item, depth + 1) for item in value)
             if isinstance(value, dict):
                 stack.extend((item, depth + 1) for item in value.values())

@@ -1,8 +1,8 @@
 """Work on the primaries of several shards at once, with an outcome for each.
 
 Invariant: every shard asked has an outcome by the deadline, and after the first commit the caches of
-this router's workers no longer answer from before it; commits of which nobody knows are those of
-`router.documents.doubts`.
+this router's workers no longer answer from before it; commits of which nobody knows are followed by
+`router.documents.unconfirmed`.
 """
 
 from __future__ import annotations
@@ -14,17 +14,16 @@ from typing import Generic, TypeVar
 
 import msgspec
 
-from router.documents.doubts import Doubts
-from router.freshness.worker_counters import Shared
+from router.documents.unconfirmed import UnconfirmedWrites
+from router.freshness.freshness import Freshness
 from router.nodes.node import Node
 from router.nodes.prober import Prober
 from router.policy.selection import Role
 from router.postgres.connection import Connection, ErrorKind, NodeError
-from router.postgres.write import written_position
+from router.postgres.wal import written_position
 from router.query.errors import OverloadedError
 from router.query.types import Position
 from router.stages.replicas import ReplicaSet
-from router.stages.shared_cache import Invalidations
 
 __all__ = ["OF_FAILOVER", "PAUSE_SECONDS", "Outcome", "Primaries"]
 
@@ -53,21 +52,19 @@ class Primaries:
     def __init__(
         self,
         sets: Mapping[str, ReplicaSet],
-        shared: Shared,
+        freshness: Freshness,
         prober: Prober,
-        invalidations: Invalidations | None,
+        unconfirmed: UnconfirmedWrites,
         *,
         wait: float,
-        statement_timeout: float,
     ) -> None:
         self.wait = wait
-        self.doubts = Doubts(self, statement_timeout)
-        # Upserts that have found an id locked look again one at a time, so that connections stay free.
-        self.looking_again = asyncio.Lock()
+        self.freshness = freshness
+        self.unconfirmed = unconfirmed
+        # Upserts that have found an id locked try again one at a time, so that connections stay free.
+        self.retry_turn = asyncio.Lock()
         self._sets = sets
-        self._shared = shared
         self._prober = prober
-        self._invalidations = invalidations
 
     def __repr__(self) -> str:
         return f"<Primaries of {list(self._sets)}>"
@@ -94,6 +91,8 @@ class Primaries:
         """
         async with AsyncExitStack() as stack:
             try:
+                # A frozen primary may keep a newcomer waiting for a connection long after it was replaced:
+                # the news of that ends the wait, as a time limit that has passed.
                 async with asyncio.timeout(None) as primary:
                     with self._sets[shard].relying_on(node, lambda: primary.reschedule(0)):
                         connection = await stack.enter_async_context(node.writes.session(renewed=renewed))
@@ -111,7 +110,7 @@ class Primaries:
         loop = asyncio.get_running_loop()
         jobs = {shard: _Job(self, collection, shard, job) for shard, job in work.items()}
         tasks = [loop.create_task(job.run()) for job in jobs.values()]
-        try:
+        async with self.freshness.writing(collection):
             try:
                 if tasks:
                     await asyncio.wait(tasks, timeout=max(0.0, deadline - loop.time()))
@@ -121,37 +120,16 @@ class Primaries:
                 try:
                     await asyncio.gather(*tasks, return_exceptions=True)
                 finally:
-                    self.wrote(collection)
+                    # Also when this is cancelled once more before all have ended: the task tells when it has.
                     for job, task in zip(jobs.values(), tasks, strict=True):
                         if job.outcome.unknown and job.sent is not None:
-                            self.doubts.add(collection, *job.sent, task)
-            await self.publish(collection)
-        except asyncio.CancelledError:
-            # Its client has left. Of shards that had committed, other routers must hear all the same.
-            self.doubts.tell(collection)
-            raise
+                            self.unconfirmed.add(collection, *job.sent, task)
         return {shard: job.outcome for shard, job in jobs.items()}
-
-    async def close(self) -> None:
-        await self.doubts.close()
 
     def committed(self, collection: str, shard: str, position: Position) -> None:
         """A commit on `shard` is in its log up to `position`: later reads want nodes that have it."""
-        self._shared.note(shard, position.lsn)
+        self.freshness.committed(collection, shard, position)
         self._prober.expect(shard, position.lsn)
-        if self._invalidations is not None:
-            self._invalidations.committed(collection, shard, position)
-
-    def wrote(self, collection: str) -> None:
-        """Make what is cached in this router's workers unreachable; Redis is owed the same."""
-        self._shared.bump(collection)
-        if self._invalidations is not None:
-            self._invalidations.owe(collection)
-
-    async def publish(self, collection: str) -> None:
-        """Tell Redis, within its budget; what it cannot be told now it is told before its next use."""
-        if self._invalidations is not None:
-            await self._invalidations.settled(collection)
 
     def failed(self, shard: str, node: Node, error: NodeError) -> None:
         node.failed(error)
@@ -193,9 +171,12 @@ class _Job(Generic[T]):
             async with self._primaries.session(self._shard, node, renewed=renewed) as connection:
                 sent = True
                 self.sent = (node, connection)
+                # Said before, because a cancelled task says nothing after: from here until the position is
+                # known, the work may have been committed, and where in the log nobody could tell.
                 self.outcome = Outcome(error="no answer from the primary in time", unknown=True)
                 value = await self._work(connection)
                 committed = True
+                # In the session that committed: what it must ask for depends on its synchronous_commit.
                 position = await written_position(connection)
         except OverloadedError as exc:
             self.outcome = Outcome(error=exc.detail)

@@ -6,11 +6,13 @@ import asyncio
 from collections.abc import Sequence
 
 from router.documents.types import CountAnswer, ReadAnswer
-from router.freshness.worker_counters import Shared
+from router.freshness.freshness import Freshness
+from router.policy.deadline import stop_before
 from router.postgres import sql
-from router.query.answer import coverage_of, field_values, json_forms, raise_if_unanswered
+from router.query.answer import coverage_of, raise_if_unanswered
 from router.query.errors import Problem, UnavailableError
 from router.query.filter import Filter
+from router.query.hits import field_values, fields_of
 from router.query.plan import targets
 from router.query.types import Probe, Shape, ShardReport, ShardRows, VectorFormat, Work
 from router.stages.answer_memory import AnswerMemory, too_large
@@ -27,10 +29,12 @@ _INLINE_BYTES = 1 << 20
 class Reader:
     """Reads of one shard map; fresh with regard to writes through this router's workers."""
 
-    def __init__(self, shard_map: ShardMap, fanout: Fanout, shared: Shared, memory: AnswerMemory) -> None:
+    def __init__(
+        self, shard_map: ShardMap, fanout: Fanout, freshness: Freshness, memory: AnswerMemory
+    ) -> None:
         self._map = shard_map
         self._fanout = fanout
-        self._shared = shared
+        self._freshness = freshness
         self._memory = memory
 
     def __repr__(self) -> str:
@@ -60,23 +64,23 @@ class Reader:
         statement = sql.select_by_id(collection, id_, include, _INLINE_BYTES)
         parts = await self._fetch(statement, Work.LOOKUP, shards, deadline)
         names = [name for name, _ in sql.result_columns(collection, include)]
-        forms = json_forms(collection, names)
+        fields = fields_of(collection, names, vector_format)
         # A node that is behind may still show the document where it was before it moved.
         for shard, part in sorted(parts.items(), key=lambda item: item[1].report.stale):
-            rows, held, stale = part.rows, None, part.report.stale
+            rows, reservation, stale = part.rows, None, part.report.stale
             if rows and (size := rows[0][1 + len(names)]) > _INLINE_BYTES:
                 if size > self._memory.most_each:
                     raise too_large(size, self._memory.most_each, self._memory.most_each)
                 # While it becomes JSON it is held as the driver's bytes, as text and as what is sent.
-                held = await self._memory.take(3 * size, deadline)
+                reservation = await self._memory.take(3 * size, deadline)
                 again = sql.select_by_ids(collection, [id_], include)
                 part = (await self._fetch(again, Work.COLUMNS, (shard,), deadline))[shard]
                 raise_if_unanswered(coverage_of([part.report], 1), [part.report], allow_partial=False)
                 rows, stale = part.rows, stale or part.report.stale
             for row in rows:
                 document = {"id": row[0], "shard": shard}
-                document |= field_values(collection, names, forms, row, 1, vector_format)
-                return ReadAnswer(document, shard if stale else None, held)
+                document |= field_values(row, 1, fields)
+                return ReadAnswer(document, shard if stale else None, reservation)
         reports = [part.report for part in parts.values()]
         raise_if_unanswered(coverage_of(reports, len(shards)), reports, allow_partial=False)
         _raise_if_stale(reports)
@@ -99,11 +103,10 @@ class Reader:
     async def _fetch(
         self, statement: sql.Statement, work: Work, shards: tuple[str, ...], deadline: float
     ) -> dict[str, ShardRows]:
-        # A moment is kept back to report what has not answered.
-        stop = deadline - min(0.01, 0.1 * max(0.0, deadline - asyncio.get_running_loop().time()))
+        stop = stop_before(deadline, asyncio.get_running_loop().time())
         shape = Shape(statement.sql)
         probes = {
-            shard: Probe(shape, statement.args, 1, 1, min_lsn=self._shared.position(shard), work=work)
+            shard: Probe(shape, statement.args, 1, 1, min_lsn=self._freshness.position(shard), work=work)
             for shard in shards
         }
         return await self._fanout.fetch(probes, stop)

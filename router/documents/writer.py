@@ -2,7 +2,7 @@
 
 Invariant: an id stands on one shard at most. Where the id is the sharding key, its hash sees to that.
 Where it is not, ids are locked and looked for on every shard before they are stored
-(`router.documents.guard`), and a document that would have to move is refused.
+(`router.documents.unique_ids`), and a document that would have to move is refused.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from router.documents.guard import store_guarded
 from router.documents.primary import Primaries
 from router.documents.rows import key_of, shard_write, store_documents, upsert_outcome
 from router.documents.types import DeleteOutcome, Document, UpsertOutcome
+from router.documents.unique_ids import store_unique
 from router.postgres import sql
 from router.postgres.connection import Connection
 from router.postgres.write import delete, repeated
@@ -48,7 +48,7 @@ class Writer:
             groups[locate(collection.sharding, key_of(collection, document))].append(document)
         if not collection.sharded_by_id:
             shards = self._map.shards_of(collection)
-            return await store_guarded(self._primaries, collection, shards, groups, deadline)
+            return await store_unique(self._primaries, collection, shards, groups, deadline)
         outcomes = await self._primaries.run(
             collection.name, {shard: _storing(collection, part) for shard, part in groups.items()}, deadline
         )

@@ -1,10 +1,10 @@
-"""What stands in Redis beside the answers of one collection: its token, and how far its writes have come.
+"""What stands in Redis beside the answers of one collection: its token, and the positions of its writes.
 
 A token is a random name under which answers are stored; they count only while it is still there. Beside
 it stand, for shards that were written, the newest log positions that routers have told of: `written`. Both
 are one value, so that they come and go together. It has a `lineage`, another random name that stays when a
-write brings a new token: of one lineage, `written` has all that was told since it began; what was told
-before that may have been lost. Pure, but for the script that Redis runs.
+write brings a new token: within one lineage, `written` has every position that Redis was told of since the
+lineage began; what it was told of before may have been lost. Pure, but for the script that Redis runs.
 
 Positions are compared with their timelines. After a promotion the log goes on, on a later timeline, from
 a point that may lie before the end of the earlier one: what lay beyond is void.
@@ -19,7 +19,18 @@ import msgspec
 
 from router.query.types import Position
 
-__all__ = ["TELL", "Token", "decode", "encode", "floors", "fresh", "holds", "reaches", "told"]
+__all__ = [
+    "REPLACE_TOKEN",
+    "Token",
+    "decode",
+    "encode",
+    "floors",
+    "holds",
+    "key_of",
+    "random_token",
+    "reaches",
+    "script_args",
+]
 
 _TOKEN_BYTES = 12
 # Hexadecimal of one width, so that the scripts compare numbers of 64 bits by comparing strings.
@@ -33,7 +44,7 @@ _TIMELINE, _POSITION = 8, 16
 # the log reaches (see `floors`), and a restored shard's answers are not refused for ever.
 #
 # On a Redis that is full, DEL is allowed, and so is what follows the first change that a script makes.
-TELL = """
+REPLACE_TOKEN = """
 local known, value = pcall(cjson.decode, redis.call('GET', KEYS[1]) or '')
 if not known or type(value) ~= 'table' or type(value.written) ~= 'table' then
   value = {lineage = ARGV[1], written = {}}
@@ -67,7 +78,12 @@ class _Value(msgspec.Struct, frozen=True):
 _decoder = msgspec.json.Decoder(_Value)
 
 
-def fresh() -> str:
+def key_of(collection: str) -> str:
+    """Where Redis keeps the collection's token."""
+    return f"pgscatter:token:{collection}"
+
+
+def random_token() -> str:
     return secrets.token_hex(_TOKEN_BYTES)
 
 
@@ -86,8 +102,8 @@ def decode(value: bytes) -> Token:
         return Token(value.hex(), value.hex(), {})
 
 
-def told(positions: Mapping[str, Position]) -> list[str]:
-    """The script's arguments for newly written positions."""
+def script_args(positions: Mapping[str, Position]) -> list[str]:
+    """The arguments of `REPLACE_TOKEN` for newly written positions, by shard."""
     flat: list[str] = []
     for shard, (timeline, lsn) in positions.items():
         flat += [shard, f"{timeline:0{_TIMELINE}x}{lsn:0{_POSITION}x}"]

@@ -1,13 +1,13 @@
-"""What the workers of one router tell each other: write versions and write positions.
+"""Counters that the workers of one router share: versions, log positions, and writes pending towards Redis.
 
-Each worker counts its own writes per collection, and those that Redis has yet to be told of, and
-notes per shard how far the write-ahead log stood after them, in slots that only it writes; whoever
-reads takes the sum or the maximum over all workers. With that, every worker's caches know at once of
-a write through any of them, and reads wait for replicas to reach it. One worker alone keeps the same
-in plain memory.
+Each worker has a slot of a common file that only it writes: per collection, how many writes it has
+finished, how many of them Redis has to hear of and how many Redis has heard of; per shard, how far the
+write-ahead log reached after its last write. A reader takes the sum or the maximum over all slots, so
+that a write through one worker is known to all others at once, without a message. A router of one worker
+keeps its only slot in plain memory.
 
-Invariant: no number in it ever goes back while the file exists, not even when a worker dies and another
-takes its slot.
+Invariant: no cell ever decreases while the file exists, not even when a worker dies and another one takes
+its slot. So a version that was read before a search is never the present one again after a write.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from pathlib import Path
 
 from shard_config.model import ShardMap
 
-__all__ = ["MAX_WORKERS", "Shared", "create"]
+__all__ = ["MAX_WORKERS", "WorkerCounters", "create"]
 
 MAX_WORKERS = 64
 _WORD_BYTES = 8
@@ -34,8 +34,11 @@ def create(path: Path, shard_map: ShardMap) -> None:
     path.write_bytes(bytes(MAX_WORKERS * _words(shard_map) * _WORD_BYTES))
 
 
-class Shared:
-    """One worker's view of the slots; `bump` and `note` write only its own."""
+class WorkerCounters:
+    """One worker's view of the slots; it changes only its own.
+
+    Other workers may read between any two of its changes, so their order matters; see `Freshness`.
+    """
 
     def __init__(self, shard_map: ShardMap, path: Path | None = None) -> None:
         """Take a free slot of the file at `path`, or plain memory if it is None.
@@ -45,7 +48,7 @@ class Shared:
         """
         self._width = _words(shard_map)
         columns = iter(range(1, self._width))  # the first says how many workers had the slot
-        self._versions, self._owed, self._paid = (
+        self._versions, self._marked, self._sent = (
             dict(zip(shard_map.collections, columns, strict=False)) for _ in range(3)
         )
         self._positions = dict(zip(shard_map.shards, columns, strict=True))
@@ -62,14 +65,18 @@ class Shared:
         self._slots = range(0, slots * self._width, self._width)
         self._cells[self._own] += 1
         if self._cells[self._own] > 1:
-            # Whoever had the slot may have died between a commit and telling of it.
+            # 1. The last owner of the slot commits a write.
+            # 2. It is killed before it counts the write.
+            # 3. This worker finds the slot free; caches of the others still answer from before the write.
+            # Nobody can tell whether that happened, so every collection counts as written. The positions of
+            # such commits are lost; their callers were never told that they had been made.
             for name in self._versions:
+                self.mark_pending(name)
                 self.bump(name)
-                self.owe(name)
 
     def __repr__(self) -> str:
         where = "memory" if self._file is None else f"slot {self._own // self._width}"
-        return f"<Shared {where}, {len(self._versions)} collections, {len(self._positions)} shards>"
+        return f"<WorkerCounters {where}, {len(self._versions)} collections, {len(self._positions)} shards>"
 
     def version(self, collection: str) -> int:
         """How many writes to `collection` the workers have finished."""
@@ -90,23 +97,28 @@ class Shared:
         cell = self._own + self._positions[shard]
         self._cells[cell] = max(self._cells[cell], lsn)
 
-    def owe(self, collection: str) -> None:
-        """Count a write that Redis has to be told of."""
-        self._cells[self._own + self._owed[collection]] += 1
+    def mark_pending(self, collection: str) -> None:
+        """Count a write that Redis has to hear of; to be called before `bump`."""
+        self._cells[self._own + self._marked[collection]] += 1
 
-    def owed_here(self, collection: str) -> int:
-        """The number of this worker's last write that Redis has to be told of; 0 if there is none."""
-        owed = self._cells[self._own + self._owed[collection]]
-        return owed if owed > self._cells[self._own + self._paid[collection]] else 0
+    def own_pending(self, collection: str) -> int:
+        """The number of this worker's last write that Redis has to hear of; 0 if it has heard of all."""
+        marked = self._cells[self._own + self._marked[collection]]
+        return marked if marked > self._cells[self._own + self._sent[collection]] else 0
 
-    def owed(self, collection: str) -> int:
-        """Writes of any worker that Redis has not been told of."""
-        owed, paid, cells = self._owed[collection], self._paid[collection], self._cells
-        return sum([cells[slot + owed] - cells[slot + paid] for slot in self._slots])
+    def pending(self, collection: str) -> int:
+        """How many writes of all workers Redis has not heard of."""
+        marked, sent, cells = self._marked[collection], self._sent[collection], self._cells
+        return sum([cells[slot + marked] - cells[slot + sent] for slot in self._slots])
 
-    def paid(self, collection: str, number: int) -> None:
-        """Redis knows of this worker's writes up to `number`, which `owed_here` said before it was told."""
-        cell = self._own + self._paid[collection]
+    def mark_sent(self, collection: str, number: int) -> None:
+        """Redis has heard of this worker's writes up to `number`.
+
+        `number` is what `own_pending` said before Redis was told: a write that ended while the command was
+        under way has a later number, and stays pending.
+        """
+        cell = self._own + self._sent[collection]
+        # Of two commands under way at once, the one that was sent first may be answered last.
         self._cells[cell] = max(self._cells[cell], number)
 
     def close(self) -> None:

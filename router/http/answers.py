@@ -19,6 +19,7 @@ from router.query.types import (
     ShardCounts,
     ShardReport,
     Shortfall,
+    Unsettled,
 )
 
 __all__ = [
@@ -83,7 +84,8 @@ class Explanation(msgspec.Struct, frozen=True):
 class SearchAnswer(msgspec.Struct, frozen=True):
     """Hits in ascending (distance, id) order, and how complete they are.
 
-    `short` is there only when fewer than k hits came back, and says why.
+    `short` is there only when fewer than k hits came back, and says why. `unsettled` is there only if shards
+    that were to be asked again did not answer in time, and names them.
     """
 
     hits: Annotated[
@@ -95,6 +97,7 @@ class SearchAnswer(msgspec.Struct, frozen=True):
     coverage: CoverageView
     map_version: int
     short: Shortfall | UnsetType = UNSET
+    unsettled: tuple[Unsettled, ...] | UnsetType = UNSET
     explain: Explanation | UnsetType = UNSET
 
 
@@ -252,6 +255,7 @@ def search_answer(
         coverage_view(answer.coverage),
         map_version,
         answer.short or UNSET,
+        answer.unsettled or UNSET,
         UNSET if explain is None else _explanation(answer.reports, explain),
     )
 

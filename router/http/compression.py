@@ -13,13 +13,13 @@ from typing import Literal
 
 __all__ = ["LEAST_BYTES", "Coding", "gzipped", "gzipped_pieces", "negotiate"]
 
-# `must`: gzip, however small the body is, since the client takes nothing else. `none`: nothing that we have.
+# `must`: gzip, however small the body is, since the client accepts nothing else. `none`: neither of the two.
 Coding = Literal["identity", "gzip", "must", "none"]
 
 LEAST_BYTES = 1024
 _LEVEL = 1
 _GZIP_WINDOW = 31
-# Up to this size it takes less time than to hand it to a thread.
+# Compressing up to this size takes less time than handing the body to a thread.
 _HERE_BYTES = 1 << 13
 _NAMES = {b"gzip": "gzip", b"x-gzip": "gzip", b"identity": "identity", b"*": "*"}
 
@@ -34,7 +34,7 @@ def negotiate(header: bytes) -> Coding:
         if name is not None:
             weights[name] = max(_weight(parameters), weights.get(name, 0.0))
     gzip = weights.get("gzip", weights.get("*", 0.0))
-    # What is not listed is taken, too, but last.
+    # RFC 9110: identity is acceptable unless it is excluded; here it comes after all that is listed.
     identity = weights.get("identity", 0.0 if weights.get("*") == 0.0 else 1e-4)
     if not gzip:
         return "identity" if identity else "none"

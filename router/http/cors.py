@@ -40,7 +40,7 @@ class Cors:
         """What every answer to `request` has besides its own headers."""
         if not self._origins:
             return []
-        # Caches must not give one origin's answer to another, one that may not read it included.
+        # Caches must not give the answer for one origin to another, nor to one that may not read it.
         vary: _Headers = [] if self._any else [(b"vary", b"origin")]
         if not self._allows(request):
             return vary
@@ -51,15 +51,15 @@ class Cors:
             (b"access-control-expose-headers", _EXPOSED),
         ]
 
-    def asked_for(self, method: str, request: Mapping[bytes, bytes]) -> str | None:
-        """The method that a browser asks leave for before it sends a request; None if it does not ask."""
+    def preflight_method(self, method: str, request: Mapping[bytes, bytes]) -> str | None:
+        """The method that a preflight request announces; None if this request is none."""
         wanted = request.get(b"access-control-request-method")
         if method != "OPTIONS" or wanted is None or not self._allows(request):
             return None
         return wanted.decode("latin-1")
 
-    def leave(self) -> Reply:
-        """The answer to such a question."""
+    def preflight_reply(self) -> Reply:
+        """The answer to a preflight request: what the page may send."""
         return Reply(
             b"",
             content_type=b"text/plain",

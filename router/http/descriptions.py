@@ -144,6 +144,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "coverage": "Which shards the answer rests on.",
         "map_version": "The shard map's version.",
         "short": "Why there are fewer than k hits.",
+        "unsettled": "Shards whose rows may not be the right ones.",
         "explain": "What happened on each shard.",
     },
     "SearchBody": {"text": "What to search for, in words."},
@@ -201,6 +202,10 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "asked": "Hits wanted.",
         "returned": "Hits found.",
         "reason": "Why there are no more.",
+    },
+    "Unsettled": {
+        "shard": "The shard's name.",
+        "reason": "What was left to find out there: rows as near as the last hit, or nearer ones.",
     },
     "UpsertAnswer": _UPSERT,
     "UpsertProblem": _PROBLEM | _UPSERT,

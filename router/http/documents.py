@@ -18,12 +18,12 @@ from router.http.content import read_json
 from router.http.message import Reply, Request
 from router.http.outcomes import delete_reply
 from router.query import filter as filters
-from router.query.answer import pieces_of
 from router.query.errors import InvalidError, NotFoundError, Problem, invalid
+from router.query.hits import pieces_of
 from router.query.types import VectorFormat
 from router.settings import Settings
 from router.stages.answer_memory import too_large
-from router.stages.columns import hand_over
+from router.stages.json_pieces import write_yielding
 from shard_config.model import Collection
 from shard_config.values import from_text
 
@@ -49,13 +49,13 @@ class Documents:
         answer = await request.backend.read(collection, id_, include, deadline, _vector_format(request))
         if answer is None:
             raise _no_document(request, collection)
-        reply = Reply(b"", held=answer.held)
-        if answer.held is None:
+        reply = Reply(b"", reservation=answer.reservation)
+        if answer.reservation is None:
             reply.body = self._encoder.encode(answer.document)
         else:
             pieces: list[bytes] = []
             reply.more = pieces
-            await hand_over(pieces_of(answer.document), self._within(pieces))
+            await write_yielding(pieces_of(answer.document), self._within(pieces))
         if answer.stale is not None:
             reply.headers = [(STALE_HEADER.lower().encode(), answer.stale.encode())]
         return reply

@@ -1,6 +1,7 @@
-"""What a request's head must say so that nobody else can read its end, or whom it is for, differently.
+"""Refuses heads whose end, body or host a proxy in front of the router could understand differently.
 
-Checked as RFC 9112 wants it, beyond what the parser refuses by itself. Pure; nothing here waits.
+Such a difference lets a request be smuggled past a proxy. Checked is what RFC 9112 demands and the parser
+does not refuse by itself. Pure; nothing here waits.
 """
 
 from __future__ import annotations
@@ -14,8 +15,8 @@ from router.query.errors import MalformedError
 __all__ = ["HEAD_BYTES", "check_fields", "check_version", "origin_form", "too_large"]
 
 HEAD_BYTES = 64 * 1024
-# A host and a port as in RFC 3986, but for the comma, by which some proxies join two of them. The parser
-# leaves blanks behind a value.
+# A host and a port as in RFC 3986, without the comma, which some proxies put between two Host headers that
+# they join. The parser leaves blanks behind a value.
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.vV]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::\d*)?[ \t]*")
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)([^#]*)", re.IGNORECASE)
 
@@ -34,7 +35,7 @@ def check_fields(version: str, fields: Iterable[tuple[bytes, bytes]]) -> None:
     """Check the fields of a head, by their names in lower case.
 
     Raises:
-        MalformedError: where the body ends, or whom the request is for, is not said, or said twice.
+        MalformedError: the end of the body or the host is missing, ambiguous or given twice.
         HttpError: 501, for codings of the body that are not read here.
     """
     hosts = 0

@@ -23,7 +23,15 @@ from router.http.message import Reply, Request
 from router.query.errors import InvalidError, NotFoundError
 from router.recall.sampling import RecallSeen
 from shard_config import partition, to_json
-from shard_config.model import Collection, HashSharding, ListSharding, RangeSharding, ShardMap
+from shard_config.file.fields import INDEX, SEARCH, shown
+from shard_config.model import (
+    Collection,
+    HashSharding,
+    ListSharding,
+    RangeSharding,
+    SearchDefaults,
+    ShardMap,
+)
 from shard_config.values import from_text, json_form
 
 __all__ = ["Inspection", "collection_view"]
@@ -105,7 +113,7 @@ class Inspection:
 def collection_view(
     collection: Collection, shard_map: ShardMap, seen: RecallSeen | None = None
 ) -> CollectionView:
-    vector, index, search = collection.vector, collection.index, collection.search
+    vector = collection.vector
     return CollectionView(
         name=collection.name,
         table=str(collection.table),
@@ -115,19 +123,17 @@ def collection_view(
         metadata=collection.metadata is not None,
         columns={name: column.type for name, column in collection.columns.items()},
         sharding=_sharding_view(collection, shard_map),
-        index={"m": index.m, "ef_construction": index.ef_construction, "quantization": index.quantization},
-        search={
-            "ef_search": search.ef_search,
-            "overfetch": search.overfetch,
-            "timeout_ms": search.timeout * 1000,
-            "max_k": search.max_k,
-            **({} if search.target_recall is None else {"target_recall": search.target_recall}),
-            **({} if search.tuned is None else {"tuned": search.tuned}),
-        },
+        index=shown(collection.index, INDEX),
+        search=_search_view(collection.search),
         cache={"ttl_s": collection.cache.ttl},
         text=collection.text_model is not None,
         recall=UNSET if seen is None else RecallView(round(seen.recall, 4), seen.samples),
     )
+
+
+def _search_view(search: SearchDefaults) -> dict[str, Any]:
+    view = shown(search, SEARCH)
+    return {"timeout_ms": view.pop("timeout") * 1000, **view}
 
 
 def _sharding_view(collection: Collection, shard_map: ShardMap) -> dict[str, Any]:

@@ -19,19 +19,31 @@ from router.query.errors import NotFoundError, TooLargeError
 from router.query.types import Found
 from shard_config.model import Collection
 
-__all__ = ["ABORT", "COMPLETE", "FIELDS", "FINISHED_METHODS", "LEFT", "WHOLE", "Reply", "Request", "Written"]
+__all__ = [
+    "ABORT",
+    "BODY_RECEIVED",
+    "CLIENT_LEFT",
+    "FIELDS",
+    "FINISHED_METHODS",
+    "SEND_RESPONSE",
+    "Reply",
+    "Request",
+    "Written",
+]
 
-# In a request's scope, if its server has the whole body already.
-COMPLETE = "pgscatter.complete"
-# In a request's scope, if its server has made them: its headers by name.
+# In a request's scope once the server has received the whole body.
+BODY_RECEIVED = "pgscatter.body_received"
+# In a request's scope, if the server has made it: the headers by name.
 FIELDS = "pgscatter.fields"
-# In a request's scope, if its client left before it was answered. Whatever works for it is cancelled, unless
-# its method is one of `FINISHED_METHODS`: a store that stops half-way helps nobody.
-LEFT = "pgscatter.left"
+# In a request's scope once its client has disconnected without waiting for the answer. The request's task is
+# cancelled, unless its method is one of `FINISHED_METHODS`: a client that sees its connection break during a
+# store cannot know what was stored, and half of a batch is worse to repair than all of it or none.
+CLIENT_LEFT = "pgscatter.client_left"
 FINISHED_METHODS = frozenset({"PUT"})
-# Among the extensions of a scope: sends status, headers and body at once, or says that it cannot.
-WHOLE = "pgscatter.whole"
-# Another: cuts the connection, whatever is still to be sent.
+# Among the extensions of a scope: a function that writes status, headers and body in one system call, or
+# returns False where only the messages of ASGI will do.
+SEND_RESPONSE = "pgscatter.send_response"
+# Among the extensions of a scope: a function that cuts the connection, whatever is still to be sent.
 ABORT = "pgscatter.abort"
 
 
@@ -49,7 +61,7 @@ class Reply(msgspec.Struct):
 
     Attributes:
         more: what follows `body`, of a large answer.
-        held: keeps the memory of a large answer reserved until it is sent.
+        reservation: keeps the memory of a large answer reserved until it is sent.
     """
 
     body: bytes
@@ -59,7 +71,7 @@ class Reply(msgspec.Struct):
     found: tuple[tuple[str, Found], ...] = ()
     written: Written | None = None
     more: Sequence[bytes] = ()
-    held: object = None
+    reservation: object = None
 
 
 class Request:
@@ -69,10 +81,10 @@ class Request:
         backend: the router as it was when the request came; used to the end.
         params, query: parameters of the path, and of the query string.
         id: the caller's X-Request-ID, or one of ours.
-        complete: whether the server has the whole body already.
+        body_received: whether the server has the whole body already.
     """
 
-    __slots__ = ("_complete", "_receive", "backend", "headers", "id", "params", "query")
+    __slots__ = ("_body_received", "_receive", "backend", "headers", "id", "params", "query")
 
     def __init__(
         self,
@@ -83,7 +95,7 @@ class Request:
         receive: Receive,
         id: str,
         *,
-        complete: bool = False,
+        body_received: bool = False,
     ) -> None:
         self.backend = backend
         self.headers = headers
@@ -91,7 +103,7 @@ class Request:
         self.query = query
         self.id = id
         self._receive = receive
-        self._complete = complete
+        self._body_received = body_received
 
     @property
     def collection(self) -> Collection:
@@ -116,7 +128,7 @@ class Request:
             HttpError: the client was slower than that.
         """
         self.check_length(limit)
-        if self._complete:  # no wait to bound; a timer is 4 of the 50 µs that an L1 hit takes
+        if self._body_received:  # no wait to bound; a timer is 4 of the 50 µs that an L1 hit takes
             return await self._whole(limit)
         try:
             async with asyncio.timeout(wait):

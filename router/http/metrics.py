@@ -1,4 +1,4 @@
-"""Prometheus metrics: projections of requests' own accounts, and of the router's state when it is read.
+"""Prometheus metrics, made from what each reply says of its request and from the router's state at a scrape.
 
 One registry per process, made here and passed around. With several workers, prometheus-client keeps
 every value in a file per process (`PROMETHEUS_MULTIPROC_DIR`), and any worker answers a scrape for
@@ -50,7 +50,10 @@ _NODE = ["shard", "node"]
 
 
 class _WithRecall(Collector):
-    """What `collect` brings, and each collection's mean recall over the windows of all workers."""
+    """Adds to the metrics of `collect` each collection's mean recall over the windows of all workers.
+
+    A gauge of each worker could not say it: means of different numbers of samples do not add up, sums do.
+    """
 
     def __init__(self, collect: Callable[[], Iterable[Metric]]) -> None:
         self._collect = collect
@@ -155,14 +158,14 @@ class Metrics:
         self._node_waiting = self._gauge("node_waiting", "Statements waiting.", _NODE, "livesum")
         self._node_connections = self._gauge("node_connections", "Open connections.", _NODE, "livesum")
         self._children: dict[tuple[object, ...], Counter | Gauge | Histogram] = {}
-        self._nodes: dict[tuple[str, str], NodeStatus] = {}  # when they were last looked at
+        self._nodes: dict[tuple[str, str], NodeStatus] = {}  # as `sample` last saw them
         self.in_flight = 0
 
     def begin(self) -> None:
         self.in_flight += 1
 
     def end(self, method: str, route: str, reply: Reply, seconds: float) -> None:
-        """Take a finished request's account."""
+        """Count a finished request."""
         self.in_flight -= 1
         self._child(self._requests, method, route, str(reply.status)).inc()
         self._child(self._seconds, method, route).observe(seconds)
@@ -175,7 +178,7 @@ class Metrics:
         self._child(self._rejected, reason).inc()
 
     def recall_sampled(self, collection: str, seen: RecallSeen) -> None:
-        """Satisfies `router.recall.live.RecallListener`, with the next."""
+        """With `recall_dropped`, what `router.recall.live.RecallListener` asks for."""
         self._child(self._recall_samples, collection).inc()
         self._child(self._window_sum, collection).set(seen.recall * seen.samples)
         self._child(self._window_samples, collection).set(seen.samples)
@@ -269,15 +272,16 @@ class Metrics:
             self._node_waiting,
             self._node_connections,
         ):
-            # The files of several workers keep a removed value, so it must not stay at its last one.
+            # With several workers, the value stays in the worker's file after it is removed, so it is set to
+            # 0.
             self._child(gauge, *labels).set(0)
             gauge.remove(*labels)
             del self._children[gauge, *labels]
 
     def _child(self, metric: M, *labels: str) -> M:
-        """`metric.labels(*labels)`, which takes a lock and a microsecond each time, remembered.
+        """`metric.labels(*labels)`, kept, because each call takes a lock and a microsecond.
 
-        Labels are templates, names of the map and words of ours, so there are not many of them.
+        The number of labels is bounded: they are templates of paths, names of the map, and fixed words.
         """
         child = self._children.get((metric, *labels))
         if child is None:

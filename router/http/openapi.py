@@ -19,7 +19,7 @@ from router.http.routes import Operation
 __all__ = ["document"]
 
 _REF = "#/components/schemas/{name}"
-# Named in the extra schema of fields that are kept as raw JSON, so that msgspec does not meet them.
+# Types that only the extra schemas of raw JSON fields refer to: msgspec does not find them by itself.
 _RAW_MEMBERS = (
     bodies.SearchBody,
     bodies.DocumentShape,
@@ -39,7 +39,7 @@ _TAGS = {
     "health": "For load balancers and monitoring.",
     "about": "Metrics, and this description.",
 }
-# What a status says of these operations, where its own phrase says little.
+# What a status means here; the phrase of HTTP where that says enough.
 _STATUSES = {
     400: "The request is no HTTP, no JSON or no UTF-8, or nested beyond measure.",
     401: "There is no key, or one that is not known.",
@@ -49,12 +49,16 @@ _STATUSES = {
     408: "The body did not come in time.",
     409: "It contradicts what is stored.",
     413: "The body exceeds its limit.",
+    414: "The target is too long.",
     415: "The content type is not read here, or the body is compressed.",
     422: "It is well-formed but wrong, or its answer would be too large.",
     429: "Too much is being asked at once.",
+    431: "The headers are too long.",
     500: "A fault of the router; its log has the rest under the request id.",
+    501: "The body has a transfer coding other than chunked.",
     503: "Shards that are needed cannot answer.",
     504: "The time ran out first.",
+    505: "HTTP/1.1 is spoken here.",
 }
 _ID_HEADER = {
     "X-Request-ID": {

@@ -19,10 +19,11 @@ from router.decode.body import Decoder
 from router.decode.queries import check_text, search_query, timeout_of
 from router.http.answers import BatchError, search_answer
 from router.http.backend import Embed
+from router.http.body_cache import BodyCache, CheckedSearch
 from router.http.content import read_json
-from router.http.known import Known, KnownBodies
 from router.http.message import Reply, Request
 from router.http.problems import describe, kind_of
+from router.http.slow_log import SlowLog
 from router.query.errors import DeadlineError, InvalidError, RouterError
 from router.query.types import Found, SearchQuery
 from router.settings import Settings
@@ -47,22 +48,24 @@ class Searches:
         self._decoder = Decoder(SearchBody, exact=True)
         self._batch_decoder = Decoder(BatchBody)
         self._encoder = msgspec.json.Encoder()
-        self._known = KnownBodies(settings.body_cache_bytes)
+        self._bodies = BodyCache(settings.body_cache_bytes)
+        self._slow = SlowLog(settings.slow_search)
 
     async def search(self, request: Request) -> Reply:
         collection = request.collection
         data = await read_json(request, self._settings)
         started = perf_counter()
         now = asyncio.get_running_loop().time()
-        known = self._known.get(data, collection)
-        if known is None:
-            known = await self._understand(collection, data, now)
-            if known.lasting:
-                self._known.put(data, known)
-        found = await request.backend.search(known.query, now + known.timeout)
+        checked = self._bodies.get(collection, data)
+        if checked is None:
+            checked = await self._check(collection, data, now)
+            if checked.reusable:
+                self._bodies.put(data, checked)
+        found = await request.backend.search(checked.query, now + checked.timeout)
         took_ms = round((perf_counter() - started) * 1000, 3)
+        self._slow.note(request.id, checked.query, found, took_ms)
         reply = Reply(
-            self._encode(request, known.query, found, took_ms),
+            self._encode(request, checked.query, found, took_ms),
             headers=[(b"server-timing", _server_timing(found, took_ms))],
             found=((collection.name, found),),
         )
@@ -94,7 +97,7 @@ class Searches:
             for _ in range(min(_BATCH_CONCURRENCY, len(searches))):
                 group.create_task(work())
         body, more = _batch_body(results)
-        return Reply(body, more=more, found=tuple(founds), held=room)
+        return Reply(body, more=more, found=tuple(founds), reservation=room)
 
     async def _member(
         self,
@@ -109,17 +112,18 @@ class Searches:
         started = perf_counter()
         now = asyncio.get_running_loop().time()
         try:
-            known = await self._understand(collection, raw, now, path, caller=request, room=room)
-            found = await request.backend.search(known.query, min(now + known.timeout, end))
+            checked = await self._check(collection, raw, now, path, caller=request, room=room)
+            found = await request.backend.search(checked.query, min(now + checked.timeout, end))
             took_ms = round((perf_counter() - started) * 1000, 3)
-            pieces = _in_pieces(self._encode(request, known.query, found, took_ms), found)
-            room.add(sum(map(len, pieces)), counted=found.answer.held is not None)
+            self._slow.note(request.id, checked.query, found, took_ms)
+            pieces = _in_pieces(self._encode(request, checked.query, found, took_ms), found)
+            room.add(sum(map(len, pieces)), counted=found.answer.reservation is not None)
         except RouterError as exc:
             problem = describe(kind_of(exc), exc.detail, request.id, exc.problems)
             return [self._encoder.encode(BatchError(problem))], None
         return pieces, found
 
-    async def _understand(
+    async def _check(
         self,
         collection: Collection,
         data: bytes | msgspec.Raw,
@@ -127,15 +131,15 @@ class Searches:
         path: str = "",
         caller: Request | None = None,
         room: BatchRoom | None = None,
-    ) -> Known:
-        """What a search's body, which came at `now`, asks for."""
+    ) -> CheckedSearch:
+        """Decode and check the body of a search, which came at `now`."""
         body = self._decoder.decode(data, path)
         text = check_text(body, path)
         # An invalid one is refused below, before anything but the embedding has used it.
         timeout = min(timeout_of(body.timeout_ms, collection), self._settings.max_timeout)
         embedded = None if text is None else await self._vector_of(collection, text, now + timeout, path)
         query = search_query(body, collection, self._settings, embedded, path, caller, room)
-        return Known(query, timeout, lasting=query.cached and text is None)
+        return CheckedSearch(query, timeout, reusable=query.cached and text is None)
 
     async def _vector_of(self, collection: Collection, text: str, deadline: float, path: str) -> bytes:
         try:

@@ -1,6 +1,6 @@
-"""A reply's way to the client: as a whole where it is small, piece by piece at the client's pace where not.
+"""Sends a reply: a small one at once, a large one in pieces, as fast as the client reads them.
 
-Invariant: no client holds an answer's memory for longer than it is given, however slowly it reads.
+Invariant: the memory of an answer is free again after a bounded time, however slowly its client reads.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from starlette.requests import ClientDisconnect
 from starlette.types import Scope, Send
 
 from router.http.compression import LEAST_BYTES, Coding, gzipped, gzipped_pieces
-from router.http.message import ABORT, WHOLE, Reply
+from router.http.message import ABORT, SEND_RESPONSE, Reply
 
 __all__ = ["send_at_once", "send_reply"]
 
@@ -24,16 +24,16 @@ _GZIP = (b"content-encoding", b"gzip")
 def send_at_once(reply: Reply, headers: list[tuple[bytes, bytes]], scope: Scope) -> bool:
     """Send a small reply as it is, without waiting; False where `send_reply` has to.
 
-    It is the way of most answers, on which a coroutine more is a hundredth of an L1 hit.
+    Most answers take this way; one coroutine more would cost a hundredth of an L1 hit.
     """
     size = len(reply.body)
     if size >= LEAST_BYTES or reply.more:
         return False
-    whole = scope.get("extensions", {}).get(WHOLE)
-    if whole is None:
+    respond = scope.get("extensions", {}).get(SEND_RESPONSE)
+    if respond is None:
         return False
     headers.append((b"content-length", b"%d" % size))
-    if whole(reply.status, headers, reply.body):
+    if respond(reply.status, headers, reply.body):
         return True
     headers.pop()
     return False
@@ -47,7 +47,8 @@ async def send_reply(
     Raises:
         ClientDisconnect: it was not taken in that time, and the connection is cut.
     """
-    # Asked for once; kept, the scope would hold the cycle of the server that holds the scope.
+    # Taken out of the scope: they hold the server's request cycle, which holds the scope, and such a circle
+    # is freed by the garbage collector alone.
     extensions = scope.pop("extensions", None) or {}
     body, more = reply.body, reply.more
     size = len(body) + sum(map(len, more)) if more else len(body)
@@ -55,7 +56,7 @@ async def send_reply(
         headers.append(_VARY)
     compressed = (coding == "gzip" and size >= LEAST_BYTES) or (coding == "must" and size > 0)
     if more and scope["http_version"] == "1.0":
-        compressed = False  # its length would not be known before, and there are no chunks to do without
+        compressed = False  # HTTP/1.0 has no chunks, and the length is not known before all is compressed
     if compressed:
         headers.append(_GZIP)
     if more:
@@ -67,8 +68,8 @@ async def send_reply(
     if compressed:
         body = await gzipped(body)
     headers.append((b"content-length", b"%d" % len(body)))
-    whole = extensions.get(WHOLE)
-    if whole is not None and whole(reply.status, headers, body):
+    respond = extensions.get(SEND_RESPONSE)
+    if respond is not None and respond(reply.status, headers, body):
         return
     async with _bounded(seconds, extensions):
         await send({"type": "http.response.start", "status": reply.status, "headers": headers})
@@ -88,7 +89,7 @@ async def _send_pieces(
 
 @asynccontextmanager
 async def _bounded(seconds: float, extensions: Mapping[str, Callable[[], object]]) -> AsyncIterator[None]:
-    """Sending may take as long as making it: `send` waits while the client's side is full."""
+    """Cut the connection after `seconds`: `send` waits for as long as the client does not read."""
     try:
         async with asyncio.timeout(seconds):
             yield
@@ -96,7 +97,7 @@ async def _bounded(seconds: float, extensions: Mapping[str, Callable[[], object]
         abort = extensions.get(ABORT)
         if abort is not None:
             abort()
-            await asyncio.sleep(0)  # in which the server notices
+            await asyncio.sleep(0)  # in this turn the server learns that the connection is lost
         raise ClientDisconnect from exc
 
 

@@ -21,21 +21,23 @@ from starlette.types import ASGIApp
 from uvicorn.config import STARTUP_FAILURE
 from uvicorn.supervisors import Multiprocess
 
-from router.http.outbox import Outbox
 from router.http.protocol import BoundedProtocol
+from router.http.write_batch import WriteBatch
 
 __all__ = ["is_loopback", "listen", "run"]
 
 _logger = logging.getLogger(__name__)
 
 _BACKLOG = 2048
-# Longer than load balancers keep an idle connection, so that they close it and not we under a request.
+# Seconds. Longer than load balancers keep an idle connection, usually 60: if the router closed it first, a
+# request might be on its way already.
 _KEEP_ALIVE = 75
-# A worker imports numpy and opens its connections before it answers its supervisor.
+# Seconds. A worker imports numpy and opens its connections before it answers its supervisor.
 _HEALTHCHECK = 60
-# One that dies meanwhile never gets ready; asking goes on with the next turn of the supervisor.
+# Seconds for one question whether a worker is ready. One that has died never is: the supervisor asks again in
+# its next round, in which it also replaces the dead.
 _READY_POLL = 1.0
-# What a worker may need beyond draining: closing its connections.
+# Seconds that a worker gets to close its connections, after those for draining.
 _CLOSING = 10.0
 
 
@@ -74,7 +76,7 @@ def run(
 ) -> int:
     """Serve the application that the factory `app` makes, until told to stop; returns the exit status.
 
-    Several workers find it by its name, `module:function`, as processes that have nothing of this one.
+    For several workers, `app` is its name, `module:function`: they are new processes that share no memory.
     `ready` is called once, when requests are being answered.
     """
     config = uvicorn.Config(
@@ -82,7 +84,7 @@ def run(
         factory=True,
         workers=workers,
         loop="uvloop",
-        http=partial(BoundedProtocol, outbox=Outbox()),  # type: ignore[arg-type]
+        http=partial(BoundedProtocol, batch=WriteBatch()),  # type: ignore[arg-type]
         ws="none",
         lifespan="on",
         log_config=None,
@@ -127,7 +129,7 @@ def _run_one(server: _Server, listener: socket.socket) -> int:
 
 
 class _Supervisor(Multiprocess):
-    """uvicorn's, which also says when all workers serve, and does not wait for ever for one to end."""
+    """uvicorn's supervisor; it also says when all workers serve, and kills one that does not end in time."""
 
     def __init__(
         self,
@@ -142,6 +144,11 @@ class _Supervisor(Multiprocess):
         self._patience = patience
 
     def keep_subprocess_alive(self) -> None:
+        for process in self.processes:
+            # The worker has this end of the pipe. As long as it is open here as well, nothing tells of a
+            # worker that dies while it is being asked whether it lives: the answer would be waited for as
+            # long as a worker may take, and signals to the supervisor would wait with it.
+            process.child_conn.close()
         before = {process.pid: process for process in self.processes}
         super().keep_subprocess_alive()
         dead = before.keys() - {process.pid for process in self.processes}
@@ -153,7 +160,7 @@ class _Supervisor(Multiprocess):
         if self._ready is None or self.should_exit.is_set():
             return
         if dead:
-            # One that dies before all have ever served will not do better the next time.
+            # A worker that dies before all have served once would die again when it is replaced.
             self.failed = True
             self.should_exit.set()
         elif self._all_ready():

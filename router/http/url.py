@@ -17,10 +17,10 @@ _KEPT = re.compile(rb"%(2[Ff5])")
 
 
 def path_of(scope: Mapping[str, Any]) -> str:
-    """The path, decoded strictly: servers put U+FFFD for what is no UTF-8, and an id must not change.
+    """The path, decoded strictly: uvicorn's own has U+FFFD for what is no UTF-8, and an id must not change.
 
-    Two escapes remain, for `segment` to decode: `%2F`, since a slash that is part of a name parts no names,
-    and `%25`, which tells them from what looks like them.
+    Two escapes remain, and `segment` decodes them: `%2F`, because an escaped slash is part of a name and does
+    not separate two, and `%25`, so that the text `%2F` in a name is not taken for such an escape.
 
     Raises:
         MalformedError
@@ -36,7 +36,7 @@ def path_of(scope: Mapping[str, Any]) -> str:
 
 
 def segment(text: str) -> str:
-    """A part of such a path as it was meant."""
+    """Decode what `path_of` has left of a part of a path."""
     return text.replace("%2F", "/").replace("%2f", "/").replace("%25", "%") if "%" in text else text
 
 

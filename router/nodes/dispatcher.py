@@ -21,7 +21,7 @@ import msgspec
 
 from router.policy.backlog import Backlog
 from router.policy.limit import Limit
-from router.policy.pace import Pace
+from router.policy.search_cost import SearchCost
 from router.postgres.connection import ErrorKind, NodeError
 from router.query.errors import OverloadedError
 from router.query.types import Probe, Row
@@ -126,7 +126,7 @@ class Dispatcher:
         self._backlog: Backlog[Ticket] = Backlog()
         self._flying: set[_Statement] = set()
         self._carried = 0  # searches in them
-        self._pace = Pace()
+        self._pace = SearchCost()
         self._ahead = 0.0  # seconds that what waits is expected to take the node
         self._timer: asyncio.TimerHandle | None = None
         limit.pumps.append(self.pump)

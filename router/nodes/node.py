@@ -69,7 +69,7 @@ class Node:
         self.shard = shard
         quantile = settings.hedge_quantile or _ANY_QUANTILE
         self.latencies = tuple(Latency(quantile) for _ in Work)
-        self.heard = float("-inf")  # when it last answered anything
+        self.heard = float("-inf")  # when it last answered a search, by `clock`
         self.ejection = Ejection()
         self.ejected_since = 0.0  # wall-clock time
         self.ejected_for = ""
@@ -128,11 +128,14 @@ class Node:
         self.latencies[work].add(seconds, now)
         self._readmit()
 
-    def silent(self, since: float, now: float) -> None:
-        """A search that was sent at `since` has got no answer in time; nor has any other, perhaps."""
+    def unanswered(self, since: float, now: float) -> None:
+        """A search that was sent at `since` was answered by another node first.
+
+        If this node has answered nothing at all since then, it may be gone, and that counts against it.
+        """
         if self.heard < since and self._struck("it kept silent when it was asked", now):
             # One that is only slow answers something meanwhile.
-            asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._abandon_if_silent, since)
+            asyncio.get_running_loop().call_later(_GRACE_SECONDS, self._abandon_if_unheard, since)
 
     def refused(self, error: NodeError, now: float) -> None:
         """A search failed there, for a reason that lies with the node."""
@@ -226,13 +229,13 @@ class Node:
         return all([one.has_room() for one in self.sets])
 
     def _struck(self, reason: str, now: float) -> bool:
-        """Whether it is left out from now on, and was not before."""
+        """Count a failure; whether it is left out from now on, and was not before."""
         fresh = self.ejection.struck(now, room=self._has_room())
         if fresh:
             self.ejected_since, self.ejected_for = time.time(), reason
         return fresh
 
-    def _abandon_if_silent(self, since: float) -> None:
+    def _abandon_if_unheard(self, since: float) -> None:
         if self.heard < since:
             self.abandon()
 

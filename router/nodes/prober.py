@@ -1,8 +1,11 @@
 """The only health loop: asks every node who it is and how far it has come.
 
 One task and one connection per node, apart from those that serve requests, so that load cannot
-starve it and a node that hangs delays nobody else's probe. Invariant: a node's state is never older
-than interval + timeout, whatever the node does.
+starve it and a node that hangs delays nobody else's probe.
+
+Invariant: whatever a node does, its state is replaced at most 1.2 × `probe_interval` (the jitter) plus
+`probe_timeout` after it was last replaced by a probe, and the 0.25 s that `router.nodes.patroni` may take
+where the map names a Patroni. The event loop's own delay comes on top.
 """
 
 from __future__ import annotations
@@ -28,22 +31,18 @@ from router.postgres.connection import (
     node_error,
     open_connection,
 )
+from router.postgres.wal import STATE_COLUMNS, STATE_SOURCE
 from router.settings import Settings
 
 __all__ = ["Prober"]
 
-_QUERY = """
-SELECT r.standby,
-       (CASE WHEN r.standby THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END
-        - '0/0'::pg_lsn)::bigint AS lsn,
-       -- The control file has it only after the first checkpoint.
-       CASE WHEN NOT r.standby
-            THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS timeline,
+_QUERY = f"""
+SELECT {STATE_COLUMNS},
        extract(epoch FROM pg_postmaster_start_time())::float8 AS started,
        CASE WHEN r.standby
             THEN extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 END AS age,
        EXISTS (SELECT FROM pg_extension WHERE extname = 'vector') AS vector
-FROM (SELECT pg_is_in_recovery() AS standby) r
+FROM {STATE_SOURCE}
 """
 
 _logger = logging.getLogger(__name__)
@@ -53,7 +52,8 @@ _logger = logging.getLogger(__name__)
 _CATCH_UP_FIRST = 0.002
 _CATCH_UP_FACTOR = 2.0
 # Of the interval, before a probe is made for somebody who asks for one: ten a second at most by default.
-_LOOK_SHARE = 0.2
+_SOONEST_SHARE = 0.2
+_JITTER = 0.2  # of the interval, either way
 
 
 class Prober:
@@ -86,11 +86,11 @@ class Prober:
             if watch.node.shard == shard and not claims(watch.node.state):
                 watch.expect(lsn)
 
-    def look(self, shard: str) -> None:
+    def probe_soon(self, shard: str) -> None:
         """Probe the shard's nodes soon, unless that was done just now."""
         for watch in self._watches:
             if watch.node.shard == shard:
-                watch.look()
+                watch.probe_soon()
 
     async def close(self) -> None:
         await asyncio.gather(*(watch.close() for watch in self._watches))
@@ -117,11 +117,12 @@ class _Group:
         states = [state if other is node else other.state for other in self.nodes]
         latest = max(self._timeline, *(known.timeline for known in states if claims(known)), 0)
         if latest > self._timeline:
-            # Whom a replaced primary had overtaken may have followed the one that replaced it.
+            # On a new timeline earlier verdicts are void: a replica that was ahead of the old primary may
+            # follow the new one.
             self._timeline = latest
             self._strayed.clear()
         elected = elect(states, self._timeline)
-        first = False
+        first = False  # whether this is the first known end of the log, which all lags are told by
         if elected is not None and self.nodes[elected] is node:
             first = not self._heads.known
             self._heads.saw(state.lsn, now)
@@ -141,7 +142,7 @@ class _Group:
             node.abandon()
 
     def _find_strayed(self, replicas: Sequence[tuple[Node, NodeState]], head: int) -> None:
-        """A replica that has replayed more than its primary has written since followed another one.
+        """Remember replicas that have replayed more than the primary wrote: they followed another one.
 
         It cannot find its way back but by pg_rewind or from a new copy, and with a restart either way;
         until then its log's positions mean nothing, also when the primary's have overtaken them.
@@ -182,8 +183,8 @@ class _Watch:
         self._expected = max(self._expected, lsn)
         self._wake.set()
 
-    def look(self) -> None:
-        least = _LOOK_SHARE * self._settings.probe_interval
+    def probe_soon(self) -> None:
+        least = _SOONEST_SHARE * self._settings.probe_interval
         if asyncio.get_running_loop().time() - self._began > least:
             self._wake.set()
 
@@ -215,11 +216,12 @@ class _Watch:
             self.first.set()
             state = self.node.state
             catching_up = state.health is Health.UP and state.lsn < self._expected
-            if catching_up and pause < self._settings.probe_interval:
-                pause = max(pause * _CATCH_UP_FACTOR, _CATCH_UP_FIRST)
+            interval = self._settings.probe_interval
+            if catching_up and pause < interval:
+                pause = min(max(pause * _CATCH_UP_FACTOR, _CATCH_UP_FIRST), interval)
             else:
                 # Jitter keeps many routers from asking at the same moment.
-                pause = self._settings.probe_interval * random.uniform(0.8, 1.2)
+                pause = interval * random.uniform(1.0 - _JITTER, 1.0 + _JITTER)
             if await self._pause(pause, interruptible=not catching_up):
                 pause = 0.0
 
@@ -237,6 +239,8 @@ class _Watch:
         return True
 
     async def _probe(self) -> None:
+        # Before the node is asked: what a replica has replayed by now, its primary must have written by the
+        # time of its answer; what it replays meanwhile says nothing.
         before = self._group.replayed()
         self._began = asyncio.get_running_loop().time()
         try:
@@ -257,6 +261,8 @@ class _Watch:
             state = msgspec.structs.replace(state, leads=await self._patroni.leads())
         self._group.observe(self.node, state, asyncio.get_running_loop().time(), before)
         if state.health is Health.UP:
+            # The beginning, because the answer may be from any moment since; and after the state, so that a
+            # state is never taken for newer than it is.
             self.node.probed = self._began
 
     async def _ask(self) -> NodeState:

@@ -1,9 +1,10 @@
-"""What waits for a node: whose turn it is, and what may go along with it.
+"""The queue in front of a node: which item is next, and which others may be taken along with it.
 
-Turns go by arrival, but a caller that sends many searches at once lets others by: with n of its own
-waiting already, its next one takes the turn of a search that arrives n spacings later. That is what
-VirtualClock (Zhang, SIGCOMM 1990) does, without its memory: having used an idle node is no debt. Turns
-are moments, so nobody waits for ever, however many others come.
+Items are served in the order of their turns. The turn of an item is the moment of its arrival, but a caller
+that already has n items waiting gets for its next one the turn of an item that arrives n spacings later. So a
+batch lets single searches go between its own, as in VirtualClock (Zhang, SIGCOMM 1990), except that a caller
+is not held back later for what it used of an idle node. A turn never changes and later arrivals get later
+turns, so that every item is served in the end, however many others come.
 """
 
 from __future__ import annotations
@@ -15,11 +16,12 @@ from typing import Generic, Protocol, TypeVar
 
 __all__ = ["Backlog", "Waiting"]
 
-# A node answers a search in some tenths of a millisecond: a batch that has filled the queue holds a
-# single search up for a statement or two, and goes on at full speed when it is alone.
+# Seconds. A node answers a search in some tenths of a millisecond: a batch that has filled the queue delays a
+# single search by a statement or two, and a batch that is alone is not slowed down at all.
 _SPACING = 0.001
-# Where it takes longer, turns must be further apart than what they wait for, or they all have come before
-# the first is served: a batch leaves half of the node to others.
+# Times the time that a search takes at the moment, where that is more than the spacing: were turns closer
+# than searches take, all turns of a batch would have come before its first was answered, and a single search
+# would wait for all of them. Twice as far apart, a batch leaves half of the node to others.
 _SHARE = 2.0
 
 

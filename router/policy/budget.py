@@ -1,7 +1,8 @@
-"""What may be done beside the requests that came: a share of them, and a few at once. Pure.
+"""Limits hedges and retries to a share of the requests that came. Pure.
 
-A token bucket that requests fill, not time, so that it cannot feed an overload: with a share of 5 %, twenty
-requests pay for one more (as Finagle's retry budget and gRPC's retry throttling).
+A token bucket that requests fill, not time (as Finagle's retry budget and gRPC's retry throttling): with a
+share of 5 %, twenty requests allow one more. So the extra work stays a fixed share of the load; one filled by
+time could double the work of a node whose overload lets few requests through.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ __all__ = ["Budget"]
 
 
 class Budget:
-    """Each request brings `share` of a token; `burst` are kept, and there at first."""
+    """Each request brings `share` of a token; at most `burst` tokens are kept, all of them there at first."""
 
     def __init__(self, share: float, burst: float = 10.0) -> None:
         self.denied = 0
@@ -26,8 +27,8 @@ class Budget:
         if self._tokens < self._burst:
             self._tokens = min(self._burst, self._tokens + self._share)
 
-    def spend(self, *, urgent: bool = True) -> bool:
-        """Whether one more may be sent; if so, it is paid for. Half of the burst is kept for the urgent."""
+    def try_spend(self, *, urgent: bool = True) -> bool:
+        """Take one token, if there is one; if not `urgent`, only of the upper half of the bucket."""
         if self._tokens < (1.0 if urgent else 1.0 + self._burst / 2):
             self.denied += 1
             return False

@@ -2,21 +2,21 @@
 
 A node that keeps silent costs each search that goes there a hedge, or its deadline. After a few in a row it
 is left out, each time for twice as long; then one request tries it, which readmits it or leaves it out again
-(outlier detection as in Envoy). No more than a share of a set is left out at once, and being left out means
-to come last: a set of which nothing else is left still asks.
+(outlier detection as in Envoy). No more than a share of a set's nodes is left out at once, and one that is
+left out is only ranked last: where no other node can answer, it is asked all the same.
 """
 
 from __future__ import annotations
 
 __all__ = ["TRIAL_SECONDS", "Ejection", "has_room"]
 
-# Silent requests in a row. One may be chance; each costs somebody a hedge.
+# Failures in a row: errors, or no answer in time. One may be chance; each costs somebody a hedge.
 _STRIKES = 3
-# A trial costs the node one search and nobody a wait, so it need not be rare.
+# From one trial to the next. A trial is a copy of a search that another node answers: nobody waits for it.
 _FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 5.0
-# A trial that nobody hears of again is over by then, unless such requests usually take long.
+# After which a trial has failed; longer where such requests usually take longer.
 TRIAL_SECONDS = 1.0
-# Well for so long, a node's past is forgotten.
+# After so long without a failure, a node that is left out again waits as briefly as the first time.
 _FORGET_SECONDS = 60.0
 
 
@@ -26,7 +26,7 @@ def has_room(ejected: int, nodes: int, share: float) -> bool:
 
 
 class Ejection:
-    """Of one node; all times by the caller's clock.
+    """Whether one node is left out, and until when; all times are by the caller's clock.
 
     Attributes:
         count: how many times it was left out, ever.
@@ -49,7 +49,7 @@ class Ejection:
         return self._until is not None and now >= self._until
 
     def tried(self, until: float) -> None:
-        """A request goes there to see; until it is back, or lost, no other does."""
+        """A request was sent to try it; the next may be at `until`, if that one has not ended before."""
         self._until = until
 
     def returned(self, now: float) -> None:
@@ -65,7 +65,7 @@ class Ejection:
         self.out = False
 
     def struck(self, now: float, *, room: bool = True) -> bool:
-        """A request found it silent; returns whether it is left out from now on, and was not before.
+        """A request failed there; returns whether the node is left out now and was not before.
 
         Without `room`, too many of its set are left out already, and it stays.
         """

@@ -1,9 +1,9 @@
-"""How long a node takes lately: a mean to compare nodes by, and a quantile to lose patience after. Pure.
+"""How long a node takes lately: a mean to compare nodes by, and a quantile after which to hedge. Pure.
 
 The quantile is read off a histogram with buckets of equal ratio, so that its error is a share of the value
-whatever the scale (Masson, Rim and Lee, "DDSketch", VLDB 2019); old values fade, because counts are halved
-now and then. The mean fades in time as well, towards nothing: a node that was slow when it was last asked
-gets another chance (as Finagle's peak EWMA does).
+whatever the scale (Masson, Rim and Lee, "DDSketch", VLDB 2019); counts are halved now and then, so that old
+values lose their weight. The mean decays towards 0 while a node is not asked, so that one that was slow when
+it was last asked is asked again (as in Finagle's peak EWMA).
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _LOG_RATIO = log(_RATIO)
 _SMALLEST = 1e-5
 _HALVE_EVERY = 512
 _READ_EVERY = 32
-# Below this many, neither means anything: the first take longest, on a new connection and with cold caches.
+# Answers before mean and quantile are used: the first take longest, on a new connection and with cold caches.
 _ENOUGH = 20
 _WEIGHT = 0.1
 _FADE_SECONDS = 3.0
 
 
 class Latency:
-    """Of one node; changed by `add` alone.
+    """Recent latencies of one node; changed by `add` and `restart` alone.
 
     Attributes:
         quantile: in seconds, None until there are values enough.
@@ -57,7 +57,7 @@ class Latency:
             self.quantile = self._read()
 
     def restart(self, seconds: float, now: float) -> None:
-        """Nothing before counts for the mean, and one value does: it was the first after a long silence."""
+        """Let the mean be `seconds` alone, of the first answer after a long silence."""
         self._mean, self.last = max(seconds, _SMALLEST), now
         self._known = True
 
@@ -66,7 +66,7 @@ class Latency:
         if self._added < _ENOUGH and not self._known:
             return 0.0
         age = now - self.last
-        # Less than a hundredth: not worth a power at each search.
+        # The decay would be less than a hundredth, and this is asked for every node of every search.
         return self._mean if age < _FADE_SECONDS / 100 else self._mean * exp(-age / _FADE_SECONDS)
 
     def _read(self) -> float:

@@ -1,8 +1,9 @@
-"""Who is whose primary, and how far behind its replicas are. Pure.
+"""Which node of a shard is its primary, and how far its replicas are behind. Pure.
 
-A router never asks a map for roles: nodes say what they are. After a failover two may say that they are
-primaries; PostgreSQL counts its timeline up at each promotion, so the one on the later timeline is.
-Where Patroni is asked as well, whom it denies takes no writes, and whom it names wins among equals.
+The shard map has no roles: nodes say what they are. After a failover two may say that they are primaries;
+PostgreSQL counts its timeline up at each promotion, so the one on the later timeline is. Where Patroni is
+asked as well, a node that it does not call the leader takes no writes, and of several primaries on the same
+timeline the one that it calls the leader is taken.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from router.policy.selection import Health, NodeState, Role
 
 __all__ = ["Heads", "claims", "elect"]
 
-# Beyond this many, the older half of what is remembered is thinned out.
+# Beyond this many samples, every second one of the older half is dropped: old ends need less precision.
 _SAMPLES = 128
 
 
@@ -40,7 +41,7 @@ def elect(states: Sequence[NodeState], latest: int) -> int | None:
 
 
 class Heads:
-    """Where a primary's log ended, and when; the clock of its replicas' lag.
+    """Where the end of a primary's log was, and when; replicas' lag is measured by it.
 
     Lag is the age of the oldest known end of the log that a replica has not replayed. So a replica of an
     idle primary has none, other than by the time of its last transaction, and nothing has to be written
@@ -59,7 +60,7 @@ class Heads:
 
     def saw(self, lsn: int, now: float) -> None:
         """The primary's log reached `lsn` at `now`."""
-        # A new primary may have less than its predecessor; the rest of that log is void.
+        # A new primary may have less of the log than its predecessor, whose further positions it writes anew.
         while self._samples and self._samples[-1][1] > lsn:
             self._samples.pop()
         if self._samples and self._samples[-1][1] == lsn:

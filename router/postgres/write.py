@@ -10,7 +10,6 @@ from typing import TypeAlias, TypeVar
 import asyncpg
 
 from router.postgres.connection import POSTGRES_ERRORS, Connection, ErrorKind, NodeError, node_error
-from router.query.types import Position
 
 __all__ = [
     "Upsert",
@@ -20,7 +19,6 @@ __all__ = [
     "store",
     "try_advisory_lock",
     "unlock_all",
-    "written_position",
 ]
 
 T = TypeVar("T")
@@ -31,15 +29,6 @@ Upsert: TypeAlias = tuple[str, Sequence[tuple[object, ...]]]  # a statement, and
 _TRIES, _FIRST_PAUSE = 6, 0.02
 _DROPPED = "not stored: a trigger of the table returned NULL for it"
 
-# What the last commit wrote is in the log up to here. Without synchronous commit the flushed part may
-# end before it; what has been inserted never does.
-_POSITION = """
-SELECT ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int,
-       (CASE current_setting('synchronous_commit')
-        WHEN 'off' THEN pg_current_wal_insert_lsn() ELSE pg_current_wal_flush_lsn() END
-        - '0/0'::pg_lsn)::bigint
-"""
-
 _HOLDER = """
 SELECT l.pid, host(a.client_addr) AS client
 FROM unnest($1::bigint[]) k
@@ -49,13 +38,6 @@ JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
 LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 LIMIT 1
 """
-
-
-async def written_position(connection: Connection) -> Position:
-    """A write-ahead log position that holds everything this connection has committed."""
-    row = await connection.fetchrow(_POSITION)
-    assert row is not None, "a SELECT without FROM has a row"
-    return Position(row[0], row[1])
 
 
 async def repeated(connection: Connection, transaction: Callable[[], Awaitable[T]]) -> T:

@@ -1,136 +1,61 @@
-"""From shards' rows and reports to what the caller reads: hits, coverage, shortfall, errors. Pure."""
+"""From shards' reports to what the caller reads of them: coverage, shortfall, errors. Pure."""
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Literal
 
 import msgspec
 
 from router.query.errors import DeadlineError, InvalidError, MisconfiguredError, Problem, UnavailableError
+from router.query.ranked import RankedAnswer
 from router.query.types import (
     Coverage,
     Failure,
-    Row,
     SearchQuery,
     ShardCounts,
     ShardReport,
     ShardState,
     Shortfall,
-    VectorFormat,
 )
-from router.query.wire import base64_text, number_text
-from shard_config.model import Collection
-from shard_config.values import json_form
 
-__all__ = [
-    "coverage_of",
-    "encode_hits",
-    "field_values",
-    "hit_of",
-    "json_forms",
-    "pieces_of",
-    "raise_if_unanswered",
-    "shortfall",
-]
-
-Forms: TypeAlias = Mapping[str, Callable[[object], object]]
-
-_encoder = msgspec.json.Encoder(decimal_format="number")
-_PIECE = 1 << 18
+__all__ = ["coverage_of", "joined", "raise_if_unanswered", "shortfall"]
 
 
-def encode_hits(
-    kept: Sequence[tuple[Row, str]],
-    collection: Collection,
-    columns: Sequence[tuple[str, str]],
-    vector_format: VectorFormat = "float",
-) -> bytes:
-    """The hits as a JSON array; a row is (id, distance, *columns)."""
-    names = [name for name, _ in columns]
-    forms = json_forms(collection, names)
-    hits = [hit_of(row, shard, collection, names, forms, vector_format) for row, shard in kept]
-    return _encoder.encode(hits)
+def joined(report: ShardReport, *others: ShardReport, at_once: bool = False) -> ShardReport:
+    """One account of several statements that one shard answered for one search.
 
-
-def json_forms(collection: Collection, names: Sequence[str]) -> Forms:
-    """What `field_values` needs to write the values of columns that JSON does not have as they are."""
-    columns = [collection.columns[name] for name in names if name in collection.columns]
-    return {column.name: form for column in columns if (form := json_form(column.type)) is not None}
-
-
-def hit_of(
-    row: Row,
-    shard: str,
-    collection: Collection,
-    names: Sequence[str],
-    forms: Forms,
-    vector_format: VectorFormat,
-) -> dict[str, Any]:
-    """A row of (id, distance, *columns) as JSON will hold it.
-
-    JSON has no number for an infinite distance, which then has the name that such values have. Vectors that
-    the router stored have none; others' may be so long that float32 overflows.
+    It describes the statement of `report`, or the first that failed. Attempts and times are those of all
+    together, but for the total of statements that ran at once, which is the longest. The shard's rows are
+    stale, or asked for twice, if those of one statement are, and as new as the oldest. Of a filter it says
+    what any of them has found; there is a plan of each.
     """
-    distance = row[1]
-    if not math.isfinite(distance):
-        distance = "Infinity" if distance > 0 else "-Infinity"
-    hit: dict[str, Any] = {"id": row[0], "distance": distance, "shard": shard}
-    if names:
-        hit.update(field_values(collection, names, forms, row, 2, vector_format))
-    return hit
-
-
-def pieces_of(hit: dict[str, Any]) -> Iterator[bytes]:
-    """The JSON of one hit or document with megabytes of text or metadata, in pieces of some 256 KiB."""
-    written = b"{"
-    for i, (name, value) in enumerate(hit.items()):
-        written += (b"," if i else b"") + _encoder.encode(name) + b":"
-        if isinstance(value, str) and len(value) > _PIECE:
-            yield written + b'"'
-            for start in range(0, len(value), _PIECE):
-                yield _encoder.encode(value[start : start + _PIECE])[1:-1]
-            written = b'"'
-        elif isinstance(value, msgspec.Raw) and len(value) > _PIECE:
-            yield written
-            view = memoryview(value)
-            for start in range(0, len(view), _PIECE):
-                yield bytes(view[start : start + _PIECE])
-            written = b""
-        else:
-            written += _encoder.encode(value)
-    yield written + b"}"
-
-
-def field_values(
-    collection: Collection,
-    names: Sequence[str],
-    forms: Forms,
-    row: Row,
-    first: int,
-    vector_format: VectorFormat = "float",
-) -> dict[str, Any]:
-    """Columns of a row, from position `first` on, by name and as JSON will hold them."""
-    values: dict[str, Any] = {}
-    for position, name in enumerate(names, first):
-        value = row[position]
-        if value is not None and name == "metadata":
-            # PostgreSQL's own text of the document: decoding it only to encode it again is waste.
-            value = msgspec.Raw(value.encode())
-        elif value is not None and name == "vector":
-            text = number_text if vector_format == "float" else base64_text
-            value = msgspec.Raw(text(value, collection.vector.type))
-        elif value is not None and name in forms:
-            value = forms[name](value)
-        values[name] = value
-    return values
+    every = (report, *others)
+    totals = [one.total_ms for one in every]
+    again = {one.again for one in every}
+    # As they ran.
+    plans = [one.plan for one in reversed(every) if one.plan is not None]
+    return msgspec.structs.replace(
+        next((one for one in every if one.state is not ShardState.OK), report),
+        attempts=sum([one.attempts for one in every]),
+        hedged=any([one.hedged for one in every]),
+        hedge=next((one.hedge for one in every if one.hedge is not None), None),
+        stale=any([one.stale for one in every]),
+        lsn=min([one.lsn for one in every]),
+        queue_ms=sum([one.queue_ms for one in every]),
+        execute_ms=sum([one.execute_ms for one in every]),
+        total_ms=max(totals) if at_once else sum(totals),
+        matched=next((one.matched for one in every if one.matched is not None), None),
+        visited=next((one.visited for one in every if one.visited is not None), None),
+        again="short" if "short" in again else "ties" if "ties" in again else None,
+        plan="\n\n".join(plans) or None,
+    )
 
 
 def coverage_of(reports: Sequence[ShardReport], total: int) -> Coverage:
     """Which of `total` shards the answer rests on; those without a report were not needed."""
     missing = [report for report in reports if report.state is not ShardState.OK]
-    timed_out = sum(report.state is ShardState.TIMED_OUT for report in missing)
+    timed_out = sum([report.state is ShardState.TIMED_OUT for report in missing])
     return Coverage(
         full=not missing,
         shards=ShardCounts(
@@ -142,9 +67,9 @@ def coverage_of(reports: Sequence[ShardReport], total: int) -> Coverage:
             failed=len(missing) - timed_out,
         ),
         failures=tuple(
-            Failure(report.shard, report.state, report.error or "unknown error") for report in missing
+            [Failure(report.shard, report.state, report.error or "unknown error") for report in missing]
         ),
-        stale=tuple(report.shard for report in reports if report.stale),
+        stale=tuple([report.shard for report in reports if report.stale]),
     )
 
 
@@ -173,20 +98,15 @@ def raise_if_unanswered(coverage: Coverage, reports: Sequence[ShardReport], *, a
     raise UnavailableError(what, problems)
 
 
-def shortfall(
-    query: SearchQuery, returned: int, coverage: Coverage, *, scan_limited: bool, too_far: bool
-) -> Shortfall | None:
-    """Why there are fewer than k hits, the gravest reason first; None if there are k.
-
-    `too_far`: there were more rows, which lie beyond the query's `max_distance`.
-    """
+def shortfall(query: SearchQuery, returned: int, ranked: RankedAnswer) -> Shortfall | None:
+    """Why there are fewer than k hits, the gravest reason first; None if there are k."""
     if returned >= query.k:
         return None
     reason: Literal["exhausted", "max_distance", "scan_limit", "coverage"] = "exhausted"
-    if not coverage.full:
+    if not ranked.coverage.full:
         reason = "coverage"
-    elif scan_limited:
+    elif any(one.reason == "scan_limit" for one in ranked.unsettled):
         reason = "scan_limit"
-    elif too_far:
+    elif ranked.too_far:
         reason = "max_distance"
     return Shortfall(query.k, returned, reason)

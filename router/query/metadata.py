@@ -1,30 +1,25 @@
-"""What a filter says of the metadata: where to look, and values to compare with.
+"""The values that a filter compares metadata with; `shard_config.metadata_path` says where to look.
 
-    metadata.author.name      the member `name` of the object `author`
-    metadata."author.name"    the member `author.name`: a quoted step is a JSON string, and may be empty
-    metadata.tags.0           the first element where `tags` is an array, the member `0` where it is an object
-
-Invariant: every member that a document can hold has a name, and what is returned is JSON that jsonb takes.
+Invariant: what is returned is JSON that jsonb takes.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from decimal import Decimal
 
 import msgspec
 
+from shard_config.metadata_path import MOST_STEPS
 from shard_config.values import ValueType, coerce, shown
 
-__all__ = ["Digits", "digits_of", "element", "may_be_index", "scalar", "steps"]
+__all__ = ["MOST_EXPONENT", "Digits", "digits_of", "element", "may_be_index", "scalar"]
 
-_MOST_LEVELS = 32  # of the metadata of a document
 _INTEGER_BITS = 4096
-_NUMBER_EXPONENT = 1000
+# Of a number. jsonb writes every number out: 1e131071 would be 128 KiB in each answer.
+MOST_EXPONENT = 1000
 _FLOAT_EXPONENT = 308
-_STEP = re.compile(r'"(?:[^"\\]|\\.)*"|[^".][^.]*', re.DOTALL)
 _INDEX = re.compile(r"\s*[+-]?\d+")
 _SCALARS = "a string, a finite number, true or false"
 
@@ -33,27 +28,6 @@ class Digits(msgspec.Struct, frozen=True, array_like=True, tag="digits"):
     """A number that has more digits than a float keeps, as JSON."""
 
     text: str
-
-
-def steps(text: str) -> tuple[str, ...]:
-    """The steps of `text`, which is what follows `metadata.` in a field's name.
-
-    Raises:
-        ValueError: with a message that says what is wrong.
-    """
-    found: list[str] = []
-    at = 0
-    while at <= len(text):
-        match = _STEP.match(text, at)
-        if match is None:
-            raise ValueError(_complaint(text[at:]))
-        found.append(_step(match[0]))
-        if len(found) > _MOST_LEVELS:
-            raise ValueError(f"a metadata path has at most {_MOST_LEVELS} steps")
-        at = match.end() + 1
-        if text[match.end() : at] not in ("", "."):
-            raise ValueError("a dot or nothing follows the closing quote of a step of a metadata path")
-    return tuple(found)
 
 
 def may_be_index(step: str) -> bool:
@@ -76,7 +50,7 @@ def scalar(value: object, also: str = "") -> object:
             return value
         case float() if math.isfinite(value):
             return value
-        case Decimal() if abs(value.adjusted()) <= _NUMBER_EXPONENT:
+        case Decimal() if abs(value.adjusted()) <= MOST_EXPONENT:
             return _number(value)
     raise ValueError(f"expected {_SCALARS}{also}")
 
@@ -106,8 +80,8 @@ class _Object:
         self._values += 1
         if self._values > self._most:
             raise ValueError(f"an object of more than {self._most} values")
-        if depth > _MOST_LEVELS:
-            raise ValueError(f"nested deeper than {_MOST_LEVELS} levels")
+        if depth > MOST_STEPS:
+            raise ValueError(f"nested deeper than {MOST_STEPS} levels")
         if isinstance(value, dict):
             return {coerce(ValueType.TEXT, name): self.checked(v, depth + 1) for name, v in value.items()}
         if isinstance(value, list):
@@ -130,18 +104,3 @@ def digits_of(value: object) -> object:
 
 def _json(value: object) -> object:
     return msgspec.Raw(value.text.encode()) if isinstance(value, Digits) else value
-
-
-def _step(text: str) -> str:
-    if text.startswith('"'):
-        try:
-            text = json.loads(text, strict=False)
-        except ValueError:
-            raise ValueError("a quoted step of a metadata path is a JSON string, with its escapes") from None
-    return str(coerce(ValueType.TEXT, text))
-
-
-def _complaint(rest: str) -> str:
-    if rest.startswith('"'):
-        return "a quoted step of a metadata path lacks its closing quote"
-    return 'a metadata path is non-empty names joined by dots; the empty name is written ""'

@@ -30,10 +30,15 @@ _RARE = 0.005
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """A search for the nearest `depth` rows of all shards; `limit` rows are wanted of each target.
+    """One search of the `targets`, out of `total` shards, for the nearest rows of all.
 
-    They are the nearest of `asked` candidates that the index is to consider, of which `candidates` must be
-    read and compared by their full vectors.
+    Attributes:
+        depth: how many nearest rows of all shards together the search looks for.
+        limit: how many rows a shard's statement returns at most.
+        candidates: how many rows a shard's statement reads, of which it returns the nearest `limit`.
+        asked: how many candidates a shard's index scan considers at least, of which the statement reads the
+            nearest `candidates`; where no index is used, how many rows are wanted.
+        ef_search: the width of a shard's index scan.
     """
 
     targets: tuple[str, ...]
@@ -44,10 +49,6 @@ class Plan(msgspec.Struct, frozen=True):
     candidates: int
     ef_search: int
     scan: Scan
-
-    @property
-    def skipped(self) -> int:
-        return self.total - len(self.targets)
 
 
 def depths(query: SearchQuery) -> list[int]:

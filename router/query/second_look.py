@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 
-import msgspec
-
-from router.query.merge import Ranked
 from router.query.plan import Plan
-from router.query.types import Scan, ShardReport, ShardRows, ShardState
+from router.query.ranked import Ranked
+from router.query.types import Scan, ShardRows, ShardState, Unsettled
 
-__all__ = ["added", "combined", "unsettled"]
+__all__ = ["not_settled", "unsettled"]
 
 
 def unsettled(
@@ -55,46 +53,8 @@ def _fell_short(part: ShardRows, limit: int) -> bool:
     return part.report.state is ShardState.OK and len(part.rows) < limit
 
 
-def added(first: ShardRows, second: ShardRows, scan: Scan) -> ShardRows:
-    """The second round's rows, with both rounds' time and attempts on the account."""
-    one, two = first.report, second.report
-    report = msgspec.structs.replace(
-        two,
-        attempts=one.attempts + two.attempts,
-        queue_ms=one.queue_ms + two.queue_ms,
-        execute_ms=one.execute_ms + two.execute_ms,
-        total_ms=one.total_ms + two.total_ms,
-        stale=one.stale or two.stale,
-        choice=one.choice,
-        matched=one.matched if two.matched is None else two.matched,
-        visited=one.visited,
-        again="ties" if scan is Scan.TIES else "short",
-        plan=_plans([one, two]),
+def not_settled(again: Mapping[str, Scan]) -> tuple[Unsettled, ...]:
+    """What to tell the reader of shards that were to be asked again, and how, and did not answer."""
+    return tuple(
+        [Unsettled(shard, "ties" if scan is Scan.TIES else "scan_limit") for shard, scan in again.items()]
     )
-    return ShardRows(second.rows, report)
-
-
-def combined(reports: Sequence[ShardReport]) -> ShardReport:
-    """One account of a shard that searches of several depths asked at once, the deepest last.
-
-    A shard is missing where one of them missed it.
-    """
-    missing = [report for report in reports if report.state is not ShardState.OK]
-    again = {report.again for report in reports}
-    return msgspec.structs.replace(
-        missing[0] if missing else reports[-1],
-        attempts=sum(report.attempts for report in reports),
-        hedged=any(report.hedged for report in reports),
-        stale=any(report.stale for report in reports),
-        lsn=min(report.lsn for report in reports),
-        queue_ms=sum(report.queue_ms for report in reports),
-        execute_ms=sum(report.execute_ms for report in reports),
-        total_ms=max(report.total_ms for report in reports),
-        again="short" if "short" in again else "ties" if "ties" in again else None,
-        plan=_plans(reports),
-    )
-
-
-def _plans(reports: Sequence[ShardReport]) -> str | None:
-    """Of every statement that ran, in their order."""
-    return "\n\n".join([report.plan for report in reports if report.plan is not None]) or None

@@ -19,7 +19,7 @@ __all__ = [
     "Layout",
     "expected_bytes",
     "fixed_bytes",
-    "layout",
+    "layout_for",
     "least_bytes",
     "runs",
     "variable_columns",
@@ -37,7 +37,7 @@ _HIT_BYTES = 80
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """What a search's statement brings of each row beside id and distance.
+    """What a search's statement returns of each row beside id and distance.
 
     Attributes:
         inline: the columns that come with the row.
@@ -51,11 +51,16 @@ class Layout(msgspec.Struct, frozen=True):
     guarded: bool = False
     fixed_bytes: int = 0
 
+    @property
+    def fits_at(self) -> int | None:
+        """Where a row says whether its columns have come; None if they always have."""
+        return 2 + len(self.inline) if self.guarded else None
+
 
 _NOTHING = Layout(frozenset())
 
 
-def layout(collection: Collection, include: frozenset[str], rows: int, shards: int) -> Layout:
+def layout_for(collection: Collection, include: frozenset[str], rows: int, shards: int) -> Layout:
     """For `rows` rows from each of `shards` shards."""
     if not include:
         return _NOTHING

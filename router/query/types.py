@@ -1,8 +1,9 @@
 """The values that travel along the search path, all frozen.
 
 `SearchQuery` goes down to the scatter stage, a `Probe` from there to each shard, `ShardRows` come
-back up, and one `Answer` leaves. The answer carries its own account (`reports`), so that coverage,
-metrics, headers and `explain` are all projections of the same facts.
+back up, become one `router.query.ranked.RankedAnswer`, and leave as one `Answer`. An answer carries its
+own account (`reports`), so that coverage, metrics, headers and `explain` are all projections of the same
+facts.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ __all__ = [
     "ShardRows",
     "ShardState",
     "Shortfall",
+    "Unsettled",
     "VectorFormat",
     "Work",
 ]
@@ -191,8 +193,8 @@ class Probe(msgspec.Struct, frozen=True):
     """One shard's part of a search: a statement's shape and its arguments.
 
     Attributes:
-        asked: candidates wanted of the index, or rows if it is not used.
-        wanted: rows the statement returns at most.
+        asked: the `asked` of its plan, for the report; of other statements, the rows wanted.
+        wanted: how many rows the statement returns at most.
         key: equal for probes that one statement may answer; None for one that goes alone.
         ef_search: the width of index scans, None where none is meant.
         caller: equal for the searches of one batch.
@@ -222,10 +224,9 @@ class ShardReport(msgspec.Struct, frozen=True):
     """What happened on one shard, in milliseconds and rows.
 
     `hedged`: a second node was asked as well; `hedge` says what came of that, or that the budget forbade it.
-    `together` counts the searches that one statement answered. `asked` are the candidates that were wanted
-    of the index, of which the nearest came back. `lsn` is a write-ahead log position up to which the rows
-    are known to be complete. `fault`: it has failed for a reason that lasts, which lies with the request or
-    with its servers.
+    `together` counts the searches that one statement answered. `asked` is that of `router.query.plan.Plan`.
+    `lsn` is a write-ahead log position up to which the rows are known to be complete. `fault`: it has failed
+    for a reason that lasts, which lies with the request or with its servers.
 
     Of a search with a filter: `choice` is the way that it was to take, `matched` how many rows matched where
     they were counted, `visited` how many a scan of the vector index visited, and `again` the reason for
@@ -300,14 +301,25 @@ class Shortfall(msgspec.Struct, frozen=True):
     reason: Literal["exhausted", "max_distance", "scan_limit", "coverage"]
 
 
+class Unsettled(msgspec.Struct, frozen=True):
+    """A shard that was to be asked again, because its rows may not be the right ones, and did not answer.
+
+    `ties`: it may have rows as near as the answer's last, of lower ids, in the place of those shown.
+    `scan_limit`: its index scan gave up early, so that it may have nearer rows than those shown.
+    """
+
+    shard: str
+    reason: Literal["ties", "scan_limit"]
+
+
 class Answer(msgspec.Struct, frozen=True):
-    """Merged hits in ascending (distance, id) order and the account of how they came about.
+    """An answer as it is sent and kept: hits in ascending (distance, id) order as JSON, and their account.
 
     Attributes:
-        hits: `hits` as encoded JSON, an array of objects; of a large answer only the beginning.
-        cacheable: complete and fresh, so that it may be kept.
+        hits: an array of objects; of a large answer only the beginning.
+        cacheable: complete, settled and fresh, so that it may be kept.
         more: the rest of the array, in pieces, so that nothing has to hold or copy it in one.
-        held: keeps the memory of a large answer reserved for as long as anybody holds the answer.
+        reservation: keeps the memory of a large answer reserved for as long as anybody holds the answer.
     """
 
     hits: msgspec.Raw
@@ -317,7 +329,8 @@ class Answer(msgspec.Struct, frozen=True):
     reports: tuple[ShardReport, ...] = ()
     cacheable: bool = False
     more: tuple[bytes, ...] = ()
-    held: object = None
+    reservation: object = None
+    unsettled: tuple[Unsettled, ...] = ()
 
     @property
     def whole(self) -> msgspec.Raw:

@@ -1,9 +1,9 @@
 """The recall of real searches: a small share of them is repeated exactly, off the request path.
 
-A search that was chosen is put into a bounded queue once it is answered; whoever asked waits for
-nothing. One task takes from the queue, repeats the search exactly, on the least loaded node of each
-shard, and compares. Between two repetitions it rests, so that they take a tenth of its time at most,
-however long they are.
+A search that was chosen is put into a bounded queue once its rows are ranked; whoever asked waits for
+nothing. Searches that a cache answers are not among them. One task takes from the queue, repeats the
+search exactly, on the least loaded node of each shard, and compares. Between two repetitions it rests, so
+that they take a tenth of its time at most, however long they are.
 
 Invariant: what is compared saw the same rows, as far as this router's workers wrote them. If the
 collection's write version moved between the beginning of the search and the end of its repetition, the
@@ -21,12 +21,13 @@ from typing import Literal, Protocol, TypeAlias
 import msgspec
 
 from router.query.errors import DeadlineError, OverloadedError, RouterError
-from router.query.types import Consistency, Found, SearchQuery
-from router.recall.measure import near, recall
+from router.query.ranked import RankedAnswer
+from router.query.types import Consistency, SearchQuery
+from router.recall.measure import recall
 from router.recall.sampling import RecallSampler, RecallSeen, RecallWindow
-from router.stages.stage import Stage
+from router.stages.stage import Figures, Stage
 
-__all__ = ["DropReason", "LiveRecall", "RecallListener"]
+__all__ = ["DropReason", "LiveRecall", "RecallListener", "Sampled"]
 
 DropReason: TypeAlias = Literal[
     "queue", "budget", "written", "late", "busy", "failed", "stale", "empty", "error"
@@ -48,14 +49,14 @@ class RecallListener(Protocol):
 
 
 class _Job(msgspec.Struct, frozen=True):
-    stage: Stage
+    stage: Stage[SearchQuery, RankedAnswer]
     query: SearchQuery
-    hits: msgspec.Raw
+    distances: list[float]
     version: int
 
 
 class LiveRecall:
-    """Owned by the topology: `start` and `close` bound the life of its only task.
+    """Samples of every shard map that serves; `start` and `close` bound the life of its only task.
 
     Args:
         version: a collection's write version.
@@ -71,10 +72,10 @@ class LiveRecall:
         share: float = _SHARE,
     ) -> None:
         self.chooses = sampler.chooses
+        self.version = version
         self.dropped: Counter[DropReason] = Counter()
         self.samples = 0
         self._sampler = sampler
-        self._version = version
         self._listener = listener
         self._share = share
         self._seen: dict[str, RecallSeen] = {}
@@ -101,23 +102,27 @@ class LiveRecall:
         """What the last samples showed, None while there are none."""
         return self._seen.get(collection)
 
-    def offer(self, stage: Stage, query: SearchQuery, found: Found, version: int) -> None:
+    def offer(
+        self,
+        stage: Stage[SearchQuery, RankedAnswer],
+        query: SearchQuery,
+        answer: RankedAnswer,
+        version: int,
+    ) -> None:
         """Take a search that was chosen, if its answer is one to compare with. Never waits.
 
         Args:
             stage: what repeats it, past all caches.
             version: the collection's write version before the search began.
         """
-        if query.exact or found.tier in ("l1", "l2") or not found.answer.cacheable:
-            return
-        if found.answer.held is not None:  # a large answer, which would stay in memory until its turn
+        if query.exact or not answer.cacheable:
             return
         if self._jobs.full():
             self._drop("queue")
-        elif not self._sampler.pays():
+        elif not self._sampler.try_spend():
             self._drop("budget")
         else:
-            self._jobs.put_nowait(_Job(stage, _exactly(query), found.answer.whole, version))
+            self._jobs.put_nowait(_Job(stage, _exactly(query), answer.distances, version))
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -137,22 +142,22 @@ class LiveRecall:
     async def _compare(self, job: _Job) -> DropReason | None:
         """Repeat one search and count what it shows, or say why that shows nothing."""
         collection = job.query.collection.name
-        if self._version(collection) != job.version:
+        if self.version(collection) != job.version:
             return "written"
         deadline = asyncio.get_running_loop().time() + _SECONDS
         try:
-            found = await job.stage.search(job.query, deadline)
+            exact = await job.stage.search(job.query, deadline)
         except DeadlineError:
             return "late"
         except OverloadedError:
             return "busy"
         except RouterError:
             return "failed"
-        if self._version(collection) != job.version:
+        if self.version(collection) != job.version:
             return "written"
-        if not found.answer.cacheable:
+        if not exact.cacheable:
             return "stale"
-        value = recall(_distances(job.hits), _distances(found.answer.whole))
+        value = recall(job.distances, exact.distances)
         if value is None:
             return "empty"
         seen = self._windows.setdefault(collection, RecallWindow()).add(value)
@@ -183,5 +188,24 @@ def _exactly(query: SearchQuery) -> SearchQuery:
     )
 
 
-def _distances(hits: msgspec.Raw) -> list[float]:
-    return [hit.distance for hit in near(hits)]
+class Sampled:
+    """Hands some of its inner stage's answers over to be measured; else it is the inner stage."""
+
+    def __init__(self, inner: Stage[SearchQuery, RankedAnswer], recall: LiveRecall) -> None:
+        self._inner = inner
+        self._recall = recall
+
+    def __repr__(self) -> str:
+        return f"<Sampled by {self._recall!r}>"
+
+    async def search(self, query: SearchQuery, deadline: float) -> RankedAnswer:
+        if not self._recall.chooses():
+            return await self._inner.search(query, deadline)
+        # Read before the search starts: a write that lands meanwhile makes the two answers incomparable.
+        version = self._recall.version(query.collection.name)
+        answer = await self._inner.search(query, deadline)
+        self._recall.offer(self._inner, query, answer, version)
+        return answer
+
+    def describe(self) -> Figures:
+        return self._inner.describe()

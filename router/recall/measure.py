@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, Literal
 
-import msgspec
 import numpy as np
 
-__all__ = ["CONFIDENCE", "Near", "best_bound", "lower_bound", "near", "queries_for", "recall"]
+__all__ = ["CONFIDENCE", "best_bound", "lower_bound", "queries_for", "recall"]
 
 CONFIDENCE = 0.95
 
@@ -21,26 +19,6 @@ CONFIDENCE = 0.95
 _SLACK = 1e-6
 _DRAWS = 4000
 _DRAWS_AT_ONCE = 250
-
-
-class Near(msgspec.Struct, frozen=True):
-    """A hit as far as recall is concerned."""
-
-    id: Any
-    distance: float
-
-
-class _Hit(msgspec.Struct):
-    id: Any
-    distance: float | Literal["Infinity", "-Infinity"]
-
-
-_decoder = msgspec.json.Decoder(list[_Hit])
-
-
-def near(hits: msgspec.Raw) -> list[Near]:
-    """The hits of an answer, from its JSON."""
-    return [Near(hit.id, float(hit.distance)) for hit in _decoder.decode(hits)]
 
 
 def recall(found: Sequence[float], exact: Sequence[float]) -> float | None:

@@ -19,7 +19,7 @@ _WINDOW = 300
 
 
 class RecallSampler:
-    """Chooses searches at random, and pays for their repetition out of a token bucket.
+    """Chooses searches at random; a token bucket bounds how many of them are repeated.
 
     The bucket holds what one second brings, but one token at least, and is full at the beginning.
 
@@ -53,8 +53,8 @@ class RecallSampler:
         """Whether the search at hand is one to repeat; costs what a random number does."""
         return self._rng() < self.rate
 
-    def pays(self) -> bool:
-        """Whether the budget allows a repetition now; then it is taken from it."""
+    def try_spend(self) -> bool:
+        """Take one repetition out of the budget; False if it allows none now."""
         now = self._clock()
         self._tokens = min(self._most, self._tokens + max(0.0, now - self._filled) * self._budget)
         self._filled = now

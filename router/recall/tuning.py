@@ -8,23 +8,22 @@ filters do for recall is part of what is measured.
 from __future__ import annotations
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
 import msgspec
 
-from router.postgres.sql import Statement, count, sample
 from router.query.filter import Filter, parse
 from router.query.plan import EF_SEARCH_MAX
-from router.query.types import Found, Probe, Row, SearchQuery, Shape
-from router.query.wire import from_wire_bytes
+from router.query.ranked import RankedAnswer
+from router.query.types import SearchQuery
 from router.recall.filters import filters_of_share
-from router.recall.measure import best_bound, lower_bound, near, queries_for, recall
-from router.topology import Topology
+from router.recall.measure import best_bound, lower_bound, queries_for, recall
+from router.recall.reading import SEARCH_SECONDS, Query, Searched, TuningError, sampled, sizes_of, vectors_of
+from router.settings import Settings
 from shard_config.model import Collection
 
-__all__ = ["Measured", "Tuned", "TuningError", "queries_by_default", "smallest", "tune"]
+__all__ = ["Measured", "Tuned", "TuningError", "queries_by_default", "said", "smallest", "tune"]
 
 # Steps of about an eighth: finer ones would be told apart by noise alone.
 _STEPS = [
@@ -35,14 +34,9 @@ _SHARES = (0.01, 0.1, 0.5)
 _SHARE_ROWS = 4000  # 1 % of them are 40, so that shares are off by a sixth
 _LEAST_QUERIES = 500
 _CONCURRENCY = 4
-_SEARCH_SECONDS = 60.0
 
 Progress = Callable[[str, int, int], None]
 Tell = Callable[[str], None]
-
-
-class TuningError(Exception):
-    pass
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -74,11 +68,6 @@ class Tuned(msgspec.Struct, frozen=True):
         return min(self.cases, key=lambda case: case.bound)
 
 
-class _Query(msgspec.Struct, frozen=True):
-    id: object
-    vector: bytes
-
-
 class _Case(msgspec.Struct, frozen=True):
     """A filter, its name, and the exact answers' distances to each query."""
 
@@ -107,8 +96,9 @@ async def smallest(steps: Sequence[int], reaches: Callable[[int], Awaitable[bool
 
 
 async def tune(
-    topology: Topology,
+    router: Searched,
     collection: Collection,
+    settings: Settings,
     *,
     k: int,
     target: float,
@@ -125,6 +115,7 @@ async def tune(
     acceptance sampling", Technometrics 24, 1982).
 
     Args:
+        settings: the limits of filters.
         filters: as requests say them.
         progress: is told what is being done, how much of it is, and out of how much.
         tell: is told each measurement.
@@ -138,17 +129,15 @@ async def tune(
             f"{collection.name}: {queries} queries cannot show a recall of {target}; it takes"
             f" {queries_for(target)} without a miss, and more with some"
         )
-    given = [(_said(raw), parse(collection, raw, topology.settings)) for raw in filters]
-    # Without them, nothing bounds what a scan with a filter may visit.
-    await topology.statistics.read()
-    sizes = await _sizes(topology, collection)
-    sampled = await _vectors(topology, collection, sizes, queries)
-    if not sampled or best_bound(len(sampled)) < target:
+    given = [(said(raw), parse(collection, raw, settings)) for raw in filters]
+    sizes = await sizes_of(router, collection)
+    queried = await vectors_of(router, collection, sizes, queries)
+    if not queried or best_bound(len(queried)) < target:
         raise TuningError(
             f"{collection.name} holds too few rows: {sum(sizes.values())}, where a recall of {target}"
             f" takes {queries_for(target)} queries or more"
         )
-    tuning = _Tuning(topology, collection, k, sampled, progress)
+    tuning = _Tuning(router, collection, k, queried, progress)
     if not await tuning.uses_index():
         tell(
             f"{collection.name}: PostgreSQL reads all rows for a search and not the index, so any width will"
@@ -156,8 +145,8 @@ async def tune(
         )
         tuning.steps = [max(collection.search.ef_search, k + 1)]
     cases = [await tuning.case("no filter", None)]
-    cases += [await tuning.case(f"filter {said}", filter) for said, filter in given]
-    for made in await _filters(topology, collection, sizes):
+    cases += [await tuning.case(f"filter {name}", filter) for name, filter in given]
+    for made in await _filters(router, collection, sizes):
         cases.append(await tuning.case(f"filter {made.said} ({made.share:.1%})", made.filter))
     return await _search(tuning, cases, target, tell)
 
@@ -194,13 +183,13 @@ class _Tuning:
     """The queries of one collection, and the searches for them."""
 
     def __init__(
-        self, topology: Topology, collection: Collection, k: int, queries: list[_Query], progress: Progress
+        self, router: Searched, collection: Collection, k: int, queries: list[Query], progress: Progress
     ) -> None:
         self.collection = collection
         self.k = k
         # A query's own row takes a place of its scan.
         self.steps = [step for step in _STEPS if step > k] or [EF_SEARCH_MAX]
-        self._topology = topology
+        self._router = router
         self._queries = queries
         self._progress = progress
 
@@ -210,7 +199,7 @@ class _Tuning:
             self.collection, self._queries[0].vector, self.k, ef_search=self.steps[0], plan=True
         )
         found = await self._found(query)
-        return any("Index Scan using" in (report.plan or "") for report in found.answer.reports)
+        return any("Index Scan using" in (report.plan or "") for report in found.reports.values())
 
     async def case(self, name: str, filter: Filter | None) -> _Case:
         truth = await self._answers(f"exact answers, {name}", filter, None)
@@ -222,8 +211,7 @@ class _Tuning:
     async def measure(self, case: _Case, ef_search: int) -> Measured:
         # A connection keeps the plan it made for a statement, and at a great width that may be to read all
         # rows: kept for a narrow one, it would have a recall of 1 that no new connection's index scan has.
-        for node in self._topology.nodes:
-            node.reads.discard_idle()
+        self._router.discard_plans()
         found = await self._answers(f"ef_search {ef_search}, {case.name}", case.filter, ef_search)
         each = [recall(got, true) for got, true in zip(found, case.truth, strict=True)]
         recalls = [value for value in each if value is not None]
@@ -234,7 +222,7 @@ class _Tuning:
         places = asyncio.Semaphore(_CONCURRENCY)
         done = 0
 
-        async def one(query: _Query) -> list[float]:
+        async def one(query: Query) -> list[float]:
             nonlocal done
             async with places:
                 distances = await self._answer(query, filter, ef_search)
@@ -250,7 +238,7 @@ class _Tuning:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _answer(self, query: _Query, filter: Filter | None, ef_search: int | None) -> list[float]:
+    async def _answer(self, query: Query, filter: Filter | None, ef_search: int | None) -> list[float]:
         search = SearchQuery(
             self.collection,
             query.vector,
@@ -263,68 +251,26 @@ class _Tuning:
             cache=False,
         )
         found = await self._found(search)
-        own = query.id if isinstance(query.id, int) else str(query.id)
-        return [hit.distance for hit in near(found.answer.whole) if hit.id != own][: self.k]
+        return [row[1] for row, _ in found.rows if row[0] != query.id][: self.k]
 
-    async def _found(self, search: SearchQuery) -> Found:
-        deadline = asyncio.get_running_loop().time() + _SEARCH_SECONDS
-        found = await self._topology.snapshot.search(search, deadline)
-        if not found.answer.coverage.full:
-            failure = found.answer.coverage.failures[0]
+    async def _found(self, search: SearchQuery) -> RankedAnswer:
+        deadline = asyncio.get_running_loop().time() + SEARCH_SECONDS
+        found = await self._router.rank(search, deadline)
+        if not found.coverage.full:
+            failure = found.coverage.failures[0]
             raise TuningError(f"{failure.shard} did not answer: {failure.error}")
         return found
 
 
-async def _sizes(topology: Topology, collection: Collection) -> dict[str, int]:
-    """How many rows each shard holds."""
-    statement = count(collection, None)
-    shards = topology.snapshot.shard_map.shards_of(collection)
-    rows = await _rows(topology, {shard: statement for shard in shards})
-    return {shard: part[0][0] for shard, part in rows.items()}
-
-
-async def _vectors(
-    topology: Topology, collection: Collection, sizes: dict[str, int], wanted: int
-) -> list[_Query]:
-    """About `wanted` random rows, or all."""
-    rows = await _sampled(topology, collection, sizes, wanted, [collection.vector.column])
-    kind = collection.vector.type
-    return [_Query(row[0], from_wire_bytes(row[1], kind)) for row in rows]
-
-
-async def _filters(topology: Topology, collection: Collection, sizes: dict[str, int]) -> list[Any]:
+async def _filters(router: Searched, collection: Collection, sizes: dict[str, int]) -> list[Any]:
     if not collection.columns:
         return []
     columns = [column.column for column in collection.columns.values()]
-    rows = await _sampled(topology, collection, sizes, _SHARE_ROWS, columns)
+    rows = await sampled(router, collection, sizes, _SHARE_ROWS, columns)
     return filters_of_share(collection, [row[1:] for row in rows], _SHARES)
 
 
-async def _sampled(
-    topology: Topology, collection: Collection, sizes: dict[str, int], wanted: int, columns: Sequence[str]
-) -> list[Row]:
-    """Random rows as (id, *columns), of each shard as many as its part of all rows."""
-    total = sum(sizes.values())
-    statements = {
-        shard: sample(collection, math.ceil(wanted * size / total), columns)
-        for shard, size in sizes.items()
-        if size
-    }
-    return [row for part in (await _rows(topology, statements)).values() for row in part]
-
-
-async def _rows(topology: Topology, statements: dict[str, Statement]) -> dict[str, Sequence[Row]]:
-    probes = {
-        shard: Probe(Shape(statement.sql), statement.args, 0, 0) for shard, statement in statements.items()
-    }
-    deadline = asyncio.get_running_loop().time() + _SEARCH_SECONDS
-    parts = await topology.snapshot.fanout.fetch(probes, deadline)
-    missing = [part.report for part in parts.values() if part.report.error is not None]
-    if missing:
-        raise TuningError(f"{missing[0].shard}: {missing[0].error}")
-    return {shard: part.rows for shard, part in parts.items()}
-
-
-def _said(raw: dict[str, Any]) -> str:
+def said(raw: dict[str, Any]) -> str:
+    """A request's filter in one short line."""
     text = msgspec.json.encode(raw).decode()
     return text if len(text) <= 80 else text[:77] + "..."

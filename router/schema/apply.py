@@ -14,7 +14,7 @@ import msgspec
 
 from router.postgres.connection import ErrorKind, NodeError
 from router.postgres.session_settings import set_search_path
-from router.schema.build import BuildLimits, build_index, graph_bytes
+from router.schema.build import BuildLimits, build_index, graph_bytes, sort_bytes
 from router.schema.inspect import Misplaced, inspect, misplaced
 from router.schema.primary import Primary, on_each, primary_of
 from router.schema.replicas import Lag, wait_replayed
@@ -23,7 +23,7 @@ from router.schema.shape import Change, changes, mismatches, notes
 from router.terminal import Display
 from shard_config.model import Collection, ShardMap
 
-__all__ = ["ShardResult", "apply"]
+__all__ = ["ShardResult", "apply", "check"]
 
 _NAME = "pgscatter schema"
 _CHECK_TIMEOUT = 3600.0  # reading all rows of a table that exists
@@ -62,6 +62,19 @@ async def apply(
         await run.check()
         await run.change()
         await run.replay()
+    finally:
+        run.close()
+    return list(run.results.values())
+
+
+async def check(
+    shard_map: ShardMap, collections: Sequence[Collection], display: Display
+) -> list[ShardResult]:
+    """What `apply` would refuse or create, as errors; changes nothing, and does not read tables through."""
+    run = _Run(shard_map, collections, display, True, BuildLimits(), _REPLAY_TIMEOUT)
+    try:
+        await run.connect()
+        await run.compare()
     finally:
         run.close()
     return list(run.results.values())
@@ -150,6 +163,23 @@ class _Run:
             if wrong.count:
                 result.errors.append(f"{collection.name}: {_misplaced(collection, wrong)}")
 
+    async def compare(self) -> None:
+        """Look at what `check` and `change` go by, without the rows."""
+
+        async def one(shard: str) -> None:
+            result = self.results[shard]
+            for collection in self._of[shard]:
+                found = await inspect(self._primaries[shard].connection, collection)
+                replicated = len(self._map.shards[shard].nodes) > 1
+                problems = mismatches(collection, found, replicated=replicated)
+                result.errors += [f"{collection.name}: {problem}" for problem in problems]
+                lacks = [change.lacking for change in changes(collection, found, vector_index=True)]
+                result.errors += [f"{collection.name} lacks {lacking}" for lacking in lacks]
+                result.notes += [f"{collection.name}: {note}" for note in notes(collection, found)]
+
+        _, failed = await on_each(list(self._primaries), one, _LOCK_TIMEOUT)
+        self._fail(failed)
+
     async def change(self) -> None:
         meter = self._display.meter("schema", len(self._primaries), "shards")
 
@@ -187,7 +217,7 @@ class _Run:
         rows = self._rows.get((primary.shard, collection.name), 0)
         meter = self._display.meter(f"{primary.shard} {collection.name} index", rows, "rows")
         result = self.results[primary.shard]
-        memory = graph_bytes(collection, rows)
+        memory = graph_bytes(collection, rows) if change.hnsw else sort_bytes(rows)
         for statement in change.statements:
             note = await build_index(
                 primary.node, primary.connection, statement, memory, self._limits, meter.reach

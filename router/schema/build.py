@@ -17,7 +17,7 @@ from router.postgres.connection import NodeError, node_error
 from router.schema.session import Connection, bound_to, connect, node_errors
 from shard_config.model import Collection, Node, Quantization, VectorType
 
-__all__ = ["BuildLimits", "build_index", "graph_bytes"]
+__all__ = ["BuildLimits", "build_index", "graph_bytes", "sort_bytes"]
 
 _BUILD_TIMEOUT = 24 * 3600.0
 _POLL = 0.5
@@ -26,6 +26,9 @@ _SILENCE = 60.0
 _MIB = 1 << 20
 # The server gives a build no worker for which there are not 32 MiB (plan_create_index_workers).
 _WORKER_BYTES = 32 * _MIB
+# A key of a filter's index with what the sort keeps beside it, and room for texts; more spills to disk, at
+# no great cost.
+_SORTED_BYTES = 100
 _PROGRESS = "SELECT tuples_done FROM pg_stat_progress_create_index WHERE pid = $1"
 
 
@@ -53,6 +56,11 @@ def graph_bytes(collection: Collection, rows: int) -> int:
         width = 2 * dimensions
     neighbours = 16 * 3 * collection.index.m
     return int(rows * (width + neighbours + 256) * 1.1) + 4 * _MIB
+
+
+def sort_bytes(rows: int) -> int:
+    """What the sort of an ordinary index takes."""
+    return rows * _SORTED_BYTES + 4 * _MIB
 
 
 async def build_index(

@@ -6,26 +6,35 @@ shape is refused instead of being taken for the right one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection as Names
 
 import msgspec
 
+from router.postgres.collations import CODE_POINT
+from router.postgres.filter_indexes import IndexDefinition
 from shard_config.model import Collection, Metric, Quantization, VectorType
 from shard_config.values import ValueType
 
 __all__ = [
+    "FILTER_INDEX_NAME",
     "VectorKey",
+    "analyze",
     "create_extension",
+    "create_filter_index",
     "create_key_index",
     "create_schema",
     "create_table",
     "create_vector_index",
+    "drop_index",
+    "filter_index_name",
     "free_name",
     "stored_types",
     "vector_key",
 ]
 
 _NAME_BYTES = 63
+FILTER_INDEX_NAME = re.compile(r".*_filter[0-9]*")
 _METRICS = {
     Metric.L2: "l2_ops",
     Metric.COSINE: "cosine_ops",
@@ -71,7 +80,7 @@ def stored_types(collection: Collection) -> dict[str, str]:
 
 
 def create_table(collection: Collection) -> list[str]:
-    """Statements for the table alone. Metadata gets no index: only `$contains` and its like could use one."""
+    """Statements for the table alone."""
     needed = {collection.vector.column, collection.sharding.key.column} - {collection.id.column}
     columns = []
     for name, type_ in stored_types(collection).items():
@@ -119,6 +128,33 @@ def create_key_index(collection: Collection, name: str, *, concurrently: bool = 
     """For filters on the sharding key, and for moving rows between shards."""
     key = collection.sharding.key.column
     return f"CREATE INDEX{_concurrently(concurrently)} {name} ON {collection.table} ({key})"
+
+
+def create_filter_index(
+    collection: Collection, index: IndexDefinition, name: str, *, concurrently: bool = False
+) -> str:
+    collate = f" COLLATE {CODE_POINT}" if index.code_point else ""
+    opclass = f" {index.opclass}" if index.opclass else ""
+    return (
+        f"CREATE INDEX{_concurrently(concurrently)} {name} ON {collection.table}"
+        f" USING {index.method} ({index.key}{collate}{opclass})"
+    )
+
+
+def filter_index_name(collection: Collection, index: IndexDefinition, taken: Names[str]) -> str:
+    """A free name that says what the index is on; `FILTER_INDEX_NAME` matches it."""
+    steps = (re.sub(r"[^a-z0-9]+", "_", step.lower()).strip("_") for step in index.path)
+    parts = (collection.table.name, index.column, *(step for step in steps if step))
+    return free_name(parts, "filter", taken)
+
+
+def drop_index(collection: Collection, name: str, *, concurrently: bool = False) -> str:
+    return f"DROP INDEX{_concurrently(concurrently)} {collection.table.schema}.{name}"
+
+
+def analyze(collection: Collection) -> str:
+    """Statistics of an index's expression exist only once they were gathered with the index there."""
+    return f"ANALYZE {collection.table}"
 
 
 def free_name(parts: tuple[str, ...], suffix: str, taken: Names[str]) -> str:

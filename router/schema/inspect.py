@@ -27,7 +27,13 @@ class FoundColumn(msgspec.Struct, frozen=True):
 class FoundIndex(msgspec.Struct, frozen=True):
     """`keys` are column names or expressions as the server writes them; `opclass` is the first key's.
 
-    `total`: over all rows, checked at once, and usable.
+    Attributes:
+        total: over all rows, and checked at once.
+        valid: built to its end.
+        collation: the first key's, None if its type has none.
+        default_opclass: the first key's operator class is that of its type.
+        building: some session is at work on it.
+        analyzed: the server has statistics of its expressions, if it has any.
     """
 
     name: str
@@ -39,6 +45,10 @@ class FoundIndex(msgspec.Struct, frozen=True):
     unique: bool
     total: bool
     valid: bool
+    collation: str | None = None
+    default_opclass: bool = True
+    building: bool = False
+    analyzed: bool = True
 
 
 class Found(msgspec.Struct, frozen=True):
@@ -103,7 +113,12 @@ SELECT c.relname AS name, m.amname AS method, pg_get_indexdef(i.indexrelid) AS d
        ARRAY(SELECT pg_get_indexdef(i.indexrelid, k, true)
              FROM generate_series(1, i.indnkeyatts) k ORDER BY k) AS keys,
        o.opcname AS opclass, COALESCE(c.reloptions, '{}') AS options, i.indisunique AS unique,
-       i.indpred IS NULL AND i.indimmediate AS total, i.indisvalid AS valid
+       i.indpred IS NULL AND i.indimmediate AS total, i.indisvalid AS valid,
+       (SELECT collname::text FROM pg_collation l WHERE l.oid = i.indcollation[0]) AS collation,
+       o.opcdefault AS default_opclass,
+       EXISTS (SELECT FROM pg_stat_progress_create_index b WHERE b.index_relid = c.oid) AS building,
+       i.indexprs IS NULL OR EXISTS (SELECT FROM pg_stats s JOIN pg_namespace n ON n.nspname = s.schemaname
+                                     WHERE n.oid = c.relnamespace AND s.tablename = c.relname) AS analyzed
 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam
      JOIN pg_opclass o ON o.oid = i.indclass[0]
 WHERE i.indrelid = $1

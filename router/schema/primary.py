@@ -19,6 +19,7 @@ from router.nodes.patroni import Patroni
 from router.policy.replication import claims, elect
 from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import ErrorKind, NodeError
+from router.postgres.wal import STATE_COLUMNS, STATE_SOURCE
 from router.schema.session import CONNECT_TIMEOUT, Connection, connect, node_errors
 from shard_config.model import Node, Shard
 
@@ -33,14 +34,7 @@ _CONCURRENCY = 16
 _ASK_AGAIN_SECONDS = 1.0
 _UNKNOWN_LSN = 2**63 - 1
 
-_STATE = """
-SELECT r.standby,
-       (CASE WHEN r.standby THEN pg_last_wal_replay_lsn() ELSE pg_current_wal_flush_lsn() END
-        - '0/0'::pg_lsn)::bigint AS lsn,
-       CASE WHEN NOT r.standby
-            THEN ('x' || left(pg_walfile_name(pg_current_wal_lsn()), 8))::bit(32)::int END AS timeline
-FROM (SELECT pg_is_in_recovery() AS standby) r
-"""
+_STATE = f"SELECT {STATE_COLUMNS} FROM {STATE_SOURCE}"
 # A replica has no other word for its timeline; these come late, but never say too much. The receiver's is
 # shown to some roles only.
 _REPLICA_TIMELINE = """

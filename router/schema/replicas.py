@@ -8,6 +8,7 @@ from collections.abc import Callable
 import msgspec
 
 from router.postgres.connection import NodeError
+from router.postgres.wal import FLUSHED, REPLAYED
 from router.schema.primary import Primary
 from router.schema.session import connect, node_errors
 from shard_config.model import Node, Shard
@@ -16,9 +17,8 @@ __all__ = ["Lag", "wait_replayed"]
 
 _POLL = 0.1
 _ANSWER_TIMEOUT = 5.0
-# Until this moment every commit of a session with synchronous_commit on or local is flushed.
-_WRITTEN = "SELECT (pg_current_wal_flush_lsn() - '0/0'::pg_lsn)::bigint"
-_REPLAYED = "SELECT (pg_last_wal_replay_lsn() - '0/0'::pg_lsn)::bigint"
+_WRITTEN = f"SELECT {FLUSHED}"
+_REPLAYED = f"SELECT {REPLAYED}"
 
 
 class Lag(msgspec.Struct, frozen=True):

@@ -7,15 +7,19 @@ makes a second run idle. A mismatch is never repaired here: it is somebody's dat
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from collections.abc import Collection as Names
+from functools import partial
 
 import msgspec
 
+from router.postgres.filter_indexes import IndexDefinition, filter_indexes, same_expression
 from router.schema import ddl
 from router.schema.inspect import Found, FoundColumn, FoundIndex
 from shard_config.model import Collection
 from shard_config.values import ValueType
 
-__all__ = ["Change", "changes", "mismatches", "notes", "vector_index"]
+__all__ = ["Change", "changes", "filter_index", "mismatches", "notes", "vector_index"]
 
 # Iterative scans, which filtered searches need, came with this version.
 _LEAST_VECTOR = (0, 8, 0)
@@ -33,11 +37,18 @@ class Change(msgspec.Struct, frozen=True):
     """Statements that run together, and what they do in a few words.
 
     `index`: builds an index over rows that exist, outside of a transaction and for as long as it takes.
+    `hnsw`: that index takes the memory of a graph.
     """
 
     what: str
     statements: tuple[str, ...]
     index: bool = False
+    hnsw: bool = False
+
+    @property
+    def lacking(self) -> str:
+        """What is not there before them."""
+        return self.what.partition(" ")[2]
 
 
 def mismatches(collection: Collection, found: Found, *, replicated: bool) -> list[str]:
@@ -76,16 +87,18 @@ def notes(collection: Collection, found: Found) -> list[str]:
             other = [name for name in wanted if actual[name] != wanted[name]]
             shown = " and ".join(f"{name} {actual[name]} instead of {wanted[name]}" for name in other)
             said.append(f"index {index.name} has {shown}; it is kept, drop it to have it built anew")
-    said += [
-        f"index {index.name} is left over from a build that failed; drop it"
-        for index in found.indexes
-        if not index.valid
-    ]
+    for index in found.indexes:
+        if index.building:
+            said.append(f"index {index.name} is being built by another session")
+        elif not index.valid:
+            said.append(f"index {index.name} is left over from a build that failed; drop it")
+    said += _unwanted(collection, found)
+    bytewise = {index.key for index in filter_indexes(collection)}
     for name, type_ in ddl.stored_types(collection).items():
         column = found.columns.get(name)
         if column is not None and _rounds(column, type_):
             said.append(f"column {name} is {column.type}: values are rounded to that")
-        if column is not None and not column.deterministic:
+        if column is not None and not column.deterministic and name not in bytewise:
             said.append(
                 f"column {name} has a nondeterministic collation: equality in filters takes different texts"
                 " for equal, unlike every other operator"
@@ -110,30 +123,103 @@ def changes(collection: Collection, found: Found, *, vector_index: bool) -> list
 
 def vector_index(collection: Collection, found: Found) -> FoundIndex | None:
     """An index that serves the collection's searches, under whatever name."""
+    return _serving(found, lambda index: _is_vector_index(collection, index))
+
+
+def filter_index(wanted: IndexDefinition, found: Found) -> FoundIndex | None:
+    """An index that serves the conditions that `wanted` is for, under whatever name."""
+    return _serving(found, lambda index: _is_filter_index(wanted, index))
+
+
+def _serving(found: Found, fits: Callable[[FoundIndex], bool]) -> FoundIndex | None:
+    return next((index for index in found.indexes if index.valid and fits(index)), None)
+
+
+def _is_vector_index(collection: Collection, index: FoundIndex) -> bool:
     key = ddl.vector_key(collection)
-    for index in found.indexes:
-        if index.method != "hnsw" or not index.valid or not index.total or len(index.keys) != 1:
-            continue
-        if index.opclass == key.opclass and _bare(index.keys[0]) == _bare(key.expression):
-            return index
-    return None
+    if index.method != "hnsw" or not index.total or len(index.keys) != 1:
+        return False
+    return index.opclass == key.opclass and same_expression(index.keys[0], key.expression)
 
 
-def _missing_indexes(collection: Collection, found: Found, wanted: bool) -> list[Change]:
-    table = collection.table
+def _is_filter_index(wanted: IndexDefinition, index: FoundIndex) -> bool:
+    """Further keys do no harm."""
+    if index.method != wanted.method or not index.total or not index.keys:
+        return False
+    opclass = index.default_opclass if wanted.opclass is None else index.opclass == wanted.opclass
+    ordered = not wanted.code_point or index.collation == "C"
+    return opclass and ordered and same_expression(index.keys[0], wanted.key)
+
+
+class _WantedIndex(msgspec.Struct, frozen=True):
+    """`serves` says whether an index will do, `create` how to make one of a name (and concurrently)."""
+
+    serves: Callable[[FoundIndex], bool]
+    named: Callable[[Names[str]], str]
+    create: Callable[..., str]
+    hnsw: bool = False
+
+
+def _wanted_indexes(collection: Collection, vector_index: bool) -> list[_WantedIndex]:
+    table, key = collection.table.name, collection.sharding.key.column
+    filters = filter_indexes(collection)
+    wanted = []
+    # What the map wants on the key serves all that an index on it is for.
+    if not collection.sharded_by_id and not any(index.key == key for index in filters):
+        named = partial(ddl.free_name, (table, key), "idx")
+        wanted.append(_WantedIndex(partial(_leads, key), named, partial(ddl.create_key_index, collection)))
+    if vector_index:
+        serves = partial(_is_vector_index, collection)
+        named = partial(ddl.free_name, (table, collection.vector.column), "hnsw")
+        create = partial(ddl.create_vector_index, collection)
+        wanted.append(_WantedIndex(serves, named, create, hnsw=True))
+    for index in filters:
+        named = partial(ddl.filter_index_name, collection, index)
+        create = partial(ddl.create_filter_index, collection, index)
+        wanted.append(_WantedIndex(partial(_is_filter_index, index), named, create))
+    return wanted
+
+
+def _missing_indexes(collection: Collection, found: Found, vector_index: bool) -> list[Change]:
     # Writers go on while an index is built over rows that exist; an empty table has nobody waiting.
     live = found.kind == "r" and not found.empty
-    missing = []
-    key = collection.sharding.key.column
-    if not collection.sharded_by_id and not _leads(key, found):
-        name = ddl.free_name((table.name, key), "idx", found.relations)
-        statement = ddl.create_key_index(collection, name, concurrently=live)
-        missing.append(Change(f"created index {name}", (statement,), index=not found.empty))
-    if wanted and vector_index(collection, found) is None:
-        name = ddl.free_name((table.name, collection.vector.column), "hnsw", found.relations)
-        statement = ddl.create_vector_index(collection, name, concurrently=live)
-        missing.append(Change(f"created index {name}", (statement,), index=not found.empty))
-    return missing
+    taken = set(found.relations)
+    missing: list[Change] = []
+    for wanted in _wanted_indexes(collection, vector_index):
+        alike = [index for index in found.indexes if wanted.serves(index)]
+        if any(index.valid or index.building for index in alike):
+            continue
+        # A concurrent build that was interrupted leaves an index that is kept up to date and never read.
+        dropped = [ddl.drop_index(collection, index.name, concurrently=live) for index in alike]
+        taken -= {index.name for index in alike}
+        name = wanted.named(taken)
+        taken.add(name)
+        what = f"created index {name}{' in place of one whose build had failed' if alike else ''}"
+        statements = (*dropped, wanted.create(name, concurrently=live))
+        missing.append(Change(what, statements, index=not found.empty, hnsw=wanted.hnsw))
+    return missing + _statistics(collection, found, missing)
+
+
+def _statistics(collection: Collection, found: Found, missing: list[Change]) -> list[Change]:
+    """Gathering those of new indexes, and of one whose run ended before it came to them."""
+    there = [filter_index(index, found) for index in filter_indexes(collection)]
+    made = any(change.index and not change.hnsw for change in missing)
+    if found.empty or not there or not (made or any(index and not index.analyzed for index in there)):
+        return []
+    return [Change(f"gathered statistics of {collection.table}", (ddl.analyze(collection),), index=True)]
+
+
+def _unwanted(collection: Collection, found: Found) -> list[str]:
+    """Indexes that an earlier map wanted; they are no reason to drop anything."""
+    wanted = filter_indexes(collection)
+    return [
+        f"index {index.name} is kept, though the map has no index on what it is for: drop it, or put it"
+        " into the map"
+        for index in found.indexes
+        if index.valid
+        and ddl.FILTER_INDEX_NAME.fullmatch(index.name)
+        and not any(_is_filter_index(one, index) for one in wanted)
+    ]
 
 
 def _extension(found: Found) -> list[str]:
@@ -206,25 +292,5 @@ def _unique_id(collection: Collection, found: Found) -> bool:
     )
 
 
-def _leads(column: str, found: Found) -> bool:
-    return any(
-        index.method == "btree" and index.total and index.valid and index.keys[:1] == (column,)
-        for index in found.indexes
-    )
-
-
-def _bare(expression: str) -> str:
-    """An expression without the parentheses around it and without spaces."""
-    text = expression.replace(" ", "")
-    while text.startswith("(") and text.endswith(")") and _closes_at_end(text):
-        text = text[1:-1]
-    return text
-
-
-def _closes_at_end(text: str) -> bool:
-    depth = 0
-    for at, character in enumerate(text):
-        depth += {"(": 1, ")": -1}.get(character, 0)
-        if depth == 0:
-            return at == len(text) - 1
-    return False
+def _leads(column: str, index: FoundIndex) -> bool:
+    return index.method == "btree" and index.total and index.keys[:1] == (column,)

@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from router.query.errors import DeadlineError
 from router.query.types import Found, Room, SearchQuery
-from router.stages.stage import Stage
+from router.stages.stage import Figures, Stage
 
 __all__ = ["Coalesced"]
 
@@ -35,7 +35,7 @@ class _Flight:
 class Coalesced:
     """Starts its inner stage once for all who ask the same at the same time."""
 
-    def __init__(self, inner: Stage, version: Callable[[str], int]) -> None:
+    def __init__(self, inner: Stage[SearchQuery, Found], version: Callable[[str], int]) -> None:
         self.joined = 0
         self._inner = inner
         self._version = version
@@ -48,12 +48,18 @@ class Coalesced:
         if not query.cached:
             return await self._inner.search(query, deadline)
         key = (self._version(query.collection.name), query.digest, query.allow_partial, query.room)
+        return await self._wait(key, self._flight(key, query, deadline), deadline)
+
+    def _flight(self, key: _Key, query: SearchQuery, deadline: float) -> _Flight:
+        """One to wait for, which may be under way already."""
         flight = self._flights.get(key)
         if flight is None or not _worth_joining(flight.deadline, deadline):
-            flight = self._start(key, query, deadline)
-        else:
-            self.joined += 1
-        return await self._wait(key, flight, deadline)
+            return self._start(key, query, deadline)
+        self.joined += 1
+        return flight
+
+    def describe(self) -> Figures:
+        return {"coalesced": self.joined} | self._inner.describe()
 
     def _start(self, key: _Key, query: SearchQuery, deadline: float) -> _Flight:
         flight = _Flight(asyncio.create_task(self._inner.search(query, deadline)), deadline)
@@ -82,6 +88,8 @@ class Coalesced:
                 await asyncio.gather(flight.task, return_exceptions=True)
             elif not flight.waiting and not flight.task.cancelled():
                 flight.task.exception()  # seen, if it failed in the turn in which its last caller left
+            # An error holds the frames that it passes, and this one would hold it in turn.
+            del flight
 
 
 def _worth_joining(flight_deadline: float, deadline: float) -> bool:

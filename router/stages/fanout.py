@@ -1,4 +1,4 @@
-"""Many shards at once, and a report of each by the deadline."""
+"""Many shards at once, and a report of each by the time to stop."""
 
 from __future__ import annotations
 
@@ -31,21 +31,23 @@ class Fanout:
         loop = asyncio.get_running_loop()
         started = loop.time()
         parts: dict[str, ShardRows] = {}
-        complete: asyncio.Future[None] = loop.create_future()
+        failures: list[Exception] = []
+        ended: asyncio.Future[None] = loop.create_future()
 
-        def came(shard: str, outcome: ShardRows | Exception) -> None:
-            if complete.done():
+        def received(shard: str, outcome: ShardRows | Exception) -> None:
+            if ended.done():
                 return
             if isinstance(outcome, Exception):
-                complete.set_exception(outcome)
+                failures.append(outcome)
+                ended.set_result(None)
                 return
             parts[shard] = outcome
             if len(parts) == len(probes):
-                complete.set_result(None)
+                ended.set_result(None)
 
         def expire() -> None:
-            if not complete.done():
-                complete.set_result(None)
+            if not ended.done():
+                ended.set_result(None)
 
         asks: dict[str, Ask] = {}
         late: dict[str, ShardReport] = {}
@@ -54,8 +56,8 @@ class Fanout:
             if probes and started < deadline:
                 timer = loop.call_at(deadline, expire)
                 for name, probe in probes.items():
-                    asks[name] = self._sets[name].ask(probe, deadline, came)
-                await complete
+                    asks[name] = self._sets[name].ask(probe, deadline, received)
+                await ended
         finally:
             if timer is not None:
                 timer.cancel()
@@ -64,11 +66,15 @@ class Fanout:
                 for name, ask in asks.items():
                     if name not in parts:
                         late[name] = ask.leave()
-        for name, probe in probes.items():
-            if name not in parts:
-                parts[name] = _late(
-                    late.get(name) or ShardReport(name, ShardState.TIMED_OUT, asked=probe.asked)
-                )
+        if failures:
+            # Out of the list: an error holds the frames that it passes, and this one would hold it in turn.
+            raise failures.pop()
+        if len(parts) < len(probes):
+            for name, probe in probes.items():
+                if name not in parts:
+                    parts[name] = _late(
+                        late.get(name) or ShardReport(name, ShardState.TIMED_OUT, asked=probe.asked)
+                    )
         return {name: parts[name] for name in probes}
 
 

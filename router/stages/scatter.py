@@ -11,43 +11,40 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Mapping, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import msgspec
 
-from router.freshness.worker_counters import Shared
+from router.freshness.freshness import Freshness
+from router.policy.deadline import stop_before
 from router.policy.ways import Chosen, Outcome, Ways
 from router.postgres.search import SearchStatements, seen_at
-from router.query.answer import coverage_of, raise_if_unanswered, shortfall
-from router.query.errors import OverloadedError, UnavailableError
-from router.query.merge import Ranked, merge, page, within
+from router.query.answer import coverage_of, joined, raise_if_unanswered
+from router.query.errors import OverloadedError
+from router.query.merge import merge, page, within
 from router.query.plan import Plan, depths, plan_search
-from router.query.second_look import added, combined, unsettled
-from router.query.sizes import Layout, layout, vector_bytes
+from router.query.ranked import Ranked, RankedAnswer
+from router.query.second_look import not_settled, unsettled
+from router.query.sizes import Layout, layout_for, vector_bytes
 from router.query.types import (
-    Answer,
     Consistency,
-    Found,
     Probe,
     Scan,
     SearchQuery,
     ShardReport,
     ShardRows,
     ShardState,
+    Unsettled,
     Work,
 )
 from router.query.way import Need, Way, countable, most_visits
 from router.query.wire import to_wire
-from router.stages.answer_memory import AnswerMemory
-from router.stages.columns import Columns, Hits, RankedHit, RowsChangedError, write_hits
 from router.stages.fanout import Fanout
+from router.stages.stage import Figures
 from shard_config.model import ShardMap
 
 __all__ = ["Scatter"]
 
-# What is left of the deadline for merging and encoding: a tenth of short ones, 10 ms of long ones.
-_MARGIN_SHARE = 0.1
-_MARGIN_MOST = 0.010
 # A statement for more rows than this is for one search: several would keep a node, and whoever waits for it,
 # for as many times as long.
 _ROWS_TOGETHER = 256
@@ -59,46 +56,30 @@ class _Searched(NamedTuple):
     plan: Plan
     parts: dict[str, ShardRows]
     ranked: list[Ranked]
-    scan_limited: bool = False  # some shard's rows rest on a scan that ended too early
+    unsettled: tuple[Unsettled, ...] = ()
 
 
 class Scatter:
     """The innermost stage: from a collection's query to shards' probes and back."""
 
-    def __init__(
-        self, shard_map: ShardMap, fanout: Fanout, shared: Shared, memory: AnswerMemory, ways: Ways
-    ) -> None:
+    def __init__(self, shard_map: ShardMap, fanout: Fanout, freshness: Freshness, ways: Ways) -> None:
         self._map = shard_map
         self._ways = ways
         self._fanout = fanout
-        self._shared = shared
+        self._freshness = freshness
         self._statements = SearchStatements()
-        self._columns = Columns(fanout, shared, memory)
 
     def __repr__(self) -> str:
         return f"<Scatter map {self._map.version}, {self._fanout!r}>"
 
-    async def search(self, query: SearchQuery, deadline: float) -> Found:
-        """The merged answer.
+    async def search(self, query: SearchQuery, deadline: float) -> RankedAnswer:
+        """The merged answer; of a wide row, the columns are still to be read.
 
         Raises:
             UnavailableError, DeadlineError: no shard answered, or not all did and the query wants all.
-            OverloadedError: a shard's queues are full, or there is no memory for a large answer.
-            AnswerTooLargeError: it would be larger than an answer may be.
+            OverloadedError: a shard's queues are full.
         """
-        remaining = deadline - asyncio.get_running_loop().time()
-        stop = deadline - min(_MARGIN_MOST, _MARGIN_SHARE * max(remaining, 0.0))
-        try:
-            answer = await self._search(query, stop)
-        except RowsChangedError:
-            # A search that begins now finds the rows as they are now.
-            try:
-                answer = await self._search(query, stop)
-            except RowsChangedError as exc:
-                raise UnavailableError("documents were deleted or changed while they were read") from exc
-        return Found(answer, "miss" if query.cached else "bypass")
-
-    async def _search(self, query: SearchQuery, stop: float) -> Answer:
+        stop = stop_before(deadline, asyncio.get_running_loop().time())
         wanted = depths(query)
         plans = [plan_search(query, self._map, depth) for depth in wanted]
         chosen = self._chosen(query, plans[0])
@@ -108,12 +89,15 @@ class Scatter:
             plans = [plan_search(query, self._map, wanted[0])]
         # One more of each shard shows whether rows beyond are as near as the last.
         rows = sum(wanted) + len(wanted)
-        brings = layout(query.collection, query.include, rows, len(self._map.shards_of(query.collection)))
+        layout = layout_for(query.collection, query.include, rows, len(self._map.shards_of(query.collection)))
         if len(wanted) == 1:
-            searches = [await self._at(plans[0], query, chosen, brings, query.caller, stop)]
+            searches = [await self._at(plans[0], query, chosen, layout, query.caller, stop)]
         else:
-            searches = await self._at_each(plans, query, chosen, brings, stop)
-        return await self._answer(query, brings, searches, stop)
+            searches = await self._at_each(plans, query, chosen, layout, stop)
+        return self._answer(query, layout, searches)
+
+    def describe(self) -> Figures:
+        return {}
 
     def _chosen(self, query: SearchQuery, plan: Plan) -> Chosen | None:
         """Each shard's way, where there is a filter; one for all depths and pages of a search."""
@@ -136,26 +120,27 @@ class Scatter:
         plans: Sequence[Plan],
         query: SearchQuery,
         chosen: Chosen | None,
-        brings: Layout,
+        layout: Layout,
         stop: float,
     ) -> list[_Searched]:
         """The searches of a page, all at once."""
         # Others go between them, as between those of a batch.
         caller = object() if query.caller is None else query.caller
-        tasks = [asyncio.create_task(self._at(plan, query, chosen, brings, caller, stop)) for plan in plans]
+        tasks = [asyncio.create_task(self._at(plan, query, chosen, layout, caller, stop)) for plan in plans]
         try:
             return await asyncio.gather(*tasks)
         finally:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            tasks.clear()  # an error holds the frames that it passes, and this one would hold it in turn
 
     async def _at(
         self,
         plan: Plan,
         query: SearchQuery,
         chosen: Chosen | None,
-        brings: Layout,
+        layout: Layout,
         caller: Hashable,
         stop: float,
     ) -> _Searched:
@@ -165,11 +150,11 @@ class Scatter:
             for shard, choice in chosen.choices.items():
                 if choice.way is not Way.VECTOR_INDEX:
                     scans[shard] = Scan.EXACT
-        parts = await self._fanout.fetch(self._probes(query, plan, scans, chosen, brings, caller), stop)
+        parts = await self._fanout.fetch(self._probes(query, plan, scans, chosen, layout, caller), stop)
         exact: set[str] = set()
         cut: set[str] = set()
         if chosen is not None:
-            parts = _account(parts, scans, chosen, brings, plan.candidates)
+            parts = _account(parts, scans, chosen, layout, plan.candidates)
             exact = {shard for shard, scan in scans.items() if scan is Scan.EXACT}
             cut = {shard for shard in parts if shard not in exact and _was_cut(parts[shard].report)}
         ranked = _ranked(parts, plan.depth)
@@ -178,19 +163,20 @@ class Scatter:
             return _Searched(plan, parts, ranked)
         try:
             found = await self._fanout.fetch(
-                self._probes(query, plan, again, chosen, brings, caller, doubtful=True), stop
+                self._probes(query, plan, again, chosen, layout, caller, doubtful=True), stop
             )
         except OverloadedError:
-            return _Searched(plan, parts, ranked, scan_limited=True)
+            return _Searched(plan, parts, ranked, not_settled(again))
         if chosen is not None:
-            found = _account(found, again, chosen, brings, plan.candidates)
+            found = _account(found, again, chosen, layout, plan.candidates)
         better = {
-            name: added(parts[name], part, again[name])
+            name: _asked_again(parts[name], part, again[name])
             for name, part in found.items()
             if part.report.state is ShardState.OK
         }
         parts = parts | better
-        return _Searched(plan, parts, _ranked(parts, plan.depth), scan_limited=len(better) < len(again))
+        missing = {name: scan for name, scan in again.items() if name not in better}
+        return _Searched(plan, parts, _ranked(parts, plan.depth), not_settled(missing))
 
     def _probes(
         self,
@@ -198,7 +184,7 @@ class Scatter:
         usual: Plan,
         scans: Mapping[str, Scan],
         chosen: Chosen | None,
-        brings: Layout,
+        layout: Layout,
         caller: Hashable,
         *,
         doubtful: bool = False,
@@ -215,7 +201,7 @@ class Scatter:
                 counting = scan is Scan.EXACT and countable(
                     choice,
                     self._ways.table(query.collection.name, shard),
-                    inline=bool(brings.inline),
+                    inline=bool(layout.inline),
                     doubtful=doubtful,
                 )
             groups.setdefault((scan, counting), []).append(shard)
@@ -231,7 +217,7 @@ class Scatter:
                 ef_search=plan.ef_search,
                 scan=scan,
                 filter=query.filter,
-                layout=brings,
+                layout=layout,
                 visits=visits,
                 counted=counting,
             )
@@ -246,19 +232,22 @@ class Scatter:
                     ef_search=None if exact else plan.ef_search,
                     caller=caller,
                     primary_only=query.consistency is Consistency.STRONG,
-                    min_lsn=self._shared.position(shard),
+                    min_lsn=self._freshness.position(shard),
                     plan=query.plan,
                     work=_work(shard, chosen) if exact else Work.NEAREST,
                 )
         return probes if len(groups) == 1 else {shard: probes[shard] for shard in scans}
 
-    async def _answer(
-        self, query: SearchQuery, brings: Layout, searches: list[_Searched], stop: float
-    ) -> Answer:
+    def _answer(self, query: SearchQuery, layout: Layout, searches: list[_Searched]) -> RankedAnswer:
         parts, total = searches[0].parts, searches[0].plan.total
         reports = {shard: part.report for shard, part in parts.items()}
         if len(searches) > 1:
-            reports = {shard: combined([one.parts[shard].report for one in searches]) for shard in parts}
+            # The deepest of them had most to do.
+            deepest_first = [one.parts for one in reversed(searches)]
+            reports = {
+                shard: joined(*[found[shard].report for found in deepest_first], at_once=True)
+                for shard in parts
+            }
         coverage = coverage_of(list(reports.values()), total)
         raise_if_unanswered(coverage, list(reports.values()), allow_partial=query.allow_partial)
         if len(searches) > 1 and not coverage.full:
@@ -266,32 +255,15 @@ class Scatter:
             searches = [_without(one, {failure.shard for failure in coverage.failures}) for one in searches]
         # Cut here and not on the shards, where too near a limit would look like too few rows.
         near = [(one.plan.depth, within(one.ranked, query.max_distance)) for one in searches]
-        kept = page(near, query.offset, query.k)
-        if _lacks_columns(query, brings, kept):
-            hits = await self._columns.hits(query, _to_complete(kept, brings), reports, stop)
-            # A shard may have failed since.
-            coverage = coverage_of(list(reports.values()), total)
-            raise_if_unanswered(coverage, list(reports.values()), allow_partial=query.allow_partial)
-        else:
-            counts = dict.fromkeys(parts, 0)
-            for _, shard in kept:
-                counts[shard] += 1
-            hits = Hits(await write_hits(query, kept, brings.fixed_bytes), counts)
-        count = sum(hits.counts.values())
-        scan_limited = any([one.scan_limited for one in searches])
-        short = None
-        if count < query.k:
-            too_far = sum(len(rows) for _, rows in near) < sum(len(one.ranked) for one in searches)
-            short = shortfall(query, count, coverage, scan_limited=scan_limited, too_far=too_far)
-        return Answer(
-            hits=msgspec.Raw(hits.pieces[0]),
-            count=count,
+        found = sum([len(one.ranked) for one in searches])
+        unsettled = dict.fromkeys([shard for one in searches for shard in one.unsettled])
+        return RankedAnswer(
+            rows=page(near, query.offset, query.k),
+            layout=layout,
             coverage=coverage,
-            short=short,
-            reports=tuple([msgspec.structs.replace(r, kept=hits.counts[r.shard]) for r in reports.values()]),
-            cacheable=coverage.full and not coverage.stale and not scan_limited,
-            more=tuple(hits.pieces[1:]),
-            held=hits.held,
+            reports=reports,
+            too_far=sum([len(rows) for _, rows in near]) < found,
+            unsettled=tuple(unsettled),
         )
 
 
@@ -299,11 +271,11 @@ def _account(
     parts: Mapping[str, ShardRows],
     scans: Mapping[str, Scan],
     chosen: Chosen,
-    brings: Layout,
+    layout: Layout,
     candidates: int,
 ) -> dict[str, ShardRows]:
     """Put on each shard's report what was to be done and what was found, and learn from it."""
-    at = seen_at(brings)
+    at = seen_at(layout)
     told: dict[str, ShardRows] = {}
     for shard, part in parts.items():
         rows, report, scan = part.rows, part.report, scans[shard]
@@ -334,6 +306,13 @@ def _work(shard: str, chosen: Chosen | None) -> Work:
     return Work.FILTER if by_filter else Work.SCAN
 
 
+def _asked_again(first: ShardRows, second: ShardRows, scan: Scan) -> ShardRows:
+    """The second round's rows, with both rounds on the account."""
+    again: Literal["short", "ties"] = "ties" if scan is Scan.TIES else "short"
+    report = msgspec.structs.replace(second.report, choice=first.report.choice, again=again)
+    return ShardRows(second.rows, joined(report, first.report))
+
+
 def _ranked(parts: Mapping[str, ShardRows], depth: int) -> list[Ranked]:
     return merge({name: part.rows for name, part in parts.items()}, depth)
 
@@ -341,28 +320,3 @@ def _ranked(parts: Mapping[str, ShardRows], depth: int) -> list[Ranked]:
 def _without(searched: _Searched, missing: set[str]) -> _Searched:
     parts = {name: part for name, part in searched.parts.items() if name not in missing}
     return searched._replace(parts=parts, ranked=_ranked(parts, searched.plan.depth))
-
-
-def _lacks_columns(query: SearchQuery, brings: Layout, kept: Sequence[Ranked]) -> bool:
-    """Whether some row has come without columns that the answer shows."""
-    if not kept or not query.include:
-        return False
-    # Behind it, a row of a statement for several searches has its search's number.
-    fits = 2 + len(brings.inline)
-    return query.include != brings.inline or (brings.guarded and not all([row[fits] for row, _ in kept]))
-
-
-def _to_complete(kept: Sequence[Ranked], brings: Layout) -> list[RankedHit]:
-    """What came with the rows of a guarded statement, or with none."""
-    if not brings.guarded:
-        return [RankedHit(row, shard, fetched=False) for row, shard in kept]
-    fits = 2 + len(brings.inline)
-    return [
-        RankedHit(
-            row[:fits],
-            shard,
-            fetched=row[fits],
-            size_bytes=sum([len(v) for v in row[2:fits] if isinstance(v, str)]),
-        )
-        for row, shard in kept
-    ]

@@ -20,35 +20,31 @@ beyond every write told of until then, and the answer has to reach that as well.
     B asks a replica that has replayed up to 90             -> not stored
 
 What was written through this router's workers is compared once more when an entry is read, which keeps
-out what a Redis restarted from an old snapshot brings back. While a write has not been told to Redis, this
-router trusts no entry of that collection.
+out what a Redis restarted from an old snapshot brings back. While a write is pending towards Redis
+(`router.freshness.freshness`), this router trusts no entry of that collection.
 """
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Protocol, TypeAlias
 
 import msgspec
 
 from router.freshness import token
+from router.freshness.freshness import Freshness
 from router.freshness.lookups import Lookups
 from router.freshness.redis_link import RedisLink
-from router.freshness.worker_counters import Shared
 from router.query.types import Answer, Coverage, Found, Position, SearchQuery, Shortfall
-from router.stages.stage import Stage
+from router.stages.stage import Figures, Stage
 from shard_config.model import Collection, ShardMap
 
-__all__ = ["Invalidations", "Log", "SharedCache"]
+__all__ = ["Log", "SharedCache"]
 
 # Stores run behind the answer; more than this many at once would be a queue towards a slow Redis.
 _STORES = 64
-# A token with positions ends after this many times its entries' time, and after an hour at least: should a
-# shard's log begin anew, below what was told, and nobody write, its answers are refused no longer.
-_LIVES, _LIFE_LEAST = 10, 3600.0
-
 
 # As Position has them, by shard; plain tuples are decoded faster.
 _Positions: TypeAlias = dict[str, tuple[int, int]]
@@ -68,10 +64,6 @@ _encoder = msgspec.msgpack.Encoder()
 _decoder = msgspec.msgpack.Decoder(_Entry)
 
 
-def _token_key(collection: str) -> str:
-    return f"pgscatter:token:{collection}"
-
-
 class Log(Protocol):
     """What is known of a shard's write-ahead log."""
 
@@ -85,68 +77,14 @@ class Log(Protocol):
         ...
 
 
-class Invalidations:
-    """Tells Redis of writes; what it could not tell yet stands in memory shared by all workers.
+class _SeenToken:
+    """A token as this stage has seen it.
 
-    The positions stand in this worker's memory alone. One that dies takes them with it, and the next one
-    tells of the writes without them.
+    `since` is when the stage first saw the token's lineage, `heads` where the shards' logs ended after that,
+    and `floor` the positions that an answer must reach to be stored; None as long as that is not known.
     """
 
-    def __init__(self, link: RedisLink, shared: Shared, collections: Iterable[Collection]) -> None:
-        self._link = link
-        self._shared = shared
-        self._lives = {one.name: max(_LIVES * one.cache.ttl, _LIFE_LEAST) for one in collections}
-        self._untold: dict[str, dict[str, Position]] = {name: {} for name in self._lives}
-
-    def __repr__(self) -> str:
-        return f"<Invalidations through {self._link!r}>"
-
-    def committed(self, collection: str, shard: str, position: Position) -> None:
-        """A write to `collection` is in the log of `shard` up to `position`; to be called before `owe`."""
-        untold = self._untold[collection]
-        untold[shard] = max(position, untold.get(shard, position))
-
-    def owe(self, collection: str) -> None:
-        """After a write: every answer of `collection` stored so far is worthless."""
-        self._shared.owe(collection)
-
-    async def settled(self, collection: str) -> bool:
-        """Whether Redis knows of all the workers' writes to `collection`; tells it of ours if not."""
-        if not self._shared.owed(collection):
-            return True
-        ours = self._shared.owed_here(collection)
-        if ours and await self._tell(collection):
-            # A write that ended while the command was under way is not paid for with it.
-            self._shared.paid(collection, ours)
-        return not self._shared.owed(collection)
-
-    async def _tell(self, collection: str) -> bool:
-        key, life_ms = _token_key(collection), int(self._lives[collection] * 1000)
-        untold = dict(self._untold[collection])
-        args = [token.fresh(), str(life_ms), *token.told(untold)]
-        done = await self._link.call(lambda client: client.eval(token.TELL, 1, key, *args))
-        if done is None:
-            # Where scripts are not allowed, entries can be made worthless all the same.
-            return await self._link.call(lambda client: client.delete(key)) is not None
-        for shard, position in untold.items():
-            if self._untold[collection].get(shard) == position:
-                del self._untold[collection][shard]
-        return True
-
-    def reflected(self, positions: Mapping[str, tuple[int, int]]) -> bool:
-        """Whether an answer from shards at `positions` holds every write of this router's workers."""
-        written = self._shared.position
-        return all([written(shard) <= lsn for shard, (_, lsn) in positions.items()])
-
-
-class _Seen:
-    """A token as this router has met it.
-
-    `since` is when it met the lineage, `heads` where logs ended after that, and `floor` what an answer must
-    reach to be stored; None as long as that is not known.
-    """
-
-    def __init__(self, value: bytes, now: float, before: _Seen | None) -> None:
+    def __init__(self, value: bytes, now: float, before: _SeenToken | None) -> None:
         self.value = value
         self.token = token.decode(value)
         self.since = now
@@ -170,9 +108,9 @@ class SharedCache:
 
     def __init__(
         self,
-        inner: Stage,
+        inner: Stage[SearchQuery, Found],
         link: RedisLink,
-        invalidations: Invalidations,
+        freshness: Freshness,
         shard_map: ShardMap,
         namespace: str,
         logs: Mapping[str, Log],
@@ -189,14 +127,14 @@ class SharedCache:
         self.misses = 0
         self._inner = inner
         self._link = link
-        self._invalidations = invalidations
+        self._freshness = freshness
         self._map = shard_map
         self._namespace = namespace
         self._logs = logs
         self._probe = probe
         self._max_entry_bytes = max_entry_bytes
         self._lookups = Lookups(link)
-        self._seen: dict[str, _Seen] = {}  # by collection
+        self._seen: dict[str, _SeenToken] = {}  # by collection
         self._stores: set[asyncio.Task[None]] = set()
 
     def __repr__(self) -> str:
@@ -208,8 +146,8 @@ class SharedCache:
         if not query.cached or collection.cache.ttl <= 0:
             return await self._inner.search(query, deadline)
         # In braces stands what Redis Cluster places keys by: an entry and its token are on one server.
-        key = f"pgscatter:{{{_token_key(collection.name)}}}:{self._namespace}:{query.digest.hex()}"
-        seen, found = await self._look(collection.name, key)
+        key = f"pgscatter:{{{token.key_of(collection.name)}}}:{self._namespace}:{query.digest.hex()}"
+        seen, found = await self._look_up(collection.name, key)
         if found is not None:
             self.hits += 1
             return found
@@ -227,12 +165,22 @@ class SharedCache:
                 self._store(key, seen.token.token, found.answer, positions, collection.cache.ttl)
         return found
 
-    async def meet_tokens(self) -> None:
+    def describe(self) -> Figures:
+        own: Figures = {
+            "l2_enabled": True,
+            "l2_hits": self.hits,
+            "l2_misses": self.misses,
+            "l2_failures": self._link.failures,
+            "l2_on": self._link.on,
+        }
+        return own | self._inner.describe()
+
+    async def read_tokens(self) -> None:
         """To be called before nodes are probed for the first time, so that the first answer can be stored."""
         names = [name for name, one in self._map.collections.items() if one.cache.ttl > 0]
-        values = await self._lookups.get(*map(_token_key, names)) if names else None
+        values = await self._lookups.get(*map(token.key_of, names)) if names else None
         if values is not None:
-            await asyncio.gather(*map(self._meet, names, values))
+            await asyncio.gather(*map(self._note_token, names, values))
 
     async def close(self) -> None:
         await self._lookups.close()
@@ -240,33 +188,33 @@ class SharedCache:
             task.cancel()
         await asyncio.gather(*self._stores, return_exceptions=True)
 
-    async def _look(self, collection: str, key: str) -> tuple[_Seen | None, Found | None]:
+    async def _look_up(self, collection: str, key: str) -> tuple[_SeenToken | None, Found | None]:
         """The token to store under, if Redis can be used now, and the answer if there is one.
 
         The token is read before the search starts: a write that commits later replaces it.
         """
-        if not await self._invalidations.settled(collection):
+        if not await self._freshness.publish(collection):
             return None, None
-        values = await self._lookups.get(_token_key(collection), key)
+        # Both in one command: an entry that was read before a write counts under the token from before it.
+        values = await self._lookups.get(token.key_of(collection), key)
         if values is None:
             return None, None
         value, data = values
-        seen = await self._meet(collection, value)
+        seen = await self._note_token(collection, value)
         return seen, None if data is None or seen is None else self._found(seen, data)
 
-    async def _meet(self, collection: str, value: bytes | None) -> _Seen | None:
-        """The token in `value`; where there is none, one of ours, unless another router is faster."""
+    async def _note_token(self, collection: str, value: bytes | None) -> _SeenToken | None:
+        """The token in `value`; where there is none, one of ours, unless another router was faster."""
         if value is None:
-            value = token.encode(token.fresh())
-            key = _token_key(collection)
-            if not await self._link.call(lambda client: client.set(key, value, nx=True)):
+            value = await self._freshness.new_token(collection)
+            if value is None:
                 return None
         seen = self._seen.get(collection)
         if seen is None or seen.value != value:
-            seen = self._seen[collection] = _Seen(value, asyncio.get_running_loop().time(), seen)
+            seen = self._seen[collection] = _SeenToken(value, asyncio.get_running_loop().time(), seen)
         return seen
 
-    def _found(self, seen: _Seen, data: bytes) -> Found | None:
+    def _found(self, seen: _SeenToken, data: bytes) -> Found | None:
         """The answer in an entry, if it counts."""
         try:
             entry = _decoder.decode(data)
@@ -275,7 +223,7 @@ class SharedCache:
         positions, written = entry.positions, seen.token.written
         if entry.token != seen.token.token or not token.holds(positions, written):
             return None
-        if not self._invalidations.reflected(positions):
+        if not self._freshness.contains(positions):
             return None
         answer = Answer(msgspec.Raw(entry.hits), entry.count, entry.coverage, entry.short, cacheable=True)
         return Found(answer, "l2", max(0.0, time.time() - entry.stored))
@@ -283,7 +231,7 @@ class SharedCache:
     def _timelines(self, collection: Collection) -> dict[str, int]:
         return {shard: self._logs[shard].timeline for shard in self._map.shards_of(collection)}
 
-    def _set_floor(self, seen: _Seen, timelines: Mapping[str, int]) -> None:
+    def _set_floor(self, seen: _SeenToken, timelines: Mapping[str, int]) -> None:
         """Find out what an answer must reach to be stored, as soon as probes have told it."""
         if seen.floor is not None:
             if all(timeline <= seen.floor[shard].timeline for shard, timeline in timelines.items()):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Collection as Names
-from collections.abc import Sequence
-from datetime import date
+from collections.abc import Mapping, Sequence
 from enum import StrEnum
+from typing import Any
 
-from shard_config import limits
+from shard_config import limits, metadata_path
+from shard_config.file import fields
 from shard_config.file.identifiers import column_complaint, complaint
 from shard_config.file.nodes import check_name
 from shard_config.file.placement import EXAMPLE, read_sharding
@@ -18,21 +19,16 @@ from shard_config.model import (
     Collection,
     Column,
     Index,
-    Metric,
+    MetadataType,
     Quantization,
     SearchDefaults,
     Table,
-    Tuned,
     Vector,
-    VectorType,
 )
 from shard_config.values import TYPE_NAMES, ValueType, parse_type
 
 ID_TYPES = (ValueType.BIGINT, ValueType.UUID, ValueType.TEXT)
 _ID_TYPE_NAMES = tuple(name for name in TYPE_NAMES if parse_type(name) in ID_TYPES)
-INDEX = Index(m=16, ef_construction=64, quantization=Quantization.NONE)
-SEARCH = SearchDefaults(ef_search=40, overfetch=2.0, timeout=2.0, max_k=1000)
-CACHE = Cache(ttl=60.0)
 
 
 class IndexType(StrEnum):
@@ -77,7 +73,7 @@ def _collection(name: str, cursor: Cursor, shards: Names[str]) -> Collection:
     vector_at = section.required("vector", "{dimensions: 384, metric: cosine}")
     vector = _vector(vector_at, index.quantization, physical)
     content = physical.read(section["content"])
-    metadata = physical.read(section["metadata"])
+    metadata, metadata_indexes = _metadata(section["metadata"], physical)
     columns = {name: _column(name, entry, physical) for name, entry in section["columns"].entries()}
     keys = {id_.column: id_, "id": id_, **columns}
     return Collection(
@@ -90,10 +86,15 @@ def _collection(name: str, cursor: Cursor, shards: Names[str]) -> Collection:
         columns=columns,
         sharding=read_sharding(section.required("sharding", EXAMPLE), keys, shards),
         index=index,
-        search=_search(section["search"]),
-        cache=Cache(ttl=section["cache"].section(("ttl",))["ttl"].duration(limits.TTL, CACHE.ttl)),
+        search=SearchDefaults(**_plain(section["search"], fields.SEARCH)),
+        cache=Cache(**_plain(section["cache"], fields.CACHE)),
         text_model=section["text_model"].file(),
+        metadata_indexes=metadata_indexes,
     )
+
+
+def _plain(cursor: Cursor, table: Mapping[str, fields.Field]) -> dict[str, Any]:
+    return fields.values(cursor.section(table), table)
 
 
 class _PhysicalNames:
@@ -165,77 +166,63 @@ def _column(name: str, cursor: Cursor, physical: _PhysicalNames) -> Column:
     if not cursor.is_mapping:
         physical.take(name, cursor)
         return Column(name=name, column=name, type=_type(cursor) or ValueType.TEXT)
-    section = cursor.section(("column", "type"))
+    section = cursor.section(("column", "type", "index"))
     wrong = complaint(name) if section["column"].present else None
     if wrong:
         cursor.fail(wrong)
     column = physical.read_or(name, section["column"])
-    return Column(name=name, column=column, type=_type(section.required("type", "text")) or ValueType.TEXT)
+    return Column(
+        name=name,
+        column=column,
+        type=_type(section.required("type", "text")) or ValueType.TEXT,
+        index=section["index"].boolean(False),
+    )
+
+
+def _metadata(
+    cursor: Cursor, physical: _PhysicalNames
+) -> tuple[str | None, dict[tuple[str, ...], MetadataType]]:
+    """The column, and which of its paths are indexed for values of which type."""
+    if not cursor.is_mapping:
+        return physical.read(cursor), {}
+    section = cursor.section(("column", "indexes"))
+    column = physical.read_or("metadata", section["column"])
+    entries = section["indexes"].entries()
+    if len(entries) > limits.METADATA_INDEXES:
+        section["indexes"].fail(f"{len(entries)} indexes exceed {limits.METADATA_INDEXES}")
+    indexes: dict[tuple[str, ...], MetadataType] = {}
+    for text, entry in entries:
+        try:
+            path = metadata_path.steps(text)
+        except ValueError as exc:
+            entry.fail(str(exc))
+            continue
+        if path in indexes:
+            entry.fail(f"the path {metadata_path.spelled(path)} stands here twice")
+        indexes[path] = entry.choice(MetadataType, MetadataType.TEXT)
+    return column, indexes
 
 
 def _vector(cursor: Cursor, quantization: Quantization, physical: _PhysicalNames) -> Vector:
-    section = cursor.section(("column", "type", "dimensions", "metric"))
-    type_ = section["type"].choice(VectorType, VectorType.VECTOR)
-    at = section.required("dimensions", "384")
-    dimensions = at.integer(limits.DIMENSIONS, 1)
-    most = limits.indexable_dimensions(type_, quantization)
-    if dimensions > most:
-        at.fail(
-            f"{dimensions} dimensions exceed {most}, the most that an HNSW index takes here; "
+    section = cursor.section(fields.VECTOR)
+    vector = Vector(**fields.values(section, fields.VECTOR))
+    physical.take(vector.column, section["column"])
+    most = limits.indexable_dimensions(vector.type, quantization)
+    if vector.dimensions > most:
+        section["dimensions"].fail(
+            f"{vector.dimensions} dimensions exceed {most}, the most that an HNSW index takes here; "
             "with index.quantization halfvec it takes 4000, with binary all"
         )
-    return Vector(
-        column=physical.read_or("embedding", section["column"]),
-        type=type_,
-        dimensions=dimensions,
-        metric=section.required("metric", "cosine").choice(Metric, Metric.L2),
-    )
+    return vector
 
 
 def _index(cursor: Cursor) -> Index:
-    section = cursor.section(("type", "m", "ef_construction", "quantization"))
+    section = cursor.section(("type", *fields.INDEX))
     section["type"].choice(IndexType, IndexType.HNSW)
-    m = section["m"].integer(limits.M, INDEX.m)
-    at = section["ef_construction"]
-    ef_construction = at.integer(limits.EF_CONSTRUCTION, INDEX.ef_construction)
-    if ef_construction < 2 * m:
-        where = at if at.present else section["m"]
-        where.fail(f"ef_construction {ef_construction} must be at least twice m, so {2 * m} for m {m}")
-    return Index(m, ef_construction, section["quantization"].choice(Quantization, INDEX.quantization))
-
-
-def _search(cursor: Cursor) -> SearchDefaults:
-    section = cursor.section(("ef_search", "overfetch", "timeout", "max_k", "target_recall", "tuned"))
-    target = section["target_recall"]
-    wanted = target.number(limits.TARGET_RECALL, limits.TARGET_RECALL[0])
-    return SearchDefaults(
-        ef_search=section["ef_search"].integer(limits.EF_SEARCH, SEARCH.ef_search),
-        overfetch=section["overfetch"].number(limits.OVERFETCH, SEARCH.overfetch),
-        timeout=section["timeout"].duration(limits.TIMEOUT, SEARCH.timeout),
-        max_k=section["max_k"].integer(limits.MAX_K, SEARCH.max_k),
-        target_recall=wanted if target.present else None,
-        tuned=_tuned(section["tuned"]) if section["tuned"].present else None,
-    )
-
-
-def _tuned(cursor: Cursor) -> Tuned:
-    section = cursor.section(Tuned.__struct_fields__)
-    return Tuned(
-        target_recall=section.required("target_recall", "0.99").number(limits.TARGET_RECALL, 0.5),
-        recall=section.required("recall", "0.995").number(limits.SHARE, 0.0),
-        lower_bound=section.required("lower_bound", "0.99").number(limits.SHARE, 0.0),
-        k=section.required("k", "10").integer(limits.MAX_K, 1),
-        queries=section.required("queries", "500").integer(limits.TUNE_QUERIES, 2),
-        filters=section.required("filters", "0").integer(limits.TUNE_FILTERS, 0),
-        shards=section.required("shards", "4").integer((1, limits.SHARDS), 1),
-        at=_day(section.required("at", "2026-01-31")),
-    )
-
-
-def _day(cursor: Cursor) -> date:
-    text = cursor.matching(limits.DAY, "a date such as 2026-01-31")
-    try:
-        return date.min if text is None else date.fromisoformat(text)
-    except ValueError:
-        cursor.fail(f"expected a day of the calendar, got {cursor.shown()}")
-        return date.min
+    index = Index(**fields.values(section, fields.INDEX))
+    least = 2 * index.m
+    if index.ef_construction < least:
+        where = section["ef_construction"] if section["ef_construction"].present else section["m"]
+        wrong = f"ef_construction {index.ef_construction} must be at least twice m"
+        where.fail(f"{wrong}, so {least} for m {index.m}")
+    return index

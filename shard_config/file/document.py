@@ -65,7 +65,7 @@ class _Mark(Protocol):
 
 
 class Refused(Exception):
-    """The text cannot be read as a document; inside this package only."""
+    """The text cannot be read as a document; never leaves this package, which raises MapError."""
 
     def __init__(self, line: int, column: int, message: str) -> None:
         super().__init__(message)

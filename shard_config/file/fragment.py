@@ -1,7 +1,7 @@
-"""A file that is to become part of a map: its plain values, and where in it each of them stands.
+"""A file that is to become part of a map: its plain values, and the line of each.
 
-What is wrong with them only the whole map can show, and shows by their paths; an operator wants to
-know the line of the file that was given.
+Whether they are right is checked in the whole map, whose findings name paths; this module translates such a
+path into the line of the file that the operator has given.
 """
 
 from __future__ import annotations

@@ -18,7 +18,8 @@ EXAMPLE = "{strategy: hash, key: id, buckets: 64, placement: {s0: [0-63]}}"
 
 _RUN = re.compile(limits.BUCKET_RUN)
 _RUNS_SHOWN = 12
-# Stands in where a finding says why there is none; nobody gets to see it.
+# In place of a sharding that could not be read; a finding says why, and a map with findings is not handed
+# out.
 _UNREADABLE = HashSharding(Column(name="", column="", type=ValueType.TEXT), ())
 
 
@@ -114,7 +115,7 @@ def _hash(placement: Cursor, count: int, owned: list[tuple[str, Cursor]]) -> tup
             else:
                 _claim(owner, run, shard, item)
     missing = [at for at, shard in enumerate(owner) if shard is None]
-    # What could not be read may be just what is missing, so it would be said twice.
+    # Where an item could not be read, it may be the missing one: the fault would be reported twice.
     if missing and readable and placement.is_mapping:
         placement.fail(f"no shard has {_buckets(missing)} of {count}; each must be placed once")
     return tuple(shard or "" for shard in owner)

@@ -13,7 +13,7 @@ import msgspec
 
 from shard_config.dsn import redact
 
-# A file with more faults than this has one cause; the rest would not help anyone.
+# So many faults have one cause, such as a wrong file; more of them would not help to find it.
 MAX_PROBLEMS = 100
 _SHOWN = 60
 
@@ -44,7 +44,7 @@ class MapError(Exception):
 
 
 class TooManyProblems(Exception):
-    """Reading was given up; inside this package only."""
+    """Reading was given up after `MAX_PROBLEMS` findings; never leaves this package."""
 
 
 class Findings:

@@ -128,7 +128,14 @@ class Cursor:
         self._expected(f"an integer from {bounds[0]} to {bounds[1]}")
         return default
 
-    def number(self, bounds: tuple[float, float], default: float) -> float:
+    def boolean(self, default: bool) -> bool:
+        value = self._value()
+        if isinstance(value, bool):
+            return value
+        self._expected("true or false")
+        return default
+
+    def number(self, bounds: tuple[float, float], default: D) -> float | D:
         value = self._value()
         if isinstance(value, (int, float)) and not isinstance(value, bool) and _within(bounds, value):
             return float(value)

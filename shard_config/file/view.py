@@ -8,10 +8,10 @@ from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-import msgspec
-
 from shard_config.dsn import redact
+from shard_config.file import fields
 from shard_config.file.placement import as_runs
+from shard_config.metadata_path import spelled
 from shard_config.model import (
     Collection,
     HashSharding,
@@ -19,7 +19,6 @@ from shard_config.model import (
     Node,
     RangePart,
     RangeSharding,
-    SearchDefaults,
     Sharding,
     ShardMap,
 )
@@ -49,49 +48,30 @@ def _node(node: Node) -> dict[str, Any]:
 def _collection(collection: Collection) -> dict[str, Any]:
     optional = {
         "content": collection.content,
-        "metadata": collection.metadata,
+        "metadata": _metadata(collection),
         "text_model": collection.text_model and _escaped(collection.text_model),
     }
-    vector, index, search = collection.vector, collection.index, collection.search
     return {
         "table": str(collection.table),
         "id": {"column": collection.id.column, "type": str(collection.id.type)},
-        "vector": {
-            "column": vector.column,
-            "type": str(vector.type),
-            "dimensions": vector.dimensions,
-            "metric": str(vector.metric),
-        },
+        "vector": fields.shown(collection.vector, fields.VECTOR),
         **{name: value for name, value in optional.items() if value is not None},
         "columns": {
-            name: {"column": column.column, "type": str(column.type)}
+            name: {"column": column.column, "type": str(column.type), "index": column.index}
             for name, column in collection.columns.items()
         },
         "sharding": _sharding(collection.sharding),
-        "index": {
-            "type": "hnsw",
-            "m": index.m,
-            "ef_construction": index.ef_construction,
-            "quantization": str(index.quantization),
-        },
-        "search": {
-            "ef_search": search.ef_search,
-            "overfetch": search.overfetch,
-            "timeout": search.timeout,
-            "max_k": search.max_k,
-            **_target(search),
-        },
-        "cache": {"ttl": collection.cache.ttl},
+        "index": {"type": "hnsw", **fields.shown(collection.index, fields.INDEX)},
+        "search": fields.shown(collection.search, fields.SEARCH),
+        "cache": fields.shown(collection.cache, fields.CACHE),
     }
 
 
-def _target(search: SearchDefaults) -> dict[str, Any]:
-    tuned = search.tuned
-    fields = {
-        "target_recall": search.target_recall,
-        "tuned": tuned and {**msgspec.structs.asdict(tuned), "at": tuned.at.isoformat()},
-    }
-    return {name: value for name, value in fields.items() if value is not None}
+def _metadata(collection: Collection) -> Any:
+    if not collection.metadata_indexes:
+        return collection.metadata
+    indexes = {spelled(path): str(type_) for path, type_ in collection.metadata_indexes.items()}
+    return {"column": collection.metadata, "indexes": indexes}
 
 
 def _sharding(sharding: Sharding) -> dict[str, Any]:

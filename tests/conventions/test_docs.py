@@ -14,7 +14,7 @@ PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob
 
 
 def commands() -> list[str]:
-    subparsers = next(action for action in _parser()._actions if action.dest == "command")
+    subparsers = next(action for action in _parser([])._actions if action.dest == "command")
     assert subparsers.choices is not None
     return list(subparsers.choices)
 

@@ -14,32 +14,30 @@ ROOT = Path(__file__).parents[2]
 LEVELS = [
     ["shard_config.times", "shard_config.dsn"],
     ["shard_config.values", "shard_config.ordering"],
-    ["shard_config.hashing", "shard_config.model"],
+    ["shard_config.hashing", "shard_config.metadata_path", "shard_config.model"],
     ["shard_config.limits", "shard_config.predicate"],
     ["shard_config.partition"],
     ["shard_config.file"],
     ["shard_config"],
-    ["router.settings", "router.terminal"],
+    ["router.settings", "router.terminal", "router.client"],
     ["router.query"],
     ["router.policy", "router.postgres", "router.freshness", "router.text"],
     ["router.nodes"],
     ["router.stages"],
     ["router.recall"],
     ["router.documents"],
-    ["router.topology"],
     ["router.decode"],
-    ["router.logs", "router.serve_config"],
+    ["router.topology"],
+    ["router.logs", "router.serve_config", "router.settings_docs"],
     ["router.http"],
-    ["router.recall.tuning"],
     ["router.schema"],
     ["router.bulk"],
     ["router.app"],
-    # A bench measures what runs on a cluster of its own, so it stands above those who start one.
-    ["deploy.local", "deploy.leash"],
+    # Commands and benches run on a cluster of their own, so they stand above what starts one.
+    ["deploy"],
     ["bench"],
     ["router.commands"],
     ["router.cli"],
-    ["deploy"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LEVELS) for room in rooms}
 

@@ -24,7 +24,7 @@ from uvicorn.supervisors import Multiprocess
 from uvicorn.supervisors.multiprocess import Process
 
 from router.http import protocol, server
-from router.http.outbox import GatheredTransport, Outbox
+from router.http.write_batch import BatchedTransport, WriteBatch
 
 ROOT = Path(__file__).parents[2]
 
@@ -36,7 +36,7 @@ async def connection() -> protocol.BoundedProtocol:
 
     config = uvicorn.Config(app, log_config=None, ws="none")
     config.load()
-    made = protocol.BoundedProtocol(config, ServerState(), {}, outbox=Outbox())
+    made = protocol.BoundedProtocol(config, ServerState(), {}, batch=WriteBatch())
     made.connection_made(SimpleNamespace(get_extra_info=lambda *_: None, is_closing=lambda: True))  # type: ignore[arg-type]
     made._stop_timer()
     return made
@@ -105,7 +105,7 @@ def test_a_cycle_has_what_is_read_of_it() -> None:
 def test_a_supervisor_and_its_processes_have_what_is_read_of_them() -> None:
     supervisor = Multiprocess(uvicorn.Config("a:b", log_config=None, workers=2), [])
     assert supervisor.processes == [] and not supervisor.should_exit.is_set()
-    for name in ("pid", "exitcode", "process"):
+    for name in ("pid", "exitcode", "process", "child_conn"):
         assert name in vars(Process) or name in inspect.getsource(Process.__init__), name
     assert STARTUP_FAILURE == 3
     assert httptools_impl.STATUS_LINE[200] == b"HTTP/1.1 200 OK\r\n"
@@ -136,11 +136,11 @@ def test_the_parser_says_what_is_asked_of_it() -> None:
 
 
 def test_every_answer_begins_with_what_may_be_sent_ahead_of_it() -> None:
-    from router.http import outbox
+    from router.http import write_batch
 
-    assert all(line.startswith(outbox._PREFIX) for line in httptools_impl.STATUS_LINE.values())
+    assert all(line.startswith(write_batch._PREFIX) for line in httptools_impl.STATUS_LINE.values())
     assert "HTTP/1.1 100 Continue" in inspect.getsource(httptools_impl.RequestResponseCycle.receive)
-    assert GatheredTransport.write_ahead.__doc__
+    assert BatchedTransport.write_ahead.__doc__
 
 
 @pytest.mark.parametrize("name", ["uvicorn", "httptools"])

@@ -19,10 +19,10 @@ from typing import Any
 import psutil
 import yaml
 
-from deploy.leash import leashed
 from deploy.local.account import Account
 from deploy.local.environment import environment
 from deploy.local.servers import binary, free_ports
+from deploy.tied_to_parent import tied_to_parent
 
 __all__ = ["Members", "etcd_binary", "members"]
 
@@ -57,7 +57,7 @@ class Members:
         self._account = Account()
         ports = iter(free_ports(4))
         self._ports = {name: (next(ports), next(ports)) for name in ("a", "b")}
-        self._leashes: dict[str, subprocess.Popen[bytes]] = {}
+        self._watchers: dict[str, subprocess.Popen[bytes]] = {}
         for name in self._ports:
             self._config(name).write_text(yaml.safe_dump(self._settings(name, etcd_port)))
             self._config(name).chmod(0o644)
@@ -71,12 +71,12 @@ class Members:
     def start(self, name: str) -> None:
         home = self._folder / name
         command = self._account.command([sys.executable, "-m", "patroni", str(self._config(name))], home)
-        started = leashed(command, self._log(name), environment(home))
-        self._leashes[name] = self._stack.enter_context(started)
+        started = tied_to_parent(command, self._log(name), environment(home))
+        self._watchers[name] = self._stack.enter_context(started)
 
     def kill(self, name: str) -> None:
         """End Patroni and its PostgreSQL, as the loss of their machine would."""
-        (patroni,) = psutil.Process(self._leashes[name].pid).children()
+        (patroni,) = psutil.Process(self._watchers[name].pid).children()
         postmaster = int((self._folder / name / "data" / "postmaster.pid").read_text().split()[0])
         for pid in (patroni.pid, postmaster):
             os.kill(pid, signal.SIGKILL)
@@ -167,5 +167,5 @@ def members(folder: Path, etcd: Path) -> Iterator[Members]:
     command += [f"--listen-peer-urls={peer}", f"--initial-advertise-peer-urls={peer}"]
     command += [f"--initial-cluster=default={peer}"]
     with contextlib.ExitStack() as stack:
-        stack.enter_context(leashed(command, folder / "etcd.log"))
+        stack.enter_context(tied_to_parent(command, folder / "etcd.log"))
         yield Members(folder, int(client.rsplit(":", 1)[1]), stack)

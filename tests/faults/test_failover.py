@@ -64,7 +64,7 @@ async def until_it_lags(w: World) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + 5
     while (node(w, "s0-b").replay_lag_s or 0) <= FAST.max_lag:
-        assert loop.time() < end, str(w.topology.nodes[1].state)
+        assert loop.time() < end, str(w.topology.parts.nodes[1].state)
         await asyncio.sleep(0.02)
 
 

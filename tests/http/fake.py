@@ -38,6 +38,7 @@ from router.query.types import (
     ShardReport,
     ShardState,
     Shortfall,
+    Unsettled,
     VectorFormat,
 )
 from router.query.wire import base64_text, number_text, to_wire
@@ -104,6 +105,7 @@ class FakeBackend:
         self.is_ready = True
         self.measured: dict[str, RecallSeen] = {}
         self.tier = "miss"
+        self.unsettled: tuple[Unsettled, ...] = ()
         self.memory = AnswerMemory(64 << 20, 128 << 20)
 
     async def search(self, query: SearchQuery, deadline: float) -> Found:
@@ -140,6 +142,7 @@ class FakeBackend:
             for name in self.shard_map.shards
         )
         answer = Answer(raw, len(kept), self._coverage(), short, reports, cacheable=not self.down)
+        answer = msgspec.structs.replace(answer, unsettled=self.unsettled)
         return Found(answer, self.tier)  # type: ignore[arg-type]
 
     async def upsert(

@@ -8,9 +8,11 @@ from typing import Any
 import httpx
 
 from router.http.descriptions import FIELDS, TYPES
+from router.http.head import HEAD_BYTES
 from router.http.keys_file import parse
 from tests.http.conformance import assert_conforms
 from tests.http.fake import FakeBackend, application
+from tests.http.wire import wire
 
 C = "/v1/collections/{collection}"
 DOCUMENTS = {"collection": "documents"}
@@ -157,3 +159,21 @@ async def test_the_page_shows_everything_and_loads_nothing(client: httpx.AsyncCl
     assert "<script" not in page
     assert re.findall(r'(?:src|href)="(?!#|/openapi.json)[^"]*"', page) == []
     assert "default-src 'none'" in response.headers["content-security-policy"]
+
+
+async def test_what_a_head_is_refused_with_is_described_at_each_operation() -> None:
+    long = b"a" * HEAD_BYTES
+    heads = {
+        400: b"GET /livez HTTP/1.1\r\n\r\n",
+        414: b"GET /livez?" + long + b" HTTP/1.1\r\nhost: a\r\n\r\n",
+        431: b"GET /livez HTTP/1.1\r\nhost: a\r\nx: " + long + b"\r\n\r\n",
+        501: b"GET /livez HTTP/1.1\r\nhost: a\r\ntransfer-encoding: gzip, chunked\r\n\r\n",
+        505: b"GET /livez HTTP/2.0\r\nhost: a\r\n\r\n",
+    }
+    async with wire() as router:
+        openapi = (await router.say(b"GET /openapi.json HTTP/1.1\r\nhost: a\r\n\r\n"))[0][1]
+        for status, head in heads.items():
+            assert [answer[0] for answer in await router.say(head)] == [status]
+    for methods in openapi["paths"].values():
+        for operation in methods.values():
+            assert {str(status) for status in heads} <= operation["responses"].keys()

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from router.query.errors import DeadlineError, OverloadedError, Problem, UnavailableError
-from router.query.types import Consistency
+from router.query.types import Consistency, Unsettled
 from router.settings import Settings
 from tests.http.fake import FakeBackend, application
 
@@ -52,6 +52,15 @@ async def test_fewer_hits_than_asked_for_are_explained(client: httpx.AsyncClient
     await put(client, 1)
     body = (await client.post(SEARCH, json={"vector": VECTOR, "k": 5})).json()
     assert body["short"] == {"asked": 5, "returned": 1, "reason": "exhausted"}
+
+
+async def test_shards_that_had_no_time_to_settle_the_answer_are_named(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    await put(client, 1)
+    backend.unsettled = (Unsettled("s1", "ties"),)
+    body = (await client.post(SEARCH, json={"vector": VECTOR, "k": 1})).json()
+    assert body["unsettled"] == [{"shard": "s1", "reason": "ties"}]
 
 
 async def test_everything_a_search_can_say_reaches_the_query(
@@ -346,3 +355,14 @@ async def test_the_limit_on_concurrent_requests_answers_at_once(
     backend.gate.set()
     assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [200, 200]
     assert (await client.post(SEARCH, json={"vector": VECTOR})).status_code == 200
+
+
+async def test_searches_that_take_long_leave_a_line_in_the_log_also_of_a_batch(
+    backend: FakeBackend, connect: Callable[[Any], httpx.AsyncClient], caplog: pytest.LogCaptureFixture
+) -> None:
+    for path, body in ((SEARCH, {"vector": VECTOR}), (f"{SEARCH}/batch", {"searches": [{"vector": VECTOR}]})):
+        client = connect(application(backend, Settings(slow_search=1e-9)))
+        assert (await client.post(path, json=body)).status_code == 200
+        (line,) = [record for record in caplog.records if record.message == "slow search"]
+        assert vars(line)["collection"] == "documents"
+        caplog.clear()

@@ -13,8 +13,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from router.http import protocol
-from router.http.outbox import Outbox
 from router.http.server import listen
+from router.http.write_batch import WriteBatch
 from router.settings import Settings
 from tests.http.fake import FakeBackend, LogLines, application
 
@@ -71,10 +71,10 @@ async def wire(
         log_config=None,
     )
     config.load()
-    state, outbox, listener = ServerState(), Outbox(), listen("127.0.0.1", 0)
+    state, batch, listener = ServerState(), WriteBatch(), listen("127.0.0.1", 0)
     loop = asyncio.get_running_loop()
     server = await loop.create_server(
-        lambda: protocol.BoundedProtocol(config, state, {}, outbox=outbox), sock=listener
+        lambda: protocol.BoundedProtocol(config, state, {}, batch=batch), sock=listener
     )
     try:
         yield Wire(listener.getsockname()[1], backend, log)

@@ -82,7 +82,7 @@ def test_a_measured_run_knows_its_recall_and_who_answered(world: World, router: 
 
 async def test_errors_of_the_server_are_errors_of_searches(world: World, router: Router) -> None:
     for spec, said in (
-        (msgspec.structs.replace(world.http(router), url=router.search_url("none")), "status 404"),
+        (world.http(router, "none"), "status 404"),
         (msgspec.structs.replace(world.http(router), url=f"{router.url}/livez"), "status 405"),
         (world.http(router, extra={"vectors": 1}), "status 422"),
         (world.gather("none"), "UndefinedTableError"),
@@ -116,7 +116,7 @@ async def test_a_connection_is_kept_and_a_cancelled_one_is_not(router: Router) -
 
 
 def test_processor_time_goes_to_whom_it_belongs(world: World, router: Router) -> None:
-    both = (router.pids, world.server_pids)
+    both = ([router.pid], world.server_pids)
     before = [usage(pids) for pids in both]
     measured = run(world.http(router))
     cpu = [usage(pids).since(earlier) for pids, earlier in zip(both, before, strict=True)]
@@ -129,7 +129,7 @@ def test_nothing_stays_behind() -> None:
     with open_world(DATASET.head(100), 1) as world:
         folder, servers = world.folder, world.server_pids
         with world.serve() as router:
-            assert all(psutil.pid_exists(pid) for pid in (*servers, *router.pids))
-        assert not any(psutil.pid_exists(pid) for pid in router.pids)
+            assert all(psutil.pid_exists(pid) for pid in (*servers, router.pid))
+        assert not psutil.pid_exists(router.pid)
     assert not any(psutil.pid_exists(pid) for pid in servers)
     assert not folder.exists()

@@ -19,7 +19,7 @@ import redis.asyncio as redis
 from deploy.local import Cluster
 from router.freshness.worker_counters import create
 from router.settings import Settings
-from router.topology import Snapshot, Topology
+from router.topology import Topology, assemble
 from shard_config import model
 from shard_config.values import ValueType
 from tests.integration.worlds import World, column, execute, hits, world
@@ -96,14 +96,14 @@ async def test_each_tier_answers_in_turn_and_a_write_empties_both(cluster: Clust
         await store(ours, "two")
         assert (await first(ours))[0] == "two"
         # Their L1 knows nothing of it, for as long as its entries live; what Redis holds is worthless.
-        theirs.topology.store._entries.clear()
+        theirs.topology.parts.store._entries.clear()
         await caught_up(ours)
         assert (await first(theirs))[0] == "two"
         for number in range(20):
             writer, reader = (ours, theirs) if number % 2 else (theirs, ours)
             await store(writer, f"n{number}")
             assert (await first(writer))[0] == f"n{number}"
-            reader.topology.store._entries.clear()
+            reader.topology.parts.store._entries.clear()
             await caught_up(writer)
             assert (await first(reader))[0] == f"n{number}"
 
@@ -112,8 +112,10 @@ async def caught_up(w: World) -> None:
     """Every replica has replayed, and the router knows it."""
     for _ in range(200):
         if not any(status.replay_lag_bytes for status in w.router.nodes()):
-            needed = {shard: w.topology.shared.position(shard) for shard in w.router.shard_map.shards}
-            if all(node.state.lsn >= needed[node.shard] for node in w.topology.nodes):
+            needed = {
+                shard: w.topology.parts.freshness.position(shard) for shard in w.router.shard_map.shards
+            }
+            if all(node.state.lsn >= needed[node.shard] for node in w.topology.parts.nodes):
                 return
         await asyncio.sleep(0.01)
     raise AssertionError("replicas do not follow")
@@ -128,9 +130,9 @@ async def test_what_another_router_stored_never_hides_our_own_write(cluster: Clu
             # They read from replicas too, which are behind, and put what they read into Redis.
             for number in range(10):
                 await theirs.search(ZERO, 1, include=frozenset(["content"]))
-                theirs.topology.store._entries.clear()
+                theirs.topology.parts.store._entries.clear()
                 await stored()
-                ours.topology.store._entries.clear()
+                ours.topology.parts.store._entries.clear()
                 assert (await first(ours))[0] == "new", number
         await caught_up(ours)
         await caught_up(theirs)
@@ -162,7 +164,7 @@ async def test_a_router_that_starts_again_gets_nothing_from_before_its_last_writ
             await client.aclose()
             for _ in range(20):
                 assert await first(theirs) == ("old", "miss")
-                theirs.topology.store._entries.clear()
+                theirs.topology.parts.store._entries.clear()
                 await asyncio.sleep(0.02)
             async with another(ours, only_replicas) as restarted:
                 assert (await first(restarted))[1] == "miss"
@@ -183,7 +185,10 @@ async def test_maps_of_one_version_share_no_entries(cluster: Cluster) -> None:
         await first(ours)
         assert await first(ours) == ("ours", "l1")
         # As after a reload: what is cached in the process outlives a map.
-        ours.router, ours.collection = Snapshot(theirs.router.shard_map, ours.topology), theirs.collection
+        ours.router, ours.collection = (
+            assemble(theirs.router.shard_map, ours.topology.parts),
+            theirs.collection,
+        )
         try:
             assert (await first(ours))[0] == "theirs"
             assert await first(ours) == ("theirs", "l1")
@@ -224,7 +229,7 @@ async def test_redis_that_hangs_costs_one_budget_and_brings_nothing_stale(cluste
     loop = asyncio.get_running_loop()
 
     async def timed(w: World) -> float:
-        w.topology.store._entries.clear()
+        w.topology.parts.store._entries.clear()
         started = loop.time()
         await first(w)
         return loop.time() - started
@@ -248,14 +253,14 @@ async def test_redis_that_hangs_costs_one_budget_and_brings_nothing_stale(cluste
         # The old answer is still there, under a token that is still good: the debt is paid first.
         end = loop.time() + 1.6
         while loop.time() < end:
-            ours.topology.store._entries.clear()
+            ours.topology.parts.store._entries.clear()
             assert (await first(ours))[0] == "new"
             await asyncio.sleep(0.01)
-        theirs.topology.store._entries.clear()
+        theirs.topology.parts.store._entries.clear()
         await caught_up(ours)
         assert (await first(theirs))[0] == "new"
         await stored()
-        ours.topology.store._entries.clear()
+        ours.topology.parts.store._entries.clear()
         assert await first(ours) == ("new", "l2")
 
 
@@ -274,7 +279,7 @@ async def test_answers_never_get_mixed_up_while_redis_stutters(cluster: Cluster)
                 await asyncio.sleep(rng.uniform(0, 0.05))
 
         async def search(number: int) -> None:
-            w.topology.store._entries.clear()
+            w.topology.parts.store._entries.clear()
             task = asyncio.create_task(w.ids([float(number)] * 8, 1, exact=True))
             if rng.random() < 0.3:
                 asyncio.get_running_loop().call_later(rng.uniform(0, 0.01), task.cancel)
@@ -309,7 +314,7 @@ async def test_redis_may_die_and_return(cluster: Cluster) -> None:
             await asyncio.to_thread(cluster.start, "redis")
         await caught_up(ours)
         await asyncio.sleep(QUICK.l2_pause)
-        ours.topology.store._entries.clear()
+        ours.topology.parts.store._entries.clear()
         assert (await first(ours))[0] == "dead 4"
         await asyncio.sleep(QUICK.l2_pause)
         await tier_after_clearing(ours, theirs)
@@ -320,7 +325,7 @@ async def tier_after_clearing(ours: World, theirs: World) -> None:
     """What one stores in Redis, the other finds there before long."""
     for _ in range(100):
         for w in (ours, theirs):
-            w.topology.store._entries.clear()
+            w.topology.parts.store._entries.clear()
         await first(ours)
         await asyncio.sleep(0.02)
         if (await first(theirs))[1] == "l2":
@@ -339,16 +344,16 @@ async def test_a_full_redis_fails_nothing_and_still_forgets(cluster: Cluster) ->
             await client.config_set("maxmemory-policy", "noeviction")
             await client.config_set("maxmemory", "1")
             for w in (ours, theirs):
-                w.topology.store._entries.clear()
+                w.topology.parts.store._entries.clear()
             # Full as it is, it still tells what it holds, ...
             assert await first(theirs) == ("old", "l2")
             await store(ours, "new")
             await caught_up(ours)
             # ... and forgets what it is told to forget.
-            theirs.topology.store._entries.clear()
+            theirs.topology.parts.store._entries.clear()
             assert await first(theirs) == ("new", "miss")
             for number in range(5):
-                ours.topology.store._entries.clear()
+                ours.topology.parts.store._entries.clear()
                 assert await first(ours) == ("new", "miss"), number
                 await stored()
     finally:
@@ -405,7 +410,7 @@ def worker(cluster: Cluster, tmp_path: Path, owner: World) -> list[str]:
 import asyncio, pickle
 from pathlib import Path
 from router.settings import Settings
-from router.topology import Snapshot, Topology
+from router.topology import Topology
 from router.documents.types import Document
 
 async def main():

@@ -14,8 +14,8 @@ from typing import Any
 import httpx
 import pytest
 
-from bench import corpus
-from bench.corpus import Entry
+from deploy.corpus import documents as corpus
+from deploy.corpus.documents import Entry
 from deploy.local import Cluster
 from router.text import TextModel
 from router.text.words import words

@@ -110,7 +110,7 @@ async def test_a_search_that_is_cancelled_leaves_its_statement_to_the_others(clu
                     assert [hit["id"] for hit in hits(outcome)] == expected[i]
                 else:
                     assert isinstance(outcome, asyncio.CancelledError)
-        for node in w.topology.nodes:
+        for node in w.topology.parts.nodes:
             assert (node.dispatcher.waiting, node.dispatcher.in_flight) == (0, 0)
 
 
@@ -154,7 +154,7 @@ async def test_a_large_batch_lets_single_searches_by(cluster: Cluster) -> None:
 async def test_the_connection_used_last_is_used_next(cluster: Cluster) -> None:
     """Turn by turn over five connections, each server process finds its caches cold: 7 % fewer searches."""
     async with world(cluster) as w:
-        reads = w.topology.nodes[0].reads
+        reads = w.topology.parts.nodes[0].reads
         async with AsyncExitStack() as stack:
             opened = [await stack.enter_async_context(reads.session(10)) for _ in range(5)]
             for connection in opened:

@@ -15,9 +15,9 @@ import numpy as np
 import pytest
 
 from deploy.local import Cluster
-from router.documents.guard import _lock_key
 from router.documents.rows import upserts
 from router.documents.types import Document, ShardWrite, UpsertOutcome
+from router.documents.unique_ids import _lock_key
 from router.query.errors import UnavailableError
 from router.query.filter import parse
 from router.query.types import Consistency
@@ -67,7 +67,7 @@ async def written(w: World, how: str, documents: Sequence[Document]) -> tuple[Sh
 
 
 async def count(w: World, filter: dict[str, Any] | None = None) -> int:
-    tree = None if filter is None else parse(w.collection, filter, w.topology.settings)
+    tree = None if filter is None else parse(w.collection, filter, w.topology.parts.settings)
     return (await w.router.count(w.collection, tree, w.soon())).count
 
 
@@ -290,7 +290,7 @@ async def test_a_lock_that_a_frozen_router_holds_keeps_no_other_write_waiting(cl
             loop = asyncio.get_running_loop()
             blocked = [
                 asyncio.create_task(upsert(w, w.document(1, ONES, category="c1"), within=4))
-                for _ in range(3 * w.topology.settings.write_connections)
+                for _ in range(3 * w.topology.parts.settings.write_connections)
             ]
             await asyncio.sleep(0.5)
             started = loop.time()
@@ -404,9 +404,9 @@ async def test_a_cancelled_upsert_neither_keeps_locks_nor_doubles_ids(cluster: C
         ids = [id_ for part in held for id_ in part or []]
         assert len(ids) == len(set(ids))
         await w.put(w.document(1000, ONES, category="c1"))
-        for node in w.topology.nodes:
+        for node in w.topology.parts.nodes:
             assert node.writes.in_flight == node.writes.waiting == 0
-            assert node.writes.connections <= w.topology.settings.write_connections
+            assert node.writes.connections <= w.topology.parts.settings.write_connections
     assert asyncio.all_tasks() == before
 
 

@@ -6,6 +6,8 @@ import asyncio
 import random
 
 from deploy.local import Cluster
+from router.postgres.filter_indexes import filter_indexes
+from router.schema import ddl
 from shard_config import model
 from shard_config.values import ValueType
 from tests.integration.random_filters import ONES, agree, named, places, stored
@@ -22,6 +24,42 @@ async def test_random_filters_match_what_their_meaning_says_and_their_negation_t
     async with world(cluster, id=ID, sharding=SHARDING) as w:
         documents = await stored(w, rng, 250)
         assert await agree(w, rng, documents, 400) > 150, "many filters tell documents apart"
+
+
+INDEXED = {
+    ("a",): model.MetadataType.TEXT,
+    ("a.b",): model.MetadataType.NUMBER,
+    ("",): model.MetadataType.ARRAY,
+    ("0",): model.MetadataType.TEXT,
+    ('"',): model.MetadataType.NUMBER,
+    ('a"b',): model.MetadataType.TEXT,
+    ("\\",): model.MetadataType.ARRAY,
+    ("x y",): model.MetadataType.TEXT,
+    ("ä", "a"): model.MetadataType.TEXT,
+    ("$in", "0"): model.MetadataType.NUMBER,
+}
+
+
+async def test_indexes_in_the_map_change_no_filter_s_meaning(cluster: Cluster) -> None:
+    rng = random.Random(13)
+    columns = {
+        "category": model.Column("category", "category", ValueType.TEXT, index=True),
+        "price": model.Column("price", "price", ValueType.FLOAT8, index=True),
+    }
+    async with world(cluster, id=ID, sharding=SHARDING, columns=columns, metadata_indexes=INDEXED) as w:
+        for number, index in enumerate(filter_indexes(w.collection)):
+            await w.on_primaries(
+                ddl.create_filter_index(w.collection, index, f"{w.collection.table.name}_{number}_filter")
+            )
+        documents = await stored(w, rng, 250)
+        await w.on_primaries(f"ANALYZE {w.collection.table}")
+        # Whatever reads them: tables so small are read through, unless that is forbidden.
+        await w.on_primaries("ALTER DATABASE postgres SET enable_seqscan = off")
+        try:
+            w.router.discard_plans()
+            assert await agree(w, rng, documents, 300) > 110
+        finally:
+            await w.on_primaries("ALTER DATABASE postgres RESET enable_seqscan")
 
 
 async def test_every_value_of_a_document_is_found_by_the_path_to_it(cluster: Cluster) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from deploy.local import Cluster
 from router.query.errors import AnswerTooLargeError, OverloadedError, UnavailableError
-from router.query.sizes import layout
+from router.query.sizes import layout_for
 from router.query.types import Found
 from router.settings import Settings
 from shard_config import model
@@ -90,19 +90,19 @@ async def test_large_and_small_answers_hold_the_same_hits(cluster: Cluster, type
             for hit in shown:
                 check(hit, made)
         # All three ways were taken: along with the row, partly, and not at all.
-        assert layout(w.collection, ALL, 1, 4).inline == ALL
-        assert layout(w.collection, ALL, ROWS, 4).inline == frozenset()
-        assert found.answer.more and found.answer.held is not None
+        assert layout_for(w.collection, ALL, 1, 4).inline == ALL
+        assert layout_for(w.collection, ALL, ROWS, 4).inline == frozenset()
+        assert found.answer.more and found.answer.reservation is not None
 
 
 async def test_long_texts_alone_are_fetched_where_others_came_along(cluster: Cluster) -> None:
     async with world(cluster, vector=vector(), columns=COLUMNS) as w:
         made = await fill(w)
         include = frozenset(["content", "metadata", "category"])
-        brings = layout(w.collection, include, 100, 4)
-        assert brings.guarded and brings.inline == include
+        carried = layout_for(w.collection, include, 100, 4)
+        assert carried.guarded and carried.inline == include
         sizes = [len((text_of(i) or "").encode()) for i in range(ROWS)]
-        assert min(sizes) < brings.row_bytes < max(sizes)
+        assert min(sizes) < carried.row_bytes < max(sizes)
         shown = hits(await w.search(made[0], 100, include=include, exact=True, filter={"category": "c1"}))
         assert len(shown) == ROWS // 3 and all(hit["content"] == text_of(hit["id"]) for hit in shown)
         shown = hits(await w.search(made[0], 90, include=include, exact=True, offset=10))
@@ -144,7 +144,7 @@ async def test_an_answer_beyond_the_limit_is_refused_and_gives_its_memory_back(c
     settings = Settings(max_answer_bytes=1_000_000, answer_memory_bytes=2_000_000)
     async with world(cluster, settings, vector=vector(), columns=COLUMNS) as w, w.over_http() as client:
         made = await fill(w)
-        memory = w.topology.memory
+        memory = w.topology.parts.memory
         with pytest.raises(AnswerTooLargeError, match="1000000 bytes that an answer may have"):
             await w.search(made[0], ROWS, include=frozenset(["vector"]), exact=True)
         assert memory.used == 0
@@ -181,7 +181,7 @@ async def test_a_batch_that_holds_memory_does_not_wait_for_more(cluster: Cluster
         large |= {"cache": False, "timeout_ms": 30_000}
         size = len((await client.post("/search", json=large)).content)
         # Room for one and a half of them.
-        memory = w.topology.memory
+        memory = w.topology.parts.memory
         elsewhere = await memory.take(memory.most - size * 3 // 2, asyncio.get_running_loop().time())
         began = asyncio.get_running_loop().time()
         batch = await client.post("/search/batch", json={"searches": [large] * 2})
@@ -219,7 +219,7 @@ async def test_texts_of_any_length_are_bounded_before_they_are_read(cluster: Clu
             "urn:pgscatter:problem:answer-too-large",
         )
         assert (await client.get("/documents/0?include=price")).json()["price"] is None
-        assert w.topology.memory.used == 0
+        assert w.topology.parts.memory.used == 0
 
 
 async def test_a_large_answer_waits_for_memory_and_no_longer_than_it_has_time(cluster: Cluster) -> None:
@@ -233,7 +233,7 @@ async def test_a_large_answer_waits_for_memory_and_no_longer_than_it_has_time(cl
 
         first: Found | None = await one(0)
         second = await one(1)
-        assert w.topology.memory.used > 3 << 20
+        assert w.topology.parts.memory.used > 3 << 20
         with pytest.raises(OverloadedError, match="--answer-memory-bytes"):
             await one(2, within=0.5)
         waiting = asyncio.create_task(one(3))
@@ -244,7 +244,7 @@ async def test_a_large_answer_waits_for_memory_and_no_longer_than_it_has_time(cl
         assert third.answer.count == second.answer.count == ROWS
         del second, third, waiting
         await asyncio.sleep(0)  # whose step holds the task that woke it
-        assert w.topology.memory.used == 0
+        assert w.topology.parts.memory.used == 0
 
 
 async def test_rows_that_change_between_ranking_and_reading_are_ranked_anew(cluster: Cluster) -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from deploy.local import Cluster
-from router.query.types import Found, SearchQuery
-from router.recall.live import LiveRecall
+from router.query.ranked import RankedAnswer
+from router.query.types import SearchQuery
+from router.recall.live import LiveRecall, Sampled
 from router.settings import Settings
 from router.stages.stage import Stage
 from tests.integration.test_search import gaussian, indexed
@@ -28,7 +29,7 @@ async def settled(recall: LiveRecall, count: int) -> None:
 
 async def sample(w: World, queries: Vectors, k: int = 3, **options: Any) -> float:
     """Mean recall of these searches, one after the other."""
-    recall = w.topology.recall
+    recall = w.topology.parts.recall
     before = recall.seen("docs")
     count = recall.samples
     for at, query in enumerate(queries, 1):
@@ -46,7 +47,7 @@ async def test_recall_is_below_one_for_a_narrow_scan_and_one_for_a_wide_one(clus
         assert 0.2 < narrow < 0.95
         assert await sample(w, gaussian(25, D, seed=12), ef_search=1000) == pytest.approx(1.0)
         assert await sample(w, gaussian(10, D, seed=13), ef_search=1000, filter={"category": "rare"}) > 0.99
-        recall = w.topology.recall
+        recall = w.topology.parts.recall
         assert (recall.samples, recall.dropped) == (95, {})
         # What a cache answers shows nothing new.
         await w.search(gaussian(1, D, seed=13)[0], 3, ef_search=1000, filter={"category": "rare"})
@@ -56,26 +57,29 @@ async def test_recall_is_below_one_for_a_narrow_scan_and_one_for_a_wide_one(clus
 class Writing:
     """Stores a document before each repetition."""
 
-    def __init__(self, w: World, inner: Stage) -> None:
+    def __init__(self, w: World, inner: Stage[SearchQuery, RankedAnswer]) -> None:
         self._w, self._inner = w, inner
 
-    async def search(self, query: SearchQuery, deadline: float) -> Found:
-        await self._w.put(self._w.document(99, np.ones(8, dtype=np.float32)))
+    async def search(self, query: SearchQuery, deadline: float) -> RankedAnswer:
+        if query.exact:
+            await self._w.put(self._w.document(99, np.ones(8, dtype=np.float32)))
         return await self._inner.search(query, deadline)
 
 
 async def test_a_write_in_between_drops_the_sample(cluster: Cluster) -> None:
     async with world(cluster, ALWAYS) as w:
         await w.put(*(w.document(i, np.full(8, i, dtype=np.float32)) for i in range(10)))
-        w.router._exactly = Writing(w, w.router._exactly)
+        sampled = w.router._search._inner._inner._inner  # type: ignore[attr-defined]
+        assert isinstance(sampled, Sampled)
+        sampled._inner = Writing(w, sampled._inner)
         await w.search(np.zeros(8), 3)
-        await settled(w.topology.recall, 1)
-        assert w.topology.recall.dropped == {"written": 1}
+        await settled(w.topology.parts.recall, 1)
+        assert w.topology.parts.recall.dropped == {"written": 1}
         assert w.router.recall("docs") is None
 
 
 async def test_a_rate_of_zero_measures_nothing(cluster: Cluster) -> None:
     async with world(cluster, Settings(recall_sample_rate=0.0)) as w:
         await w.search(np.zeros(8), 3)
-        assert "0 waiting" in repr(w.topology.recall)
-        assert w.topology.recall._task is None
+        assert "0 waiting" in repr(w.topology.parts.recall)
+        assert w.topology.parts.recall._task is None

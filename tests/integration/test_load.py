@@ -519,6 +519,21 @@ async def test_a_table_that_has_rows_keeps_its_index(cluster: Cluster, tmp_path:
     assert kept == after
 
 
+async def test_indexes_that_filters_lack_are_made_after_the_rows(cluster: Cluster, tmp_path: Path) -> None:
+    table = fresh()
+    applied_map(cluster, tmp_path, docs=collection(table=table))
+    entry = collection(
+        table=table,
+        columns={"category": "text", "price": {"type": "float8", "index": True}},
+        metadata={"column": "metadata", "indexes": {"size": "number"}},
+    )
+    path = write_map(cluster, tmp_path / "indexed.yaml", {"docs": entry})
+    np.save(tmp_path / "v.npy", sample(200))
+    load(tmp_path / "v.npy", path)
+    # Statistics of expressions included.
+    assert pgscatter("schema", "check", "--map", path).stdout.count("nothing to do") == 4
+
+
 async def test_emptied_tables_and_restarts_forget_what_was_loaded(cluster: Cluster, tmp_path: Path) -> None:
     table = fresh()
     path = applied_map(cluster, tmp_path, docs=collection(table=table))

@@ -56,7 +56,7 @@ async def stored(
             )
         await w.build_index()
         async with no_sequential_scans(cluster) if only_index else nullcontext():
-            for node in w.topology.nodes:
+            for node in w.topology.parts.nodes:
                 node.reads.discard_idle()
             yield w
 

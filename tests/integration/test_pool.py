@@ -87,7 +87,7 @@ async def test_a_node_that_is_given_up_keeps_no_place(cluster: Cluster) -> None:
     """Whatever its searches are at, and whoever leaves in the same turn of the event loop."""
     async with world(cluster, Settings(node_connections=2)) as w:
         await w.put(w.document(1, [0.0] * 8))
-        node = w.topology.nodes[0]
+        node = w.topology.parts.nodes[0]
         for turns in range(120):
             searches = [asyncio.create_task(w.search([0.0] * 8, 5, cache=False)) for _ in range(3)]
             for _ in range(turns // 3):

@@ -113,7 +113,7 @@ async def test_prepared_statements_that_are_gone_are_prepared_again(two: Cluster
     async with world(two, Settings(node_connections=4, node_statements=4), sharding=sharding) as w:
         await w.put(*(w.document(i, [float(i)] * 8, category=f"c{i}", price=1.0) for i in range(30)))
         await everything_works(w, 0)
-        for node in w.topology.nodes:
+        for node in w.topology.parts.nodes:
             for pool in (node.reads, node.writes):
                 for connection in pool._idle:
                     await connection.execute("DEALLOCATE ALL")
@@ -135,14 +135,14 @@ async def test_a_request_that_is_wrong_for_good_does_not_reconnect_each_time(two
 
             return connect
 
-        for node in w.topology.nodes:
+        for node in w.topology.parts.nodes:
             node.reads._open = counted(node.reads._open)  # type: ignore[assignment]
         loop = asyncio.get_running_loop()
         started = loop.time()
         for _ in range(100):
             with pytest.raises(RouterError):
                 await w.router.count(wrong, None, w.soon())
-        nodes = len(w.topology.nodes)
+        nodes = len(w.topology.parts.nodes)
         assert opened <= nodes * (2 + 8 + 1 + loop.time() - started)
         assert opened < 100
 
@@ -165,7 +165,7 @@ async def test_a_probe_does_not_take_a_node_down_for_its_connection(two: Cluster
 async def test_an_error_that_a_new_connection_has_too_is_told(two: Cluster) -> None:
     sharding = model.HashSharding(column("id", ValueType.BIGINT), ("s0", "s1"))
     async with world(two, sharding=sharding) as w:
-        node = w.topology.nodes[0]
+        node = w.topology.parts.nodes[0]
 
         async def wrong(connection: Connection) -> None:
             await connection.fetch("SELECT * FROM no_such_table")

@@ -173,7 +173,9 @@ async def test_a_table_that_has_rows_gets_its_index(cluster: Cluster, tmp_path: 
     assert "s0: nothing to do" in apply(path)[1]
 
 
-async def fill(cluster: Cluster, table: str, rows: int = 200) -> None:
+async def fill(
+    cluster: Cluster, table: str, rows: int = 200, *, columns: str = "key, vec", values: str = ""
+) -> None:
     """Every row on the shard where `PARTITION BY HASH` with 16 partitions would put it."""
     name = f"modulus_{next(_numbers)}"
     for shard in range(4):
@@ -185,7 +187,8 @@ async def fill(cluster: Cluster, table: str, rows: int = 200) -> None:
         await query(
             cluster,
             f"s{shard}-a",
-            f"INSERT INTO {table} (key, vec) SELECT i, ARRAY[i, 1, 2, 3]::float4[]::vector"
+            f"INSERT INTO {table} ({columns}) SELECT i, ARRAY[i, 1, 2, 3]::float4[]::vector"
+            f"{', ' if values else ''}{values}"
             f" FROM generate_series(1, {rows}::bigint) i WHERE {belongs}",
         )
         await query(cluster, f"s{shard}-a", f"DROP TABLE {name}")
@@ -261,3 +264,105 @@ def test_wrong_usage_and_wrong_maps(cluster: Cluster, written: Any, tmp_path: Pa
     assert pgscatter("schema", "apply", check=False).returncode == 2
     assert pgscatter("schema", check=False).returncode == 2
     assert apply(path, "--index-memory", "0", check=False)[0] == 2
+
+
+FILTERED: dict[str, Any] = {
+    "columns": {"category": {"type": "text", "index": True}, "price": {"type": "float8", "index": True}},
+    "metadata": {
+        "column": "metadata",
+        "indexes": {"lang": "text", "size": "number", "tags": "array", '"it\'s a".{b\\}': "text"},
+    },
+}
+
+
+async def test_indexes_on_what_filters_compare_are_made_once(cluster: Cluster, written: Any) -> None:
+    table = fresh()
+    name = table.split(".")[1]
+    path = written(table=table, **FILTERED)
+    _, lines, _ = apply(path)
+    filters = ["category", "price", "metadata_lang", "metadata_size", "metadata_tags", "metadata_it_s_a_b"]
+    for column in filters:
+        assert f"s1: created index {name}_{column}_filter" in lines
+    assert apply(path)[1] == [f"s{i}: nothing to do" for i in range(4)]
+    assert pgscatter("schema", "check", "--map", path).stdout.splitlines() == [
+        f"s{i}: nothing to do" for i in range(4)
+    ]
+    # Those of an earlier map stay; who drops them decides.
+    lines = apply(written(table=table))[1]
+    assert "s0: nothing to do" in lines
+    kept = [
+        line for line in lines if line.startswith("s0: note: index ") and "is kept, though the map" in line
+    ]
+    assert len(kept) == len(filters)
+
+
+async def test_a_table_that_has_rows_gets_what_its_filters_lack(cluster: Cluster, written: Any) -> None:
+    table = fresh()
+    name = table.split(".")[1]
+    apply(written(table=table))
+    path = written(table=table, **FILTERED)
+    checked = pgscatter("schema", "check", "--map", path, check=False)
+    assert checked.returncode == 1
+    assert f"s2: docs lacks index {name}_category_filter" in checked.stderr.splitlines()
+    await fill(
+        cluster, table, columns="id, embedding, category, metadata", values="'c' || i % 9, '{\"size\": 1}'"
+    )
+    # By hand, under any name; and what is left of a build that was interrupted.
+    await on_all(cluster, f'CREATE INDEX mine_{next(_numbers)} ON {table} (category COLLATE "C", id)')
+    await on_all(cluster, f"CREATE INDEX {name}_price_filter ON {table} (price)")
+    await on_all(
+        cluster,
+        f"UPDATE pg_index SET indisvalid = false WHERE indexrelid = 'public.{name}_price_filter'::regclass",
+    )
+    status, lines, errors = apply(path)
+    assert (status, errors) == (0, [])
+    assert [line for line in lines if line.startswith("s3: ")] == [
+        f"s3: created index {name}_price_filter in place of one whose build had failed",
+        *(
+            f"s3: created index {name}_metadata_{path}_filter"
+            for path in ("lang", "size", "tags", "it_s_a_b")
+        ),
+        f"s3: gathered statistics of {table}",
+    ]
+    (known,) = await query(
+        cluster, "s3-a", "SELECT count(*) FROM pg_stats WHERE tablename = $1", f"{name}_metadata_size_filter"
+    )
+    assert known["count"] == 1
+    assert apply(path)[1] == [f"s{i}: nothing to do" for i in range(4)]
+    # A server that has forgotten, or a run that ended before.
+    await query(
+        cluster,
+        "s3-a",
+        "DELETE FROM pg_statistic WHERE starelid = $1::text::regclass",
+        f"public.{name}_metadata_size_filter",
+    )
+    assert "s3: docs lacks statistics of" in pgscatter("schema", "check", "--map", path, check=False).stderr
+    assert f"s3: gathered statistics of {table}" in apply(path)[1]
+
+
+async def test_a_build_by_another_session_is_left_alone(cluster: Cluster, written: Any) -> None:
+    table = fresh()
+    name = table.split(".")[1]
+    apply(written(table=table))
+    await fill(cluster, table, columns="id, embedding, price", values="i")
+    path = written(table=table, columns={"category": "text", "price": {"type": "float8", "index": True}})
+    reader = await asyncpg.connect(cluster.node("s0-a").dsn, timeout=10)
+    builder = await asyncpg.connect(cluster.node("s0-a").dsn, timeout=10)
+    try:
+        # A concurrent build waits for those that have seen the table, and its index is invalid meanwhile.
+        await reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+        await reader.execute(f"SELECT count(*) FROM {table}")
+        statement = f"CREATE INDEX CONCURRENTLY by_hand_{name} ON {table} (price)"
+        build = asyncio.create_task(builder.execute(statement))
+        while f"by_hand_{name}" not in await indexes(cluster, "s0-a", table):
+            await asyncio.sleep(0.05)
+        _, lines, _ = apply(path)
+        assert f"s0: note: index by_hand_{name} is being built by another session" in lines
+        assert f"s0: created index {name}_price_filter" not in lines
+        assert f"s1: created index {name}_price_filter" in lines
+        await reader.execute("ROLLBACK")
+        await build
+    finally:
+        await reader.close(timeout=10)
+        await builder.close(timeout=10)
+    assert "s0: nothing to do" in apply(path)[1]

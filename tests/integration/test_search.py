@@ -104,7 +104,7 @@ async def indexed(
         await fill(w, vectors)
         await w.build_index()
         async with no_sequential_scans(cluster):
-            for node in w.topology.nodes:
+            for node in w.topology.parts.nodes:
                 node.reads.discard_idle()
             yield w, vectors
 
@@ -300,14 +300,14 @@ async def test_what_was_found_is_answered_though_there_is_no_room_to_look_furthe
 ) -> None:
     async with world(cluster) as w:
         await w.put(*(w.document(i, [i] * 8) for i in range(20)))
-        fetch, rounds = w.router.fanout.fetch, itertools.count()
+        fetch, rounds = w.router._fanout.fetch, itertools.count()
 
         async def full(probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
             if next(rounds):
                 raise OverloadedError("512 searches wait")
             return await fetch(probes, deadline)
 
-        monkeypatch.setattr(w.router.fanout, "fetch", full)
+        monkeypatch.setattr(w.router._fanout, "fetch", full)
         found = await w.search([0.0] * 8, 50)
         assert (found.answer.count, found.answer.coverage.full) == (20, True)
         assert found.answer.short is not None
@@ -375,7 +375,7 @@ async def test_searches_cancelled_at_random_moments_leave_every_connection_usabl
             # Connections are mended behind the cancelled ones; a search does not wait for that to be over.
             assert await w.ids(vectors[0], 20, exact=True, cache=False) == truth
         await asyncio.sleep(0.3)
-        for node in w.topology.nodes:
+        for node in w.topology.parts.nodes:
             assert node.reads.in_flight == node.reads.waiting == 0
             open_now = await value(
                 node.config.dsn,

@@ -12,11 +12,11 @@ import pytest
 from redis.crc import key_slot
 
 from deploy.local import Cluster
+from router.freshness.freshness import Freshness
 from router.freshness.redis_link import RedisLink
-from router.freshness.token import TELL, told
-from router.freshness.worker_counters import Shared
+from router.freshness.token import REPLACE_TOKEN, script_args
 from router.query.types import Found, Position, SearchQuery, ShardReport, ShardState
-from router.stages.shared_cache import Invalidations, SharedCache
+from router.stages.shared_cache import SharedCache
 from shard_config import model
 from tests.unit.queries import answer, collection, query, shard_map
 
@@ -46,11 +46,10 @@ class Router:
         self.reads = SHARDS
         self.content = "?"
         self.during: Callable[[], object] = lambda: None  # while a search is under way
-        self.shared = Shared(self.map)
         self.link = RedisLink(url, budget=1.0, pause=0.1)
-        self.invalidations = Invalidations(self.link, self.shared, self.map.collections.values())
+        self.freshness = Freshness(self.map, self.link)
         self.cache = SharedCache(
-            self, self.link, self.invalidations, self.map, namespace, self.shards, self.probe, 1 << 20
+            self, self.link, self.freshness, self.map, namespace, self.shards, self.probe, 1 << 20
         )
 
     def probe(self, shard: str) -> None:
@@ -58,7 +57,9 @@ class Router:
 
     async def search(self, query: SearchQuery, deadline: float) -> Found:
         reports = tuple(
-            ShardReport(shard, ShardState.OK, lsn=max(self.shards[shard].read, self.shared.position(shard)))
+            ShardReport(
+                shard, ShardState.OK, lsn=max(self.shards[shard].read, self.freshness.position(shard))
+            )
             for shard in self.reads
         )
         content = self.content
@@ -76,12 +77,11 @@ class Router:
     async def writes(self, lsn: int, content: str, shard: str = "s0", timeline: int = 1) -> None:
         self.content = content
         self.commits(lsn, shard, timeline)
-        await self.invalidations.settled("documents")
+        await self.freshness.publish("documents")
 
     def commits(self, lsn: int, shard: str = "s0", timeline: int = 1) -> None:
-        self.shared.note(shard, lsn)
-        self.invalidations.committed("documents", shard, Position(timeline, lsn))
-        self.invalidations.owe("documents")
+        self.freshness.committed("documents", shard, Position(timeline, lsn))
+        self.freshness.wrote("documents")
 
     def sees(self, ended: int | None, read: int, shard: str = "s0", timeline: int = 1) -> None:
         known = self.shards[shard]
@@ -90,17 +90,18 @@ class Router:
 
     async def close(self) -> None:
         await self.cache.close()
+        await self.freshness.close()
         await self.link.close()
 
 
 @asynccontextmanager
 async def routers(cluster: Cluster, count: int = 3) -> AsyncIterator[list[Router]]:
-    """So many on an empty Redis; all have met the token."""
+    """So many on an empty Redis; all have read the token."""
     made = [Router(cluster.redis_url) for _ in range(count)]
     try:
         await made[0].link.client.flushdb()
         for one in made:
-            await one.cache.meet_tokens()
+            await one.cache.read_tokens()
         yield made
     finally:
         for one in made:
@@ -303,9 +304,9 @@ async def test_a_write_that_redis_could_not_be_told_of_is_told_with_its_position
             cluster.resume("redis")
         a.link.budget = 1.0
         await asyncio.sleep(0.3)
-        assert await a.invalidations.settled("documents")
+        assert await a.freshness.publish("documents")
         written = json.loads(await b.link.client.get(KEY))["written"]
-        assert written == dict([told({"s0": Position(1, 110)})])
+        assert written == dict([script_args({"s0": Position(1, 110)})])
         b.content = "new"
         b.sees(50, read=105)
         assert await b.asks() == ("new", "miss")
@@ -313,11 +314,11 @@ async def test_a_write_that_redis_could_not_be_told_of_is_told_with_its_position
         assert await restarted.asks() == ("newer", "miss")
 
 
-async def test_the_debt_of_a_worker_that_died_is_told_of_without_positions(cluster: Cluster) -> None:
+async def test_what_a_worker_that_died_left_pending_is_published_without_positions(cluster: Cluster) -> None:
     async with routers(cluster) as (a, b, _):
         await b.asks()
         assert (await a.asks())[1] == "l2"
-        a.shared.owe("documents")  # as its heir finds it
+        a.freshness.wrote("documents")  # without a position, as its successor finds it
         assert (await a.asks())[1] == "miss"
 
 
@@ -337,7 +338,7 @@ async def test_the_script_keeps_the_newest_and_ends_the_lineage_where_one_is_old
         client = a.link.client
 
         async def tells(name: str, *args: str) -> dict[str, object]:
-            await client.eval(TELL, 1, KEY, name, "5000", *args)  # type: ignore[misc]
+            await client.eval(REPLACE_TOKEN, 1, KEY, name, "5000", *args)  # type: ignore[misc]
             assert 0 < await client.pttl(KEY) <= 5000
             found: dict[str, object] = json.loads(await client.get(KEY))
             return found
@@ -417,7 +418,7 @@ async def test_a_token_lives_for_many_times_its_entries(cluster: Cluster) -> Non
     async with routers(cluster, 1) as (a,):
         await a.writes(1, "x")
         assert 3_500_000 < await a.link.client.pttl(KEY) <= 3_600_000
-        lasting = Invalidations(a.link, a.shared, [long])
-        lasting.owe("documents")
-        assert await lasting.settled("documents")
+        lasting = Freshness(shard_map(long), a.link)
+        lasting.wrote("documents")
+        assert await lasting.publish("documents")
         assert 71_000_000 < await a.link.client.pttl(KEY) <= 72_000_000

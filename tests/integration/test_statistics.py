@@ -64,7 +64,7 @@ class Statistics:
 
     @property
     def table(self) -> TableStatistics:
-        found = self.world.topology.statistics.of("docs", "s0")
+        found = self.world.topology.parts.statistics.of("docs", "s0")
         assert found is not None
         return found
 
@@ -113,7 +113,7 @@ async def statistics(cluster: Cluster) -> AsyncIterator[Statistics]:
             f" CREATE INDEX whole ON {table} USING gin (metadata jsonb_path_ops);"
             f" ANALYZE {table}",
         )
-        await w.topology.statistics.read()
+        await w.topology.parts.statistics.read()
         checked = await open_connection(node.dsn, connect_timeout=5.0, statement_timeout=30.0)
         try:
             yield Statistics(w, node.dsn, checked)
@@ -254,7 +254,7 @@ async def test_what_is_not_known_is_left_open_and_what_was_read_is_kept(
     statistics: Statistics, caplog: pytest.LogCaptureFixture
 ) -> None:
     w = statistics.world
-    reader = w.topology.statistics
+    reader = w.topology.parts.statistics
     empty = reader.of("docs", "s1")
     assert empty is not None and empty.rows == 0 and not empty.columns
     assert not estimate(statistics.filter({"category": "c1"}), empty).known

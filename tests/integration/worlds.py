@@ -99,7 +99,7 @@ class World:
         within: float = 10.0,
         **options: Any,
     ) -> Found:
-        tree = None if filter is None else parse(self.collection, filter, self.topology.settings)
+        tree = None if filter is None else parse(self.collection, filter, self.topology.parts.settings)
         query = SearchQuery(
             self.collection, np.asarray(vector, dtype="<f4").tobytes(), k, filter=tree, **options
         )
@@ -110,7 +110,7 @@ class World:
 
     def over_http(self) -> httpx.AsyncClient:
         """A client whose paths continue that of the collection."""
-        transport = httpx.ASGITransport(application(self.router, self.topology.settings))
+        transport = httpx.ASGITransport(application(self.router, self.topology.parts.settings))
         return httpx.AsyncClient(
             transport=transport, base_url="http://router/v1/collections/docs", timeout=None
         )

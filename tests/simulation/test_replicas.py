@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import Callable, Sequence
 from random import Random
 
@@ -15,6 +17,7 @@ from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState, Reads, Role
 from router.postgres.connection import ErrorKind, NodeError
+from router.query.errors import OverloadedError
 from router.query.types import Hedge, Probe, Row, Shape, ShardRows, ShardState, Work
 from router.settings import Settings
 from router.stages.fanout import Fanout
@@ -205,7 +208,7 @@ def test_a_frozen_node_costs_some_searches_a_hedge_and_the_rest_nothing() -> Non
         frozen = await shard.steadily(1000)
         assert whole(frozen)
         assert max(took for _, took in frozen) < 0.1
-        assert p99(frozen) <= 2 * p99(healthy) + shard.set.patience(Work.NEAREST)
+        assert p99(frozen) <= 2 * p99(healthy) + shard.set.hedge_delay(Work.NEAREST)
         assert shard.nodes[1].ejected
         shard.servers[1].thaw()
         while shard.nodes[1].ejected:
@@ -233,8 +236,8 @@ def test_what_takes_long_by_nature_is_hedged_when_it_takes_longer_than_that() ->
         healthy, _ = await asyncio.gather(scans, searches)
         assert shard.extra - before < 0.05 * 700 + 10
         assert not any(node.ejection.count for node in shard.nodes)
-        assert shard.set.patience(Work.NEAREST) < 0.01
-        assert 1.2 < shard.set.patience(Work.SCAN) < 2.0
+        assert shard.set.hedge_delay(Work.NEAREST) < 0.01
+        assert 1.2 < shard.set.hedge_delay(Work.SCAN) < 2.0
         shard.servers[1].freeze()
         frozen = await shard.steadily(200, gap=0.05, work=Work.SCAN, within=10.0)
         assert whole(frozen)
@@ -257,7 +260,7 @@ def test_a_node_that_has_become_slow_is_asked_less() -> None:
         await shard.steadily(300)
         slow = await shard.steadily(2000)
         assert whole(slow)
-        assert p99(slow) <= 1.5 * p99(healthy) + shard.set.patience(Work.NEAREST)
+        assert p99(slow) <= 1.5 * p99(healthy) + shard.set.hedge_delay(Work.NEAREST)
         await shard.close()
 
     run(main())
@@ -337,6 +340,36 @@ def test_one_node_alone_is_never_hedged_nor_ejected() -> None:
         await shard.close()
 
     run(main())
+
+
+def test_an_error_of_full_queues_is_freed_with_its_last_reference() -> None:
+    async def world() -> None:
+        shard = Shard(2, seed=5)
+        probe = Probe(Shape("one"), (), 10, 10)
+
+        def full(*args: object) -> None:
+            raise OverloadedError("512 searches wait")
+
+        for node in shard.nodes:
+            node.submit = full  # type: ignore[method-assign, assignment]
+
+        async def refused() -> weakref.ref[OverloadedError]:
+            try:
+                await shard.fanout.fetch({"s0": probe}, asyncio.get_running_loop().time() + 1)
+            except OverloadedError as exc:
+                return weakref.ref(exc)
+            raise AssertionError("it was not refused")
+
+        gc.collect()
+        gc.disable()
+        try:
+            failure = await refused()
+            assert failure() is None
+        finally:
+            gc.enable()
+        await shard.close()
+
+    run(world())
 
 
 def test_one_that_returns_while_another_is_left_out_is_not_left_out_as_well() -> None:

@@ -7,11 +7,13 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from router.query.types import Answer, Coverage, SearchQuery, ShardCounts
+from router.query.ranked import RankedAnswer
+from router.query.sizes import Layout
+from router.query.types import Answer, Coverage, SearchQuery, ShardCounts, ShardReport, ShardState, Unsettled
 from shard_config import model
 from shard_config.values import ValueType
 
-__all__ = ["answer", "collection", "query", "shard_map"]
+__all__ = ["answer", "collection", "query", "ranked", "shard_map"]
 
 _ID = model.Column("id", "id", ValueType.BIGINT)
 _TENANT = model.Column("tenant", "tenant", ValueType.TEXT)
@@ -72,3 +74,14 @@ def query(documents: model.Collection | None = None, **changes: Any) -> SearchQu
 def answer(hits: str = '[{"id":1}]', *, cacheable: bool = True) -> Answer:
     counts = ShardCounts(4, 4, 4, 0, 0, 0)
     return Answer(msgspec.Raw(hits.encode()), 1, Coverage(True, counts), cacheable=cacheable)
+
+
+def ranked(*distances: float, settled: bool = True) -> RankedAnswer:
+    """Rows of ids from 0, all of one shard."""
+    return RankedAnswer(
+        rows=[((id_, distance), "s0") for id_, distance in enumerate(distances)],
+        layout=Layout(frozenset()),
+        coverage=Coverage(True, ShardCounts(4, 1, 1, 3, 0, 0)),
+        reports={"s0": ShardReport("s0", ShardState.OK)},
+        unsettled=() if settled else (Unsettled("s0", "ties"),),
+    )

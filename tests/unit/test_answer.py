@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from router.query.answer import encode_hits
+from router.query.answer import joined
 from router.query.filter import And, parse
-from router.query.types import ShardReport, ShardState
-from router.recall.measure import near, recall
+from router.query.hits import encode_hits, fields_of
+from router.query.types import Hedge, ShardReport, ShardState
+from router.recall.measure import recall
 from router.settings import Settings
-from router.stages.columns import both_rounds
 from shard_config.times import DistantTime
 from tests.unit.queries import collection, query
 
@@ -23,7 +23,7 @@ INF = math.inf
 
 def hits(distances: list[float], **columns: Any) -> list[dict[str, Any]]:
     kept = [((i, distance, *columns.values()), "s0") for i, distance in enumerate(distances)]
-    raw = encode_hits(kept, collection(), [(name, name) for name in columns])
+    raw = encode_hits(kept, fields_of(collection(), list(columns)))
     decoded: list[dict[str, Any]] = json.loads(bytes(raw), parse_constant=lambda word: pytest.fail(word))
     return decoded
 
@@ -42,10 +42,8 @@ def test_infinite_distances_are_named_wherever_they_stand(distances: list[float]
     assert [hit["distance"] for hit in hits(distances)] == shown
 
 
-def test_recall_reads_the_distances_that_answers_show() -> None:
-    raw = encode_hits([((1, -INF), "s0"), ((2, 0.5), "s0"), ((3, INF), "s0")], collection(), [])
-    distances = [hit.distance for hit in near(raw)]
-    assert distances == [-INF, 0.5, INF]
+def test_recall_counts_infinite_distances() -> None:
+    distances = [-INF, 0.5, INF]
     assert recall(distances, distances) == 1
     assert recall([0.5], [-INF]) == 0
 
@@ -88,5 +86,16 @@ def test_filters_by_different_words_or_digits_never_share_a_cached_answer() -> N
 def test_two_rounds_of_a_shard_keep_whose_fault_a_lasting_failure_is() -> None:
     first = ShardReport("s0", ShardState.OK, attempts=1)
     second = ShardReport("s0", ShardState.FAILED, attempts=1, error="no such column", fault="server")
-    both = both_rounds(first, second)
+    both = joined(first, second)
     assert (both.state, both.fault, both.attempts) == (ShardState.FAILED, "server", 2)
+
+
+def test_the_account_of_two_rounds_is_that_of_the_first_named_with_the_time_and_the_doubts_of_both() -> None:
+    first = ShardReport(
+        "s0", ShardState.OK, "a", attempts=1, hedged=True, hedge=Hedge.LOST, stale=True, lsn=5, total_ms=3
+    )
+    second = ShardReport("s0", ShardState.OK, "b", attempts=2, lsn=7, queue_ms=1, execute_ms=2, total_ms=4)
+    both = joined(second, first)
+    assert (both.node, both.attempts, both.lsn, both.stale) == ("b", 3, 5, True)
+    assert (both.hedged, both.hedge) == (True, Hedge.LOST)
+    assert (both.queue_ms, both.execute_ms, both.total_ms) == (1, 2, 7)

@@ -145,6 +145,15 @@ async def test_what_cannot_start_is_counted() -> None:
     assert Latencies.decode(measured.latencies).count == 10
 
 
+@pytest.mark.parametrize("load", [Closed(2, 60, 0), Open(200, 60, 0)])
+async def test_a_load_can_be_ended_before_its_time(load: generators.Load) -> None:
+    stop = asyncio.Event()
+    asyncio.get_running_loop().call_later(0.3, stop.set)
+    async with asyncio.timeout(5):
+        measured = await generate(Fake(), load, queries=5, k=2, stop=stop)
+    assert measured.searches > 5 and measured.seconds == pytest.approx(0.3, abs=0.2)
+
+
 @pytest.mark.parametrize("load", [Closed(2, 0.3, 0), Open(200, 0.3, 0)])
 async def test_failures_are_counted_with_their_reasons(load: generators.Load) -> None:
     measured = await generate(Fake(fails=3), load, queries=5, k=2)

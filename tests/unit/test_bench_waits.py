@@ -6,13 +6,17 @@ import asyncio
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
 from bench.errors import SearchError
 from bench.faults import load
+from bench.generators import Open, generate
 from bench.http_client import Connections, request_bytes
+from bench.targets import ImportedSpec, make
 
 
 @asynccontextmanager
@@ -36,16 +40,26 @@ async def test_an_answer_that_does_not_come_in_time_is_given_up() -> None:
         assert "0 idle, 0 busy" in repr(connections)
 
 
-async def test_a_load_on_a_router_that_is_silent_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_load_on_a_router_that_is_silent_ends(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(load, "_ANSWER_SECONDS", 0.3)
+    np.save(tmp_path / "queries.npy", np.ones((2, 3), np.float32))
     async with silent() as port, asyncio.timeout(5):
+        spec = ImportedSpec(
+            target="bench.faults.load:Traffic",
+            queries=str(tmp_path / "queries.npy"),
+            options={"url": f"http://127.0.0.1:{port}", "first_id": 7},
+        )
         began = time.monotonic()
-        queries, rates = np.ones((2, 3), np.float32), load.Rates(50, 10)
-        async with load.traffic(f"http://127.0.0.1:{port}", "docs", queries, rates, 7) as traffic:
-            await asyncio.sleep(0.2)
-        assert time.monotonic() - began < 2
-    assert {event.what for event in traffic.events} == {"search", "write"}
-    assert {(event.outcome, event.reason) for event in traffic.events} == {
-        ("failed", "no answer within 0.3 s")
-    }
-    assert traffic.acknowledged == []
+        target = make(spec)
+        await target.open()
+        arrivals = Open(120, 0.5, 0.0, poisson=False)
+        record = (await generate(target, arrivals, queries=2, k=10)).record
+        await target.close()
+        assert time.monotonic() - began < 3
+    found = msgspec.json.decode(record, type=load.Record)
+    kinds = [event.what for event in found.events]
+    assert len(kinds) == pytest.approx(60, abs=2) and kinds.count("write") == pytest.approx(10, abs=1)
+    assert {(event.outcome, event.reason) for event in found.events} == {("failed", "no answer within 0.3 s")}
+    assert found.acknowledged == []

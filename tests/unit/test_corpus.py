@@ -11,8 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from bench import corpus
-from bench.corpus import Entry
+from deploy.corpus import documents as corpus
+from deploy.corpus.documents import Entry
 from router.text import TextModel, fit
 
 
@@ -65,7 +65,7 @@ def test_reading_it_twice_gives_the_same(found: list[Entry]) -> None:
 
 
 def test_reading_it_imports_nothing_here() -> None:
-    code = "import sys, bench.corpus as c; c.entries(); sys.exit('mailbox' in sys.modules)"
+    code = "import sys, deploy.corpus.documents as c; c.entries(); sys.exit('mailbox' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 

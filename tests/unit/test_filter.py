@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from router.postgres.sql import count
 from router.query.errors import InvalidError
 from router.query.filter import And, Compare, Contains, Exists, In, Like, Not, Or, constant, parse
-from router.query.metadata import Digits, steps
+from router.query.metadata import Digits
 from router.settings import Settings
+from shard_config.metadata_path import steps
 from shard_config.values import ValueType
 from tests.unit.queries import by_tenant, collection
 

@@ -5,37 +5,31 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
-
-import msgspec
 
 from router.query.errors import DeadlineError, OverloadedError, UnavailableError
-from router.query.types import Consistency, Found, SearchQuery
-from router.recall.live import LiveRecall
+from router.query.ranked import RankedAnswer
+from router.query.types import Consistency, SearchQuery
+from router.recall.live import LiveRecall, Sampled
 from router.recall.sampling import RecallSampler, RecallSeen
-from tests.unit.queries import answer, query
-
-
-def hits(*distances: float) -> str:
-    return msgspec.json.encode([{"id": i, "distance": d} for i, d in enumerate(distances)]).decode()
+from tests.unit.queries import query, ranked
 
 
 class Exact:
     """Answers each repetition with the next outcome, after `before`."""
 
-    def __init__(self, *outcomes: str | Exception) -> None:
+    def __init__(self, *outcomes: RankedAnswer | Exception) -> None:
         self.outcomes = list(outcomes)
         self.asked: list[SearchQuery] = []
         self.gate: asyncio.Event | None = None
 
-    async def search(self, query: SearchQuery, deadline: float) -> Found:
+    async def search(self, query: SearchQuery, deadline: float) -> RankedAnswer:
         self.asked.append(query)
         if self.gate is not None:
             await self.gate.wait()
         outcome = self.outcomes.pop(0)
         if isinstance(outcome, Exception):
             raise outcome
-        return Found(answer(outcome), "bypass")
+        return outcome
 
 
 class Heard:
@@ -73,20 +67,16 @@ async def bench(budget: float = 1000.0) -> AsyncIterator[Bench]:
         assert len(asyncio.all_tasks()) == 1
 
 
-def found(*distances: float, cacheable: bool = True, tier: Any = "miss") -> Found:
-    return Found(answer(hits(*distances), cacheable=cacheable), tier)
-
-
 async def test_a_search_is_repeated_exactly_and_compared() -> None:
     async with bench() as b:
-        exact = Exact(hits(0.1, 0.2), hits(0.1, 0.2))
+        exact = Exact(ranked(0.1, 0.2), ranked(0.1, 0.2))
         asked = query(
             k=2, include=frozenset(["content"]), consistency=Consistency.STRONG, explain=True, caller=1
         )
-        b.recall.offer(exact, asked, found(0.1, 0.3), 0)
+        b.recall.offer(exact, asked, ranked(0.1, 0.3), 0)
         await b.settled(samples=1)
         assert b.recall.seen("documents") == RecallSeen(0.5, 1)
-        b.recall.offer(exact, asked, found(0.1, 0.2), 0)
+        b.recall.offer(exact, asked, ranked(0.1, 0.2), 0)
         await b.settled(samples=2)
         assert b.recall.seen("documents") == RecallSeen(0.75, 2)
         assert [seen.samples for _, seen in b.heard.seen] == [1, 2]
@@ -95,26 +85,24 @@ async def test_a_search_is_repeated_exactly_and_compared() -> None:
         assert (again.k, again.vector, again.cached) == (2, asked.vector, False)
 
 
-async def test_what_is_cached_incomplete_or_exact_is_not_taken() -> None:
+async def test_what_is_not_settled_or_exact_is_not_taken() -> None:
     async with bench() as b:
         exact = Exact()
-        b.recall.offer(exact, query(), found(0.1, tier="l1"), 0)
-        b.recall.offer(exact, query(), found(0.1, tier="l2"), 0)
-        b.recall.offer(exact, query(), found(0.1, cacheable=False), 0)
-        b.recall.offer(exact, query(exact=True), found(0.1), 0)
+        b.recall.offer(exact, query(), ranked(0.1, settled=False), 0)
+        b.recall.offer(exact, query(exact=True), ranked(0.1), 0)
         await asyncio.sleep(0.01)
         assert (exact.asked, b.recall.dropped) == ([], {})
 
 
 async def test_a_write_before_or_during_the_repetition_drops_it() -> None:
     async with bench() as b:
-        exact = Exact(hits(0.1))
+        exact = Exact(ranked(0.1))
         b.version = 1
-        b.recall.offer(exact, query(), found(0.1), 0)
+        b.recall.offer(exact, query(), ranked(0.1), 0)
         await b.settled(dropped=1)
         assert exact.asked == []
         exact.gate = asyncio.Event()
-        b.recall.offer(exact, query(), found(0.1), 1)
+        b.recall.offer(exact, query(), ranked(0.1), 1)
         while not exact.asked:
             await asyncio.sleep(0)
         b.version = 2
@@ -131,11 +119,11 @@ async def test_what_fails_is_counted_by_its_reason_and_ends_nothing() -> None:
             OverloadedError("full", retry_after=1.0),
             UnavailableError("gone"),
             ValueError("ours"),
-            hits(),
-            hits(0.1),
+            ranked(),
+            ranked(0.1),
         )
         for _ in range(6):
-            b.recall.offer(exact, query(), found(0.1), 0)
+            b.recall.offer(exact, query(), ranked(0.1), 0)
         await b.settled(samples=1, dropped=5)
         assert b.recall.dropped == {"late": 1, "busy": 1, "failed": 1, "error": 1, "empty": 1}
         assert sorted(b.heard.reasons) == ["busy", "empty", "error", "failed", "late"]
@@ -143,20 +131,20 @@ async def test_what_fails_is_counted_by_its_reason_and_ends_nothing() -> None:
 
 async def test_the_queue_and_the_budget_are_bounds() -> None:
     async with bench() as b:
-        exact = Exact(*[hits(0.1)] * 17)
+        exact = Exact(*[ranked(0.1)] * 17)
         exact.gate = asyncio.Event()
-        b.recall.offer(exact, query(), found(0.1), 0)
+        b.recall.offer(exact, query(), ranked(0.1), 0)
         while not exact.asked:
             await asyncio.sleep(0)
         for _ in range(20):
-            b.recall.offer(exact, query(), found(0.1), 0)
+            b.recall.offer(exact, query(), ranked(0.1), 0)
         assert b.recall.dropped == {"queue": 4}
         assert "16 waiting" in repr(b.recall)
         exact.gate.set()
         await b.settled(samples=17)
     async with bench(budget=0.001) as b:
         for _ in range(3):
-            b.recall.offer(Exact(hits(0.1)), query(), found(0.1), 0)
+            b.recall.offer(Exact(ranked(0.1)), query(), ranked(0.1), 0)
         await b.settled(samples=1)
         assert b.recall.dropped == {"budget": 2}
 
@@ -165,6 +153,30 @@ async def test_closing_ends_a_repetition_under_way() -> None:
     async with bench() as b:
         exact = Exact()
         exact.gate = asyncio.Event()
-        b.recall.offer(exact, query(), found(0.1), 0)
+        b.recall.offer(exact, query(), ranked(0.1), 0)
         while not exact.asked:
             await asyncio.sleep(0)
+
+
+async def test_a_chosen_search_is_answered_by_the_stage_that_repeats_it_and_measured() -> None:
+    async with bench() as b:
+        exact = Exact(ranked(0.1, 0.3), ranked(0.1, 0.2))
+        answer = await Sampled(exact, b.recall).search(query(k=2), 0.0)
+        assert answer.distances == [0.1, 0.3]
+        await b.settled(samples=1)
+        assert [one.exact for one in exact.asked] == [False, True]
+        assert b.recall.seen("documents") == RecallSeen(0.5, 1)
+
+
+async def test_a_write_while_a_chosen_search_is_under_way_drops_its_sample() -> None:
+    async with bench() as b:
+        exact = Exact(ranked(0.1))
+        exact.gate = asyncio.Event()
+        searching = asyncio.create_task(Sampled(exact, b.recall).search(query(), 0.0))
+        while not exact.asked:
+            await asyncio.sleep(0)
+        b.version += 1
+        exact.gate.set()
+        await searching
+        await b.settled(dropped=1)
+        assert b.recall.dropped == {"written": 1}

@@ -125,8 +125,8 @@ async def test_whoever_asks_for_probes_gets_them_soon_and_not_more_of_them_than_
     try:
         end = loop.time() + 0.7
         while loop.time() < end:
-            prober.look("s0")
-            prober.look("elsewhere")
+            prober.probe_soon("s0")
+            prober.probe_soon("elsewhere")
             await asyncio.sleep(0.005)
     finally:
         await prober.close()

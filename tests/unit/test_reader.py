@@ -8,7 +8,7 @@ import pytest
 
 from router.documents.reader import Reader
 from router.documents.types import ReadAnswer
-from router.freshness.worker_counters import Shared
+from router.freshness.freshness import Freshness
 from router.query.errors import UnavailableError
 from router.query.types import Probe, ShardReport, ShardRows, ShardState
 from router.stages.answer_memory import AnswerMemory
@@ -33,7 +33,7 @@ async def read(*parts: ShardRows) -> ReadAnswer | None:
     documents = collection(by_tenant())
     shards = shard_map(documents)
     by_shard = {one.report.shard: one for one in parts}
-    reader = Reader(shards, cast(Fanout, Answering()), Shared(shards), AnswerMemory(1 << 20, 1 << 20))
+    reader = Reader(shards, cast(Fanout, Answering()), Freshness(shards), AnswerMemory(1 << 20, 1 << 20))
     deadline = asyncio.get_running_loop().time() + 1
     return await reader.read(documents, 7, frozenset({"content"}), deadline)
 

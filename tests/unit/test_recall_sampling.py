@@ -26,7 +26,7 @@ def test_no_span_of_time_sees_more_than_its_budget_and_one_second_more(
     paid: list[float] = []
     for pause in pauses:
         now += pause
-        if sampler.pays():
+        if sampler.try_spend():
             paid.append(now)
     assert paid, "a full bucket pays for the first"
     for first, start in enumerate(paid):
@@ -37,13 +37,13 @@ def test_no_span_of_time_sees_more_than_its_budget_and_one_second_more(
 def test_what_was_spent_comes_back_with_time() -> None:
     now = 0.0
     sampler = RecallSampler(1.0, 0.5, clock=lambda: now)
-    assert [sampler.pays(), sampler.pays()] == [True, False]
+    assert [sampler.try_spend(), sampler.try_spend()] == [True, False]
     now = 1.9
-    assert not sampler.pays()
+    assert not sampler.try_spend()
     now = 2.0
-    assert sampler.pays()
+    assert sampler.try_spend()
     now = 1.0  # a clock that goes back brings nothing
-    assert not sampler.pays()
+    assert not sampler.try_spend()
 
 
 @given(st.lists(st.floats(0, 1), min_size=1, max_size=50), st.integers(1, 10))

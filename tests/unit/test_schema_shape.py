@@ -116,6 +116,9 @@ def test_what_has_a_default_may_stay_unmapped() -> None:
 def test_other_texts_of_a_nondeterministic_collation_are_noted() -> None:
     said = notes(collection(), table(column("body", "text", deterministic=False)))
     assert [note for note in said if "nondeterministic" in note and "column body" in note]
+    # Under the collation of an index in the map equality is that of bytes.
+    odd = table(column("tenant_id", "text", deterministic=False), indexes=INDEXES)
+    assert notes(indexed(), odd) == []
 
 
 def test_a_text_key_needs_a_deterministic_collation() -> None:
@@ -187,3 +190,117 @@ def test_other_parameters_and_failed_builds_are_notes() -> None:
         "index anything has m 8 instead of 16; it is kept, drop it to have it built anew",
         "index broken is left over from a build that failed; drop it",
     ]
+
+
+INDEXED: dict[str, Any] = {
+    "collections.documents.columns": {
+        "tenant": {"column": "tenant_id", "type": "text", "index": True},
+        "price": {"type": "float8", "index": True},
+        "day": "date",
+    },
+    "collections.documents.metadata": {
+        "column": "meta",
+        "indexes": {"tags": "array", '"it\'s a"."{b}"': "array", "size": "number"},
+    },
+}
+INDEXES = (
+    PRIMARY_KEY,
+    HNSW,
+    index("t", keys=("tenant_id", "price"), unique=False, collation="C"),
+    index("p", keys=("price",), unique=False),
+    index("g", method="gin", keys=("(meta #> '{tags}'::text[])",), opclass="jsonb_path_ops",
+          default_opclass=False, unique=False),
+    index("h", method="gin", keys=("(meta #> '{\"it''s a\",\"{b}\"}'::text[])",), opclass="jsonb_path_ops",
+          default_opclass=False, unique=False),
+    index("n", keys=("(\nCASE jsonb_typeof(meta #> '{size}'::text[])\n    WHEN 'number'::text THEN"
+                     " (meta #> '{size}'::text[])::numeric\n    WHEN 'array'::text THEN 'NaN'::numeric\n"
+                     "    ELSE NULL::numeric\nEND)",), opclass="numeric_ops", unique=False),
+)  # fmt: skip
+
+
+def indexed() -> Collection:
+    return parse(document(INDEXED)).collections["documents"]
+
+
+def replaced(name: str, **changes: Any) -> tuple[FoundIndex, ...]:
+    return tuple(msgspec.structs.replace(i, **changes) if i.name == name else i for i in INDEXES)
+
+
+def test_indexes_on_what_filters_compare_are_made_before_there_are_rows() -> None:
+    made = changes(indexed(), table(indexes=(PRIMARY_KEY, HNSW)), vector_index=True)
+    assert [(change.what, change.index) for change in made] == [
+        ("created index documents_tenant_id_filter", False),
+        ("created index documents_price_filter", False),
+        ("created index documents_meta_tags_filter", False),
+        ("created index documents_meta_it_s_a_b_filter", False),
+        ("created index documents_meta_size_filter", False),
+    ]
+    assert made[0].statements == (
+        'CREATE INDEX documents_tenant_id_filter ON public.documents USING btree (tenant_id COLLATE "C")',
+    )
+    assert made[2].statements == (
+        "CREATE INDEX documents_meta_tags_filter ON public.documents"
+        " USING gin ((meta #> '{tags}'::text[]) jsonb_path_ops)",
+    )
+
+
+def test_indexes_of_any_name_serve_filters() -> None:
+    found = table(indexes=INDEXES, empty=False)
+    assert changes(indexed(), found, vector_index=True) == []
+    assert notes(indexed(), found) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "wrong"),
+    [
+        ("t", {"collation": "default"}),
+        ("t", {"keys": ("price", "tenant_id")}),
+        ("p", {"total": False}),
+        ("p", {"method": "hash"}),
+        ("p", {"default_opclass": False}),
+        ("g", {"opclass": "jsonb_ops", "default_opclass": True}),
+        ("g", {"keys": ("(meta #> '{tag}'::text[])",)}),
+        ("h", {"keys": ("(meta #> '{\"it''sa\",\"{b}\"}'::text[])",)}),
+    ],
+)
+def test_an_index_that_would_not_serve_is_made_beside(name: str, wrong: dict[str, Any]) -> None:
+    found = table(indexes=replaced(name, **wrong), empty=False)
+    create, gather = changes(indexed(), found, vector_index=True)
+    assert "CREATE INDEX CONCURRENTLY" in create.statements[0]
+    assert gather.statements == ("ANALYZE public.documents",)
+    assert (create.index, create.hnsw, gather.index) == (True, False, True)
+
+
+@pytest.mark.parametrize(("name", "column"), [("p", "price"), ("anything", "embedding")])
+def test_a_build_that_was_interrupted_is_done_again(name: str, column: str) -> None:
+    found = table(indexes=replaced(name, valid=False), empty=False, relations=frozenset({name}))
+    again, *_ = changes(indexed(), found, vector_index=True)
+    assert again.statements[0] == f"DROP INDEX CONCURRENTLY public.{name}"
+    assert column in again.statements[1]
+    assert again.lacking.endswith("in place of one whose build had failed")
+    busy = table(indexes=replaced(name, valid=False, building=True), empty=False)
+    assert changes(indexed(), busy, vector_index=True) == []
+    assert notes(indexed(), busy) == [f"index {name} is being built by another session"]
+
+
+def test_statistics_of_an_expression_are_gathered_by_the_next_run() -> None:
+    found = table(indexes=replaced("n", analyzed=False), empty=False)
+    (change,) = changes(indexed(), found, vector_index=True)
+    assert change.statements == ("ANALYZE public.documents",)
+    assert changes(indexed(), table(indexes=replaced("n", analyzed=False)), vector_index=True) == []
+
+
+def test_an_index_that_left_the_map_is_kept_and_named() -> None:
+    old = index("documents_day_filter1", keys=("day",), unique=False)
+    found = table(indexes=(*INDEXES, old, index("documents_day_idx", keys=("day",), unique=False)))
+    assert changes(indexed(), found, vector_index=True) == []
+    (note,) = notes(indexed(), found)
+    assert note.startswith("index documents_day_filter1 is kept, though the map")
+
+
+def test_an_index_on_the_sharding_key_serves_as_that_of_the_map() -> None:
+    tenants = parse(document(INDEXED, **TENANTS)).collections["documents"]
+    made = changes(tenants, table(indexes=(PRIMARY_KEY, HNSW)), vector_index=True)
+    assert len([change for change in made if "tenant_id" in change.what]) == 1
+    kept = changes(tenants, table(indexes=INDEXES, empty=False), vector_index=True)
+    assert kept == []

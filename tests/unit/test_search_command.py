@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from router.commands import client
+from router import client
 from router.commands import search as command
 
 COLLECTION = {"name": "docs", "content": True, "columns": {"name": "text", "kind": "text"}}
@@ -262,6 +262,14 @@ def test_a_partial_answer_says_so_and_names_what_is_missing(
     assert "OUT OF DATE: s1" in out
 
 
+def test_an_unsettled_answer_says_which_shard_had_no_time_for_what(
+    search: Callable[..., int], fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.answer = {**ANSWER, "unsettled": [{"shard": "s2", "reason": "ties"}]}
+    assert search() == 0
+    assert "UNSETTLED: s2: no time was left to find the lowest ids" in capsys.readouterr().out
+
+
 def test_too_few_hits_come_with_the_reason_and_skipped_shards_are_counted(
     search: Callable[..., int], fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -356,6 +364,21 @@ def test_a_proxy_of_the_environment_is_not_asked_for_loopback(
 ) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
     assert search() == 0
+
+
+def test_other_hosts_are_reached_through_the_proxy_of_the_environment(
+    fake: Fake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", fake.url.replace("//", "//somebody:a%40b@"))
+    monkeypatch.setenv("no_proxy", "router.invalid")
+    arguments = ["--collection", "docs", "--text", "x", "--timeout", "5"]
+    assert main(["search", "--url", "http://router.example:81", *arguments]) == 0
+    assert fake.seen[-1].path == "http://router.example:81/v1/collections/docs/search"
+    login = fake.seen[-1].headers["Proxy-Authorization"].removeprefix("Basic ")
+    assert base64.b64decode(login) == b"somebody:a@b"
+    seen = len(fake.seen)
+    assert main(["search", "--url", "http://router.invalid", *arguments]) == 1
+    assert len(fake.seen) == seen
 
 
 def test_a_router_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,15 +5,16 @@ from __future__ import annotations
 import asyncio
 from typing import cast
 
-import msgspec
+import pytest
 
-from router.freshness.worker_counters import Shared
+from router.freshness.freshness import Freshness
 from router.policy.ways import Ways
+from router.query.answer import joined, shortfall
+from router.query.errors import OverloadedError
 from router.query.merge import merge
 from router.query.plan import plan_search
-from router.query.second_look import combined, unsettled
-from router.query.types import Probe, Scan, ShardReport, ShardRows, ShardState
-from router.stages.answer_memory import AnswerMemory
+from router.query.second_look import unsettled
+from router.query.types import Probe, Scan, ShardReport, ShardRows, ShardState, Shortfall, Unsettled
 from router.stages.fanout import Fanout
 from router.stages.scatter import Scatter
 from tests.unit.queries import query, shard_map
@@ -77,11 +78,11 @@ def test_a_shard_is_missing_where_one_of_several_searches_missed_it() -> None:
     fine = ShardReport("s0", ShardState.OK, attempts=1, queue_ms=1, execute_ms=2, total_ms=3, lsn=7)
     deep = ShardReport("s0", ShardState.OK, attempts=2, execute_ms=5, total_ms=9, lsn=5, returned=40)
     late = ShardReport("s0", ShardState.TIMED_OUT, attempts=1, total_ms=20, error="late")
-    both = combined([fine, deep])
+    both = joined(deep, fine, at_once=True)
     assert (both.state, both.attempts, both.returned, both.lsn) == (ShardState.OK, 3, 40, 5)
     assert (both.queue_ms, both.execute_ms, both.total_ms) == (1, 7, 9)
-    assert combined([late, deep]).state is ShardState.TIMED_OUT
-    assert combined([fine, late]).error == "late"
+    assert joined(deep, late, at_once=True).state is ShardState.TIMED_OUT
+    assert joined(late, fine, at_once=True).error == "late"
 
 
 async def test_a_shard_that_one_depth_misses_gives_no_row_to_the_page() -> None:
@@ -99,15 +100,46 @@ async def test_a_shard_that_one_depth_misses_gives_no_row_to_the_page() -> None:
             return {name: answer(name, probe.wanted) for name, probe in probes.items()}
 
     shards = shard_map()
-    scatter = Scatter(
-        shards,
-        cast(Fanout, Lame()),
-        Shared(shards),
-        AnswerMemory(1 << 20, 1 << 20),
-        Ways(lambda collection, shard: None),
-    )
-    found = await scatter.search(query(k=10, offset=5), asyncio.get_running_loop().time() + 5)
-    hits = msgspec.json.decode(found.answer.hits)
+    scatter = Scatter(shards, cast(Fanout, Lame()), Freshness(shards), Ways(lambda collection, shard: None))
+    answer = await scatter.search(query(k=10, offset=5), asyncio.get_running_loop().time() + 5)
     expected = [n for n in range(200) if n % 4 != 1]
-    assert [hit["id"] for hit in hits] == expected[5:15]
-    assert [failure.shard for failure in found.answer.coverage.failures] == ["s1"]
+    assert [row[0] for row, _ in answer.rows] == expected[5:15]
+    assert [failure.shard for failure in answer.coverage.failures] == ["s1"]
+
+
+class Tied:
+    """Four shards of ten rows that are all equally near; the second round fails on s1, or as a whole."""
+
+    def __init__(self, *, full: bool = False) -> None:
+        self.rounds = 0
+        self.full = full
+
+    async def fetch(self, probes: dict[str, Probe], deadline: float) -> dict[str, ShardRows]:
+        self.rounds += 1
+        if self.rounds == 2 and self.full:
+            raise OverloadedError("512 searches wait")
+        lost = "s1" if self.rounds == 2 else None
+        return {
+            name: ShardRows([], ShardReport(name, ShardState.TIMED_OUT, error="late"))
+            if name == lost
+            else ShardRows(
+                [(10 * n + int(name[1:]), 0.5) for n in range(min(10, probe.wanted))],
+                ShardReport(name, ShardState.OK),
+            )
+            for name, probe in probes.items()
+        }
+
+
+@pytest.mark.parametrize(("full", "unsettled"), [(False, ["s1"]), (True, ["s0", "s1", "s2", "s3"])])
+async def test_an_answer_for_which_no_time_was_left_to_read_on_through_ties_says_so(
+    full: bool, unsettled: list[str]
+) -> None:
+    shards = shard_map()
+    scatter = Scatter(
+        shards, cast(Fanout, Tied(full=full)), Freshness(shards), Ways(lambda collection, shard: None)
+    )
+    answer = await scatter.search(query(k=2), asyncio.get_running_loop().time() + 5)
+    assert (len(answer.rows), answer.coverage.full, answer.cacheable) == (2, True, False)
+    assert answer.unsettled == tuple(Unsettled(name, "ties") for name in unsettled)
+    # They are no reason for too few hits.
+    assert shortfall(query(k=3), 2, answer) == Shortfall(3, 2, "exhausted")

@@ -5,8 +5,8 @@ import argparse
 import msgspec
 import pytest
 
-from router.serve_config import HELP, ServeConfig, add_setting_flags, export, from_env, read_settings
-from router.settings import Settings
+from router.serve_config import ServeConfig, add_setting_flags, export, from_env, read_settings
+from router.settings import Settings, described
 
 
 def settings(*argv: str, **env: str) -> Settings:
@@ -16,11 +16,17 @@ def settings(*argv: str, **env: str) -> Settings:
 
 
 def test_every_setting_has_a_flag_and_its_help() -> None:
-    assert HELP.keys() == set(Settings.__struct_fields__)
     parser = argparse.ArgumentParser()
     add_setting_flags(parser)
-    for name in Settings.__struct_fields__:
-        assert f"--{name.replace('_', '-')}" in parser.format_help()
+    actions = {action.dest: action for action in parser._actions}
+    for setting in described():
+        assert setting.flag in actions[setting.name].option_strings
+        assert len(setting.description) > 10
+    assert "](" not in parser.format_help()
+
+
+def test_every_default_is_a_value_that_its_setting_takes() -> None:
+    assert msgspec.convert(msgspec.to_builtins(Settings()), Settings) == Settings()
 
 
 def test_flags_win_over_the_environment_and_that_over_defaults() -> None:
@@ -43,6 +49,9 @@ def test_flags_win_over_the_environment_and_that_over_defaults() -> None:
             {},
             "--recall-sample-rate: expected a share of at least 0 and at most 1, got '1.5'",
         ),
+        (["--hedge-budget", "-0.1"], {}, "--hedge-budget: expected a share of at least 0 and at most 1"),
+        (["--lag-policy", "old"], {}, "--lag-policy: expected one of primary, stale, error, got 'old'"),
+        (["--cors-origins", "example.com"], {}, "--cors-origins: expected origins such as https://"),
         (["--recall-budget", "0"], {}, "--recall-budget: expected a rate above 0, got '0'"),
         ([], {"PGSCATTER_L2_PAUSE": "x"}, "PGSCATTER_L2_PAUSE: expected a number of seconds of at least 0"),
     ],

@@ -19,6 +19,7 @@ from shard_config.model import (
     HashSharding,
     Index,
     ListSharding,
+    MetadataType,
     Metric,
     Quantization,
     RangePart,
@@ -85,6 +86,25 @@ def test_what_tune_measured_is_read_strictly_and_shown_again() -> None:
     shown = to_json(shard_map)["collections"]["documents"]["search"]
     assert {name: shown[name] for name in search} == search
     assert "tuned" not in to_json(parse(document()))["collections"]["documents"]["search"]
+
+
+def test_indexes_are_read_beside_the_short_forms() -> None:
+    indexes = {"lang": "text", '"geo.x".city': "number", "tags": "array"}
+    changes: dict[str, Any] = {
+        f"{C}.columns": {"tenant": {"column": "tenant_id", "type": "text", "index": True}, "price": "float8"},
+        f"{C}.metadata": {"column": "meta", "indexes": indexes},
+    }
+    shard_map = parse(document(changes))
+    collection = shard_map.collections["documents"]
+    assert [column.index for column in collection.columns.values()] == [True, False]
+    assert collection.metadata == "meta"
+    assert collection.metadata_indexes == {
+        ("lang",): MetadataType.TEXT,
+        ("geo.x", "city"): MetadataType.NUMBER,
+        ("tags",): MetadataType.ARRAY,
+    }
+    assert to_json(shard_map)["collections"]["documents"]["metadata"] == changes[f"{C}.metadata"]
+    assert parse(document({f"{C}.metadata": {"indexes": {}}})).collections["documents"].metadata == "metadata"
 
 
 def test_a_map_without_collections_is_valid() -> None:
@@ -204,6 +224,16 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
     ({f"{C}.columns.tenant": {"column": "x"}}, f"{C}.columns.tenant", "missing field 'type'"),
     ({f"{C}.columns.x": {"column": "tenant_id", "type": "text"}}, f"{C}.columns.x.column", "mapped by"),
     ({f"{C}.columns.embedding": "text"}, f"{C}.columns.embedding", "mapped by"),
+    ({f"{C}.columns.tenant": {"type": "text", "index": "yes"}}, f"{C}.columns.tenant.index", "true or false"),
+    ({f"{C}.metadata": {"column": "body"}}, f"{C}.metadata.column", "mapped by"),
+    ({f"{C}.metadata": {"index": {}}}, f"{C}.metadata.index", "did you mean 'indexes'?"),
+    ({f"{C}.metadata": {"indexes": ["lang"]}}, f"{C}.metadata.indexes", "expected a mapping, got a list"),
+    ({f"{C}.metadata": {"indexes": {"lang": "btree"}}}, f"{C}.metadata.indexes.lang", "text, number, array"),
+    ({f"{C}.metadata": {"indexes": {"a..b": "text"}}}, f"{C}.metadata.indexes.'a..b'", "a metadata path is"),
+    ({f"{C}.metadata": {"indexes": {"a": "text", '"a"': "number"}}},
+     f"{C}.metadata.indexes.'\"a\"'", "twice"),
+    ({f"{C}.metadata": {"indexes": {f"p{n}": "text" for n in range(65)}}}, f"{C}.metadata.indexes",
+     "65 indexes exceed 64"),
     *(({f"{C}.columns.{name}": {"column": "x", "type": "text"}}, f"{C}.columns.{name}", "choose another name")
       for name in limits.TAKEN_NAMES),
     ({f"{C}.vector.dimensions": 0}, f"{C}.vector.dimensions", "from 1 to 16000"),

@@ -12,7 +12,7 @@ import yaml
 
 from shard_config import limits
 from shard_config.file import codec
-from shard_config.file.collection import CACHE, INDEX, SEARCH
+from shard_config.file.fields import CACHE, INDEX, SEARCH
 from shard_config.file.schema import json_schema
 from shard_config.hashing import HASHABLE
 from shard_config.values import TYPE_NAMES
@@ -35,7 +35,7 @@ def test_every_block_is_a_map_or_a_part_of_one(block: str) -> None:
 
 
 def test_there_are_blocks_of_each_strategy() -> None:
-    assert {re.search(r"strategy: (\w+)", block)[1] for block in BLOCKS} == {"hash", "list", "range"}  # type: ignore[index]
+    assert set(re.findall(r"strategy: (\w+)", "".join(BLOCKS))) == {"hash", "list", "range"}
 
 
 def fields(schema: Any) -> set[str]:
@@ -65,19 +65,19 @@ def test_every_taken_name_is_documented() -> None:
 @pytest.mark.parametrize(
     ("field", "default", "low", "high"),
     [
-        ("m", INDEX.m, *limits.M),
-        ("ef_construction", INDEX.ef_construction, *limits.EF_CONSTRUCTION),
-        ("ef_search", SEARCH.ef_search, *limits.EF_SEARCH),
-        ("overfetch", f"{SEARCH.overfetch:g}", *(f"{bound:g}" for bound in limits.OVERFETCH)),
+        ("m", INDEX["m"].default, *limits.M),
+        ("ef_construction", INDEX["ef_construction"].default, *limits.EF_CONSTRUCTION),
+        ("ef_search", SEARCH["ef_search"].default, *limits.EF_SEARCH),
+        ("overfetch", f"{SEARCH['overfetch'].default:g}", *(f"{bound:g}" for bound in limits.OVERFETCH)),
         (
             "timeout",
-            f"{SEARCH.timeout:g}s",
+            f"{SEARCH['timeout'].default:g}s",
             f"{limits.TIMEOUT[0] * 1000:g}ms",
             f"{limits.TIMEOUT[1] / 3600:g}h",
         ),
         ("target_recall", "none", *(f"{bound:g}" for bound in limits.TARGET_RECALL)),
-        ("max_k", SEARCH.max_k, *limits.MAX_K),
-        ("ttl", f"{CACHE.ttl:g}s", f"{limits.TTL[0]:g}", f"{limits.TTL[1] / 3600:g}h"),
+        ("max_k", SEARCH["max_k"].default, *limits.MAX_K),
+        ("ttl", f"{CACHE['ttl'].default:g}s", f"{limits.TTL[0]:g}", f"{limits.TTL[1] / 3600:g}h"),
         ("dimensions", "required", *limits.DIMENSIONS),
         ("shards", "required", 1, limits.SHARDS),
     ],

@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from shard_config.file import fields
 from shard_config.file.schema import DIALECT, json_schema
+from shard_config.model import Cache, Index, SearchDefaults, Tuned, Vector
 from tests.unit.shard_config_maps import TUNED, document, problems
 from tests.unit.test_shard_config_codec import FAULTS, LIST, PLACEMENTS, RANGE
 
@@ -21,7 +23,7 @@ ONLY_THE_READER = (
     "exceed", "mapped by", "already", "ef_construction", "66 for m", "no shard", "of 16", "of 8",
     "from 0 to 7", "ascending", "did you mean 'tenant'", "hash needs", "gap", "overlap", "empty range",
     "calendar", "no value", "no range",
-    "quote it", "an integer from", "a number", "4000", "3600s", "duration",
+    "a metadata path is", "twice", "quote it", "an integer from", "a number", "4000", "3600s", "duration",
 )  # fmt: skip
 
 
@@ -32,6 +34,20 @@ def test_the_schema_is_one() -> None:
 
 
 @pytest.mark.parametrize(
+    ("table", "model"),
+    [
+        (fields.VECTOR, Vector),
+        (fields.INDEX, Index),
+        (fields.SEARCH, SearchDefaults),
+        (fields.TUNED, Tuned),
+        (fields.CACHE, Cache),
+    ],
+)
+def test_a_table_has_the_fields_of_its_model(table: dict[str, fields.Field], model: Any) -> None:
+    assert tuple(table) == model.__struct_fields__
+
+
+@pytest.mark.parametrize(
     "tree",
     [
         document(),
@@ -39,6 +55,8 @@ def test_the_schema_is_one() -> None:
         document({"shards.s0.nodes": [{"name": "${NAME}", "dsn": "${DSN}", "zone": "${ZONE}"}]}),
         document(strategy="list", key="tenant", placement={"s0": ["a", 1, True], "s1": "b"}, default="s1"),
         document(strategy="range", key="price", placement={"s0": [{"to": 1}], "s1": {"from": 1}}),
+        document({"collections.documents.metadata": {"column": "meta", "indexes": {'"a.b".c': "array"}}}),
+        document({"collections.documents.columns.tenant": {"type": "text", "index": True}}),
         document({"collections.documents.search.timeout": 0.5, "collections.documents.cache": {}}),
     ],
 )
@@ -70,6 +88,7 @@ def test_a_faulty_placement_is_seen_where_its_shape_is(
 
 FIELDS = """
     table id id.type id.column vector vector.dimensions vector.metric vector.type content metadata columns
+    metadata.column metadata.indexes metadata.indexes.lang columns.tenant.index
     columns.tenant columns.id columns.n sharding index index.m index.ef_construction index.quantization
     search.ef_search search.overfetch search.timeout search.max_k
     search.target_recall search.tuned search.tuned.recall search.tuned.queries search.tuned.at
@@ -90,7 +109,19 @@ values = st.recursive(
         ["", "a", "b.c", "id", "text", "int8", "uuid", "hash", "2s", "500ms", "0-3", "4-7", "s0", "user"]
     )
     | st.sampled_from(
-        ["cosine", "halfvec", "binary", "X", "ctid", "9", "a-b", "postgresql://h/d", "x" * 64, "0-3\n"]
+        [
+            "cosine",
+            "halfvec",
+            "binary",
+            "array",
+            "X",
+            "ctid",
+            "9",
+            "a-b",
+            "postgresql://h/d",
+            "x" * 64,
+            "0-3\n",
+        ]
     ),
     lambda inner: (
         st.lists(inner, max_size=3)
@@ -112,6 +143,8 @@ bases = st.sampled_from(
 @settings(deadline=None)
 @given(bases, st.sampled_from(PATHS), values)
 def test_the_schema_never_refuses_what_the_reader_takes(base: dict[str, Any], path: str, value: Any) -> None:
-    tree = document({"collections.documents.search.tuned": TUNED, path: value}, **base)
+    indexed = {"column": "meta", "indexes": {"lang": "text"}}
+    changes = {"collections.documents.search.tuned": {**TUNED}, "collections.documents.metadata": indexed}
+    tree = document({**changes, path: value}, **base)
     if not VALIDATOR.is_valid(tree):
         assert problems(tree) != {}

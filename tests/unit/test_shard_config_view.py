@@ -30,7 +30,13 @@ def test_the_view_reads_back_as_the_map_it_shows() -> None:
             {"name": "a", "dsn": "postgresql://h/d", "zone": "z"},
             {"name": "b", "dsn": "postgresql://g/d", "patroni": "https://g:8008"},
         ]
-        shard_map = parse(document({NODES: nodes, "collections.documents.text_model": "m$$.bin"}, **sharding))
+        changes = {
+            NODES: nodes,
+            "collections.documents.text_model": "m$$.bin",
+            "collections.documents.metadata": {"column": "meta", "indexes": {'"a.b"."".x': "array"}},
+            "collections.documents.columns.price": {"type": "float8", "index": True},
+        }
+        shard_map = parse(document(changes, **sharding))
         view = to_json(shard_map)
         assert codec.parse(yaml.safe_dump(view), env={}) == shard_map
         assert json.loads(json.dumps(view)) == view

@@ -72,7 +72,7 @@ def test_an_entry_holds_what_was_told_unless_it_is_older() -> None:
 
 def test_positions_are_told_in_words_that_sort_as_they_do() -> None:
     positions = [Position(t, n) for t in (0, 1, 9, 10, 16, 2**31 - 1) for n in (0, 9, 10, 2**53 + 1, HIGH)]
-    words = [token.told({"s0": position})[1] for position in positions]
+    words = [token.script_args({"s0": position})[1] for position in positions]
     assert words == sorted(words)
     for position, word in zip(positions, words, strict=True):
         value = b'{"token":"t","lineage":"l","written":{"s0":"%s"}}' % word.encode()
@@ -86,7 +86,7 @@ def test_what_was_not_written_by_a_router_like_us_is_a_token_of_its_own(value: b
 
 
 def test_tokens_never_repeat() -> None:
-    names = [token.fresh() for _ in range(1000)]
+    names = [token.random_token() for _ in range(1000)]
     assert len(set(names)) == 1000
     first = token.decode(token.encode(names[0]))
     assert first == Token(names[0], names[0], {})

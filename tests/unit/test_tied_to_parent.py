@@ -1,4 +1,4 @@
-"""A command on a leash ends with its owner, and with nothing else."""
+"""A command that is tied to its parent ends with it, and with nothing else."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from deploy.leash import leashed
+from deploy.tied_to_parent import tied_to_parent
 
 SLEEP = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
 
@@ -40,30 +40,31 @@ def is_gone(pid: int, seconds: float = 10.0) -> bool:
 
 
 def test_the_end_of_the_block_ends_the_command(tmp_path: Path) -> None:
-    with leashed(SLEEP, tmp_path / "log") as leash:
+    with tied_to_parent(SLEEP, tmp_path / "log") as watcher:
         pid = pid_in(tmp_path / "log")
-        assert leash.poll() is None
+        assert watcher.poll() is None
     assert is_gone(pid, 0.1)
 
 
 def test_an_error_in_the_block_ends_the_command(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), leashed(SLEEP, tmp_path / "log"):
+    with pytest.raises(KeyboardInterrupt), tied_to_parent(SLEEP, tmp_path / "log"):
         pid = pid_in(tmp_path / "log")
         raise KeyboardInterrupt
     assert is_gone(pid, 0.1)
 
 
 def test_a_command_that_ends_by_itself_gives_its_status(tmp_path: Path) -> None:
-    with leashed([sys.executable, "-c", "print('said'); raise SystemExit(3)"], tmp_path / "log") as leash:
-        assert leash.wait(20) == 3
+    command = [sys.executable, "-c", "print('said'); raise SystemExit(3)"]
+    with tied_to_parent(command, tmp_path / "log") as watcher:
+        assert watcher.wait(20) == 3
     assert (tmp_path / "log").read_text() == "said\n"
 
 
 def test_an_owner_that_is_killed_takes_the_command_along(tmp_path: Path) -> None:
     log = tmp_path / "log"
     code = (
-        "import sys, time, pathlib, deploy.leash as l\n"
-        f"with l.leashed({SLEEP!r}, pathlib.Path({str(log)!r})): time.sleep(60)"
+        "import sys, time, pathlib, deploy.tied_to_parent as t\n"
+        f"with t.tied_to_parent({SLEEP!r}, pathlib.Path({str(log)!r})): time.sleep(60)"
     )
     owner = subprocess.Popen([sys.executable, "-c", code])
     pid = pid_in(log)
@@ -73,17 +74,17 @@ def test_an_owner_that_is_killed_takes_the_command_along(tmp_path: Path) -> None
 
 
 def test_a_ctrl_c_is_for_the_owner_alone(tmp_path: Path) -> None:
-    with leashed(SLEEP, tmp_path / "log") as leash:
+    with tied_to_parent(SLEEP, tmp_path / "log") as watcher:
         pid = pid_in(tmp_path / "log")
-        assert os.getpgid(leash.pid) != os.getpgid(0)
-        leash.send_signal(signal.SIGINT)
-        leash.send_signal(signal.SIGTERM)
+        assert os.getpgid(watcher.pid) != os.getpgid(0)
+        watcher.send_signal(signal.SIGINT)
+        watcher.send_signal(signal.SIGTERM)
         assert not is_gone(pid, 0.5)
-        assert leash.poll() is None
+        assert watcher.poll() is None
     assert is_gone(pid, 0.1)
 
 
 def test_the_command_hears_signals_as_usual(tmp_path: Path) -> None:
-    with leashed(SLEEP, tmp_path / "log") as leash:
+    with tied_to_parent(SLEEP, tmp_path / "log") as watcher:
         os.kill(pid_in(tmp_path / "log"), signal.SIGTERM)
-        assert leash.wait(20) != 0
+        assert watcher.wait(20) != 0

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import asyncio
 
-from router.http.outbox import GatheredTransport, Outbox
+from router.http.write_batch import BatchedTransport, WriteBatch
 
 
 class Wire(asyncio.Transport):
@@ -27,13 +27,13 @@ class Wire(asyncio.Transport):
 
 async def test_what_one_turn_writes_leaves_at_its_end_in_order() -> None:
     said: list[str] = []
-    outbox = Outbox()
-    a, b = (GatheredTransport(Wire(name, said), outbox) for name in "ab")
+    batch = WriteBatch()
+    a, b = (BatchedTransport(Wire(name, said), batch) for name in "ab")
     a.write(b"1")
     b.write(b"2")
     a.write(b"3")
     assert said == []
-    assert repr(outbox) == "<Outbox 3 waiting>"
+    assert repr(batch) == "<WriteBatch 3 waiting>"
     await asyncio.sleep(0)
     assert said == ["a 1", "b 2", "a 3"]
     a.write(b"4")
@@ -43,7 +43,7 @@ async def test_what_one_turn_writes_leaves_at_its_end_in_order() -> None:
 
 async def test_nothing_waits_for_more_than_fifteen_others() -> None:
     said: list[str] = []
-    transport = GatheredTransport(Wire("a", said), Outbox())
+    transport = BatchedTransport(Wire("a", said), WriteBatch())
     for i in range(40):
         transport.write(b"%d" % i)
         assert len(said) == (i + 1) // 16 * 16
@@ -53,8 +53,8 @@ async def test_nothing_waits_for_more_than_fifteen_others() -> None:
 
 async def test_a_connection_that_closes_has_said_what_it_had_to_say() -> None:
     said: list[str] = []
-    outbox = Outbox()
-    a, b = (GatheredTransport(Wire(name, said), outbox) for name in "ab")
+    batch = WriteBatch()
+    a, b = (BatchedTransport(Wire(name, said), batch) for name in "ab")
     a.write(b"1")
     b.write(b"2")
     a.close()
@@ -64,10 +64,10 @@ async def test_a_connection_that_closes_has_said_what_it_had_to_say() -> None:
 
 async def test_a_connection_that_is_gone_costs_the_others_nothing() -> None:
     said: list[str] = []
-    outbox = Outbox()
+    batch = WriteBatch()
     gone, other = Wire("a", said), Wire("b", said)
-    outbox.put(gone, b"1")
-    outbox.put(other, b"2")
+    batch.put(gone, b"1")
+    batch.put(other, b"2")
     gone.closed = True
     await asyncio.sleep(0)
     assert said == ["b 2"]
@@ -75,7 +75,7 @@ async def test_a_connection_that_is_gone_costs_the_others_nothing() -> None:
 
 async def test_what_an_answer_begins_with_may_be_sent_ahead_of_it() -> None:
     said: list[str] = []
-    transport = GatheredTransport(Wire("a", said), Outbox())
+    transport = BatchedTransport(Wire("a", said), WriteBatch())
     assert transport.write_ahead() and transport.write_ahead()
     transport.write(b"HTTP/1.1 200 OK")
     transport.write(b" and more")

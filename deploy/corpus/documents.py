@@ -1,4 +1,4 @@
-"""The demo's corpus: what Python says about its own standard library, as documents to search.
+"""What Python says about its own standard library, as documents to search.
 
 It is real English, it is on every machine that can run this, and everybody can judge the answers.
 The ids are the positions in order of names, so that one version of Python always gives one corpus.
@@ -104,7 +104,10 @@ def write_documents(path: Path, corpus: Sequence[Entry], model: TextModel) -> No
 
 
 def prepare(
-    directory: Path, dimensions: int = DIMENSIONS, seed: int = 0, progress: Callable[[str], object] = str
+    directory: Path,
+    dimensions: int = DIMENSIONS,
+    seed: int = 0,
+    progress: Callable[[str], object] = lambda _: None,
 ) -> Prepared:
     """Write `stdlib.jsonl` and `stdlib.model` into `directory`; `progress` hears of every step."""
     progress("reading the docstrings of Python's standard library")

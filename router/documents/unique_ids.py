@@ -1,16 +1,16 @@
-"""Upserts into a collection whose sharding key is not its id.
+"""Upserts that keep ids unique over all shards, for collections whose sharding key is not their id.
 
-Nothing in PostgreSQL keeps an id from standing on two shards then. So each id has a home shard, on
+Nothing in PostgreSQL keeps an id from standing on two shards there. So each id has a home shard, on
 which a writer holds a lock for it, and no document is stored before every shard has been asked
 whether it holds the id. One that would have to move to another shard is refused: moving cannot be
 atomic over two servers, and a document that is briefly doubled or gone is worse than a refusal.
 
-The lock at home lets one writer at a time look and store. That writer then takes the same locks on all
+The lock at home lets one writer at a time ask and store. That writer then takes the same locks on all
 shards, in the sessions that will store: a statement whose writer has gone may still be under way, and
-until it is over its session keeps the next writer from looking.
+until it is over its session keeps the next writer from asking.
 
 Nobody waits for a lock in PostgreSQL: whoever finds one taken gives back what it has, its connections
-too, and looks again later. So there is no deadlock, and a router that is frozen with locks in its hands
+too, and tries again later. So there is no deadlock, and a router that is frozen with locks in its hands
 holds up the writers of these ids until their deadlines, and nobody else. Locks belong to sessions: a router
 that dies gives them up. Ids share a fixed number of them, since PostgreSQL has room for a few thousand.
 """
@@ -30,18 +30,19 @@ from router.documents.types import Document, DocumentFailure, UpsertOutcome
 from router.nodes.node import Node
 from router.postgres import sql
 from router.postgres.connection import POSTGRES_ERRORS, Connection, ErrorKind, NodeError
-from router.postgres.write import lock_holder, try_advisory_lock, unlock_all, written_position
+from router.postgres.wal import written_position
+from router.postgres.write import lock_holder, try_advisory_lock, unlock_all
 from router.query.errors import OverloadedError
 from shard_config.model import Collection
 
-__all__ = ["store_guarded"]
+__all__ = ["store_unique"]
 
 # Before locks are tried again; doubled from the first to the longest. Another writer holds them for some
 # round trips.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.004, 0.25
 
 
-async def store_guarded(
+async def store_unique(
     primaries: Primaries,
     collection: Collection,
     shards: Sequence[str],
@@ -54,24 +55,23 @@ async def store_guarded(
     and nothing is stored.
     """
     attempt = _Attempt(primaries, collection, shards, groups)
-    try:
-        async with asyncio.timeout_at(deadline):
-            await attempt.run()
-    except TimeoutError:
-        attempt.fail_rest(attempt.why_late())
-    except (NodeError, OverloadedError) as exc:
-        kind = exc.kind if isinstance(exc, NodeError) else None
-        attempt.fail_rest(f"all shards must be asked whether they hold the id: {exc}", kind)
-    finally:
-        primaries.wrote(collection.name)
-        for node, connection in attempt.in_doubt():
-            primaries.doubts.add(collection.name, node, connection)
-    await primaries.publish(collection.name)
+    async with primaries.freshness.writing(collection.name):
+        try:
+            async with asyncio.timeout_at(deadline):
+                await attempt.run()
+        except TimeoutError:
+            attempt.fail_rest(attempt.why_late())
+        except (NodeError, OverloadedError) as exc:
+            kind = exc.kind if isinstance(exc, NodeError) else None
+            attempt.fail_rest(f"all shards must be asked whether they hold the id: {exc}", kind)
+        finally:
+            for node, connection in attempt.unconfirmed():
+                primaries.unconfirmed.add(collection.name, node, connection)
     return attempt.result()
 
 
 class _Attempt:
-    """One guarded upsert; `outcomes` is filled in as shards finish."""
+    """One such upsert; `outcomes` is filled in as shards finish."""
 
     def __init__(
         self,
@@ -116,7 +116,7 @@ class _Attempt:
         """False if the locks were not free, and nothing was done."""
         async with AsyncExitStack() as turn, AsyncExitStack() as stack:
             if self._blocked:
-                await turn.enter_async_context(self._primaries.looking_again)
+                await turn.enter_async_context(self._primaries.retry_turn)
             sessions: dict[str, Connection] = {}
             for shard in self._shards:
                 node = await self._primaries.node(shard, end - asyncio.get_running_loop().time())
@@ -139,7 +139,7 @@ class _Attempt:
                         await unlock_all(connection)
                 return holders is not None
             except Exception:
-                # Ending the session is the one way to let go of locks that needs no answer. A cancelled
+                # To end the session is the one way to let go of locks that needs no answer. A cancelled
                 # one has a statement under way: the pool waits for its end, and unlocks.
                 for connection in sessions.values():
                     connection.terminate()
@@ -170,7 +170,7 @@ class _Attempt:
         statement = sql.existing_ids(self._collection, [document.id for document in self._documents()])
         keys = self._keys()
 
-        async def look(shard: str) -> list[object] | None:
+        async def existing(shard: str) -> list[object] | None:
             if not await self._try_lock(shard, keys):
                 return None
             node, connection = self._used[shard]
@@ -179,7 +179,7 @@ class _Attempt:
             except POSTGRES_ERRORS as exc:
                 raise node.writes.error(connection, exc) from exc
 
-        found = await asyncio.gather(*(look(shard) for shard in sessions))
+        found = await asyncio.gather(*(existing(shard) for shard in sessions))
         holders: dict[object, set[str]] = defaultdict(set)
         for shard, ids in zip(sessions, found, strict=True):
             if ids is None:
@@ -207,11 +207,11 @@ class _Attempt:
             self._groups[shard] = staying
 
     async def _store(self, sessions: Mapping[str, Connection]) -> None:
-        worn: list[NodeError] = []
+        renewable: list[NodeError] = []  # which a new connection may not have
 
         async def one(shard: str, part: Sequence[Document]) -> None:
             node, connection = self._used[shard]
-            self._storing.add(shard)
+            self._storing.add(shard)  # before the statement: if this is cancelled, it may be committed
             committed = False
             try:
                 refused = await store_documents(connection, self._collection, part)
@@ -223,7 +223,7 @@ class _Attempt:
                 connection.terminate()
                 if error.renewable and not unknown and not self._renewed:
                     self._storing.discard(shard)
-                    worn.append(error)
+                    renewable.append(error)
                 else:
                     said = f"{node.config.name}: {error}"
                     self._outcomes[shard] = Outcome(error=said, unknown=unknown, kind=error.kind)
@@ -235,10 +235,10 @@ class _Attempt:
             for shard, part in self._groups.items():
                 if part and shard not in self._outcomes:
                     group.create_task(one(shard, part))
-        if worn:
-            raise worn[0]
+        if renewable:
+            raise renewable[0]
 
-    def in_doubt(self) -> list[tuple[Node, Connection]]:
+    def unconfirmed(self) -> list[tuple[Node, Connection]]:
         """Where something was to be stored, and nobody knows whether it was."""
         unknown = Outcome[dict[int, str]](unknown=True)
         return [self._used[shard] for shard in self._storing if self._outcomes.get(shard, unknown).unknown]

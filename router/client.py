@@ -1,26 +1,25 @@
-"""JSON over HTTP for the commands that ask a running router, by the standard library alone.
+"""Asks a running router, or anything else that speaks HTTP, one request after the other.
 
-Invariant: neither a slow nor an endless answer holds a command for much longer than the time it was
-given, and a key goes to the host that it was meant for and to no other.
+It is for commands, the demo and what benches ask beside their load. httpcore does the work, as it does for
+Patroni, so that the installed package has one HTTP client.
+
+Invariant: neither a slow nor an endless answer holds the caller for much longer than the time it gave, and
+a key goes to the host that it was meant for and to no other: redirections are answers like any other.
 """
 
 from __future__ import annotations
 
-import http.client
 import ipaddress
 import re
 import time
-import urllib.error
-import urllib.request
-from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
+import httpcore
 import msgspec
 
 __all__ = ["Client", "ClientError"]
 
 _MAX_BYTES = 256 << 20
-_CHUNK_BYTES = 1 << 16
 _HEADER_TEXT = re.compile(r"[!-~]+")
 
 
@@ -41,20 +40,8 @@ class _Problem(msgspec.Struct):
     errors: list[_Place] = []
 
 
-class _AsTheyCome(urllib.request.HTTPErrorProcessor):
-    """Hands out every answer, whatever its status.
-
-    Redirections as well: to follow one would be to hand the key to whoever is named there.
-    """
-
-    def http_response(self, request: Any, response: Any) -> Any:
-        return response
-
-    https_response = http_response
-
-
 class Client:
-    """One router; every call is a connection of its own."""
+    """One router; every call is a connection of its own, so that there is nothing to close."""
 
     def __init__(self, url: str, key: str | None = None, timeout: float = 30.0) -> None:
         """
@@ -66,19 +53,17 @@ class Client:
             host, known = parts.hostname, parts.scheme in ("http", "https") and parts.port != 0
         except ValueError:
             host, known = None, False
-        if not (host and known):
+        if not (host and known and url.isascii()):
             raise ClientError(f"{url!r} is not an address like http://127.0.0.1:8080")
         self._url = url.rstrip("/")
         self._timeout = timeout
-        self._headers = {"Accept": "application/json", "Content-Type": "application/json"}
+        self._headers = [("Accept", "application/json"), ("Content-Type", "application/json")]
         if key:
             if not _HEADER_TEXT.fullmatch(key):
                 # Not shown: it is a secret nevertheless.
                 raise ClientError("the API key is none: one is printable ASCII without spaces")
-            self._headers["Authorization"] = f"Bearer {key}"
-        # A proxy of the environment cannot reach this machine's own loopback.
-        direct = [urllib.request.ProxyHandler({})] if _is_loopback(host) else []
-        self._opener = urllib.request.build_opener(_AsTheyCome, *direct)
+            self._headers.append(("Authorization", f"Bearer {key}"))
+        self._pool = httpcore.ConnectionPool(max_keepalive_connections=0, proxy=_proxy(parts.scheme, host))
 
     def __repr__(self) -> str:
         return f"<Client {self._url}>"
@@ -90,21 +75,37 @@ class Client:
             ClientError: no answer in time, or one that says no.
         """
         data = None if body is None else msgspec.json.encode(body)
-        request = urllib.request.Request(self._url + path, data, self._headers, method=method)
         end = time.monotonic() + self._timeout
+        timeouts = {"timeout": dict.fromkeys(("connect", "read", "write", "pool"), self._timeout)}
         try:
-            with self._opener.open(request, timeout=self._timeout) as response:
+            with self._pool.stream(
+                method, self._url + path, headers=self._headers, content=data, extensions=timeouts
+            ) as response:
                 answer = _read(response, end)
-                status, reason = response.status, response.reason
-        except urllib.error.URLError as exc:
-            raise ClientError(f"cannot reach {self._url}: {exc.reason}") from exc
-        except TimeoutError as exc:
+        except (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.ProxyError) as exc:
+            raise ClientError(f"cannot reach {self._url}: {exc or 'it took too long'}") from exc
+        except (TimeoutError, httpcore.TimeoutException) as exc:
             raise ClientError(f"{self._url} did not answer within {self._timeout:g} s") from exc
-        except (OSError, http.client.HTTPException) as exc:
+        except (httpcore.NetworkError, httpcore.ProtocolError) as exc:
             raise ClientError(f"{self._url} broke off: {exc or type(exc).__name__}") from exc
-        if not 200 <= status < 300:
-            raise ClientError(_refusal(status, reason, answer))
+        if not 200 <= response.status < 300:
+            reason = response.extensions.get("reason_phrase", b"").decode(errors="replace")
+            raise ClientError(_refusal(response.status, reason, answer))
         return answer
+
+
+def _proxy(scheme: str, host: str) -> httpcore.Proxy | None:
+    """The environment's for this host; none for this machine's own loopback, which it could not reach."""
+    if _is_loopback(host):
+        return None
+    from urllib.request import getproxies, proxy_bypass  # takes as long to import as all the rest
+
+    named = getproxies().get(scheme)
+    if not named or proxy_bypass(host):
+        return None
+    parts = urlsplit(named if "://" in named else f"http://{named}")
+    login = None if parts.username is None else (unquote(parts.username), unquote(parts.password or ""))
+    return httpcore.Proxy(f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}", auth=login)
 
 
 def _is_loopback(host: str) -> bool:
@@ -114,11 +115,11 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _read(response: http.client.HTTPResponse, end: float) -> bytes:
+def _read(response: httpcore.Response, end: float) -> bytes:
     """The whole body: the socket's timeout bounds each part, and this the sum of them."""
     parts: list[bytes] = []
     size = 0
-    while part := response.read1(_CHUNK_BYTES):
+    for part in response.iter_stream():
         parts.append(part)
         size += len(part)
         if size > _MAX_BYTES:

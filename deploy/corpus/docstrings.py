@@ -1,8 +1,8 @@
 """Prints every public docstring of the running Python's standard library, as JSON.
 
-It is run as a script of its own (`bench.corpus` does), because it imports the whole library: a module
-that prints, warns, sets a signal handler or spoils a global does so in a process that is about to
-end. Importing beats parsing sources here, since half of what people look for (`functools.reduce`,
+`deploy.corpus.documents` runs it as a script of its own, because it imports the whole library: a module that
+prints, warns, sets a signal handler or spoils a global does so in a process that is about to end.
+Importing beats parsing sources here, since half of what people look for (`functools.reduce`,
 `itertools.groupby`, `math.isclose`) is written in C, and it takes half a second.
 
 Invariant: the result depends on the Python that runs it and on nothing else, so it is in order of

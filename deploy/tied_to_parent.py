@@ -1,9 +1,10 @@
-"""Runs a command that must not outlive whoever started it, not even one that was killed.
+"""Runs a command that ends when the process that started it does, even if that one is killed.
 
-    python -m deploy.leash COMMAND ARGUMENT...
+    python -m deploy.tied_to_parent COMMAND ARGUMENT...
 
-The owner holds the other end of our standard input. When that end closes, for whatever reason, the
-command is asked to end and, if it does not, made to.
+This module runs as a process between the two, the watcher. Its standard input is a pipe that the parent
+holds open. The kernel closes the pipe when the parent ends, in whatever way; the watcher then sends the
+command SIGTERM and, after a grace period, SIGKILL.
 """
 
 from __future__ import annotations
@@ -16,23 +17,23 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["leashed", "main"]
+__all__ = ["main", "tied_to_parent"]
 
 _POLL = 0.1
 _GRACE = 15.0
 
 
 @contextlib.contextmanager
-def leashed(
+def tied_to_parent(
     command: Sequence[str], log: Path, env: Mapping[str, str] | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """`command` while the block runs, in a session of its own, so that Ctrl-C is for its owner alone.
+    """Run `command` during the block, in a session of its own, so that Ctrl-C reaches only the parent.
 
-    It gets our environment, or `env`. The process that comes out is the leash; it ends when the command
-    does, with the same status.
+    It gets our environment, or `env`. What is yielded is the watcher, whose child is the command; it ends
+    when the command does, with the same status.
     """
     with log.open("ab") as output:
-        leash = subprocess.Popen(
+        watcher = subprocess.Popen(
             [sys.executable, "-m", __name__, *command],
             stdin=subprocess.PIPE,
             stdout=output,
@@ -40,21 +41,22 @@ def leashed(
             start_new_session=True,
             env=env,
         )
-    assert leash.stdin is not None
+    assert watcher.stdin is not None
     try:
-        yield leash
+        yield watcher
     finally:
-        leash.stdin.close()
+        watcher.stdin.close()
         try:
-            leash.wait(_GRACE + 5)
+            watcher.wait(_GRACE + 5)
         except subprocess.TimeoutExpired:
-            leash.kill()
-            leash.wait(5)
+            watcher.kill()
+            watcher.wait(5)
 
 
 def main() -> int:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        # Only the end of the pipe counts. A handler, since an ignored signal stays ignored in the command.
+        # Signals are for the parent to act on. A handler that does nothing, not SIG_IGN, which the command
+        # would inherit.
         signal.signal(number, lambda *_: None)
     process = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
     while process.poll() is None:

@@ -1,0 +1,292 @@
+"""What every stage promises: an answer or an error by its deadline, no task left behind, no garbage.
+
+Each stage stands over an inner stage or shards that take a while, fail, or never answer in time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import weakref
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from typing import Any, Generic, TypeVar, cast
+
+import msgspec
+import pytest
+
+from router.freshness.freshness import Freshness
+from router.freshness.redis_link import RedisLink
+from router.policy.ways import Ways
+from router.query.errors import DeadlineError, OverloadedError, RouterError
+from router.query.ranked import RankedAnswer
+from router.query.types import Found, Probe, SearchQuery, ShardReport, ShardRows, ShardState
+from router.recall.live import LiveRecall, Sampled
+from router.recall.sampling import RecallSampler
+from router.stages.answer_memory import AnswerMemory
+from router.stages.coalesce import Coalesced
+from router.stages.columns import ColumnReader
+from router.stages.encode import Encoded
+from router.stages.fanout import Fanout
+from router.stages.local_cache import LocalCache, Store
+from router.stages.replicas import ReplicaSet
+from router.stages.scatter import Scatter
+from router.stages.shared_cache import SharedCache
+from router.stages.stage import Stage
+from tests.unit.queries import answer, query, ranked, shard_map
+
+R = TypeVar("R")
+SLACK = 0.25  # of a busy machine
+
+
+class Below:
+    """How whatever stands below a stage behaves, and what became of it."""
+
+    def __init__(self) -> None:
+        self.delay = 0.0
+        self.fails = False
+        self.waiting = 0
+
+    def fail(self) -> None:
+        if self.fails:
+            raise OverloadedError("512 searches wait")
+
+
+class Inner(Generic[R]):
+    """Answers after a while; where that is too long it is late by the deadline, as a stage has to be."""
+
+    def __init__(self, below: Below, found: Callable[[], R]) -> None:
+        self.below, self.found = below, found
+
+    async def search(self, query: SearchQuery, deadline: float) -> R:
+        left = deadline - asyncio.get_running_loop().time()
+        self.below.waiting += 1
+        try:
+            await asyncio.sleep(min(self.below.delay, left))
+        finally:
+            self.below.waiting -= 1
+        self.below.fail()
+        if self.below.delay > left:
+            raise DeadlineError("late")
+        return self.found()
+
+
+class Shard:
+    """A replica set that never errs but in this: its queue may be full."""
+
+    def __init__(self, name: str, below: Below) -> None:
+        self.name, self.below = name, below
+
+    def __repr__(self) -> str:
+        return f"<Shard {self.name}>"
+
+    def ask(self, probe: Probe, deadline: float, done: Callable[[str, ShardRows | Exception], None]) -> Any:
+        """Rows of an id and a number, be it a distance or a column."""
+        handle = asyncio.get_running_loop().call_later(self.below.delay, self._answer, probe, done)
+        self.below.waiting += 1
+        return Asked(self, handle)
+
+    def _answer(self, probe: Probe, done: Callable[[str, ShardRows | Exception], None]) -> None:
+        self.below.waiting -= 1
+        rows = [(id_, float(id_)) for id_ in range(probe.wanted)]
+        try:
+            self.below.fail()
+        except OverloadedError as exc:
+            done(self.name, exc)
+        else:
+            done(self.name, ShardRows(rows, ShardReport(self.name, ShardState.OK)))
+
+
+class Asked:
+    def __init__(self, shard: Shard, handle: asyncio.TimerHandle) -> None:
+        self.shard, self.handle = shard, handle
+
+    def leave(self) -> ShardReport:
+        if self.handle.when() > asyncio.get_running_loop().time():
+            self.handle.cancel()
+            self.shard.below.waiting -= 1
+        return ShardReport(self.shard.name, ShardState.TIMED_OUT)
+
+
+def found(below: Below) -> Inner[Found]:
+    return Inner(below, lambda: Found(answer(), "miss"))
+
+
+def rows(below: Below) -> Inner[RankedAnswer]:
+    return Inner(below, lambda: ranked(0.1, 0.2))
+
+
+def shards(below: Below) -> Fanout:
+    return Fanout({name: cast(ReplicaSet, Shard(name, below)) for name in shard_map().shards})
+
+
+@asynccontextmanager
+async def local_cache(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
+    yield LocalCache(found(below), Store(1 << 20), "map", lambda _: 0)
+
+
+@asynccontextmanager
+async def coalesced(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
+    yield Coalesced(found(below), lambda _: 0)
+
+
+@asynccontextmanager
+async def shared_cache(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
+    """Its Redis is not there."""
+    shards = shard_map()
+    link = RedisLink("unix:///nowhere/redis.sock", budget=0.05, pause=10.0)
+    freshness = Freshness(shards, link=link)
+    cache = SharedCache(found(below), link, freshness, shards, "map", {}, lambda _: None, 1 << 20)
+    try:
+        yield cache
+    finally:
+        await cache.close()
+        await freshness.close()
+        await link.close()
+
+
+@asynccontextmanager
+async def encoded(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
+    columns = ColumnReader(shards(Below()), Freshness(shard_map()))
+    yield Encoded(rows(below), columns, AnswerMemory(1 << 20, 1 << 20))
+
+
+@asynccontextmanager
+async def encoded_with_columns_to_read(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
+    """The rows are there at once; it is the columns that take a while."""
+    columns = ColumnReader(shards(below), Freshness(shard_map()))
+    memory = AnswerMemory(1 << 20, 1 << 20)
+    stage = Encoded(rows(Below()), columns, memory)
+
+    class Including:
+        def __repr__(self) -> str:
+            return repr(stage)
+
+        async def search(self, query: SearchQuery, deadline: float) -> Found:
+            including = msgspec.structs.replace(query, include=frozenset(["price"]), allow_partial=False)
+            try:
+                return await stage.search(including, deadline)
+            finally:
+                assert memory.used == 0 or not below.fails
+
+    yield Including()
+    assert memory.used == 0
+
+
+@asynccontextmanager
+async def sampled(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
+    recall = LiveRecall(RecallSampler(1.0, 1.0), lambda _: 0)
+    yield Sampled(rows(below), recall)
+    await recall.close()
+
+
+@asynccontextmanager
+async def scatter(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
+    yield Scatter(shard_map(), shards(below), Freshness(shard_map()), Ways(lambda collection, shard: None))
+
+
+@asynccontextmanager
+async def scatter_of_several_depths(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
+    stage = Scatter(shard_map(), shards(below), Freshness(shard_map()), Ways(lambda collection, shard: None))
+
+    class Deep:
+        def __repr__(self) -> str:
+            return repr(stage)
+
+        async def search(self, query: SearchQuery, deadline: float) -> RankedAnswer:
+            return await stage.search(msgspec.structs.replace(query, offset=30), deadline)
+
+    yield Deep()
+
+
+Made = Callable[[Below], AbstractAsyncContextManager[Stage[SearchQuery, Any]]]
+EVERY: list[Made] = [
+    local_cache,
+    coalesced,
+    shared_cache,
+    encoded,
+    encoded_with_columns_to_read,
+    sampled,
+    scatter,
+    scatter_of_several_depths,
+]
+every_stage = pytest.mark.parametrize("made", EVERY, ids=lambda made: made.__name__)
+
+
+def now() -> float:
+    return asyncio.get_running_loop().time()
+
+
+def no_tasks_left() -> bool:
+    return asyncio.all_tasks() == {asyncio.current_task()}
+
+
+@every_stage
+async def test_a_stage_answers_and_leaves_nothing_behind(made: Made) -> None:
+    below = Below()
+    async with made(below) as stage:
+        assert await stage.search(query(), now() + 5) is not None
+    assert no_tasks_left() and below.waiting == 0
+
+
+@every_stage
+async def test_a_stage_answers_or_raises_by_its_deadline(made: Made) -> None:
+    below = Below()
+    below.delay = 5.0
+    async with made(below) as stage:
+        deadline = now() + 0.1
+        with pytest.raises(RouterError):
+            await stage.search(query(), deadline)
+        assert now() < deadline + SLACK
+        await asyncio.sleep(0)
+        assert below.waiting == 0
+    assert no_tasks_left()
+
+
+@every_stage
+async def test_a_cancelled_stage_cancels_what_stands_below(made: Made) -> None:
+    below = Below()
+    below.delay = 5.0
+    async with made(below) as stage:
+        searching = asyncio.create_task(stage.search(query(), now() + 10))
+        while not below.waiting:
+            await asyncio.sleep(0.001)
+        searching.cancel()
+        await asyncio.wait([searching], timeout=SLACK)
+        assert searching.cancelled() and below.waiting == 0
+        del searching
+    assert no_tasks_left()
+
+
+async def failed(stage: Stage[SearchQuery, Any]) -> weakref.ref[OverloadedError]:
+    try:
+        await stage.search(query(), now() + 5)
+    except OverloadedError as exc:
+        return weakref.ref(exc)
+    raise AssertionError("it did not fail")
+
+
+@every_stage
+async def test_a_failure_passes_through_and_is_freed_with_its_last_reference(made: Made) -> None:
+    """Under overload there are thousands a second, each with the frames that it passed and what they hold."""
+    below = Below()
+    below.fails = True
+    async with made(below) as stage:
+        await asyncio.sleep(0)
+        gc.collect()
+        gc.disable()
+        try:
+            failure = await failed(stage)
+            for _ in range(3):
+                await asyncio.sleep(0)  # whose steps hold the tasks that have just ended
+            assert failure() is None
+        finally:
+            gc.enable()
+    assert no_tasks_left()
+
+
+@every_stage
+async def test_a_stage_says_what_it_is(made: Made) -> None:
+    async with made(Below()) as stage:
+        shown = repr(stage)
+        assert shown.startswith("<") and " object at " not in shown
