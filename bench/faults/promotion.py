@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from time import perf_counter
 
 import msgspec
@@ -54,7 +53,7 @@ async def write_across_promotion(context: Context, world: World, count: int) -> 
     await execute("SELECT pg_reload_conf()", primary.dsn)
     with world.serve() as router:
         run = _Run(context, router.url, count)
-        writers = [asyncio.create_task(run.write()) for _ in range(_WRITERS)]
+        writers = asyncio.gather(*(run.write() for _ in range(_WRITERS)))
         try:
             await run.reached(count // 3, writers)
             await asyncio.to_thread(world.cluster.kill, primary.name)
@@ -65,15 +64,14 @@ async def write_across_promotion(context: Context, world: World, count: int) -> 
             first = None
             ended = False
             while first is None and not ended:
-                ended = all(writer.done() for writer in writers)
+                ended = writers.done()
                 if await _count(replica.dsn) > known:
                     first = perf_counter() - promoted
                 await asyncio.sleep(0.01)
-            await asyncio.gather(*writers)
+            await writers
         finally:
-            for writer in writers:
-                writer.cancel()
-            await asyncio.gather(*writers, return_exceptions=True)
+            writers.cancel()
+            await asyncio.wait((writers,))
             run.close()
     await asyncio.to_thread(world.cluster.rejoin, primary.name)
     held = await asyncio.to_thread(world.holding, _IDS)
@@ -96,31 +94,24 @@ class _Run:
         self._host = f"{host}:{port}"
         self.acknowledged: list[int] = []
         self.repeated = 0
-        self._goal = count
-        self._reached = asyncio.Event()
 
     def close(self) -> None:
         self._connections.close()
         self._meter.end()
 
-    async def reached(self, count: int, writers: Sequence[asyncio.Task[None]]) -> None:
+    async def reached(self, count: int, writers: asyncio.Future[list[None]]) -> None:
         """Wait until so many are acknowledged.
 
         Raises:
-            BenchError: a writer has given up.
+            BenchError: a writer has given up, or it takes too long.
         """
-        self._goal = count
-        waiting = asyncio.create_task(self._reached.wait())
-        try:
-            await asyncio.wait((waiting, *writers), timeout=_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
-            for writer in writers:
-                if writer.done():
-                    writer.result()
-            await asyncio.wait_for(asyncio.shield(waiting), _PATIENCE)
-        except TimeoutError as exc:
-            raise BenchError(f"{len(self.acknowledged)} of {count} writes in {_PATIENCE:g} s") from exc
-        finally:
-            waiting.cancel()
+        end = perf_counter() + _PATIENCE
+        while len(self.acknowledged) < count:
+            if writers.done():
+                writers.result()
+            if perf_counter() > end:
+                raise BenchError(f"{len(self.acknowledged)} of {count} writes in {_PATIENCE:g} s")
+            await asyncio.sleep(0.01)
 
     async def write(self) -> None:
         while self._left:
@@ -142,8 +133,6 @@ class _Run:
                 await asyncio.sleep(0.05)
             self.acknowledged += ids
             self._meter.reach(len(self.acknowledged))
-            if len(self.acknowledged) >= self._goal:
-                self._reached.set()
 
     async def _stored(self, request: bytes) -> bool:
         try:
