@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -153,18 +154,9 @@ class Context:
 
     def interleave(self, variants: Mapping[str, Callable[[], T]], what: str) -> dict[str, list[T]]:
         """Every variant in every round, see `bench.interleave`."""
-        meter = self.display.meter(what, len(variants) * self.options.rounds, "measurements")
-        done = 0
-
-        def step(name: str, turn: int) -> None:
-            nonlocal done
-            meter.reach(done)
-            done += 1
-
-        try:
-            return interleave(variants, self.options.rounds, step)
-        finally:
-            meter.end()
+        with self.display.meter(what, len(variants) * self.options.rounds, "measurements") as meter:
+            done = itertools.count()
+            return interleave(variants, self.options.rounds, lambda *_: meter.reach(next(done)))
 
     def unindexed(self, world: World, router: Router, ef_search: int, **more: Any) -> list[str]:
         """The shards whose plan does without the vector index; `more` are fields of the search.
@@ -217,10 +209,6 @@ class Context:
             BenchError: none does.
         """
         what = f"ef_search of recall {self.options.recall:g}"
-        meter = self.display.meter(what, tuning.MOST_RUNS * len(self.dataset.queries), "searches")
-        try:
-            return tuning.smallest(
-                spec, self.dataset, truth or self.truth, self.options.recall, lambda: meter.add(1)
-            )
-        finally:
-            meter.end()
+        with self.display.meter(what, tuning.MOST_RUNS * len(self.dataset.queries), "searches") as meter:
+            wanted = self.options.recall
+            return tuning.smallest(spec, self.dataset, truth or self.truth, wanted, lambda: meter.add(1))

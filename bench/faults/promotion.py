@@ -33,10 +33,6 @@ class Writes(msgspec.Struct, frozen=True):
     first_after: float | None
 
 
-class _Stored(msgspec.Struct):
-    stored: int = 0
-
-
 async def write_across_promotion(context: Context, world: World, count: int) -> Writes:
     """`count` documents by callers who repeat what was not acknowledged; in the middle s0's primary dies.
 
@@ -71,7 +67,7 @@ async def write_across_promotion(context: Context, world: World, count: int) -> 
             await writers
         finally:
             writers.cancel()
-            await asyncio.wait((writers,))
+            await asyncio.gather(writers, return_exceptions=True)
             run.close()
     await asyncio.to_thread(world.cluster.rejoin, primary.name)
     held = await asyncio.to_thread(world.holding, _IDS)
@@ -117,14 +113,10 @@ class _Run:
         while self._left:
             first = self._left.pop()
             ids = list(range(first, first + _BATCH))
-            body = {
-                "documents": [
-                    {"id": id_, "vector": self._queries[id_ % len(self._queries)].tolist()} for id_ in ids
-                ]
-            }
-            request = request_bytes(
-                self._host, f"/v1/collections/{COLLECTION}/documents", msgspec.json.encode(body), "PUT"
-            )
+            vectors = [self._queries[id_ % len(self._queries)].tolist() for id_ in ids]
+            documents = [{"id": id_, "vector": vector} for id_, vector in zip(ids, vectors, strict=True)]
+            body = msgspec.json.encode({"documents": documents})
+            request = request_bytes(self._host, f"/v1/collections/{COLLECTION}/documents", body, "PUT")
             end = perf_counter() + _PATIENCE
             while not await self._stored(request):
                 self.repeated += 1
@@ -139,7 +131,7 @@ class _Run:
             status, body = await self._connections.send(request)
         except SearchError:
             return False
-        return status == 200 and msgspec.json.decode(body, type=_Stored).stored == _BATCH
+        return status == 200 and bool(msgspec.json.decode(body).get("stored") == _BATCH)
 
 
 async def _count(dsn: str) -> int:

@@ -79,12 +79,7 @@ def run(context: Context) -> Outcome:
 
 
 def _popular(
-    context: Context,
-    world: World,
-    routers: dict[str, Router],
-    count: int,
-    exponent: float,
-    clients: int,
+    context: Context, world: World, routers: dict[str, Router], count: int, exponent: float, clients: int
 ) -> dict[str, list[Sample]]:
     path = world.folder / "popular.npy"
     # Other queries for each exponent, or the last one's answers would be hits of this one.
@@ -94,13 +89,12 @@ def _popular(
         for name, router in routers.items()
     }
     load = msgspec.structs.replace(context.closed(clients), zipf=exponent)
-    meter = context.display.meter(f"warming caches, Zipf {exponent:g}", len(routers), "routers")
-    for name, spec in specs.items():
-        if name != _NONE:
-            warming = msgspec.structs.replace(load, seed=1)
-            context.sample(world, spec, warming, judged=False, queries=count)
-        meter.add(1)
-    meter.end()
+    with context.display.meter(f"warming caches, Zipf {exponent:g}", len(routers), "routers") as meter:
+        for name, spec in specs.items():
+            if name != _NONE:
+                warming = msgspec.structs.replace(load, seed=1)
+                context.sample(world, spec, warming, judged=False, queries=count)
+            meter.add(1)
     what = f"Zipf {exponent:g}"
     return context.compare(world, specs, load, what, unjudged=specs, queries=count)
 

@@ -93,8 +93,8 @@ def run(context: Context) -> Outcome:
         ):
             courses = uvloop.run(_break_all(context, world, proxies, router, faults, seconds))
             breaks = _QUICK_BREAKS if options.quick else _BREAKS
-            meter = context.display.meter("breaking", breaks, "")
-            growth = uvloop.run(break_connections(world, router, proxies, breaks, meter))
+            with context.display.meter("breaking", breaks, "") as meter:
+                growth = uvloop.run(break_connections(world, router, proxies, breaks, meter))
         count = _QUICK_WRITES if options.quick else _WRITES
         writes = uvloop.run(write_across_promotion(context, world, count))
     return Outcome(
@@ -132,26 +132,17 @@ async def _break_all(
     context: Context, world: World, proxies: Proxies, router: Router, faults: list[Fault], seconds: float
 ) -> list[_Course]:
     broken = Broken(world, proxies)
-    meter = context.display.meter("faults", len(faults), "faults")
     courses = []
-    try:
+    with context.display.meter("faults", len(faults), "faults") as meter:
         for number, fault in enumerate(faults):
             context.say(fault.title)
             courses.append(await _course(context, world, router, broken, fault, number, seconds))
-            meter.reach(number + 1)
-    finally:
-        meter.end()
+            meter.add(1)
     return courses
 
 
 async def _course(
-    context: Context,
-    world: World,
-    router: Router,
-    broken: Broken,
-    fault: Fault,
-    number: int,
-    seconds: float,
+    context: Context, world: World, router: Router, broken: Broken, fault: Fault, number: int, seconds: float
 ) -> _Course:
     broken.look()
     lasts = min(fault.seconds, 1.5 * seconds)

@@ -57,10 +57,7 @@ def run(context: Context) -> Outcome:
     }
     return Outcome(
         metrics=[*ratios, *every_metric(samples)],
-        tables=[
-            Table.of("pgscatter beside the others", columns, ratios),
-            samples_table("Measured", samples),
-        ],
+        tables=[Table.of("pgscatter beside the others", columns, ratios), samples_table("Measured", samples)],
         notes=[
             *equal.notes,
             *(f"not running here: {name}: {reason}" for name, reason in absent.items()),

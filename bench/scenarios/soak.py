@@ -8,8 +8,7 @@ from the second quarter of the run to the last, when caches and pools have what 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from time import perf_counter
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -20,7 +19,7 @@ from bench.generators import Open, Slice
 from bench.memory import distinct
 from bench.results import Cell, Figure, Metric, Outcome, Series, Table
 from bench.sample import Sample
-from bench.scrape import State, state
+from bench.scrape import UNITS, state
 from bench.summary import samples_table
 from bench.targets import HttpSpec
 from bench.world import Router, World
@@ -38,7 +37,6 @@ _EF_SEARCH = 40
 _READINGS = 120
 _SHORTEST_SLICE = 0.5
 _ROWS = 24
-_MIB = float(1 << 20)
 
 # What a leak makes larger. L1 may still be filling, so its growth stands beside that of the memory; it
 # is by the cache's own account, which is generous, and so cannot be subtracted.
@@ -46,26 +44,13 @@ _LEAKS = ("router's memory", "of it L1", "tasks", "connections to nodes", "socke
 
 
 class _Reading(msgspec.Struct, frozen=True):
+    """A slice of the load, and what was read at its end: `found` by the names in `_UNITS`."""
+
     slice: Slice
-    state: State
+    found: dict[str, float]
 
 
-# By name: the unit, and what is read.
-_READ: dict[str, tuple[str, Callable[[_Reading], float]]] = {
-    "router's memory": ("MiB", lambda one: one.state.router_bytes / _MIB),
-    "of it L1": ("MiB", lambda one: one.state.l1_bytes / _MIB),
-    "servers' memory": ("MiB", lambda one: one.state.server_bytes / _MIB),
-    "tasks": ("", lambda one: one.state.tasks),
-    "waiting statements": ("", lambda one: one.state.waiting),
-    "connections to nodes": ("", lambda one: one.state.node_connections),
-    "sockets": ("", lambda one: one.state.sockets),
-    "open files": ("", lambda one: one.state.files),
-    "threads": ("", lambda one: one.state.threads),
-    "processes of PostgreSQL": ("", lambda one: one.state.backends),
-    "p50": ("ms", lambda one: one.slice.p50 * 1e3),
-    "p99": ("ms", lambda one: one.slice.p99 * 1e3),
-    "p99.9": ("ms", lambda one: one.slice.p999 * 1e3),
-}
+_UNITS = {**UNITS, "p50": "ms", "p99": "ms", "p99.9": "ms"}
 
 
 def run(context: Context) -> Outcome:
@@ -113,18 +98,15 @@ def _watched(
 ) -> tuple[list[_Reading], Sample]:
     every = max(_SHORTEST_SLICE, duration / _READINGS)
     load = Open(rate, duration, context.options.warmup, zipf=_ZIPF, slice=every)
-    meter = context.display.meter("soaking", int(duration), "s")
     readings: list[_Reading] = []
-    began = perf_counter()
 
     def tick(part: Slice) -> None:
-        readings.append(_Reading(part, state(world, router, perf_counter() - began)))
+        times = {"p50": part.p50 * 1e3, "p99": part.p99 * 1e3, "p99.9": part.p999 * 1e3}
+        readings.append(_Reading(part, state(world, router) | times))
         meter.reach(int(part.at + part.seconds))
 
-    try:
+    with context.display.meter("soaking", int(duration), "s") as meter:
         sample = context.sample(world, spec, load, judged=False, queries=_QUERIES, tick=tick)
-    finally:
-        meter.end()
     if readings:
         readings.pop()  # while it was read, the load had ended and its connections were being closed
     if len(readings) < 4:
@@ -142,12 +124,11 @@ def _growth(readings: list[_Reading], duration: float) -> list[Metric]:
     """From the second quarter to the last, between whose middles lies half of the run."""
     made = []
     for name in _LEAKS:
-        unit, of = _READ[name]
-        early, late = _quarters([of(one) for one in readings])
+        early, late = _quarters([one.found[name] for one in readings])
         hourly = (late - early) / (duration / 2 / 3600)
-        made.append(Metric.of(f"growth of {name}", hourly, f"{unit}/h", "lower"))
+        made.append(Metric.of(f"growth of {name}", hourly, f"{_UNITS[name]}/h", "lower"))
     for name in ("p50", "p99"):
-        early, late = _quarters([_READ[name][1](one) for one in readings])
+        early, late = _quarters([one.found[name] for one in readings])
         ratio = late / early if early else None
         made.append(Metric.of(f"{name} at the end against the second quarter", ratio, "x", "lower"))
     return made
@@ -155,8 +136,8 @@ def _growth(readings: list[_Reading], duration: float) -> list[Metric]:
 
 def _growth_table(readings: list[_Reading]) -> Table:
     rows: list[list[Cell]] = []
-    for name, (unit, of) in _READ.items():
-        found = [of(one) for one in readings]
+    for name, unit in _UNITS.items():
+        found = [one.found[name] for one in readings]
         early, late = _quarters(found)
         rows.append([f"{name}, {unit}" if unit else name, found[0], early, late, max(found), late - early])
     columns = ["", "first", "second quarter", "last quarter", "most", "growth"]
@@ -168,13 +149,13 @@ def _over_time(readings: list[_Reading]) -> Table:
     columns = {
         "s": lambda one: one.slice.at,
         "answers/s": lambda one: one.slice.rate,
-        "p50 ms": _READ["p50"][1],
-        "p99 ms": _READ["p99"][1],
+        "p50 ms": lambda one: one.found["p50"],
+        "p99 ms": lambda one: one.found["p99"],
         "most ms": lambda one: one.slice.most * 1e3,
-        "router MiB": _READ["router's memory"][1],
-        "L1 MiB": _READ["of it L1"][1],
-        "tasks": _READ["tasks"][1],
-        "connections to nodes": _READ["connections to nodes"][1],
+        "router MiB": lambda one: one.found["router's memory"],
+        "L1 MiB": lambda one: one.found["of it L1"],
+        "tasks": lambda one: one.found["tasks"],
+        "connections to nodes": lambda one: one.found["connections to nodes"],
         "failed": lambda one: str(one.slice.failed + one.slice.shed),
     }
     return Table.of("Over time", columns, some)
@@ -182,8 +163,8 @@ def _over_time(readings: list[_Reading]) -> Table:
 
 def _figures(readings: list[_Reading]) -> list[Figure]:
     def series(*names: str) -> list[Series]:
-        reads = [(name, _READ[name][1]) for name in names]
-        return [Series(name, [(r.slice.at, of(r), of(r), of(r)) for r in readings]) for name, of in reads]
+        points = {name: [(one.slice.at, one.found[name]) for one in readings] for name in names}
+        return [Series(name, [(at, y, y, y) for at, y in found]) for name, found in points.items()]
 
     held = series("tasks", "sockets", "connections to nodes", "threads")
     latencies = series("p50", "p99", "p99.9")

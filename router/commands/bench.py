@@ -129,7 +129,7 @@ def _compare(args: argparse.Namespace) -> None:
 
 
 def _collect(args: argparse.Namespace) -> None:
-    from bench.collect import collected, load_runs
+    from bench.report import collected, load_runs
 
     folder, out = args.folder, args.out
     beside = out is not None and out.resolve().parent == folder.resolve()
