@@ -42,6 +42,7 @@ from shard_config.values import ValueType
 __all__ = ["World", "build_map", "simulate"]
 
 _SAMPLE_EVERY = 0.05
+_QUERIES = 10_000  # that differ; what a search costs does not depend on which it is
 _REFUSED = "refused"
 # The router refuses what is too much; the generator holds nothing back.
 _MOST_OUTSTANDING = 1_000_000
@@ -70,9 +71,8 @@ async def _run(system: System, costs: Costs, load: Load, seed: int) -> Result:
         else Open(load.rate, load.seconds, load.warm, seed=seed, outstanding=_MOST_OUTSTANDING)
     )
     try:
-        # Of what is asked nothing depends on the number but the answers' ids.
         measured = await generate(
-            target, arrivals, queries=1, k=0, begin=target.begin, end=target.end, clock=world.clock
+            target, arrivals, queries=_QUERIES, k=0, begin=target.begin, end=target.end, clock=world.clock
         )
     finally:
         for task in beside:
