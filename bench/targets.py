@@ -43,6 +43,7 @@ class HttpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
         explained: every so many searches one is explained, and it is counted how many searches went
             together in the statements that it took.
         extra: further fields of every body.
+        pid: of the process that answers, with whose family's processor time searches are charged.
     """
 
     url: str
@@ -54,6 +55,7 @@ class HttpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
     tiers: bool = False
     explained: int = 0
     extra: dict[str, Any] = {}
+    pid: int | None = None
 
 
 class GatherSpec(msgspec.Struct, frozen=True, kw_only=True, tag="gather"):

@@ -133,7 +133,7 @@ class World:
     def http(self, router: Router, collection: str = COLLECTION, **options: Any) -> HttpSpec:
         """Searches through `router`, without caches unless `options` say otherwise."""
         url = f"{router.url}{search_path(collection)}"
-        return HttpSpec(url=url, queries=str(self.queries_path), **options)
+        return HttpSpec(url=url, pid=router.pid, **{"queries": str(self.queries_path), **options})
 
     def gather(self, collection: str = COLLECTION, **options: Any) -> GatherSpec:
         """The same searches by an application of its own."""
