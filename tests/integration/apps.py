@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 import subprocess
 import sys
+import threading
+import traceback
 from pathlib import Path
 from typing import Any
 
 import yaml
 
 from deploy.local import Cluster
+from router.cli import main
 
 __all__ = ["applied_map", "collection", "pgscatter", "write_map"]
 
 _numbers = itertools.count()
+_COMMAND_SECONDS = 100.0  # less than a test may take
 
 
 def collection(**changes: Any) -> dict[str, Any]:
@@ -47,10 +53,44 @@ def write_map(cluster: Cluster, path: Path, collections: dict[str, Any], version
 
 
 def pgscatter(*arguments: object, check: bool = True) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "router.cli", *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    """The command as a user runs it; `check` says that it must succeed."""
+    argv = [str(argument) for argument in arguments]
+    # The servers that a cluster's command starts must not be children of the tests, which would have to
+    # reap them.
+    done = _as_process(argv) if argv[0] == "cluster" else _in_process(argv)
     assert not check or done.returncode == 0, done.stderr
     return done
+
+
+def _as_process(argv: list[str]) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "router.cli", *argv]
+    return subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_SECONDS)
+
+
+def _in_process(argv: list[str]) -> subprocess.CompletedProcess[str]:
+    """Without the start of a Python and its imports, which take longer than most commands.
+
+    In a thread of its own, since the test may itself run in an event loop.
+    """
+    stdout, stderr = io.StringIO(), io.StringIO()
+    status: list[int] = []
+
+    def run() -> None:
+        try:
+            status.append(main(argv))
+        except SystemExit as end:
+            status.append(end.code if isinstance(end.code, int) else 1)
+        except BaseException:
+            # As the interpreter would end.
+            traceback.print_exc()
+            status.append(1)
+
+    with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+        thread = threading.Thread(target=run, name=" ".join(argv[:2]), daemon=True)
+        thread.start()
+        thread.join(_COMMAND_SECONDS)
+    assert status, f"pgscatter {' '.join(argv)} goes on:\n{stderr.getvalue()}"
+    return subprocess.CompletedProcess(argv, status[0], stdout.getvalue(), stderr.getvalue())
 
 
 def applied_map(cluster: Cluster, folder: Path, **collections: dict[str, Any]) -> Path:

@@ -4,10 +4,11 @@ import argparse
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from router import cli
+from router import cli, commands
 from router.commands import serve
 
 
@@ -61,3 +62,21 @@ def test_no_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
         cli.main([])
     assert caught.value.code == 2
     assert "COMMAND" in capsys.readouterr().err
+
+
+def test_only_the_command_that_runs_is_imported() -> None:
+    code = "import sys; from router.cli import main; main(['map', 'schema']); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=30)
+    imported = set(done.stdout.splitlines()[-1].split())
+    assert "router.commands.map" in imported
+    assert not imported & {"router.commands.bench", "router.commands.load", "asyncpg", "numpy.random"}
+
+
+def test_the_help_and_an_unknown_command_name_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    names = {path.stem for path in Path(commands.__file__).parent.glob("*.py")}
+    for argv in (["--help"], ["searhc"]):
+        with pytest.raises(SystemExit):
+            cli.main(argv)
+        said = "".join(capsys.readouterr())
+        found = {word.strip("',.()") for word in said.split()} & names
+        assert found == {"cluster", "map", "schema", "load", "tune", "serve", "search", "bench"}
