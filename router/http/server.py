@@ -142,6 +142,11 @@ class _Supervisor(Multiprocess):
         self._patience = patience
 
     def keep_subprocess_alive(self) -> None:
+        for process in self.processes:
+            # The worker has this end of the pipe. As long as it is open here as well, nothing tells of a
+            # worker that dies while it is being asked whether it lives: the answer would be waited for as
+            # long as a worker may take, and signals to the supervisor would wait with it.
+            process.child_conn.close()
         before = {process.pid: process for process in self.processes}
         super().keep_subprocess_alive()
         dead = before.keys() - {process.pid for process in self.processes}

@@ -105,7 +105,7 @@ def test_a_cycle_has_what_is_read_of_it() -> None:
 def test_a_supervisor_and_its_processes_have_what_is_read_of_them() -> None:
     supervisor = Multiprocess(uvicorn.Config("a:b", log_config=None, workers=2), [])
     assert supervisor.processes == [] and not supervisor.should_exit.is_set()
-    for name in ("pid", "exitcode", "process"):
+    for name in ("pid", "exitcode", "process", "child_conn"):
         assert name in vars(Process) or name in inspect.getsource(Process.__init__), name
     assert STARTUP_FAILURE == 3
     assert httptools_impl.STATUS_LINE[200] == b"HTTP/1.1 200 OK\r\n"

@@ -106,10 +106,15 @@ def test_workers_share_a_port_and_end_together(tmp_path: Path) -> None:
         assert "Traceback" not in router.log
 
 
-def test_a_dead_worker_is_replaced(tmp_path: Path) -> None:
+@pytest.mark.parametrize("asked", [False, True])
+def test_a_dead_worker_is_replaced(tmp_path: Path, asked: bool) -> None:
     with serving(tmp_path, "--workers", "2") as router:
         workers = workers_of(router)
         assert len(workers) == 2
+        if asked:
+            # It dies while its supervisor waits for its answer; it is asked every half second.
+            os.kill(int(workers[0]), signal.SIGSTOP)
+            time.sleep(1.5)
         os.kill(int(workers[0]), signal.SIGKILL)
         end = time.monotonic() + 30
         while "died and was replaced" not in router.log and time.monotonic() < end:
