@@ -32,6 +32,7 @@ from router.nodes.status import NodeStatus
 from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, Reads, Role
+from router.policy.ways import Ways
 from router.query.filter import Filter
 from router.query.ranked import RankedAnswer
 from router.query.types import Found, Probe, SearchQuery, ShardRows, VectorFormat
@@ -193,7 +194,7 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         for name, members in nodes.items()
     }
     fanout = Fanout(sets)
-    scatter = Scatter(shard_map, fanout, freshness)
+    scatter = Scatter(shard_map, fanout, freshness, Ways(parts.statistics.of))
     ranked = Sampled(scatter, parts.recall)
     search: Stage[SearchQuery, Found] = Encoded(ranked, ColumnReader(fanout, freshness), parts.memory)
     shared_cache = None
@@ -270,6 +271,10 @@ class Snapshot:
     async def rank(self, query: SearchQuery, deadline: float) -> RankedAnswer:
         """The ranked rows, past all caches."""
         return await self._scatter.search(query, deadline)
+
+    async def read_statistics(self) -> None:
+        """Now, instead of when their turn comes."""
+        await self._parts.statistics.read()
 
     async def fetch(self, probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
         """Rows of each probe's shard, past all stages; see `Fanout.fetch`."""

@@ -30,6 +30,7 @@ from router.nodes.node import Node
 from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState, Role
+from router.policy.ways import Ways
 from router.query.errors import OverloadedError, RouterError
 from router.query.types import SearchQuery
 from router.stages.fanout import Fanout
@@ -114,7 +115,8 @@ class World:
             )
             for name in self.shard_map.shards
         }
-        self.scatter = Scatter(self.shard_map, Fanout(sets), Freshness(self.shard_map))
+        ways = Ways(lambda collection, shard: None)
+        self.scatter = Scatter(self.shard_map, Fanout(sets), Freshness(self.shard_map), ways)
 
     def __repr__(self) -> str:
         return f"<World {self.scatter!r} on {len(self.hosts)} hosts>"

@@ -30,6 +30,9 @@ def joined(report: ShardReport, *others: ShardReport, at_once: bool = False) -> 
     stale, or asked for twice, if those of one statement are, and as new as the oldest.
     """
     every = (report, *others)
+    again = {one.again for one in every}
+    # `report` is that of the last statement.
+    plans = [one.plan for one in (*others, report) if one.plan is not None]
     totals = [one.total_ms for one in every]
     return msgspec.structs.replace(
         next((one for one in every if one.state is not ShardState.OK), report),
@@ -41,6 +44,8 @@ def joined(report: ShardReport, *others: ShardReport, at_once: bool = False) -> 
         queue_ms=sum([one.queue_ms for one in every]),
         execute_ms=sum([one.execute_ms for one in every]),
         total_ms=max(totals) if at_once else sum(totals),
+        again="short" if "short" in again else "ties" if "ties" in again else None,
+        plan="\n\n".join(plans) or None,
     )
 
 

@@ -15,7 +15,16 @@ from router.query.types import VectorFormat
 from shard_config.model import Collection, VectorType
 from shard_config.values import ValueType
 
-__all__ = ["Layout", "expected_bytes", "fixed_bytes", "layout_for", "least_bytes", "runs", "variable_columns"]
+__all__ = [
+    "Layout",
+    "expected_bytes",
+    "fixed_bytes",
+    "layout_for",
+    "least_bytes",
+    "runs",
+    "variable_columns",
+    "vector_bytes",
+]
 
 # What all shards together may send along with the rows of one search: 64 searches of a batch, 64 MiB.
 _INLINE_BYTES = 1 << 20
@@ -66,8 +75,13 @@ def fixed_bytes(collection: Collection, include: frozenset[str]) -> int:
     """A row's columns of fixed length."""
     size = _FIXED_COLUMN_BYTES * len(include)
     if "vector" in include:
-        size += collection.vector.dimensions * _VECTOR_BYTES[collection.vector.type]
+        size += vector_bytes(collection)
     return size
+
+
+def vector_bytes(collection: Collection) -> int:
+    """The components of one vector."""
+    return collection.vector.dimensions * _VECTOR_BYTES[collection.vector.type]
 
 
 def variable_columns(collection: Collection, include: frozenset[str]) -> list[str]:

@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 import msgspec
 
 from router.query.filter import Filter
+from router.query.way import Choice
 from shard_config.model import Collection
 
 __all__ = [
@@ -97,6 +98,8 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
         ef_search: candidates per HNSW scan, 1..1000, before the plan raises it for large k; None for as
             many as the collection says.
         caller: equal for the searches of one batch, which let others go between them.
+        by_index: a filtered search may not choose another way than the vector index; one that comes up
+            short is followed by an exact read all the same.
         room: shared by the searches of one batch.
     """
 
@@ -117,6 +120,7 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
     caller: Hashable | None = None
     vector_format: VectorFormat = "float"
     room: Room | None = None
+    by_index: bool = False
 
     @property
     def cached(self) -> bool:
@@ -182,6 +186,7 @@ class Work(IntEnum):
     COUNT = 2
     LOOKUP = 3
     COLUMNS = 4  # of many rows, by their ids
+    FILTER = 5  # rows that an index of the filter brings
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -222,6 +227,10 @@ class ShardReport(msgspec.Struct, frozen=True):
     `together` counts the searches that one statement answered. `asked` is that of `router.query.plan.Plan`.
     `lsn` is a write-ahead log position up to which the rows are known to be complete. `fault`: it has failed
     for a reason that lasts, which lies with the request or with its servers.
+
+    Of a search with a filter: `choice` is the way that it was to take, `matched` how many rows matched where
+    they were counted, `visited` how many a scan of the vector index visited, and `again` the reason for
+    asking the shard once more.
     """
 
     shard: str
@@ -242,6 +251,10 @@ class ShardReport(msgspec.Struct, frozen=True):
     kept: int = 0
     error: str | None = None
     fault: Literal["request", "server"] | None = None
+    choice: Choice | None = None
+    matched: int | None = None
+    visited: int | None = None
+    again: Literal["short", "ties"] | None = None
     plan: str | None = None
 
 
