@@ -272,6 +272,10 @@ class Snapshot:
         """The ranked rows, past all caches."""
         return await self._scatter.search(query, deadline)
 
+    async def read_statistics(self) -> None:
+        """Now, instead of when their turn comes."""
+        await self._parts.statistics.read()
+
     async def fetch(self, probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
         """Rows of each probe's shard, past all stages; see `Fanout.fetch`."""
         return await self._fanout.fetch(probes, deadline)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.local import MOST_REPLICAS, MOST_SHARDS, Cluster, ClusterError, CollectionsError
-from router.commands.integers import between
+from router.commands.numbers import between
 
 __all__ = ["add_parser"]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import math
 import sys
 from collections.abc import Iterable
 from datetime import date
@@ -13,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from router.commands.integers import between
+from router.commands.numbers import between, real
 from router.commands.search import json_object
 from router.query.errors import RouterError
 from router.query.filter import parse as parse_filter
@@ -46,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--target-recall",
-        type=_target,
+        type=real("a number", *limits.TARGET_RECALL),
         metavar="R",
         help="such as 0.99; written to the map as well (default: search.target_recall of the map)",
     )
@@ -129,7 +128,7 @@ async def _tune(
     topology = Topology(shard_map, settings)
     await topology.open()
     # Without them, nothing bounds how far a scan with a filter goes.
-    await topology.statistics.read()
+    await topology.parts.statistics.read()
     try:
         with Display() as display:
             for name, target in targets.items():
@@ -229,14 +228,3 @@ def _untuned(shard_map: ShardMap, names: Iterable[str]) -> ShardMap:
         search = msgspec.structs.replace(found.search, ef_search=0, target_recall=None, tuned=None)
         collections[name] = msgspec.structs.replace(found, search=search)
     return msgspec.structs.replace(shard_map, version=0, collections=collections)
-
-
-def _target(text: str) -> float:
-    low, high = limits.TARGET_RECALL
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"expected a number from {low} to {high}, got {text[:40]!r}")
-    return value

@@ -27,14 +27,14 @@ def joined(report: ShardReport, *others: ShardReport, at_once: bool = False) -> 
 
     It describes the statement of `report`, or the first that failed. Attempts and times are those of all
     together, but for the total of statements that ran at once, which is the longest. The shard's rows are
-    stale, or asked for twice, if those of one statement are, and as new as the oldest. Of a filter it says
-    what any of them has found; there is a plan of each.
+    stale, or asked for twice, if those of one statement are, and as new as the oldest. `plan` has the plans
+    of all.
     """
     every = (report, *others)
-    totals = [one.total_ms for one in every]
     again = {one.again for one in every}
-    # As they ran.
-    plans = [one.plan for one in reversed(every) if one.plan is not None]
+    # `report` is that of the last statement.
+    plans = [one.plan for one in (*others, report) if one.plan is not None]
+    totals = [one.total_ms for one in every]
     return msgspec.structs.replace(
         next((one for one in every if one.state is not ShardState.OK), report),
         attempts=sum([one.attempts for one in every]),
@@ -45,8 +45,6 @@ def joined(report: ShardReport, *others: ShardReport, at_once: bool = False) -> 
         queue_ms=sum([one.queue_ms for one in every]),
         execute_ms=sum([one.execute_ms for one in every]),
         total_ms=max(totals) if at_once else sum(totals),
-        matched=next((one.matched for one in every if one.matched is not None), None),
-        visited=next((one.visited for one in every if one.visited is not None), None),
         again="short" if "short" in again else "ties" if "ties" in again else None,
         plan="\n\n".join(plans) or None,
     )

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
 
+import msgspec
+
+from router.query.answer import joined
 from router.query.plan import Plan
 from router.query.ranked import Ranked
 from router.query.types import Scan, ShardRows, ShardState, Unsettled
 
-__all__ = ["not_settled", "unsettled"]
+__all__ = ["looked_again", "not_settled", "unsettled"]
 
 
 def unsettled(
@@ -53,8 +56,21 @@ def _fell_short(part: ShardRows, limit: int) -> bool:
     return part.report.state is ShardState.OK and len(part.rows) < limit
 
 
-def not_settled(again: Mapping[str, Scan]) -> tuple[Unsettled, ...]:
-    """What to tell the reader of shards that were to be asked again, and how, and did not answer."""
+def looked_again(first: ShardRows, second: ShardRows, scan: Scan) -> ShardRows:
+    """The second round's rows, on an account of both rounds."""
+    one, two = first.report, second.report
+    report = msgspec.structs.replace(
+        joined(two, one),
+        choice=one.choice,
+        matched=one.matched if two.matched is None else two.matched,
+        visited=one.visited,
+        again="ties" if scan is Scan.TIES else "short",
+    )
+    return ShardRows(second.rows, report)
+
+
+def not_settled(scans: Mapping[str, Scan]) -> tuple[Unsettled, ...]:
+    """What to tell the reader of shards that were to be asked again, each by its scan, and did not answer."""
     return tuple(
-        [Unsettled(shard, "ties" if scan is Scan.TIES else "scan_limit") for shard, scan in again.items()]
+        [Unsettled(shard, "ties" if scan is Scan.TIES else "scan_limit") for shard, scan in scans.items()]
     )

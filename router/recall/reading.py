@@ -47,6 +47,10 @@ class Searched(Protocol):
         """Rows of one statement per shard."""
         ...
 
+    async def read_statistics(self) -> None:
+        """Those of all tables, now, instead of when their turn comes."""
+        ...
+
     def discard_plans(self) -> None:
         """Have the next searches planned anew."""
         ...

@@ -130,6 +130,8 @@ async def tune(
             f" {queries_for(target)} without a miss, and more with some"
         )
     given = [(said(raw), parse(collection, raw, settings)) for raw in filters]
+    # Without them, nothing bounds what a scan with a filter may visit.
+    await router.read_statistics()
     sizes = await sizes_of(router, collection)
     queried = await vectors_of(router, collection, sizes, queries)
     if not queried or best_bound(len(queried)) < target:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import msgspec
 
@@ -24,7 +24,7 @@ from router.query.errors import OverloadedError
 from router.query.merge import merge, page, within
 from router.query.plan import Plan, depths, plan_search
 from router.query.ranked import Ranked, RankedAnswer
-from router.query.second_look import not_settled, unsettled
+from router.query.second_look import looked_again, not_settled, unsettled
 from router.query.sizes import Layout, layout_for, vector_bytes
 from router.query.types import (
     Consistency,
@@ -170,7 +170,7 @@ class Scatter:
         if chosen is not None:
             found = _account(found, again, chosen, layout, plan.candidates)
         better = {
-            name: _asked_again(parts[name], part, again[name])
+            name: looked_again(parts[name], part, again[name])
             for name, part in found.items()
             if part.report.state is ShardState.OK
         }
@@ -304,13 +304,6 @@ def _work(shard: str, chosen: Chosen | None) -> Work:
     """Of an exact read."""
     by_filter = chosen is not None and chosen.choices[shard].way is Way.FILTER_INDEX
     return Work.FILTER if by_filter else Work.SCAN
-
-
-def _asked_again(first: ShardRows, second: ShardRows, scan: Scan) -> ShardRows:
-    """The second round's rows, with both rounds on the account."""
-    again: Literal["short", "ties"] = "ties" if scan is Scan.TIES else "short"
-    report = msgspec.structs.replace(second.report, choice=first.report.choice, again=again)
-    return ShardRows(second.rows, joined(report, first.report))
 
 
 def _ranked(parts: Mapping[str, ShardRows], depth: int) -> list[Ranked]:

@@ -19,6 +19,8 @@ from router.stages.fanout import Fanout
 from router.stages.scatter import Scatter
 from tests.unit.queries import query, shard_map
 
+UNKNOWN = Ways(lambda collection, shard: None)
+
 PLAN = plan_search(query(k=4), shard_map())
 
 
@@ -100,7 +102,7 @@ async def test_a_shard_that_one_depth_misses_gives_no_row_to_the_page() -> None:
             return {name: answer(name, probe.wanted) for name, probe in probes.items()}
 
     shards = shard_map()
-    scatter = Scatter(shards, cast(Fanout, Lame()), Freshness(shards), Ways(lambda collection, shard: None))
+    scatter = Scatter(shards, cast(Fanout, Lame()), Freshness(shards), UNKNOWN)
     answer = await scatter.search(query(k=10, offset=5), asyncio.get_running_loop().time() + 5)
     expected = [n for n in range(200) if n % 4 != 1]
     assert [row[0] for row, _ in answer.rows] == expected[5:15]
@@ -135,9 +137,7 @@ async def test_an_answer_for_which_no_time_was_left_to_read_on_through_ties_says
     full: bool, unsettled: list[str]
 ) -> None:
     shards = shard_map()
-    scatter = Scatter(
-        shards, cast(Fanout, Tied(full=full)), Freshness(shards), Ways(lambda collection, shard: None)
-    )
+    scatter = Scatter(shards, cast(Fanout, Tied(full=full)), Freshness(shards), UNKNOWN)
     answer = await scatter.search(query(k=2), asyncio.get_running_loop().time() + 5)
     assert (len(answer.rows), answer.coverage.full, answer.cacheable) == (2, True, False)
     assert answer.unsettled == tuple(Unsettled(name, "ties") for name in unsettled)

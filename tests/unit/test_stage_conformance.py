@@ -36,6 +36,7 @@ from router.stages.stage import Stage
 from tests.unit.queries import answer, query, ranked, shard_map
 
 R = TypeVar("R")
+UNKNOWN = Ways(lambda collection, shard: None)
 SLACK = 0.25  # of a busy machine
 
 
@@ -182,12 +183,12 @@ async def sampled(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
 
 @asynccontextmanager
 async def scatter(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
-    yield Scatter(shard_map(), shards(below), Freshness(shard_map()), Ways(lambda collection, shard: None))
+    yield Scatter(shard_map(), shards(below), Freshness(shard_map()), UNKNOWN)
 
 
 @asynccontextmanager
 async def scatter_of_several_depths(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
-    stage = Scatter(shard_map(), shards(below), Freshness(shard_map()), Ways(lambda collection, shard: None))
+    stage = Scatter(shard_map(), shards(below), Freshness(shard_map()), UNKNOWN)
 
     class Deep:
         def __repr__(self) -> str:
