@@ -262,4 +262,10 @@ def search_answer(
 
 def _explanation(reports: tuple[ShardReport, ...], nodes: Sequence[NodeStatus]) -> Explanation:
     asked = {report.shard for report in reports}
-    return Explanation(reports, tuple(n for n in nodes if n.shard in asked and n.state != "up"))
+    told = [
+        report
+        if report.choice is None
+        else msgspec.structs.replace(report, choice=rounded(report.choice))
+        for report in reports
+    ]
+    return Explanation(tuple(told), tuple(n for n in nodes if n.shard in asked and n.state != "up"))

@@ -34,6 +34,7 @@ __all__ = [
     "choose",
     "countable",
     "most_visits",
+    "rounded",
     "scan_ms",
 ]
 
@@ -188,6 +189,15 @@ def choose(
         filter_index_ms=None if brought is None else costs.filter_index,
         all_rows_ms=costs.all_rows,
         visits=most,
+    )
+
+
+def rounded(choice: Choice) -> Choice:
+    """To be read."""
+    digits = {"rows": 0, "matching": 1, "vector_index_ms": 3, "filter_index_ms": 3, "all_rows_ms": 3}
+    values = {name: getattr(choice, name) for name in digits}
+    return msgspec.structs.replace(
+        choice, **{name: round(value, digits[name]) for name, value in values.items() if value is not None}
     )
 
 
