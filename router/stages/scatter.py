@@ -65,6 +65,12 @@ class Scatter:
     def __repr__(self) -> str:
         return f"<Scatter map {self._map.version}, {self._fanout!r}>"
 
+    def expected(self, query: SearchQuery) -> tuple[float, float]:
+        """Seconds that it would wait for the nodes, and that each of many like it takes; 0 if not known."""
+        wanted = depths(query)
+        plan, brings = plan_search(query, self._map, wanted[-1]), self._layout(query, wanted)
+        return self._fanout.expected(self._probes(query, plan, brings, plan.targets, query.caller))
+
     async def search(self, query: SearchQuery, deadline: float) -> RankedAnswer:
         """The merged answer; of a wide row, the columns are still to be read.
 
@@ -74,14 +80,17 @@ class Scatter:
         """
         stop = stop_before(deadline, asyncio.get_running_loop().time())
         wanted = depths(query)
-        # One more of each shard shows whether rows beyond are as near as the last.
-        rows = sum(wanted) + len(wanted)
-        brings = layout(query.collection, query.include, rows, len(self._map.shards_of(query.collection)))
+        brings = self._layout(query, wanted)
         if len(wanted) == 1:
             searches = [await self._at(wanted[0], query, brings, query.caller, stop)]
         else:
             searches = await self._at_each(wanted, query, brings, stop)
         return self._answer(query, brings, searches)
+
+    def _layout(self, query: SearchQuery, wanted: Sequence[int]) -> Layout:
+        # One more of each shard shows whether rows beyond are as near as the last.
+        rows = sum(wanted) + len(wanted)
+        return layout(query.collection, query.include, rows, len(self._map.shards_of(query.collection)))
 
     async def _at_each(
         self, wanted: Sequence[int], query: SearchQuery, brings: Layout, stop: float
