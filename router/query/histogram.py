@@ -188,7 +188,7 @@ def _fixed_prefix(pattern: str) -> tuple[str, str]:
     at = 0
     while at < len(pattern) and pattern[at] not in "%_":
         at += pattern[at] == "\\"
-        prefix += pattern[at]
+        prefix += pattern[at : at + 1]
         at += 1
     return prefix, pattern[at:]
 
