@@ -127,6 +127,8 @@ async def _tune(
     settings = Settings(recall_sample_rate=0, hedge_quantile=0)
     topology = Topology(shard_map, settings)
     await topology.open()
+    # Without them, nothing bounds how far a scan with a filter goes.
+    await topology.parts.statistics.read()
     try:
         with Display() as display:
             for name, target in targets.items():

@@ -27,7 +27,8 @@ def joined(report: ShardReport, *others: ShardReport, at_once: bool = False) -> 
 
     It describes the statement of `report`, or the first that failed. Attempts and times are those of all
     together, but for the total of statements that ran at once, which is the longest. The shard's rows are
-    stale, or asked for twice, if those of one statement are, and as new as the oldest.
+    stale, or asked for twice, if those of one statement are, and as new as the oldest. `plan` has the plans
+    of all.
     """
     every = (report, *others)
     again = {one.again for one in every}
