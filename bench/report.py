@@ -1,23 +1,30 @@
-"""A run as Markdown: its targets first, met or not, then its tables, then its circumstances."""
+"""Runs as Markdown: targets first, met or not, then tables, then circumstances.
+
+What a figure cannot say, such as why a target is missed, is written by hand into NAME.remarks.md beside
+NAME.json, and stands in that scenario's section where results are put together.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from bench.environment import Environment
-from bench.results import Metric, Run
+from bench.errors import BenchError
+from bench.results import Metric, Run, load_run
 
-__all__ = ["TARGET_COLUMNS", "figure", "markdown", "sections", "table", "target_row"]
+__all__ = ["collected", "figure", "load_runs", "markdown", "table"]
 
-
-TARGET_COLUMNS = ["", "measured", "rounds", "target", ""]
+_TARGET_COLUMNS = ["", "measured", "rounds", "target", ""]
+# What a reader wants first; the rest follows by name.
+_FIRST = ("overhead", "peers", "concurrency", "scaling")
 
 
 def markdown(run: Run) -> str:
-    return "\n\n".join([f"# pgscatter bench {run.scenario}", *sections(run)]) + "\n"
+    return "\n\n".join([f"# pgscatter bench {run.scenario}", *_sections(run)]) + "\n"
 
 
-def sections(run: Run, *, level: int = 2, plots: bool = True) -> list[str]:
+def _sections(run: Run, *, level: int = 2, plots: bool = True) -> list[str]:
     """Everything below the title, with headings of that level; the plots lie beside the text."""
     outcome, head = run.outcome, "#" * level
     parts = [_circumstances(run)]
@@ -25,7 +32,7 @@ def sections(run: Run, *, level: int = 2, plots: bool = True) -> list[str]:
         parts.append(f"```sh\n{run.command}\n```")
     targets = [metric for metric in outcome.metrics if metric.target is not None]
     if targets:
-        parts += [f"{head} Targets", table(TARGET_COLUMNS, map(target_row, targets))]
+        parts += [f"{head} Targets", table(_TARGET_COLUMNS, map(_target_row, targets))]
     for one in outcome.tables:
         rows = ([_cell(cell) for cell in row] for row in one.rows)
         parts += [f"{head} {one.title}", table(one.columns, rows)]
@@ -65,8 +72,8 @@ def figure(value: float | None, unit: str = "") -> str:
     return f"{text} {unit}"
 
 
-def target_row(metric: Metric) -> list[str]:
-    """Under `TARGET_COLUMNS`."""
+def _target_row(metric: Metric) -> list[str]:
+    """Under `_TARGET_COLUMNS`."""
     relation = ">=" if metric.better == "higher" else "<="
     verdict = {True: "met", False: "**not met**", None: "not measured"}[metric.met]
     spread = "" if metric.low is None else f"{figure(metric.low)} to {figure(metric.high)}"
@@ -90,3 +97,42 @@ def _circumstances(run: Run) -> str:
 
 def _cell(cell: str | float | None) -> str:
     return cell if isinstance(cell, str) else figure(cell)
+
+
+def load_runs(folder: Path) -> list[Run]:
+    """The latest result of each scenario, as they lie in `folder`.
+
+    Raises:
+        BenchError: there are none, or one of them is no result.
+    """
+    runs = [load_run(path) for path in sorted(folder.glob("*.json"))]
+    if not runs:
+        raise BenchError(f"{folder} has no results of pgscatter bench (NAME.json)")
+    order = {name: i for i, name in enumerate(_FIRST)}
+    return sorted(runs, key=lambda run: (order.get(run.scenario, len(order)), run.scenario))
+
+
+def collected(runs: list[Run], folder: Path, *, plots: bool) -> str:
+    """`folder` has the remarks; with `plots`, the text will lie beside the plots and shows them."""
+    parts = ["# Results of pgscatter bench", _INTRODUCTION]
+    rows = [
+        [run.scenario, *_target_row(metric)]
+        for run in runs
+        for metric in run.outcome.metrics
+        if metric.target is not None
+    ]
+    if rows:
+        parts += ["## Targets", table(["scenario", *_TARGET_COLUMNS], rows)]
+    for run in runs:
+        parts += [f"## {run.scenario}", *_sections(run, level=3, plots=plots)]
+        remarks = folder / f"{run.scenario}.remarks.md"
+        if remarks.is_file():
+            parts += ["### Remarks", remarks.read_text().strip()]
+    return "\n\n".join(parts) + "\n"
+
+
+_INTRODUCTION = (
+    "Written by `pgscatter bench collect` from the results of the runs named below; each section has the"
+    " command that made it, the machine and the time. Compare figures within a section: the machine, and"
+    " what else it did, may differ between two."
+)

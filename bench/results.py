@@ -5,8 +5,9 @@ A metric has a name that stays the same from run to run, so that two runs can be
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import msgspec
 
@@ -15,10 +16,24 @@ from bench.errors import BenchError
 from bench.interleave import Spread
 from bench.sample import Sample
 
-__all__ = ["Figure", "Metric", "Outcome", "Run", "Series", "Table", "Timeline", "load_run", "save_run"]
+__all__ = [
+    "Cell",
+    "Figure",
+    "Metric",
+    "Outcome",
+    "Run",
+    "Series",
+    "Table",
+    "Timeline",
+    "load_run",
+    "save_run",
+]
+
+T = TypeVar("T")
 
 _FORMAT = 1
 Better = Literal["higher", "lower"]
+Cell: TypeAlias = str | float | None
 
 
 class Metric(msgspec.Struct, frozen=True, kw_only=True):
@@ -40,16 +55,21 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
 
     @classmethod
     def of(
-        cls, name: str, found: Spread | None, unit: str = "", better: Better = "higher", **more: object
+        cls,
+        name: str,
+        found: Spread | float | None,
+        unit: str = "",
+        better: Better = "higher",
+        target: float | None = None,
+        note: str = "",
     ) -> Metric:
-        """From the spread over rounds; None is not measured."""
-        if found is None:
-            made = cls(name=name, value=None, unit=unit, better=better)
-        else:
-            made = cls(
-                name=name, value=found.median, low=found.low, high=found.high, unit=unit, better=better
-            )
-        return msgspec.structs.replace(made, **more)
+        """From one figure, or the spread over rounds; None is not measured."""
+        low, value, high = (
+            (found.low, found.median, found.high) if isinstance(found, Spread) else (None, found, None)
+        )
+        return cls(
+            name=name, value=value, unit=unit, better=better, low=low, high=high, target=target, note=note
+        )
 
     @property
     def met(self) -> bool | None:
@@ -62,7 +82,13 @@ class Metric(msgspec.Struct, frozen=True, kw_only=True):
 class Table(msgspec.Struct, frozen=True):
     title: str
     columns: list[str]
-    rows: list[list[str | float | None]]
+    rows: list[list[Cell]]
+
+    @classmethod
+    def of(cls, title: str, columns: Mapping[str, Callable[[T], Cell]], items: Iterable[T]) -> Table:
+        """A row per item; `columns` says how to read each cell."""
+        rows = [[read(item) for read in columns.values()] for item in items]
+        return cls(title, list(columns), rows)
 
 
 class Series(msgspec.Struct, frozen=True):
@@ -70,6 +96,11 @@ class Series(msgspec.Struct, frozen=True):
 
     name: str
     points: list[tuple[float, float, float, float]]
+
+    @classmethod
+    def of(cls, name: str, found: Mapping[Any, Spread]) -> Series:
+        """By x."""
+        return cls(name, [(float(x), one.median, one.low, one.high) for x, one in found.items()])
 
 
 class Figure(msgspec.Struct, frozen=True):

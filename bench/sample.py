@@ -16,6 +16,11 @@ from bench.workers import Job, measure
 __all__ = ["Sample", "take"]
 
 _PERCENTILES = (50, 90, 99, 99.9)
+# What a sample has of what the generator measured.
+_SAME = (
+    *("seconds", "searches", "rate", "failed", "shed", "reasons", "lag99", "account", "latencies", "tiers"),
+    "returned",
+)
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -51,6 +56,10 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     returned: float | None = None
 
     @property
+    def lost(self) -> int:
+        return self.failed + self.shed
+
+    @property
     def router_cpu_per_search(self) -> float:
         return self.router_cpu / max(self.searches, 1)
 
@@ -83,27 +92,18 @@ def take(
     measured = measure(job, begin=read, end=read, tick=tick)
     (router0, server0), (router1, server1) = readings
     p50, p90, p99, p999 = (measured.at(percentile) for percentile in _PERCENTILES)
+    same = {name: getattr(measured, name) for name in _SAME}
     return Sample(
-        seconds=measured.seconds,
-        searches=measured.searches,
-        rate=measured.rate,
+        **same,
         p50=p50,
         p90=p90,
         p99=p99,
         p999=p999,
-        failed=measured.failed,
-        shed=measured.shed,
-        reasons=measured.reasons,
         recall=None if dataset is None or truth is None else _recall(measured, dataset, truth),
-        lag99=measured.lag99,
         router_cpu=router1.since(router0),
         server_cpu=server1.since(server0),
         generator_cpu=measured.cpu_seconds,
         router_rss_bytes=router1.rss_bytes,
-        account=measured.account,
-        latencies=measured.latencies,
-        tiers=measured.tiers,
-        returned=measured.returned,
     )
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import msgspec
 import psutil
 from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample
@@ -15,32 +14,17 @@ from bench.resources import family, usage
 from bench.world import Router, World
 from router.client import Client, ClientError
 
-__all__ = ["State", "by_label", "scrape", "state"]
+__all__ = ["UNITS", "by_label", "scrape", "state"]
 
 
-class State(msgspec.Struct, frozen=True, kw_only=True):
-    """A router and its servers at one moment.
-
-    Attributes:
-        at: seconds since the run began.
-        router_bytes, server_bytes: resident memory; shared pages count in each process.
-        l1_bytes: of the router's memory, what its cache holds by its own account.
-        tasks, in_flight, waiting: tasks of its loop; requests and statements under way and waiting.
-        sockets: that the router's processes have open; `backends` are PostgreSQL's processes.
-    """
-
-    at: float
-    router_bytes: int
-    server_bytes: int
-    l1_bytes: float
-    tasks: float
-    in_flight: float
-    waiting: float
-    node_connections: float
-    sockets: int
-    files: int
-    threads: int
-    backends: int
+_MIB = float(1 << 20)
+# Of what `state` reads. Memory is resident: shared pages count in each process. L1 is by the cache's own
+# account; tasks are those of the router's loop, sockets, files and threads those of its processes.
+UNITS = {
+    **{name: "MiB" for name in ("router's memory", "of it L1", "servers' memory")},
+    **dict.fromkeys(("tasks", "waiting statements", "connections to nodes"), ""),
+    **dict.fromkeys(("sockets", "open files", "threads", "processes of PostgreSQL"), ""),
+}
 
 
 def scrape(router: Router) -> dict[str, float]:
@@ -78,8 +62,9 @@ def _samples(router: Router) -> Iterator[Sample]:
         yield from metric.samples
 
 
-def state(world: World, router: Router, at: float) -> State:
-    """
+def state(world: World, router: Router) -> dict[str, float]:
+    """A router and its servers at this moment, by the names in `UNITS`.
+
     Raises:
         BenchError
     """
@@ -91,19 +76,17 @@ def state(world: World, router: Router, at: float) -> State:
             files += process.num_fds()
             threads += process.num_threads()
     try:
-        return State(
-            at=at,
-            router_bytes=usage([router.pid]).rss_bytes,
-            server_bytes=usage(world.server_pids).rss_bytes,
-            l1_bytes=said["pgscatter_l1_bytes"],
-            tasks=said["pgscatter_tasks"],
-            in_flight=said["pgscatter_requests_in_flight"],
-            waiting=said["pgscatter_node_waiting"],
-            node_connections=said["pgscatter_node_connections"],
-            sockets=sockets,
-            files=files,
-            threads=threads,
-            backends=len(family(world.server_pids)),
-        )
+        return {
+            "router's memory": usage([router.pid]).rss_bytes / _MIB,
+            "of it L1": said["pgscatter_l1_bytes"] / _MIB,
+            "servers' memory": usage(world.server_pids).rss_bytes / _MIB,
+            "tasks": said["pgscatter_tasks"],
+            "waiting statements": said["pgscatter_node_waiting"],
+            "connections to nodes": said["pgscatter_node_connections"],
+            "sockets": sockets,
+            "open files": files,
+            "threads": threads,
+            "processes of PostgreSQL": len(family(world.server_pids)),
+        }
     except KeyError as exc:
         raise BenchError(f"the router's metrics have no {exc.args[0]}") from exc

@@ -33,9 +33,8 @@ def run_scenario(name: str, options: Options, display: Display, command: str = "
     machine = environment.describe()
     display.say(f"{name}: reading {options.dataset}")
     dataset = open_dataset(options.dataset).head(options.rows, options.queries)
-    meter = display.meter("exact answers", len(dataset.queries), "queries")
-    truth = truth_of(dataset, options.k, meter.reach)
-    meter.end()
+    with display.meter("exact answers", len(dataset.queries), "queries") as meter:
+        truth = truth_of(dataset, options.k, meter.reach)
     context = Context(options, dataset, truth, display)
     try:
         outcome = run(context)

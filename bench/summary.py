@@ -1,42 +1,89 @@
-"""Samples of all rounds as rows of a table, points of a figure, and metrics."""
+"""Samples of all rounds as metrics, rows of a table, and points of a figure."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import attrgetter
+from typing import Any, TypeAlias
 
-from bench.interleave import spread
-from bench.results import Figure, Metric, Series, Table
+from bench.interleave import Spread, ratios, spread
+from bench.results import Cell, Figure, Metric, Series, Table
 from bench.sample import Sample
 
-__all__ = ["Curve", "curve_figure", "metrics_of", "samples_table", "values"]
-
-_COLUMNS = [
-    *("variant", "searches/s", "p50 ms", "p99 ms", "p99.9 ms", "recall"),
-    *("router CPU µs", "PostgreSQL CPU µs", "failed"),
+__all__ = [
+    *("Curve", "against", "curve_figure", "every_metric", "metrics_of", "over"),
+    *("samples_table", "values"),
 ]
 
+# What is read of a sample, by its name or in another way.
+Of: TypeAlias = str | Callable[[Sample], float]
+_COLUMNS = {
+    "searches/s": ("rate", 1.0),
+    "p50 ms": ("p50", 1e3),
+    "p99 ms": ("p99", 1e3),
+    "p99.9 ms": ("p999", 1e3),
+    "recall": ("recall", 1.0),
+    "router CPU µs": ("router_cpu_per_search", 1e6),
+    "PostgreSQL CPU µs": ("server_cpu_per_search", 1e6),
+    "failed": ("lost", 0.0),
+}
 # By the name of a curve, at each x, a round's samples each.
 Curve = Mapping[str, Mapping[float, Sequence[Sample]]]
 
 
-def values(samples: Sequence[Sample], of: Callable[[Sample], float]) -> list[float]:
-    return [of(sample) for sample in samples]
+def values(samples: Sequence[Sample], of: Of) -> list[float]:
+    read = attrgetter(of) if isinstance(of, str) else of
+    return [read(sample) or 0.0 for sample in samples]
 
 
-def samples_table(title: str, samples: Mapping[str, Sequence[Sample]]) -> Table:
-    """Medians over the rounds; processor time is for each search."""
-    return Table(title, _COLUMNS, [_row(name, found) for name, found in samples.items()])
+def over(samples: Sequence[Sample], of: Of, factor: float = 1.0) -> Spread:
+    """Over the rounds, in a unit that is `factor` times the sample's."""
+    return spread(values(samples, of)).scaled(factor)
+
+
+def against(samples: Sequence[Sample], base: Sequence[Sample], of: Of, factor: float = 1.0) -> Spread | None:
+    """The ratio of both, round by round; None where a base is zero."""
+    found = ratios(values(samples, of), values(base, of))
+    return None if found is None else found.scaled(factor)
 
 
 def metrics_of(name: str, samples: Sequence[Sample]) -> list[Metric]:
     """The figures by which a later run is compared with this one."""
-    recalls = [sample.recall for sample in samples if sample.recall is not None]
     return [
-        Metric.of(f"{name}: searches/s", spread(values(samples, lambda s: s.rate)), "/s"),
-        Metric.of(f"{name}: p50", spread(values(samples, lambda s: s.p50 * 1e3)), "ms", "lower"),
-        Metric.of(f"{name}: p99", spread(values(samples, lambda s: s.p99 * 1e3)), "ms", "lower"),
-        Metric.of(f"{name}: recall", spread(recalls) if recalls else None),
+        Metric.of(f"{name}: searches/s", over(samples, "rate"), "/s"),
+        Metric.of(f"{name}: p50", over(samples, "p50", 1e3), "ms", "lower"),
+        Metric.of(f"{name}: p99", over(samples, "p99", 1e3), "ms", "lower"),
+        Metric.of(f"{name}: recall", _recall(samples)),
     ]
+
+
+def every_metric(samples: Mapping[str, Sequence[Sample]]) -> list[Metric]:
+    return [metric for name, found in samples.items() for metric in metrics_of(name, found)]
+
+
+def samples_table(
+    title: str,
+    samples: Mapping[Any, Sequence[Sample]],
+    columns: Mapping[str, tuple[str, float]] = _COLUMNS,
+    labels: Sequence[str] = ("variant",),
+) -> Table:
+    """A row for each variant, whose key is what stands under `labels`: medians over the rounds.
+
+    `columns` say what is read of a sample and in which unit; counts (unit 0) are added up.
+    """
+    rows: list[list[Cell]] = []
+    for key, found in samples.items():
+        row: list[Cell] = list(key) if isinstance(key, tuple) else [key]
+        for of, unit in columns.values():
+            if not unit:
+                row.append(str(sum(getattr(sample, of) for sample in found)))
+            elif of == "recall":
+                recall = _recall(found)
+                row.append(None if recall is None else f"{recall.median:.4f}")
+            else:
+                row.append(over(found, of, unit).median)
+        rows.append(row)
+    return Table(title, [*labels, *columns], rows)
 
 
 def curve_figure(
@@ -45,31 +92,19 @@ def curve_figure(
     x: str,
     y: str,
     curves: Curve,
-    of: Callable[[Sample], float],
+    of: Of,
+    factor: float = 1.0,
     *,
     log_x: bool = True,
     log_y: bool = False,
 ) -> Figure:
-    series = []
-    for label, points in curves.items():
-        spreads = [(at, spread(values(samples, of))) for at, samples in points.items()]
-        series.append(Series(label, [(at, one.median, one.low, one.high) for at, one in spreads]))
+    series = [
+        Series.of(label, {at: over(samples, of, factor) for at, samples in points.items()})
+        for label, points in curves.items()
+    ]
     return Figure(name, title, x, y, series, log_x=log_x, log_y=log_y)
 
 
-def _row(name: str, samples: Sequence[Sample]) -> list[str | float | None]:
-    def median(of: Callable[[Sample], float]) -> float:
-        return spread(values(samples, of)).median
-
-    recalls = [sample.recall for sample in samples if sample.recall is not None]
-    return [
-        name,
-        median(lambda s: s.rate),
-        median(lambda s: s.p50 * 1e3),
-        median(lambda s: s.p99 * 1e3),
-        median(lambda s: s.p999 * 1e3),
-        f"{spread(recalls).median:.4f}" if recalls else None,
-        median(lambda s: s.router_cpu_per_search * 1e6),
-        median(lambda s: s.server_cpu_per_search * 1e6),
-        str(sum(sample.failed + sample.shed for sample in samples)),
-    ]
+def _recall(samples: Sequence[Sample]) -> Spread | None:
+    found = [sample.recall for sample in samples if sample.recall is not None]
+    return spread(found) if found else None

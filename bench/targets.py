@@ -43,6 +43,7 @@ class HttpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
         explained: every so many searches one is explained, and it is counted how many searches went
             together in the statements that it took.
         extra: further fields of every body.
+        pid: of the process that answers, with whose family's processor time searches are charged.
     """
 
     url: str
@@ -54,6 +55,7 @@ class HttpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
     tiers: bool = False
     explained: int = 0
     extra: dict[str, Any] = {}
+    pid: int | None = None
 
 
 class GatherSpec(msgspec.Struct, frozen=True, kw_only=True, tag="gather"):
@@ -62,6 +64,7 @@ class GatherSpec(msgspec.Struct, frozen=True, kw_only=True, tag="gather"):
     Attributes:
         where: a condition in SQL, of a filtered search.
         settings: of the connections, beside the width.
+        exact: whether every row that matches is compared, past the vector index.
     """
 
     dsns: list[str]
@@ -72,6 +75,7 @@ class GatherSpec(msgspec.Struct, frozen=True, kw_only=True, tag="gather"):
     vector_column: str = "embedding"
     where: str = ""
     settings: dict[str, str] = {}
+    exact: bool = False
     k: int = 10
     ef_search: int | None = None
 
@@ -214,7 +218,7 @@ class GatherTarget:
         self._sql = (
             f"SELECT {spec.id_column}, {distance} AS distance FROM {spec.table}"
             + (f" WHERE {spec.where}" if spec.where else "")
-            + f" ORDER BY {distance} LIMIT {spec.k}"
+            + f" ORDER BY {f'({distance}) + 0' if spec.exact else distance} LIMIT {spec.k}"
         )
 
     def __repr__(self) -> str:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import msgspec
 import numpy as np
 
 from bench.datasets import Dataset
 from bench.errors import BenchError, SearchError
-from bench.generators import Target
 from bench.targets import TargetSpec, make
 from bench.truth import Truth
+from router.recall.tuning import smallest as bisect
 
-__all__ = ["MOST_RUNS", "ask", "recall_of", "smallest"]
+__all__ = ["MOST_RUNS", "ask", "smallest"]
 
 # Steps of about an eighth: finer ones differ by less than the recall of one set of queries tells.
 _STEPS = (
@@ -31,78 +31,62 @@ Progress = Callable[[], object]
 
 
 def smallest(
-    spec: TargetSpec, dataset: Dataset, truth: Truth, wanted: float, progress: Progress = int
+    spec: TargetSpec, dataset: Dataset, truth: Truth, wanted: float, progress: Progress = lambda: None
 ) -> tuple[int, float]:
     """The ef_search, and its recall over all queries.
 
     Raises:
-        BenchError: even the widest scan stays below `wanted`.
+        BenchError: even the widest scan stays below `wanted`, or a search failed.
     """
     found: dict[int, float] = {}
 
-    def reaches(ef_search: int) -> bool:
+    async def reaches(ef_search: int) -> bool:
         widened = msgspec.structs.replace(spec, ef_search=ef_search)
-        found[ef_search] = recall_of(widened, dataset, truth, progress)
+        answers = np.full((len(dataset.queries), truth.k), -1, np.int64)
+        for query, ids in enumerate(await _ask(widened, len(answers), progress)):
+            answers[query, : len(ids)] = ids[: truth.k]
+        found[ef_search] = truth.recall(dataset, np.arange(len(answers)), answers)
         return found[ef_search] >= wanted
 
-    low, high = 0, len(_STEPS) - 1
-    if not reaches(_STEPS[-1]):
+    best = asyncio.run(bisect(_STEPS, reaches))
+    if best is None:
         recall = found[_STEPS[-1]]
         raise BenchError(
             f"{dataset.name}: recall {recall:.4f} even at ef_search {_STEPS[-1]}, not {wanted:g}"
         )
-    while low < high:
-        middle = (low + high) // 2
-        if reaches(_STEPS[middle]):
-            high = middle
-        else:
-            low = middle + 1
-    return _STEPS[low], found[_STEPS[low]]
+    return best, found[best]
 
 
-def recall_of(spec: TargetSpec, dataset: Dataset, truth: Truth, progress: Progress = int) -> float:
-    """By asking every query once."""
-    count = len(dataset.queries)
-    answers = np.full((count, truth.k), -1, np.int64)
-    for query, ids in enumerate(ask(spec, count, progress)):
-        answers[query, : len(ids)] = ids[: truth.k]
-    return truth.recall(dataset, np.arange(count), answers)
-
-
-def ask(spec: TargetSpec, count: int, progress: Progress = int) -> list[list[int]]:
+def ask(spec: TargetSpec, count: int) -> list[list[int]]:
     """The answers to the first `count` queries, each asked once.
 
     Raises:
         BenchError: a search failed.
     """
-    try:
-        return asyncio.run(_ask(spec, count, progress))
-    except (SearchError, OSError) as exc:  # TimeoutError is one
-        raise BenchError(f"a search failed while none may: {exc or 'it took too long'}") from exc
+    return asyncio.run(_ask(spec, count, lambda: None))
 
 
 async def _ask(spec: TargetSpec, count: int, progress: Progress) -> list[list[int]]:
     found: list[list[int]] = [[] for _ in range(count)]
+    queries = iter(range(count))
     target = make(spec)
+
+    async def client() -> None:
+        for query in queries:
+            found[query] = list(await target.search(query))
+            progress()
+
     try:
         async with asyncio.timeout(_SECONDS):
             await target.open()
-            queries = iter(range(count))
-            tasks = [
-                asyncio.create_task(_client(target, queries, found, progress)) for _ in range(_CONCURRENCY)
-            ]
-            try:
-                await asyncio.gather(*tasks)
-            finally:
-                for task in tasks:
-                    task.cancel()
-                await asyncio.gather(*tasks, return_exceptions=True)
+            async with asyncio.TaskGroup() as clients:
+                for _ in range(_CONCURRENCY):
+                    clients.create_task(client())
+    except (ExceptionGroup, SearchError, OSError) as exc:  # TimeoutError is an OSError
+        failure = exc.exceptions[0] if isinstance(exc, ExceptionGroup) else exc
+        if not isinstance(failure, SearchError | OSError):
+            raise
+        raise BenchError(f"a search failed while none may: {str(failure) or 'it took too long'}") from failure
     finally:
         await target.close()
     return found
-
-
-async def _client(target: Target, queries: Iterator[int], found: list[list[int]], progress: Progress) -> None:
-    for query in queries:
-        found[query] = list(await target.search(query))
-        progress()

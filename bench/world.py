@@ -24,7 +24,6 @@ import msgspec
 import numpy as np
 import redis
 import yaml
-from numpy.typing import NDArray
 
 from bench.datasets import Dataset
 from bench.errors import BenchError
@@ -39,16 +38,12 @@ from router.query.plan import plan_search
 from router.query.types import SearchQuery
 from shard_config import load as load_map
 
-__all__ = ["COLLECTION", "COPIED", "SINGLE", "SLICE", "SLICES", "Router", "World", "open_world", "slices_of"]
+__all__ = ["COLLECTION", "COPIED", "SINGLE", "Router", "World", "open_world"]
 
 # Sharded over all nodes, whole on one, and sharded but empty and without a vector index.
 COLLECTION = "items"
 SINGLE = "single"
 COPIED = "copied"
-# An attribute to filter by: each value from 0 on has as many rows as any other, spread over the data set.
-SLICE = "slice"
-SLICES = 1000
-_STRIDE = 7919  # prime to SLICES
 
 _BUCKETS = 64
 # A command that runs long says how far it is; it is passed on this often.
@@ -74,17 +69,6 @@ _COMMAND_SECONDS = 4 * 3600.0
 
 Say = Callable[[str], object]
 
-# A file of vectors brings no columns; what this one holds follows from the id.
-_SLICED = f"""
-CREATE FUNCTION public.pgscatter_bench_slice() RETURNS trigger LANGUAGE plpgsql AS $f$
-BEGIN
-    NEW.{SLICE} := (NEW.id * {_STRIDE}) % {SLICES};
-    RETURN NEW;
-END $f$;
-CREATE TRIGGER pgscatter_bench_slice BEFORE INSERT ON public.{COLLECTION}
-    FOR EACH ROW EXECUTE FUNCTION public.pgscatter_bench_slice()
-"""
-
 
 class World:
     """A cluster that holds `dataset`; made by `open_world`."""
@@ -101,7 +85,7 @@ class World:
         self.dataset = dataset
         self.folder = folder
         self.flags: list[str] = []
-        self._say = say
+        self.say = say
         self._spread = dict(spread or {})
         self._routers = itertools.count(1)
 
@@ -133,7 +117,7 @@ class World:
     def http(self, router: Router, collection: str = COLLECTION, **options: Any) -> HttpSpec:
         """Searches through `router`, without caches unless `options` say otherwise."""
         url = f"{router.url}{search_path(collection)}"
-        return HttpSpec(url=url, queries=str(self.queries_path), **options)
+        return HttpSpec(url=url, pid=router.pid, **{"queries": str(self.queries_path), **options})
 
     def gather(self, collection: str = COLLECTION, **options: Any) -> GatherSpec:
         """The same searches by an application of its own."""
@@ -220,9 +204,9 @@ class World:
 
     def load(self, collection: str, *flags: object) -> str:
         """`pgscatter load` of the data set's base vectors."""
-        self._say(f"loading {len(self.dataset.base):,} rows into {collection}, and building its index")
+        self.say(f"loading {len(self.dataset.base):,} rows into {collection}, and building its index")
         where = ("--map", self.map_path, "--collection", collection)
-        return self.command("load", self.base_path, *where, *flags, listen=self._say)
+        return self.command("load", self.base_path, *where, *flags, listen=self.say)
 
     @contextmanager
     def serve(
@@ -252,7 +236,8 @@ def open_world(
     replicas: int = 0,
     single: bool = False,
     copied: bool = False,
-    sliced: bool = False,
+    columns: Mapping[str, str] | None = None,
+    metadata: bool = False,
     filled: bool = True,
     spread: Mapping[str, int] | None = None,
     search: Mapping[str, Any] | None = None,
@@ -261,9 +246,9 @@ def open_world(
     """A temporary cluster with `dataset` in the collection `items`, ids being row numbers.
 
     With `single`, the same rows also stand in one unsharded table; with `copied`, there is an empty
-    collection without a vector index; with `sliced`, rows have the column `SLICE`. `spread` names further
-    collections with the same rows on the first so many of the shards. Without `filled` all of them stay
-    empty. `search` goes into the map as it is.
+    collection without a vector index. Rows have `columns`, by name and type, and `metadata`. `spread` names
+    further collections with the same rows on the first so many of the shards. Without `filled` all of them
+    stay empty. `search` goes into the map as it is.
 
     Raises:
         BenchError, ClusterError: servers or commands failed.
@@ -278,7 +263,9 @@ def open_world(
         names = [*loaded, COPIED] if copied else loaded
         collections = folder / "collections.yaml"
         made = {
-            name: _collection(name, dataset, placed.get(name, shards), search, sliced=sliced)
+            name: _collection(
+                name, dataset, placed.get(name, shards), search, columns=columns, metadata=metadata
+            )
             for name in names
         }
         collections.write_text(yaml.safe_dump({"collections": made}, sort_keys=False))
@@ -288,8 +275,6 @@ def open_world(
             for name in names:
                 flags = ["--no-index"] if name == COPIED else []
                 world.command("schema", "apply", "--map", world.map_path, "--collection", name, *flags)
-            if sliced:
-                world.sql(_SLICED)
             for name in loaded if filled else ():
                 world.load(name)
             yield world
@@ -297,13 +282,14 @@ def open_world(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def slices_of(rows: int) -> NDArray[np.int64]:
-    """The column `SLICE` of that many rows, in the order of their ids."""
-    return np.arange(rows, dtype=np.int64) * _STRIDE % SLICES
-
-
 def _collection(
-    name: str, dataset: Dataset, shards: int, search: Mapping[str, Any] | None, *, sliced: bool
+    name: str,
+    dataset: Dataset,
+    shards: int,
+    search: Mapping[str, Any] | None,
+    *,
+    columns: Mapping[str, str] | None,
+    metadata: bool,
 ) -> dict[str, Any]:
     vector = {
         "column": "embedding",
@@ -318,7 +304,8 @@ def _collection(
         "table": f"public.{name}",
         "id": {"column": "id", "type": "bigint"},
         "vector": vector,
-        **({"columns": {SLICE: "int"}} if sliced else {}),
+        **({"columns": dict(columns)} if columns else {}),
+        **({"metadata": "metadata"} if metadata else {}),
         "sharding": sharding,
         # Longer than any run: what is cached stays so while hits are measured.
         "cache": {"ttl": "24h"},

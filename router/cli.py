@@ -41,7 +41,7 @@ def _run(args: argparse.Namespace) -> int:
         return 1
 
 
-def _parser(arguments: Sequence[str]) -> argparse.ArgumentParser:
+def _parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     # Importing every command takes two to three times as long as importing one (0.5 s against 0.2 s);
     # only the help and the complaint about an unknown command need all of them.
     named = [name for name in _COMMANDS if arguments[:1] == [name]]

@@ -92,6 +92,12 @@ class Settings(msgspec.Struct, frozen=True):
         "time for storing a body or a batch of a stream, for a delete, and between two parts of a stream",
     ] = 30.0
     drain_timeout: Annotated[Seconds, "time for requests under way to finish after SIGTERM or Ctrl-C"] = 30.0
+    slow_search: Annotated[
+        SecondsOrZero,
+        "a search that takes as long leaves a line `slow search` in the log, at most one a second, with "
+        "where the time went and the [indexes that its filter lacks](recall.md#indexes-for-filters); 0 turns "
+        "that off",
+    ] = 1.0
     # nodes
     node_connections: Annotated[
         Count,

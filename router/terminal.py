@@ -91,6 +91,12 @@ class Meter:
     def __repr__(self) -> str:
         return f"<Meter {self.line()}>"
 
+    def __enter__(self) -> Meter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.end()
+
     def skip(self, done: int) -> None:
         """`done` of the total needs no work, and says nothing about speed."""
         self._skipped += done

@@ -34,6 +34,7 @@ from router.policy.batches import AdmittedBatch, Batches
 from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, Reads, Role
+from router.policy.ways import Ways
 from router.query.filter import Filter
 from router.query.ranked import RankedAnswer
 from router.query.types import Found, Probe, SearchQuery, ShardRows, VectorFormat
@@ -49,7 +50,7 @@ from router.stages.local_cache import LocalCache, Store
 from router.stages.replicas import ReplicaSet
 from router.stages.scatter import Scatter
 from router.stages.shared_cache import SharedCache
-from router.stages.stage import Stage
+from router.stages.stage import Figures, Stage
 from shard_config import model
 from shard_config.dsn import server
 from shard_config.model import Collection, ShardMap
@@ -182,18 +183,21 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
     cache repeats. Scatter is last: it alone speaks of shards.
 
     Raises:
-        KeyError: the parts were not made for one of the map's nodes.
+        KeyError: the parts were not made for one of the map's nodes or collections.
     """
     settings, freshness = parts.settings, parts.freshness
     namespace = _namespace(shard_map)
-    # All before the first set is made: a set is told of its nodes' news until it is closed.
+    # What the parts were not made for is found now, and not by requests; and before the first set is made,
+    # since a set is told of its nodes' news until it is closed.
+    for name in shard_map.collections:
+        freshness.version(name)
     nodes = {name: parts.nodes_of(shard) for name, shard in shard_map.shards.items()}
     sets = {
         name: ReplicaSet(name, members, reads=_reads(settings), hedges=parts.hedges, retries=parts.retries)
         for name, members in nodes.items()
     }
     fanout = Fanout(sets)
-    scatter = Scatter(shard_map, fanout, freshness)
+    scatter = Scatter(shard_map, fanout, freshness, Ways(parts.statistics.of))
     ranked = Sampled(scatter, parts.recall)
     search: Stage[SearchQuery, Found] = Encoded(ranked, ColumnReader(fanout, freshness), parts.memory)
     shared_cache = None
@@ -208,7 +212,7 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
             parts.prober.probe_soon,
             settings.l2_max_entry_bytes,
         )
-    search = coalesced = Coalesced(search, freshness.version)
+    search = Coalesced(search, freshness.version)
     search = LocalCache(search, parts.store, namespace, freshness.version)
     primaries = Primaries(sets, freshness, parts.prober, parts.unconfirmed, wait=settings.failover_wait)
     return Snapshot(
@@ -218,7 +222,6 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         fanout,
         search=search,
         scatter=scatter,
-        coalesced=coalesced,
         shared_cache=shared_cache,
         writer=Writer(shard_map, primaries),
         reader=Reader(shard_map, fanout, freshness, parts.memory),
@@ -237,7 +240,6 @@ class Snapshot:
         *,
         search: Stage[SearchQuery, Found],
         scatter: Scatter,
-        coalesced: Coalesced,
         shared_cache: SharedCache | None,
         writer: Writer,
         reader: Reader,
@@ -253,7 +255,6 @@ class Snapshot:
         self._fanout = fanout
         self._search = search
         self._scatter = scatter
-        self._coalesced = coalesced
         self._shared_cache = shared_cache
         self._writer = writer
         self._reader = reader
@@ -273,6 +274,10 @@ class Snapshot:
     async def rank(self, query: SearchQuery, deadline: float) -> RankedAnswer:
         """The ranked rows, past all caches."""
         return await self._scatter.search(query, deadline)
+
+    async def read_statistics(self) -> None:
+        """Now, instead of when their turn comes."""
+        await self._parts.statistics.read()
 
     async def fetch(self, probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
         """Rows of each probe's shard, past all stages; see `Fanout.fetch`."""
@@ -335,25 +340,8 @@ class Snapshot:
         readable = {name: replicas.readable for name, replicas in self._sets.items()}
         return any(readable.values()), readable
 
-    def cache_stats(self) -> dict[str, int | float | bool]:
-        store, shared = self._parts.store, self._shared_cache
-        stats: dict[str, int | float | bool] = {
-            "l1_entries": len(store),
-            "l1_bytes": store.size_bytes,
-            "l1_hits": store.hits,
-            "l1_misses": store.misses,
-            "coalesced": self._coalesced.joined,
-            "l2_enabled": shared is not None,
-        }
-        if shared is not None and self._parts.link is not None:
-            link = self._parts.link
-            stats |= {
-                "l2_hits": shared.hits,
-                "l2_misses": shared.misses,
-                "l2_failures": link.failures,
-                "l2_on": link.on,
-            }
-        return stats
+    def cache_stats(self) -> Figures:
+        return {"l2_enabled": False} | self._search.describe()
 
     def recall(self, collection: str) -> RecallSeen | None:
         """What repeating real searches exactly has shown lately, if anything."""

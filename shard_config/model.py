@@ -65,7 +65,7 @@ class Quantization(StrEnum):
 
 
 class MetadataType(StrEnum):
-    """What an index on a path of the metadata is for: values of this type. Others stay right, without it."""
+    """Which values of a metadata path an index serves; conditions on others are answered without it."""
 
     TEXT = "text"
     NUMBER = "number"
@@ -101,9 +101,10 @@ class Table(msgspec.Struct, frozen=True):
 
 
 class Column(msgspec.Struct, frozen=True):
-    """A typed column: `name` is what requests say, `column` what PostgreSQL says.
+    """A typed column: `name` is what requests call it, `column` what PostgreSQL calls it.
 
-    `index`: shards are to have an index on it, which the conditions of filters are written for.
+    `index`: every shard is to have an index on it, and filters' conditions are written so that it serves
+    them.
     """
 
     name: str

@@ -89,7 +89,8 @@ class DistantTime(msgspec.Struct, frozen=True, array_like=True, tag="distant"):
         return not self < other
 
 
-# These run for every time of every row that a search brings; asking forgiveness saved a third.
+# These run for every time in every row of an answer. To try and catch the error of a time beyond Python's
+# calendar takes two thirds of the time that a check before does.
 
 
 def date_of(days: int) -> date | DistantTime:

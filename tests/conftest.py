@@ -51,7 +51,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Serve:
             url.pid = router.pid
             yield url
         lines = log.read_text().splitlines()
-        assert router.leash.returncode == 0, "\n".join(lines[-20:])
+        assert router.watcher.returncode == 0, "\n".join(lines[-20:])
         assert not [line for line in lines if '"level":"error"' in line]
 
     return started

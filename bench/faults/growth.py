@@ -9,7 +9,7 @@ import msgspec
 
 from bench.faults.load import FIRST_ID, running
 from bench.faults.proxies import Proxies
-from bench.scrape import State, state
+from bench.scrape import UNITS, state
 from bench.world import Router, World
 from router.terminal import Meter
 
@@ -18,7 +18,6 @@ __all__ = ["Growth", "break_connections"]
 _PAUSE = 0.05
 _IDS = FIRST_ID + FIRST_ID // 2
 _SETTLE = 3.0
-_MIB = float(1 << 20)
 
 
 class Growth(msgspec.Struct, frozen=True):
@@ -34,35 +33,24 @@ async def break_connections(
     """End all connections to one node or another, `count` times, while searches and writes go on."""
     rng = random.Random(1)
     names = list(proxies.addresses)
-    try:
-        async with running(world, router, _IDS):
-            # The first tenth is for what grows until it is as large as it gets.
-            for number in range(count):
-                if number == count // 10:
-                    before = await _settled(world, router)
-                name = rng.choice(names)
-                await asyncio.to_thread(proxies.refuse, name)
-                await asyncio.to_thread(proxies.restore, name)
-                await asyncio.sleep(_PAUSE)
-                meter.reach(number + 1)
-            after = await _settled(world, router)
-    finally:
-        meter.end()
-    return Growth(
-        count,
-        {
-            # L1 fills all the while.
-            "router's memory beside L1": (
-                (after.router_bytes - after.l1_bytes - before.router_bytes + before.l1_bytes) / _MIB,
-                "MiB",
-            ),
-            "tasks": (after.tasks - before.tasks, ""),
-            "connections to nodes": (after.node_connections - before.node_connections, ""),
-            "open files": (float(after.files - before.files), ""),
-        },
-    )
+    async with running(world, router, _IDS):
+        # The first tenth is for what grows until it is as large as it gets.
+        for number in range(count):
+            if number == count // 10:
+                before = await _settled(world, router)
+            name = rng.choice(names)
+            await asyncio.to_thread(proxies.refuse, name)
+            await asyncio.to_thread(proxies.restore, name)
+            await asyncio.sleep(_PAUSE)
+            meter.reach(number + 1)
+        after = await _settled(world, router)
+    more = {name: value - before[name] for name, value in after.items()}
+    # L1 fills all the while.
+    found = {"router's memory beside L1": (more["router's memory"] - more["of it L1"], "MiB")}
+    watched = ("tasks", "connections to nodes", "open files")
+    return Growth(count, {**found, **{name: (more[name], UNITS[name]) for name in watched}})
 
 
-async def _settled(world: World, router: Router) -> State:
+async def _settled(world: World, router: Router) -> dict[str, float]:
     await asyncio.sleep(_SETTLE)
-    return await asyncio.to_thread(state, world, router, 0.0)
+    return await asyncio.to_thread(state, world, router)

@@ -30,35 +30,20 @@ class Broken:
     """What faults are done to, one after the other, and what has to be remembered until they are healed.
 
     Attributes:
-        primary, replica: names of the suffering shard's nodes when the fault began.
+        names: by role, of the suffering shard's nodes when the fault began; and of Redis.
     """
 
     def __init__(self, world: World, proxies: Proxies) -> None:
         self.cluster = world.cluster
         self.proxies = proxies
         self.held: list[asyncpg.Connection] = []
-        self.primary = self.replica = ""
+        self.names: dict[str, str] = {}
 
     def look(self) -> None:
         """Who is who now; a promotion has changed it."""
         self.cluster.status()
         nodes = [node for node in self.cluster.nodes if node.shard == _SHARD]
-        self.primary = next(node.name for node in nodes if node.role == "primary")
-        self.replica = next(node.name for node in nodes if node.role == "replica")
-
-    def name(self, role: Role) -> str:
-        return self.primary if role == "primary" else self.replica
-
-    async def kill(self, *names: str) -> None:
-        for name in names:
-            await asyncio.to_thread(self.cluster.kill, name)
-
-    async def start(self, *names: str) -> None:
-        for name in names:
-            await asyncio.to_thread(self.cluster.start, name)
-
-    async def sql(self, name: str, statement: str) -> None:
-        await execute(statement, self.cluster.node(name).dsn)
+        self.names = {"redis": "redis", **{node.role: node.name for node in nodes}}
 
 
 Step = Callable[[Broken], Awaitable[None]]
@@ -79,72 +64,36 @@ class Fault(msgspec.Struct, frozen=True):
     seconds: float = 6.0
 
 
-async def _kill_replica(b: Broken) -> None:
-    await b.kill(b.replica)
+def _server(action: str, *roles: str) -> Step:
+    """Do what `Cluster` calls so to these servers."""
+
+    async def step(b: Broken) -> None:
+        for role in roles:
+            await asyncio.to_thread(getattr(b.cluster, action), b.names[role])
+
+    return step
 
 
-async def _start_replica(b: Broken) -> None:
-    await b.start(b.replica)
+def _way(action: str, *arguments: float) -> Step:
+    """Do what `Proxies` calls so to the way to the replica."""
+
+    async def step(b: Broken) -> None:
+        await asyncio.to_thread(getattr(b.proxies, action), b.names["replica"], *arguments)
+
+    return step
 
 
-async def _kill_primary(b: Broken) -> None:
-    await b.kill(b.primary)
+def _sql(statement: str) -> Step:
+    async def step(b: Broken) -> None:
+        await execute(statement, b.cluster.node(b.names["replica"]).dsn)
 
-
-async def _start_primary(b: Broken) -> None:
-    await b.start(b.primary)
+    return step
 
 
 async def _kill_and_promote(b: Broken) -> None:
-    await b.kill(b.primary)
+    await _server("kill", "primary")(b)
     await asyncio.sleep(_PAUSE)
-    await b.sql(b.replica, "SELECT pg_promote()")
-
-
-async def _rejoin(b: Broken) -> None:
-    """The old primary comes back as a replica of the new one."""
-    await asyncio.to_thread(b.cluster.rejoin, b.primary)
-
-
-def _freeze(role: Role) -> Step:
-    async def step(b: Broken) -> None:
-        await asyncio.to_thread(b.cluster.pause, b.name(role))
-
-    return step
-
-
-def _thaw(role: Role) -> Step:
-    async def step(b: Broken) -> None:
-        await asyncio.to_thread(b.cluster.resume, b.name(role))
-
-    return step
-
-
-async def _freeze_redis(b: Broken) -> None:
-    await asyncio.to_thread(b.cluster.pause, "redis")
-
-
-async def _thaw_redis(b: Broken) -> None:
-    await asyncio.to_thread(b.cluster.resume, "redis")
-
-
-def _slow(seconds: float) -> Step:
-    async def step(b: Broken) -> None:
-        b.proxies.delay(b.replica, seconds)
-
-    return step
-
-
-async def _refuse(b: Broken) -> None:
-    await asyncio.to_thread(b.proxies.refuse, b.replica)
-
-
-async def _cut(b: Broken) -> None:
-    b.proxies.cut(b.replica)
-
-
-async def _restore(b: Broken) -> None:
-    await asyncio.to_thread(b.proxies.restore, b.replica)
+    await _sql("SELECT pg_promote()")(b)
 
 
 async def _fill(b: Broken) -> None:
@@ -161,7 +110,7 @@ async def _fill(b: Broken) -> None:
 async def _take(b: Broken, gap: float) -> None:
     with contextlib.suppress(asyncpg.TooManyConnectionsError):
         while True:
-            b.held.append(await connect(b.cluster.node(b.replica).dsn, timeout=_SECONDS))
+            b.held.append(await connect(b.cluster.node(b.names["replica"]).dsn, timeout=_SECONDS))
             await asyncio.sleep(gap)
 
 
@@ -171,18 +120,10 @@ async def _empty(b: Broken) -> None:
     b.held.clear()
 
 
-async def _stop_replay(b: Broken) -> None:
-    await b.sql(b.replica, "SELECT pg_wal_replay_pause()")
-
-
-async def _go_on_replaying(b: Broken) -> None:
-    await b.sql(b.replica, "SELECT pg_wal_replay_resume()")
-
-
 async def _roll(b: Broken) -> None:
     for node in b.cluster.nodes:
-        await asyncio.to_thread(b.cluster.stop, node.name)
-        await b.start(node.name)
+        for action in (b.cluster.stop, b.cluster.start):
+            await asyncio.to_thread(action, node.name)
         await asyncio.sleep(_PAUSE)
 
 
@@ -190,34 +131,38 @@ async def _nothing(b: Broken) -> None:
     pass
 
 
-async def _kill_both(b: Broken) -> None:
-    await b.kill(b.primary, b.replica)
+def _ended(*roles: str) -> tuple[Step, Step]:
+    return _server("kill", *roles), _server("start", *roles)
 
 
-async def _start_both(b: Broken) -> None:
-    await b.start(b.primary, b.replica)
+def _frozen(role: str) -> tuple[Step, Step]:
+    return _server("pause", role), _server("resume", role)
 
+
+_restore = _way("restore")
 
 FAULTS = (
-    Fault("kill-replica", "kill -9 of a replica", "replica", _kill_replica, _start_replica),
-    Fault("kill-primary", "kill -9 of a primary", "primary", _kill_primary, _start_primary),
-    Fault("promotion", "kill -9 of a primary, promotion", "primary", _kill_and_promote, _rejoin),
-    Fault("freeze-replica", "SIGSTOP of a replica", "replica", _freeze("replica"), _thaw("replica")),
-    Fault("freeze-primary", "SIGSTOP of a primary", "primary", _freeze("primary"), _thaw("primary")),
-    Fault("freeze-redis", "SIGSTOP of Redis", "replica", _freeze_redis, _thaw_redis),
-    Fault("slow-100ms", "a replica slower by 100 ms", "replica", _slow(0.1), _restore),
-    Fault("slow-1s", "a replica slower by 1 s", "replica", _slow(1.0), _restore),
-    Fault("refuse", "a replica that refuses connections", "replica", _refuse, _restore),
-    Fault("cut", "a replica that nothing reaches", "replica", _cut, _restore),
+    Fault("kill-replica", "kill -9 of a replica", "replica", *_ended("replica")),
+    Fault("kill-primary", "kill -9 of a primary", "primary", *_ended("primary")),
+    Fault(
+        *("promotion", "kill -9 of a primary, promotion", "primary", _kill_and_promote),
+        _server("rejoin", "primary"),
+    ),
+    Fault("freeze-replica", "SIGSTOP of a replica", "replica", *_frozen("replica")),
+    Fault("freeze-primary", "SIGSTOP of a primary", "primary", *_frozen("primary")),
+    Fault("freeze-redis", "SIGSTOP of Redis", "replica", *_frozen("redis")),
+    Fault("slow-100ms", "a replica slower by 100 ms", "replica", _way("delay", 0.1), _restore),
+    Fault("slow-1s", "a replica slower by 1 s", "replica", _way("delay", 1.0), _restore),
+    Fault("refuse", "a replica that refuses connections", "replica", _way("refuse"), _restore),
+    Fault("cut", "a replica that nothing reaches", "replica", _way("cut"), _restore),
     Fault("full", "a replica without free connections", "replica", _fill, _empty),
-    Fault("lag", "a replica that replays nothing", "replica", _stop_replay, _go_on_replaying),
+    Fault(
+        *("lag", "a replica that replays nothing", "replica", _sql("SELECT pg_wal_replay_pause()")),
+        _sql("SELECT pg_wal_replay_resume()"),
+    ),
     Fault("rolling", "every node restarted in turn", "replica", _roll, _nothing, seconds=0),
     Fault(
-        "shard-gone",
-        "all nodes of a shard killed",
-        "primary",
-        _kill_both,
-        _start_both,
+        *("shard-gone", "all nodes of a shard killed", "primary", *_ended("primary", "replica")),
         partner=False,
         seconds=4,
     ),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 from time import perf_counter
 
 import msgspec
@@ -34,10 +33,6 @@ class Writes(msgspec.Struct, frozen=True):
     first_after: float | None
 
 
-class _Stored(msgspec.Struct):
-    stored: int = 0
-
-
 async def write_across_promotion(context: Context, world: World, count: int) -> Writes:
     """`count` documents by callers who repeat what was not acknowledged; in the middle s0's primary dies.
 
@@ -54,7 +49,7 @@ async def write_across_promotion(context: Context, world: World, count: int) -> 
     await execute("SELECT pg_reload_conf()", primary.dsn)
     with world.serve() as router:
         run = _Run(context, router.url, count)
-        writers = [asyncio.create_task(run.write()) for _ in range(_WRITERS)]
+        writers = asyncio.gather(*(run.write() for _ in range(_WRITERS)))
         try:
             await run.reached(count // 3, writers)
             await asyncio.to_thread(world.cluster.kill, primary.name)
@@ -65,15 +60,14 @@ async def write_across_promotion(context: Context, world: World, count: int) -> 
             first = None
             ended = False
             while first is None and not ended:
-                ended = all(writer.done() for writer in writers)
+                ended = writers.done()
                 if await _count(replica.dsn) > known:
                     first = perf_counter() - promoted
                 await asyncio.sleep(0.01)
-            await asyncio.gather(*writers)
+            await writers
         finally:
-            for writer in writers:
-                writer.cancel()
-            await asyncio.gather(*writers, return_exceptions=True)
+            writers.cancel()
+            await asyncio.gather(writers, return_exceptions=True)
             run.close()
     await asyncio.to_thread(world.cluster.rejoin, primary.name)
     held = await asyncio.to_thread(world.holding, _IDS)
@@ -96,44 +90,33 @@ class _Run:
         self._host = f"{host}:{port}"
         self.acknowledged: list[int] = []
         self.repeated = 0
-        self._goal = count
-        self._reached = asyncio.Event()
 
     def close(self) -> None:
         self._connections.close()
         self._meter.end()
 
-    async def reached(self, count: int, writers: Sequence[asyncio.Task[None]]) -> None:
+    async def reached(self, count: int, writers: asyncio.Future[list[None]]) -> None:
         """Wait until so many are acknowledged.
 
         Raises:
-            BenchError: a writer has given up.
+            BenchError: a writer has given up, or it takes too long.
         """
-        self._goal = count
-        waiting = asyncio.create_task(self._reached.wait())
-        try:
-            await asyncio.wait((waiting, *writers), timeout=_PATIENCE, return_when=asyncio.FIRST_COMPLETED)
-            for writer in writers:
-                if writer.done():
-                    writer.result()
-            await asyncio.wait_for(asyncio.shield(waiting), _PATIENCE)
-        except TimeoutError as exc:
-            raise BenchError(f"{len(self.acknowledged)} of {count} writes in {_PATIENCE:g} s") from exc
-        finally:
-            waiting.cancel()
+        end = perf_counter() + _PATIENCE
+        while len(self.acknowledged) < count:
+            if writers.done():
+                writers.result()
+            if perf_counter() > end:
+                raise BenchError(f"{len(self.acknowledged)} of {count} writes in {_PATIENCE:g} s")
+            await asyncio.sleep(0.01)
 
     async def write(self) -> None:
         while self._left:
             first = self._left.pop()
             ids = list(range(first, first + _BATCH))
-            body = {
-                "documents": [
-                    {"id": id_, "vector": self._queries[id_ % len(self._queries)].tolist()} for id_ in ids
-                ]
-            }
-            request = request_bytes(
-                self._host, f"/v1/collections/{COLLECTION}/documents", msgspec.json.encode(body), "PUT"
-            )
+            vectors = [self._queries[id_ % len(self._queries)].tolist() for id_ in ids]
+            documents = [{"id": id_, "vector": vector} for id_, vector in zip(ids, vectors, strict=True)]
+            body = msgspec.json.encode({"documents": documents})
+            request = request_bytes(self._host, f"/v1/collections/{COLLECTION}/documents", body, "PUT")
             end = perf_counter() + _PATIENCE
             while not await self._stored(request):
                 self.repeated += 1
@@ -142,15 +125,13 @@ class _Run:
                 await asyncio.sleep(0.05)
             self.acknowledged += ids
             self._meter.reach(len(self.acknowledged))
-            if len(self.acknowledged) >= self._goal:
-                self._reached.set()
 
     async def _stored(self, request: bytes) -> bool:
         try:
             status, body = await self._connections.send(request)
         except SearchError:
             return False
-        return status == 200 and msgspec.json.decode(body, type=_Stored).stored == _BATCH
+        return status == 200 and bool(msgspec.json.decode(body).get("stored") == _BATCH)
 
 
 async def _count(dsn: str) -> int:

@@ -28,7 +28,7 @@ from bench.faults.network import obstacle, open_network
 from bench.faults.promotion import Writes, write_across_promotion
 from bench.faults.proxies import Proxies, open_proxies
 from bench.faults.verdict import DETECTION, Verdict, judge, quiet, slices
-from bench.results import Metric, Outcome, Table, Timeline
+from bench.results import Cell, Metric, Outcome, Table, Timeline
 from bench.scrape import by_label, scrape
 from bench.world import Router, World
 from router.settings import Settings
@@ -93,22 +93,13 @@ def run(context: Context) -> Outcome:
         ):
             courses = uvloop.run(_break_all(context, world, proxies, router, faults, seconds))
             breaks = _QUICK_BREAKS if options.quick else _BREAKS
-            growth = uvloop.run(
-                break_connections(
-                    world, router, proxies, breaks, context.display.meter("breaking", breaks, "")
-                )
-            )
-        writes = uvloop.run(
-            write_across_promotion(context, world, _QUICK_WRITES if options.quick else _WRITES)
-        )
+            with context.display.meter("breaking", breaks, "") as meter:
+                growth = uvloop.run(break_connections(world, router, proxies, breaks, meter))
+        count = _QUICK_WRITES if options.quick else _WRITES
+        writes = uvloop.run(write_across_promotion(context, world, count))
     return Outcome(
         metrics=[*_metrics(courses), *_write_metrics(writes), *_growth_metrics(growth)],
-        tables=[
-            _searches_table(courses),
-            _writes_table(courses),
-            _extra_table(courses),
-            _growth_table(growth),
-        ],
+        tables=[*_tables(courses), _growth_table(growth)],
         timelines=[_timeline(course) for course in courses],
         notes=[
             f"{SEARCHES} searches/s and {WRITES} writes/s arrive whatever becomes of them"
@@ -141,26 +132,17 @@ async def _break_all(
     context: Context, world: World, proxies: Proxies, router: Router, faults: list[Fault], seconds: float
 ) -> list[_Course]:
     broken = Broken(world, proxies)
-    meter = context.display.meter("faults", len(faults), "faults")
     courses = []
-    try:
+    with context.display.meter("faults", len(faults), "faults") as meter:
         for number, fault in enumerate(faults):
             context.say(fault.title)
             courses.append(await _course(context, world, router, broken, fault, number, seconds))
-            meter.reach(number + 1)
-    finally:
-        meter.end()
+            meter.add(1)
     return courses
 
 
 async def _course(
-    context: Context,
-    world: World,
-    router: Router,
-    broken: Broken,
-    fault: Fault,
-    number: int,
-    seconds: float,
+    context: Context, world: World, router: Router, broken: Broken, fault: Fault, number: int, seconds: float
 ) -> _Course:
     broken.look()
     lasts = min(fault.seconds, 1.5 * seconds)
@@ -175,7 +157,7 @@ async def _course(
             await fault.heal(broken)
         healed = load.now
         await asyncio.sleep(seconds)
-        hits = broken.name(fault.hits)
+        hits = broken.names[fault.hits]
         await load.until_up(hits)
         await asyncio.sleep(0.5)
     found = load.found
@@ -206,108 +188,104 @@ def _metrics(courses: list[_Course]) -> list[Metric]:
     p95, p99 = (float(value) for value in np.percentile(healthy, (95, 99)))
     for course in courses:
         fault, v = course.fault, course.verdict
-
-        def add(what: str, value: float, target: float | None, unit: str = "", fault: Fault = fault) -> None:
-            name = f"{fault.title}: {what}"
-            made.append(Metric(name=name, value=value, unit=unit, better="lower", target=target))
-
+        slowed = fault.name == "slow-100ms"
+        bound = _TIMES_P99_SLOWED * p99 if slowed else _TIMES_P99 * p99 + p95
+        figures = [
+            ("to full coverage", v.recovered, "s", _RECOVERY),
+            ("acknowledged writes lost", float(course.lost), "", 0.0),
+        ]
         if fault.partner:
-            times = _TIMES_P99_SLOWED if fault.name == "slow-100ms" else _TIMES_P99
-            add("failed searches", float(v.failed), 0.0)
-            add("partial or failed, late", float(v.late), 0.0)
-            bound = times * p99 + (0.0 if fault.name == "slow-100ms" else p95)
-            add("p99 against its bound", v.fault_p99 / bound, 1.0, "x")
-        add("to full coverage", v.recovered, _RECOVERY, "s")
-        add("acknowledged writes lost", float(course.lost), 0.0)
+            figures = [
+                ("failed searches", float(v.failed), "", 0.0),
+                ("partial or failed, late", float(v.late), "", 0.0),
+                ("p99 against its bound", v.fault_p99 / bound, "x", 1.0),
+                *figures,
+            ]
+        made += [
+            Metric.of(f"{fault.title}: {what}", value, unit, "lower", target)
+            for what, value, unit, target in figures
+        ]
     sent, parts = sum(c.extra.sent for c in courses), sum(c.extra.parts for c in courses)
     budget = _HEDGES + _HEDGES_SAVED / parts
-    made.append(Metric(name="hedges sent, of all parts", value=sent / parts, better="lower", target=budget))
-    return made
+    return [*made, Metric.of("hedges sent, of all parts", sent / parts, better="lower", target=budget)]
 
 
 def _write_metrics(writes: Writes) -> list[Metric]:
+    named = f"{writes.acknowledged:,} writes across a promotion: lost"
+    doubled, first = "writes across a promotion: doubled", "from the promotion to the first write after it"
     return [
-        Metric(
-            name=f"{writes.acknowledged:,} writes across a promotion: lost",
-            value=float(writes.lost),
-            better="lower",
-            target=0.0,
-        ),
-        Metric(
-            name="writes across a promotion: doubled", value=float(writes.doubled), better="lower", target=0.0
-        ),
-        Metric(
-            name="from the promotion to the first write after it",
-            value=writes.first_after,
-            unit="s",
-            better="lower",
-            target=1.0,
-        ),
+        Metric.of(named, float(writes.lost), "", "lower", 0.0),
+        Metric.of(doubled, float(writes.doubled), "", "lower", 0.0),
+        Metric.of(first, writes.first_after, "s", "lower", 1.0),
     ]
 
 
 def _growth_metrics(growth: Growth) -> list[Metric]:
     return [
-        Metric(name=f"{growth.faults:,} faults: growth of {name}", value=value, unit=unit, better="lower")
+        Metric.of(f"{growth.faults:,} faults: growth of {name}", value, unit, "lower")
         for name, (value, unit) in growth.found.items()
     ]
 
 
 def _growth_table(growth: Growth) -> Table:
-    rows: list[list[str | float | None]] = [
+    rows: list[list[Cell]] = [
         [f"{name}, {unit}" if unit else name, value] for name, (value, unit) in growth.found.items()
     ]
     return Table(f"What the router holds more after {growth.faults:,} broken connections", ["", "more"], rows)
 
 
-def _searches_table(courses: list[_Course]) -> Table:
-    columns = [
-        *("fault", "searches", "failed", "partial", "late", "stale", "healthy p50 ms", "healthy p99 ms"),
-        *("p50 ms", "p99 ms", "slowest ms", "to full coverage s", "node up after s"),
+def _tables(courses: list[_Course]) -> list[Table]:
+    return [
+        Table.of(title, {"fault": lambda course: course.fault.title, **columns}, courses)
+        for title, columns in _COLUMNS.items()
     ]
-    rows: list[list[str | float | None]] = [
-        [
-            *(c.fault.title, str(v.searches), str(v.failed), str(v.partial), str(v.late), str(v.stale)),
-            *(v.healthy_p50 * 1e3, v.healthy_p99 * 1e3, v.fault_p50 * 1e3, v.fault_p99 * 1e3),
-            *(v.slowest * 1e3, v.recovered, v.back),
-        ]
-        for c, v in ((course, course.verdict) for course in courses)
-    ]
-    return Table("Searches, from the fault's beginning", columns, rows)
 
 
-def _writes_table(courses: list[_Course]) -> Table:
-    rows: list[list[str | float | None]] = [
-        [c.fault.title, str(v.writes), str(v.writes_failed), v.slowest_write, str(c.lost)]
-        for c, v in ((course, course.verdict) for course in courses)
-    ]
-    return Table("Writes", ["fault", "writes", "failed", "slowest s", "acknowledged and lost"], rows)
+def _count(of: str) -> Callable[[_Course], Cell]:
+    return lambda course: str(getattr(course.verdict, of))
 
 
-def _extra_table(courses: list[_Course]) -> Table:
-    rows: list[list[str | float | None]] = [
-        [
-            c.fault.title,
-            *(f"{n:g}" for n in (e.parts, e.won, e.lost, e.denied, e.retries, e.ejections)),
-            f"{e.sent / e.parts:.1%}",
-        ]
-        for c, e in ((course, course.extra) for course in courses)
-    ]
-    columns = ["fault", "parts", "hedges won", "lost", "denied", "retries", "ejections", "hedged"]
-    return Table("What nodes were asked beyond once per part of a search", columns, rows)
+def _ms(of: str) -> Callable[[_Course], Cell]:
+    return lambda course: float(getattr(course.verdict, of) * 1e3)
+
+
+def _beyond(of: str) -> Callable[[_Course], Cell]:
+    return lambda course: f"{getattr(course.extra, of):g}"
+
+
+_COLUMNS: dict[str, dict[str, Callable[[_Course], Cell]]] = {
+    "Searches, from the fault's beginning": {
+        **{name: _count(name) for name in ("searches", "failed", "partial", "late", "stale")},
+        "healthy p50 ms": _ms("healthy_p50"),
+        "healthy p99 ms": _ms("healthy_p99"),
+        "p50 ms": _ms("fault_p50"),
+        "p99 ms": _ms("fault_p99"),
+        "slowest ms": _ms("slowest"),
+        "to full coverage s": lambda course: course.verdict.recovered,
+        "node up after s": lambda course: course.verdict.back,
+    },
+    "Writes": {
+        "writes": _count("writes"),
+        "failed": _count("writes_failed"),
+        "slowest s": lambda course: course.verdict.slowest_write,
+        "acknowledged and lost": lambda course: str(course.lost),
+    },
+    "What nodes were asked beyond once per part of a search": {
+        "parts": _beyond("parts"),
+        "hedges won": _beyond("won"),
+        **{name: _beyond(name) for name in ("lost", "denied", "retries", "ejections")},
+        "hedged": lambda course: f"{course.extra.sent / course.extra.parts:.1%}",
+    },
+}
 
 
 def _timeline(course: _Course) -> Timeline:
     names = sorted({name for _, known in course.states for name in known})
-    odd: Callable[[str], bool] = lambda name: any(known.get(name) != "up" for _, known in course.states)  # noqa: E731
+    odd = [name for name in names if any(known.get(name) != "up" for _, known in course.states)]
     return Timeline(
         name=course.fault.name,
         title=course.fault.title,
         points=slices(course.events, _SLICE),
-        states={
-            name: [(at, known.get(name, "unknown")) for at, known in course.states]
-            for name in names
-            if odd(name)
-        },
+        states={name: [(at, known.get(name, "unknown")) for at, known in course.states] for name in odd},
         marks=[(course.injected, "fault"), (course.healed, "healed")],
     )

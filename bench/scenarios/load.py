@@ -22,12 +22,10 @@ _DEFAULT_JOBS = 2
 _TARGET = 85.0
 _LOAD, _COPY = "pgscatter load", "raw COPY"
 
-# By connections per shard.
-_Found = dict[int, dict[str, list[Loaded]]]
-
 
 def run(context: Context) -> Outcome:
-    found: _Found = {}
+    # By connections per shard.
+    found: dict[int, dict[str, list[Loaded]]] = {}
     with context.world(copied=True, filled=False) as world:
         for jobs in _QUICK_JOBS if context.options.quick else _JOBS:
             copying = Copying(world, jobs)
@@ -38,11 +36,38 @@ def run(context: Context) -> Outcome:
             # Whoever is first also fills the system's caches, and raw COPY needs an index to repeat.
             copying.loaded(indexed=True)
             found[jobs] = context.interleave(variants, f"{jobs} connections per shard")
-            size, rows = copying.size_bytes, copying.rows
+    size, rows = copying.size_bytes, copying.rows
+    items = [(name, jobs, taken) for jobs, ways in found.items() for name, taken in ways.items()]
+    series = [
+        Series.of(name, {jobs: spread(_rates(ways[name])) for jobs, ways in found.items()})
+        for name in (_LOAD, _COPY)
+    ]
     return Outcome(
-        metrics=[metric for jobs in found for metric in _metrics(found, jobs)],
-        tables=[_table(found, size / rows)],
-        figures=[_figure(found)],
+        metrics=[metric for jobs, ways in found.items() for metric in _metrics(ways, jobs)],
+        tables=[
+            Table.of(
+                "Loading",
+                {
+                    "": lambda item: item[0],
+                    "connections per shard": lambda item: str(item[1]),
+                    "rows/s": lambda item: spread(_rates(item[2])).median,
+                    "MB/s": lambda item: spread(_rates(item[2])).median * size / rows / 1e6,
+                    "rows in after s": lambda item: _median(item[2], "copy_seconds"),
+                    "index s": lambda item: _median(item[2], "index_seconds"),
+                    "ready after s": lambda item: (
+                        _median(item[2], "copy_seconds") + _median(item[2], "index_seconds")
+                    ),
+                },
+                items,
+            )
+        ],
+        figures=[
+            Figure(
+                *("rows", "Bulk load, without the index", "connections per shard", "rows/s"),
+                series,
+                log_x=True,
+            )
+        ],
         notes=[
             f"{rows:,} rows, {size / 1e6:,.0f} MB as COPY has them, over {context.shards} shards.",
             "Rows/s is until the last row is committed. The index comes afterwards, on all shards at once:"
@@ -56,10 +81,14 @@ def _rates(found: list[Loaded]) -> list[float]:
     return [one.rate for one in found]
 
 
-def _metrics(found: _Found, jobs: int) -> list[Metric]:
-    load, copy = found[jobs][_LOAD], found[jobs][_COPY]
+def _median(found: list[Loaded], of: str) -> float:
+    return spread([getattr(one, of) for one in found]).median
+
+
+def _metrics(ways: dict[str, list[Loaded]], jobs: int) -> list[Metric]:
+    load, copy = ways[_LOAD], ways[_COPY]
     share = ratios(_rates(load), _rates(copy))
-    index = ratios([one.index_seconds for one in load], [one.index_seconds for one in copy])
+    loaded, copied = ([one.index_seconds for one in taken] for taken in (load, copy))
     at = f"{jobs} connections per shard"
     return [
         Metric.of(
@@ -68,32 +97,10 @@ def _metrics(found: _Found, jobs: int) -> list[Metric]:
             "%",
             target=_TARGET if jobs == _DEFAULT_JOBS else None,
         ),
-        Metric.of(f"index of pgscatter load against CREATE INDEX, {at}", index, "x", "lower"),
+        Metric.of(
+            f"index of pgscatter load against CREATE INDEX, {at}", ratios(loaded, copied), "x", "lower"
+        ),
         Metric.of(f"pgscatter load, {at}", spread(_rates(load)), "rows/s"),
         Metric.of(f"raw COPY, {at}", spread(_rates(copy)), "rows/s"),
-        Metric.of(
-            f"index of pgscatter load, {at}", spread([one.index_seconds for one in load]), "s", "lower"
-        ),
+        Metric.of(f"index of pgscatter load, {at}", spread(loaded), "s", "lower"),
     ]
-
-
-def _table(found: _Found, row_bytes: float) -> Table:
-    rows: list[list[str | float | None]] = []
-    for jobs, ways in found.items():
-        for name, taken in ways.items():
-            rate = spread(_rates(taken)).median
-            index = spread([one.index_seconds for one in taken]).median
-            seconds = spread([one.copy_seconds for one in taken]).median
-            rows.append([name, str(jobs), rate, rate * row_bytes / 1e6, seconds, index, seconds + index])
-    columns = ["", "connections per shard", "rows/s", "MB/s", "rows in after s", "index s", "ready after s"]
-    return Table("Loading", columns, rows)
-
-
-def _figure(found: _Found) -> Figure:
-    series = []
-    for name in (_LOAD, _COPY):
-        rates = [(jobs, spread(_rates(ways[name]))) for jobs, ways in found.items()]
-        series.append(Series(name, [(jobs, one.median, one.low, one.high) for jobs, one in rates]))
-    return Figure(
-        "rows", "Bulk load, without the index", "connections per shard", "rows/s", series, log_x=True
-    )

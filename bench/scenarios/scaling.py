@@ -8,14 +8,13 @@ search on n shards, and the efficiency is the cost on one shard divided by that 
 
 from __future__ import annotations
 
-from functools import partial
-
 from bench.context import Context
-from bench.interleave import Spread, ratios
-from bench.results import Figure, Metric, Outcome, Series, Table
+from bench.interleave import Spread
+from bench.results import Cell, Figure, Metric, Outcome, Table
 from bench.sample import Sample
-from bench.summary import curve_figure, metrics_of, samples_table, values
-from bench.world import COLLECTION, Router, World
+from bench.summary import against, curve_figure, every_metric, samples_table
+from bench.targets import TargetSpec
+from bench.world import COLLECTION
 
 __all__ = ["run"]
 
@@ -41,24 +40,18 @@ def run(context: Context) -> Outcome:
     found: dict[_Key, list[Sample]] = {}
     with context.world(shards=counts[-1], spread=spread) as world, world.serve() as router:
         widths = {
-            (count, mode): width if mode == _WIDTH else _tuned(context, world, router, name)
+            (count, mode): width if mode == _WIDTH else context.tuned(world.http(router, name))[0]
             for count, name in collections.items()
             for mode in (_WIDTH, _RECALL)
         }
         for users in clients:
-            variants = {
-                (count, mode): partial(
-                    context.sample,
-                    world,
-                    world.http(router, collections[count], ef_search=ef_search),
-                    context.closed(users),
-                    router,
-                )
-                for (count, mode), ef_search in widths.items()
+            keys = {_named(count, mode, users): (count, mode, users) for count, mode in widths}
+            specs: dict[str, TargetSpec] = {
+                name: world.http(router, collections[count], ef_search=widths[count, mode])
+                for name, (count, mode, _) in keys.items()
             }
-            named = {_named(*key, users): variant for key, variant in variants.items()}
-            taken = context.interleave(named, f"{users} clients")
-            found |= {(*key, users): taken[_named(*key, users)] for key in variants}
+            taken = context.compare(world, specs, context.closed(users), f"{users} clients")
+            found |= {key: taken[name] for name, key in keys.items()}
         notes = [
             f"{_shards(count)}: ef_search {widths[count, _RECALL]} for recall {options.recall:g}; the router"
             f" scans {world.effective(widths[count, _RECALL], options.k, name)} wide for it, and"
@@ -69,12 +62,9 @@ def run(context: Context) -> Outcome:
             notes += context.index_notes(world, router, width, collection=name)
     samples = {_named(*key): measured for key, measured in found.items()}
     return Outcome(
-        metrics=[
-            *_metrics(found, counts),
-            *(metric for name, measured in samples.items() for metric in metrics_of(name, measured)),
-        ],
+        metrics=[*_metrics(found, counts[1:], max(clients)), *every_metric(samples)],
         tables=[_table(found, widths), samples_table("Measured", samples)],
-        figures=_figures(found, counts, clients),
+        figures=_figures(found, counts, max(clients)),
         notes=[*notes, *_NOTES],
         samples=samples,
     )
@@ -101,39 +91,29 @@ def _shards(count: int) -> str:
     return f"{count} shard" if count == 1 else f"{count} shards"
 
 
-def _tuned(context: Context, world: World, router: Router, collection: str) -> int:
-    return context.tuned(world.http(router, collection))[0]
-
-
 def _against_one(found: dict[_Key, list[Sample]], key: _Key, of: str) -> Spread | None:
     """A figure on so many shards to that on one."""
-    several, one = ([getattr(sample, of) for sample in found[which]] for which in (key, (1, *key[1:])))
-    return ratios(several, one)
+    return against(found[key], found[1, key[1], key[2]], of)
 
 
 def _efficiency(found: dict[_Key, list[Sample]], key: _Key) -> Spread | None:
     """In percent: PostgreSQL's cost of a search on one shard to that on so many."""
-    several, one = (values(found[which], lambda s: s.server_cpu_per_search) for which in (key, (1, *key[1:])))
-    share = ratios(one, several)
-    return None if share is None else share.scaled(100)
+    return against(found[1, key[1], key[2]], found[key], "server_cpu_per_search", 100)
 
 
-def _metrics(found: dict[_Key, list[Sample]], counts: list[int]) -> list[Metric]:
-    most = max(clients for _, _, clients in found)
+def _metrics(found: dict[_Key, list[Sample]], counts: list[int], most: int) -> list[Metric]:
     made = []
-    for count in counts[1:]:
-        for mode in (_WIDTH, _RECALL):
-            key = (count, mode, most)
-            rate = _against_one(found, key, "rate")
-            made += [
-                Metric.of(f"efficiency, {_named(*key)}", _efficiency(found, key), "%"),
-                Metric.of(f"searches/s against 1 shard, {_named(*key)}", rate, "x"),
-            ]
+    for key in ((count, mode, most) for count in counts for mode in (_WIDTH, _RECALL)):
+        rate = _against_one(found, key, "rate")
+        made += [
+            Metric.of(f"efficiency, {_named(*key)}", _efficiency(found, key), "%"),
+            Metric.of(f"searches/s against 1 shard, {_named(*key)}", rate, "x"),
+        ]
     return made
 
 
 def _table(found: dict[_Key, list[Sample]], widths: dict[tuple[int, str], int]) -> Table:
-    rows: list[list[str | float | None]] = []
+    rows: list[list[Cell]] = []
     for key in found:
         count, mode, clients = key
         efficiency = _efficiency(found, key)
@@ -149,45 +129,24 @@ def _table(found: dict[_Key, list[Sample]], widths: dict[tuple[int, str], int]) 
     return Table("Against one shard", [*columns, "efficiency"], rows)
 
 
-def _figures(found: dict[_Key, list[Sample]], counts: list[int], clients: list[int]) -> list[Figure]:
-    most = max(clients)
+def _figures(found: dict[_Key, list[Sample]], counts: list[int], most: int) -> list[Figure]:
     curves = {
         mode: {float(count): found[count, mode, most] for count in counts} for mode in (_WIDTH, _RECALL)
     }
-    at = f"{most} clients"
     return [
-        curve_figure("throughput", f"Throughput, {at}", "shards", "searches/s", curves, lambda s: s.rate),
-        curve_figure("p50", f"Median latency, {at}", "shards", "p50 in ms", curves, lambda s: s.p50 * 1e3),
-        curve_figure(
-            "postgresql-cpu",
-            f"PostgreSQL's processor time for a search, {at}",
-            "shards",
-            "µs, all shards together",
-            curves,
-            lambda s: s.server_cpu_per_search * 1e6,
-        ),
-        curve_figure(
-            "router-cpu",
-            f"The router's processor time for a search, {at}",
-            "shards",
-            "µs",
-            curves,
-            lambda s: s.router_cpu_per_search * 1e6,
-        ),
-        Figure(
-            "recall",
-            f"Recall, {at}",
-            "shards",
-            "recall",
-            [
-                Series(mode, [_recall(count, found[count, mode, most]) for count in counts])
-                for mode in (_WIDTH, _RECALL)
-            ],
-            log_x=True,
-        ),
+        curve_figure(name, f"{title}, {most} clients", "shards", y, curves, of, unit)
+        for name, title, y, of, unit in _DRAWN
     ]
 
 
-def _recall(count: int, samples: list[Sample]) -> tuple[float, float, float, float]:
-    found = values(samples, lambda s: s.recall or 0.0)
-    return float(count), sorted(found)[len(found) // 2], min(found), max(found)
+# Name, title, axis, what is read, and its unit.
+_DRAWN = (
+    ("throughput", "Throughput", "searches/s", "rate", 1.0),
+    ("p50", "Median latency", "p50 in ms", "p50", 1e3),
+    (
+        *("postgresql-cpu", "PostgreSQL's processor time for a search"),
+        *("µs, all shards together", "server_cpu_per_search", 1e6),
+    ),
+    ("router-cpu", "The router's processor time for a search", "µs", "router_cpu_per_search", 1e6),
+    ("recall", "Recall", "recall", "recall", 1.0),
+)

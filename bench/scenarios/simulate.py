@@ -10,8 +10,9 @@ from math import isnan
 from statistics import fmean
 
 from bench.context import Context
-from bench.results import Figure, Metric, Outcome, Series, Table
-from bench.simulation.calibrate import SHARDS, Calibration, Comparison, calibrate
+from bench.results import Cell, Figure, Metric, Outcome, Series, Table
+from bench.simulation.calibrate import SHARDS, Comparison, calibrate
+from bench.simulation.model import Costs
 from bench.simulation.scale import Point, scale
 
 __all__ = ["run"]
@@ -51,7 +52,7 @@ def run(context: Context) -> Outcome:
         )
     return Outcome(
         metrics=[_metric(one) for one in validation.comparisons],
-        tables=[_costs(calibration), *([_points(points)] if points else [])],
+        tables=[_costs(calibration.costs), *([_points(points)] if points else [])],
         figures=_figures(points) if points else [],
         notes=notes,
     )
@@ -60,19 +61,12 @@ def run(context: Context) -> Outcome:
 def _metric(one: Comparison) -> Metric:
     unit, factor = ("/s", 1.0) if one.name == "throughput" else ("ms", 1e3)
     note = f"measured {one.measured * factor:,.2f} {unit}, simulated {one.simulated * factor:,.2f} {unit}"
-    return Metric(
-        name=f"{one.name}: simulated against measured",
-        value=abs(one.off) * 100,
-        unit="% off",
-        better="lower",
-        target=_WITHIN,
-        note=note,
-    )
+    name = f"{one.name}: simulated against measured"
+    return Metric.of(name, abs(one.off) * 100, "% off", "lower", _WITHIN, note)
 
 
-def _costs(calibration: Calibration) -> Table:
-    costs = calibration.costs
-    rows: list[list[str | float | None]] = [
+def _costs(costs: Costs) -> Table:
+    rows: list[list[Cell]] = [
         ["statement, beside its searches", costs.statement * 1e6],
         ["search in a statement, mean", fmean(costs.searches) * 1e6],
         ["router, per search", costs.router_search * 1e6],
@@ -84,30 +78,17 @@ def _costs(calibration: Calibration) -> Table:
 
 
 def _points(points: Sequence[Point]) -> Table:
-    columns = [
-        "shards",
-        "system",
-        "arrivals/s",
-        "answers/s",
-        "p50 ms",
-        "p99 ms",
-        "coverage %",
-        "router busy %",
-    ]
-    rows: list[list[str | float | None]] = [
-        [
-            str(point.shards),
-            point.name,
-            point.rate,
-            point.result.rate,
-            _known(point.result.p50),
-            _known(point.result.p99),
-            point.result.coverage * 100,
-            point.result.router_use * 100,
-        ]
-        for point in points
-    ]
-    return Table("Larger systems", columns, rows)
+    columns = {
+        "shards": lambda point: str(point.shards),
+        "system": lambda point: point.name,
+        "arrivals/s": lambda point: point.rate,
+        "answers/s": lambda point: point.result.rate,
+        "p50 ms": lambda point: _known(point.result.p50),
+        "p99 ms": lambda point: _known(point.result.p99),
+        "coverage %": lambda point: point.result.coverage * 100,
+        "router busy %": lambda point: point.result.router_use * 100,
+    }
+    return Table.of("Larger systems", columns, points)
 
 
 def _known(seconds: float) -> float | None:

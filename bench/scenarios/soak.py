@@ -8,8 +8,7 @@ from the second quarter of the run to the last, when caches and pools have what 
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable, Sequence
-from time import perf_counter
+from collections.abc import Sequence
 
 import msgspec
 import numpy as np
@@ -18,9 +17,9 @@ from bench.context import Context
 from bench.errors import BenchError
 from bench.generators import Open, Slice
 from bench.memory import distinct
-from bench.results import Figure, Metric, Outcome, Series, Table
+from bench.results import Cell, Figure, Metric, Outcome, Series, Table
 from bench.sample import Sample
-from bench.scrape import State, state
+from bench.scrape import UNITS, state
 from bench.summary import samples_table
 from bench.targets import HttpSpec
 from bench.world import Router, World
@@ -38,29 +37,20 @@ _EF_SEARCH = 40
 _READINGS = 120
 _SHORTEST_SLICE = 0.5
 _ROWS = 24
-_MIB = float(1 << 20)
 
-# By name and unit: what is read of a state.
-_READ: dict[str, tuple[str, Callable[[State], float]]] = {
-    "router's memory": ("MiB", lambda s: s.router_bytes / _MIB),
-    "of it L1": ("MiB", lambda s: s.l1_bytes / _MIB),
-    "servers' memory": ("MiB", lambda s: s.server_bytes / _MIB),
-    "tasks": ("", lambda s: s.tasks),
-    "waiting statements": ("", lambda s: s.waiting),
-    "connections to nodes": ("", lambda s: s.node_connections),
-    "sockets": ("", lambda s: float(s.sockets)),
-    "open files": ("", lambda s: float(s.files)),
-    "threads": ("", lambda s: float(s.threads)),
-    "processes of PostgreSQL": ("", lambda s: float(s.backends)),
-}
 # What a leak makes larger. L1 may still be filling, so its growth stands beside that of the memory; it
 # is by the cache's own account, which is generous, and so cannot be subtracted.
 _LEAKS = ("router's memory", "of it L1", "tasks", "connections to nodes", "sockets", "open files", "threads")
 
 
 class _Reading(msgspec.Struct, frozen=True):
+    """A slice of the load, and what was read at its end: `found` by the names in `_UNITS`."""
+
     slice: Slice
-    state: State
+    found: dict[str, float]
+
+
+_UNITS = {**UNITS, "p50": "ms", "p99": "ms", "p99.9": "ms"}
 
 
 def run(context: Context) -> Outcome:
@@ -69,15 +59,13 @@ def run(context: Context) -> Outcome:
     with context.world() as world, world.serve(redis=True) as router:
         path = world.folder / "popular.npy"
         np.save(path, distinct(context.dataset, _QUERIES))
-        spec = msgspec.structs.replace(
-            world.http(router, cache=True, ef_search=_EF_SEARCH), queries=str(path)
-        )
-        rate = options.open_loop[0] if options.open_loop else _half(context, world, spec, router)
+        spec = world.http(router, queries=str(path), cache=True, ef_search=_EF_SEARCH)
+        rate = options.open_loop[0] if options.open_loop else _half(context, world, spec)
         readings, sample = _watched(context, world, spec, router, rate, duration)
     return Outcome(
         metrics=[
-            Metric(name="searches/s that arrive", value=rate, unit="/s"),
-            Metric(name="failed or shed", value=float(sample.failed + sample.shed), better="lower"),
+            Metric.of("searches/s that arrive", rate, "/s"),
+            Metric.of("failed or shed", float(sample.lost), better="lower"),
             *_growth(readings, duration),
         ],
         tables=[
@@ -95,10 +83,10 @@ def run(context: Context) -> Outcome:
     )
 
 
-def _half(context: Context, world: World, spec: HttpSpec, router: Router) -> float:
+def _half(context: Context, world: World, spec: HttpSpec) -> float:
     """Half of what the router answers when clients wait for it, its caches as warm as this makes them."""
     load = msgspec.structs.replace(context.closed(_CLIENTS), zipf=_ZIPF, seed=1)
-    sample = context.sample(world, spec, load, router, judged=False, queries=_QUERIES)
+    sample = context.sample(world, spec, load, judged=False, queries=_QUERIES)
     context.say(f"capacity {sample.rate:,.0f} searches/s; {_LOAD_SHARE:.0%} of it arrive")
     if not sample.searches:
         raise BenchError(f"no search of {sample.failed} was answered: {sample.reasons}")
@@ -110,18 +98,15 @@ def _watched(
 ) -> tuple[list[_Reading], Sample]:
     every = max(_SHORTEST_SLICE, duration / _READINGS)
     load = Open(rate, duration, context.options.warmup, zipf=_ZIPF, slice=every)
-    meter = context.display.meter("soaking", int(duration), "s")
     readings: list[_Reading] = []
-    began = perf_counter()
 
     def tick(part: Slice) -> None:
-        readings.append(_Reading(part, state(world, router, perf_counter() - began)))
+        times = {"p50": part.p50 * 1e3, "p99": part.p99 * 1e3, "p99.9": part.p999 * 1e3}
+        readings.append(_Reading(part, state(world, router) | times))
         meter.reach(int(part.at + part.seconds))
 
-    try:
-        sample = context.sample(world, spec, load, router, judged=False, queries=_QUERIES, tick=tick)
-    finally:
-        meter.end()
+    with context.display.meter("soaking", int(duration), "s") as meter:
+        sample = context.sample(world, spec, load, judged=False, queries=_QUERIES, tick=tick)
     if readings:
         readings.pop()  # while it was read, the load had ended and its connections were being closed
     if len(readings) < 4:
@@ -139,77 +124,52 @@ def _growth(readings: list[_Reading], duration: float) -> list[Metric]:
     """From the second quarter to the last, between whose middles lies half of the run."""
     made = []
     for name in _LEAKS:
-        unit, of = _READ[name]
-        early, late = _quarters([of(one.state) for one in readings])
-        made.append(
-            Metric(
-                name=f"growth of {name}",
-                value=(late - early) / (duration / 2 / 3600),
-                unit=f"{unit}/h",
-                better="lower",
-            )
-        )
+        early, late = _quarters([one.found[name] for one in readings])
+        hourly = (late - early) / (duration / 2 / 3600)
+        made.append(Metric.of(f"growth of {name}", hourly, f"{_UNITS[name]}/h", "lower"))
     for name in ("p50", "p99"):
-        early, late = _quarters([getattr(one.slice, name) for one in readings])
-        made.append(
-            Metric(
-                name=f"{name} at the end against the second quarter",
-                value=late / early if early else None,
-                unit="x",
-                better="lower",
-            )
-        )
+        early, late = _quarters([one.found[name] for one in readings])
+        ratio = late / early if early else None
+        made.append(Metric.of(f"{name} at the end against the second quarter", ratio, "x", "lower"))
     return made
 
 
 def _growth_table(readings: list[_Reading]) -> Table:
-    rows: list[list[str | float | None]] = []
-    for name, (unit, of) in _READ.items():
-        found = [of(one.state) for one in readings]
+    rows: list[list[Cell]] = []
+    for name, unit in _UNITS.items():
+        found = [one.found[name] for one in readings]
         early, late = _quarters(found)
         rows.append([f"{name}, {unit}" if unit else name, found[0], early, late, max(found), late - early])
-    for name in ("p50", "p99"):
-        found = [getattr(one.slice, name) * 1e3 for one in readings]
-        early, late = _quarters(found)
-        rows.append([f"{name}, ms", found[0], early, late, max(found), late - early])
     columns = ["", "first", "second quarter", "last quarter", "most", "growth"]
     return Table("What grows", columns, rows)
 
 
 def _over_time(readings: list[_Reading]) -> Table:
-    rows: list[list[str | float | None]] = [
-        [
-            *(one.slice.at, one.slice.rate, one.slice.p50 * 1e3, one.slice.p99 * 1e3, one.slice.most * 1e3),
-            *(of(one.state) for _, of in (_READ["router's memory"], _READ["of it L1"])),
-            *(one.state.tasks, one.state.node_connections, str(one.slice.failed + one.slice.shed)),
-        ]
-        for one in readings[:: -(-len(readings) // _ROWS)]
-    ]
-    columns = ["s", "answers/s", "p50 ms", "p99 ms", "most ms", "router MiB", "L1 MiB", "tasks"]
-    return Table("Over time", [*columns, "connections to nodes", "failed"], rows)
+    some = readings[:: -(-len(readings) // _ROWS)]
+    columns = {
+        "s": lambda one: one.slice.at,
+        "answers/s": lambda one: one.slice.rate,
+        "p50 ms": lambda one: one.found["p50"],
+        "p99 ms": lambda one: one.found["p99"],
+        "most ms": lambda one: one.slice.most * 1e3,
+        "router MiB": lambda one: one.found["router's memory"],
+        "L1 MiB": lambda one: one.found["of it L1"],
+        "tasks": lambda one: one.found["tasks"],
+        "connections to nodes": lambda one: one.found["connections to nodes"],
+        "failed": lambda one: str(one.slice.failed + one.slice.shed),
+    }
+    return Table.of("Over time", columns, some)
 
 
 def _figures(readings: list[_Reading]) -> list[Figure]:
-    def series(name: str, of: Callable[[_Reading], float]) -> Series:
-        return Series(name, [(one.slice.at, of(one), of(one), of(one)) for one in readings])
+    def series(*names: str) -> list[Series]:
+        points = {name: [(one.slice.at, one.found[name]) for one in readings] for name in names}
+        return [Series(name, [(at, y, y, y) for at, y in found]) for name, found in points.items()]
 
-    def read(name: str) -> Series:
-        of = _READ[name][1]
-        return series(name, lambda one: of(one.state))
-
-    latencies = [
-        series("p50", lambda one: one.slice.p50 * 1e3),
-        series("p99", lambda one: one.slice.p99 * 1e3),
-        series("p99.9", lambda one: one.slice.p999 * 1e3),
-    ]
+    held = series("tasks", "sockets", "connections to nodes", "threads")
+    latencies = series("p50", "p99", "p99.9")
     return [
         Figure("latency", "Latency from the intended start", "s", "ms", latencies, log_y=True),
-        Figure("memory", "Memory", "s", "MiB", [read("router's memory"), read("of it L1")]),
-        Figure(
-            "held",
-            "What the router holds",
-            "s",
-            "",
-            [read(name) for name in ("tasks", "sockets", "connections to nodes", "threads")],
-        ),
+        Figure("memory", "Memory", "s", "MiB", series("router's memory", "of it L1")),
+        Figure("held", "What the router holds", "s", "", held),
     ]

@@ -21,7 +21,7 @@ from bench.errors import BenchError
 from bench.generators import Closed, Slice
 from bench.resources import Others
 from bench.sample import Sample
-from bench.simulation.model import Costs, Load, Result, System
+from bench.simulation.model import Costs, Load, System
 from bench.simulation.simulate import simulate
 from bench.targets import HttpSpec
 from bench.world import COLLECTION, Router, World
@@ -58,13 +58,11 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
         crowded: speed of a server's processor while all of the machine's are busy, relative to one alone.
         usable: the share of the processors' time that the busiest other run got: some stay idle for moments
             although work waits for others.
-        batches: mean processor seconds of a statement by the searches in it.
     """
 
     costs: Costs
     crowded: float
     usable: float
-    batches: dict[int, float]
     k: int
     ef_search: int
 
@@ -99,7 +97,6 @@ class Validation(msgspec.Struct, frozen=True, kw_only=True):
     comparisons: list[Comparison]
     statements: tuple[float, float]
     server_cpu: tuple[float, float]
-    simulated: Result
 
     @property
     def valid(self) -> bool:
@@ -140,7 +137,6 @@ def calibrate(
         costs=_with_router(statements, runs, crowded),
         crowded=crowded,
         usable=usable,
-        batches=statements.batches,
         k=k,
         ef_search=ef_search,
     )
@@ -171,6 +167,8 @@ def _taken(context: Context, world: World, router: Router, spec: HttpSpec, load:
     sample = context.sample(world, spec, load, router, judged=False, tick=tick)
     if not sample.searches or sample.failed:
         raise BenchError(f"{sample.failed} searches failed, {sample.searches} did not: {sample.reasons}")
+    if not (sample.server_cpu and sample.router_cpu):
+        raise BenchError(f"{load.seconds:g} s are too short to see what a search costs: raise --seconds")
     together = {
         int(name.removeprefix("together ")): count
         for name, count in sample.account.items()
@@ -367,5 +365,4 @@ def validate(calibration: Calibration, target: Taken, clients: int) -> Validatio
         ],
         statements=(target.statements, 1 / found.together),
         server_cpu=(sample.server_cpu_per_search, per_search / calibration.crowded),
-        simulated=found,
     )

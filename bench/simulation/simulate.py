@@ -18,6 +18,9 @@ from random import Random
 import msgspec
 import numpy as np
 
+from bench.errors import SearchError
+from bench.generators import Closed, Measured, Open, generate
+from bench.percentiles import Latencies
 from bench.simulation.hosts import Host, Process
 from bench.simulation.model import Costs, Load, Result, Stragglers, System
 from bench.simulation.nodes import Server
@@ -27,6 +30,7 @@ from router.nodes.node import Node
 from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState, Role
+from router.policy.ways import Ways
 from router.query.errors import OverloadedError, RouterError
 from router.query.types import SearchQuery
 from router.stages.fanout import Fanout
@@ -38,6 +42,10 @@ from shard_config.values import ValueType
 __all__ = ["World", "build_map", "simulate"]
 
 _SAMPLE_EVERY = 0.05
+_QUERIES = 10_000  # that differ; what a search costs does not depend on which it is
+_REFUSED = "refused"
+# The router refuses what is too much; the generator holds nothing back.
+_MOST_OUTSTANDING = 1_000_000
 
 
 def simulate(system: System, costs: Costs, load: Load, *, seed: int = 1) -> Result:
@@ -53,19 +61,25 @@ def simulate(system: System, costs: Costs, load: Load, *, seed: int = 1) -> Resu
 
 async def _run(system: System, costs: Costs, load: Load, seed: int) -> Result:
     world = World(system, costs, seed)
-    measured = _Measured(world, load)
-    beside = [asyncio.create_task(measured.watch())]
+    target = _Simulated(world, load)
+    beside = [asyncio.create_task(target.watch())]
     if system.others:
         beside.append(asyncio.create_task(_replay(world)))
+    arrivals = (
+        Closed(load.clients, load.seconds, load.warm)
+        if load.clients
+        else Open(load.rate, load.seconds, load.warm, seed=seed, outstanding=_MOST_OUTSTANDING)
+    )
     try:
-        await (_closed if load.clients else _open)(world, load, measured)
+        measured = await generate(
+            target, arrivals, queries=_QUERIES, k=0, begin=target.begin, end=target.end, clock=world.clock
+        )
     finally:
         for task in beside:
             task.cancel()
         await asyncio.gather(*beside, return_exceptions=True)
-    result = measured.result()
     await world.close()
-    return result
+    return target.result(measured)
 
 
 class World:
@@ -101,7 +115,8 @@ class World:
             )
             for name in self.shard_map.shards
         }
-        self.scatter = Scatter(self.shard_map, Fanout(sets), Freshness(self.shard_map))
+        ways = Ways(lambda collection, shard: None)
+        self.scatter = Scatter(self.shard_map, Fanout(sets), Freshness(self.shard_map), ways)
 
     def __repr__(self) -> str:
         return f"<World {self.scatter!r} on {len(self.hosts)} hosts>"
@@ -203,75 +218,84 @@ def build_map(system: System) -> model.ShardMap:
     return model.ShardMap(1, shards, {"items": items})
 
 
-class _Measured:
-    """Takes down what ends between the end of the warm-up and the end of the run."""
+class _Simulated:
+    """The router as the target of a generator; what it counts is of the measured time."""
 
     def __init__(self, world: World, load: Load) -> None:
         self._world = world
         self._load = load
-        self.begin = world.clock() + load.warm
-        self.end = self.begin + load.seconds
-        self._latencies: list[float] = []
         self._coverage: list[float] = []
-        self._full = self._refused = self._failed = 0
+        self._full = 0
         self._limits: list[list[int]] = [[] for _ in world.limits]
-        self._before: tuple[int, int, float, float] = (0, 0, 0.0, 0.0)
+        self._before = self._after = self._counts()
 
-    async def ask(self, number: int, intended: float) -> None:
+    async def open(self) -> None: ...
+
+    async def search(self, query: int) -> Sequence[int]:
         """One search from the client's side."""
         world, load = self._world, self._load
         await world.client.work(world.costs.client_search / 2)
-        coverage, full, error = 0.0, False, None
         try:
             coverage, full = await world.search(
-                world.query(number, k=load.k, ef_search=load.ef_search), world.clock() + load.timeout
+                world.query(query, k=load.k, ef_search=load.ef_search), world.clock() + load.timeout
             )
         except RouterError as exc:
-            error = exc
-        await world.client.work(world.costs.client_search / 2)
-        now = world.clock()
-        if not self.begin <= now < self.end:
-            return
-        if isinstance(error, OverloadedError):
-            self._refused += 1
-        elif error is not None:
-            self._failed += 1
-        else:
-            self._latencies.append(now - intended)
-            self._coverage.append(coverage)
-            self._full += full
+            raise SearchError(_REFUSED if isinstance(exc, OverloadedError) else type(exc).__name__) from exc
+        finally:
+            await world.client.work(world.costs.client_search / 2)
+        self._coverage.append(coverage)
+        self._full += full
+        return []
+
+    def account(self) -> dict[str, int]:
+        return {}
+
+    async def close(self) -> None: ...
+
+    def begin(self) -> None:
+        self._coverage.clear()
+        self._full = 0
+        for values in self._limits:
+            values.clear()
+        self._before = self._counts()
+
+    def end(self) -> None:
+        self._after = self._counts()
 
     async def watch(self) -> None:
-        await asyncio.sleep(self._load.warm)
-        self._before = self._counts()
         while True:
             for values, limit in zip(self._limits, self._world.limits, strict=True):
                 values.append(limit.value)
             await asyncio.sleep(_SAMPLE_EVERY)
 
-    def result(self) -> Result:
-        world = self._world
-        counts = [now - before for now, before in zip(self._counts(), self._before, strict=True)]
-        statements, searches, host_busy, router_busy = counts
-        elapsed = world.clock() - self.begin
-        latencies = np.array(self._latencies or [float("nan")])
-        p50, p95, p99 = (float(x) for x in np.percentile(latencies, [50, 95, 99]))
+    def result(self, measured: Measured) -> Result:
+        statements, searches, host_busy, router_busy = (
+            after - before for after, before in zip(self._after, self._before, strict=True)
+        )
+        latencies = Latencies.decode(measured.latencies)
+        nothing = float("nan")
+        mean, p50, p95, p99 = (
+            (latencies.mean, *(latencies.at(percentile) for percentile in (50, 95, 99)))
+            if latencies.count
+            else (nothing, nothing, nothing, nothing)
+        )
         limits = [float(np.mean(values)) for values in self._limits]
+        refused = measured.reasons.get(_REFUSED, 0)
         return Result(
-            answered=len(self._latencies),
-            refused=self._refused,
-            failed=self._failed,
-            rate=len(self._latencies) / self._load.seconds,
-            mean=float(latencies.mean()),
+            answered=measured.searches,
+            refused=refused,
+            failed=measured.failed - refused,
+            rate=measured.rate,
+            mean=mean,
             p50=p50,
             p95=p95,
             p99=p99,
             coverage=_mean(self._coverage),
-            full=self._full / max(len(self._latencies), 1),
+            full=self._full / max(len(self._coverage), 1),
             together=searches / max(statements, 1),
             limits=(min(limits), _mean(limits), max(limits)),
-            host_use=host_busy / (elapsed * sum(self._world.system.cores for _ in world.hosts)),
-            router_use=router_busy / elapsed,
+            host_use=host_busy / (measured.seconds * self._world.system.cores * len(self._world.hosts)),
+            router_use=router_busy / measured.seconds,
             loop="closed" if self._load.clients else "open",
         )
 
@@ -294,31 +318,6 @@ async def _replay(world: World) -> None:
             work = cores / jobs * system.step
             loop.call_later(rng.random() * (system.step - work), world.hosts[0].start, work, lambda: None)
         await asyncio.sleep(system.step)
-
-
-async def _closed(world: World, load: Load, measured: _Measured) -> None:
-    async def client(number: int) -> None:
-        asked = number
-        while world.clock() < measured.end:
-            await measured.ask(asked, world.clock())
-            asked += load.clients
-
-    await asyncio.gather(*(client(i) for i in range(load.clients)))
-
-
-async def _open(world: World, load: Load, measured: _Measured) -> None:
-    under_way: set[asyncio.Task[None]] = set()
-    at, number = world.clock(), 0
-    while True:
-        at += world.rng.expovariate(load.rate)
-        if at >= measured.end:
-            break
-        await asyncio.sleep(at - world.clock())
-        task = asyncio.create_task(measured.ask(number, at))
-        under_way.add(task)
-        task.add_done_callback(under_way.discard)
-        number += 1
-    await asyncio.gather(*under_way)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -182,7 +182,7 @@ def _stay(router: Router, cluster: Cluster) -> None:
     """
     try:
         _explain_how_to_go_on(router.url, cluster)
-        while router.leash.poll() is None:
+        while router.watcher.poll() is None:
             time.sleep(_POLL)
     except KeyboardInterrupt:
         print()

@@ -23,7 +23,7 @@ def command(arguments: Sequence[str]) -> list[str]:
 
 
 def typed(arguments: Sequence[str]) -> str:
-    """What to type here for the same."""
+    """The command as a user would type it in this folder."""
     script = Path(sys.executable).with_name("pgscatter")
     if not script.exists():
         return shlex.join(["pgscatter", *arguments])

@@ -54,7 +54,7 @@ Report = Callable[[str], None]
 
 
 class CollectionsError(ClusterError):
-    """The map with the collections that were given would be none; nothing was started."""
+    """The collections that were given make no valid map; nothing was started."""
 
 
 class Cluster:
@@ -124,7 +124,7 @@ class Cluster:
         raise ClusterError(f"no node {name!r} in {self.directory}; there are {names}")
 
     def up(self, shards: int, replicas: int, collections: Path | None = None, *, owned: bool = False) -> bool:
-        """Create what is missing, start what is not running, return when all is ready.
+        """Create what is missing, start what is not running, and return when all servers are ready.
 
         With `owned`, the servers end when this process does. Returns whether anything had to be started.
 
@@ -163,7 +163,7 @@ class Cluster:
                 self._save()
 
     def stop_all(self) -> None:
-        """Kill every server, whatever another command is about: for a watchdog whose owner is dead.
+        """Kill every server, without waiting for another command to end: for a watchdog whose owner is dead.
 
         Looks more than once: a server that was being started when its owner died has no pid file yet.
         """
@@ -266,7 +266,7 @@ class Cluster:
 
     @contextlib.contextmanager
     def _guarded(self, owned: bool) -> Iterator[None]:
-        """While the block runs, and with an owner for good, a watchdog takes the servers down if we die."""
+        """Let a watchdog take the servers down if this process dies during the block, or ever if `owned`."""
         running = self._running()
         if running and not owned:
             yield
@@ -332,7 +332,7 @@ class Cluster:
         self._save(members, ports)
 
     def _ports(self, names: list[str]) -> dict[str, int]:
-        """The ports of before, as far as there are any, and free ones."""
+        """The ports that the servers had before, and free ones for new servers."""
         saved = read_state(self.directory)
         known = {} if saved is None else saved.ports
         wanted = [name for name in [*names, "redis"] if name not in known]
@@ -346,7 +346,7 @@ class Cluster:
         servers = [self._postgres(name) for name in members]
         if not any(server.exists for server in servers):
             servers[0].create_primary()
-        # Whoever is no replica comes first: the others stream from it.
+        # Primaries first: replicas stream from them.
         servers.sort(key=lambda server: server.is_replica or not server.exists)
         primary, *replicas = servers
         if primary.pid is None:
@@ -380,7 +380,7 @@ class Cluster:
             except ServerError:
                 if attempt == _ATTEMPTS - 1 or not processes.listening(ports[name]):
                     raise
-                # Somebody else has the port now.
+                # Another process has taken the port since.
                 ports[name] = free_ports(1)[0]
             else:
                 return
@@ -467,7 +467,7 @@ def _names(shards: int) -> list[str]:
 
 
 def _drop_slot(primary: Postgres, port: int, slot: str) -> None:
-    """What a replica left behind that was made before, if anything."""
+    """Drop the replication slot of an earlier replica of this name, if there is one."""
     primary.query(
         port,
         "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"

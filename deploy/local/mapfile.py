@@ -81,7 +81,9 @@ def write_map(path: Path, shards: Shards, collections: Mapping[str, Any]) -> Non
 
 
 class _Dumper(yaml.SafeDumper):
-    """Quotes strings that would be something else where maps are read; PyYAML's idea of those is another."""
+    """Quotes strings that the reader of maps would take for numbers and the like, not those that PyYAML
+    would.
+    """
 
 
 _Dumper.add_representer(
@@ -99,7 +101,7 @@ def _text(version: object, shards: Shards, collections: Mapping[str, Any]) -> st
 
 
 def _version(present: Fragment | None) -> object:
-    """The next one; of a map that has none, whatever it has instead, which will be found fault with."""
+    """The next version; one that is no number is kept as it is, and the check of the map reports it."""
     if present is None:
         return 1
     old = present.value.get("version") if isinstance(present.value, dict) else None
@@ -127,7 +129,7 @@ def _part(source: Fragment, *, alone: bool) -> tuple[str, dict[str, Any]]:
 
 
 def _moved(collection: Any, file: Path) -> Any:
-    """The collection with a model that is meant from its file, and will stand in another."""
+    """The collection with its model as an absolute path: the map will stand in another folder than `file`."""
     model = collection.get("text_model") if isinstance(collection, dict) else None
     if not isinstance(model, str) or not model or model.startswith("$"):
         return collection

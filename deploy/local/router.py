@@ -26,7 +26,7 @@ _LAST_LINES = 5
 
 
 class RouterError(Exception):
-    """It did not become ready; the message ends with what it said last."""
+    """A router did not become ready; the message ends with the last lines of its log."""
 
 
 class Router:
@@ -34,14 +34,14 @@ class Router:
 
     Attributes:
         pid: of the command; the processes of its workers descend from it.
-        leash: ends when the command does, with the same status.
+        watcher: ends when the command does, with the same status.
     """
 
-    def __init__(self, url: str, pid: int, log: Path, leash: subprocess.Popen[bytes]) -> None:
+    def __init__(self, url: str, pid: int, log: Path, watcher: subprocess.Popen[bytes]) -> None:
         self.url = url
         self.pid = pid
         self.log = log
-        self.leash = leash
+        self.watcher = watcher
 
     def __repr__(self) -> str:
         return f"<Router {self.url}, pid {self.pid}>"
@@ -51,14 +51,14 @@ class Router:
 
 
 def serve_arguments(map_path: Path, *, port: object = 0, **settings: object) -> list[str]:
-    """Those of `pgscatter` for a router with these settings; port 0 is any."""
+    """The arguments of `pgscatter` that start a router with these settings; port 0 is any."""
     flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     return ["serve", "--map", str(map_path), "--port", f"{port}", *flags]
 
 
 @contextlib.contextmanager
 def serving(arguments: Sequence[str], log: Path, *, ready: bool = True) -> Iterator[Router]:
-    """`pgscatter ARGUMENTS`, see `serve_arguments`, while the block runs; its output goes to `log`.
+    """Run `pgscatter ARGUMENTS`, see `serve_arguments`, during the block; its output goes to `log`.
 
     Without `ready` it only has to listen: its nodes may all be down.
 
@@ -71,21 +71,21 @@ def serving(arguments: Sequence[str], log: Path, *, ready: bool = True) -> Itera
 
 @contextlib.contextmanager
 def listening(command: Sequence[str], log: Path, *, ready: bool = False) -> Iterator[Router]:
-    """Any server that says on which http://HOST:PORT it listens, while the block runs.
+    """Run a server that prints on which http://HOST:PORT it listens, during the block.
 
     Raises:
         RouterError
     """
     log.write_bytes(b"")
-    with tied_to_parent(command, log) as leash:
+    with tied_to_parent(command, log) as watcher:
         deadline = time.monotonic() + _READY_SECONDS
         while not (url := _address(log)) or (ready and not _is_ready(url)):
-            if leash.poll() is not None or time.monotonic() > deadline:
-                how = "is not ready" if leash.poll() is None else f"ended with status {leash.returncode}"
+            if watcher.poll() is not None or time.monotonic() > deadline:
+                how = "is not ready" if watcher.poll() is None else f"ended with status {watcher.returncode}"
                 raise RouterError(f"the router {how}; it said last:\n{_last_words(log)}")
             time.sleep(_POLL)
-        pid = (*processes.family(leash.pid)[1:], leash.pid)[0]
-        yield Router(url, pid, log, leash)
+        pid = (*processes.family(watcher.pid)[1:], watcher.pid)[0]
+        yield Router(url, pid, log, watcher)
 
 
 def _address(log: Path) -> str | None:

@@ -165,8 +165,8 @@ class Postgres:
             ServerError
         """
         if self.pid is None:
-            # PostgreSQL leaves a killed server's file alone while the pid exists, be it as a zombie or as
-            # somebody else; we know that it is not this server.
+            # PostgreSQL refuses to start while the pid in the file of a killed server exists, even if it is a
+            # zombie or another process by now; `self.pid` has found that it is not this server.
             (self.data / "postmaster.pid").unlink(missing_ok=True)
         argv = [str(binary("postgres")), "-D", str(self.data), "-p", str(port)]
         if primary_port is not None and self.is_replica:
@@ -188,7 +188,7 @@ class Postgres:
         return self._run([psql, *argv]).strip()
 
     def _ready(self, pid: int) -> bool:
-        # The eighth line of the pid file is the server's own word, the one that pg_ctl waits for.
+        # The server writes its status into the eighth line of the pid file; pg_ctl waits for it there, too.
         try:
             lines = (self.data / "postmaster.pid").read_text().split("\n")
         except OSError:
@@ -225,7 +225,8 @@ class Redis:
         self.log = home / "log"
         self._home = home
         self._account = account
-        # Redis cuts its title after 255 bytes; the digest tells it from others before the path begins.
+        # The title of the process, cut after 255 bytes, has the path of the directory at its end; the digest
+        # of that path stands before it, so that a long path is recognised as well.
         self._marker = f"pgscatter:{sha256(os.fsencode(home)).hexdigest()[:16]}"
 
     @property
@@ -246,7 +247,7 @@ class Redis:
         pid_file.unlink(missing_ok=True)
         argv = [str(_redis_binary()), "--bind", "127.0.0.1", "--port", str(port), "--save", ""]
         argv += ["--appendonly", "no", "--maxmemory", "256mb", "--maxmemory-policy", "allkeys-lru"]
-        # Braces would be variables of Redis's own.
+        # Redis takes braces in the template for its variables.
         shown = str(self._home).translate({ord("{"): "(", ord("}"): ")"})
         argv += ["--dir", str(self._home), "--proc-title-template", f"redis-server {self._marker} {shown}"]
         command = self._account.command(argv, self._home)

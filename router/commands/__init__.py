@@ -10,8 +10,8 @@ from pathlib import Path
 
 _BUNDLED = Path(__file__).parents[1] / "bundled"
 
-# Before the commands are imported, and last, so that nothing of the caller's is hidden. Their child
-# processes are told by the environment.
+# Before any command is imported. At the end of the path, so that an application's own `bench` or `deploy` is
+# not hidden; in the environment as well, for child processes of the commands.
 if _BUNDLED.is_dir() and str(_BUNDLED) not in sys.path:
     sys.path.append(str(_BUNDLED))
     _others = os.environ.get("PYTHONPATH")

@@ -5,17 +5,20 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from router.commands.integers import between, positive
+from router.commands.numbers import between, listed, positive, real
 from shard_config import limits
 
 __all__ = ["add_parser"]
 
-_COMPARE, _COLLECT, _LIST, _ALL = "compare", "collect", "list", "all"
 # The results of a folder as one text; and the flags that are part of the command that a report names.
 _COLLECTED = "results.md"
+# The flags that a report repeats in the command that makes the same measurement again.
 _NAMED = (
     *("dataset", "rows", "queries", "shards", "seconds", "rounds", "clients", "ef_search", "k", "recall"),
     *("open_loop", "duration"),
@@ -26,103 +29,110 @@ _NEEDS = "pgscatter bench needs what is not installed ({}): pip install 'pgscatt
 
 
 def add_parser(subparsers: Any) -> None:
+    names = _scenarios()
     parser = subparsers.add_parser(
         "bench",
         help="measure searches on a cluster of this machine's own",
         description="Runs a scenario on a temporary cluster and writes a report, its data and its plots."
-        " `all` runs every scenario, `list` names them, `compare BEFORE AFTER` shows two results,"
-        " `collect DIR` makes one text of those in a folder."
         " A missed target is reported, and is no failure.",
+        epilog=f"Scenarios: {', '.join(names)}.",
     )
-    parser.add_argument("scenario", metavar="SCENARIO", help="a scenario, or all, list, compare or collect")
-    parser.add_argument(
-        "files",
-        nargs="*",
-        type=Path,
-        default=[],  # or else argparse calls it required
-        metavar="FILE",
-        help="of compare: two .json results; of collect: a folder with some",
-    )
-    parser.add_argument("--dataset", metavar="SPEC", help="what to search, see the documentation")
-    parser.add_argument("--rows", type=positive, metavar="N", help="only its first N rows")
-    parser.add_argument(
-        "--queries", type=positive, metavar="N", help="how many of its queries (default 1000)"
-    )
-    parser.add_argument("--shards", type=positive, metavar="N", help="(default 4; scaling goes up to 8)")
-    parser.add_argument("--seconds", type=_seconds, metavar="S", help="of each measurement (default 5)")
-    parser.add_argument("--rounds", type=positive, metavar="N", help="of each variant (default 3)")
-    parser.add_argument("--clients", type=_numbers, metavar="N,…", help="numbers of clients")
-    parser.add_argument("--ef-search", type=_widths, metavar="N,…", help="widths of scans (scenario recall)")
+    verbs = parser.add_subparsers(dest="scenario", required=True, metavar="SCENARIO")
+    listing = verbs.add_parser("list", help="name the scenarios and what they measure")
+    listing.set_defaults(run=_guarded(_list))
+    comparing = verbs.add_parser("compare", help="show two results beside each other")
+    for when in ("before", "after"):
+        comparing.add_argument(when, type=Path, metavar=when.upper(), help="a .json result")
+    comparing.set_defaults(run=_guarded(_compare))
+    collecting = verbs.add_parser("collect", help="make one text of a folder of results")
+    collecting.add_argument("folder", type=Path, metavar="DIR")
+    collecting.add_argument("--out", type=Path, metavar="FILE", help="the text (default: standard output)")
+    collecting.set_defaults(run=_guarded(_collect))
+    flags = _flags()
+    for name in ("all", *names):
+        # A scenario without help is left out of the list, where its name alone would say little.
+        told = {"help": "run every scenario"} if name == "all" else {}
+        one = verbs.add_parser(name, parents=[flags], **told)
+        one.set_defaults(run=_guarded(_measure_all if name == "all" else _measure_one), parser=one)
+
+
+def _scenarios() -> list[str]:
+    """Their names, without importing them: what they need may not be installed, and is slow to import."""
+    found = find_spec("bench")
+    places = (found and found.submodule_search_locations) or []
+    files = [path for place in places for path in Path(place, "scenarios").glob("[!_]*.py")]
+    return sorted(path.stem for path in files)
+
+
+def _flags() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(add_help=False)
+    seconds = "a number of seconds"
+    for flag, type_, shown, text in (
+        ("--dataset", str, "SPEC", "what to search, see the documentation"),
+        ("--rows", positive, "N", "only its first N rows"),
+        ("--queries", positive, "N", "how many of its queries (default 1000)"),
+        ("--shards", positive, "N", "(default 4; scaling goes up to 8)"),
+        ("--seconds", real(seconds, 0.1, 3600), "S", "of each measurement (default 5)"),
+        ("--rounds", positive, "N", "of each variant (default 3)"),
+        ("--clients", listed(positive), "N,…", "numbers of clients"),
+        ("--ef-search", listed(between(limits.EF_SEARCH)), "N,…", "widths of scans (scenario recall)"),
+        (
+            *("--open-loop", listed(real("searches/s", 0.1, 1e6)), "RATE,…"),
+            "searches/s that arrive whatever becomes of them (concurrency, soak; default: by capacity)",
+        ),
+        ("--duration", real(seconds, 4, 604_800), "S", "of the long run (scenario soak; default 600)"),
+        ("--out", Path, "DIR", "where results go (default ./bench-results)"),
+    ):
+        parser.add_argument(flag, type=type_, metavar=shown, help=text)
     parser.add_argument("--k", type=positive, default=10, metavar="K", help="rows of an answer (default 10)")
+    share = real("a number", 0, 1, open=True)
     parser.add_argument(
-        "--recall", type=_share, default=0.99, metavar="R", help="that variants are tuned to (default 0.99)"
-    )
-    parser.add_argument(
-        "--open-loop",
-        type=_rates,
-        metavar="RATE,…",
-        help="searches/s that arrive whatever becomes of them (concurrency, soak; default: by capacity)",
-    )
-    parser.add_argument(
-        "--duration", type=_duration, metavar="S", help="of the long run (scenario soak; default 600)"
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="where results go (default ./bench-results); of collect: the file to write",
+        "--recall", type=share, default=0.99, metavar="R", help="that variants are tuned to (default 0.99)"
     )
     parser.add_argument("--quick", action="store_true", help="small and short: shows that it works")
-    parser.set_defaults(run=_run, parser=parser)
+    return parser
 
 
-def _run(args: argparse.Namespace) -> int:
-    if args.scenario not in (_COMPARE, _COLLECT) and args.files:
-        args.parser.error(f"{args.files[0]}: only compare and collect take files")
-    if args.scenario == _COMPARE and len(args.files) != 2:
-        args.parser.error(f"compare takes two results, got {len(args.files)}")
-    if args.scenario == _COLLECT and len(args.files) != 1:
-        args.parser.error(f"collect takes one folder, got {len(args.files)}")
-    if args.scenario not in (_COMPARE, _COLLECT, _LIST):
-        _check_folder(args)
-    try:
-        # Its dependencies are an extra, and slow to import.
-        from bench import scenarios
-        from bench.errors import BenchError
-    except ModuleNotFoundError as exc:
-        print(_NEEDS.format(exc.name), file=sys.stderr)
-        return 1
-    names = scenarios.names()
-    if args.scenario not in (_COMPARE, _COLLECT, _LIST, _ALL, *names):
-        args.parser.error(f"no scenario {args.scenario!r}; there are {', '.join(names)}")
-    try:
-        if args.scenario == _LIST:
-            for name in names:
-                print(f"{name:14}{scenarios.summary(name)}")
-        elif args.scenario == _COMPARE:
-            _compare(*args.files)
-        elif args.scenario == _COLLECT:
-            _collect(args.files[0], args.out)
-        elif args.scenario == _ALL:
-            return _measure_all(names, args)
-        else:
-            _measure(args.scenario, args)
-    except (BenchError, OSError) as exc:
-        print(f"pgscatter bench: {exc}", file=sys.stderr)
-        return 1
-    return 0
+def _guarded(run: Callable[[argparse.Namespace], int | None]) -> Callable[[argparse.Namespace], int]:
+    """`run`, with 1 for what stops it."""
+
+    def guarded(args: argparse.Namespace) -> int:
+        if "parser" in args:
+            _check_folder(args)
+        try:
+            # Its dependencies are an extra, and slow to import.
+            import_module("bench.suite")
+            from bench.errors import BenchError
+        except ModuleNotFoundError as exc:
+            print(_NEEDS.format(exc.name), file=sys.stderr)
+            return 1
+        try:
+            return run(args) or 0
+        except (BenchError, OSError) as exc:
+            print(f"pgscatter bench: {exc}", file=sys.stderr)
+            return 1
+
+    return guarded
 
 
-def _compare(before: Path, after: Path) -> None:
+def _list(args: argparse.Namespace) -> None:
+    from bench import scenarios
+
+    for name in scenarios.names():
+        print(f"{name:14}{scenarios.summary(name)}")
+
+
+def _compare(args: argparse.Namespace) -> None:
     from bench.compare import compare
     from bench.results import load_run
 
-    print(compare(load_run(before), load_run(after)), end="")
+    print(compare(load_run(args.before), load_run(args.after)), end="")
 
 
-def _collect(folder: Path, out: Path | None) -> None:
-    from bench.collect import collected, load_runs
+def _collect(args: argparse.Namespace) -> None:
+    from bench.report import collected, load_runs
 
+    folder, out = args.folder, args.out
     beside = out is not None and out.resolve().parent == folder.resolve()
     text = collected(load_runs(folder), folder, plots=beside)
     if out is None:
@@ -131,12 +141,16 @@ def _collect(folder: Path, out: Path | None) -> None:
         out.write_text(text)
 
 
-def _measure_all(names: list[str], args: argparse.Namespace) -> int:
+def _measure_one(args: argparse.Namespace) -> None:
+    _measure(args.scenario, args)
+
+
+def _measure_all(args: argparse.Namespace) -> int:
     """Every scenario, also where one of them cannot be run; what there is, is collected after each."""
     from bench.errors import BenchError
 
-    failed = []
-    for name in names:
+    folder, failed = _folder(args), []
+    for name in _scenarios():
         print(f"-- {name}", file=sys.stderr)
         try:
             _measure(name, args)
@@ -144,11 +158,11 @@ def _measure_all(names: list[str], args: argparse.Namespace) -> int:
             failed.append(name)
             print(f"pgscatter bench: {name}: {exc}", file=sys.stderr)
             continue
-        _collect(_folder(args), _folder(args) / _COLLECTED)
+        _collect(argparse.Namespace(folder=folder, out=folder / _COLLECTED))
     if failed:
         print(f"pgscatter bench: could not be run: {', '.join(failed)}", file=sys.stderr)
         return 1
-    print(f"all: {_folder(args) / _COLLECTED}", file=sys.stderr)
+    print(f"all: {folder / _COLLECTED}", file=sys.stderr)
     return 0
 
 
@@ -157,7 +171,7 @@ def _folder(args: argparse.Namespace) -> Path:
 
 
 def _check_folder(args: argparse.Namespace) -> None:
-    """Leaves with status 2 if results can have no folder: else that is known at the end, hours later."""
+    """Leave with status 2 if the folder cannot be made: after hours of measuring it would be too late."""
     for folder in (_folder(args), *_folder(args).absolute().parents):
         if folder.is_dir():
             return
@@ -166,7 +180,7 @@ def _check_folder(args: argparse.Namespace) -> None:
 
 
 def _command(name: str, args: argparse.Namespace) -> str:
-    """What makes the same run again; where its results go is no part of it."""
+    """The command that makes the same measurement again, without the folder of the results."""
     words = ["pgscatter", "bench", name]
     for flag in _NAMED:
         value = getattr(args, flag)
@@ -204,52 +218,3 @@ def _measure(name: str, args: argparse.Namespace) -> None:
     *_, text = write(run, _folder(args))
     print(report.markdown(run))
     print(f"{name}: {text} and what lies beside it", file=sys.stderr)
-
-
-def _numbers(text: str) -> list[int]:
-    return [positive(part) for part in text.split(",")]
-
-
-def _widths(text: str) -> list[int]:
-    width = between(limits.EF_SEARCH)
-    return [width(part) for part in text.split(",")]
-
-
-def _rates(text: str) -> list[float]:
-    try:
-        rates = [float(part) for part in text.split(",")]
-    except ValueError:
-        rates = []
-    if not rates or not all(0.1 <= rate <= 1e6 for rate in rates):
-        raise argparse.ArgumentTypeError(f"expected searches/s from 0.1 to 1000000, got {text!r}")
-    return rates
-
-
-def _duration(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 4 <= value <= 604_800:
-        raise argparse.ArgumentTypeError(f"expected a number of seconds from 4 to 604800, got {text!r}")
-    return value
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0.1 <= value <= 3600:
-        raise argparse.ArgumentTypeError(f"expected a number of seconds from 0.1 to 3600, got {text!r}")
-    return value
-
-
-def _share(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0.0
-    if not 0 < value < 1:
-        raise argparse.ArgumentTypeError(f"expected a number between 0 and 1, got {text!r}")
-    return value

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from deploy.local import MOST_REPLICAS, MOST_SHARDS, Cluster, ClusterError, CollectionsError
-from router.commands.integers import between
+from router.commands.numbers import between
 
 __all__ = ["add_parser"]
 
@@ -101,7 +101,7 @@ def _one(args: argparse.Namespace) -> int:
 
 def _directory(text: str) -> Path:
     if not text:
-        # As a path it would be the current directory.
+        # Path("") is the current directory, which nobody means.
         raise argparse.ArgumentTypeError("expected a directory, got ''")
     return Path(text)
 

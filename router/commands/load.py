@@ -11,7 +11,7 @@ from typing import Any
 from router.bulk.errors import LoadError
 from router.bulk.load import Options, Summary, load
 from router.bulk.sources import is_hdf5
-from router.commands.integers import natural, positive
+from router.commands.numbers import natural, positive
 from router.commands.schema import add_build_flags, build_limits, collections_of
 from router.terminal import Display
 from shard_config.file import codec

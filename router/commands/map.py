@@ -16,11 +16,12 @@ from shard_config.dsn import redact
 from shard_config.file import codec
 from shard_config.file.placement import as_runs
 from shard_config.file.schema import json_schema
+from shard_config.metadata_path import spelled
 from shard_config.model import Collection, HashSharding, ListSharding, RangePart, RangeSharding, ShardMap
 
 __all__ = ["add_parser"]
 
-_LISTED = 8  # values or ranges of one shard that a table cell names
+_LISTED = 8  # values or ranges of one shard that a cell of the table lists
 
 
 def add_parser(subparsers: Any) -> None:
@@ -140,8 +141,15 @@ def _summary(collection: Collection) -> str:
     return (
         f"Collection {collection.name}: table {collection.table}, "
         f"{vector.type}({vector.dimensions}) by {vector.metric}, "
-        f"quantization {collection.index.quantization}, {placed} {sharding.key.name}"
+        f"quantization {collection.index.quantization}, {placed} {sharding.key.name}{_indexed(collection)}"
     )
+
+
+def _indexed(collection: Collection) -> str:
+    """What filters have indexes on."""
+    named = [column.name for column in collection.columns.values() if column.index]
+    named += [f"metadata.{spelled(path)} ({kind})" for path, kind in collection.metadata_indexes.items()]
+    return f", indexes on {', '.join(named)}" if named else ""
 
 
 def _placement_table(collection: Collection) -> Table:

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from router.commands.integers import natural, positive
+from router.commands.numbers import natural, positive
 from router.schema.apply import ShardResult, apply, check
 from router.schema.build import BuildLimits
 from router.terminal import Display

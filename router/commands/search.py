@@ -16,6 +16,7 @@ import numpy as np
 
 from router.client import Client, ClientError
 from router.commands.answer_table import CommandAnswer, show
+from router.commands.numbers import real
 
 __all__ = ["add_parser", "json_object"]
 
@@ -58,8 +59,9 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--api-key", metavar="KEY", help="default: $PGSCATTER_API_KEY, which no list of processes shows"
     )
+    wait = real("seconds", 0.001, 3600)
     parser.add_argument(
-        "--timeout", type=_seconds, default=30.0, metavar="SECONDS", help="to wait at most (default: 30)"
+        "--timeout", type=wait, default=30.0, metavar="SECONDS", help="to wait at most (default: 30)"
     )
     parser.set_defaults(run=_run)
 
@@ -146,7 +148,7 @@ def json_object(text: str) -> dict[str, Any]:
     try:
         return msgspec.json.decode(text, type=dict[str, Any])
     except UnicodeError as exc:
-        # An argument's bytes that are none come as lone surrogates.
+        # Python decodes bytes of an argument that are no UTF-8 to lone surrogates, which JSON cannot hold.
         raise argparse.ArgumentTypeError("not a JSON object: not UTF-8") from exc
     except msgspec.DecodeError as exc:
         raise argparse.ArgumentTypeError(f"not a JSON object: {exc}") from exc
@@ -154,13 +156,3 @@ def json_object(text: str) -> dict[str, Any]:
 
 def _names(text: str) -> list[str]:
     return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _seconds(text: str) -> float:
-    try:
-        seconds = float(text)
-    except ValueError:
-        seconds = -1
-    if not 0 < seconds <= 3600:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a number of seconds up to 3600")
-    return seconds

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import math
 import sys
 from collections.abc import Iterable
 from datetime import date
@@ -13,10 +12,13 @@ from typing import Any
 
 import msgspec
 
-from router.commands.integers import between
+from router.commands.numbers import between, real
 from router.commands.search import json_object
 from router.query.errors import RouterError
-from router.recall.tuning import Tuned, TuningError, queries_by_default, tune
+from router.query.filter import parse as parse_filter
+from router.recall.index_gain import Gain, index_gains
+from router.recall.reading import TuningError
+from router.recall.tuning import Tuned, queries_by_default, said, tune
 from router.settings import Settings
 from router.terminal import Display, Meter
 from router.topology import Snapshot, Topology
@@ -43,7 +45,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--target-recall",
-        type=_target,
+        type=real("a number", *limits.TARGET_RECALL),
         metavar="R",
         help="such as 0.99; written to the map as well (default: search.target_recall of the map)",
     )
@@ -69,13 +71,13 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    """One map for all: what was reached is written at once, what was not stays as it is."""
+    """Tune the collections, and write the map once: those that reached no target keep what they had."""
     try:
         shard_map = load(args.map)
         targets = _targets(args, shard_map)
         if not args.dry_run:
-            check_replaceable(args.map)  # measuring takes minutes
-        tuned, failures = asyncio.run(_tune(args, shard_map, targets))
+            check_replaceable(args.map)  # now, since measuring takes minutes
+        tuned, gains, failures = asyncio.run(_tune(args, shard_map, targets))
     except (MapError, TuningError, RouterError, OSError, ValueError) as exc:
         print(f"pgscatter tune: {exc}", file=sys.stderr)
         return 1
@@ -91,16 +93,18 @@ def _run(args: argparse.Namespace) -> int:
         print(f"{name}: ef_search {found.ef_search}, {where}")
         for case in found.cases:
             print(f"  recall@{args.k} {case}")
+        for gain in gains.get(name, []):
+            print(f"  {gain}")
     for failure in failures:
         print(f"pgscatter tune: {failure}", file=sys.stderr)
     return 1 if failures else 0
 
 
 def _targets(args: argparse.Namespace, shard_map: ShardMap) -> dict[str, float]:
-    """What each collection in question is to reach.
+    """The recall to reach, by collection.
 
     Raises:
-        TuningError: there is no such collection, or nobody said what to reach.
+        TuningError: there is no such collection, or neither the flag nor the map names a recall.
     """
     if args.collection is not None and args.collection not in shard_map.collections:
         raise TuningError(f"no collection {args.collection} in {args.map}")
@@ -115,25 +119,32 @@ def _targets(args: argparse.Namespace, shard_map: ShardMap) -> dict[str, float]:
 
 async def _tune(
     args: argparse.Namespace, shard_map: ShardMap, targets: dict[str, float]
-) -> tuple[dict[str, Tuned], list[str]]:
-    """What was found for each collection, and for which not and why."""
+) -> tuple[dict[str, Tuned], dict[str, list[Gain]], list[str]]:
+    """What was found for each collection, which indexes would help its filters, and what failed and why."""
     tuned: dict[str, Tuned] = {}
+    gains: dict[str, list[Gain]] = {}
     failures: list[str] = []
     settings = Settings(recall_sample_rate=0, hedge_quantile=0)
     topology = Topology(shard_map, settings)
     await topology.open()
+    # Without them, nothing bounds how far a scan with a filter goes.
+    await topology.parts.statistics.read()
     try:
         with Display() as display:
             for name, target in targets.items():
+                collection, router = shard_map.collections[name], topology.snapshot
                 try:
-                    tuned[name] = await _tune_one(
-                        args, topology.snapshot, settings, shard_map.collections[name], target, display
+                    tuned[name] = await _tune_one(args, router, settings, collection, target, display)
+                    filters = [(said(raw), parse_filter(collection, raw, settings)) for raw in args.filter]
+                    display.say(f"{name}: timing filters that have no index")
+                    gains[name] = await index_gains(
+                        router, collection, filters, args.k, tuned[name].ef_search
                     )
                 except (TuningError, RouterError) as exc:
                     failures.append(str(exc))
     finally:
         await topology.close()
-    return tuned, failures
+    return tuned, gains, failures
 
 
 async def _tune_one(
@@ -210,21 +221,10 @@ def _write(path: Path, measured: ShardMap, options: dict[str, dict[str, Option]]
 
 
 def _untuned(shard_map: ShardMap, names: Iterable[str]) -> ShardMap:
-    """The map without what tuning changes in it."""
+    """The map without what tuning changes, to compare the rest of two maps."""
     collections = dict(shard_map.collections)
     for name in names:
         found = collections[name]
         search = msgspec.structs.replace(found.search, ef_search=0, target_recall=None, tuned=None)
         collections[name] = msgspec.structs.replace(found, search=search)
     return msgspec.structs.replace(shard_map, version=0, collections=collections)
-
-
-def _target(text: str) -> float:
-    low, high = limits.TARGET_RECALL
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not low <= value <= high:
-        raise argparse.ArgumentTypeError(f"expected a number from {low} to {high}, got {text[:40]!r}")
-    return value

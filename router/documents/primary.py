@@ -91,6 +91,8 @@ class Primaries:
         """
         async with AsyncExitStack() as stack:
             try:
+                # A frozen primary may keep a newcomer waiting for a connection long after it was replaced:
+                # the news of that ends the wait, as a time limit that has passed.
                 async with asyncio.timeout(None) as primary:
                     with self._sets[shard].relying_on(node, lambda: primary.reschedule(0)):
                         connection = await stack.enter_async_context(node.writes.session(renewed=renewed))
@@ -118,6 +120,7 @@ class Primaries:
                 try:
                     await asyncio.gather(*tasks, return_exceptions=True)
                 finally:
+                    # Also when this is cancelled once more before all have ended: the task tells when it has.
                     for job, task in zip(jobs.values(), tasks, strict=True):
                         if job.outcome.unknown and job.sent is not None:
                             self.unconfirmed.add(collection, *job.sent, task)
@@ -168,9 +171,12 @@ class _Job(Generic[T]):
             async with self._primaries.session(self._shard, node, renewed=renewed) as connection:
                 sent = True
                 self.sent = (node, connection)
+                # Said before, because a cancelled task says nothing after: from here until the position is
+                # known, the work may have been committed, and where in the log nobody could tell.
                 self.outcome = Outcome(error="no answer from the primary in time", unknown=True)
                 value = await self._work(connection)
                 committed = True
+                # In the session that committed: what it must ask for depends on its synchronous_commit.
                 position = await written_position(connection)
         except OverloadedError as exc:
             self.outcome = Outcome(error=exc.detail)

@@ -12,7 +12,7 @@ from router.postgres import sql
 from router.query.answer import coverage_of, raise_if_unanswered
 from router.query.errors import Problem, UnavailableError
 from router.query.filter import Filter
-from router.query.hits import field_values, json_forms
+from router.query.hits import field_values, fields_of
 from router.query.plan import targets
 from router.query.types import Probe, Shape, ShardReport, ShardRows, VectorFormat, Work
 from router.stages.answer_memory import AnswerMemory, too_large
@@ -64,23 +64,23 @@ class Reader:
         statement = sql.select_by_id(collection, id_, include, _INLINE_BYTES)
         parts = await self._fetch(statement, Work.LOOKUP, shards, deadline)
         names = [name for name, _ in sql.result_columns(collection, include)]
-        forms = json_forms(collection, names)
+        fields = fields_of(collection, names, vector_format)
         # A node that is behind may still show the document where it was before it moved.
         for shard, part in sorted(parts.items(), key=lambda item: item[1].report.stale):
-            rows, held, stale = part.rows, None, part.report.stale
+            rows, reservation, stale = part.rows, None, part.report.stale
             if rows and (size := rows[0][1 + len(names)]) > _INLINE_BYTES:
                 if size > self._memory.most_each:
                     raise too_large(size, self._memory.most_each, self._memory.most_each)
                 # While it becomes JSON it is held as the driver's bytes, as text and as what is sent.
-                held = await self._memory.take(3 * size, deadline)
+                reservation = await self._memory.take(3 * size, deadline)
                 again = sql.select_by_ids(collection, [id_], include)
                 part = (await self._fetch(again, Work.COLUMNS, (shard,), deadline))[shard]
                 raise_if_unanswered(coverage_of([part.report], 1), [part.report], allow_partial=False)
                 rows, stale = part.rows, stale or part.report.stale
             for row in rows:
                 document = {"id": row[0], "shard": shard}
-                document |= field_values(collection, names, forms, row, 1, vector_format)
-                return ReadAnswer(document, shard if stale else None, held)
+                document |= field_values(row, 1, fields)
+                return ReadAnswer(document, shard if stale else None, reservation)
         reports = [part.report for part in parts.values()]
         raise_if_unanswered(coverage_of(reports, len(shards)), reports, allow_partial=False)
         _raise_if_stale(reports)

@@ -82,12 +82,12 @@ class ReadAnswer(msgspec.Struct, frozen=True):
     """A document as it is stored on one shard.
 
     `stale` names that shard if the node that was read is behind, as `Coverage.stale` does for searches.
-    `held` keeps the memory of a large one reserved.
+    `reservation` keeps the memory of a large one reserved.
     """
 
     document: Hit
     stale: str | None = None
-    held: object = None
+    reservation: object = None
 
 
 class CountAnswer(msgspec.Struct, frozen=True):

@@ -139,7 +139,7 @@ class _Attempt:
                         await unlock_all(connection)
                 return holders is not None
             except Exception:
-                # Ending the session is the one way to let go of locks that needs no answer. A cancelled
+                # To end the session is the one way to let go of locks that needs no answer. A cancelled
                 # one has a statement under way: the pool waits for its end, and unlocks.
                 for connection in sessions.values():
                     connection.terminate()
@@ -211,7 +211,7 @@ class _Attempt:
 
         async def one(shard: str, part: Sequence[Document]) -> None:
             node, connection = self._used[shard]
-            self._storing.add(shard)
+            self._storing.add(shard)  # before the statement: if this is cancelled, it may be committed
             committed = False
             try:
                 refused = await store_documents(connection, self._collection, part)

@@ -109,7 +109,7 @@ class Freshness:
             finally:
                 self.wrote(collection)
             await self.publish(collection)
-        except BaseException:
+        except (asyncio.CancelledError, Exception):
             self._publish_soon(collection)
             raise
 

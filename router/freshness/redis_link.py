@@ -1,8 +1,8 @@
-"""The line to Redis: every use of it is bounded in time, and none of them ever fails a request.
+"""The connection to Redis: every use of it is bounded in time, and none of them ever fails a request.
 
-A call that errs or exceeds its budget counts as no answer and switches the line off, until a question in
-the background is answered in time: a slow or dead Redis costs the calls that are under way their budget,
-and nobody else anything.
+A call that errs or exceeds its budget counts as no answer and switches Redis off, until a PING in the
+background is answered in time: a slow or dead Redis costs the calls that are under way their budget, and
+later ones nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,8 @@ _logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CONNECTIONS = 32
-# The resolution of uvloop's clock: the loop reads its sockets on the way there.
+# The resolution of uvloop's clock: a timer set this far ahead fires only after the loop has read its
+# sockets once more.
 _LOOP_TICK = 0.001
 _SHORTEST_PAUSE = 0.01
 
@@ -58,7 +59,7 @@ class RedisLink:
     """`call` runs one command, or a pipeline, or says None."""
 
     def __init__(self, url: str, *, budget: float, pause: float) -> None:
-        """`budget` and `pause`, between two questions to a Redis that is off, in seconds.
+        """`budget` of a call, and `pause` between two PINGs to a Redis that is off, both in seconds.
 
         Raises:
             ValueError: the URL is none of Redis.

@@ -49,8 +49,8 @@ class Documents:
         answer = await request.backend.read(collection, id_, include, deadline, _vector_format(request))
         if answer is None:
             raise _no_document(request, collection)
-        reply = Reply(b"", held=answer.held)
-        if answer.held is None:
+        reply = Reply(b"", reservation=answer.reservation)
+        if answer.reservation is None:
             reply.body = self._encoder.encode(answer.document)
         else:
             pieces: list[bytes] = []

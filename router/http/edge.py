@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from time import perf_counter
 from typing import Any
@@ -27,7 +27,7 @@ from router.http.keys import Keys
 from router.http.message import BODY_RECEIVED, CLIENT_LEFT, FIELDS, Reply, Request
 from router.http.metrics import Metrics
 from router.http.problems import INTERNAL, error_reply
-from router.http.routes import Routes
+from router.http.routes import Operation, Routes
 from router.http.send import send_at_once, send_reply
 from router.http.url import path_of, query_of, segment
 from router.logs import AccessLog
@@ -139,30 +139,10 @@ class Edge:
         announced = None if self._cors is None else self._cors.preflight_method(method, visit.headers)
         operation, template, params = self.routes.find(announced or method, path_of(visit.scope))
         visit.route = template
-        if (accepted := visit.headers.get(b"accept-encoding")) is not None:
-            visit.coding = negotiate(accepted[:_MOST_CODINGS])
-            if visit.coding == "none":
-                shown = accepted[:80].decode("latin-1")
-                raise HttpError(
-                    Refusal.NOT_ACCEPTABLE, f"Accept-Encoding {shown} takes neither gzip nor identity"
-                )
+        _choose_coding(visit)
         if self._cors is not None and announced is not None:
             return self._cors.preflight_reply()
-        params = {name: segment(value) for name, value in params.items()}
-        if self._keys is not None and operation.scope != "open":
-            visit.caller = self._keys.authorise(visit.headers, operation.scope).name
-        if CLIENT_LEFT in visit.scope:
-            raise ClientDisconnect
-        query = query_of(visit.scope["query_string"], operation)
-        request = Request(
-            self._backend(),
-            visit.headers,
-            params,
-            query,
-            receive,
-            visit.id,
-            body_received=BODY_RECEIVED in visit.scope,
-        )
+        request = self._request(visit, operation, params, receive)
         if not operation.limited:
             return await operation.handler(request)
         if self._in_flight >= self._most:
@@ -176,6 +156,30 @@ class Edge:
             raise
         finally:
             self._in_flight -= 1
+
+    def _request(
+        self, visit: _Visit, operation: Operation, params: Mapping[str, str], receive: Receive
+    ) -> Request:
+        """The request for the operation's handler.
+
+        Raises:
+            HttpError: its key does not allow the operation.
+            InvalidError, MalformedError: of its query string.
+            ClientDisconnect
+        """
+        if self._keys is not None and operation.scope != "open":
+            visit.caller = self._keys.authorise(visit.headers, operation.scope).name
+        if CLIENT_LEFT in visit.scope:
+            raise ClientDisconnect
+        return Request(
+            self._backend(),
+            visit.headers,
+            {name: segment(value) for name, value in params.items()},
+            query_of(visit.scope["query_string"], operation),
+            receive,
+            visit.id,
+            body_received=BODY_RECEIVED in visit.scope,
+        )
 
     def _write_log(self, visit: _Visit, seconds: float) -> None:
         scope, reply = visit.scope, visit.reply
@@ -199,6 +203,20 @@ class Edge:
             fields |= {"stored": written.stored, "deleted": written.deleted, "failed": dict(written.failed)}
         level = "error" if reply.status == 500 else "warning" if reply.status > 500 else "info"
         self._log.write(level, fields)
+
+
+def _choose_coding(visit: _Visit) -> None:
+    """
+    Raises:
+        HttpError: 406, the client accepts no coding that there is.
+    """
+    accepted = visit.headers.get(b"accept-encoding")
+    if accepted is None:
+        return
+    visit.coding = negotiate(accepted[:_MOST_CODINGS])
+    if visit.coding == "none":
+        shown = accepted[:80].decode("latin-1")
+        raise HttpError(Refusal.NOT_ACCEPTABLE, f"Accept-Encoding {shown} takes neither gzip nor identity")
 
 
 def _account(reply: Reply) -> dict[str, object]:

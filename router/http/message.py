@@ -61,7 +61,7 @@ class Reply(msgspec.Struct):
 
     Attributes:
         more: what follows `body`, of a large answer.
-        held: keeps the memory of a large answer reserved until it is sent.
+        reservation: keeps the memory of a large answer reserved until it is sent.
     """
 
     body: bytes
@@ -71,7 +71,7 @@ class Reply(msgspec.Struct):
     found: tuple[tuple[str, Found], ...] = ()
     written: Written | None = None
     more: Sequence[bytes] = ()
-    held: object = None
+    reservation: object = None
 
 
 class Request:

@@ -110,6 +110,9 @@ class Metrics:
         self._retries = self._counter(
             "shard_retries", "Attempts at parts of searches after one failed.", ["shard"]
         )
+        self._ways = self._counter(
+            "filtered_parts", "Parts of searches with a filter by the way they took.", ["collection", "way"]
+        )
         self._answers = self._counter("node_answers", "Parts of searches by who answered them.", _NODE)
         self._ejections = self._counter("node_ejections", "Times a node was left out.", _NODE)
         self._role_changes = self._counter("node_role_changes", "Promotions and demotions.", _NODE)
@@ -228,6 +231,9 @@ class Metrics:
                 self._child(self._retries, report.shard).inc(retries)
             if report.node is not None:
                 self._child(self._answers, report.shard, report.node).inc()
+            if report.choice is not None:
+                way = "vector_index_short" if report.again == "short" else str(report.choice.way)
+                self._child(self._ways, collection, way).inc()
 
     def _write(self, written: Written) -> None:
         if written.stored:

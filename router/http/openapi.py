@@ -19,7 +19,7 @@ from router.http.routes import Operation
 __all__ = ["document"]
 
 _REF = "#/components/schemas/{name}"
-# Named in the extra schema of fields that are kept as raw JSON, so that msgspec does not meet them.
+# Types that only the extra schemas of raw JSON fields refer to: msgspec does not find them by itself.
 _RAW_MEMBERS = (
     bodies.SearchBody,
     bodies.DocumentShape,
@@ -39,7 +39,7 @@ _TAGS = {
     "health": "For load balancers and monitoring.",
     "about": "Metrics, and this description.",
 }
-# What a status says of these operations, where its own phrase says little.
+# What a status means here; the phrase of HTTP where that says enough.
 _STATUSES = {
     400: "The request is no HTTP, no JSON or no UTF-8, or nested beyond measure.",
     401: "There is no key, or one that is not known.",

@@ -157,23 +157,8 @@ class BoundedProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         """Check the head; what is raised here reaches `_fault` as the context of httptools' own error."""
         self._in_head = False
-        if self._head_bytes + self._size > HEAD_BYTES:  # which may be the head and part of a body
-            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
-            if size > HEAD_BYTES:
-                raise too_large(self.url)
         version = self.parser.get_http_version()
-        if version != "1.1":
-            check_version(version)
-            self.expect_100_continue &= version != "1.0"
-        fields = dict(self.headers)
-        # Most requests of a connection name the same host, and nothing twice.
-        if (
-            fields.get(b"host") != self._host
-            or len(fields) != len(self.headers)
-            or b"transfer-encoding" in fields
-        ):
-            check_fields(version, self.headers)
-            self._host = fields.get(b"host", _NO_HOST)
+        fields = self._checked_fields(version)
         if self.parser.should_upgrade():
             self._plain_head = self._head_without_upgrade(version)
             return
@@ -190,6 +175,28 @@ class BoundedProtocol(HttpToolsProtocol):
         self.scope["extensions"] = {SEND_RESPONSE: respond, ABORT: self.transport.abort}  # type: ignore[dict-item]
         if self.pipeline and self._probe_timer is None:
             self._probe_timer = self.loop.call_later(_PROBE_SECONDS, self._probe_client)
+
+    def _checked_fields(self, version: str) -> dict[bytes, bytes]:
+        """The head's fields by name.
+
+        Raises:
+            RequestError: the head is too large, or must not be read.
+        """
+        if self._head_bytes + self._size > HEAD_BYTES:  # which may be the head and part of a body
+            size = len(self.url) + sum(len(name) + len(value) for name, value in self.headers)
+            if size > HEAD_BYTES:
+                raise too_large(self.url)
+        if version != "1.1":
+            check_version(version)
+            self.expect_100_continue &= version != "1.0"
+        fields = dict(self.headers)
+        host = fields.get(b"host")
+        # Most requests of a connection name the same host, and nothing twice: they need no check. One without
+        # a host always does.
+        if host != self._host or len(fields) != len(self.headers) or b"transfer-encoding" in fields:
+            check_fields(version, self.headers)
+            self._host = _NO_HOST if host is None else host
+        return fields
 
     def on_body(self, body: bytes) -> None:
         """As uvicorn's, less its checks for an upgrade; so is `on_message_complete`."""

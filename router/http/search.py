@@ -19,10 +19,11 @@ from router.decode.body import Decoder
 from router.decode.queries import check_text, search_query, timeout_of
 from router.http.answers import BatchError, search_answer
 from router.http.backend import Embed
-from router.http.checked import CheckedBodies, CheckedSearch
+from router.http.body_cache import BodyCache, CheckedSearch
 from router.http.content import read_json
 from router.http.message import Reply, Request
 from router.http.problems import describe, kind_of
+from router.http.slow_log import SlowLog
 from router.policy.batches import AdmittedBatch
 from router.query.errors import DeadlineError, InvalidError, RouterError
 from router.query.types import Found, SearchQuery
@@ -48,20 +49,22 @@ class Searches:
         self._decoder = Decoder(SearchBody, exact=True)
         self._batch_decoder = Decoder(BatchBody)
         self._encoder = msgspec.json.Encoder()
-        self._checked = CheckedBodies(settings.body_cache_bytes)
+        self._bodies = BodyCache(settings.body_cache_bytes)
+        self._slow = SlowLog(settings.slow_search)
 
     async def search(self, request: Request) -> Reply:
         collection = request.collection
         data = await read_json(request, self._settings)
         started = perf_counter()
         now = asyncio.get_running_loop().time()
-        checked = self._checked.get(data, collection)
+        checked = self._bodies.get(collection, data)
         if checked is None:
             checked = await self._check(collection, data, now)
             if checked.reusable:
-                self._checked.put(data, checked)
+                self._bodies.put(data, checked)
         found = await request.backend.search(checked.query, now + checked.timeout)
         took_ms = round((perf_counter() - started) * 1000, 3)
+        self._slow.note(request.id, checked.query, found, took_ms)
         reply = Reply(
             self._encode(request, checked.query, found, took_ms),
             headers=[(b"server-timing", _server_timing(found, took_ms))],
@@ -110,7 +113,7 @@ class Searches:
             async with asyncio.TaskGroup() as group:
                 start()
         body, more = _batch_body(results)
-        return Reply(body, more=more, found=tuple(founds), held=room)
+        return Reply(body, more=more, found=tuple(founds), reservation=room)
 
     def _sample(self, collection: Collection, searches: Sequence[msgspec.Raw]) -> list[SearchQuery]:
         """Some of them, as far as they can be understood before a text is embedded."""
@@ -141,8 +144,9 @@ class Searches:
             checked = await self._check(collection, raw, now, path, caller=batch, room=room)
             found = await request.backend.search(checked.query, min(now + checked.timeout, end))
             took_ms = round((perf_counter() - started) * 1000, 3)
+            self._slow.note(request.id, checked.query, found, took_ms)
             pieces = _in_pieces(self._encode(request, checked.query, found, took_ms), found)
-            room.add(sum(map(len, pieces)), counted=found.answer.held is not None)
+            room.add(sum(map(len, pieces)), counted=found.answer.reservation is not None)
         except RouterError as exc:
             problem = describe(kind_of(exc), exc.detail, request.id, exc.problems)
             return [self._encoder.encode(BatchError(problem))], None

@@ -26,7 +26,8 @@ from shard_config.model import Collection
 
 __all__ = ["Upserts"]
 
-# Large enough to spread a transaction's cost, small enough that one waits briefly and fails alone.
+# Large enough to spread the cost of a transaction, small enough that a document waits only briefly for
+# others, and that few fail together.
 _BATCH_DOCUMENTS = 500
 _LISTED_FAILURES = 1000
 # Checking a document takes tens of microseconds; others get a turn after this many.
@@ -137,7 +138,8 @@ class _Stream:
         except RequestError as exc:
             self._fail(line, None, exc.detail)
             return
-        # Both are kept, in order: the later one must find the earlier stored.
+        # The same id again: the first is stored before the second, which then replaces it. One statement
+        # cannot store two rows of one id.
         if document.id in self._batch:
             await self._flush()
         self._index += 1

@@ -229,7 +229,7 @@ class Node:
         return all([one.has_room() for one in self.sets])
 
     def _struck(self, reason: str, now: float) -> bool:
-        """Whether it is left out from now on, and was not before."""
+        """Count a failure; whether it is left out from now on, and was not before."""
         fresh = self.ejection.struck(now, room=self._has_room())
         if fresh:
             self.ejected_since, self.ejected_for = time.time(), reason

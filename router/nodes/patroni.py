@@ -1,7 +1,7 @@
-"""Asks a node's Patroni whether the node leads: a second word on who the primary is.
+"""Asks a node's Patroni whether the node leads: a second opinion on who the primary is.
 
 See https://patroni.readthedocs.io/en/latest/rest_api.html. Invariant: no answer, or one that makes no
-sense, is no word at all; it never keeps a probe waiting for longer than `_SECONDS`.
+sense, counts as if Patroni had not been asked; a probe never waits for it longer than `_SECONDS`.
 """
 
 from __future__ import annotations

@@ -122,7 +122,7 @@ class _Group:
             self._timeline = latest
             self._strayed.clear()
         elected = elect(states, self._timeline)
-        first = False
+        first = False  # whether this is the first known end of the log, which all lags are told by
         if elected is not None and self.nodes[elected] is node:
             first = not self._heads.known
             self._heads.saw(state.lsn, now)
@@ -239,6 +239,8 @@ class _Watch:
         return True
 
     async def _probe(self) -> None:
+        # Before the node is asked: what a replica has replayed by now, its primary must have written by the
+        # time of its answer; what it replays meanwhile says nothing.
         before = self._group.replayed()
         self._began = asyncio.get_running_loop().time()
         try:
@@ -259,6 +261,8 @@ class _Watch:
             state = msgspec.structs.replace(state, leads=await self._patroni.leads())
         self._group.observe(self.node, state, asyncio.get_running_loop().time(), before)
         if state.health is Health.UP:
+            # The beginning, because the answer may be from any moment since; and after the state, so that a
+            # state is never taken for newer than it is.
             self.node.probed = self._began
 
     async def _ask(self) -> NodeState:

@@ -125,7 +125,7 @@ def _contains(
         return _has_element(_operand(field, collection, params), _listed(elements, params))
     wanted = [f"[{','.join(elements)}]"] if every else [f"[{element}]" for element in elements]
     operand = str(collection.metadata)
-    if field.path in collection.metadata_indexes or any(may_be_index(step) for step in field.path):
+    if field.index is not None or any(may_be_index(step) for step in field.path):
         # Containment knows no positions in arrays; and an index on a path is smaller than one on all.
         operand = _operand(field, collection, params)
     else:
@@ -200,11 +200,12 @@ def _begins(operand: str, prefix: str, params: Params) -> str:
 
 def _key(field: Field, values: Sequence[object], collection: Collection) -> str | None:
     """What the map's text or number index on `field` is over, if it serves comparisons with all `values`."""
-    type_ = collection.metadata_indexes.get(field.path)
-    kind = {MetadataType.TEXT: "string", MetadataType.NUMBER: "number"}.get(type_) if type_ else None
-    if type_ is None or kind is None or not values or any(_json_type(value) != kind for value in values):
+    if field.index is None or field.index is MetadataType.ARRAY or not values:
         return None
-    return key_of(collection, field.path, type_)
+    kind = "string" if field.index is MetadataType.TEXT else "number"
+    if any(_json_type(value) != kind for value in values):
+        return None
+    return key_of(str(collection.metadata), field.path, field.index)
 
 
 def _looked_up(
@@ -249,8 +250,8 @@ def _text(operand: str) -> str:
 def _operand(field: Field, collection: Collection, params: Params) -> str:
     if field.column is not None:
         return field.column.column
-    if field.path in collection.metadata_indexes:
-        return f"({value_at(collection, field.path)})"
+    if field.index is not None:
+        return f"({value_at(str(collection.metadata), field.path)})"
     return f"({collection.metadata} #> {params.share(tuple(field.path), 'text[]')})"
 
 

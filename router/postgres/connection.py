@@ -177,6 +177,13 @@ async def open_connection(
                     # A frozen router keeps no rows locked for longer than one that works may.
                     "idle_in_transaction_session_timeout": timeout_ms,
                     "hnsw.iterative_scan": "relaxed_order",
+                    # Whether a search reads the index is the router's choice: a server that sorts the table
+                    # instead gives other rows than the statement of another page. What has to be sorted is
+                    # sorted all the same.
+                    "enable_sort": "off",
+                    # The router bounds scans with a filter by the rows that they visit, for which pgvector
+                    # computes up to twice as many distances; hnsw.scan_mem_multiplier ends it a little later.
+                    "hnsw.max_scan_tuples": "40000",
                 },
             )
             await _set_codecs(connection)

@@ -11,7 +11,8 @@ keys of more than 2704 bytes; an index for arrays holds hashes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from functools import lru_cache
 
 import msgspec
 
@@ -19,11 +20,21 @@ from shard_config.metadata_path import spelled
 from shard_config.model import Collection, Column, MetadataType
 from shard_config.values import ValueType
 
-__all__ = ["ARRAY_AS_NUMBER", "ARRAY_AS_TEXT", "IndexDefinition", "filter_indexes", "key_of", "value_at"]
+__all__ = [
+    "ARRAY_AS_NUMBER",
+    "ARRAY_AS_TEXT",
+    "IndexDefinition",
+    "filter_indexes",
+    "key_of",
+    "same_expression",
+    "value_at",
+]
 
 # What JSON has no number like, and what sorts before every other text.
 ARRAY_AS_NUMBER = "'NaN'::numeric"
 ARRAY_AS_TEXT = "''::text"
+
+_REMEMBERED = 1024  # texts, which every search with such a filter needs
 
 
 class IndexDefinition(msgspec.Struct, frozen=True):
@@ -47,11 +58,6 @@ class IndexDefinition(msgspec.Struct, frozen=True):
     code_point: bool = False
     opclass: str | None = None
 
-    @property
-    def is_expression(self) -> bool:
-        """Of whose values the server has statistics only once they were gathered with the index there."""
-        return bool(self.path)
-
 
 def filter_indexes(collection: Collection) -> list[IndexDefinition]:
     """All that the map wants, in its order."""
@@ -63,7 +69,7 @@ def filter_indexes(collection: Collection) -> list[IndexDefinition]:
                 column=str(collection.metadata),
                 path=path,
                 method="gin" if type_ is MetadataType.ARRAY else "btree",
-                key=key_of(collection, path, type_),
+                key=key_of(str(collection.metadata), path, type_),
                 code_point=type_ is MetadataType.TEXT,
                 opclass="jsonb_path_ops" if type_ is MetadataType.ARRAY else None,
             )
@@ -77,9 +83,10 @@ def _on_column(column: Column) -> IndexDefinition:
     return IndexDefinition(column.name, column.column, (), "btree", column.column, code_point=is_text)
 
 
-def key_of(collection: Collection, path: Sequence[str], type_: MetadataType) -> str:
-    """The expression under the index on `path`."""
-    value = value_at(collection, path)
+@lru_cache(_REMEMBERED)
+def key_of(metadata: str, path: tuple[str, ...], type_: MetadataType) -> str:
+    """The expression under the index on `path` of the column `metadata`."""
+    value = value_at(metadata, path)
     match type_:
         case MetadataType.ARRAY:
             return f"({value})"
@@ -94,12 +101,34 @@ def key_of(collection: Collection, path: Sequence[str], type_: MetadataType) -> 
     )
 
 
-def value_at(collection: Collection, path: Sequence[str]) -> str:
-    """The value of the metadata at `path`, which the map names, with the path as a literal."""
+def same_expression(one: str, other: str) -> bool:
+    """Whether the two differ only in the parentheses around them and in space outside of literals."""
+    return _bare(one) == _bare(other)
+
+
+def _bare(expression: str) -> str:
+    text = re.sub(r"('(?:[^']|'')*')|\s+", lambda match: match[1] or "", expression)
+    while text.startswith("(") and text.endswith(")") and _closes_at_end(text):
+        text = text[1:-1]
+    return text
+
+
+def _closes_at_end(text: str) -> bool:
+    depth = 0
+    for at, character in enumerate(text):
+        depth += {"(": 1, ")": -1}.get(character, 0)
+        if depth == 0:
+            return at == len(text) - 1
+    return False
+
+
+@lru_cache(_REMEMBERED)
+def value_at(metadata: str, path: tuple[str, ...]) -> str:
+    """The value at `path`, which the map names, with the path as a literal."""
     array = "{" + ",".join(map(_element, path)) + "}"
     # A backslash is one: every session has standard_conforming_strings.
     literal = array.replace("'", "''")
-    return f"{collection.metadata} #> '{literal}'::text[]"
+    return f"{metadata} #> '{literal}'::text[]"
 
 
 def _element(step: str) -> str:

@@ -20,10 +20,13 @@ from router.query.types import Scan, Shape
 from shard_config.model import Collection, Quantization
 from shard_config.values import ValueType
 
-__all__ = ["SearchStatement", "SearchStatements"]
+__all__ = ["SearchStatement", "SearchStatements", "arrays", "seen_at"]
 
 _SHAPES = 1024
-_LEAST_LITERAL = 16
+# True for every row, and dropped from a plan that knows its argument to be true. In a plan for any argument
+# it looks so dear that PostgreSQL makes one for these values each time, which it would stop after five:
+# a plan for any value does not know how many rows a range or a common value keeps. Never executed.
+_PLANNED_ANEW = "({true} OR (SELECT count(*) FROM generate_series(1, 1000000000)) > 0)"
 
 
 class SearchStatement(msgspec.Struct, frozen=True):
@@ -87,31 +90,36 @@ class SearchStatements:
         scan: Scan,
         filter: Filter | None,
         layout: Layout,
+        visits: int = 0,
+        counted: bool = False,
     ) -> SearchStatement:
         """The nearest `limit` rows as (id, distance, *columns of `layout`), ascending by (distance, id).
 
         `vector` is in wire format. The connection's hnsw.ef_search must be `ef_search`.
+
+        Args:
+            visits: of an index scan with a filter: rows that it may look at.
+            counted: whether an exact read also says how many rows matched.
+
+        With a filter, each row of an index scan or an exact read has one value more, see `seen_at`.
         """
         arguments = _Arguments(together=False)
         query = arguments.add(vector, str(collection.vector.type))
         brought, wanted = arguments.add(candidates, "int"), arguments.add(limit, "int")
         most = arguments.add(layout.row_bytes, "int") if layout.guarded else ""
-        include = layout.inline
+        at_most = arguments.add(visits, "int") if filter is not None and scan is Scan.INDEX else ""
         condition = "" if filter is None else where(filter, collection, arguments)
-        literal = max(_LEAST_LITERAL, 1 << (candidates - 1).bit_length())
-        # The planner takes a wide scan for dear, so a plan made for one may read the whole table; kept, it
-        # would do so for narrow ones, too.
-        width = 0 if scan is Scan.EXACT else 1 << (ef_search - 1).bit_length()
-        name = (collection.name, scan, literal, width, include, condition)
+        if filter is not None and scan is Scan.EXACT:
+            condition += f" AND {_PLANNED_ANEW.format(true=arguments.add(True, 'bool'))}"
+        name = (collection.name, scan, counted, layout.inline, condition)
         shape = self._shapes.get(name)
         if shape is None:
-            # The sub-select hides the number from plans that are made for one search, which else might read
-            # the table where the plan for any search uses the index: pages of one search would disagree.
-            read = f"(SELECT {brought})"
-            single = _one(collection, query, condition, read, wanted, most, literal, scan, include)
-            hint = f"/* ef_search up to {width} */ " if width else ""
-            together = hint + _many(collection, filter, literal, layout) if scan is Scan.INDEX else None
-            shape = Shape(hint + single, together, tuple(arguments.shared))
+            nearest = _nearest(collection, query, condition, brought, at_most, scan, counted, layout.inline)
+            single = _one(
+                collection, nearest, wanted, most, layout.inline, filter is not None and scan is not Scan.TIES
+            )
+            together = _many(collection, filter, layout) if scan is Scan.INDEX else None
+            shape = Shape(single, together, tuple(arguments.shared))
             self._shapes[name] = shape
         args = tuple(arguments.args)
         if shape.together is None:
@@ -119,42 +127,78 @@ class SearchStatements:
         return SearchStatement(shape, args, (shape.single, ef_search, *[args[i] for i in shape.shared]))
 
 
-def _one(
+def seen_at(layout: Layout) -> int:
+    """Where a row has what the statement has seen.
+
+    Of an index scan with a filter that is how many rows it visited until it had all candidates; None if it
+    ended before. Of an exact read it is how many rows matched; None where they were not counted.
+    """
+    return 2 + len(layout.inline) + layout.guarded
+
+
+def _nearest(
     collection: Collection,
     query: str,
     condition: str,
     brought: str,
-    wanted: str,
-    most: str,
-    literal: int,
+    visits: str,
     scan: Scan,
+    counted: bool,
     include: frozenset[str],
+) -> str:
+    """The candidates, each with its full distance, as (_id, _d, *columns, _seen)."""
+    columns = [column for _, column in result_columns(collection, include)]
+    read = "".join(f", {column} AS _c{i}" for i, column in enumerate(columns))
+    passed = "".join(f", _c{i}" for i in range(len(columns)))
+    operator = distance_operator(collection.vector.metric)
+    distance = f"{collection.vector.column} {operator} {query}"
+    if scan is Scan.EXACT:
+        # OFFSET 0 keeps the HNSW index out, which knows no order of what a query within has made.
+        seen = f", {'count(*) OVER ()' if counted else 'NULL::bigint'} AS _seen" if condition else ""
+        rows = f"SELECT {_id(collection)} AS _id, {distance} AS _d{read} FROM {collection.table} t"
+        rows += f"{' WHERE ' + condition if condition else ''} OFFSET 0"
+        return (
+            f"SELECT *{seen if condition or counted else ''} FROM ({rows}) a ORDER BY _d, _id LIMIT {brought}"
+        )
+    order = _index_distance(collection, query)
+    if scan is Scan.TIES:
+        # An index scan knows no ids; asked for their order, it is read until the distance changes, by an
+        # incremental sort.
+        order += f", t.{_id(collection)}"
+    if not condition or scan is Scan.TIES:
+        return (
+            f"SELECT {_id(collection)} AS _id, {distance} AS _d{read} FROM {collection.table} t"
+            f"{' WHERE ' + condition if condition else ''} ORDER BY {order} LIMIT (SELECT {brought})"
+        )
+    # The condition is no WHERE of the scan, so that rows it does not keep are counted as well: the scan ends
+    # here, in the order in which it goes outwards. Where hnsw.max_scan_tuples ends it, pgvector returns what
+    # it has merely touched, and the first of these that match are no near ones.
+    visited = (
+        f"SELECT {_id(collection)} AS _id, {collection.vector.column} AS _e, ({condition}) AS _ok{read}"
+        f" FROM {collection.table} t ORDER BY {order} LIMIT (SELECT {visits})"
+    )
+    numbered = f"SELECT *, row_number() OVER () AS _n FROM ({visited}) v"
+    kept = f"SELECT * FROM ({numbered}) n WHERE _ok LIMIT (SELECT {brought})"
+    seen = f"CASE WHEN count(*) OVER () >= {brought} THEN max(_n) OVER () END"
+    return f"SELECT _id, _e {operator} {query} AS _d{passed}, {seen} AS _seen FROM ({kept}) k"
+
+
+def _one(
+    collection: Collection, nearest: str, wanted: str, most: str, include: frozenset[str], seen: bool
 ) -> str:
     """A search's statement.
 
-    The innermost query is the one that the HNSW index serves. Its LIMIT is a literal, because with a
-    parameter there a generic plan sorts the whole table; the one around it reads no more than the
-    parameter says. The outer query has the full distance where the index holds less, and orders ties
-    and what an iterative scan found out of order. With `most`, a row whose columns of variable length take
-    more bytes than that comes without any column, and each row ends with whether it has them.
+    Its innermost query is the one that the HNSW index serves, which sessions plan with `enable_sort` off: so
+    that PostgreSQL never sorts the table instead, whatever it thinks of the costs. The outer query orders
+    ties, and what an iterative scan found out of order. With `most`, a row whose columns of variable length
+    take more bytes than that comes without any column, and says behind them whether it has them.
     """
     columns = [column for _, column in result_columns(collection, include)]
-    distance = f"{collection.vector.column} {distance_operator(collection.vector.metric)} {query}"
-    # Adding 0 keeps the index out. An index scan knows no ids; asked for their order, it is read until the
-    # distance changes, by an incremental sort.
-    order = f"({distance}) + 0" if scan is Scan.EXACT else _index_distance(collection, query)
-    if scan is not Scan.INDEX:
-        order += f", t.{_id(collection)}"
-    read = "".join(f", {column} AS _c{i}" for i, column in enumerate(columns))
     passed = "".join(f", _c{i}" for i in range(len(columns)))
-    nearest = (
-        f"SELECT {_id(collection)} AS _id, {distance} AS _d{read} FROM {collection.table} t"
-        f"{' WHERE ' + condition if condition else ''} ORDER BY {order} LIMIT {literal}"
-    )
+    last = ", _seen" if seen else ""
     # NaN is what cosine makes of a zero vector, which no direction compares to.
     rows = (
-        f"SELECT _id, _d{passed} FROM (SELECT * FROM ({nearest}) i LIMIT {brought}) r"
-        f" WHERE _d <> 'NaN' ORDER BY _d, _id LIMIT {wanted}"
+        f"SELECT _id, _d{passed}{last} FROM ({nearest}) r WHERE _d <> 'NaN' ORDER BY _d, _id LIMIT {wanted}"
     )
     if not most:
         return rows
@@ -168,19 +212,21 @@ def _one(
     size = variable_bytes([f"_c{i}" for i, column in enumerate(columns) if column in variable])
     given = "".join(f", CASE WHEN _fits THEN _c{i} END AS _c{i}" for i in range(len(columns)))
     return (
-        f"SELECT _id, _d{given}, _fits FROM (SELECT *, {size} <= {most} AS _fits"
-        f" FROM (SELECT _id, _d{as_text} FROM ({rows}) o OFFSET 0) s) f"
+        f"SELECT _id, _d{given}, _fits{last} FROM (SELECT *, {size} <= {most} AS _fits"
+        f" FROM (SELECT _id, _d{as_text}{last} FROM ({rows}) o OFFSET 0) s) f"
     )
 
 
-def _many(collection: Collection, filter: Filter | None, literal: int, layout: Layout) -> str:
-    """The same for a row of arguments per search; each row of the result ends with its search's number."""
+def _many(collection: Collection, filter: Filter | None, layout: Layout) -> str:
+    """An index scan for each row of arguments; each row of the result ends with its search's number."""
     arguments = _Arguments(together=True)
     query = arguments.add(None, str(collection.vector.type))
     brought, wanted = arguments.add(None, "int"), arguments.add(None, "int")
     most = arguments.add(None, "int") if layout.guarded else ""
+    visits = "" if filter is None else arguments.add(None, "int")
     condition = "" if filter is None else where(filter, collection, arguments)
-    one = _one(collection, query, condition, brought, wanted, most, literal, Scan.INDEX, layout.inline)
+    nearest = _nearest(collection, query, condition, brought, visits, Scan.INDEX, False, layout.inline)
+    one = _one(collection, nearest, wanted, most, layout.inline, filter is not None)
     return f"SELECT x.*, q.n FROM {arguments.unnested()} CROSS JOIN LATERAL ({one}) x"
 
 

@@ -4,8 +4,8 @@ PostgreSQL takes defaults for a session from its command line, `postgresql.conf`
 the environment. Those that decide whether a statement is allowed, what it means, when it is ended or how its
 values are written are set here, after the connection is open: that outranks all of these, and a pooler that
 refuses unknown startup parameters takes it. What only decides speed or durability is the operator's and stays
-as it is: `synchronous_commit`, `work_mem`, planner costs, `enable_*`, parallel workers, tablespaces,
-`hnsw.max_scan_tuples`, `session_replication_role`.
+as it is: `synchronous_commit`, `work_mem`, planner costs, most of `enable_*`, parallel workers, tablespaces,
+`session_replication_role`. Sessions that search set some of their own, see `open_connection`.
 """
 
 from __future__ import annotations

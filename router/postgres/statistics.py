@@ -8,6 +8,7 @@ of values, and no more than `_MOST_VALUES` of one column.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import msgspec
 
 from router.postgres.connection import Connection
+from router.postgres.filter_indexes import key_of, same_expression
 from router.query.statistics import (
     ColumnStatistics,
     CombinedStatistics,
@@ -28,7 +30,7 @@ from router.query.statistics import (
     equal_key,
     path_statistics,
 )
-from shard_config.model import Collection, Column
+from shard_config.model import Collection, Column, MetadataType
 from shard_config.values import ValueType, from_text
 
 __all__ = ["path_of", "read_statistics"]
@@ -201,18 +203,18 @@ class _Reading:
         if metadata is None:
             return found
         for row in indexes:
-            paths = {
-                name: path
-                for name, column, expression in zip(
-                    row["statistics"], row["columns"], row["expressions"], strict=True
-                )
-                if column is None and (path := path_of(expression, metadata)) is not None
-            }
+            paths: dict[str, tuple[tuple[str, ...], MetadataType | None]] = {}
+            keys = zip(row["statistics"], row["columns"], row["expressions"], strict=True)
+            for name, column, expression in keys:
+                read, of = _path_and_type(expression, self._collection)
+                if column is None and read is not None:
+                    paths[name] = read, of
             if not paths or row["predicate"] is not None:
                 continue
             names = await self._affordable(self._collection.table.schema, row["name"], [*paths])
             for one in await self._values("text", self._collection.table.schema, row["name"], names):
-                found[paths[one["name"]]] = self._path(one)
+                place, of = paths[one["name"]]
+                found[place] = self._path(one, of)
         if self._connection.get_server_version().major >= _OLDEST_WITH_EXPRESSIONS:
             statement = _EXPRESSIONS.format(most=_MOST_VALUES)
             for row in await self._connection.fetch(statement, *self._table, self._left // 8, _MOST_INDEXES):
@@ -228,10 +230,13 @@ class _Reading:
         fields = _fields(self._collection)
         return tuple(_combined(row, fields) for row in rows if all(name in fields for name in row["columns"]))
 
-    def _path(self, row: Any) -> PathStatistics:
-        common = [*zip(row["common"] or (), row["shares"] or (), strict=True)]
+    def _path(self, row: Any, of: MetadataType | None = None) -> PathStatistics:
+        common = [_as_json(value, of) for value in row["common"] or ()]
+        bounds = [_as_json(value, of) for value in _thinned(row["bounds"] or ())]
         distinct = distinct_values(row["distinct"], self._rows)
-        return path_statistics(row["nulls"], distinct, common, _thinned(row["bounds"] or ()))
+        return path_statistics(
+            row["nulls"], distinct, [*zip(common, row["shares"] or (), strict=True)], bounds
+        )
 
     async def _affordable(self, schema: str, relation: str, names: Sequence[str]) -> list[str]:
         """Those of `names`, in their order, whose values are within what may still come."""
@@ -291,14 +296,41 @@ def path_of(expression: str, metadata: str) -> tuple[str, ...] | None:
     return tuple(steps) if steps and expression == metadata else None
 
 
+def _path_and_type(
+    expression: str, collection: Collection
+) -> tuple[tuple[str, ...], MetadataType | None] | tuple[None, None]:
+    """The path whose values an expression has; with a type if it is the key of the map's index on it."""
+    metadata = str(collection.metadata)
+    for path, of in collection.metadata_indexes.items():
+        if of is not MetadataType.ARRAY and same_expression(expression, key_of(metadata, path, of)):
+            return path, of
+    path_read = path_of(expression, metadata)
+    return (None, None) if path_read is None else (path_read, None)
+
+
+def _as_json(value: str, of: MetadataType | None) -> str:
+    """A value of the key of a map's index, as the metadata has it; an array has one key whatever it holds."""
+    match of:
+        case MetadataType.TEXT:
+            return json.dumps(value) if value else "[]"
+        case MetadataType.NUMBER:
+            return "[]" if value == "NaN" else value
+    return value
+
+
 def _index(row: Any, collection: Collection) -> FilterIndex | None:
     """The index by what it can look up; None where that is nothing that filters ask for."""
     fields = _fields(collection)
     keys: list[tuple[Lookup, ...]] = []
     of_keys = (row["columns"], row["expressions"], row["opclasses"], row["same"], row["code_point"])
     for column, expression, opclass, same, code_point in zip(*of_keys, strict=True):
-        place = _place(column, expression, fields, collection)
+        place, of = _place(column, expression, fields, collection)
         by_value, by_code_point = same is True, code_point is True
+        if column in fields and fields[column].index:
+            by_value = by_code_point
+        if of is not None:
+            keys.append(tuple(_typed_lookups(row["method"], place, of, by_code_point=by_code_point)))
+            continue
         keys.append(
             tuple(_lookups(row["method"], opclass, place, by_value=by_value, by_code_point=by_code_point))
         )
@@ -309,10 +341,22 @@ def _index(row: Any, collection: Collection) -> FilterIndex | None:
 
 def _place(
     column: str | None, expression: str, fields: Mapping[str, Column], collection: Collection
-) -> Place | None:
+) -> tuple[Place | None, MetadataType | None]:
     if column is not None:
-        return () if column == collection.metadata else column if column in fields else None
-    return path_of(expression, collection.metadata) if collection.metadata is not None else None
+        return () if column == collection.metadata else column if column in fields else None, None
+    return _path_and_type(expression, collection) if collection.metadata is not None else (None, None)
+
+
+def _typed_lookups(
+    method: str, place: Place | None, of: MetadataType, *, by_code_point: bool
+) -> Iterable[Lookup]:
+    """Of the key of a map's index for texts or numbers."""
+    if place is None or method != "btree" or not by_code_point:
+        return
+    yield Lookup(place, "equal", of)
+    yield Lookup(place, "range", of)
+    if of is MetadataType.TEXT:
+        yield Lookup(place, "prefix", of)
 
 
 def _lookups(

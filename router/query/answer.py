@@ -27,9 +27,13 @@ def joined(report: ShardReport, *others: ShardReport, at_once: bool = False) -> 
 
     It describes the statement of `report`, or the first that failed. Attempts and times are those of all
     together, but for the total of statements that ran at once, which is the longest. The shard's rows are
-    stale, or asked for twice, if those of one statement are, and as new as the oldest.
+    stale, or asked for twice, if those of one statement are, and as new as the oldest. `plan` has the plans
+    of all.
     """
     every = (report, *others)
+    again = {one.again for one in every}
+    # `report` is that of the last statement.
+    plans = [one.plan for one in (*others, report) if one.plan is not None]
     totals = [one.total_ms for one in every]
     return msgspec.structs.replace(
         next((one for one in every if one.state is not ShardState.OK), report),
@@ -41,13 +45,15 @@ def joined(report: ShardReport, *others: ShardReport, at_once: bool = False) -> 
         queue_ms=sum([one.queue_ms for one in every]),
         execute_ms=sum([one.execute_ms for one in every]),
         total_ms=max(totals) if at_once else sum(totals),
+        again="short" if "short" in again else "ties" if "ties" in again else None,
+        plan="\n\n".join(plans) or None,
     )
 
 
 def coverage_of(reports: Sequence[ShardReport], total: int) -> Coverage:
     """Which of `total` shards the answer rests on; those without a report were not needed."""
     missing = [report for report in reports if report.state is not ShardState.OK]
-    timed_out = sum(report.state is ShardState.TIMED_OUT for report in missing)
+    timed_out = sum([report.state is ShardState.TIMED_OUT for report in missing])
     return Coverage(
         full=not missing,
         shards=ShardCounts(
@@ -59,9 +65,9 @@ def coverage_of(reports: Sequence[ShardReport], total: int) -> Coverage:
             failed=len(missing) - timed_out,
         ),
         failures=tuple(
-            Failure(report.shard, report.state, report.error or "unknown error") for report in missing
+            [Failure(report.shard, report.state, report.error or "unknown error") for report in missing]
         ),
-        stale=tuple(report.shard for report in reports if report.stale),
+        stale=tuple([report.shard for report in reports if report.stale]),
     )
 
 

@@ -24,7 +24,7 @@ from router.query.errors import InvalidError, Problem
 from router.query.metadata import Digits
 from router.settings import Settings
 from shard_config import metadata_path
-from shard_config.model import Collection, Column
+from shard_config.model import Collection, Column, MetadataType
 from shard_config.ordering import below
 from shard_config.values import ValueType, coerce, shown
 
@@ -45,10 +45,14 @@ __all__ = [
 
 
 class Field(msgspec.Struct, frozen=True, array_like=True):
-    """A column, or a path into the metadata document where `column` is None."""
+    """A column, or a path into the metadata document where `column` is None.
+
+    `index` is what the map's index on the path is for, if it has one.
+    """
 
     column: Column | None
     path: tuple[str, ...] = ()
+    index: MetadataType | None = None
 
 
 class Compare(msgspec.Struct, frozen=True, array_like=True, tag="compare"):
@@ -307,7 +311,8 @@ class _Parser:
             return Field(Column("content", collection.content, ValueType.TEXT))
         if collection.metadata is not None and name.startswith("metadata."):
             try:
-                return Field(None, metadata_path.steps(name.removeprefix("metadata.")))
+                path_in = metadata_path.steps(name.removeprefix("metadata."))
+                return Field(None, path_in, collection.metadata_indexes.get(path_in))
             except ValueError as exc:
                 self._wrong(path, str(exc))
                 return None

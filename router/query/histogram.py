@@ -188,7 +188,7 @@ def _fixed_prefix(pattern: str) -> tuple[str, str]:
     at = 0
     while at < len(pattern) and pattern[at] not in "%_":
         at += pattern[at] == "\\"
-        prefix += pattern[at : at + 1]
+        prefix += pattern[at : at + 1]  # none after a last backslash, which PostgreSQL refuses
         at += 1
     return prefix, pattern[at:]
 

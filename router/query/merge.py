@@ -9,8 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from itertools import chain, repeat
-from operator import itemgetter
+from typing import Any
 
 from router.query.ranked import Ranked
 from router.query.types import Row
@@ -24,24 +23,21 @@ def merge(rows: Mapping[str, Sequence[Row]], limit: int) -> list[Ranked]:
     A row begins with its id and its distance; each shard's rows are ascending by (distance, id).
     Sorting the concatenated runs is a k-way merge: Timsort finds the runs and merges them, in C.
     """
-    ranked = list(
-        chain.from_iterable(
-            zip(map(_distance, part), map(_id, part), repeat(name), part, strict=False)
-            for name, part in rows.items()
-        )
-    )
+    ranked: list[tuple[Any, Any, str, Row]] = []
+    for name, part in rows.items():
+        ranked += [(row[1], row[0], name, row) for row in part]
     # Two rows of one id and distance stand on two shards, so that names end every comparison.
     ranked.sort()
-    kept: list[Ranked] = []
+    merged: list[Ranked] = []
     seen: set[object] = set()
     for _, id_, name, row in ranked:
         if id_ in seen:
             continue
         seen.add(id_)
-        kept.append((row, name))
-        if len(kept) == limit:
+        merged.append((row, name))
+        if len(merged) == limit:
             break
-    return kept
+    return merged
 
 
 def page(found: Sequence[tuple[int, list[Ranked]]], offset: int, k: int) -> list[Ranked]:
@@ -70,10 +66,6 @@ def page(found: Sequence[tuple[int, list[Ranked]]], offset: int, k: int) -> list
             break
     # A deeper search may have found a row that is nearer than the list's end so far.
     return sorted(listed[offset : offset + k], key=lambda pair: (pair[0][1], pair[0][0]))
-
-
-_distance = itemgetter(1)
-_id = itemgetter(0)
 
 
 def within(ranked: list[Ranked], max_distance: float | None) -> list[Ranked]:

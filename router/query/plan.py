@@ -30,10 +30,15 @@ _RARE = 0.005
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """A search for the nearest `depth` rows of all shards; `limit` rows are wanted of each target.
+    """One search of the `targets`, out of `total` shards, for the nearest rows of all.
 
-    They are the nearest of `asked` candidates that the index is to consider, of which `candidates` must be
-    read and compared by their full vectors.
+    Attributes:
+        depth: how many nearest rows of all shards together the search looks for.
+        limit: how many rows a shard's statement returns at most.
+        candidates: how many rows a shard's statement reads, of which it returns the nearest `limit`.
+        asked: how many candidates a shard's index scan considers at least, of which the statement reads the
+            nearest `candidates`; where no index is used, how many rows are wanted.
+        ef_search: the width of a shard's index scan.
     """
 
     targets: tuple[str, ...]
@@ -44,10 +49,6 @@ class Plan(msgspec.Struct, frozen=True):
     candidates: int
     ef_search: int
     scan: Scan
-
-    @property
-    def skipped(self) -> int:
-        return self.total - len(self.targets)
 
 
 def depths(query: SearchQuery) -> list[int]:
@@ -75,9 +76,11 @@ def plan_search(
     A shard's part of the answer is at most `depth` rows, and one more may show whether those beyond are as
     near as the last; `ef_search` is raised where it would cut them short. An index over full vectors ranks
     its candidates by the true distance: the first of them are enough, and as many as `ef_search` are
-    considered. Where a filter decides which of them count, or the index is quantized and re-ranking tells
-    the near ones apart, overfetch times as many candidates are wanted, and read; of a quantized index all
-    that the scan visits.
+    considered, of a filtered search overfetch times as many at least. Behind a filter the scan goes on: of
+    one shard of 15,000 or 125,000 rows, the first ten that match were 98.3 to 100 % of the ten nearest, for
+    filters that keep 1 to 90 %, so that more would cost time for nothing.
+    Where the index is quantized and re-ranking tells the near ones apart, overfetch times as many candidates
+    are wanted, and read: all that the scan visits.
 
     Args:
         scan: how to read, instead of what the query says.
@@ -96,9 +99,7 @@ def plan_search(
     asked, candidates = wider, limit
     if not exact and collection.index.quantization is not Quantization.NONE:
         candidates = asked = max(wider, width)
-    elif not exact and query.filter is not None:
-        candidates = wider
-    elif not exact:
+    elif not exact and query.filter is None:
         asked = min(wider, max(limit, width))
     return Plan(
         targets=chosen,

@@ -6,46 +6,71 @@ so that every page of a search sees the same rows at the same depth.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
+import msgspec
+
+from router.query.answer import joined
 from router.query.plan import Plan
 from router.query.ranked import Ranked
 from router.query.types import Scan, ShardRows, ShardState, Unsettled
 
-__all__ = ["not_settled", "unsettled"]
+__all__ = ["looked_again", "not_settled", "unsettled"]
 
 
 def unsettled(
-    plan: Plan, parts: Mapping[str, ShardRows], ranked: Sequence[Ranked]
-) -> tuple[Scan, list[str]] | None:
-    """How to ask again, and which shards; None if what they brought will do.
+    plan: Plan,
+    parts: Mapping[str, ShardRows],
+    ranked: Sequence[Ranked],
+    exact: Container[str] = (),
+    cut: Container[str] = (),
+) -> dict[str, Scan]:
+    """The shards to ask again, and how.
 
     Args:
         ranked: the nearest rows of all parts, as many as the plan's depth if there are.
+        exact: shards that have been read exactly.
+        cut: shards whose scan with a filter ended before it had found its candidates.
 
-    1. Fewer rows than the depth: an index scan gives up after hnsw.max_scan_tuples, so few rows do not mean
-       that there are few. The shards that came up short compare every row.
+    1. A scan that was cut has not seen what lies farther out, where most of what matches may lie; and where
+       there are fewer rows than the depth, an index scan may have ended early. Such shards compare every row.
     2. A shard's rows end with one that is as near as the last of all: there may be more of these, of which
        the index has brought any, and the lowest ids are wanted. The shard reads on through them.
     """
     if plan.scan is Scan.EXACT:
-        return None
-    limit = plan.limit
-    if len(ranked) < plan.depth:
-        scan, again = Scan.EXACT, [name for name, part in parts.items() if _fell_short(part, limit)]
-    else:
-        farthest = ranked[-1][0][1]
-        scan = Scan.TIES
-        again = [
-            name for name, part in parts.items() if len(part.rows) == limit and part.rows[-1][1] == farthest
-        ]
-    return (scan, again) if again else None
+        return {}
+    few = len(ranked) < plan.depth
+    farthest = ranked[-1][0][1] if ranked else None
+    again: dict[str, Scan] = {}
+    for name, part in parts.items():
+        if name in exact:
+            continue
+        if name in cut or (few and _fell_short(part, plan.limit)):
+            again[name] = Scan.EXACT
+        elif not few and len(part.rows) == plan.limit and part.rows[-1][1] == farthest:
+            again[name] = Scan.TIES
+    return again
 
 
 def _fell_short(part: ShardRows, limit: int) -> bool:
     return part.report.state is ShardState.OK and len(part.rows) < limit
 
 
-def not_settled(scan: Scan, shards: Sequence[str]) -> tuple[Unsettled, ...]:
-    """What to tell the reader of `shards` that were to be asked again by `scan`, and did not answer."""
-    return tuple([Unsettled(shard, "ties" if scan is Scan.TIES else "scan_limit") for shard in shards])
+def looked_again(first: ShardRows, second: ShardRows, scan: Scan) -> ShardRows:
+    """The second round's rows, on an account of both rounds."""
+    one, two = first.report, second.report
+    report = msgspec.structs.replace(
+        joined(two, one),
+        choice=one.choice,
+        matched=one.matched if two.matched is None else two.matched,
+        visited=one.visited,
+        again="ties" if scan is Scan.TIES else "short",
+    )
+    return ShardRows(second.rows, report)
+
+
+def not_settled(scans: Mapping[str, Scan]) -> tuple[Unsettled, ...]:
+    """What to tell the reader of shards that were to be asked again, each by its scan, and did not answer."""
+    return tuple(
+        [Unsettled(shard, "ties" if scan is Scan.TIES else "scan_limit") for shard, scan in scans.items()]
+    )

@@ -16,6 +16,7 @@ conditions that are unknown.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from decimal import Decimal
 from itertools import product
 from math import prod
 from typing import TypeAlias
@@ -39,6 +40,7 @@ from router.query.statistics import (
     json_kind,
     position,
 )
+from shard_config.model import MetadataType
 
 __all__ = ["Estimate", "PreparedFilter", "estimate"]
 
@@ -129,11 +131,11 @@ def _prepared(filter: Filter) -> _Condition:
         case Not(part):
             return _Complement(_prepared(part))
         case Contains(field, elements, every):
-            return _Contains(field.path, elements, every)
+            return _Contains(field, elements, every)
         case Exists(field):
             return _Exists(_place(field))
         case Like(field, pattern, ignore_case):
-            return _Matches(_place(field), Pattern(pattern, ignore_case))
+            return _Matches(field, Pattern(pattern, ignore_case))
         case In(field, values):
             return _equal(field, values)
         case Compare(field, "=", value):
@@ -310,8 +312,17 @@ class _Complement(_Compound):
 
 def _equal(field: Field, values: Iterable[object]) -> _Condition:
     if field.column is None:
-        return _JsonEquals(field.path, [*{json_key(value): None for value in values}])
+        return _JsonEquals(field, [*{json_key(value): None for value in values}])
     return _Equals(field.column.column, [*{equal_key(value): None for value in values}])
+
+
+def _typed(field: Field, values: Sequence[object]) -> MetadataType | None:
+    """The type of the map's index on a path if it is that of all `values`, given by `json_key`."""
+    if field.index is None or field.index is MetadataType.ARRAY:
+        return None
+    kinds = (str,) if field.index is MetadataType.TEXT else (int, Decimal)
+    fits = all(isinstance(one, kinds) and not isinstance(one, bool) for one in values)
+    return field.index if fits else None
 
 
 class _Equals(_Condition):
@@ -340,11 +351,12 @@ class _Equals(_Condition):
 class _JsonEquals(_Condition):
     """The value at a path of the metadata, or an element of the array there, is one of some scalars."""
 
-    def __init__(self, path: tuple[str, ...], keys: Sequence[object]) -> None:
-        self._path = path
+    def __init__(self, field: Field, keys: Sequence[object]) -> None:
+        self._path = field.path
         self._keys = keys
         if len(keys) <= _LISTED:
-            self.lookup = Lookup(path, "element")
+            of = _typed(field, keys)
+            self.lookup = Lookup(field.path, "element" if of is None else "equal", of)
 
     def share(self, table: TableStatistics) -> Share:
         known = table.paths.get(self._path)
@@ -362,13 +374,13 @@ class _JsonEquals(_Condition):
 class _Contains(_Condition):
     """An array of the metadata has one of some elements, or every one; objects are not known."""
 
-    def __init__(self, path: tuple[str, ...], elements: Sequence[str], every: bool) -> None:
-        self._path = path
+    def __init__(self, field: Field, elements: Sequence[str], every: bool) -> None:
+        self._path = path = field.path
         self._every = every
         self._scalar = not any(element.startswith("{") for element in elements)
         self._keys = [*{json_key(from_json(one)): None for one in elements}] if self._scalar else []
         if every or not self._scalar or len(elements) <= _LISTED:
-            whole = not any(may_be_index(step) for step in path)
+            whole = field.index is None and not any(may_be_index(step) for step in path)
             self.lookup = Lookup(() if whole else path, "element")
 
     def share(self, table: TableStatistics) -> Share:
@@ -443,20 +455,21 @@ class _Within(_Ordered):
     def __init__(self, field: Field, kind: type, interval: Interval) -> None:
         super().__init__(_place(field), kind if field.column is None else object)
         self.interval = interval
+        of = _typed(field, [kind()])
         # Texts of the metadata are compared as such, and not as jsonb, which is what a btree has there.
-        if field.column is not None or kind is not str:
-            self.lookup = Lookup(self.key[0], "range")
+        if field.column is not None or kind is not str or of is not None:
+            self.lookup = Lookup(self.key[0], "range", of)
 
     def _of(self, order: Distribution, others: float, distinct: float) -> float:
         return self.interval.share(order, others, distinct)
 
 
 class _Matches(_Ordered):
-    def __init__(self, place: Place, pattern: Pattern) -> None:
-        super().__init__(place, str)
+    def __init__(self, field: Field, pattern: Pattern) -> None:
+        super().__init__(_place(field), str)
         self._pattern = pattern
         if pattern.prefix:
-            self.lookup = Lookup(place, "prefix")
+            self.lookup = Lookup(self.key[0], "prefix", _typed(field, [""]))
 
     def _of(self, order: Distribution, others: float, distinct: float) -> float:
         return self._pattern.share(order, others, distinct)

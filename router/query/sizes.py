@@ -15,7 +15,16 @@ from router.query.types import VectorFormat
 from shard_config.model import Collection, VectorType
 from shard_config.values import ValueType
 
-__all__ = ["Layout", "expected_bytes", "fixed_bytes", "layout", "least_bytes", "runs", "variable_columns"]
+__all__ = [
+    "Layout",
+    "expected_bytes",
+    "fixed_bytes",
+    "layout_for",
+    "least_bytes",
+    "runs",
+    "variable_columns",
+    "vector_bytes",
+]
 
 # What all shards together may send along with the rows of one search: 64 searches of a batch, 64 MiB.
 _INLINE_BYTES = 1 << 20
@@ -28,7 +37,7 @@ _HIT_BYTES = 80
 
 
 class Layout(msgspec.Struct, frozen=True):
-    """What a search's statement brings of each row beside id and distance.
+    """What a search's statement returns of each row beside id and distance.
 
     Attributes:
         inline: the columns that come with the row.
@@ -51,7 +60,7 @@ class Layout(msgspec.Struct, frozen=True):
 _NOTHING = Layout(frozenset())
 
 
-def layout(collection: Collection, include: frozenset[str], rows: int, shards: int) -> Layout:
+def layout_for(collection: Collection, include: frozenset[str], rows: int, shards: int) -> Layout:
     """For `rows` rows from each of `shards` shards."""
     if not include:
         return _NOTHING
@@ -66,8 +75,13 @@ def fixed_bytes(collection: Collection, include: frozenset[str]) -> int:
     """A row's columns of fixed length."""
     size = _FIXED_COLUMN_BYTES * len(include)
     if "vector" in include:
-        size += collection.vector.dimensions * _VECTOR_BYTES[collection.vector.type]
+        size += vector_bytes(collection)
     return size
+
+
+def vector_bytes(collection: Collection) -> int:
+    """The components of one vector."""
+    return collection.vector.dimensions * _VECTOR_BYTES[collection.vector.type]
 
 
 def variable_columns(collection: Collection, include: frozenset[str]) -> list[str]:

@@ -21,6 +21,7 @@ from uuid import UUID
 import msgspec
 
 from router.query.metadata import Digits, digits_of
+from shard_config.model import MetadataType
 from shard_config.times import DistantTime, days_of, microseconds_of
 
 __all__ = [
@@ -136,11 +137,13 @@ class Lookup(NamedTuple):
     """A kind of condition at one place, which an index may serve.
 
     Texts have their `range` by code point. A `prefix` is that of a pattern, and an `element` what a value of
-    the metadata is, or contains.
+    the metadata is, or contains. `of` is the type of the map's index on a path, whose conditions no other
+    index serves.
     """
 
     place: Place
     kind: Literal["equal", "range", "prefix", "element"]
+    of: MetadataType | None = None
 
 
 class FilterIndex(msgspec.Struct, frozen=True):

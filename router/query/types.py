@@ -17,6 +17,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 import msgspec
 
 from router.query.filter import Filter
+from router.query.way import Choice
 from shard_config.model import Collection
 
 __all__ = [
@@ -97,6 +98,8 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
         ef_search: candidates per HNSW scan, 1..1000, before the plan raises it for large k; None for as
             many as the collection says.
         caller: equal for the searches of one batch, which let others go between them.
+        by_index: a filtered search may not choose another way than the vector index; one that comes up
+            short is followed by an exact read all the same.
         room: shared by the searches of one batch.
     """
 
@@ -117,6 +120,7 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
     caller: Hashable | None = None
     vector_format: VectorFormat = "float"
     room: Room | None = None
+    by_index: bool = False
 
     @property
     def cached(self) -> bool:
@@ -182,14 +186,15 @@ class Work(IntEnum):
     COUNT = 2
     LOOKUP = 3
     COLUMNS = 4  # of many rows, by their ids
+    FILTER = 5  # rows that an index of the filter brings
 
 
 class Probe(msgspec.Struct, frozen=True):
     """One shard's part of a search: a statement's shape and its arguments.
 
     Attributes:
-        asked: candidates wanted of the index, or rows if it is not used.
-        wanted: rows the statement returns at most.
+        asked: the `asked` of its plan, for the report; of other statements, the rows wanted.
+        wanted: how many rows the statement returns at most.
         key: equal for probes that one statement may answer; None for one that goes alone.
         ef_search: the width of index scans, None where none is meant.
         caller: equal for the searches of one batch.
@@ -219,10 +224,13 @@ class ShardReport(msgspec.Struct, frozen=True):
     """What happened on one shard, in milliseconds and rows.
 
     `hedged`: a second node was asked as well; `hedge` says what came of that, or that the budget forbade it.
-    `together` counts the searches that one statement answered. `asked` are the candidates that were wanted
-    of the index, of which the nearest came back. `lsn` is a write-ahead log position up to which the rows
-    are known to be complete. `fault`: it has failed for a reason that lasts, which lies with the request or
-    with its servers.
+    `together` counts the searches that one statement answered. `asked` is that of `router.query.plan.Plan`.
+    `lsn` is a write-ahead log position up to which the rows are known to be complete. `fault`: it has failed
+    for a reason that lasts, which lies with the request or with its servers.
+
+    Of a search with a filter: `choice` is the way that it was to take, `matched` how many rows matched where
+    they were counted, `visited` how many a scan of the vector index visited, and `again` the reason for
+    asking the shard once more.
     """
 
     shard: str
@@ -243,6 +251,10 @@ class ShardReport(msgspec.Struct, frozen=True):
     kept: int = 0
     error: str | None = None
     fault: Literal["request", "server"] | None = None
+    choice: Choice | None = None
+    matched: int | None = None
+    visited: int | None = None
+    again: Literal["short", "ties"] | None = None
     plan: str | None = None
 
 
@@ -307,7 +319,7 @@ class Answer(msgspec.Struct, frozen=True):
         hits: an array of objects; of a large answer only the beginning.
         cacheable: complete, settled and fresh, so that it may be kept.
         more: the rest of the array, in pieces, so that nothing has to hold or copy it in one.
-        held: keeps the memory of a large answer reserved for as long as anybody holds the answer.
+        reservation: keeps the memory of a large answer reserved for as long as anybody holds the answer.
     """
 
     hits: msgspec.Raw
@@ -317,7 +329,7 @@ class Answer(msgspec.Struct, frozen=True):
     reports: tuple[ShardReport, ...] = ()
     cacheable: bool = False
     more: tuple[bytes, ...] = ()
-    held: object = None
+    reservation: object = None
     unsettled: tuple[Unsettled, ...] = ()
 
     @property

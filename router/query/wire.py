@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import struct
 from base64 import b64encode
+from typing import Any
 
 import numpy as np
 import orjson
@@ -18,12 +19,17 @@ from shard_config.model import VectorType
 __all__ = ["base64_text", "from_wire_bytes", "number_text", "to_wire"]
 
 _HEADER = struct.Struct(">hh")
-_WIRE_DTYPES = {VectorType.VECTOR: ">f4", VectorType.HALFVEC: ">f2"}
+# As objects, since numpy reads a name anew each time: a fifth of `to_wire`.
+_FLOAT32: np.dtype[Any] = np.dtype("<f4")
+_WIRE_DTYPES: dict[VectorType, np.dtype[Any]] = {
+    VectorType.VECTOR: np.dtype(">f4"),
+    VectorType.HALFVEC: np.dtype(">f2"),
+}
 
 
 def to_wire(vector: bytes, type_: VectorType) -> bytes:
     """Wire bytes of float32 little-endian components; halfvec rounds to the nearest float16."""
-    components = np.frombuffer(vector, dtype="<f4")
+    components = np.frombuffer(vector, dtype=_FLOAT32)
     return _HEADER.pack(len(components), 0) + components.astype(_WIRE_DTYPES[type_]).tobytes()
 
 

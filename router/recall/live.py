@@ -25,7 +25,7 @@ from router.query.ranked import RankedAnswer
 from router.query.types import Consistency, SearchQuery
 from router.recall.measure import recall
 from router.recall.sampling import RecallSampler, RecallSeen, RecallWindow
-from router.stages.stage import Stage
+from router.stages.stage import Figures, Stage
 
 __all__ = ["DropReason", "LiveRecall", "RecallListener", "Sampled"]
 
@@ -206,3 +206,6 @@ class Sampled:
         answer = await self._inner.search(query, deadline)
         self._recall.offer(self._inner, query, answer, version)
         return answer
+
+    def describe(self) -> Figures:
+        return self._inner.describe()

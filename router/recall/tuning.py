@@ -8,24 +8,22 @@ filters do for recall is part of what is measured.
 from __future__ import annotations
 
 import asyncio
-import math
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
 
 import msgspec
 
-from router.postgres.sql import Statement, count, sample
 from router.query.filter import Filter, parse
 from router.query.plan import EF_SEARCH_MAX
 from router.query.ranked import RankedAnswer
-from router.query.types import Probe, Row, SearchQuery, Shape, ShardRows
-from router.query.wire import from_wire_bytes
+from router.query.types import SearchQuery
 from router.recall.filters import filters_of_share
 from router.recall.measure import best_bound, lower_bound, queries_for, recall
+from router.recall.reading import SEARCH_SECONDS, Query, Searched, TuningError, sampled, sizes_of, vectors_of
 from router.settings import Settings
-from shard_config.model import Collection, ShardMap
+from shard_config.model import Collection
 
-__all__ = ["Measured", "Tuned", "TuningError", "queries_by_default", "smallest", "tune"]
+__all__ = ["Measured", "Tuned", "TuningError", "queries_by_default", "said", "smallest", "tune"]
 
 # Steps of about an eighth: finer ones would be told apart by noise alone.
 _STEPS = [
@@ -36,33 +34,9 @@ _SHARES = (0.01, 0.1, 0.5)
 _SHARE_ROWS = 4000  # 1 % of them are 40, so that shares are off by a sixth
 _LEAST_QUERIES = 500
 _CONCURRENCY = 4
-_SEARCH_SECONDS = 60.0
 
 Progress = Callable[[str, int, int], None]
 Tell = Callable[[str], None]
-
-
-class TuningError(Exception):
-    pass
-
-
-class Searched(Protocol):
-    """The router whose searches are measured."""
-
-    @property
-    def shard_map(self) -> ShardMap: ...
-
-    async def rank(self, query: SearchQuery, deadline: float) -> RankedAnswer:
-        """Searched past all caches."""
-        ...
-
-    async def fetch(self, probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
-        """Rows of one statement per shard."""
-        ...
-
-    def discard_plans(self) -> None:
-        """Have the next searches planned anew."""
-        ...
 
 
 class Measured(msgspec.Struct, frozen=True):
@@ -92,11 +66,6 @@ class Tuned(msgspec.Struct, frozen=True):
     @property
     def worst(self) -> Measured:
         return min(self.cases, key=lambda case: case.bound)
-
-
-class _Query(msgspec.Struct, frozen=True):
-    id: object
-    vector: bytes
 
 
 class _Case(msgspec.Struct, frozen=True):
@@ -160,15 +129,17 @@ async def tune(
             f"{collection.name}: {queries} queries cannot show a recall of {target}; it takes"
             f" {queries_for(target)} without a miss, and more with some"
         )
-    given = [(_said(raw), parse(collection, raw, settings)) for raw in filters]
-    sizes = await _sizes(router, collection)
-    sampled = await _vectors(router, collection, sizes, queries)
-    if not sampled or best_bound(len(sampled)) < target:
+    given = [(said(raw), parse(collection, raw, settings)) for raw in filters]
+    # Without them, nothing bounds what a scan with a filter may visit.
+    await router.read_statistics()
+    sizes = await sizes_of(router, collection)
+    queried = await vectors_of(router, collection, sizes, queries)
+    if not queried or best_bound(len(queried)) < target:
         raise TuningError(
             f"{collection.name} holds too few rows: {sum(sizes.values())}, where a recall of {target}"
             f" takes {queries_for(target)} queries or more"
         )
-    tuning = _Tuning(router, collection, k, sampled, progress)
+    tuning = _Tuning(router, collection, k, queried, progress)
     if not await tuning.uses_index():
         tell(
             f"{collection.name}: PostgreSQL reads all rows for a search and not the index, so any width will"
@@ -176,7 +147,7 @@ async def tune(
         )
         tuning.steps = [max(collection.search.ef_search, k + 1)]
     cases = [await tuning.case("no filter", None)]
-    cases += [await tuning.case(f"filter {said}", filter) for said, filter in given]
+    cases += [await tuning.case(f"filter {name}", filter) for name, filter in given]
     for made in await _filters(router, collection, sizes):
         cases.append(await tuning.case(f"filter {made.said} ({made.share:.1%})", made.filter))
     return await _search(tuning, cases, target, tell)
@@ -214,7 +185,7 @@ class _Tuning:
     """The queries of one collection, and the searches for them."""
 
     def __init__(
-        self, router: Searched, collection: Collection, k: int, queries: list[_Query], progress: Progress
+        self, router: Searched, collection: Collection, k: int, queries: list[Query], progress: Progress
     ) -> None:
         self.collection = collection
         self.k = k
@@ -253,7 +224,7 @@ class _Tuning:
         places = asyncio.Semaphore(_CONCURRENCY)
         done = 0
 
-        async def one(query: _Query) -> list[float]:
+        async def one(query: Query) -> list[float]:
             nonlocal done
             async with places:
                 distances = await self._answer(query, filter, ef_search)
@@ -269,7 +240,7 @@ class _Tuning:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _answer(self, query: _Query, filter: Filter | None, ef_search: int | None) -> list[float]:
+    async def _answer(self, query: Query, filter: Filter | None, ef_search: int | None) -> list[float]:
         search = SearchQuery(
             self.collection,
             query.vector,
@@ -277,13 +248,15 @@ class _Tuning:
             filter=filter,
             ef_search=ef_search or 1,
             exact=ef_search is None,
+            # What is chosen for a filter today, on tables of today's size, says nothing of the width.
+            by_index=ef_search is not None,
             cache=False,
         )
         found = await self._found(search)
         return [row[1] for row, _ in found.rows if row[0] != query.id][: self.k]
 
     async def _found(self, search: SearchQuery) -> RankedAnswer:
-        deadline = asyncio.get_running_loop().time() + _SEARCH_SECONDS
+        deadline = asyncio.get_running_loop().time() + SEARCH_SECONDS
         found = await self._router.rank(search, deadline)
         if not found.coverage.full:
             failure = found.coverage.failures[0]
@@ -291,56 +264,15 @@ class _Tuning:
         return found
 
 
-async def _sizes(router: Searched, collection: Collection) -> dict[str, int]:
-    """How many rows each shard holds."""
-    statement = count(collection, None)
-    shards = router.shard_map.shards_of(collection)
-    rows = await _rows(router, {shard: statement for shard in shards})
-    return {shard: part[0][0] for shard, part in rows.items()}
-
-
-async def _vectors(
-    router: Searched, collection: Collection, sizes: dict[str, int], wanted: int
-) -> list[_Query]:
-    """About `wanted` random rows, or all."""
-    rows = await _sampled(router, collection, sizes, wanted, [collection.vector.column])
-    kind = collection.vector.type
-    return [_Query(row[0], from_wire_bytes(row[1], kind)) for row in rows]
-
-
 async def _filters(router: Searched, collection: Collection, sizes: dict[str, int]) -> list[Any]:
     if not collection.columns:
         return []
     columns = [column.column for column in collection.columns.values()]
-    rows = await _sampled(router, collection, sizes, _SHARE_ROWS, columns)
+    rows = await sampled(router, collection, sizes, _SHARE_ROWS, columns)
     return filters_of_share(collection, [row[1:] for row in rows], _SHARES)
 
 
-async def _sampled(
-    router: Searched, collection: Collection, sizes: dict[str, int], wanted: int, columns: Sequence[str]
-) -> list[Row]:
-    """Random rows as (id, *columns), of each shard as many as its part of all rows."""
-    total = sum(sizes.values())
-    statements = {
-        shard: sample(collection, math.ceil(wanted * size / total), columns)
-        for shard, size in sizes.items()
-        if size
-    }
-    return [row for part in (await _rows(router, statements)).values() for row in part]
-
-
-async def _rows(router: Searched, statements: dict[str, Statement]) -> dict[str, Sequence[Row]]:
-    probes = {
-        shard: Probe(Shape(statement.sql), statement.args, 0, 0) for shard, statement in statements.items()
-    }
-    deadline = asyncio.get_running_loop().time() + _SEARCH_SECONDS
-    parts = await router.fetch(probes, deadline)
-    missing = [part.report for part in parts.values() if part.report.error is not None]
-    if missing:
-        raise TuningError(f"{missing[0].shard}: {missing[0].error}")
-    return {shard: part.rows for shard, part in parts.items()}
-
-
-def _said(raw: dict[str, Any]) -> str:
+def said(raw: dict[str, Any]) -> str:
+    """A request's filter in one short line."""
     text = msgspec.json.encode(raw).decode()
     return text if len(text) <= 80 else text[:77] + "..."

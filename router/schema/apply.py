@@ -174,7 +174,7 @@ class _Run:
                 problems = mismatches(collection, found, replicated=replicated)
                 result.errors += [f"{collection.name}: {problem}" for problem in problems]
                 lacks = [change.lacking for change in changes(collection, found, vector_index=True)]
-                result.errors += [f"{collection.name}: {lacking} is missing" for lacking in lacks]
+                result.errors += [f"{collection.name} lacks {lacking}" for lacking in lacks]
                 result.notes += [f"{collection.name}: {note}" for note in notes(collection, found)]
 
         _, failed = await on_each(list(self._primaries), one, _LOCK_TIMEOUT)
@@ -220,7 +220,7 @@ class _Run:
         memory = graph_bytes(collection, rows) if change.hnsw else sort_bytes(rows)
         for statement in change.statements:
             note = await build_index(
-                primary.node, primary.connection, statement, memory, self._limits, meter.reach
+                primary.node, primary.connection, statement, rows, memory, self._limits, meter.reach
             )
             result.notes += [note] if note else []
         meter.end()

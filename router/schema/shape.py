@@ -13,7 +13,7 @@ from functools import partial
 
 import msgspec
 
-from router.postgres.filter_indexes import IndexDefinition, filter_indexes
+from router.postgres.filter_indexes import IndexDefinition, filter_indexes, same_expression
 from router.schema import ddl
 from router.schema.inspect import Found, FoundColumn, FoundIndex
 from shard_config.model import Collection
@@ -93,11 +93,12 @@ def notes(collection: Collection, found: Found) -> list[str]:
         elif not index.valid:
             said.append(f"index {index.name} is left over from a build that failed; drop it")
     said += _unwanted(collection, found)
+    bytewise = {index.key for index in filter_indexes(collection)}
     for name, type_ in ddl.stored_types(collection).items():
         column = found.columns.get(name)
         if column is not None and _rounds(column, type_):
             said.append(f"column {name} is {column.type}: values are rounded to that")
-        if column is not None and not column.deterministic:
+        if column is not None and not column.deterministic and name not in bytewise:
             said.append(
                 f"column {name} has a nondeterministic collation: equality in filters takes different texts"
                 " for equal, unlike every other operator"
@@ -138,7 +139,7 @@ def _is_vector_index(collection: Collection, index: FoundIndex) -> bool:
     key = ddl.vector_key(collection)
     if index.method != "hnsw" or not index.total or len(index.keys) != 1:
         return False
-    return index.opclass == key.opclass and _bare(index.keys[0]) == _bare(key.expression)
+    return index.opclass == key.opclass and same_expression(index.keys[0], key.expression)
 
 
 def _is_filter_index(wanted: IndexDefinition, index: FoundIndex) -> bool:
@@ -147,7 +148,7 @@ def _is_filter_index(wanted: IndexDefinition, index: FoundIndex) -> bool:
         return False
     opclass = index.default_opclass if wanted.opclass is None else index.opclass == wanted.opclass
     ordered = not wanted.code_point or index.collation == "C"
-    return opclass and ordered and _bare(index.keys[0]) == _bare(wanted.key)
+    return opclass and ordered and same_expression(index.keys[0], wanted.key)
 
 
 class _WantedIndex(msgspec.Struct, frozen=True):
@@ -293,20 +294,3 @@ def _unique_id(collection: Collection, found: Found) -> bool:
 
 def _leads(column: str, index: FoundIndex) -> bool:
     return index.method == "btree" and index.total and index.keys[:1] == (column,)
-
-
-def _bare(expression: str) -> str:
-    """An expression without the parentheses around it and without space outside of its literals."""
-    text = re.sub(r"('(?:[^']|'')*')|\s+", lambda match: match[1] or "", expression)
-    while text.startswith("(") and text.endswith(")") and _closes_at_end(text):
-        text = text[1:-1]
-    return text
-
-
-def _closes_at_end(text: str) -> bool:
-    depth = 0
-    for at, character in enumerate(text):
-        depth += {"(": 1, ")": -1}.get(character, 0)
-        if depth == 0:
-            return at == len(text) - 1
-    return False

@@ -13,7 +13,7 @@ from contextlib import suppress
 
 from router.query.errors import AnswerTooLargeError, OverloadedError
 
-__all__ = ["AnswerMemory", "BatchRoom", "Held", "MemoryFullError", "too_large"]
+__all__ = ["AnswerMemory", "BatchRoom", "MemoryFullError", "Reservation", "too_large"]
 
 _WAITING = 64
 
@@ -22,7 +22,7 @@ class MemoryFullError(OverloadedError):
     """There is no memory for one more large answer."""
 
 
-class Held:
+class Reservation:
     """A reservation; given back by `release`, or when the last reference to it goes."""
 
     def __init__(self, memory: AnswerMemory, size_bytes: int) -> None:
@@ -30,7 +30,7 @@ class Held:
         self.size_bytes = size_bytes
 
     def __repr__(self) -> str:
-        return f"<Held {self.size_bytes} bytes of {self._memory!r}>"
+        return f"<Reservation {self.size_bytes} bytes of {self._memory!r}>"
 
     def __del__(self) -> None:
         self.release()
@@ -45,7 +45,7 @@ class Held:
 
 
 class AnswerMemory:
-    """What the large answers of a process may take together. Changed by `Held` and `take` only."""
+    """What the large answers of a process may take together. Changed by `Reservation` and `take` only."""
 
     def __init__(self, most_each: int, most: int) -> None:
         self.used = 0
@@ -56,7 +56,7 @@ class AnswerMemory:
     def __repr__(self) -> str:
         return f"<AnswerMemory {self.used}/{self.most} bytes, {len(self._waiting)} waiting>"
 
-    async def take(self, size_bytes: int, deadline: float) -> Held:
+    async def take(self, size_bytes: int, deadline: float) -> Reservation:
         """Reserve `size_bytes`, or all there is if that is less; first come, first served.
 
         Raises:
@@ -69,9 +69,9 @@ class AnswerMemory:
             await self._wait(size_bytes, deadline)
         else:
             self.used += size_bytes
-        return Held(self, size_bytes)
+        return Reservation(self, size_bytes)
 
-    def extend(self, held: Held, size_bytes: int) -> None:
+    def extend(self, reservation: Reservation, size_bytes: int) -> None:
         """Add to a reservation, at once or not at all: who holds memory must not wait for more.
 
         Raises:
@@ -79,7 +79,7 @@ class AnswerMemory:
         """
         if not self._fits(size_bytes):
             raise self._full("so there is no room for one more")
-        held.resize(held.size_bytes + size_bytes)
+        reservation.resize(reservation.size_bytes + size_bytes)
 
     def changed(self, by: int) -> None:
         self.used += by
@@ -129,7 +129,7 @@ class BatchRoom:
         self._most = memory.most_each
         self._memory = memory
         self._used = 0
-        self._held = Held(memory, 0)
+        self._reservation = Reservation(memory, 0)
         self._turn = asyncio.Lock()
 
     def __repr__(self) -> str:
@@ -155,7 +155,7 @@ class BatchRoom:
         if size_bytes > self.left:
             raise too_large(size_bytes, self.left, self._most)
         if not counted:
-            self._memory.extend(self._held, size_bytes)
+            self._memory.extend(self._reservation, size_bytes)
         self._used += size_bytes
 
 

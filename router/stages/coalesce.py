@@ -13,7 +13,7 @@ from typing import TypeAlias
 
 from router.query.errors import DeadlineError
 from router.query.types import Found, Room, SearchQuery
-from router.stages.stage import Stage
+from router.stages.stage import Figures, Stage
 
 __all__ = ["Coalesced"]
 
@@ -57,6 +57,9 @@ class Coalesced:
             return self._start(key, query, deadline)
         self.joined += 1
         return flight
+
+    def describe(self) -> Figures:
+        return {"coalesced": self.joined} | self._inner.describe()
 
     def _start(self, key: _Key, query: SearchQuery, deadline: float) -> _Flight:
         flight = _Flight(asyncio.create_task(self._inner.search(query, deadline)), deadline)

@@ -20,10 +20,10 @@ from router.query.errors import DeadlineError, UnavailableError
 from router.query.ranked import RankedAnswer
 from router.query.sizes import expected_bytes, fixed_bytes, least_bytes, runs
 from router.query.types import Answer, Found, SearchQuery, ShardReport
-from router.stages.answer_memory import AnswerMemory, Held, too_large
+from router.stages.answer_memory import AnswerMemory, Reservation, too_large
 from router.stages.columns import ColumnReader, PendingRow, RowsChangedError, pending
 from router.stages.json_pieces import SLICE_BYTES, array_of, json_of, write_slices
-from router.stages.stage import Stage
+from router.stages.stage import Figures, Stage
 
 __all__ = ["Encoded"]
 
@@ -69,6 +69,9 @@ class Encoded:
                 return Found(answer, "miss" if query.cached else "bypass")
         raise UnavailableError("documents were deleted or changed while they were read")
 
+    def describe(self) -> Figures:
+        return self._inner.describe()
+
     async def _completed(self, query: SearchQuery, ranked: RankedAnswer, stop: float) -> Answer:
         """The same where columns are still to be read, within the memory that is reserved for them."""
         rows, reports = pending(ranked), dict(ranked.reports)
@@ -81,20 +84,20 @@ class Encoded:
                 except TimeoutError as exc:
                     raise DeadlineError("the large answers of the same batch took all its time") from exc
             await self._columns.measure(query, rows, reports, stop)
-            held = await self._reserve(query, rows, stop)
+            reservation = await self._reserve(query, rows, stop)
             try:
                 pieces = await self._write(query, rows, reports, counts, stop)
-                held.resize(sum(map(len, pieces)))
+                reservation.resize(sum(map(len, pieces)))
                 # A shard may have failed since it ranked its rows.
                 coverage = coverage_of(list(reports.values()), ranked.coverage.shards.total)
                 raise_if_unanswered(coverage, list(reports.values()), allow_partial=query.allow_partial)
             except BaseException:
-                held.release()
+                reservation.release()
                 raise
         ranked = msgspec.structs.replace(ranked, rows=(), coverage=coverage, reports=reports)
-        return _answer(query, ranked, pieces, counts, held)
+        return _answer(query, ranked, pieces, counts, reservation)
 
-    async def _reserve(self, query: SearchQuery, rows: Sequence[PendingRow], stop: float) -> Held:
+    async def _reserve(self, query: SearchQuery, rows: Sequence[PendingRow], stop: float) -> Reservation:
         """Memory for the JSON of `rows`, and for the widest of them in its other forms."""
         args = query.collection, query.include, [one.size_bytes for one in rows], query.vector_format
         expected = expected_bytes(*args)
@@ -157,7 +160,7 @@ def _answer(
     ranked: RankedAnswer,
     pieces: Sequence[bytes],
     counts: Mapping[str, int],
-    held: Held | None = None,
+    reservation: Reservation | None = None,
 ) -> Answer:
     """`pieces` are the hits, `counts` how many there are of each shard."""
     count = sum(counts.values())
@@ -171,6 +174,6 @@ def _answer(
         ),
         cacheable=ranked.cacheable,
         more=tuple(pieces[1:]),
-        held=held,
+        reservation=reservation,
         unsettled=ranked.unsettled,
     )

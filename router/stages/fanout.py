@@ -74,11 +74,12 @@ class Fanout:
         if failures:
             # Out of the list: an error holds the frames that it passes, and this one would hold it in turn.
             raise failures.pop()
-        for name, probe in probes.items():
-            if name not in parts:
-                parts[name] = _late(
-                    late.get(name) or ShardReport(name, ShardState.TIMED_OUT, asked=probe.asked)
-                )
+        if len(parts) < len(probes):
+            for name, probe in probes.items():
+                if name not in parts:
+                    parts[name] = _late(
+                        late.get(name) or ShardReport(name, ShardState.TIMED_OUT, asked=probe.asked)
+                    )
         return {name: parts[name] for name in probes}
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 
 from router.postgres import sql
-from router.query.hits import encode_hits, hit_of, json_forms, pieces_of
+from router.query.hits import Fields, encode_hits, fields_of, hit_of, pieces_of
 from router.query.ranked import Ranked
 from router.query.types import SearchQuery
 
@@ -27,8 +27,7 @@ _HIT_BYTES = 64
 async def json_of(query: SearchQuery, rows: Sequence[Ranked], width: int) -> list[bytes]:
     """The JSON array of complete rows, `width` bytes wide each, in as many pieces as it takes turns."""
     if len(rows) * max(width, _HIT_BYTES) <= SLICE_BYTES:
-        columns = sql.result_columns(query.collection, query.include)
-        return [encode_hits(rows, query.collection, columns, query.vector_format)]
+        return [encode_hits(rows, _fields(query))]
     pieces: list[bytes] = []
     await write_slices(query, rows, width, pieces.append)
     return array_of(pieces)
@@ -41,20 +40,17 @@ async def write_slices(
 
     After each slice everybody else has a turn, as long as the slice took.
     """
-    collection = query.collection
-    columns = sql.result_columns(collection, query.include)
-    names = [name for name, _ in columns]
-    forms = json_forms(collection, names)
+    fields = _fields(query)
     each = max(1, SLICE_BYTES // max(width, _HIT_BYTES))
     for start in range(0, len(rows), each):
         part = rows[start : start + each]
         began = perf_counter()
         if width > _WIDE_BYTES:
-            hit = hit_of(*part[0], collection, names, forms, query.vector_format)
+            hit = hit_of(*part[0], fields)
             await write_yielding(pieces_of(hit), write)
             write(b",")
             continue
-        array = memoryview(encode_hits(part, collection, columns, query.vector_format))
+        array = memoryview(encode_hits(part, fields))
         write(b"".join((array[1:-1], b",")))
         await asyncio.sleep(perf_counter() - began)
 
@@ -71,3 +67,10 @@ def array_of(pieces: list[bytes]) -> list[bytes]:
     if pieces:
         pieces[-1] = pieces[-1][:-1]
     return [b"[", *pieces, b"]"]
+
+
+def _fields(query: SearchQuery) -> Fields:
+    if not query.include:
+        return ()
+    names = [name for name, _ in sql.result_columns(query.collection, query.include)]
+    return fields_of(query.collection, names, query.vector_format)

@@ -35,12 +35,12 @@ _TRIED_ELSEWHERE = (*_RETRIED, ErrorKind.FATAL)
 # A node that cannot be reached is taken down at once.
 _STRUCK = (ErrorKind.LOST, ErrorKind.TRANSIENT, ErrorKind.CONFLICT)
 # Seconds before a second node is asked while it is not known what is usual; and at least.
-_PATIENCE, _PATIENCE_LEAST = 0.1, 0.002
+_HEDGE_DELAY, _HEDGE_DELAY_LEAST = 0.1, 0.002
 _TICK = 0.001  # of the loop's clock
 # Times as long until it is asked for again, after a hedge was refused.
-_PATIENCE_GROWTH = 3
+_HEDGE_DELAY_GROWTH = 3
 # Times as long as is usual that an ejected node has for its trial.
-_TRIAL_PATIENCE = 4
+_TRIAL_FACTOR = 4
 
 
 class ReplicaSet:
@@ -155,7 +155,7 @@ class ReplicaSet:
             if any([node.ejected for node in self.nodes]):
                 self._try_ejected(probe)
         ask = Ask(self, probe, deadline, done)
-        ask.go_on()
+        ask.try_next()
         return ask
 
     def order(self, probe: Probe, now: float) -> list[tuple[int, bool]]:
@@ -178,20 +178,20 @@ class ReplicaSet:
         usual = max([dispatcher.expected(probe) for dispatcher in up])
         return min([dispatcher.ahead for dispatcher in up]), usual / len(up)
 
-    def patience(self, work: Work) -> float:
+    def hedge_delay(self, work: Work) -> float:
         """Seconds after which a second node is worth asking: what is usual for the fastest of the set."""
         usual = [
             quantile
             for node in self.nodes
             if node.state.health is Health.UP and (quantile := node.latencies[work].quantile) is not None
         ]
-        return max(min(usual, default=_PATIENCE), _PATIENCE_LEAST)
+        return max(min(usual, default=_HEDGE_DELAY), _HEDGE_DELAY_LEAST)
 
     def _try_ejected(self, probe: Probe) -> None:
         """Ask ejected nodes whose time has come, beside the one that the caller waits for."""
         for node in self.nodes:
             if node.ejected and node.ejection.due(self.clock()):
-                node.try_again(probe, max(TRIAL_SECONDS, _TRIAL_PATIENCE * self.patience(probe.work)))
+                node.try_again(probe, max(TRIAL_SECONDS, _TRIAL_FACTOR * self.hedge_delay(probe.work)))
 
     def has_room(self) -> bool:
         """Whether one node more may be left out."""
@@ -305,7 +305,7 @@ class Ask:
         self._stop()
         return report
 
-    def go_on(self) -> None:
+    def try_next(self) -> None:
         """Try the next node, or report that none is left."""
         if self._send() is not None:
             if self._replicas.hedges is not None and self._order and self._second is None:
@@ -331,7 +331,9 @@ class Ask:
             lsn = node.state.lsn if stale else max(node.state.lsn, self._probe.min_lsn)
             attempt = _Attempt(node, stale, lsn, self._replicas.clock())
             try:
-                attempt.ticket = node.submit(self._probe, self._deadline, partial(self._came, attempt, index))
+                attempt.ticket = node.submit(
+                    self._probe, self._deadline, partial(self._received, attempt, index)
+                )
             except OverloadedError as exc:
                 self._overloaded = exc.with_traceback(None)  # which holds this frame, and so this object
                 continue
@@ -342,7 +344,7 @@ class Ask:
     def _wait_for_hedge(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        delay = self._replicas.patience(self._probe.work) * _PATIENCE_GROWTH**self._refusals
+        delay = self._replicas.hedge_delay(self._probe.work) * _HEDGE_DELAY_GROWTH**self._refusals
         self._late_at = self._replicas.clock() + delay
         self._timer = asyncio.get_running_loop().call_later(delay, self._hedge)
 
@@ -369,7 +371,7 @@ class Ask:
             self._refusals += 1
             self._wait_for_hedge()
 
-    def _came(self, attempt: _Attempt, index: int, outcome: Fetched | Exception) -> None:
+    def _received(self, attempt: _Attempt, index: int, outcome: Fetched | Exception) -> None:
         attempt.ticket = None
         self._flying.remove(attempt)
         if isinstance(outcome, Fetched):
@@ -379,7 +381,7 @@ class Ask:
         elif isinstance(outcome, OverloadedError):
             self._overloaded = outcome
             if not self._flying:
-                self.go_on()
+                self.try_next()
         else:
             self._stop()
             self._done(self._replicas.shard, outcome)
@@ -419,7 +421,7 @@ class Ask:
         if error.kind in _STRUCK and self._replicas.several:
             attempt.node.refused(error, self._replicas.clock())
         if not self._flying:
-            self.go_on()
+            self.try_next()
 
     def _stop(self) -> None:
         """Nothing more will be wanted: what is under way is cancelled by its node."""

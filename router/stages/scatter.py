@@ -13,28 +13,34 @@ import asyncio
 from collections.abc import Hashable, Mapping, Sequence
 from typing import NamedTuple
 
+import msgspec
+
 from router.freshness.freshness import Freshness
 from router.policy.deadline import stop_before
-from router.postgres.search import SearchStatements
+from router.policy.ways import Chosen, Outcome, Ways
+from router.postgres.search import SearchStatements, seen_at
 from router.query.answer import coverage_of, joined, raise_if_unanswered
 from router.query.errors import OverloadedError
 from router.query.merge import merge, page, within
 from router.query.plan import Plan, depths, plan_search
 from router.query.ranked import Ranked, RankedAnswer
-from router.query.second_look import not_settled, unsettled
-from router.query.sizes import Layout, layout
+from router.query.second_look import looked_again, not_settled, unsettled
+from router.query.sizes import Layout, layout_for, vector_bytes
 from router.query.types import (
     Consistency,
     Probe,
     Scan,
     SearchQuery,
+    ShardReport,
     ShardRows,
     ShardState,
     Unsettled,
     Work,
 )
+from router.query.way import Need, Way, countable, most_visits
 from router.query.wire import to_wire
 from router.stages.fanout import Fanout
+from router.stages.stage import Figures
 from shard_config.model import ShardMap
 
 __all__ = ["Scatter"]
@@ -56,8 +62,9 @@ class _Searched(NamedTuple):
 class Scatter:
     """The innermost stage: from a collection's query to shards' probes and back."""
 
-    def __init__(self, shard_map: ShardMap, fanout: Fanout, freshness: Freshness) -> None:
+    def __init__(self, shard_map: ShardMap, fanout: Fanout, freshness: Freshness, ways: Ways) -> None:
         self._map = shard_map
+        self._ways = ways
         self._fanout = fanout
         self._freshness = freshness
         self._statements = SearchStatements()
@@ -68,8 +75,10 @@ class Scatter:
     def expected(self, query: SearchQuery) -> tuple[float, float]:
         """Seconds that it would wait for the nodes, and that each of many like it takes; 0 if not known."""
         wanted = depths(query)
-        plan, brings = plan_search(query, self._map, wanted[-1]), self._layout(query, wanted)
-        return self._fanout.expected(self._probes(query, plan, brings, plan.targets, query.caller))
+        plan = plan_search(query, self._map, wanted[-1])
+        chosen = self._chosen(query, plan)
+        scans, layout = self._scans(plan, chosen), self._layout(query, wanted)
+        return self._fanout.expected(self._probes(query, plan, scans, chosen, layout, query.caller))
 
     async def search(self, query: SearchQuery, deadline: float) -> RankedAnswer:
         """The merged answer; of a wide row, the columns are still to be read.
@@ -80,25 +89,64 @@ class Scatter:
         """
         stop = stop_before(deadline, asyncio.get_running_loop().time())
         wanted = depths(query)
-        brings = self._layout(query, wanted)
+        plans = [plan_search(query, self._map, depth) for depth in wanted]
+        chosen = self._chosen(query, plans[0])
+        if len(wanted) > 1 and chosen is not None and not chosen.scans:
+            # Exact reads continue each other.
+            wanted = [query.offset + query.k]
+            plans = [plan_search(query, self._map, wanted[0])]
+        layout = self._layout(query, wanted)
         if len(wanted) == 1:
-            searches = [await self._at(wanted[0], query, brings, query.caller, stop)]
+            searches = [await self._at(plans[0], query, chosen, layout, query.caller, stop)]
         else:
-            searches = await self._at_each(wanted, query, brings, stop)
-        return self._answer(query, brings, searches)
+            searches = await self._at_each(plans, query, chosen, layout, stop)
+        return self._answer(query, layout, searches)
+
+    def describe(self) -> Figures:
+        return {}
+
+    def _chosen(self, query: SearchQuery, plan: Plan) -> Chosen | None:
+        """Each shard's way, where there is a filter; one for all depths and pages of a search."""
+        if query.filter is None:
+            return None
+        need = Need(plan.candidates, plan.ef_search, vector_bytes(query.collection))
+        return self._ways.choose(
+            query.collection.name,
+            query.filter,
+            plan.targets,
+            need,
+            exact=query.exact,
+            by_index=query.by_index,
+            search=(query.vector, query.k),
+            goes_on=query.offset > 0,
+        )
 
     def _layout(self, query: SearchQuery, wanted: Sequence[int]) -> Layout:
         # One more of each shard shows whether rows beyond are as near as the last.
         rows = sum(wanted) + len(wanted)
-        return layout(query.collection, query.include, rows, len(self._map.shards_of(query.collection)))
+        return layout_for(query.collection, query.include, rows, len(self._map.shards_of(query.collection)))
+
+    def _scans(self, plan: Plan, chosen: Chosen | None) -> dict[str, Scan]:
+        """How each shard is read at first."""
+        scans = dict.fromkeys(plan.targets, plan.scan)
+        if chosen is not None:
+            for shard, choice in chosen.choices.items():
+                if choice.way is not Way.VECTOR_INDEX:
+                    scans[shard] = Scan.EXACT
+        return scans
 
     async def _at_each(
-        self, wanted: Sequence[int], query: SearchQuery, brings: Layout, stop: float
+        self,
+        plans: Sequence[Plan],
+        query: SearchQuery,
+        chosen: Chosen | None,
+        layout: Layout,
+        stop: float,
     ) -> list[_Searched]:
         """The searches of a page, all at once."""
         # Others go between them, as between those of a batch.
         caller = object() if query.caller is None else query.caller
-        tasks = [asyncio.create_task(self._at(depth, query, brings, caller, stop)) for depth in wanted]
+        tasks = [asyncio.create_task(self._at(plan, query, chosen, layout, caller, stop)) for plan in plans]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -108,63 +156,105 @@ class Scatter:
             tasks.clear()  # an error holds the frames that it passes, and this one would hold it in turn
 
     async def _at(
-        self, depth: int, query: SearchQuery, brings: Layout, caller: Hashable, stop: float
+        self,
+        plan: Plan,
+        query: SearchQuery,
+        chosen: Chosen | None,
+        layout: Layout,
+        caller: Hashable,
+        stop: float,
     ) -> _Searched:
-        """The nearest `depth` rows."""
-        plan = plan_search(query, self._map, depth)
-        parts = await self._fanout.fetch(self._probes(query, plan, brings, plan.targets, caller), stop)
-        ranked = _ranked(parts, depth)
-        look = unsettled(plan, parts, ranked)
-        if look is None:
+        """The nearest rows, as many as the plan's depth."""
+        scans = self._scans(plan, chosen)
+        parts = await self._fanout.fetch(self._probes(query, plan, scans, chosen, layout, caller), stop)
+        exact: set[str] = set()
+        cut: set[str] = set()
+        if chosen is not None:
+            parts = _account(parts, scans, chosen, layout, plan.candidates)
+            exact = {shard for shard, scan in scans.items() if scan is Scan.EXACT}
+            cut = {shard for shard in parts if shard not in exact and _was_cut(parts[shard].report)}
+        ranked = _ranked(parts, plan.depth)
+        again = unsettled(plan, parts, ranked, exact, cut)
+        if not again:
             return _Searched(plan, parts, ranked)
-        scan, again = look
-        second = plan_search(query, self._map, depth, scan=scan)
         try:
-            found = await self._fanout.fetch(self._probes(query, second, brings, again, caller), stop)
+            found = await self._fanout.fetch(
+                self._probes(query, plan, again, chosen, layout, caller, doubtful=True), stop
+            )
         except OverloadedError:
-            return _Searched(plan, parts, ranked, not_settled(scan, again))
+            return _Searched(plan, parts, ranked, not_settled(again))
+        if chosen is not None:
+            found = _account(found, again, chosen, layout, plan.candidates)
         better = {
-            name: ShardRows(part.rows, joined(part.report, parts[name].report))
+            name: looked_again(parts[name], part, again[name])
             for name, part in found.items()
             if part.report.state is ShardState.OK
         }
         parts = parts | better
-        missing = [name for name in again if name not in better]
-        return _Searched(plan, parts, _ranked(parts, depth), not_settled(scan, missing))
+        missing = {name: scan for name, scan in again.items() if name not in better}
+        return _Searched(plan, parts, _ranked(parts, plan.depth), not_settled(missing))
 
     def _probes(
-        self, query: SearchQuery, plan: Plan, brings: Layout, shards: Sequence[str], caller: Hashable
+        self,
+        query: SearchQuery,
+        usual: Plan,
+        scans: Mapping[str, Scan],
+        chosen: Chosen | None,
+        layout: Layout,
+        caller: Hashable,
+        *,
+        doubtful: bool = False,
     ) -> dict[str, Probe]:
-        statement = self._statements.search(
-            query.collection,
-            to_wire(query.vector, query.collection.vector.type),
-            limit=plan.limit,
-            candidates=plan.candidates,
-            ef_search=plan.ef_search,
-            scan=plan.scan,
-            filter=query.filter,
-            layout=brings,
-        )
-        exact = plan.scan is Scan.EXACT
-        alone = query.plan or plan.limit > _ROWS_TOGETHER
-        return {
-            shard: Probe(
-                statement.shape,
-                statement.args,
-                plan.asked,
-                plan.limit,
-                key=None if alone else statement.key,
-                ef_search=None if exact else plan.ef_search,
-                caller=caller,
-                primary_only=query.consistency is Consistency.STRONG,
-                min_lsn=self._freshness.position(shard),
-                plan=query.plan,
-                work=Work.SCAN if exact else Work.NEAREST,
+        """What to send to each shard; `doubtful`: those that are read exactly were not expected to be."""
+        visits, counting = 0, False
+        groups: dict[tuple[Scan, bool], list[str]] = {}
+        for shard, scan in scans.items():
+            if chosen is not None:
+                choice = chosen.choices[shard]
+                if scan is Scan.INDEX:
+                    # One statement for all, although they differ a little in what is expected of them.
+                    visits = max(visits, most_visits(choice, usual.candidates))
+                counting = scan is Scan.EXACT and countable(
+                    choice,
+                    self._ways.table(query.collection.name, shard),
+                    inline=bool(layout.inline),
+                    doubtful=doubtful,
+                )
+            groups.setdefault((scan, counting), []).append(shard)
+        probes: dict[str, Probe] = {}
+        for (scan, counting), shards in groups.items():
+            exact = scan is Scan.EXACT
+            plan = usual if scan is usual.scan else plan_search(query, self._map, usual.depth, scan=scan)
+            statement = self._statements.search(
+                query.collection,
+                to_wire(query.vector, query.collection.vector.type),
+                limit=plan.limit,
+                candidates=plan.candidates,
+                ef_search=plan.ef_search,
+                scan=scan,
+                filter=query.filter,
+                layout=layout,
+                visits=visits,
+                counted=counting,
             )
-            for shard in shards
-        }
+            alone = query.plan or plan.limit > _ROWS_TOGETHER
+            for shard in shards:
+                probes[shard] = Probe(
+                    statement.shape,
+                    statement.args,
+                    plan.asked,
+                    plan.limit,
+                    key=None if alone else statement.key,
+                    ef_search=None if exact else plan.ef_search,
+                    caller=caller,
+                    primary_only=query.consistency is Consistency.STRONG,
+                    min_lsn=self._freshness.position(shard),
+                    plan=query.plan,
+                    work=_work(shard, chosen) if exact else Work.NEAREST,
+                )
+        return probes if len(groups) == 1 else {shard: probes[shard] for shard in scans}
 
-    def _answer(self, query: SearchQuery, brings: Layout, searches: list[_Searched]) -> RankedAnswer:
+    def _answer(self, query: SearchQuery, layout: Layout, searches: list[_Searched]) -> RankedAnswer:
         parts, total = searches[0].parts, searches[0].plan.total
         reports = {shard: part.report for shard, part in parts.items()}
         if len(searches) > 1:
@@ -181,15 +271,55 @@ class Scatter:
             searches = [_without(one, {failure.shard for failure in coverage.failures}) for one in searches]
         # Cut here and not on the shards, where too near a limit would look like too few rows.
         near = [(one.plan.depth, within(one.ranked, query.max_distance)) for one in searches]
-        unsettled = {shard: None for one in searches for shard in one.unsettled}
+        found = sum([len(one.ranked) for one in searches])
+        unsettled = dict.fromkeys([shard for one in searches for shard in one.unsettled])
         return RankedAnswer(
             rows=page(near, query.offset, query.k),
-            layout=brings,
+            layout=layout,
             coverage=coverage,
             reports=reports,
-            too_far=any([len(rows) < len(one.ranked) for (_, rows), one in zip(near, searches, strict=True)]),
+            too_far=sum([len(rows) for _, rows in near]) < found,
             unsettled=tuple(unsettled),
         )
+
+
+def _account(
+    parts: Mapping[str, ShardRows],
+    scans: Mapping[str, Scan],
+    chosen: Chosen,
+    layout: Layout,
+    candidates: int,
+) -> dict[str, ShardRows]:
+    """Put on each shard's report what was to be done and what was found, and learn from it."""
+    at = seen_at(layout)
+    told: dict[str, ShardRows] = {}
+    for shard, part in parts.items():
+        rows, report, scan = part.rows, part.report, scans[shard]
+        exact, ok = scan is Scan.EXACT, report.state is ShardState.OK
+        matched = visited = None
+        if exact and ok:
+            matched = rows[0][at] if rows else 0
+        elif rows and scan is Scan.INDEX:
+            visited = rows[0][at]
+        report = msgspec.structs.replace(
+            report, choice=chosen.choices[shard], matched=matched, visited=visited
+        )
+        told[shard] = ShardRows(rows, report)
+        if ok and scan is not Scan.TIES:
+            outcome = Outcome(exact, matched, visited, report.execute_ms / report.together)
+            chosen.learn(shard, outcome, candidates)
+    return told
+
+
+def _was_cut(report: ShardReport) -> bool:
+    """Whether a scan with a filter has ended before it had its candidates."""
+    return report.state is ShardState.OK and report.visited is None
+
+
+def _work(shard: str, chosen: Chosen | None) -> Work:
+    """Of an exact read."""
+    by_filter = chosen is not None and chosen.choices[shard].way is Way.FILTER_INDEX
+    return Work.FILTER if by_filter else Work.SCAN
 
 
 def _ranked(parts: Mapping[str, ShardRows], depth: int) -> list[Ranked]:

@@ -38,7 +38,7 @@ from router.freshness.freshness import Freshness
 from router.freshness.lookups import Lookups
 from router.freshness.redis_link import RedisLink
 from router.query.types import Answer, Coverage, Found, Position, SearchQuery, Shortfall
-from router.stages.stage import Stage
+from router.stages.stage import Figures, Stage
 from shard_config.model import Collection, ShardMap
 
 __all__ = ["Log", "SharedCache"]
@@ -164,6 +164,16 @@ class SharedCache:
             if seen.floor is not None and token.reaches(positions, seen.floor):
                 self._store(key, seen.token.token, found.answer, positions, collection.cache.ttl)
         return found
+
+    def describe(self) -> Figures:
+        own: Figures = {
+            "l2_enabled": True,
+            "l2_hits": self.hits,
+            "l2_misses": self.misses,
+            "l2_failures": self._link.failures,
+            "l2_on": self._link.on,
+        }
+        return own | self._inner.describe()
 
     async def read_tokens(self) -> None:
         """To be called before nodes are probed for the first time, so that the first answer can be stored."""

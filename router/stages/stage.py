@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Protocol, TypeVar
+from typing import Protocol, TypeAlias, TypeVar
 
-__all__ = ["Stage"]
+__all__ = ["Figures", "Stage"]
+
+# What a stage says of itself, for operators: counts, and whether it is on.
+Figures: TypeAlias = dict[str, int | float | bool]
 
 Q = TypeVar("Q", contravariant=True)
 R = TypeVar("R", covariant=True)
@@ -21,3 +24,7 @@ class Stage(Protocol[Q, R]):
     """
 
     async def search(self, query: Q, deadline: float) -> R: ...
+
+    def describe(self) -> Figures:
+        """Its own figures now, and those of the stages inside it."""
+        ...

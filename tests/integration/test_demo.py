@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import socket
 import subprocess
@@ -13,7 +14,22 @@ from pathlib import Path
 
 import pytest
 
+from bench import corpus
 from tests.integration.machines import HOSTILE
+
+# The demo with fewer documents than Python has, where the test is about something else: to read and to
+# embed them all takes longer than everything that the demo starts.
+SMALL = """
+import pickle, sys
+from bench import corpus
+with open({entries!r}, "rb") as file:
+    some = pickle.load(file)
+corpus.entries = lambda: some
+from deploy.demo.__main__ import main
+sys.exit(main())
+"""
+# What the demo searches for is in these.
+MODULES = ("asyncio", "collections", "email", "functools", "io", "os")
 
 # What a stranger is promised on two cores, everything but the installation.
 SMOKE_SECONDS = 180
@@ -30,6 +46,17 @@ def temporary(tmp_path: Path) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """How to call the demo on some of its documents."""
+    folder = tmp_path_factory.mktemp("small")
+    some = [entry for entry in corpus.entries() if entry.module.split(".")[0] in MODULES]
+    (folder / "entries").write_bytes(pickle.dumps(some))
+    (folder / "small.py").write_text(SMALL.format(entries=str(folder / "entries")))
+    return [str(folder / "small.py")]
+
+
+WHOLE = ("-m", "deploy.demo")
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -38,10 +65,13 @@ def start(temporary: Path, tmp_path: Path) -> Iterator[Start]:
     started: list[subprocess.Popen[str]] = []
 
     def run(
-        *arguments: str, through: Sequence[str] = (), env: Mapping[str, str] = os.environ
+        *arguments: str,
+        demo: Sequence[str] = WHOLE,
+        through: Sequence[str] = (),
+        env: Mapping[str, str] = os.environ,
     ) -> subprocess.Popen[str]:
         process = subprocess.Popen(
-            [*through, sys.executable, "-m", "deploy.demo", *arguments],
+            [*through, sys.executable, *demo, *arguments],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -115,9 +145,9 @@ def test_the_demo_shows_four_searches_and_leaves_nothing(start: Start, temporary
     ],
 )
 def test_whoever_stops_the_demo_gets_everything_back(
-    start: Start, temporary: Path, when: str, number: signal.Signals, status: int
+    start: Start, small: list[str], temporary: Path, when: str, number: signal.Signals, status: int
 ) -> None:
-    process = start("--shards", "1", "--replicas", "0", "--port", "0")
+    process = start("--shards", "1", "--replicas", "0", "--port", "0", demo=small)
     read_until(process, when)
     os.killpg(process.pid, number)
     said, _ = process.communicate(timeout=GONE_SECONDS)
@@ -126,8 +156,10 @@ def test_whoever_stops_the_demo_gets_everything_back(
     assert list(temporary.iterdir()) == []
 
 
-def test_a_demo_that_is_killed_takes_its_servers_along(start: Start, temporary: Path) -> None:
-    process = start("--shards", "1", "--replicas", "1", "--port", "0")
+def test_a_demo_that_is_killed_takes_its_servers_along(
+    start: Start, small: list[str], temporary: Path
+) -> None:
+    process = start("--shards", "1", "--replicas", "1", "--port", "0", demo=small)
     read_until(process, "It stays up")
     assert len(running(temporary)) > 3
     process.kill()
@@ -137,10 +169,11 @@ def test_a_demo_that_is_killed_takes_its_servers_along(start: Start, temporary: 
     assert running(temporary) == []
 
 
-def test_data_that_are_kept_can_be_shown_again(start: Start, tmp_path: Path) -> None:
+def test_data_that_are_kept_can_be_shown_again(start: Start, small: list[str], tmp_path: Path) -> None:
     kept = tmp_path / "kept"
+    shape = ["--shards", "1", "--replicas", "0", "--port", "0"]
     for _ in range(2):
-        process = start("--smoke", "--dir", str(kept), "--shards", "1", "--replicas", "0", "--port", "0")
+        process = start("--smoke", "--dir", str(kept), *shape, demo=small)
         said, _ = process.communicate(timeout=SMOKE_SECONDS)
         assert process.returncode == 0, said
         assert running(kept) == []

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import random
+import string
 from collections.abc import AsyncIterator
 from typing import Any
 
 import asyncpg
+import msgspec
 import pytest
 
 from deploy.local import Cluster
 from router.postgres.filter_indexes import filter_indexes
 from router.postgres.search import SearchStatements
 from router.query.filter import parse
+from router.query.selectivity import estimate
 from router.query.sizes import Layout
 from router.query.types import Scan
+from router.recall.index_gain import index_gains
 from router.schema import ddl
 from shard_config import model
 from shard_config.values import ValueType
@@ -35,13 +40,14 @@ PATHS = {
     ("size",): model.MetadataType.NUMBER,
     ("tags",): model.MetadataType.ARRAY,
 }
+ROWS_EACH = 20_000
 ROWS = """
 INSERT INTO {table} (id, embedding, category, price, added, owner, metadata)
 SELECT i, ARRAY[i % 7, i % 11, i % 13, 1, 1, 1, 1, 1]::float4[]::vector, 'c' || i % 500, i % 500,
        '2026-01-01Z'::timestamptz + i * '1 minute'::interval, md5(i::text)::uuid,
        jsonb_build_object('lang', 'l' || i % 500, 'size', i % 500, 'tags', jsonb_build_array('t' || i % 500),
                           'geo', jsonb_build_object('o\'\'clock \\', 'g' || i % 500), 'other', i % 500)
-FROM generate_series(1, 20000) i
+FROM generate_series(1, {rows}) i
 """
 GEO = "metadata.geo.o'clock \\"
 GENERIC = {"enable_seqscan": "off", "plan_cache_mode": "force_generic_plan"}
@@ -95,7 +101,7 @@ async def indexed(cluster: Cluster) -> AsyncIterator[tuple[World, dict[str, str]
     """A world whose shards have rows and all indexes, and these indexes' names by field."""
     async with world(cluster, columns=COLUMNS, metadata_indexes=PATHS) as w:
         table = w.collection.table
-        await w.on_primaries(ROWS.format(table=table))
+        await w.on_primaries(ROWS.format(table=table, rows=ROWS_EACH))
         names = {}
         for number, index in enumerate(filter_indexes(w.collection)):
             names[index.field] = f"{table.name}_{number}_filter"
@@ -119,7 +125,7 @@ async def generic_plan(w: World, filter: dict[str, Any], connection: asyncpg.Con
         candidates=10,
         ef_search=40,
         scan=Scan.EXACT,
-        filter=parse(w.collection, filter, w.topology.settings),
+        filter=parse(w.collection, filter, w.topology.parts.settings),
         layout=Layout(frozenset()),
     )
     await connection.execute(f"PREPARE search AS {statement.shape.single}")
@@ -146,3 +152,63 @@ async def test_what_the_documentation_says_an_index_helps_it_serves(
             assert names[field] in shown, (raw, shown)
     finally:
         await connection.close()
+
+
+async def test_estimates_know_the_indexes_and_their_statistics(indexed: tuple[World, dict[str, str]]) -> None:
+    w, names = indexed
+    await w.topology.parts.statistics.read()
+    table = w.topology.parts.statistics.of("docs", "s0")
+    assert table is not None
+    for field, raw in SERVED:
+        filter = parse(w.collection, raw, w.topology.parts.settings)
+        found = estimate(filter, table)
+        if raw != {"category": None}:
+            assert names[field] in found.indexes, (raw, found)
+        if "metadata.other" in raw or "metadata.tags" in raw:
+            continue
+        # Every shard has the same rows; of ranges a histogram tells no more than a hundredth of them.
+        true = (await w.router.count(w.collection, filter, w.soon())).count / 4
+        assert found.known and found.share * table.rows == pytest.approx(true, abs=ROWS_EACH / 100), (
+            raw,
+            found,
+        )
+    for raw in NOT_SERVED:
+        assert estimate(parse(w.collection, raw, w.topology.parts.settings), table).indexes == (), raw
+
+
+async def test_what_an_index_would_save_is_measured_without_it(cluster: Cluster) -> None:
+    columns = {name: msgspec.structs.replace(column, index=False) for name, column in COLUMNS.items()}
+    async with world(cluster, columns=columns) as w:
+        await w.on_primaries(ROWS.format(table=w.collection.table, rows=ROWS_EACH))
+        await w.build_index()
+        raw = [{"metadata.lang": "l7"}, {"price": {"$lt": 400}}, {"owner": {"$ne": None}}]
+        given = [(str(one), parse(w.collection, one, w.topology.parts.settings)) for one in raw]
+        gains = await index_gains(w.router, w.collection, given, 10, 40)
+        found = {str(advice): gain for gain in gains for advice in gain.advice}
+        lang = found["metadata.indexes.lang: text"]
+        assert lang.share == pytest.approx(0.002)
+        assert lang.without_ms > 2 * lang.with_ms
+        assert str(lang).endswith("set metadata.indexes.lang: text, and run `pgscatter schema apply`")
+        # Made from the columns' values; of no two rows is the owner the same.
+        assert {"columns.price.index: true", "columns.category.index: true"} < set(found)
+        assert "columns.owner.index: true" not in found
+
+
+async def test_a_text_that_an_index_cannot_hold_is_the_document_s_own_failure(
+    indexed: tuple[World, dict[str, str]],
+) -> None:
+    w, _ = indexed
+    long = "".join(random.Random(3).choices(string.ascii_letters, k=6000))
+    documents = [
+        {"id": 1, "vector": ONES, "metadata": {"lang": long}},
+        {"id": 2, "vector": ONES, "metadata": {"tags": [long], "size": [long]}},
+        {"id": 3, "vector": ONES, "category": long},
+        {"id": 4, "vector": ONES, "metadata": {"lang": "en"}},
+    ]
+    async with w.over_http() as http:
+        answer = (await http.put("/documents", json={"documents": documents})).json()
+    assert answer["stored"] == 2
+    assert [failure["id"] for failure in answer["failures"]] == [1, 3]
+    assert all("index row size" in failure["message"] for failure in answer["failures"])
+    found = await w.ids(ONES, filter={"metadata.tags": {"$contains": long}}, exact=True)
+    assert found == [2]

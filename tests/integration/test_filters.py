@@ -56,8 +56,7 @@ async def test_indexes_in_the_map_change_no_filter_s_meaning(cluster: Cluster) -
         # Whatever reads them: tables so small are read through, unless that is forbidden.
         await w.on_primaries("ALTER DATABASE postgres SET enable_seqscan = off")
         try:
-            for node in w.topology.nodes:
-                node.reads.discard_idle()
+            w.router.discard_plans()
             assert await agree(w, rng, documents, 300) > 110
         finally:
             await w.on_primaries("ALTER DATABASE postgres RESET enable_seqscan")

@@ -12,7 +12,7 @@ import pytest
 
 from deploy.local import Cluster
 from router.query.errors import AnswerTooLargeError, OverloadedError, UnavailableError
-from router.query.sizes import layout
+from router.query.sizes import layout_for
 from router.query.types import Found
 from router.settings import Settings
 from shard_config import model
@@ -90,19 +90,19 @@ async def test_large_and_small_answers_hold_the_same_hits(cluster: Cluster, type
             for hit in shown:
                 check(hit, made)
         # All three ways were taken: along with the row, partly, and not at all.
-        assert layout(w.collection, ALL, 1, 4).inline == ALL
-        assert layout(w.collection, ALL, ROWS, 4).inline == frozenset()
-        assert found.answer.more and found.answer.held is not None
+        assert layout_for(w.collection, ALL, 1, 4).inline == ALL
+        assert layout_for(w.collection, ALL, ROWS, 4).inline == frozenset()
+        assert found.answer.more and found.answer.reservation is not None
 
 
 async def test_long_texts_alone_are_fetched_where_others_came_along(cluster: Cluster) -> None:
     async with world(cluster, vector=vector(), columns=COLUMNS) as w:
         made = await fill(w)
         include = frozenset(["content", "metadata", "category"])
-        brings = layout(w.collection, include, 100, 4)
-        assert brings.guarded and brings.inline == include
+        carried = layout_for(w.collection, include, 100, 4)
+        assert carried.guarded and carried.inline == include
         sizes = [len((text_of(i) or "").encode()) for i in range(ROWS)]
-        assert min(sizes) < brings.row_bytes < max(sizes)
+        assert min(sizes) < carried.row_bytes < max(sizes)
         shown = hits(await w.search(made[0], 100, include=include, exact=True, filter={"category": "c1"}))
         assert len(shown) == ROWS // 3 and all(hit["content"] == text_of(hit["id"]) for hit in shown)
         shown = hits(await w.search(made[0], 90, include=include, exact=True, offset=10))

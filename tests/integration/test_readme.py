@@ -49,7 +49,7 @@ def test_every_block_is_run_or_known_to_be_true() -> None:
         if language == "console":
             assert group in ("demo", "own"), text
         elif language == "sh":
-            target = re.fullmatch(r"make (\w+)(?: ARGS=.+)?\n", text)
+            target = re.fullmatch(r"make ([\w-]+)(?: ARGS=.+)?\n", text)
             if target:
                 assert re.search(rf"^{target[1]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
             else:

@@ -49,6 +49,7 @@ async def store(w: World, snapshot: Snapshot, content: str) -> None:
 
 async def test_a_write_through_either_snapshot_is_seen_through_both(cluster: Cluster) -> None:
     async with world(cluster, QUICK, redis=True) as w:
+        assert w.router.cache_stats()["l2_enabled"]
         old, new = w.router, assemble(next_map(w.router.shard_map), w.topology.parts)
         try:
             for number in range(6):
@@ -91,14 +92,18 @@ async def test_closing_one_snapshot_leaves_the_other_whole(cluster: Cluster, lea
         assert (await first(w, staying))[0] == "later"
 
 
-async def test_a_map_with_a_node_that_the_parts_lack_leaves_nothing_behind(cluster: Cluster) -> None:
+async def test_a_map_that_the_parts_were_not_made_for_leaves_nothing_behind(cluster: Cluster) -> None:
     async with world(cluster, QUICK) as w:
+        assert not w.router.cache_stats()["l2_enabled"]
         parts, shards = w.topology.parts, dict(w.router.shard_map.shards)
         name = list(shards)[-1]
         stranger = model.Node("stranger", "postgresql://127.0.0.1:1/x")
         shards[name] = msgspec.structs.replace(shards[name], nodes=(*shards[name].nodes, stranger))
         with pytest.raises(KeyError):
             assemble(msgspec.structs.replace(w.router.shard_map, shards=shards), parts)
+        collections = {"other": w.collection}
+        with pytest.raises(KeyError):
+            assemble(msgspec.structs.replace(w.router.shard_map, collections=collections), parts)
         assert all([len(node.sets) == 1 for node in parts.nodes])
 
 

@@ -208,7 +208,7 @@ def test_a_frozen_node_costs_some_searches_a_hedge_and_the_rest_nothing() -> Non
         frozen = await shard.steadily(1000)
         assert whole(frozen)
         assert max(took for _, took in frozen) < 0.1
-        assert p99(frozen) <= 2 * p99(healthy) + shard.set.patience(Work.NEAREST)
+        assert p99(frozen) <= 2 * p99(healthy) + shard.set.hedge_delay(Work.NEAREST)
         assert shard.nodes[1].ejected
         shard.servers[1].thaw()
         while shard.nodes[1].ejected:
@@ -236,8 +236,8 @@ def test_what_takes_long_by_nature_is_hedged_when_it_takes_longer_than_that() ->
         healthy, _ = await asyncio.gather(scans, searches)
         assert shard.extra - before < 0.05 * 700 + 10
         assert not any(node.ejection.count for node in shard.nodes)
-        assert shard.set.patience(Work.NEAREST) < 0.01
-        assert 1.2 < shard.set.patience(Work.SCAN) < 2.0
+        assert shard.set.hedge_delay(Work.NEAREST) < 0.01
+        assert 1.2 < shard.set.hedge_delay(Work.SCAN) < 2.0
         shard.servers[1].freeze()
         frozen = await shard.steadily(200, gap=0.05, work=Work.SCAN, within=10.0)
         assert whole(frozen)
@@ -260,7 +260,7 @@ def test_a_node_that_has_become_slow_is_asked_less() -> None:
         await shard.steadily(300)
         slow = await shard.steadily(2000)
         assert whole(slow)
-        assert p99(slow) <= 1.5 * p99(healthy) + shard.set.patience(Work.NEAREST)
+        assert p99(slow) <= 1.5 * p99(healthy) + shard.set.hedge_delay(Work.NEAREST)
         await shard.close()
 
     run(main())

@@ -11,7 +11,7 @@ import pytest
 
 from router.query.answer import joined
 from router.query.filter import And, parse
-from router.query.hits import encode_hits
+from router.query.hits import encode_hits, fields_of
 from router.query.types import Hedge, ShardReport, ShardState
 from router.recall.measure import recall
 from router.settings import Settings
@@ -23,7 +23,7 @@ INF = math.inf
 
 def hits(distances: list[float], **columns: Any) -> list[dict[str, Any]]:
     kept = [((i, distance, *columns.values()), "s0") for i, distance in enumerate(distances)]
-    raw = encode_hits(kept, collection(), [(name, name) for name in columns])
+    raw = encode_hits(kept, fields_of(collection(), list(columns)))
     decoded: list[dict[str, Any]] = json.loads(bytes(raw), parse_constant=lambda word: pytest.fail(word))
     return decoded
 

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from router.query.errors import AnswerTooLargeError, OverloadedError
-from router.stages.answer_memory import AnswerMemory, BatchRoom, Held
+from router.stages.answer_memory import AnswerMemory, BatchRoom, Reservation
 
 
 def soon(seconds: float = 5.0) -> float:
@@ -14,7 +14,7 @@ def soon(seconds: float = 5.0) -> float:
 
 async def test_memory_is_given_first_come_first_served_and_back_with_the_last_reference() -> None:
     memory = AnswerMemory(100, 100)
-    first: Held | None = await memory.take(70, soon())
+    first: Reservation | None = await memory.take(70, soon())
     waiting = [asyncio.create_task(memory.take(size, soon())) for size in (60, 10)]
     await asyncio.sleep(0.01)
     # The second would fit, but is not served before the first.
@@ -29,25 +29,25 @@ async def test_memory_is_given_first_come_first_served_and_back_with_the_last_re
 
 async def test_more_than_there_is_takes_all_and_what_it_turns_out_to_be_counts() -> None:
     memory = AnswerMemory(100, 100)
-    held = await memory.take(1000, soon())
+    reservation = await memory.take(1000, soon())
     assert memory.used == 100
-    held.resize(30)
+    reservation.resize(30)
     assert memory.used == 30 and "30/100 bytes" in repr(memory)
-    held.release()
-    held.release()
+    reservation.release()
+    reservation.release()
     assert memory.used == 0
 
 
 async def test_nobody_waits_beyond_its_deadline_and_leaving_takes_nothing_along() -> None:
     memory = AnswerMemory(100, 100)
-    held = await memory.take(100, soon())
+    reservation = await memory.take(100, soon())
     with pytest.raises(OverloadedError, match="100 of 100 bytes"):
         await memory.take(50, soon(0.02))
     leaving = asyncio.create_task(memory.take(80, soon()))
     staying = asyncio.create_task(memory.take(50, soon()))
     await asyncio.sleep(0.01)
     leaving.cancel()
-    held.release()  # lets the first in, in the turn in which it leaves
+    reservation.release()  # lets the first in, in the turn in which it leaves
     got = await asyncio.wait_for(staying, 1)
     assert memory.used == got.size_bytes == 50
     with pytest.raises(asyncio.CancelledError):
@@ -56,7 +56,7 @@ async def test_nobody_waits_beyond_its_deadline_and_leaving_takes_nothing_along(
 
 async def test_only_so_many_wait() -> None:
     memory = AnswerMemory(1, 1)
-    held = await memory.take(1, soon())
+    reservation = await memory.take(1, soon())
     waiting = [asyncio.create_task(memory.take(1, soon())) for _ in range(64)]
     await asyncio.sleep(0.01)
     with pytest.raises(OverloadedError, match="64 wait"):
@@ -64,13 +64,13 @@ async def test_only_so_many_wait() -> None:
     for task in waiting:
         task.cancel()
     await asyncio.gather(*waiting, return_exceptions=True)
-    held.release()
+    reservation.release()
     assert memory.used == 0 and (await memory.take(1, soon())).size_bytes == 1
 
 
 async def test_those_who_have_left_keep_nobody_from_waiting() -> None:
     memory = AnswerMemory(1, 1)
-    held = await memory.take(1, soon())
+    reservation = await memory.take(1, soon())
     first, *others = [asyncio.create_task(memory.take(1, soon())) for _ in range(64)]
     await asyncio.sleep(0.01)
     for task in others:
@@ -79,7 +79,7 @@ async def test_those_who_have_left_keep_nobody_from_waiting() -> None:
     assert "1 waiting" in repr(memory)
     last = asyncio.create_task(memory.take(1, soon()))
     await asyncio.sleep(0.01)
-    held.release()
+    reservation.release()
     (await first).release()
     assert (await last).size_bytes == 1
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.query.hits import pieces_of
-from router.query.sizes import expected_bytes, layout, least_bytes, runs
+from router.query.sizes import expected_bytes, layout_for, least_bytes, runs
 from router.query.wire import base64_text, from_wire_bytes, number_text, to_wire
 from shard_config.model import VectorType
 from tests.unit.queries import collection
@@ -64,12 +64,12 @@ def test_a_document_in_pieces_is_the_document() -> None:
 
 def test_what_is_wide_does_not_come_along() -> None:
     documents = collection()
-    assert layout(documents, frozenset(), 1000, 100).inline == frozenset()
+    assert layout_for(documents, frozenset(), 1000, 100).inline == frozenset()
     include = frozenset({"content", "vector"})
-    near = layout(documents, include, 10, 4)
+    near = layout_for(documents, include, 10, 4)
     assert near.inline == include and near.guarded and 10 * 4 * (near.row_bytes + near.fixed_bytes) <= 1 << 20
-    assert not layout(documents, frozenset({"vector"}), 10, 4).guarded
-    assert layout(documents, include, 100_000, 100).inline == frozenset()
+    assert not layout_for(documents, frozenset({"vector"}), 10, 4).guarded
+    assert layout_for(documents, include, 100_000, 100).inline == frozenset()
 
 
 def test_the_least_that_an_answer_takes_is_less_than_what_it_usually_does() -> None:

@@ -23,10 +23,10 @@ def test_the_list_has_every_scenario_and_what_it_is_for(capsys: pytest.CaptureFi
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nonsense"], "no scenario 'nonsense'; there are"),
-        (["compare", "one.json"], "compare takes two results, got 1"),
-        (["collect"], "collect takes one folder, got 0"),
-        (["recall", "one.json"], "only compare and collect take files"),
+        (["nonsense"], "invalid choice: 'nonsense'"),
+        (["compare", "one.json"], "the following arguments are required: AFTER"),
+        (["collect"], "the following arguments are required: DIR"),
+        (["recall", "one.json"], "unrecognized arguments: one.json"),
         (["recall", "--seconds", "0"], "from 0.1 to 3600"),
         (["recall", "--recall", "1.5"], "between 0 and 1"),
         (["recall", "--ef-search", "40,5000"], "--ef-search: expected an integer from 1 to 1000, got '5000'"),

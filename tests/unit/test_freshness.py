@@ -17,6 +17,7 @@ from router.freshness.redis_link import RedisLink
 from router.freshness.worker_counters import WorkerCounters, create
 from router.query.types import Found, Position, SearchQuery
 from router.stages.local_cache import LocalCache, Store
+from router.stages.stage import Figures
 from tests.unit.queries import answer, query, shard_map
 
 DOCUMENTS = "documents"
@@ -184,6 +185,9 @@ async def test_a_write_between_the_reading_and_the_keeping_of_an_answer_makes_it
             read = content
             write(ours, 100)  # commits after the rows were read
             return Found(answer(f'["{read}"]'), "miss")
+
+        def describe(self) -> Figures:
+            return {}
 
     cache = LocalCache(Reads(), Store(1 << 20), "map", ours.version)
     await cache.search(query(), 0.0)

@@ -84,6 +84,14 @@ def test_show_names_shards_nodes_collections_and_placement(run: Any, tmp_path: P
     assert ENV["PGPASSWORD"] not in said
 
 
+def test_show_names_what_filters_have_indexes_on(run: Any, tmp_path: Path, capsys: Any) -> None:
+    columns = {"tenant": {"column": "tenant_id", "type": "text", "index": True}, "price": "float8"}
+    metadata = {"column": "meta", "indexes": {'"a.b".c': "array"}}
+    tree = document({"collections.documents.columns": columns, "collections.documents.metadata": metadata})
+    assert run("show", write(tmp_path, tree)) == 0
+    assert 'by the hash of id, indexes on tenant, metadata."a.b".c (array)\n' in capsys.readouterr().out
+
+
 def test_show_puts_lists_and_ranges_into_words(run: Any, tmp_path: Path, capsys: Any) -> None:
     many = [f"t{at}" for at in range(10)]
     tree = document(strategy="list", key="tenant", placement={"s0": many, "s1": "[b]"}, default="s1")

@@ -24,7 +24,8 @@ def shards(documents: model.Collection, raw: dict[str, Any]) -> tuple[str, ...]:
 
 def test_without_a_word_on_the_key_every_shard_is_a_target() -> None:
     assert shards(collection(), {"tenant": "acme"}) == ("s0", "s1", "s2", "s3")
-    assert plan_search(query(), shard_map()).skipped == 0
+    plan = plan_search(query(), shard_map())
+    assert len(plan.targets) == plan.total == 4
 
 
 @pytest.mark.parametrize(
@@ -89,10 +90,7 @@ def test_a_row_that_matches_always_lies_on_a_target(
     assert home in shards(documents, raw)
 
 
-def test_a_shards_rows_are_the_best_of_overfetch_times_as_many_candidates() -> None:
-    filtered = query(k=25, ef_search=10, filter=parse(collection(), {"active": True}, Settings()))
-    plan = plan_search(filtered, shard_map())
-    assert (plan.limit, plan.asked, plan.candidates, plan.ef_search) == (25, 50, 50, 50)
+def test_a_quantized_shards_rows_are_the_best_of_overfetch_times_as_many_candidates() -> None:
     plan = plan_search(query(collection(index=QUANTIZED), k=25, ef_search=10), shard_map())
     assert (plan.limit, plan.asked, plan.candidates, plan.ef_search) == (25, 50, 50, 50)
 
@@ -107,7 +105,13 @@ def test_over_full_vectors_the_width_that_is_asked_for_is_the_width_of_the_scan(
 def test_candidates_are_read_only_where_that_can_change_their_order() -> None:
     assert plan_search(query(k=10), shard_map()).candidates == 10
     filtered = query(k=10, filter=parse(collection(), {"active": True}, Settings()))
-    assert plan_search(filtered, shard_map()).candidates == 20
+    assert plan_search(filtered, shard_map()).candidates == 10
+
+
+def test_a_filtered_scan_is_overfetch_times_as_wide_as_the_rows_that_are_wanted() -> None:
+    filtered = query(k=25, ef_search=10, filter=parse(collection(), {"active": True}, Settings()))
+    plan = plan_search(filtered, shard_map())
+    assert (plan.limit, plan.asked, plan.candidates, plan.ef_search) == (25, 50, 25, 50)
 
 
 def test_the_scan_is_widened_where_it_would_cut_the_rows_short() -> None:

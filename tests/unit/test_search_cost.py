@@ -30,3 +30,7 @@ def test_kinds_without_end_take_no_room_without_end() -> None:
         cost.took(number, 1.0, 0.0)
     assert repr(cost) == "<SearchCost of 256 kinds>"
     assert cost.of(9_999, 0.0) > 0
+    # The one that was confirmed longest ago makes room.
+    cost.took(9_744, 1.0, 0.0)
+    cost.took("new", 1.0, 0.0)
+    assert cost.of(9_744, 0.0) > 0 and cost.of(9_745, 0.0) == 0

@@ -17,6 +17,7 @@ import pytest
 
 from router.freshness.freshness import Freshness
 from router.freshness.redis_link import RedisLink
+from router.policy.ways import Ways
 from router.query.errors import DeadlineError, OverloadedError, RouterError
 from router.query.ranked import RankedAnswer
 from router.query.types import Found, Probe, SearchQuery, ShardReport, ShardRows, ShardState
@@ -35,6 +36,7 @@ from router.stages.stage import Stage
 from tests.unit.queries import answer, query, ranked, shard_map
 
 R = TypeVar("R")
+UNKNOWN = Ways(lambda collection, shard: None)
 SLACK = 0.25  # of a busy machine
 
 
@@ -181,12 +183,12 @@ async def sampled(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
 
 @asynccontextmanager
 async def scatter(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
-    yield Scatter(shard_map(), shards(below), Freshness(shard_map()))
+    yield Scatter(shard_map(), shards(below), Freshness(shard_map()), UNKNOWN)
 
 
 @asynccontextmanager
 async def scatter_of_several_depths(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
-    stage = Scatter(shard_map(), shards(below), Freshness(shard_map()))
+    stage = Scatter(shard_map(), shards(below), Freshness(shard_map()), UNKNOWN)
 
     class Deep:
         def __repr__(self) -> str:

@@ -16,7 +16,7 @@ from router.settings import Settings
 from router.stages.answer_memory import AnswerMemory, BatchRoom
 from router.stages.coalesce import Coalesced
 from router.stages.local_cache import LocalCache, Store
-from router.stages.stage import Stage
+from router.stages.stage import Figures, Stage
 from tests.unit.queries import answer, collection, query
 
 
@@ -38,6 +38,9 @@ class Inner:
         if self.error is not None:
             raise self.error
         return Found(answer(f'[{{"id":{number}}}]', cacheable=self.cacheable), "miss")
+
+    def describe(self) -> Figures:
+        return {"inner": self.started}
 
 
 class Versions:
@@ -228,6 +231,9 @@ async def test_what_another_cache_has_kept_is_not_kept_for_as_long_again() -> No
         async def search(self, query: SearchQuery, deadline: float) -> Found:
             return Found(answer("[]"), "l2", age=query.collection.cache.ttl - 10)
 
+        def describe(self) -> Figures:
+            return {}
+
     now = 100.0
     cache = local(Shared(), Versions(), lambda: now)
     assert (await cache.search(query(), soon())).tier == "l2"
@@ -235,6 +241,15 @@ async def test_what_another_cache_has_kept_is_not_kept_for_as_long_again() -> No
     assert (await cache.search(query(), soon())).tier == "l1"
     now += 2
     assert (await cache.search(query(), soon())).tier == "l2"
+
+
+async def test_a_stage_describes_itself_and_those_inside_it() -> None:
+    cache = local(Coalesced(Inner(delay=0.01), Versions()), Versions(), lambda: 0.0)
+    await asyncio.gather(*(cache.search(query(), soon()) for _ in range(3)))
+    await cache.search(query(), soon())
+    described = cache.describe()
+    assert described.pop("l1_bytes")
+    assert described == {"l1_entries": 1, "l1_hits": 1, "l1_misses": 3, "coalesced": 2, "inner": 1}
 
 
 async def test_nobody_joins_a_flight_from_before_a_write() -> None:

@@ -1,11 +1,14 @@
-"""Types of integer arguments for argparse, whose messages name the bounds."""
+"""Numbers on a command line, with their bounds in what is said of others."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
+from typing import TypeVar
 
-__all__ = ["between", "natural", "positive"]
+__all__ = ["between", "listed", "natural", "positive", "real"]
+
+T = TypeVar("T")
 
 
 def positive(text: str) -> int:
@@ -34,6 +37,27 @@ def between(bounds: tuple[int, int]) -> Callable[[str], int]:
         raise argparse.ArgumentTypeError(f"expected an integer from {least} to {most}, got {text[:40]!r}")
 
     return integer
+
+
+def real(what: str, least: float, most: float, *, open: bool = False) -> Callable[[str], float]:
+    """What takes a number within the bounds, both included unless `open`; `what` names it in a refusal."""
+    said = f"between {least:g} and {most:g}" if open else f"from {least:g} to {most:.16g}"
+
+    def number(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = float("nan")
+        if least < value < most if open else least <= value <= most:
+            return value
+        raise argparse.ArgumentTypeError(f"expected {what} {said}, got {text[:40]!r}")
+
+    return number
+
+
+def listed(one: Callable[[str], T]) -> Callable[[str], list[T]]:
+    """What takes several of them with commas in between."""
+    return lambda text: [one(part) for part in text.split(",")]
 
 
 def _integer(text: str, least: int) -> int:

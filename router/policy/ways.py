@@ -1,0 +1,326 @@
+"""Chooses the way of filtered searches on each shard, and learns from what they find. Pure; clock injected.
+
+Statistics are not always right, and say nothing of conditions that PostgreSQL keeps none for. So what
+searches have found is remembered: how many rows matched the very filter, how many match filters of its shape
+with other values, and how often a scan of the vector index came up short. It is bounded, fades, and is not
+shared between processes.
+
+How long each way takes beside what was expected is remembered for each shard, too. Load makes all ways
+slower, which says nothing about which one to take: so a way is compared with the others lately measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+from time import monotonic
+from typing import NamedTuple, TypeAlias
+
+from cachetools import LRUCache
+
+from router.query.filter import And, Compare, Contains, Exists, Filter, In, Like, Not, Or
+from router.query.selectivity import Estimate, PreparedFilter
+from router.query.statistics import TableStatistics
+from router.query.way import USUALLY_SHORT, Choice, Costs, Need, Remembered, Way, choose, scan_ms
+
+__all__ = ["Chosen", "Outcome", "Pace", "Ways"]
+
+Statistics: TypeAlias = Callable[[str, str], TableStatistics | None]
+
+# Filters, and shapes, times shards.
+_FILTERS, _SHAPES = 32_768, 8192
+# Searches that further pages may be asked of, times shards.
+_PAGES = 32_768
+# Choosing again for the same filter after so long, unless something unexpected was found before.
+_CHOICE_SECONDS = 1.0
+# A count is believed for so long, and half as much is thought of how often scans came up short.
+_COUNT_SECONDS, _HALF_LIFE_SECONDS = 300.0, 120.0
+# A count that differs from the last by less is no news.
+_AGREES = 1.2
+# Of one search.
+_SHORT_WEIGHT, _SHAPE_WEIGHT, _PACE_WEIGHT, _LOAD_WEIGHT = 0.3, 0.2, 0.05, 0.2
+_MOST_ERROR = math.log(8.0)
+_PACE_SECONDS, _PACE_HALF_LIFE_SECONDS = 0.05, 600.0
+
+
+class Outcome(NamedTuple):
+    """What a search has found on one shard.
+
+    Attributes:
+        exact: whether it was read exactly.
+        matched: rows that match, where they were counted.
+        visited: rows that the scan has visited to find its candidates; None where it ended before.
+        milliseconds: that the server took for it.
+    """
+
+    exact: bool
+    matched: int | None = None
+    visited: int | None = None
+    milliseconds: float = 0.0
+
+
+class Pace:
+    """How much longer each way takes than expected, beside the others; 1 for one that was not measured."""
+
+    def __init__(self) -> None:
+        self._load = 0.0
+        self._ways = dict.fromkeys(Way, 0.0)
+        self._at = dict.fromkeys(Way, -math.inf)
+
+    def __repr__(self) -> str:
+        return f"<Pace {', '.join(f'{way}: {math.exp(error):.2f}' for way, error in self._ways.items())}>"
+
+    def due(self, way: Way, now: float) -> bool:
+        """Whether it is worth measuring again."""
+        return now - self._at[way] >= _PACE_SECONDS
+
+    def took(self, way: Way, milliseconds: float, expected: float, now: float) -> None:
+        """`expected` was on the scale known then."""
+        error = math.log(max(milliseconds, 0.01) / max(expected, 0.01))
+        error = min(max(error, -_MOST_ERROR), _MOST_ERROR)
+        self._load += _LOAD_WEIGHT * (error - self._load)
+        own = self._faded(way, now) + _PACE_WEIGHT * (error - self._load)
+        self._ways[way] = min(max(own, -_MOST_ERROR), _MOST_ERROR)
+        self._at[way] = now
+
+    def scale(self, now: float) -> Costs:
+        return Costs(*[math.exp(self._faded(way, now)) for way in Way])
+
+    def _faded(self, way: Way, now: float) -> float:
+        """A way that is not taken any more is given another chance in time."""
+        error = self._ways[way]
+        return error and error * math.exp2((self._at[way] - now) / _PACE_HALF_LIFE_SECONDS)
+
+
+class _Seen:
+    """What searches have found of a filter on a shard, or of all filters of its shape.
+
+    `table` and `estimate` are the last estimate of the filter and what it was made from, `choice` and
+    `asked` the last choice and for what it was made.
+    """
+
+    __slots__ = (
+        "asked",
+        "choice",
+        "chosen_at",
+        "counted_at",
+        "estimate",
+        "share",
+        "short",
+        "short_at",
+        "table",
+    )
+
+    def __init__(self) -> None:
+        self.share: float | None = None
+        self.counted_at = -math.inf
+        self.short: float | None = None
+        self.short_at = -math.inf
+        self.table: TableStatistics | None = None
+        self.estimate: Estimate | None = None
+        self.choice: Choice | None = None
+        self.asked: tuple[object, ...] = ()
+        self.chosen_at = -math.inf
+
+    def shortness(self, now: float, usual: float) -> float:
+        """How often scans come up short; what was seen of that fades towards what is usual."""
+        if self.short is None:
+            return usual
+        return usual + (self.short - usual) * math.exp2((self.short_at - now) / _HALF_LIFE_SECONDS)
+
+    def scanned(self, short: bool, now: float, usual: float) -> None:
+        known = self.shortness(now, usual)
+        self.short, self.short_at = known + _SHORT_WEIGHT * (short - known), now
+
+
+class _Shards(dict[str, _Seen]):
+    """By shard; made when it is first asked for."""
+
+    def __missing__(self, shard: str) -> _Seen:
+        seen = self[shard] = _Seen()
+        return seen
+
+
+class _OfFilter(NamedTuple):
+    own: _Shards
+    alike: _Shards
+
+
+class Ways:
+    """Of all shards and collections; `statistics` is asked for (collection, shard)."""
+
+    def __init__(self, statistics: Statistics, clock: Callable[[], float] = monotonic) -> None:
+        self.clock = clock
+        self._statistics = statistics
+        self._filters: LRUCache[Hashable, _OfFilter] = LRUCache(_FILTERS, lambda known: len(known.own) or 1)
+        self._shapes: LRUCache[Hashable, _Shards] = LRUCache(_SHAPES, lambda known: len(known) or 1)
+        self._pages: LRUCache[Hashable, dict[str, Choice]] = LRUCache(_PAGES, len)
+        self._paces: dict[tuple[str, str], Pace] = {}
+
+    def __repr__(self) -> str:
+        return f"<Ways {len(self._filters)} filters of {len(self._shapes)} shapes>"
+
+    def table(self, collection: str, shard: str) -> TableStatistics | None:
+        return self._statistics(collection, shard)
+
+    def choose(
+        self,
+        collection: str,
+        filter: Filter,
+        shards: Sequence[str],
+        need: Need,
+        *,
+        exact: bool = False,
+        by_index: bool = False,
+        search: Hashable = None,
+        goes_on: bool = False,
+    ) -> Chosen:
+        """The way on each of `shards`.
+
+        Args:
+            search: equal for all pages of a search by its vector and k.
+            goes_on: this is a page beyond the first, which takes the ways that the one before it took: else
+                rows that one way finds and another does not would be repeated or lost between them.
+        """
+        now = self.clock()
+        known = self._known(collection, filter, shards)
+        page = collection, hash(filter), hash(search), need, exact, by_index
+        before = self._pages.get(page) if goes_on else None
+        if before is not None and before.keys() == set(shards):
+            return Chosen(self, collection, known, need, before)
+        prepared: PreparedFilter | None = None
+        choices: dict[str, Choice] = {}
+        for shard in shards:
+            seen, table = known.own[shard], self._statistics(collection, shard)
+            asked = need, exact, by_index
+            if seen.choice is not None and seen.asked == asked and seen.table is table:
+                if now - seen.chosen_at < _CHOICE_SECONDS:
+                    choices[shard] = seen.choice
+                    continue
+            elif seen.table is not table or seen.estimate is None:
+                seen.table, seen.estimate = table, None
+                if table is not None:
+                    prepared = prepared or PreparedFilter(filter)
+                    seen.estimate = prepared.estimate(table)
+            pace = self._paces.get((collection, shard))
+            choices[shard] = seen.choice = choose(
+                table,
+                seen.estimate,
+                need,
+                _remembered(seen, known.alike[shard], now),
+                _AS_EXPECTED if pace is None else pace.scale(now),
+                exact=exact,
+                by_index=by_index,
+            )
+            seen.asked, seen.chosen_at = asked, now
+        self._pages[page] = choices
+        return Chosen(self, collection, known, need, choices)
+
+    def pace(self, collection: str, shard: str) -> Pace:
+        pace = self._paces.get((collection, shard))
+        if pace is None:
+            pace = self._paces[collection, shard] = Pace()
+        return pace
+
+    def _known(self, collection: str, filter: Filter, shards: Sequence[str]) -> _OfFilter:
+        name = collection, hash(filter)
+        known = self._filters.get(name)
+        if known is None:
+            shape = collection, _shape(filter)
+            alike = self._shapes.get(shape)
+            if alike is None:
+                alike = _Shards((shard, _Seen()) for shard in shards)
+                self._shapes[shape] = alike
+            known = _OfFilter(_Shards((shard, _Seen()) for shard in shards), alike)
+            self._filters[name] = known
+        return known
+
+
+class Chosen:
+    """The ways of one search, which tells what it has found."""
+
+    __slots__ = ("_collection", "_known", "_need", "_ways", "choices", "scans")
+
+    def __init__(
+        self, ways: Ways, collection: str, known: _OfFilter, need: Need, choices: dict[str, Choice]
+    ) -> None:
+        self.choices = choices
+        # Whether any shard is to be asked by its vector index.
+        self.scans = Way.VECTOR_INDEX in [choice.way for choice in choices.values()]
+        self._ways = ways
+        self._collection = collection
+        self._known = known
+        self._need = need
+
+    def learn(self, shard: str, outcome: Outcome, candidates: int) -> None:
+        """Take what a search for so many candidates has found."""
+        now = self._ways.clock()
+        seen, alike = self._known.own[shard], self._known.alike[shard]
+        rows = max(self.choices[shard].rows or 0.0, 1.0)
+        if not outcome.exact:
+            short = outcome.visited is None
+            usual = alike.shortness(now, USUALLY_SHORT)
+            if short or usual > USUALLY_SHORT or seen.short is not None:
+                seen.scanned(short, now, usual)
+                alike.scanned(short, now, USUALLY_SHORT)
+                seen.choice = None
+            # What a scan has met about its query is no count of the shard.
+            if outcome.visited and now - seen.counted_at > _COUNT_SECONDS:
+                self._found(shard, min(candidates / outcome.visited, 1.0), rows)
+        elif outcome.matched is not None:
+            self._found(shard, outcome.matched / max(rows, outcome.matched), rows)
+            seen.counted_at = now
+        self._took(shard, outcome, now)
+
+    def _found(self, shard: str, share: float, rows: float) -> None:
+        seen, alike, least = self._known.own[shard], self._known.alike[shard], 0.5 / rows
+        if seen.share is None or not 1 / _AGREES < (share + least) / (seen.share + least) < _AGREES:
+            seen.choice = None
+            seen.share = share
+        known = math.log(max(alike.share or share, least))
+        alike.share = math.exp(known + _SHAPE_WEIGHT * (math.log(max(share, least)) - known))
+
+    def _took(self, shard: str, outcome: Outcome, now: float) -> None:
+        """Compare with what was expected, where that was right about the rows."""
+        choice = self.choices[shard]
+        if outcome.exact == (choice.way is Way.VECTOR_INDEX) or choice.matching is None:
+            return
+        pace = self._ways.pace(self._collection, shard)
+        if not pace.due(choice.way, now):
+            return
+        if choice.way is Way.VECTOR_INDEX:
+            if outcome.visited is not None:
+                expected = scan_ms(outcome.visited, self._need) * pace.scale(now).vector_index
+                pace.took(choice.way, outcome.milliseconds, expected, now)
+            return
+        expected_ms = choice.filter_index_ms if choice.way is Way.FILTER_INDEX else choice.all_rows_ms
+        matched = choice.matching if outcome.matched is None else outcome.matched
+        if expected_ms is not None and 0.5 <= (matched + 10) / (choice.matching + 10) <= 2:
+            pace.took(choice.way, outcome.milliseconds, expected_ms, now)
+
+
+_AS_EXPECTED = Costs(1.0, 1.0, 1.0)
+
+
+def _remembered(seen: _Seen, alike: _Seen, now: float) -> Remembered:
+    short = seen.shortness(now, alike.shortness(now, USUALLY_SHORT))
+    if now - seen.counted_at <= _COUNT_SECONDS:
+        return Remembered(seen.share, True, short)
+    return Remembered(alike.share if seen.share is None else seen.share, False, short)
+
+
+def _shape(filter: Filter) -> Hashable:
+    """The filter without its values."""
+    match filter:
+        case And(parts) | Or(parts):
+            return type(filter), *[_shape(part) for part in parts]
+        case Not(part):
+            return Not, _shape(part)
+        case Compare(field, op, _):
+            return field, op
+        case Like(field, _, ignore_case):
+            return field, ignore_case
+        case Contains(field, _, every):
+            return Contains, field, every
+        case In(field, _) | Exists(field):
+            return type(filter), field

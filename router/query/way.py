@@ -1,0 +1,242 @@
+"""Which way a filtered search takes on one shard, and what each is expected to cost. Pure.
+
+There are three: along the vector index with the filter behind it, through an index of the filter's fields and
+exactly among what matches, and exactly over all rows. The first costs by how few rows match, the others by
+how many rows there are to read; so which is cheapest is a matter of the filter's values and the shard.
+
+An index scan is given a number of rows that it may visit, about twice as many as it needs where the matching
+rows lie about the query as all others do. One that finds too few has shown that they lie elsewhere: among
+what it would find later, the nearest rows are no longer the first, and an exact read is the way.
+
+Invariants: the way that is chosen is never expected to cost more than another. No scan visits more rows than
+`MOST_VISITS`.
+"""
+
+from __future__ import annotations
+
+import math
+from enum import StrEnum
+from typing import Literal, NamedTuple
+
+import msgspec
+
+from router.query.selectivity import Estimate
+from router.query.statistics import TableStatistics
+
+__all__ = [
+    "MOST_VISITS",
+    "USUALLY_SHORT",
+    "Choice",
+    "Costs",
+    "Need",
+    "Remembered",
+    "Way",
+    "choose",
+    "countable",
+    "most_visits",
+    "scan_ms",
+]
+
+# hnsw.max_scan_tuples of the router's sessions allows for about 1.5 to 2 distances for each row visited:
+# with 40,000 of them, scans of 125,000 rows of 128 dimensions began to return what they had merely touched
+# after 19,000 to 26,000 rows.
+MOST_VISITS = 16_000
+# Of how many visits a scan is expected to need. Rows that lie about the query as all do need 1.0 +- 0.22
+# for 20 candidates. Measured on 60,000 rows in 64 clusters far apart, the filter being 1 to 12 of them and
+# the query in another: recall@10 0.98 to 1.0 at 2, 0.97 at 5, 0.38 to 0.6 where the scan ended by itself.
+_PATIENCE = 2.0
+# A scan is not given up before: 0.5 ms.
+_LEAST_VISITS = 200
+
+# Milliseconds of PostgreSQL 18.4, pgvector 0.8.5, data in memory, 128 to 784 dimensions; B is the bytes of a
+# vector. Only what they are to each other counts.
+_SCAN, _VISIT, _VISIT_BYTE = 0.1, 1.9e-3, 1.2e-6  # 2.5 us for 512 B; ef_search rows are visited in any case
+_READ = 0.15  # a statement of its own, planned for its values
+_ROW, _PAGE = 0.05e-3, 1.0e-3  # 125,000 x 512 B on 9,000 pages: 15 to 24 ms
+_LOOKUP = 0.9e-3  # of a row that an index of the filter brings: 1.2 us with its distance
+_DISTANCE, _DISTANCE_BYTE = 0.1e-3, 0.4e-6
+_DETOAST = 2.0e-3  # of a vector that is kept beside its row
+
+# What is assumed of a condition that nothing is known of, as the planner does (DEFAULT_EQ_SEL).
+_GUESS = 0.005
+# A scan that ends before its time is followed by an exact read. So often, before anything was seen.
+USUALLY_SHORT = 0.05
+# Rows that an exact read may keep for counting them: in work_mem's 4 MB, where they are expected to be few;
+# and where nobody knows how many they are, so that it is known then. Counting in memory takes less than a
+# tenth longer, on disk up to 1.7 times as long.
+_COUNTED_BYTES, _COUNTED_UNKNOWN_BYTES = 2_000_000, 64_000_000
+_COUNTED_ROW = 64
+
+
+class Way(StrEnum):
+    """How the nearest of a shard's matching rows are found."""
+
+    VECTOR_INDEX = "vector_index"
+    FILTER_INDEX = "filter_index"
+    ALL_ROWS = "all_rows"
+
+
+class Costs(NamedTuple):
+    """Expected milliseconds on the server; `filter_index` is infinite where no index serves."""
+
+    vector_index: float
+    filter_index: float
+    all_rows: float
+
+    @property
+    def exact(self) -> float:
+        return min(self.filter_index, self.all_rows)
+
+
+class Need(NamedTuple):
+    """What a search asks of a shard by its index; `inline`: columns come with its rows."""
+
+    candidates: int
+    ef_search: int
+    vector_bytes: int
+    inline: bool = False
+
+
+class Remembered(NamedTuple):
+    """What earlier searches have found: the share that matches, and whether it was counted.
+
+    `short` is how often a scan of the vector index ended before its time.
+    """
+
+    share: float | None = None
+    counted: bool = False
+    short: float = USUALLY_SHORT
+
+
+class Choice(msgspec.Struct, frozen=True):
+    """The way, and why.
+
+    Attributes:
+        rows: of the shard, about.
+        matching: how many of them the filter is expected to keep; None where nothing is known of the shard.
+        basis: what says so.
+        indexes: of the filter's fields, through which the matching rows can be found.
+        vector_index_ms, filter_index_ms, all_rows_ms: what each way is expected to take. The first counts
+            the exact read that may have to follow it.
+        visits: rows that a scan of the vector index may visit.
+    """
+
+    way: Way
+    rows: float | None = None
+    matching: float | None = None
+    basis: Literal["statistics", "searches", "guess"] = "guess"
+    indexes: tuple[str, ...] = ()
+    vector_index_ms: float | None = None
+    filter_index_ms: float | None = None
+    all_rows_ms: float | None = None
+    visits: int = MOST_VISITS
+
+
+# Of a shard whose statistics have not been read.
+_BLIND = Choice(Way.VECTOR_INDEX)
+
+
+def choose(
+    table: TableStatistics | None,
+    estimate: Estimate | None,
+    need: Need,
+    remembered: Remembered,
+    scale: Costs,
+    *,
+    exact: bool = False,
+    by_index: bool = False,
+) -> Choice:
+    """The cheapest way.
+
+    Args:
+        scale: how much longer each way takes than the figures here say.
+        exact: the vector index may not be used.
+        by_index: it must be.
+    """
+    if table is None or estimate is None:
+        return msgspec.structs.replace(_BLIND, way=Way.ALL_ROWS) if exact else _BLIND
+    share, basis = _share(estimate, remembered)
+    rows = max(table.rows, 1.0)
+    matching = share * rows
+    visits = need.candidates / share if share else math.inf
+    most = _bounded(visits, need.candidates)
+    # A filter with fewer rows than candidates, or so few that the scan will not get that far.
+    short = 1.0 if visits > most else remembered.short
+    distance = _DISTANCE + _DISTANCE_BYTE * need.vector_bytes
+    if table.toast_pages > table.pages:
+        distance += _DETOAST
+    brought = _brought(estimate, share)
+    costs = Costs(
+        vector_index=scale.vector_index * scan_ms(min(visits, most), need),
+        filter_index=math.inf
+        if brought is None
+        else scale.filter_index * (_READ + brought * rows * _LOOKUP + matching * distance),
+        all_rows=scale.all_rows * (_READ + rows * _ROW + table.pages * _PAGE + matching * distance),
+    )
+    scanned = costs.vector_index + short * costs.exact
+    if by_index or (not exact and scanned < costs.exact):
+        way = Way.VECTOR_INDEX
+    else:
+        way = Way.FILTER_INDEX if costs.filter_index < costs.all_rows else Way.ALL_ROWS
+    return Choice(
+        way,
+        rows=rows,
+        matching=matching,
+        basis=basis,
+        indexes=estimate.indexes,
+        vector_index_ms=None if exact else scanned,
+        filter_index_ms=None if brought is None else costs.filter_index,
+        all_rows_ms=costs.all_rows,
+        visits=most,
+    )
+
+
+def scan_ms(visits: float, need: Need) -> float:
+    """Of the vector index; rows within ef_search are visited in any case."""
+    return _SCAN + max(visits, need.ef_search) * (_VISIT + _VISIT_BYTE * need.vector_bytes)
+
+
+def most_visits(choice: Choice, candidates: int) -> int:
+    """How many rows a scan for so many candidates may visit."""
+    if choice.matching is None or choice.rows is None:
+        return max(MOST_VISITS, candidates)
+    return _bounded(candidates * choice.rows / choice.matching if choice.matching else math.inf, candidates)
+
+
+def countable(choice: Choice, table: TableStatistics | None, *, inline: bool, doubtful: bool = False) -> bool:
+    """Whether an exact read counts what matches; `doubtful` where the choice has just proved wrong."""
+    if table is None or choice.matching is None:
+        return not inline
+    doubtful = doubtful or choice.basis == "guess"
+    kept = max(table.rows, 1.0) if doubtful else choice.matching
+    width = _COUNTED_ROW + (8192 * table.pages / max(table.rows, 1.0) if inline else 0.0)
+    return kept * width <= (_COUNTED_UNKNOWN_BYTES if doubtful else _COUNTED_BYTES)
+
+
+def _share(
+    estimate: Estimate, remembered: Remembered
+) -> tuple[float, Literal["statistics", "searches", "guess"]]:
+    """Of the rows that match: a count of this very filter, statistics, other searches, or a guess."""
+    if remembered.share is not None and remembered.counted:
+        return remembered.share, "searches"
+    if estimate.known:
+        return estimate.share, "statistics"
+    known = remembered.share
+    share = min(max(_GUESS if known is None else known, estimate.least), estimate.most)
+    return share, "guess" if known is None else "searches"
+
+
+def _bounded(expected: float, candidates: int) -> int:
+    wanted = min(max(_PATIENCE * expected, expected + _LEAST_VISITS), MOST_VISITS)
+    return max(math.ceil(wanted), candidates)
+
+
+def _brought(estimate: Estimate, share: float) -> float | None:
+    """The share of the rows that an index of the filter brings."""
+    if not estimate.indexes:
+        return None
+    if estimate.indexed is None:
+        return share
+    # Statistics that are wrong about what matches are as wrong about what the index brings.
+    wrong = share / estimate.most if estimate.known and estimate.most else 1.0
+    return min(max(estimate.indexed * wrong, share), 1.0)

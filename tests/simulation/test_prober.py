@@ -1,0 +1,83 @@
+"""How often a node is probed, by a clock that only the probes themselves move."""
+
+from __future__ import annotations
+
+import asyncio
+from itertools import pairwise
+
+import pytest
+
+from bench.simulation.virtual_time import run
+from router.nodes.node import Node
+from router.nodes.prober import Prober
+from router.policy.limit import Limit
+from router.policy.selection import Health, NodeState
+from router.settings import Settings
+from shard_config import model
+
+SETTINGS = Settings(probe_interval=0.3, probe_timeout=1.0)
+# Jitter, the probe's own time, and the loop's tick.
+BOUND = 1.2 * SETTINGS.probe_interval + SETTINGS.probe_timeout + 0.01
+
+
+class Server:
+    """A replica that stays where it is, or that answers nothing when `frozen`."""
+
+    frozen = False
+
+    async def fetchrow(self, statement: str) -> dict[str, object]:
+        if self.frozen:
+            await asyncio.sleep(3600)
+        return {"standby": True, "lsn": 50, "timeline": None, "started": 1.0, "age": 0.0, "vector": True}
+
+    def terminate(self) -> None:
+        pass
+
+
+def judged(
+    seconds: float, monkeypatch: pytest.MonkeyPatch, *, expect: int = 0, freeze: bool = False
+) -> tuple[Node, list[float]]:
+    """A node after so many seconds of probes, and the times between two verdicts on it."""
+    server = Server()
+
+    async def open_connection(dsn: str, **options: object) -> Server:
+        if server.frozen:
+            await asyncio.sleep(3600)
+        return server
+
+    monkeypatch.setattr("router.nodes.prober.open_connection", open_connection)
+
+    async def probes() -> tuple[Node, list[float]]:
+        loop = asyncio.get_running_loop()
+        node = Node(model.Node("a", "postgresql://a/x"), "s0", SETTINGS, Limit(1, 1))
+        prober = Prober([node], SETTINGS)
+        observe, moments = node.observe, list[float]()
+
+        def observed(state: NodeState) -> None:
+            moments.append(loop.time())
+            observe(state)
+
+        node.observe = observed  # type: ignore[method-assign]
+        await prober.start()
+        if expect:
+            prober.expect("s0", expect)
+        server.frozen = freeze
+        await asyncio.sleep(seconds)
+        await prober.close()
+        await node.close()
+        return node, [later - earlier for earlier, later in pairwise(moments)]
+
+    return run(probes())
+
+
+@pytest.mark.parametrize(("expect", "freeze"), [(0, False), (100, False), (0, True), (100, True)])
+def test_a_node_is_judged_anew_within_the_bound_whatever_it_does(
+    expect: int, freeze: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, gaps = judged(60.0, monkeypatch, expect=expect, freeze=freeze)
+    assert node.state.health is (Health.DOWN if freeze else Health.UP)
+    assert len(gaps) > 30
+    answers_at_once = BOUND - SETTINGS.probe_timeout
+    assert max(gaps) <= (BOUND if freeze else answers_at_once), max(gaps)
+    # What is expected of a replica is looked for at once, and ever less eagerly.
+    assert (min(gaps) < 0.01) == (expect > 0 and not freeze)
