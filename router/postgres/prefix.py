@@ -16,7 +16,8 @@ def literal_prefix(pattern: str) -> tuple[str, bool]:
         if character in "%_":
             return "".join(prefix), set(pattern[at:]) == {"%"}
         if character == "\\":
-            _, character = next(characters)
+            # Nothing follows a last one, which PostgreSQL refuses.
+            _, character = next(characters, (at, ""))
         prefix.append(character)
     return "".join(prefix), False
 

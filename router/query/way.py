@@ -118,7 +118,7 @@ class Choice(msgspec.Struct, frozen=True):
         indexes: of the filter's fields, through which the matching rows can be found.
         vector_index_ms, filter_index_ms, all_rows_ms: what each way is expected to take. The first counts
             the exact read that may have to follow it.
-        visits: rows that a scan of the vector index may visit.
+        visits: rows that a scan of the vector index may visit, at most.
     """
 
     way: Way
@@ -199,7 +199,7 @@ def scan_ms(visits: float, need: Need) -> float:
 def most_visits(choice: Choice, candidates: int) -> int:
     """How many rows a scan for so many candidates may visit."""
     if choice.matching is None or choice.rows is None:
-        return max(MOST_VISITS, candidates)
+        return _bounded(candidates / _GUESS, candidates)
     return _bounded(candidates * choice.rows / choice.matching if choice.matching else math.inf, candidates)
 
 

@@ -21,6 +21,7 @@ from router.policy.ways import Chosen, Outcome, Ways
 from router.postgres.search import SearchStatements, seen_at
 from router.query.answer import coverage_of, joined, raise_if_unanswered
 from router.query.errors import OverloadedError
+from router.query.filter import constant
 from router.query.merge import merge, page, within
 from router.query.plan import Plan, depths, plan_search
 from router.query.ranked import Ranked, RankedAnswer
@@ -88,6 +89,8 @@ class Scatter:
             OverloadedError: a shard's queues are full.
         """
         stop = stop_before(deadline, asyncio.get_running_loop().time())
+        if query.filter is not None and constant(query.filter) is True:
+            query = msgspec.structs.replace(query, filter=None)
         wanted = depths(query)
         plans = [plan_search(query, self._map, depth) for depth in wanted]
         chosen = self._chosen(query, plans[0])
