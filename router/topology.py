@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
+from statistics import fmean
 
 import msgspec
 
@@ -29,6 +30,7 @@ from router.nodes.node import Node
 from router.nodes.prober import Prober
 from router.nodes.statistics import Statistics
 from router.nodes.status import NodeStatus
+from router.policy.batches import AdmittedBatch, Batches
 from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, Reads, Role
@@ -124,6 +126,7 @@ class Parts:
         self.retries = Budget(settings.retry_budget, _RETRIES_AT_ONCE)
         self.store = Store(settings.l1_bytes)
         self.memory = AnswerMemory(settings.max_answer_bytes, settings.answer_memory_bytes)
+        self.batches = Batches(settings.node_queue)
         self.prober = Prober(self.nodes, settings)
         self.statistics = Statistics(self.nodes, shard_map.collections.values(), settings)
         self.unconfirmed = UnconfirmedWrites(self.freshness, self.prober, settings.write_timeout)
@@ -309,6 +312,16 @@ class Snapshot:
         for replicas in self._sets.values():
             for node in replicas.nodes:
                 node.reads.discard_idle()
+
+    def admit(self, sample: Sequence[SearchQuery], searches: int, available: float) -> AdmittedBatch:
+        expected = [self._scatter.expected(query) for query in sample]
+        return self._parts.batches.admit(
+            searches,
+            ahead=max([ahead for ahead, _ in expected], default=0.0),
+            each=fmean([each for _, each in expected]) if expected else 0.0,
+            available=available,
+            timeout=min([query.collection.search.timeout for query in sample], default=available),
+        )
 
     def batch_room(self) -> BatchRoom:
         return BatchRoom(self._parts.memory)

@@ -7,6 +7,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,6 +31,22 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Tests connect on their own as well, and the router reads PGSCATTER_*: what the caller has set is not tested.
 for name in [name for name in os.environ if name.startswith(("PG", "PATRONI_"))]:
     del os.environ[name]
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_report_to_serializable() -> Iterator[Any]:
+    """Reports go from process to process as UTF-8, which lacks the surrogates that some tests write."""
+    return _encodable((yield))
+
+
+def _encodable(value: Any) -> Any:
+    if isinstance(value, str):
+        return value.encode(errors="backslashreplace").decode()
+    if isinstance(value, dict):
+        return {_encodable(key): _encodable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(map(_encodable, value))
+    return value
 
 
 @pytest.fixture(scope="session")

@@ -21,10 +21,11 @@ from urllib.parse import urlsplit
 import asyncpg
 import msgspec
 import numpy as np
+import yaml
 from numpy.typing import NDArray
 from pgvector.asyncpg import register_vector
 
-from bench.attributes import COLUMNS, INDEXES, Attributes, Case, cases
+from bench.attributes import COLUMNS, HAND_MADE, METADATA_INDEXES, Attributes, Case, cases
 from bench.context import Context
 from bench.errors import BenchError
 from bench.http_client import Connections, request_bytes
@@ -84,15 +85,18 @@ def run(context: Context) -> Outcome:
     with context.world(columns=COLUMNS, metadata=True, filled=False) as world:
         _load(world, made)
         plain = [case for case in every if case.name in _UNINDEXED]
-        _measure(context, world, plain, "without indexes", outcome)
-        for statement in INDEXES:
-            world.sql(statement.format(table=_TABLE))
-        _measure(context, world, every, "with indexes", outcome)
+        _measure(context, world, world.map_path, plain, "without indexes", outcome)
+        indexed = _indexed(world)
+        world.command("schema", "apply", "--map", indexed, listen=world.say)
+        world.sql(HAND_MADE.format(table=_TABLE))
+        _measure(context, world, indexed, every, "with indexes", outcome)
     return outcome
 
 
-def _measure(context: Context, world: World, every: list[Case], how: str, outcome: Outcome) -> None:
-    with world.serve() as router:
+def _measure(
+    context: Context, world: World, map_path: Path, every: list[Case], how: str, outcome: Outcome
+) -> None:
+    with world.serve(map_path=map_path) as router:
         context.say(f"{how}: {len(every)} filters, one client")
         found = asyncio.run(_singles(context, world, router, every))
         outcome.tables.append(_table(found, f"One client, {how}"))
@@ -327,7 +331,7 @@ def _recall(context: Context, truth: Truth, answers: list[list[int]]) -> float:
 
 def _ways(answer: dict[str, Any]) -> str:
     """How many shards took each way."""
-    taken = [str(shard.get("way", "?")) for shard in answer["explain"]["shards"]]
+    taken = [shard["choice"]["way"] for shard in answer["explain"]["shards"]]
     return ", ".join(f"{taken.count(way)} {way}" for way in dict.fromkeys(taken))
 
 
@@ -374,6 +378,17 @@ def _metrics(found: list[_Found], how: str) -> Iterator[Metric]:
 
 def _percent(share: float) -> str:
     return f"{100 * share:g} %"
+
+
+def _indexed(world: World) -> Path:
+    """The map with indexes on everything that is filtered by."""
+    path = world.map_path.with_name("indexed.yaml")
+    tree = yaml.safe_load(world.map_path.read_text())
+    collection = tree["collections"][COLLECTION]
+    collection["columns"] = {name: {"type": type_, "index": True} for name, type_ in COLUMNS.items()}
+    collection["metadata"] = {"column": "metadata", "indexes": METADATA_INDEXES}
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    return path
 
 
 def _load(world: World, made: Attributes) -> None:

@@ -167,6 +167,8 @@ def _taken(context: Context, world: World, router: Router, spec: HttpSpec, load:
     sample = context.sample(world, spec, load, router, judged=False, tick=tick)
     if not sample.searches or sample.failed:
         raise BenchError(f"{sample.failed} searches failed, {sample.searches} did not: {sample.reasons}")
+    if not (sample.server_cpu and sample.router_cpu):
+        raise BenchError(f"{load.seconds:g} s are too short to see what a search costs: raise --seconds")
     together = {
         int(name.removeprefix("together ")): count
         for name, count in sample.account.items()

@@ -84,7 +84,7 @@ async def _build(
     memory = graph_bytes(collection, rows) if hnsw else sort_bytes(rows)
     meter = display.meter(f"{target.shard} index", rows, "rows")
     try:
-        return await build_index(node, connection, statement, memory, limits, meter.reach)
+        return await build_index(node, connection, statement, rows, memory, limits, meter.reach)
     finally:
         meter.end()
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from router.documents.types import CountAnswer, DeleteOutcome, Document, ReadAnswer, UpsertOutcome
 from router.nodes.status import NodeStatus
+from router.policy.batches import AdmittedBatch
 from router.query.filter import Filter
 from router.query.types import Found, SearchQuery, VectorFormat
 from router.recall.sampling import RecallSeen
@@ -57,6 +58,14 @@ class Backend(Protocol):
     ) -> DeleteOutcome: ...
 
     async def count(self, collection: Collection, filter: Filter | None, deadline: float) -> CountAnswer: ...
+
+    def admit(self, sample: Sequence[SearchQuery], searches: int, available: float) -> AdmittedBatch:
+        """Take on a batch of so many searches, of which `sample` are some; it may take `available` seconds.
+
+        Raises:
+            OverloadedError: it would take longer.
+        """
+        ...
 
     def batch_room(self) -> BatchRoom:
         """For one batch: what its answers may take together."""

@@ -1,13 +1,13 @@
 """Search and batch search.
 
-A batch is so many searches that happen to come in one body: each is decoded, checked, answered and
-refused on its own, a few at a time. They name their request as their caller, by which nodes let others
-go between them.
+A batch is so many searches that happen to come in one body: it is taken on or refused as a whole, and then
+each is decoded, checked and answered on its own, as many at a time as the nodes answer soon.
 """
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from time import perf_counter
 
 import msgspec
@@ -24,6 +24,7 @@ from router.http.content import read_json
 from router.http.message import Reply, Request
 from router.http.problems import describe, kind_of
 from router.http.slow_log import SlowLog
+from router.policy.batches import AdmittedBatch
 from router.query.errors import DeadlineError, InvalidError, RouterError
 from router.query.types import Found, SearchQuery
 from router.settings import Settings
@@ -32,8 +33,8 @@ from shard_config.model import Collection
 
 __all__ = ["Searches"]
 
-# Enough to fill a few statements of each node, and a small part of what may wait for it.
-_BATCH_CONCURRENCY = 64
+# Searches of a batch that are looked at before it is taken on: what they are expected to take is that of all.
+_SAMPLE = 8
 # A batch's answer up to this size leaves as one.
 _IN_ONE = 1 << 18
 _NO_HITS = b"[]"
@@ -80,24 +81,51 @@ class Searches:
         if len(searches) > self._settings.max_batch:
             most = self._settings.max_batch
             raise InvalidError.at("searches", f"{len(searches)} searches exceed {most} per batch")
-        end = asyncio.get_running_loop().time() + self._settings.max_timeout
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._settings.max_timeout
         room = request.backend.batch_room()
         results: list[list[bytes]] = [[]] * len(searches)
         founds: list[tuple[str, Found]] = []
         members = iter(enumerate(searches))
+        workers = 0
 
         async def work() -> None:
+            nonlocal workers
             for i, raw in members:
-                where = f"searches[{i}]"
-                results[i], found = await self._member(request, collection, raw, where, end, room)
+                where, started = f"searches[{i}]", loop.time()
+                results[i], found = await self._member(request, collection, raw, where, end, room, batch)
                 if found is not None:
                     founds.append((collection.name, found))
+                batch.answered(loop.time() - started, end - loop.time())
+                if workers > batch.size:
+                    break
+                start()
+            workers -= 1
 
-        async with asyncio.TaskGroup() as group:
-            for _ in range(min(_BATCH_CONCURRENCY, len(searches))):
+        def start() -> None:
+            nonlocal workers
+            while workers < min(batch.size, len(searches)):
+                workers += 1
                 group.create_task(work())
+
+        sample = self._sample(collection, searches)
+        with request.backend.admit(sample, len(searches), self._settings.max_timeout) as batch:
+            async with asyncio.TaskGroup() as group:
+                start()
         body, more = _batch_body(results)
         return Reply(body, more=more, found=tuple(founds), reservation=room)
+
+    def _sample(self, collection: Collection, searches: Sequence[msgspec.Raw]) -> list[SearchQuery]:
+        """Some of them, as far as they can be understood before a text is embedded."""
+        sample: list[SearchQuery] = []
+        for raw in searches[:: -(-len(searches) // _SAMPLE) or 1]:
+            try:
+                body = self._decoder.decode(raw)
+                if check_text(body, "") is None:
+                    sample.append(search_query(body, collection, self._settings))
+            except RouterError:
+                continue  # it is told so in its turn
+        return sample
 
     async def _member(
         self,
@@ -107,12 +135,13 @@ class Searches:
         path: str,
         end: float,
         room: BatchRoom,
+        batch: AdmittedBatch,
     ) -> tuple[list[bytes], Found | None]:
         """One search's result in pieces, an error included; its time counts from its own turn."""
         started = perf_counter()
         now = asyncio.get_running_loop().time()
         try:
-            checked = await self._check(collection, raw, now, path, caller=request, room=room)
+            checked = await self._check(collection, raw, now, path, caller=batch, room=room)
             found = await request.backend.search(checked.query, min(now + checked.timeout, end))
             took_ms = round((perf_counter() - started) * 1000, 3)
             self._slow.note(request.id, checked.query, found, took_ms)
@@ -129,7 +158,7 @@ class Searches:
         data: bytes | msgspec.Raw,
         now: float,
         path: str = "",
-        caller: Request | None = None,
+        caller: AdmittedBatch | None = None,
         room: BatchRoom | None = None,
     ) -> CheckedSearch:
         """Decode and check the body of a search, which came at `now`."""

@@ -3,8 +3,10 @@
 Items are served in the order of their turns. The turn of an item is the moment of its arrival, but a caller
 that already has n items waiting gets for its next one the turn of an item that arrives n spacings later. So a
 batch lets single searches go between its own, as in VirtualClock (Zhang, SIGCOMM 1990), except that a caller
-is not held back later for what it used of an idle node. A turn never changes and later arrivals get later
-turns, so that every item is served in the end, however many others come.
+is not held back later for what it used of an idle node. An admitted batch, of which few items wait at a time,
+has one turn in each spacing although its next item comes only when another has been answered: else it would
+stand behind all others again and again. A turn never changes and later arrivals get later turns, so that
+every item is served in the end, however many others come.
 """
 
 from __future__ import annotations
@@ -13,6 +15,8 @@ from collections.abc import Callable, Hashable
 from heapq import heapify, heappop, heappush
 from itertools import count
 from typing import Generic, Protocol, TypeVar
+
+from router.policy.batches import AdmittedBatch
 
 __all__ = ["Backlog", "Waiting"]
 
@@ -63,20 +67,25 @@ class Backlog(Generic[T]):
         if item.caller is not None:
             ahead = self._callers.get(item.caller, 0)
             self._callers[item.caller] = ahead + 1
-            turn += ahead * max(_SPACING, _SHARE * pace)
+            spacing = max(_SPACING, _SHARE * pace)
+            turn += ahead * spacing
+            if isinstance(item.caller, AdmittedBatch):
+                turn = item.caller.turn(self, turn, spacing)
         heappush(self._queues.setdefault(item.key, []), (turn, next(self._numbers), item))
 
-    def take(self, most: int) -> list[T]:
-        """The item whose turn it is and up to `most - 1` more of its key; nothing if all have left."""
+    def take(self, most: Callable[[T], int]) -> list[T]:
+        """The item whose turn it is and more of its key, up to `most` of it; nothing if all have left."""
         while self._queues:
             key = min(self._queues, key=lambda key: self._queues[key][0][:2])
             queue = self._queues[key]
             items: list[T] = []
-            if queue[0][2].left:
+            first = queue[0][2]
+            if first.left:
                 # It gives its turn to nobody: the next may be another key's.
                 self._gone(heappop(queue))
             else:
-                while queue and len(items) < most:
+                room = most(first)
+                while queue and len(items) < room:
                     item = self._gone(heappop(queue))
                     if not item.left:
                         items.append(item)

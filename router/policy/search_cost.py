@@ -9,6 +9,7 @@ Pure.
 from __future__ import annotations
 
 from collections.abc import Hashable
+from typing import NamedTuple
 
 __all__ = ["SearchCost"]
 
@@ -18,26 +19,47 @@ _HALF_LIFE_SECONDS = 1.0
 _MOST_KINDS = 256
 
 
+class _Known(NamedTuple):
+    """Of one kind: the estimate, which decays from `since` on, and the mean of what was measured."""
+
+    estimate: float
+    since: float
+    mean: float
+    measured: int
+
+
 class SearchCost:
     """Recent seconds per search on one node, by kind; all times are by the caller's clock."""
 
     def __init__(self) -> None:
-        # Seconds, and when they were found; ascending by the latter. Changed by `took` alone, for each
-        # statement: a plain dictionary takes a third of an LRU cache's time.
-        self._kinds: dict[Hashable, tuple[float, float]] = {}
+        # Ascending by `since`. Changed by `took` alone, for each statement: a plain dictionary takes a third
+        # of an LRU cache's time.
+        self._kinds: dict[Hashable, _Known] = {}
 
     def __repr__(self) -> str:
         return f"<SearchCost of {len(self._kinds)} kinds>"
 
     def took(self, kind: Hashable, seconds: float, now: float) -> None:
         """A search of this kind has taken `seconds` of the node: its share, where several ran at once."""
-        known = self.of(kind, now)
-        self._kinds.pop(kind, None)
-        self._kinds[kind] = (known + _WEIGHT * (seconds - known), now)
+        estimate = self.of(kind, now)
+        known = self._kinds.pop(kind, None)
+        mean, count = (0.0, 0) if known is None else (known.mean, known.measured)
+        mean += max(_WEIGHT, 1.0 / (count + 1)) * (seconds - mean)
+        self._kinds[kind] = _Known(estimate + _WEIGHT * (seconds - estimate), now, mean, count + 1)
         if len(self._kinds) > _MOST_KINDS:
             del self._kinds[next(iter(self._kinds))]
 
     def of(self, kind: Hashable, now: float) -> float:
-        """Seconds; 0 where nothing is known."""
-        seconds, since = self._kinds.get(kind, (0.0, now))
-        return float(seconds * 0.5 ** ((now - since) / _HALF_LIFE_SECONDS))
+        """Seconds, for refusals; 0 where nothing is known."""
+        known = self._kinds.get(kind)
+        if known is None:
+            return 0.0
+        return float(known.estimate * 0.5 ** ((now - known.since) / _HALF_LIFE_SECONDS))
+
+    def usual(self, kind: Hashable) -> float:
+        """Seconds that one has taken in the mean, however long ago; 0 where nothing is known.
+
+        For what a search will take once it is sent: there, too high an estimate costs little.
+        """
+        known = self._kinds.get(kind)
+        return 0.0 if known is None else known.mean

@@ -220,7 +220,7 @@ class _Run:
         memory = graph_bytes(collection, rows) if change.hnsw else sort_bytes(rows)
         for statement in change.statements:
             note = await build_index(
-                primary.node, primary.connection, statement, memory, self._limits, meter.reach
+                primary.node, primary.connection, statement, rows, memory, self._limits, meter.reach
             )
             result.notes += [note] if note else []
         meter.end()

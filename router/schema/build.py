@@ -29,7 +29,11 @@ _WORKER_BYTES = 32 * _MIB
 # A key of a filter's index with what the sort keeps beside it, and room for texts; more spills to disk, at
 # no great cost.
 _SORTED_BYTES = 100
-_PROGRESS = "SELECT tuples_done FROM pg_stat_progress_create_index WHERE pid = $1"
+# An HNSW index counts rows from the beginning, others only once they have read the table.
+_PROGRESS = """
+SELECT GREATEST(tuples_done, $2::bigint * blocks_done / GREATEST(blocks_total, 1))
+FROM pg_stat_progress_create_index WHERE pid = $1
+"""
 
 
 class BuildLimits(msgspec.Struct, frozen=True):
@@ -67,11 +71,14 @@ async def build_index(
     node: Node,
     connection: Connection,
     statement: str,
+    rows: int,
     memory_bytes: int,
     limits: BuildLimits,
     on_progress: Callable[[int], None],
 ) -> str | None:
-    """Run `statement` on `connection`, telling how many rows it has come; returns what was not as wished.
+    """Run `statement` on `connection`, over a table of `rows`, and return what was not as wished.
+
+    `on_progress` is told how many rows it has come.
 
     Raises:
         NodeError
@@ -82,10 +89,10 @@ async def build_index(
     await _prepare(connection, memory, workers)
     notices: list[str] = []
     try:
-        await _run(node, connection, statement, notices, on_progress)
+        await _run(node, connection, statement, rows, notices, on_progress)
     except (asyncpg.DiskFullError, asyncpg.OutOfMemoryError) as exc:
         await _prepare(connection, min(memory, 64 * _MIB), 0)
-        await _run(node, connection, statement, notices, on_progress)
+        await _run(node, connection, statement, rows, notices, on_progress)
         return f"the parallel build failed ({node_error(exc)}); built with one process instead"
     return notices[0] if notices else None
 
@@ -118,6 +125,7 @@ async def _run(
     node: Node,
     connection: Connection,
     statement: str,
+    rows: int,
     notices: list[str],
     on_progress: Callable[[int], None],
 ) -> None:
@@ -125,7 +133,7 @@ async def _run(
         notices.append(str(message.message))
 
     connection.add_log_listener(listen)
-    watch = asyncio.create_task(_watch(node, connection, on_progress))
+    watch = asyncio.create_task(_watch(node, connection, rows, on_progress))
     try:
         async with asyncio.timeout(_BUILD_TIMEOUT):
             await bound_to(connection, connection.execute(statement))
@@ -135,7 +143,7 @@ async def _run(
         connection.remove_log_listener(listen)
 
 
-async def _watch(node: Node, building: Connection, on_progress: Callable[[int], None]) -> None:
+async def _watch(node: Node, building: Connection, rows: int, on_progress: Callable[[int], None]) -> None:
     """Tell the progress of `building`, and end it once the server has been silent for too long."""
     loop = asyncio.get_running_loop()
     pid = building.get_server_pid()
@@ -150,7 +158,7 @@ async def _watch(node: Node, building: Connection, on_progress: Callable[[int], 
             with node_errors():
                 while True:
                     async with asyncio.timeout(_SILENCE):
-                        done = await watching.fetchval(_PROGRESS, pid)
+                        done = await watching.fetchval(_PROGRESS, pid, rows)
                     heard = loop.time()
                     on_progress(done or 0)
                     await asyncio.sleep(_POLL)

@@ -22,6 +22,11 @@ class Fanout:
     def __repr__(self) -> str:
         return f"<Fanout over {list(self._sets.values())}>"
 
+    def expected(self, probes: Mapping[str, Probe]) -> tuple[float, float]:
+        """On the slowest shards: seconds that a single search would wait, and that each of many takes."""
+        both = [self._sets[name].expected(probe) for name, probe in probes.items()]
+        return max([ahead for ahead, _ in both], default=0.0), max([each for _, each in both], default=0.0)
+
     async def fetch(self, probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
         """Rows and report per shard, in the order of `probes`.
 

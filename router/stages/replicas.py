@@ -170,6 +170,14 @@ class ReplicaSet:
             random=self._rng,
         )
 
+    def expected(self, probe: Probe) -> tuple[float, float]:
+        """Seconds that a single search would wait here, and that each of many like `probe` takes the set."""
+        up = [node.dispatcher for node in self.nodes if node.state.health is Health.UP and not node.ejected]
+        if not up:
+            return 0.0, 0.0
+        usual = max([dispatcher.expected(probe) for dispatcher in up])
+        return min([dispatcher.ahead for dispatcher in up]), usual / len(up)
+
     def hedge_delay(self, work: Work) -> float:
         """Seconds after which a second node is worth asking: what is usual for the fastest of the set."""
         usual = [

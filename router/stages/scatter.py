@@ -73,6 +73,14 @@ class Scatter:
     def __repr__(self) -> str:
         return f"<Scatter map {self._map.version}, {self._fanout!r}>"
 
+    def expected(self, query: SearchQuery) -> tuple[float, float]:
+        """Seconds that it would wait for the nodes, and that each of many like it takes; 0 if not known."""
+        wanted = depths(query)
+        plan = plan_search(query, self._map, wanted[-1])
+        chosen = self._chosen(query, plan)
+        scans, layout = self._scans(plan, chosen), self._layout(query, wanted)
+        return self._fanout.expected(self._probes(query, plan, scans, chosen, layout, query.caller))
+
     async def search(self, query: SearchQuery, deadline: float) -> RankedAnswer:
         """The merged answer; of a wide row, the columns are still to be read.
 
@@ -90,9 +98,7 @@ class Scatter:
             # Exact reads continue each other.
             wanted = [query.offset + query.k]
             plans = [plan_search(query, self._map, wanted[0])]
-        # One more of each shard shows whether rows beyond are as near as the last.
-        rows = sum(wanted) + len(wanted)
-        layout = layout_for(query.collection, query.include, rows, len(self._map.shards_of(query.collection)))
+        layout = self._layout(query, wanted)
         if len(wanted) == 1:
             searches = [await self._at(plans[0], query, chosen, layout, query.caller, stop)]
         else:
@@ -117,6 +123,20 @@ class Scatter:
             search=(query.vector, query.k),
             goes_on=query.offset > 0,
         )
+
+    def _layout(self, query: SearchQuery, wanted: Sequence[int]) -> Layout:
+        # One more of each shard shows whether rows beyond are as near as the last.
+        rows = sum(wanted) + len(wanted)
+        return layout_for(query.collection, query.include, rows, len(self._map.shards_of(query.collection)))
+
+    def _scans(self, plan: Plan, chosen: Chosen | None) -> dict[str, Scan]:
+        """How each shard is read at first."""
+        scans = dict.fromkeys(plan.targets, plan.scan)
+        if chosen is not None:
+            for shard, choice in chosen.choices.items():
+                if choice.way is not Way.VECTOR_INDEX:
+                    scans[shard] = Scan.EXACT
+        return scans
 
     async def _at_each(
         self,
@@ -148,11 +168,7 @@ class Scatter:
         stop: float,
     ) -> _Searched:
         """The nearest rows, as many as the plan's depth."""
-        scans = dict.fromkeys(plan.targets, plan.scan)
-        if chosen is not None:
-            for shard, choice in chosen.choices.items():
-                if choice.way is not Way.VECTOR_INDEX:
-                    scans[shard] = Scan.EXACT
+        scans = self._scans(plan, chosen)
         parts = await self._fanout.fetch(self._probes(query, plan, scans, chosen, layout, caller), stop)
         exact: set[str] = set()
         cut: set[str] = set()

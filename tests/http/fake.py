@@ -26,6 +26,7 @@ from router.http.backend import Backend, NodeStatus
 from router.http.keys import Keys
 from router.http.metrics import Metrics
 from router.logs import AccessLog
+from router.policy.batches import AdmittedBatch, Batches
 from router.query.errors import InvalidError
 from router.query.filter import Filter
 from router.query.types import (
@@ -107,6 +108,9 @@ class FakeBackend:
         self.tier = "miss"
         self.unsettled: tuple[Unsettled, ...] = ()
         self.memory = AnswerMemory(64 << 20, 128 << 20)
+        self.batches = Batches(512)
+        self.seconds_each = 0.0  # that a search of a batch is expected to take
+        self.samples: list[list[SearchQuery]] = []
 
     async def search(self, query: SearchQuery, deadline: float) -> Found:
         self.queries.append(query)
@@ -216,6 +220,12 @@ class FakeBackend:
         await self._pass()
         self.filters.append(filter)
         return CountAnswer(len(self.documents[collection.name]), self._coverage())
+
+    def admit(self, sample: Sequence[SearchQuery], searches: int, available: float) -> AdmittedBatch:
+        self.samples.append(list(sample))
+        return self.batches.admit(
+            searches, ahead=0.0, each=self.seconds_each, available=available, timeout=2.0
+        )
 
     def batch_room(self) -> BatchRoom:
         return BatchRoom(self.memory)

@@ -323,15 +323,38 @@ async def test_a_batch_answers_each_search_on_its_own(
 
 
 async def test_a_batch_runs_a_few_searches_at_a_time(client: httpx.AsyncClient, backend: FakeBackend) -> None:
-    backend.gate = asyncio.Event()
-    task = asyncio.create_task(client.post(f"{SEARCH}/batch", json={"searches": [{"vector": VECTOR}] * 100}))
-    while len(backend.queries) < 64:
-        await asyncio.sleep(0)
-    for _ in range(80):
-        await asyncio.sleep(0)
-    assert len(backend.queries) == 64
-    backend.gate.set()
-    assert len((await task).json()["results"]) == 100
+    for seconds, at_once in ((0.0, 4), (0.001, 64), (0.5, 2)):
+        backend.gate, backend.seconds_each = asyncio.Event(), seconds
+        backend.queries.clear()
+        task = asyncio.create_task(
+            client.post(f"{SEARCH}/batch", json={"searches": [{"vector": VECTOR}] * 100})
+        )
+        for _ in range(500):
+            await asyncio.sleep(0)
+        assert len(backend.queries) == at_once
+        backend.gate.set()
+        assert len((await task).json()["results"]) == 100
+
+
+async def test_a_batch_is_refused_as_a_whole_before_its_first_search(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    backend.seconds_each = 1.0
+    searches = [{"vector": VECTOR, "k": i % 5 + 1} for i in range(100)]
+    refused = await client.post(f"{SEARCH}/batch", json={"searches": searches})
+    assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+    assert "100 searches would take about 100 s" in refused.json()["detail"]
+    assert backend.queries == []
+    (sample,) = backend.samples
+    assert 4 <= len(sample) <= 8
+    # What is wrong or has no vector yet is told in its turn.
+    backend.seconds_each = 0.0
+    response = await client.post(
+        f"{SEARCH}/batch", json={"searches": [{"k": 0}, {"text": "x"}, *searches[:3]]}
+    )
+    assert response.status_code == 200 and len(response.json()["results"]) == 5
+    assert len(backend.samples[1]) == 3
+    assert backend.batches.seconds == 0.0 and repr(backend.batches).startswith("<Batches 0 admitted")
 
 
 async def test_a_batch_has_a_limit(client: httpx.AsyncClient, backend: FakeBackend) -> None:

@@ -11,6 +11,7 @@ import pytest
 from bench.simulation.hosts import Host
 from bench.simulation.virtual_time import run
 from router.nodes.dispatcher import Dispatcher, Fetched, Ticket
+from router.policy.batches import AdmittedBatch, Batches
 from router.policy.limit import Limit
 from router.postgres.connection import ErrorKind, NodeError
 from router.query.errors import OverloadedError
@@ -329,5 +330,137 @@ def test_what_one_node_frees_another_of_the_host_takes() -> None:
         assert all(search.answered for search in (*beside, waiting))
         assert busy.in_flight == 1
         await busy.close()
+
+    run(main())
+
+
+def together(searches: Sequence[Search]) -> list[int]:
+    return [search.outcomes[0].together for search in searches if isinstance(search.outcomes[0], Fetched)]
+
+
+def test_a_statement_carries_only_as_many_searches_as_it_answers_soon() -> None:
+    async def main() -> None:
+        for slow, fewest, most in ((1.0, 16, 16), (10.0, 2, 9), (100.0, 1, 1)):
+            dispatcher, execution = one(Limit(1, 1), wait=1000.0)
+            execution.slow = slow
+            # The first goes alone, and says what the others will take.
+            searches = [Search(dispatcher, i, 1000) for i in range(65)]
+            await asyncio.sleep(100)
+            assert all(search.answered for search in searches)
+            carried = together(searches)[1:]
+            assert max(carried) <= most and max(carried) >= fewest, (slow, carried)
+
+    run(main())
+
+
+def admitted(searches: int, each: float = 0.0) -> AdmittedBatch:
+    return Batches(512).admit(searches, ahead=0.0, each=each, available=60.0, timeout=2.0)
+
+
+async def run_batch(dispatcher: Dispatcher, searches: int, timeout: float = 2.0) -> list[Search]:
+    """As the route does it: so many at a time as the batch says, each with its own time limit."""
+    batch = admitted(searches, dispatcher.expected(probe(0)))
+    loop = asyncio.get_running_loop()
+    end = loop.time() + 60.0
+    numbers = iter(range(searches))
+    done: list[Search] = []
+    workers = 0
+
+    async def work() -> None:
+        nonlocal workers
+        for number in numbers:
+            search = Search(dispatcher, number, loop.time() + timeout, caller=batch)
+            while search.ended is None:
+                await asyncio.sleep(0.001)
+            done.append(search)
+            batch.answered(search.ended - search.since, end - loop.time())
+            if workers > batch.size:
+                break
+            start()
+        workers -= 1
+
+    def start() -> None:
+        nonlocal workers
+        while workers < min(batch.size, searches):
+            workers += 1
+            group.create_task(work())
+
+    async with asyncio.TaskGroup() as group:
+        start()
+    return done
+
+
+async def ask_again_and_again(
+    dispatcher: Dispatcher, name: int, until: asyncio.Event, timeout: float = 2.0
+) -> list[Search]:
+    loop = asyncio.get_running_loop()
+    searches: list[Search] = []
+    while not until.is_set():
+        search = Search(dispatcher, name, loop.time() + timeout)
+        while search.ended is None:
+            await asyncio.sleep(0.001)
+        searches.append(search)
+        await asyncio.sleep(0.001)
+    return searches
+
+
+@pytest.mark.parametrize("slow", [1.0, 10.0, 70.0])
+def test_a_batch_alone_is_answered_in_whole_and_in_the_time_of_its_searches(slow: float) -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        dispatcher, execution = one(Limit(1, 1))
+        execution.slow = slow
+        for number in range(30):
+            single = Search(dispatcher, number, 1000)
+            while single.ended is None:
+                await asyncio.sleep(0.0001)
+        one_by_one = loop.time()
+        done = await run_batch(dispatcher, 150)
+        assert sum(search.answered for search in done) == 150
+        assert loop.time() - one_by_one <= 1.1 * 5 * one_by_one
+
+    run(main())
+
+
+@pytest.mark.parametrize("slow", [1.0, 50.0])
+def test_a_batch_of_slow_searches_and_single_ones_do_not_starve_each_other(slow: float) -> None:
+    """Sixteen clients take turns with it; alone they would wait for half of the time that they may."""
+
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        dispatcher, execution = one(Limit(1, 1), wait=2.0)
+        execution.slow = slow
+        ended = asyncio.Event()
+        clients = [asyncio.create_task(ask_again_and_again(dispatcher, 1000 + i, ended)) for i in range(16)]
+        await asyncio.sleep(2)
+        began = loop.time()
+        done = await run_batch(dispatcher, 150)
+        took = loop.time() - began
+        ended.set()
+        singles = [s for one in await asyncio.gather(*clients) for s in one if s.since >= began]
+        assert sum(search.answered for search in done) == 150
+        assert took <= 60.0
+        answered = sum(search.answered for search in singles)
+        assert answered >= 0.9 * len(singles) and answered >= 100
+
+    run(main())
+
+
+def test_what_waits_of_a_batch_refuses_no_single_search_and_is_not_refused() -> None:
+    async def main() -> None:
+        loop = asyncio.get_running_loop()
+        dispatcher, execution = one(Limit(1, 1), wait=0.5, queue=10)
+        execution.slow = 50.0
+        for number in range(30):
+            Search(dispatcher, number, 1000)
+            await asyncio.sleep(0.5)
+        batch = admitted(40)
+        members = [Search(dispatcher, i, loop.time() + 100, caller=batch) for i in range(40)]
+        assert dispatcher.waiting == 39
+        await asyncio.sleep(0.2)
+        single = Search(dispatcher, 99, loop.time() + 10)
+        await asyncio.sleep(20)
+        assert single.answered and single.ended is not None and single.ended - single.since < 0.5
+        assert all(member.answered for member in members)
 
     run(main())

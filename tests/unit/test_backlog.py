@@ -18,7 +18,7 @@ class Item(msgspec.Struct, eq=False):
 
 def taken(backlog: Backlog[Item]) -> list[int]:
     order = []
-    while items := backlog.take(1):
+    while items := backlog.take(lambda _: 1):
         order += [item.name for item in items]
     return order
 

@@ -58,7 +58,7 @@ class Fake:
 
 
 async def built(fake: Any, memory: int, limits: BuildLimits) -> str | None:
-    return await build_index(NODE, fake, "CREATE INDEX", memory, limits, lambda _: None)
+    return await build_index(NODE, fake, "CREATE INDEX", 1000, memory, limits, lambda _: None)
 
 
 @pytest.mark.parametrize(
