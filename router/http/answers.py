@@ -21,6 +21,7 @@ from router.query.types import (
     Shortfall,
     Unsettled,
 )
+from router.query.way import rounded
 
 __all__ = [
     "BatchAnswer",
@@ -263,9 +264,7 @@ def search_answer(
 def _explanation(reports: tuple[ShardReport, ...], nodes: Sequence[NodeStatus]) -> Explanation:
     asked = {report.shard for report in reports}
     told = [
-        report
-        if report.choice is None
-        else msgspec.structs.replace(report, choice=rounded(report.choice))
+        report if report.choice is None else msgspec.structs.replace(report, choice=rounded(report.choice))
         for report in reports
     ]
     return Explanation(tuple(told), tuple(n for n in nodes if n.shard in asked and n.state != "up"))
