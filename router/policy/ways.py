@@ -290,7 +290,9 @@ class Chosen:
             return
         if choice.way is Way.VECTOR_INDEX:
             if outcome.visited is not None:
-                expected = scan_ms(outcome.visited, self._need) * pace.scale(now).vector_index
+                table = self._ways.table(self._collection, shard)
+                pages = 0 if table is None else table.pages
+                expected = scan_ms(outcome.visited, self._need, pages) * pace.scale(now).vector_index
                 pace.took(choice.way, outcome.milliseconds, expected, now)
             return
         expected_ms = choice.filter_index_ms if choice.way is Way.FILTER_INDEX else choice.all_rows_ms
