@@ -40,6 +40,8 @@ _AGREES = 1.2
 # Of one search.
 _SHORT_WEIGHT, _SHAPE_WEIGHT, _PACE_WEIGHT, _LOAD_WEIGHT = 0.3, 0.2, 0.05, 0.2
 _MOST_ERROR = math.log(8.0)
+# A filter's index that takes longer than this, beside other ways, is dearer than it looks.
+_DEAR, _DEAR_WEIGHT = math.log(1.5), 0.5
 _PACE_SECONDS, _PACE_HALF_LIFE_SECONDS = 0.05, 600.0
 
 
@@ -74,10 +76,13 @@ class Pace:
         """Whether it is worth measuring again."""
         return now - self._at[way] >= _PACE_SECONDS
 
+    def error(self, milliseconds: float, expected: float) -> float:
+        """How much longer it took than all that was measured lately, as a logarithm."""
+        return _error(milliseconds, expected) - self._load
+
     def took(self, way: Way, milliseconds: float, expected: float, now: float) -> None:
         """`expected` was on the scale known then."""
-        error = math.log(max(milliseconds, 0.01) / max(expected, 0.01))
-        error = min(max(error, -_MOST_ERROR), _MOST_ERROR)
+        error = _error(milliseconds, expected)
         self._load += _LOAD_WEIGHT * (error - self._load)
         own = self._faded(way, now) + _PACE_WEIGHT * (error - self._load)
         self._ways[way] = min(max(own, -_MOST_ERROR), _MOST_ERROR)
@@ -104,6 +109,8 @@ class _Seen:
         "choice",
         "chosen_at",
         "counted_at",
+        "dear",
+        "dear_at",
         "estimate",
         "share",
         "short",
@@ -114,6 +121,7 @@ class _Seen:
     def __init__(self) -> None:
         self.share: float | None = None
         self.counted_at = -math.inf
+        self.dear, self.dear_at = 0.0, -math.inf
         self.short: float | None = None
         self.short_at = -math.inf
         self.table: TableStatistics | None = None
@@ -127,6 +135,10 @@ class _Seen:
         if self.short is None:
             return usual
         return usual + (self.short - usual) * math.exp2((self.short_at - now) / _HALF_LIFE_SECONDS)
+
+    def dearness(self, now: float) -> float:
+        """How much longer than others the filter's index has taken, as a logarithm; 0 if not."""
+        return self.dear and self.dear * math.exp2((self.dear_at - now) / _HALF_LIFE_SECONDS)
 
     def scanned(self, short: bool, now: float, usual: float) -> None:
         known = self.shortness(now, usual)
@@ -203,12 +215,15 @@ class Ways:
                     prepared = prepared or PreparedFilter(filter)
                     seen.estimate = prepared.estimate(table)
             pace = self._paces.get((collection, shard))
+            scale = _AS_EXPECTED if pace is None else pace.scale(now)
+            if dear := seen.dearness(now):
+                scale = scale._replace(filter_index=scale.filter_index * math.exp(dear))
             choices[shard] = seen.choice = choose(
                 table,
                 seen.estimate,
                 need,
                 _remembered(seen, known.alike[shard], now),
-                _AS_EXPECTED if pace is None else pace.scale(now),
+                scale,
                 exact=exact,
                 by_index=by_index,
             )
@@ -297,11 +312,24 @@ class Chosen:
             return
         expected_ms = choice.filter_index_ms if choice.way is Way.FILTER_INDEX else choice.all_rows_ms
         matched = choice.matching if outcome.matched is None else outcome.matched
-        if expected_ms is not None and 0.5 <= (matched + 10) / (choice.matching + 10) <= 2:
-            pace.took(choice.way, outcome.milliseconds, expected_ms, now)
+        if expected_ms is None or not 0.5 <= (matched + 10) / (choice.matching + 10) <= 2:
+            return
+        if choice.way is Way.FILTER_INDEX:
+            # An index that the statistics take for one of the filter's may be none that PostgreSQL uses.
+            seen = self._known.own[shard]
+            known, error = seen.dearness(now), pace.error(outcome.milliseconds, expected_ms)
+            dear = max(known + _DEAR_WEIGHT * error, 0.0)
+            if dear > _DEAR or known > _DEAR:
+                seen.dear, seen.dear_at, seen.choice = dear, now, None
+        pace.took(choice.way, outcome.milliseconds, expected_ms, now)
 
 
 _AS_EXPECTED = Costs(1.0, 1.0, 1.0)
+
+
+def _error(milliseconds: float, expected: float) -> float:
+    error = math.log(max(milliseconds, 0.01) / max(expected, 0.01))
+    return min(max(error, -_MOST_ERROR), _MOST_ERROR)
 
 
 def _remembered(seen: _Seen, alike: _Seen, now: float) -> Remembered:

@@ -323,6 +323,21 @@ def test_a_way_that_is_slower_than_the_others_counts_as_dearer_until_it_was_left
     assert all(0.95 < one < 1.05 for one in pace.scale(now + 6000))
 
 
+def test_an_index_that_does_not_serve_the_filter_after_all_is_soon_counted_out() -> None:
+    world = World(table(15_000.0, index=True))
+    for _ in range(20):  # other searches, which take what is expected of them
+        world.now += 1
+        world.find(lang("common"), Outcome(exact=False, visited=20, milliseconds=0.14))
+    assert world.choose(lang("some")).way is Way.FILTER_INDEX
+    for _ in range(2):
+        world.now += 1
+        world.find(lang("some"), Outcome(exact=True, matched=750, milliseconds=3.0))
+    assert world.choose(lang("some")).way is Way.VECTOR_INDEX
+    assert world.choose(lang("rare")).way is Way.FILTER_INDEX
+    world.now += 1200
+    assert world.choose(lang("some")).way is Way.FILTER_INDEX
+
+
 def test_what_is_remembered_is_bounded() -> None:
     world = World(table())
     for i in range(40_000):
