@@ -318,7 +318,7 @@ class Chosen:
             # An index that the statistics take for one of the filter's may be none that PostgreSQL uses.
             seen = self._known.own[shard]
             known, error = seen.dearness(now), pace.error(outcome.milliseconds, expected_ms)
-            dear = max(known + _DEAR_WEIGHT * error, 0.0)
+            dear = min(max(known + _DEAR_WEIGHT * error, 0.0), _MOST_ERROR)
             if dear > _DEAR or known > _DEAR:
                 seen.dear, seen.dear_at, seen.choice = dear, now, None
         pace.took(choice.way, outcome.milliseconds, expected_ms, now)
@@ -328,8 +328,7 @@ _AS_EXPECTED = Costs(1.0, 1.0, 1.0)
 
 
 def _error(milliseconds: float, expected: float) -> float:
-    error = math.log(max(milliseconds, 0.01) / max(expected, 0.01))
-    return min(max(error, -_MOST_ERROR), _MOST_ERROR)
+    return math.log(max(milliseconds, 0.01) / max(expected, 0.01))
 
 
 def _remembered(seen: _Seen, alike: _Seen, now: float) -> Remembered:
