@@ -39,9 +39,9 @@ _COUNT_SECONDS, _HALF_LIFE_SECONDS = 300.0, 120.0
 _AGREES = 1.2
 # Of one search.
 _SHORT_WEIGHT, _SHAPE_WEIGHT, _PACE_WEIGHT, _LOAD_WEIGHT = 0.3, 0.2, 0.05, 0.2
-_MOST_ERROR = math.log(8.0)
+_MOST_ERROR, _MOST_STEP = math.log(8.0), math.log(2.0)
 # A filter's index that takes longer than this, beside other ways, is dearer than it looks.
-_DEAR, _DEAR_WEIGHT = math.log(1.5), 0.5
+_DEAR, _DEAR_WEIGHT, _DEAR_MS = math.log(1.5), 0.5, 1.0
 _PACE_SECONDS, _PACE_HALF_LIFE_SECONDS = 0.05, 600.0
 
 
@@ -84,7 +84,8 @@ class Pace:
         """`expected` was on the scale known then."""
         error = _error(milliseconds, expected)
         self._load += _LOAD_WEIGHT * (error - self._load)
-        own = self._faded(way, now) + _PACE_WEIGHT * (error - self._load)
+        beside = min(max(error - self._load, -_MOST_STEP), _MOST_STEP)
+        own = self._faded(way, now) + _PACE_WEIGHT * beside
         self._ways[way] = min(max(own, -_MOST_ERROR), _MOST_ERROR)
         self._at[way] = now
 
@@ -111,6 +112,7 @@ class _Seen:
         "counted_at",
         "dear",
         "dear_at",
+        "error",
         "estimate",
         "share",
         "short",
@@ -122,6 +124,7 @@ class _Seen:
         self.share: float | None = None
         self.counted_at = -math.inf
         self.dear, self.dear_at = 0.0, -math.inf
+        self.error = 0.0  # of the last search, see `Pace.error`
         self.short: float | None = None
         self.short_at = -math.inf
         self.table: TableStatistics | None = None
@@ -315,11 +318,14 @@ class Chosen:
         if expected_ms is None or not 0.5 <= (matched + 10) / (choice.matching + 10) <= 2:
             return
         if choice.way is Way.FILTER_INDEX:
-            # An index that the statistics take for one of the filter's may be none that PostgreSQL uses.
+            # An index that the statistics take for one of the filter's may be none that PostgreSQL uses. Any
+            # single search may be slow, such as the first of a connection.
             seen = self._known.own[shard]
-            known, error = seen.dearness(now), pace.error(outcome.milliseconds, expected_ms)
-            dear = min(max(known + _DEAR_WEIGHT * error, 0.0), _MOST_ERROR)
-            if dear > _DEAR or known > _DEAR:
+            error = pace.error(outcome.milliseconds, expected_ms)
+            known, twice = seen.dearness(now), min(error, seen.error)
+            seen.error = error
+            dear = min(max(known + _DEAR_WEIGHT * twice, 0.0), _MOST_ERROR)
+            if max(dear, known) > _DEAR and outcome.milliseconds - expected_ms > _DEAR_MS:
                 seen.dear, seen.dear_at, seen.choice = dear, now, None
         pace.took(choice.way, outcome.milliseconds, expected_ms, now)
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from deploy.local import Cluster
-from router.query.types import Found, ShardReport
+from router.query.types import Consistency, Found, ShardReport
 from router.query.way import Choice, Way
 from shard_config.values import ValueType
 from tests.integration.test_search import execute, primary, ranked, vector_of
@@ -60,7 +60,8 @@ async def filled(cluster: Cluster, *, analyze: bool = True, rows: int = ROWS) ->
 
 
 async def ask(w: World, vector: Any, filter: dict[str, Any], k: int = 10, **options: Any) -> Found:
-    return await w.search(vector, k, filter=filter, cache=False, **options)
+    """Of the primaries: replicas may lack an index, or a change made without the router, for a moment."""
+    return await w.search(vector, k, filter=filter, cache=False, consistency=Consistency.STRONG, **options)
 
 
 def choices(found: Found) -> list[Choice]:
