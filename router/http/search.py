@@ -7,7 +7,7 @@ each is decoded, checked and answered on its own, as many at a time as the nodes
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
 
 import msgspec
@@ -86,32 +86,17 @@ class Searches:
         room = request.backend.batch_room()
         results: list[list[bytes]] = [[]] * len(searches)
         founds: list[tuple[str, Found]] = []
-        members = iter(enumerate(searches))
-        workers = 0
 
-        async def work() -> None:
-            nonlocal workers
-            for i, raw in members:
-                where, started = f"searches[{i}]", loop.time()
-                results[i], found = await self._member(request, collection, raw, where, end, room, batch)
-                if found is not None:
-                    founds.append((collection.name, found))
-                batch.answered(loop.time() - started, end - loop.time())
-                if workers > batch.size:
-                    break
-                start()
-            workers -= 1
-
-        def start() -> None:
-            nonlocal workers
-            while workers < min(batch.size, len(searches)):
-                workers += 1
-                group.create_task(work())
+        async def answer(i: int) -> None:
+            where = f"searches[{i}]"
+            results[i], found = await self._member(request, collection, searches[i], where, end, room, batch)
+            if found is not None:
+                founds.append((collection.name, found))
 
         sample = self._sample(collection, searches)
         with request.backend.admit(sample, len(searches), self._settings.max_timeout) as batch:
             async with asyncio.TaskGroup() as group:
-                start()
+                _Workers(batch, group, len(searches), end, answer).start()
         body, more = _batch_body(results)
         return Reply(body, more=more, found=tuple(founds), reservation=room)
 
@@ -187,6 +172,44 @@ class Searches:
             without = msgspec.structs.replace(found.answer, hits=msgspec.Raw(_NO_HITS))
             found = msgspec.structs.replace(found, answer=without)
         return self._encoder.encode(search_answer(found, took_ms, version, explain=explain))
+
+
+class _Workers:
+    """Have a batch's searches answered, as many at a time as the batch says.
+
+    These are no closures that know each other: by their cycle, the memory of large answers would stay
+    reserved until a garbage collection.
+    """
+
+    def __init__(
+        self,
+        batch: AdmittedBatch,
+        group: asyncio.TaskGroup,
+        count: int,
+        end: float,
+        answer: Callable[[int], Awaitable[None]],
+    ) -> None:
+        self._batch, self._group, self._count, self._end = batch, group, count, end
+        self._answer = answer
+        self._members = iter(range(count))
+        self._running = 0
+
+    def start(self) -> None:
+        """As many as may be on their way and are not yet."""
+        while self._running < min(self._batch.size, self._count):
+            self._running += 1
+            self._group.create_task(self._work())
+
+    async def _work(self) -> None:
+        loop = asyncio.get_running_loop()
+        for i in self._members:
+            started = loop.time()
+            await self._answer(i)
+            self._batch.answered(loop.time() - started, self._end - loop.time())
+            if self._running > self._batch.size:
+                break
+            self.start()
+        self._running -= 1
 
 
 def _in_pieces(body: bytes, found: Found) -> list[bytes]:

@@ -81,7 +81,7 @@ class Statistics:
 
     async def _read_shard(self, shard: str) -> None:
         """From the first of its nodes that answers; a replica has its primary's statistics."""
-        reason = "no node is up"
+        reason = None  # while no node is up, which is no fault of the reading
         for node in self._shards[shard]:
             if node.state.health is not Health.UP:
                 continue
@@ -96,7 +96,7 @@ class Statistics:
             else:
                 self._failing.discard(shard)
                 return
-        if shard not in self._failing:
+        if reason is not None and shard not in self._failing:
             self._failing.add(shard)
             _logger.warning("statistics not read", extra={"shard": shard, "reason": reason})
 

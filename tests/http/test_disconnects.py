@@ -118,7 +118,7 @@ async def test_what_runs_for_a_client_that_leaves_is_cancelled_and_logged(
     async with wire() as router:
         held = Held(router)
         client = client_of(router, ALL[name])
-        await held.until(lambda: held.begun == (64 if name == "batch" else 1))
+        await held.until(lambda: held.begun == (4 if name == "batch" else 1))
         leave(client)
         await held.until(lambda: held.cancelled == held.begun, 1.0)
         (line,) = await router.requests(1)

@@ -40,16 +40,14 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     """All that any scenario but `faults` needs of a world."""
-    with open_world(
-        open_dataset(DATASET), 2, single=True, copied=True, sliced=True, spread={"on_1": 1}
-    ) as made:
+    with open_world(open_dataset(DATASET), 2, single=True, copied=True, spread={"on_1": 1}) as made:
         yield made
 
 
 @pytest.fixture(autouse=True)
 def opened_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Scenarios share one world, but for the full run of all of them."""
-    if request.node.get_closest_marker("full") is None:
+    """Scenarios share one world, but for one that needs rows of its own, and the full run of all of them."""
+    if request.node.get_closest_marker("full") is None and "filters" not in request.node.name:
         monkeypatch.setattr("bench.context.open_world", partial(_shared, request))
 
 
@@ -59,7 +57,7 @@ def _shared(
 ) -> Iterator[World]:
     world: World = request.getfixturevalue("world")
     assert (len(dataset.base), shards) == (len(world.dataset.base), 2)
-    assert asked.keys() <= {"single", "copied", "sliced", "spread", "filled", "say"}
+    assert asked.keys() <= {"single", "copied", "spread", "filled", "say"}
     world.flags.clear()
     with redis.Redis.from_url(world.cluster.redis_url) as client:
         client.flushall()

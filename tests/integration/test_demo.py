@@ -14,14 +14,14 @@ from pathlib import Path
 
 import pytest
 
-from bench import corpus
+from deploy.corpus import documents as corpus
 from tests.integration.machines import HOSTILE
 
 # The demo with fewer documents than Python has, where the test is about something else: to read and to
 # embed them all takes longer than everything that the demo starts.
 SMALL = """
 import pickle, sys
-from bench import corpus
+from deploy.corpus import documents as corpus
 with open({entries!r}, "rb") as file:
     some = pickle.load(file)
 corpus.entries = lambda: some

@@ -38,7 +38,7 @@ class Bucket(RuleBasedStateMachine):
     @rule(urgent=st.booleans())
     def spend(self, urgent: bool) -> None:
         allowed = self.held() >= 1 + (0 if urgent else self.burst / 2)
-        assert self.budget.spend(urgent=urgent) is allowed
+        assert self.budget.try_spend(urgent=urgent) is allowed
         if allowed:
             self.sums.append(self.sums[-1] - 1)
         else:

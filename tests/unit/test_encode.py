@@ -10,7 +10,7 @@ from typing import Any, cast
 import msgspec
 import pytest
 
-from router.freshness.worker_counters import Shared
+from router.freshness.freshness import Freshness
 from router.query.errors import AnswerTooLargeError, DeadlineError, UnavailableError
 from router.query.ranked import RankedAnswer
 from router.query.sizes import Layout
@@ -70,7 +70,7 @@ class World:
         self.ranking = Ranking(*ids)
         self.stored = Stored(self.ranking, text)
         self.memory = AnswerMemory(most, most)
-        columns = ColumnReader(cast(Fanout, self.stored), Shared(shard_map()))
+        columns = ColumnReader(cast(Fanout, self.stored), Freshness(shard_map()))
         self.stage = Encoded(self.ranking, columns, self.memory)
 
     async def hits(self, **changes: Any) -> list[dict[str, Any]]:
