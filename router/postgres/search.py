@@ -196,9 +196,12 @@ def _one(
     columns = [column for _, column in result_columns(collection, include)]
     passed = "".join(f", _c{i}" for i in range(len(columns)))
     last = ", _seen" if seen else ""
-    # NaN is what cosine makes of a zero vector, which no direction compares to.
+    # NaN is what cosine makes of a zero vector, which no direction compares to. The sub-select hides the
+    # limit from the planner: if that is known, a plan made for one search looks cheaper than one for all,
+    # and is made again for each, which takes 0.04 of 0.22 ms.
     rows = (
-        f"SELECT _id, _d{passed}{last} FROM ({nearest}) r WHERE _d <> 'NaN' ORDER BY _d, _id LIMIT {wanted}"
+        f"SELECT _id, _d{passed}{last} FROM ({nearest}) r WHERE _d <> 'NaN'"
+        f" ORDER BY _d, _id LIMIT (SELECT {wanted})"
     )
     if not most:
         return rows
