@@ -63,7 +63,11 @@ class Client:
                 # Not shown: it is a secret nevertheless.
                 raise ClientError("the API key is none: one is printable ASCII without spaces")
             self._headers.append(("Authorization", f"Bearer {key}"))
-        self._pool = httpcore.ConnectionPool(max_keepalive_connections=0, proxy=_proxy(parts.scheme, host))
+        try:
+            proxy = _proxy(parts.scheme, host)
+        except ValueError as exc:
+            raise ClientError(f"the environment's proxy for {url} is no address: {exc}") from exc
+        self._pool = httpcore.ConnectionPool(max_keepalive_connections=0, proxy=proxy)
 
     def __repr__(self) -> str:
         return f"<Client {self._url}>"
@@ -88,6 +92,9 @@ class Client:
             raise ClientError(f"{self._url} did not answer within {self._timeout:g} s") from exc
         except (httpcore.NetworkError, httpcore.ProtocolError) as exc:
             raise ClientError(f"{self._url} broke off: {exc or type(exc).__name__}") from exc
+        except (httpcore.UnsupportedProtocol, ImportError, UnicodeError) as exc:
+            # A proxy of a kind that needs more packages, or a host that no name server could know.
+            raise ClientError(f"cannot reach {self._url}: {exc}") from exc
         if not 200 <= response.status < 300:
             reason = response.extensions.get("reason_phrase", b"").decode(errors="replace")
             raise ClientError(_refusal(response.status, reason, answer))

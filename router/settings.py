@@ -115,11 +115,12 @@ class Settings(msgspec.Struct, frozen=True):
     ] = 16
     node_queue: Annotated[
         CountOrZero,
-        "searches that may wait for a node; 429 beyond it; 0 lets none wait",
+        "single searches that may wait for a node; 429 beyond it; 0 lets none wait; those of an admitted "
+        "batch wait in any case",
     ] = 512
     node_queue_wait: Annotated[
         Seconds,
-        "how long a search may wait for a node; 429 at once when it would be longer",
+        "how long a single search may wait for a node; 429 at once when it would be longer",
     ] = 1.0
     write_connections: Annotated[Count, "connections to a node for writes"] = 4
     connect_timeout: Annotated[Seconds, "time to open a connection"] = 2.0

@@ -181,8 +181,8 @@ class Dispatcher:
         return self._ahead + min(self._ahead_patient, self._ahead)
 
     def expected(self, probe: Probe) -> float:
-        """Seconds that such a search has taken the node in the mean; 0 where nothing is known."""
-        return self._pace.usual(_kind(probe))
+        """Seconds that such a search has lately taken the node in the mean; 0 where nothing is known."""
+        return self._pace.usual(_kind(probe), self._clock())
 
     def leave(self, ticket: Ticket) -> None:
         """The answer is not wanted any more; `done` will not be called."""

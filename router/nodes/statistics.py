@@ -70,6 +70,7 @@ class Statistics:
             await self._read_shard(shard)
 
     async def _run(self) -> None:
+        soon = self._interval * _SOON
         while True:
             await self.read()
             complete = all(
@@ -77,7 +78,9 @@ class Statistics:
                 for shard in self._shards
                 for collection in self._collections
             )
-            await asyncio.sleep(self._interval if complete else self._interval * _SOON)
+            await asyncio.sleep(self._interval if complete else soon)
+            # A table that is never analyzed, or whose statistics the role may not see, stays without.
+            soon = self._interval * _SOON if complete else min(2 * soon, self._interval)
 
     async def _read_shard(self, shard: str) -> None:
         """From the first of its nodes that answers; a replica has its primary's statistics."""

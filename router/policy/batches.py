@@ -124,6 +124,8 @@ class AdmittedBatch:
 
     def turn(self, node: Hashable, latest: float, spacing: float) -> float:
         """The turn of its next search with `node`: one spacing after its last, and no later than `latest`."""
+        # All batches together leave half of a node to single searches.
+        spacing *= max(len(self._batches._admitted), 1)
         turn = max(min(latest, self._turns.get(node, latest) + spacing), latest - _MOST_CREDIT)
         self._turns[node] = turn
         return turn
@@ -141,5 +143,6 @@ class AdmittedBatch:
             self._size = min(self._size + (1.0 if self._grows else 1.0 / self._size), _MOST)
         # Where they are late for another reason than that they wait for each other, such as a node that keeps
         # silent, fewer at once are no faster, and the rest would not be done in time.
-        least = _SLACK * self._left * seconds / max(remaining, seconds)
+        # After the batch's end nothing remains, and by a clock of milliseconds a refusal takes no time.
+        least = _SLACK * self._left * seconds / max(remaining, seconds, 0.001)
         self._size = max(self._size, min(least, _MOST))

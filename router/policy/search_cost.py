@@ -8,6 +8,7 @@ Pure.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Hashable
 from typing import NamedTuple
 
@@ -16,15 +17,22 @@ __all__ = ["SearchCost"]
 # Of the newest search in the moving average; one slow search, on a cold cache perhaps, says little.
 _WEIGHT = 0.1
 _HALF_LIFE_SECONDS = 1.0
+# An old mean may be that of a cold cache or of a missing index; and a batch that is refused by it measures
+# nothing, so that it would be refused for ever.
+_MEAN_HALF_LIFE_SECONDS = 10.0
+_LEAST_SECONDS = 1e-6
 _MOST_KINDS = 256
 
 
 class _Known(NamedTuple):
-    """Of one kind: the estimate, which decays from `since` on, and the mean of what was measured."""
+    """Of one kind: the estimate, which decays from `since` on, and what was measured in the mean.
+
+    The mean is geometric, of which one slow search among many fast ones does not make a multiple.
+    """
 
     estimate: float
     since: float
-    mean: float
+    log_mean: float
     measured: int
 
 
@@ -43,8 +51,8 @@ class SearchCost:
         """A search of this kind has taken `seconds` of the node: its share, where several ran at once."""
         estimate = self.of(kind, now)
         known = self._kinds.pop(kind, None)
-        mean, count = (0.0, 0) if known is None else (known.mean, known.measured)
-        mean += max(_WEIGHT, 1.0 / (count + 1)) * (seconds - mean)
+        mean, count = (0.0, 0) if known is None else (known.log_mean, known.measured)
+        mean += max(_WEIGHT, 1.0 / (count + 1)) * (math.log(max(seconds, _LEAST_SECONDS)) - mean)
         self._kinds[kind] = _Known(estimate + _WEIGHT * (seconds - estimate), now, mean, count + 1)
         if len(self._kinds) > _MOST_KINDS:
             del self._kinds[next(iter(self._kinds))]
@@ -56,10 +64,13 @@ class SearchCost:
             return 0.0
         return float(known.estimate * 0.5 ** ((now - known.since) / _HALF_LIFE_SECONDS))
 
-    def usual(self, kind: Hashable) -> float:
-        """Seconds that one has taken in the mean, however long ago; 0 where nothing is known.
+    def usual(self, kind: Hashable, now: float) -> float:
+        """Seconds that one has lately taken in the mean; 0 where nothing is known.
 
-        For what a search will take once it is sent: there, too high an estimate costs little.
+        For what a search will take once it is sent. It decays more slowly than `of`: there, too high an
+        estimate costs little.
         """
         known = self._kinds.get(kind)
-        return 0.0 if known is None else known.mean
+        if known is None:
+            return 0.0
+        return math.exp(known.log_mean) * float(0.5 ** ((now - known.since) / _MEAN_HALF_LIFE_SECONDS))

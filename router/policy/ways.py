@@ -169,7 +169,7 @@ class Ways:
         self._statistics = statistics
         self._filters: LRUCache[Hashable, _OfFilter] = LRUCache(_FILTERS, lambda known: len(known.own) or 1)
         self._shapes: LRUCache[Hashable, _Shards] = LRUCache(_SHAPES, lambda known: len(known) or 1)
-        self._pages: LRUCache[Hashable, dict[str, Choice]] = LRUCache(_PAGES, len)
+        self._pages: LRUCache[Hashable, dict[str, Choice]] = LRUCache(_PAGES, lambda known: len(known) or 1)
         self._paces: dict[tuple[str, str], Pace] = {}
 
     def __repr__(self) -> str:

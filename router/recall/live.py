@@ -137,6 +137,7 @@ class LiveRecall:
                 reason = "error"
             if reason is not None:
                 self._drop(reason)
+            del job  # and what it holds, while the next is waited for
             await asyncio.sleep((loop.time() - started) * (1 / self._share - 1))
 
     async def _compare(self, job: _Job) -> DropReason | None:
@@ -185,6 +186,8 @@ def _exactly(query: SearchQuery) -> SearchQuery:
         explain=False,
         plan=False,
         caller=None,
+        # Whose memory would stay reserved for as long as the job waits.
+        room=None,
     )
 
 

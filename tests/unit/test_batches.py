@@ -102,3 +102,21 @@ def test_a_batch_has_its_share_of_turns_however_few_of_its_searches_wait() -> No
     assert batch.turn(node, 20.0, 0.2) == 19.0, "what it did not use is not kept for long"
     assert batch.turn(node, 19.1, 0.2) == 19.1, "using an idle node is no debt"
     assert batch.turn(object(), 30.0, 0.2) == 30.0
+
+
+def test_several_batches_together_leave_half_of_a_node_to_others() -> None:
+    batches = Batches(512)
+    several = [admitted(batches) for _ in range(4)]
+    node = object()
+    for batch in several:
+        turns = [batch.turn(node, 10.0, 0.1) for _ in range(3)]
+        assert turns == [10.0, 10.0, 10.0], "what an idle node has done is no debt"
+        later = [batch.turn(node, now, 0.1) for now in (10.4, 11.0, 11.0)]
+        assert later == pytest.approx([10.4, 10.8, 11.0])
+
+
+def test_what_ends_at_once_after_the_batch_s_time_is_counted_like_the_rest() -> None:
+    batch = admitted(Batches(512), 3)
+    batch.answered(0.0, 0.0)
+    batch.answered(0.0, -0.001)
+    assert batch.seconds == 0.0

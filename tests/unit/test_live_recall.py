@@ -11,6 +11,7 @@ from router.query.ranked import RankedAnswer
 from router.query.types import Consistency, SearchQuery
 from router.recall.live import LiveRecall, Sampled
 from router.recall.sampling import RecallSampler, RecallSeen
+from router.stages.answer_memory import AnswerMemory, BatchRoom
 from tests.unit.queries import query, ranked
 
 
@@ -71,7 +72,12 @@ async def test_a_search_is_repeated_exactly_and_compared() -> None:
     async with bench() as b:
         exact = Exact(ranked(0.1, 0.2), ranked(0.1, 0.2))
         asked = query(
-            k=2, include=frozenset(["content"]), consistency=Consistency.STRONG, explain=True, caller=1
+            k=2,
+            include=frozenset(["content"]),
+            consistency=Consistency.STRONG,
+            explain=True,
+            caller=1,
+            room=BatchRoom(AnswerMemory(1 << 20, 1 << 20)),
         )
         b.recall.offer(exact, asked, ranked(0.1, 0.3), 0)
         await b.settled(samples=1)
@@ -83,6 +89,7 @@ async def test_a_search_is_repeated_exactly_and_compared() -> None:
         again = exact.asked[0]
         assert (again.exact, again.allow_partial, again.include) == (True, False, frozenset())
         assert (again.k, again.vector, again.cached) == (2, asked.vector, False)
+        assert again.room is None and again.caller is None
 
 
 async def test_what_is_not_settled_or_exact_is_not_taken() -> None:

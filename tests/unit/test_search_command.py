@@ -381,6 +381,23 @@ def test_other_hosts_are_reached_through_the_proxy_of_the_environment(
     assert len(fake.seen) == seen
 
 
+@pytest.mark.parametrize(
+    ("proxy", "url", "said"),
+    [
+        ("socks5://127.0.0.1:1", "http://router.example", "cannot reach http://router.example"),
+        ("http://127.0.0.1:99999", "http://router.example", "proxy for http://router.example is no address"),
+        ("", "http://a..b", "cannot reach http://a..b"),
+        ("", f"http://{'a' * 64}.example", "cannot reach http://aaa"),
+    ],
+)
+def test_what_no_connection_can_be_made_to_is_an_error(
+    proxy: str, url: str, said: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("http_proxy", proxy)
+    assert main(["search", "--url", url, "--collection", "docs", "--text", "x"]) == 1
+    assert said in capsys.readouterr().err
+
+
 def test_a_router_that_is_not_there_is_an_error(capsys: pytest.CaptureFixture[str]) -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))

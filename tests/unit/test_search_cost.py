@@ -34,3 +34,17 @@ def test_kinds_without_end_take_no_room_without_end() -> None:
     cost.took(9_744, 1.0, 0.0)
     cost.took("new", 1.0, 0.0)
     assert cost.of(9_744, 0.0) > 0 and cost.of(9_745, 0.0) == 0
+
+
+def test_one_slow_search_does_not_make_the_mean_a_multiple_and_an_old_mean_fades() -> None:
+    cost = SearchCost()
+    for at in range(100):
+        cost.took("k", 0.002, at * 0.01)
+    assert cost.usual("k", 1.0) == pytest.approx(0.002, rel=0.05)
+    cost.took("k", 1.5, 1.0)
+    assert cost.usual("k", 1.0) < 0.005
+    for at in range(30):
+        cost.took("k", 1.5, 1.0 + at)
+    assert cost.usual("k", 30.0) > 0.5, "searches that have become slow are soon known to be"
+    assert cost.usual("k", 60.0) < cost.usual("k", 30.0) / 7
+    assert cost.usual("unknown", 0.0) == 0

@@ -348,3 +348,6 @@ def test_what_is_remembered_is_bounded() -> None:
     assert len(world.ways._filters) <= 32_768
     assert len(world.ways._pages) <= 32_768
     assert len(world.ways._shapes) == 1
+    for i in range(40_000):
+        world.ways.choose("docs", lang("rare"), [], NEED, search=(i, 10))  # no shard can match
+    assert len(world.ways._pages) <= 32_768
