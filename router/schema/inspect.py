@@ -82,6 +82,7 @@ class Misplaced(msgspec.Struct, frozen=True):
     example: object
 
 
+_ATTEMPTS = 5
 _SERVER = """
 SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS vector,
        (SELECT default_version FROM pg_available_extensions WHERE name = 'vector') AS offered,
@@ -144,7 +145,7 @@ async def inspect(connection: Connection, collection: Collection) -> Found:
     columns = [
         FoundColumn(**column) for column in await connection.fetch(_COLUMNS, row["oid"], collection.id.column)
     ]
-    indexes = [_index(index) for index in await connection.fetch(_INDEXES, row["oid"])]
+    indexes = await _indexes(connection, row["oid"])
     stored = row["kind"] in ("r", "p")
     empty = not stored or await connection.fetchval(f"SELECT NOT EXISTS (SELECT FROM {table})")
     return msgspec.structs.replace(
@@ -156,6 +157,18 @@ async def inspect(connection: Connection, collection: Collection) -> Found:
         indexes=tuple(indexes),
         empty=empty,
     )
+
+
+async def _indexes(connection: Connection, table: int) -> list[FoundIndex]:
+    for attempts_left in reversed(range(_ATTEMPTS)):
+        try:
+            return [_index(index) for index in await connection.fetch(_INDEXES, table)]
+        except asyncpg.InternalServerError:
+            # pg_get_indexdef looks at the catalog as it is now, the rest of the statement as it was when that
+            # began: an index that is dropped in between is "cache lookup failed".
+            if not attempts_left:
+                raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 def _index(row: asyncpg.Record) -> FoundIndex:
