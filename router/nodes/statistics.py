@@ -10,6 +10,8 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
+import asyncpg
+
 from router.nodes.node import Node
 from router.policy.selection import Health
 from router.postgres.connection import POSTGRES_ERRORS, NodeError, node_error, open_connection
@@ -111,8 +113,17 @@ class Statistics:
             name="pgscatter statistics",
         )
         try:
+            failed: Exception | None = None
             for collection in self._collections:
-                self._keep(collection, shard, await read_statistics(connection, collection, self._most_bytes))
+                try:
+                    table = await read_statistics(connection, collection, self._most_bytes)
+                except asyncpg.PostgresError as exc:
+                    # A table that is unlike the map leaves the others their statistics.
+                    failed = failed or exc
+                else:
+                    self._keep(collection, shard, table)
+            if failed is not None:
+                raise failed
             await connection.close(timeout=self._connect_timeout)
         finally:
             connection.terminate()

@@ -12,10 +12,13 @@ slower, which says nothing about which one to take: so a way is compared with th
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Callable, Hashable, Sequence
+from hashlib import blake2b
 from time import monotonic
 from typing import NamedTuple, TypeAlias
 
+import msgspec
 from cachetools import LRUCache
 
 from router.query.filter import And, Compare, Contains, Exists, Filter, In, Like, Not, Or
@@ -127,7 +130,7 @@ class _Seen:
         self.error = 0.0  # of the last search, see `Pace.error`
         self.short: float | None = None
         self.short_at = -math.inf
-        self.table: TableStatistics | None = None
+        self.table: weakref.ref[TableStatistics] | None = None
         self.estimate: Estimate | None = None
         self.choice: Choice | None = None
         self.asked: tuple[object, ...] = ()
@@ -198,8 +201,9 @@ class Ways:
                 rows that one way finds and another does not would be repeated or lost between them.
         """
         now = self.clock()
-        known = self._known(collection, filter, shards)
-        page = collection, hash(filter), hash(search), need, exact, by_index
+        name = _name(filter)
+        known = self._known(collection, filter, name, shards)
+        page = collection, name, hash(search), need, exact, by_index
         before = self._pages.get(page) if goes_on else None
         if before is not None and before.keys() == set(shards):
             return Chosen(self, collection, known, need, before)
@@ -207,13 +211,15 @@ class Ways:
         choices: dict[str, Choice] = {}
         for shard in shards:
             seen, table = known.own[shard], self._statistics(collection, shard)
+            # Not the table itself: each reading makes another, which what was seen would keep.
+            mark = None if table is None else weakref.ref(table)
             asked = need, exact, by_index
-            if seen.choice is not None and seen.asked == asked and seen.table is table:
+            if seen.choice is not None and seen.asked == asked and seen.table is mark:
                 if now - seen.chosen_at < _CHOICE_SECONDS:
                     choices[shard] = seen.choice
                     continue
-            elif seen.table is not table or seen.estimate is None:
-                seen.table, seen.estimate = table, None
+            elif seen.table is not mark or seen.estimate is None:
+                seen.table, seen.estimate = mark, None
                 if table is not None:
                     prepared = prepared or PreparedFilter(filter)
                     seen.estimate = prepared.estimate(table)
@@ -240,17 +246,17 @@ class Ways:
             pace = self._paces[collection, shard] = Pace()
         return pace
 
-    def _known(self, collection: str, filter: Filter, shards: Sequence[str]) -> _OfFilter:
-        name = collection, hash(filter)
-        known = self._filters.get(name)
+    def _known(self, collection: str, filter: Filter, name: bytes, shards: Sequence[str]) -> _OfFilter:
+        known = self._filters.get((collection, name))
         if known is None:
-            shape = collection, _shape(filter)
+            # Its hash alone: a path in the metadata may be as long as a client likes.
+            shape = collection, hash(_shape(filter))
             alike = self._shapes.get(shape)
             if alike is None:
                 alike = _Shards((shard, _Seen()) for shard in shards)
                 self._shapes[shape] = alike
             known = _OfFilter(_Shards((shard, _Seen()) for shard in shards), alike)
-            self._filters[name] = known
+            self._filters[collection, name] = known
         return known
 
 
@@ -274,7 +280,9 @@ class Chosen:
         """Take what a search for so many candidates has found."""
         now = self._ways.clock()
         seen, alike = self._known.own[shard], self._known.alike[shard]
-        rows = max(self.choices[shard].rows or 0.0, 1.0)
+        # None where nothing says of how many rows a count is a share.
+        known = self.choices[shard].rows
+        rows = None if known is None else max(known, 1.0)
         if not outcome.exact:
             short = outcome.visited is None
             usual = alike.shortness(now, USUALLY_SHORT)
@@ -283,12 +291,13 @@ class Chosen:
                 alike.scanned(short, now, USUALLY_SHORT)
                 seen.choice = None
             # What a scan has met about its query is no count of the shard.
-            if outcome.visited and now - seen.counted_at > _COUNT_SECONDS:
+            if outcome.visited and rows is not None and now - seen.counted_at > _COUNT_SECONDS:
                 self._found(shard, min(candidates / outcome.visited, 1.0), rows)
-        elif outcome.matched is not None:
+        elif outcome.matched is not None and rows is not None:
             self._found(shard, outcome.matched / max(rows, outcome.matched), rows)
             seen.counted_at = now
-        self._took(shard, outcome, now)
+        if candidates == self._need.candidates:
+            self._took(shard, outcome, now)
 
     def _found(self, shard: str, share: float, rows: float) -> None:
         seen, alike, least = self._known.own[shard], self._known.alike[shard], 0.5 / rows
@@ -331,6 +340,15 @@ class Chosen:
 
 
 _AS_EXPECTED = Costs(1.0, 1.0, 1.0)
+
+
+def _name(filter: Filter) -> bytes:
+    """16 bytes; Python's own hash is the same for -1 and -2, and for 1 and true."""
+    try:
+        encoded = msgspec.msgpack.encode(filter)
+    except OverflowError:  # beyond 64 bits
+        encoded = repr(filter).encode()
+    return blake2b(encoded, digest_size=16).digest()
 
 
 def _error(milliseconds: float, expected: float) -> float:

@@ -217,7 +217,9 @@ class _Reading:
                 found[place] = self._path(one, of)
         if self._connection.get_server_version().major >= _OLDEST_WITH_EXPRESSIONS:
             statement = _EXPRESSIONS.format(most=_MOST_VALUES)
-            for row in await self._connection.fetch(statement, *self._table, self._left // 8, _MOST_INDEXES):
+            for row in await self._connection.fetch(
+                statement, *self._table, self._left // (4 * _MOST_INDEXES), _MOST_INDEXES
+            ):
                 path = path_of(row["expression"], metadata)
                 if path is not None:
                     found[path] = self._path(row)
@@ -225,7 +227,7 @@ class _Reading:
 
     async def combined(self) -> tuple[CombinedStatistics, ...]:
         rows = await self._connection.fetch(
-            _COMBINED, *self._table, self._oid, self._left // 8, _MOST_INDEXES
+            _COMBINED, *self._table, self._oid, self._left // (4 * _MOST_INDEXES), _MOST_INDEXES
         )
         fields = _fields(self._collection)
         return tuple(_combined(row, fields) for row in rows if all(name in fields for name in row["columns"]))

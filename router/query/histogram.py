@@ -144,6 +144,7 @@ def _as_fraction(value: bytes, least: int, most: int) -> float:
 _FIXED_CHARACTER, _ANY_CHARACTER, _ANY_TEXT = 0.2, 0.9, 5.0
 # Fewer bounds than this are no sample; from so many on they are all that is asked.
 _LEAST_SAMPLE, _FULL_SAMPLE = 10, 100
+_LONGEST = 4096
 
 
 class Pattern:
@@ -161,7 +162,10 @@ class Pattern:
             self._interval = (
                 Interval(fixed, True, _after(fixed), False) if rest else Interval(fixed, True, fixed, True)
             )
-        self._matches = re.compile(_expression(pattern), re.DOTALL | re.IGNORECASE * ignore_case).fullmatch
+        # No value that ANALYZE keeps is as long as what such a pattern wants, and compiling it takes long.
+        short = len(pattern) <= _LONGEST
+        expression = _expression(pattern) if short else "(?!)"
+        self._matches = re.compile(expression, re.DOTALL | re.IGNORECASE * ignore_case).fullmatch
         self._by_form = _by_form(pattern if ignore_case else rest)
 
     def share(self, order: Distribution, others: float, distinct: float) -> float:
@@ -204,12 +208,22 @@ def _after(prefix: str) -> str | None:
 
 
 def _expression(pattern: str) -> str:
-    """The regular expression that matches what `LIKE` does."""
-    parts = re.findall(r"\\.|.", pattern, re.DOTALL)
-    return "".join([_WILDCARDS.get(part) or re.escape(part[-1]) for part in parts])
+    """The regular expression that matches what `LIKE` does.
 
-
-_WILDCARDS = {"%": ".*", "_": "."}
+    Each part between two `%` is taken where it first occurs, and never again elsewhere: trying all places of
+    k parts in n characters would take n ** k steps, while nothing else of the process goes on.
+    """
+    parts = [""]
+    for part in re.findall(r"\\.|.", pattern, re.DOTALL):
+        if part == "%":
+            parts.append("")
+        else:
+            parts[-1] += "." if part == "_" else re.escape(part[-1])
+    first, *rest = parts
+    if not rest:
+        return first
+    *middle, last = rest
+    return first + "".join(f"(?>.*?{one})" for one in middle if one) + ".*" + last
 
 
 def _by_form(pattern: str) -> float:

@@ -162,7 +162,7 @@ class FilterIndex(msgspec.Struct, frozen=True):
     predicate: str | None = None
 
 
-class TableStatistics(msgspec.Struct, frozen=True):
+class TableStatistics(msgspec.Struct, frozen=True, weakref=True):
     """Of one collection on one shard; `rows` and `pages` are as the planner takes them, at the reading.
 
     Attributes:

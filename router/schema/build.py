@@ -8,6 +8,7 @@ directory at once; where that is too small, as in many containers, the build is 
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable
 
 import asyncpg
@@ -62,6 +63,9 @@ def graph_bytes(collection: Collection, rows: int) -> int:
     return int(rows * (width + neighbours + 256) * 1.1) + 4 * _MIB
 
 
+_CONCURRENTLY = re.compile(r"CREATE INDEX CONCURRENTLY (?P<name>\w+) ON (?P<schema>\w+)\.")
+
+
 def sort_bytes(rows: int) -> int:
     """What the sort of an ordinary index takes."""
     return rows * _SORTED_BYTES + 4 * _MIB
@@ -91,6 +95,9 @@ async def build_index(
     try:
         await _run(node, connection, statement, rows, notices, on_progress)
     except (asyncpg.DiskFullError, asyncpg.OutOfMemoryError) as exc:
+        if left := _CONCURRENTLY.match(statement):
+            # It is there already, and invalid.
+            await connection.execute(f"DROP INDEX CONCURRENTLY IF EXISTS {left['schema']}.{left['name']}")
         await _prepare(connection, min(memory, 64 * _MIB), 0)
         await _run(node, connection, statement, rows, notices, on_progress)
         return f"the parallel build failed ({node_error(exc)}); built with one process instead"

@@ -72,6 +72,7 @@ class Found(msgspec.Struct, frozen=True):
     columns: dict[str, FoundColumn] = {}
     indexes: tuple[FoundIndex, ...] = ()
     empty: bool = True
+    encoding: str = "UTF8"
 
 
 class Misplaced(msgspec.Struct, frozen=True):
@@ -88,6 +89,7 @@ SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS vector,
        (SELECT default_version FROM pg_available_extensions WHERE name = 'vector') AS offered,
        CASE WHEN to_regnamespace('public') IS NULL THEN $1 ELSE 'public' END AS home,
        EXISTS (SELECT FROM pg_namespace WHERE nspname = $1) AS schema,
+       (SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database()) AS encoding,
        ARRAY(SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE n.nspname = $1) AS relations
 """
@@ -118,8 +120,10 @@ SELECT c.relname AS name, m.amname AS method, pg_get_indexdef(i.indexrelid) AS d
        (SELECT collname::text FROM pg_collation l WHERE l.oid = i.indcollation[0]) AS collation,
        o.opcdefault AS default_opclass,
        EXISTS (SELECT FROM pg_stat_progress_create_index b WHERE b.index_relid = c.oid) AS building,
-       i.indexprs IS NULL OR EXISTS (SELECT FROM pg_stats s JOIN pg_namespace n ON n.nspname = s.schemaname
-                                     WHERE n.oid = c.relnamespace AND s.tablename = c.relname) AS analyzed
+       c.relkind = 'I'  -- of whose partitions alone there are any
+           OR i.indexprs IS NULL
+           OR EXISTS (SELECT FROM pg_stats s JOIN pg_namespace n ON n.nspname = s.schemaname
+                      WHERE n.oid = c.relnamespace AND s.tablename = c.relname) AS analyzed
 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam
      JOIN pg_opclass o ON o.oid = i.indclass[0]
 WHERE i.indrelid = $1
@@ -138,6 +142,7 @@ async def inspect(connection: Connection, collection: Collection) -> Found:
         vector_home=server["home"],
         schema=server["schema"],
         relations=frozenset(server["relations"]),
+        encoding=server["encoding"],
     )
     row = await connection.fetchrow(_TABLE, table.schema, table.name)
     if row is None:

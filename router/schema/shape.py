@@ -21,6 +21,8 @@ from shard_config.values import ValueType
 
 __all__ = ["Change", "changes", "filter_index", "mismatches", "notes", "vector_index"]
 
+# Without an encoding, the bytes are those that were sent, which are UTF-8.
+_BY_CODE_POINT = frozenset({"UTF8", "SQL_ASCII"})
 # Iterative scans, which filtered searches need, came with this version.
 _LEAST_VECTOR = (0, 8, 0)
 _ROUNDING = ("numeric", "timestamp without time zone", "timestamp with time zone")
@@ -53,7 +55,7 @@ class Change(msgspec.Struct, frozen=True):
 
 def mismatches(collection: Collection, found: Found, *, replicated: bool) -> list[str]:
     """Everything that keeps the table from serving the collection, each with what would be right."""
-    problems = _extension(found)
+    problems = _extension(found) + _encoding(collection, found)
     if found.kind is None:
         return problems
     if found.kind not in ("r", "p"):
@@ -219,6 +221,16 @@ def _unwanted(collection: Collection, found: Found) -> list[str]:
         if index.valid
         and ddl.FILTER_INDEX_NAME.fullmatch(index.name)
         and not any(_is_filter_index(one, index) for one in wanted)
+    ]
+
+
+def _encoding(collection: Collection, found: Found) -> list[str]:
+    """Under the collation "C" a database compares its own bytes, which only in UTF-8 go by code point."""
+    if found.encoding in _BY_CODE_POINT or not any(one.code_point for one in filter_indexes(collection)):
+        return []
+    return [
+        f"the database is in {found.encoding}, and an index on texts needs UTF8: right would be a database"
+        " with ENCODING 'UTF8', or no index on texts in the map"
     ]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from typing import Any
@@ -9,6 +10,7 @@ from uuid import UUID
 import pytest
 
 from router.query.filter import parse
+from router.query.histogram import Pattern
 from router.query.selectivity import Estimate, estimate
 from router.query.statistics import (
     CombinedStatistics,
@@ -323,3 +325,12 @@ def test_hostile_statistics_do_no_harm() -> None:
     assert 0 <= share({"metadata.n": {"$gt": 0}}, paths={("n",): wide}) <= 1
     infinite = column_statistics(0.0, 100, [], [float("-inf"), 0.0, float("inf")])
     assert 0 <= share({"price": {"$gt": 5}}, columns={"price": infinite}) <= 1
+
+
+def test_a_pattern_with_many_wildcards_takes_no_longer_than_one_with_few() -> None:
+    text = "ab" * 63
+    started = time.perf_counter()
+    for pattern in ("%_" * 12 + "%zz", "%a" * 40 + "%zz", "%" + "b" * 100_000):
+        assert not Pattern(pattern, ignore_case=False)._matches(text)
+        assert not Pattern(pattern, ignore_case=True)._matches(text)
+    assert time.perf_counter() - started < 0.5

@@ -91,6 +91,15 @@ async def test_too_little_shared_memory_is_answered_by_building_alone() -> None:
     assert len(fake.built) == 2
 
 
+async def test_what_a_failed_concurrent_build_has_left_is_dropped_before_the_next() -> None:
+    full = {"S": "ERROR", "C": "53100", "M": "could not resize shared memory segment"}
+    fake = Fake(asyncpg.PostgresError.new(full))
+    statement = "CREATE INDEX CONCURRENTLY items_hnsw ON public.items USING hnsw (embedding vector_l2_ops)"
+    assert await build_index(NODE, fake, statement, 1000, 500 * MIB, BuildLimits(), lambda _: None)
+    dropped = "DROP INDEX CONCURRENTLY IF EXISTS public.items_hnsw"
+    assert fake.built == [statement, dropped, statement]
+
+
 async def test_what_the_server_remarks_is_passed_on() -> None:
     fake = Fake()
     fake.notice = "hnsw graph no longer fits into maintenance_work_mem after 100 tuples"

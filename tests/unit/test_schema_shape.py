@@ -304,3 +304,14 @@ def test_an_index_on_the_sharding_key_serves_as_that_of_the_map() -> None:
     assert len([change for change in made if "tenant_id" in change.what]) == 1
     kept = changes(tenants, table(indexes=INDEXES, empty=False), vector_index=True)
     assert kept == []
+
+
+def test_an_index_on_texts_is_refused_where_the_collation_c_is_not_by_code_point() -> None:
+    plain = collection()
+    columns = {name: msgspec.structs.replace(one, index=True) for name, one in plain.columns.items()}
+    indexed = msgspec.structs.replace(plain, columns=columns)
+    for encoding, said in (("UTF8", []), ("SQL_ASCII", []), ("KOI8R", ["KOI8R"]), ("WIN1251", ["WIN1251"])):
+        found = table(encoding=encoding)
+        told = [one for one in mismatches(indexed, found, replicated=True) if "needs UTF8" in one]
+        assert len(told) == len(said) and all(name in one for name, one in zip(said, told, strict=True))
+        assert not any("UTF8" in one for one in mismatches(plain, found, replicated=True))

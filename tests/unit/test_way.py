@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import math
+import tracemalloc
+import weakref
 from typing import Any
 
 import msgspec
@@ -351,3 +354,39 @@ def test_what_is_remembered_is_bounded() -> None:
     for i in range(40_000):
         world.ways.choose("docs", lang("rare"), [], NEED, search=(i, 10))  # no shard can match
     assert len(world.ways._pages) <= 32_768
+
+
+def test_filters_that_python_takes_for_equal_are_kept_apart() -> None:
+    world = World(table())
+    field = Field(Column("a", "a", ValueType.INTEGER))
+    for value in (-1, -2, 1, True):
+        world.find(Compare(field, "=", value), Outcome(exact=True, matched=20, milliseconds=1.0))
+    assert len(world.ways._filters) == 4
+
+
+def test_what_was_counted_before_anything_was_known_of_the_shard_is_no_share() -> None:
+    world = World(None)
+    world.find(lang("rare"), CUT)
+    world.find(lang("rare"), Outcome(exact=True, matched=20, milliseconds=3.0))
+    world.known = table(3_000_000)
+    assert world.choose(lang("rare")).basis != "searches"
+
+
+def test_earlier_statistics_are_not_kept() -> None:
+    world = World(table())
+    old = weakref.ref(world.known)
+    world.find(lang("rare"), Outcome(exact=True, matched=20, milliseconds=1.0))
+    world.known = None
+    gc.collect()
+    assert old() is None
+
+
+def test_a_long_path_in_the_metadata_is_not_kept_with_the_shape() -> None:
+    world = World(table())
+    tracemalloc.start()
+    try:
+        for i in range(20):
+            world.choose(Compare(Field(None, (f"{i}" + "x" * 1_000_000,)), "=", 1))
+        assert tracemalloc.get_traced_memory()[0] < 5_000_000
+    finally:
+        tracemalloc.stop()
