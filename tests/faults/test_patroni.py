@@ -21,7 +21,8 @@ from tests.conftest import Serve
 from tests.faults.patroni import TTL, Members, etcd_binary, members
 from tests.integration.apps import collection, pgscatter
 
-pytestmark = pytest.mark.timeout(240)
+# Most of its minute is the time to live of Patroni's leader key.
+pytestmark = [pytest.mark.timeout(240), pytest.mark.full]
 
 
 @pytest.fixture

@@ -33,6 +33,10 @@ from router.settings import Settings
 
 DATASET = "clustered:n=8000,d=32,seed=3,q=50,c=20"
 ONCE = ["--rounds", "1"]
+WORLDS_OF_THEIR_OWN = (
+    "test_filters_compare_every_way",
+    "test_every_scenario_opens_a_world_that_has_what_it_needs",
+)
 
 pytestmark = pytest.mark.timeout(300)
 
@@ -47,7 +51,7 @@ def world() -> Iterator[World]:
 @pytest.fixture(autouse=True)
 def opened_once(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Scenarios share one world, but for one that needs rows of its own, and the full run of all of them."""
-    if request.node.get_closest_marker("full") is None and "filters" not in request.node.name:
+    if request.node.name not in WORLDS_OF_THEIR_OWN:
         monkeypatch.setattr("bench.context.open_world", partial(_shared, request))
 
 
@@ -149,6 +153,7 @@ def test_scaling_searches_the_same_rows_on_more_and_more_shards(
     assert efficiency is not None and 20 < efficiency < 150
 
 
+@pytest.mark.full
 def test_filters_compare_every_way(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, metrics = measured("filters", tmp_path, capsys, "--clients", "4", *ONCE)
     tables = {table.title: table for table in run.outcome.tables}
@@ -175,6 +180,7 @@ def test_load_tells_rows_and_index_apart(tmp_path: Path, capsys: pytest.CaptureF
         assert numbers[2] + numbers[3] == pytest.approx(numbers[4], rel=0.5)
 
 
+@pytest.mark.full
 def test_cache_tells_its_tiers_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, metrics = measured("cache", tmp_path, capsys, "--clients", "4", *ONCE)
     rows = {(row[1], row[2]): row for row in run.outcome.tables[0].rows}
@@ -227,6 +233,7 @@ def test_every_scenario_opens_a_world_that_has_what_it_needs(tmp_path: Path) -> 
     assert {path.stem for path in tmp_path.glob("*.json")} == set(names())
 
 
+@pytest.mark.full
 def test_overhead_prints_nine_rows_and_misses_are_no_failure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
