@@ -124,7 +124,10 @@ def test_a_dead_worker_is_replaced(tmp_path: Path, asked: bool) -> None:
         assert router.stop() == 0
 
 
-@pytest.mark.parametrize("edited", [MAP.replace("version: 12", "version: 13"), "version: x\n"])
+@pytest.mark.parametrize(
+    "edited",
+    [MAP.replace("version: 12", "version: 13"), pytest.param("version: x\n", marks=pytest.mark.full)],
+)
 def test_workers_that_replace_others_serve_the_map_of_the_start(tmp_path: Path, edited: str) -> None:
     with serving(tmp_path, "--workers", "2") as router:
         (tmp_path / "map.yaml").write_text(edited)
@@ -146,7 +149,13 @@ KEYS = 'keys: [{name: app, key: "${SERVE_TEST_KEY}", scopes: [admin]}, {name: b,
 KEY = "key-of-the-start"
 
 
-@pytest.mark.parametrize("edited", [KEYS.replace("${SERVE_TEST_KEY}", "another"), "keys:\n  - {name: ap"])
+@pytest.mark.parametrize(
+    "edited",
+    [
+        KEYS.replace("${SERVE_TEST_KEY}", "another"),
+        pytest.param("keys:\n  - {name: ap", marks=pytest.mark.full),
+    ],
+)
 def test_workers_that_replace_others_take_the_keys_of_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, edited: str
 ) -> None:

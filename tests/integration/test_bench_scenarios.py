@@ -113,6 +113,7 @@ def test_sigterm_leaves_nothing_of_a_bench(tmp_path: Path) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.full
 def test_concurrency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, metrics = measured("concurrency", tmp_path, capsys, "--clients", "1,8", "--open-loop", "50")
     assert set(run.outcome.samples) == {

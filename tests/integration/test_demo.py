@@ -140,7 +140,7 @@ def test_the_demo_shows_four_searches_and_leaves_nothing(start: Start, temporary
     ("when", "number", "status"),
     [
         ("s0-a accepts connections", signal.SIGINT, 130),
-        ("It stays up", signal.SIGINT, 0),
+        pytest.param("It stays up", signal.SIGINT, 0, marks=pytest.mark.full),
         ("It stays up", signal.SIGTERM, 143),
     ],
 )

@@ -706,7 +706,7 @@ async def test_a_node_killed_in_the_middle_fails_the_load_which_then_goes_on(
     assert await hnsw(path, table) == [1, 1, 1, 1]
 
 
-@pytest.mark.parametrize("end", ["kill the node", "interrupt the load"])
+@pytest.mark.parametrize("end", ["kill the node", pytest.param("interrupt the load", marks=pytest.mark.full)])
 async def test_a_node_that_freezes_while_rows_are_sent_to_it(
     fragile: Cluster, tmp_path: Path, end: str
 ) -> None:

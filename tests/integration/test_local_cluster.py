@@ -288,8 +288,8 @@ def test_programs_that_the_servers_account_cannot_reach_run(
 @pytest.mark.parametrize(
     "without",
     [
-        pytest.param([2], id="as in Docker"),
-        pytest.param([8], id="no right to pass on"),
+        pytest.param([2], id="as in Docker", marks=pytest.mark.full),
+        pytest.param([8], id="no right to pass on", marks=pytest.mark.full),
         pytest.param([0, 1, 2, 5, 6, 7, 8], id="next to nothing"),
     ],
 )
@@ -323,7 +323,13 @@ def test_a_container_that_may_do_nothing_is_told_what_it_lacks(tmp_path: Path) -
 
 
 @needs_root
-@pytest.mark.parametrize("uid", [pwd.getpwnam("nobody").pw_uid, 54321], ids=["with a name", "without"])
+@pytest.mark.parametrize(
+    "uid",
+    [
+        pytest.param(pwd.getpwnam("nobody").pw_uid, id="with a name", marks=pytest.mark.full),
+        pytest.param(54321, id="without"),
+    ],
+)
 def test_an_ordinary_user_runs_a_cluster_too(directory: Path, uid: int) -> None:
     directory.chmod(0o777)
     command = [sys.executable, "-m", "router.cli", "cluster", "up", "--dir", str(directory / "own")]
