@@ -241,6 +241,8 @@ class Dispatcher:
 
     def _fitting(self, ticket: Ticket) -> int:
         """How many searches like this one a statement may carry."""
+        if ticket.probe.shape.once:
+            return self._together
         usual = self.expected(ticket.probe)
         return min(int(max(_STATEMENT_SECONDS / usual, 1.0)), self._together) if usual else self._together
 
@@ -363,7 +365,8 @@ class Dispatcher:
 
 
 def _kind(probe: Probe) -> Hashable:
-    return probe.shape if probe.key is None else probe.key
+    """By which the cost of searches is known: not by a filter's values, of which there are many."""
+    return probe.shape.single, probe.ef_search
 
 
 def _tell(ticket: Ticket, outcome: Fetched | Exception) -> None:

@@ -16,7 +16,7 @@ import weakref
 from collections.abc import Callable, Hashable, Sequence
 from hashlib import blake2b
 from time import monotonic
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple, Self, TypeAlias
 
 import msgspec
 from cachetools import LRUCache
@@ -43,6 +43,8 @@ _AGREES = 1.2
 # Of one search.
 _SHORT_WEIGHT, _SHAPE_WEIGHT, _PACE_WEIGHT, _LOAD_WEIGHT = 0.3, 0.2, 0.05, 0.2
 _MOST_ERROR, _MOST_STEP = math.log(8.0), math.log(2.0)
+# A power of two, as many as a statement carries by default.
+_MOST_SHARING = 4
 # A filter's index that takes longer than this, beside other ways, is dearer than it looks.
 _DEAR, _DEAR_WEIGHT, _DEAR_MS = math.log(1.5), 0.5, 1.0
 _PACE_SECONDS, _PACE_HALF_LIFE_SECONDS = 0.05, 600.0
@@ -56,12 +58,14 @@ class Outcome(NamedTuple):
         matched: rows that match, where they were counted.
         visited: rows that the scan has visited to find its candidates; None where it ended before.
         milliseconds: that the server took for it.
+        shared: an exact read that was made once for several searches.
     """
 
     exact: bool
     matched: int | None = None
     visited: int | None = None
     milliseconds: float = 0.0
+    shared: bool = False
 
 
 class Pace:
@@ -159,9 +163,27 @@ class _Shards(dict[str, _Seen]):
         return seen
 
 
-class _OfFilter(NamedTuple):
-    own: _Shards
-    alike: _Shards
+class _OfFilter:
+    """What is known of a filter, and of all filters of its shape.
+
+    Attributes:
+        under_way: searches with this filter that have not ended.
+    """
+
+    __slots__ = ("alike", "own", "under_way")
+
+    def __init__(self, own: _Shards, alike: _Shards) -> None:
+        self.own = own
+        self.alike = alike
+        self.under_way = 0
+
+    @property
+    def sharing(self) -> int:
+        """How many of them, and one more, wait for a node together: half, while another half is under way.
+
+        Rounded to a power of two, so that a choice stays while a few come and go.
+        """
+        return 1 << min(max((self.under_way + 1).bit_length() - 2, 0), _MOST_SHARING)
 
 
 class Ways:
@@ -207,13 +229,14 @@ class Ways:
         before = self._pages.get(page) if goes_on else None
         if before is not None and before.keys() == set(shards):
             return Chosen(self, collection, known, need, before)
+        sharing = known.sharing
         prepared: PreparedFilter | None = None
         choices: dict[str, Choice] = {}
         for shard in shards:
             seen, table = known.own[shard], self._statistics(collection, shard)
             # Not the table itself: each reading makes another, which what was seen would keep.
             mark = None if table is None else weakref.ref(table)
-            asked = need, exact, by_index
+            asked = need, exact, by_index, sharing
             if seen.choice is not None and seen.asked == asked and seen.table is mark:
                 if now - seen.chosen_at < _CHOICE_SECONDS:
                     choices[shard] = seen.choice
@@ -235,6 +258,7 @@ class Ways:
                 scale,
                 exact=exact,
                 by_index=by_index,
+                sharing=sharing,
             )
             seen.asked, seen.chosen_at = asked, now
         self._pages[page] = choices
@@ -276,6 +300,14 @@ class Chosen:
         self._known = known
         self._need = need
 
+    def __enter__(self) -> Self:
+        """While it is under way, others with the same filter may expect to share exact reads with it."""
+        self._known.under_way += 1
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._known.under_way -= 1
+
     def learn(self, shard: str, outcome: Outcome, candidates: int) -> None:
         """Take what a search for so many candidates has found."""
         now = self._ways.clock()
@@ -296,7 +328,7 @@ class Chosen:
         elif outcome.matched is not None and rows is not None:
             self._found(shard, outcome.matched / max(rows, outcome.matched), rows)
             seen.counted_at = now
-        if candidates == self._need.candidates:
+        if candidates == self._need.candidates and not outcome.shared:
             self._took(shard, outcome, now)
 
     def _found(self, shard: str, share: float, rows: float) -> None:
@@ -312,6 +344,8 @@ class Chosen:
         choice = self.choices[shard]
         if outcome.exact == (choice.way is Way.VECTOR_INDEX) or choice.matching is None:
             return
+        if outcome.exact and choice.sharing > 1:
+            return  # what was expected is the share of one of several
         pace = self._ways.pace(self._collection, shard)
         if not pace.due(choice.way, now):
             return

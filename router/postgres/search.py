@@ -38,15 +38,21 @@ class SearchStatement(msgspec.Struct, frozen=True):
 
 
 class _Arguments:
-    """Numbers arguments as they come; `references` says how the statement names each."""
+    """Numbers arguments as they come; what `add` and `share` return is how the statement names each.
+
+    While `sharing`, every argument is one that all searches of a statement have in common.
+    """
 
     def __init__(self, *, together: bool) -> None:
         self.args: list[object] = []
         self.types: list[str] = []
         self.shared: list[int] = []
+        self.sharing = False
         self._together = together
 
     def add(self, value: object, type_: str) -> str:
+        if self.sharing:
+            return self.share(value, type_)
         number = self._next(value, type_)
         return f"q.a{number}" if self._together else f"${number}::{type_}"
 
@@ -108,6 +114,8 @@ class SearchStatements:
         brought, wanted = arguments.add(candidates, "int"), arguments.add(limit, "int")
         most = arguments.add(layout.row_bytes, "int") if layout.guarded else ""
         at_most = arguments.add(visits, "int") if filter is not None and scan is Scan.INDEX else ""
+        # Exact reads with the same filter and the same values read its rows once for all of them.
+        arguments.sharing = scan is Scan.EXACT
         condition = "" if filter is None else where(filter, collection, arguments)
         if filter is not None and scan is Scan.EXACT:
             condition += f" AND {_PLANNED_ANEW.format(true=arguments.add(True, 'bool'))}"
@@ -118,8 +126,12 @@ class SearchStatements:
             single = _one(
                 collection, nearest, wanted, most, layout.inline, filter is not None and scan is not Scan.TIES
             )
-            together = _many(collection, filter, layout) if scan is Scan.INDEX else None
-            shape = Shape(single, together, tuple(arguments.shared))
+            once, together = scan is Scan.EXACT and filter is not None, None
+            if scan is Scan.INDEX:
+                together = _many(collection, filter, layout)
+            elif once:
+                together = _many_exact(collection, condition, counted, layout)
+            shape = Shape(single, together, tuple(arguments.shared), once)
             self._shapes[name] = shape
         args = tuple(arguments.args)
         if shape.together is None:
@@ -231,6 +243,30 @@ def _many(collection: Collection, filter: Filter | None, layout: Layout) -> str:
     nearest = _nearest(collection, query, condition, brought, visits, Scan.INDEX, False, layout.inline)
     one = _one(collection, nearest, wanted, most, layout.inline, filter is not None)
     return f"SELECT x.*, q.n FROM {arguments.unnested()} CROSS JOIN LATERAL ({one}) x"
+
+
+def _many_exact(collection: Collection, condition: str, counted: bool, layout: Layout) -> str:
+    """The matching rows, read once and kept, and the nearest of them for each row of arguments."""
+    arguments = _Arguments(together=True)
+    query = arguments.add(None, str(collection.vector.type))
+    brought, wanted = arguments.add(None, "int"), arguments.add(None, "int")
+    most = arguments.add(None, "int") if layout.guarded else ""
+    columns = [column for _, column in result_columns(collection, layout.inline)]
+    read = "".join(f", {column} AS _c{i}" for i, column in enumerate(columns))
+    passed = "".join(f", _c{i}" for i in range(len(columns)))
+    kept = (
+        f"SELECT {_id(collection)} AS _id, {collection.vector.column} AS _e{read}"
+        f" FROM {collection.table} t WHERE {condition}"
+    )
+    operator = distance_operator(collection.vector.metric)
+    seen = "(SELECT count(*) FROM m)" if counted else "NULL::bigint"
+    nearest = (
+        f"SELECT *, {seen} AS _seen FROM (SELECT _id, _e {operator} {query} AS _d{passed} FROM m OFFSET 0) a"
+        f" ORDER BY _d, _id LIMIT {brought}"
+    )
+    one = _one(collection, nearest, wanted, most, layout.inline, True)
+    searches = arguments.unnested()
+    return f"WITH m AS MATERIALIZED ({kept}) SELECT x.*, q.n FROM {searches} CROSS JOIN LATERAL ({one}) x"
 
 
 def _index_distance(collection: Collection, query: str) -> str:

@@ -33,6 +33,7 @@ __all__ = [
     "Way",
     "choose",
     "countable",
+    "keepable",
     "most_visits",
     "rounded",
     "scan_ms",
@@ -71,11 +72,11 @@ _DETOAST = 2.0e-3  # of a vector that is kept beside its row
 _GUESS = 0.005
 # A scan that ends before its time is followed by an exact read. So often, before anything was seen.
 USUALLY_SHORT = 0.05
-# Rows that an exact read may keep for counting them: in work_mem's 4 MB, where they are expected to be few;
-# and where nobody knows how many they are, so that it is known then. Counting in memory takes less than a
-# tenth longer, on disk up to 1.7 times as long.
-_COUNTED_BYTES, _COUNTED_UNKNOWN_BYTES = 2_000_000, 64_000_000
-_COUNTED_ROW = 64
+# Rows that an exact read may keep, for counting them or for several searches: in work_mem's 4 MB, where they
+# are expected to be few; and where nobody knows how many they are, so that it is known then. Counting in
+# memory takes less than a tenth longer, on disk up to 1.7 times as long.
+_KEPT_BYTES, _KEPT_UNKNOWN_BYTES = 2_000_000, 64_000_000
+_KEPT_ROW = 64
 
 
 class Way(StrEnum):
@@ -129,6 +130,8 @@ class Choice(msgspec.Struct, frozen=True):
         vector_index_ms, filter_index_ms, all_rows_ms: what each way is expected to take. The first counts
             the exact read that may have to follow it.
         visits: rows that a scan of the vector index may visit, at most.
+        sharing: searches with this very filter that are expected to share each exact read; what it is
+            expected to take is counted for one of them.
     """
 
     way: Way
@@ -140,6 +143,7 @@ class Choice(msgspec.Struct, frozen=True):
     filter_index_ms: float | None = None
     all_rows_ms: float | None = None
     visits: int = MOST_VISITS
+    sharing: int = 1
 
 
 # Of a shard whose statistics have not been read.
@@ -155,11 +159,13 @@ def choose(
     *,
     exact: bool = False,
     by_index: bool = False,
+    sharing: int = 1,
 ) -> Choice:
     """The cheapest way.
 
     Args:
         scale: how much longer each way takes than the figures here say.
+        sharing: searches that an exact read would answer at once, if what matches is little enough for that.
         exact: the vector index may not be used.
         by_index: it must be.
     """
@@ -175,14 +181,16 @@ def choose(
     distance = _DISTANCE + _DISTANCE_BYTE * need.vector_bytes
     if table.toast_pages > table.pages:
         distance += _DETOAST
+    if not _keepable(matching, basis, table):
+        sharing = 1
     brought = _brought(estimate, share)
     pages = table.pages * _PAGE + max(table.pages - _KEPT_PAGES, 0) * _FAR_PAGE
     costs = Costs(
         vector_index=scale.vector_index * scan_ms(min(visits, most), need, table.pages),
         filter_index=math.inf
         if brought is None
-        else scale.filter_index * (_READ + brought * rows * _LOOKUP + matching * distance),
-        all_rows=scale.all_rows * (_READ + rows * _ROW + pages + matching * distance),
+        else scale.filter_index * ((_READ + brought * rows * _LOOKUP) / sharing + matching * distance),
+        all_rows=scale.all_rows * ((_READ + rows * _ROW + pages) / sharing + matching * distance),
     )
     scanned = costs.vector_index + short * costs.exact
     if by_index or (not exact and scanned < costs.exact):
@@ -199,6 +207,7 @@ def choose(
         filter_index_ms=None if brought is None else costs.filter_index,
         all_rows_ms=costs.all_rows,
         visits=most,
+        sharing=sharing,
     )
 
 
@@ -231,8 +240,24 @@ def countable(choice: Choice, table: TableStatistics | None, *, inline: bool, do
         return not inline
     doubtful = doubtful or choice.basis == "guess"
     kept = max(table.rows, 1.0) if doubtful else choice.matching
-    width = _COUNTED_ROW + (8192 * table.pages / max(table.rows, 1.0) if inline else 0.0)
-    return kept * width <= (_COUNTED_UNKNOWN_BYTES if doubtful else _COUNTED_BYTES)
+    width = _row_bytes(table) if inline else _KEPT_ROW
+    return kept * width <= (_KEPT_UNKNOWN_BYTES if doubtful else _KEPT_BYTES)
+
+
+def keepable(choice: Choice, table: TableStatistics | None) -> bool:
+    """Whether an exact read may keep what matches, with its vectors, for several searches to look through."""
+    if table is None or choice.matching is None:
+        return False
+    return _keepable(choice.matching, choice.basis, table)
+
+
+def _keepable(matching: float, basis: str, table: TableStatistics) -> bool:
+    return basis != "guess" and matching * _row_bytes(table) <= _KEPT_BYTES
+
+
+def _row_bytes(table: TableStatistics) -> float:
+    """Of a whole row but for its large values, which PostgreSQL reads from beside the table when needed."""
+    return _KEPT_ROW + 8192 * table.pages / max(table.rows, 1.0)
 
 
 def _share(

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Hashable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import msgspec
@@ -38,7 +39,7 @@ from router.query.types import (
     Unsettled,
     Work,
 )
-from router.query.way import Need, Way, countable, most_visits
+from router.query.way import Need, Way, countable, keepable, most_visits
 from router.query.wire import to_wire
 from router.stages.fanout import Fanout
 from router.stages.stage import Figures
@@ -49,6 +50,17 @@ __all__ = ["Scatter"]
 # A statement for more rows than this is for one search: several would keep a node, and whoever waits for it,
 # for as many times as long.
 _ROWS_TOGETHER = 256
+
+
+class _Kind(NamedTuple):
+    """Of a shard's statement; an exact read is `counted` where it says how many rows matched.
+
+    It is `kept` where a node may keep the rows that match, for all who wait with the same filter.
+    """
+
+    scan: Scan
+    counted: bool = False
+    kept: bool = False
 
 
 class _Searched(NamedTuple):
@@ -99,10 +111,11 @@ class Scatter:
             wanted = [query.offset + query.k]
             plans = [plan_search(query, self._map, wanted[0])]
         layout = self._layout(query, wanted)
-        if len(wanted) == 1:
-            searches = [await self._at(plans[0], query, chosen, layout, query.caller, stop)]
-        else:
-            searches = await self._at_each(plans, query, chosen, layout, stop)
+        with chosen or nullcontext():
+            if len(wanted) == 1:
+                searches = [await self._at(plans[0], query, chosen, layout, query.caller, stop)]
+            else:
+                searches = await self._at_each(plans, query, chosen, layout, stop)
         return self._answer(query, layout, searches)
 
     def describe(self) -> Figures:
@@ -209,38 +222,44 @@ class Scatter:
         doubtful: bool = False,
     ) -> dict[str, Probe]:
         """What to send to each shard; `doubtful`: those that are read exactly were not expected to be."""
-        visits, counting = 0, False
-        groups: dict[tuple[Scan, bool], list[str]] = {}
+        visits, inline = 0, bool(layout.inline)
+        groups: dict[_Kind, list[str]] = {}
         for shard, scan in scans.items():
+            kind = _Kind(scan)
             if chosen is not None:
                 choice = chosen.choices[shard]
                 if scan is Scan.INDEX:
                     # One statement for all, although they differ a little in what is expected of them.
                     visits = max(visits, most_visits(choice, usual.candidates))
-                counting = scan is Scan.EXACT and countable(
-                    choice,
-                    self._ways.table(query.collection.name, shard),
-                    inline=bool(layout.inline),
-                    doubtful=doubtful,
-                )
-            groups.setdefault((scan, counting), []).append(shard)
+                elif scan is Scan.EXACT:
+                    table = self._ways.table(query.collection.name, shard)
+                    kind = _Kind(
+                        scan,
+                        countable(choice, table, inline=inline, doubtful=doubtful),
+                        not doubtful and keepable(choice, table),
+                    )
+            groups.setdefault(kind, []).append(shard)
         probes: dict[str, Probe] = {}
-        for (scan, counting), shards in groups.items():
-            exact = scan is Scan.EXACT
-            plan = usual if scan is usual.scan else plan_search(query, self._map, usual.depth, scan=scan)
+        for kind, shards in groups.items():
+            exact = kind.scan is Scan.EXACT
+            plan = (
+                usual
+                if kind.scan is usual.scan
+                else plan_search(query, self._map, usual.depth, scan=kind.scan)
+            )
             statement = self._statements.search(
                 query.collection,
                 to_wire(query.vector, query.collection.vector.type),
                 limit=plan.limit,
                 candidates=plan.candidates,
                 ef_search=plan.ef_search,
-                scan=scan,
+                scan=kind.scan,
                 filter=query.filter,
                 layout=layout,
                 visits=visits,
-                counted=counting,
+                counted=kind.counted,
             )
-            alone = query.plan or plan.limit > _ROWS_TOGETHER
+            alone = query.plan or plan.limit > _ROWS_TOGETHER or (exact and not kind.kept)
             for shard in shards:
                 probes[shard] = Probe(
                     statement.shape,
@@ -309,7 +328,10 @@ def _account(
         )
         told[shard] = ShardRows(rows, report)
         if ok and scan is not Scan.TIES:
-            outcome = Outcome(exact, matched, visited, report.execute_ms / report.together)
+            together = report.together
+            outcome = Outcome(
+                exact, matched, visited, report.execute_ms / together, shared=exact and together > 1
+            )
             chosen.learn(shard, outcome, candidates)
     return told
 
