@@ -121,7 +121,7 @@ class Settings(msgspec.Struct, frozen=True):
     node_queue_wait: Annotated[
         Seconds,
         "how long a single search may wait for a node; 429 at once when it would be longer",
-    ] = 1.0
+    ] = 1.5
     write_connections: Annotated[Count, "connections to a node for writes"] = 4
     connect_timeout: Annotated[Seconds, "time to open a connection"] = 2.0
     cancel_timeout: Annotated[

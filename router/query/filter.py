@@ -122,7 +122,7 @@ def parse(collection: Collection, raw: dict[str, object], limits: Settings, path
     if parser.problems:
         first = parser.problems[0]
         raise InvalidError(f"{first.path}: {first.message}", parser.problems)
-    return tree
+    return _indexable(tree)
 
 
 def constant(filter: Filter) -> bool | None:
@@ -135,8 +135,8 @@ def constant(filter: Filter) -> bool | None:
                 return absorbing
             return None if None in said else not absorbing
         case Not(part):
-            negated = constant(part)
-            return None if negated is None else not negated
+            says = constant(part)
+            return None if says is None else not says
         case In(_, ()) | Contains(_, (), False):
             return False
     return None
@@ -336,6 +336,49 @@ class _Parser:
     def _wrong(self, path: str, message: str) -> Filter:
         self.problems.append(Problem(_shown(path, 200, quote=False), message))
         return And(())
+
+
+_INVERSE: dict[str, Literal["<", "<=", ">", ">="]] = {"<": ">=", "<=": ">", ">": "<=", ">=": "<"}
+
+
+def _indexable(filter: Filter) -> Filter:
+    """The same filter, in conditions that an index may serve where a negation can be put so."""
+    match filter:
+        case And(parts):
+            return And(tuple(map(_indexable, parts)))
+        case Or(parts):
+            return Or(tuple(map(_indexable, parts)))
+        case Not(part):
+            served = _complement(part)
+            return filter if served is None else served
+    return filter
+
+
+def _complement(filter: Filter) -> Filter | None:
+    """The complement, if an index may find the rows that it keeps.
+
+    A filter is true or not, never NULL: a missing value meets no comparison.
+    """
+    match filter:
+        case And(parts):
+            served = [_complement(part) for part in parts]
+            known = tuple(one for one in served if one is not None)
+            return Or(known) if len(known) == len(parts) else None
+        case Or(parts):
+            served = [_complement(part) for part in parts]
+            if not any(served):
+                return None
+            return And(
+                tuple(Not(part) if one is None else one for part, one in zip(parts, served, strict=True))
+            )
+        case Not(part):
+            return _indexable(part)
+        case Exists(Field(column=column)) if column is not None:
+            return Not(filter)
+        case Compare(Field(column=column) as field, op, value) if op in _INVERSE and column is not None:
+            # NaN has its place in PostgreSQL's order, as the greatest.
+            return Or((Compare(field, _INVERSE[op], value), Not(Exists(field))))
+    return None
 
 
 _Operator: TypeAlias = Callable[[_Parser, Field, object, str], Filter]

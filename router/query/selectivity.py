@@ -128,12 +128,14 @@ def _prepared(filter: Filter) -> _Condition:
             return _All([*_conditions(parts)])
         case Or(parts):
             return _Any([*_alternatives(parts)])
+        case Not(Exists(field)):
+            return _Missing(_place(field))
         case Not(part):
             return _Complement(_prepared(part))
         case Contains(field, elements, every):
             return _Contains(field, elements, every)
         case Exists(field):
-            return _Exists(_place(field))
+            return _Complement(_Missing(_place(field)))
         case Like(field, pattern, ignore_case):
             return _Matches(field, Pattern(pattern, ignore_case))
         case In(field, values):
@@ -163,20 +165,27 @@ def _conditions(parts: Iterable[Filter]) -> Iterable[_Condition]:
 
 
 def _alternatives(parts: Iterable[Filter]) -> Iterable[_Condition]:
-    """Of a disjunction; equalities with one column, and that it is NULL, exclude each other."""
+    """Of a disjunction; equalities with one column exclude each other, and its values that it is missing."""
     equal: dict[str, list[object]] = {}
+    values: dict[Place, list[_Condition]] = {}
     missing: dict[Place, _Condition] = {}
     for part in parts:
         condition = _prepared(part)
         if isinstance(condition, _Equals):
             equal.setdefault(condition.column, []).extend(condition.keys)
-        elif isinstance(condition, _Complement) and isinstance(condition.part, _Exists):
-            missing[condition.part.place] = condition
+        elif isinstance(condition, _Missing):
+            missing[condition.place] = _All([condition])
+        elif isinstance(condition, _Ordered):
+            values.setdefault(condition.key[0], []).append(_All([condition]))
         else:
             yield condition if isinstance(condition, _Compound) else _All([condition])
     for column, keys in equal.items():
-        equals = _Equals(column, [*dict.fromkeys(keys)])
-        yield _Exclusive([equals, missing.pop(column)]) if column in missing else _All([equals])
+        values.setdefault(column, []).append(_All([_Equals(column, [*dict.fromkeys(keys)])]))
+    for place, conditions in values.items():
+        if place in missing:
+            yield _Exclusive([_Any(conditions), missing.pop(place)])
+        else:
+            yield from conditions
     yield from missing.values()
 
 
@@ -264,11 +273,11 @@ class _Any(_Compound):
         self._parts = parts
 
     def share(self, table: TableStatistics) -> Share:
-        return _either([part.share(table) for part in self._parts])
+        return self._either([part.share(table) for part in self._parts])
 
     def read(self, table: TableStatistics) -> tuple[Share, _Found | None]:
         both = [part.read(table) for part in self._parts]
-        share = _either([share for share, _ in both])
+        share = self._either([share for share, _ in both])
         found = [one for _, one in both if one is not None]
         if not found or len(found) < len(both):
             return share, None
@@ -276,23 +285,18 @@ class _Any(_Compound):
         least, most = (_clamped(sum(one.share[i] for one in found)) for i in (0, 1))
         return share, _Found((least, most), tuple(names))
 
+    def _either(self, shares: Sequence[Share]) -> Share:
+        least = most = 0.0
+        for low, high in shares:
+            least += low - least * low
+            most += high - most * high
+        return least, most
 
-def _either(shares: Iterable[Share]) -> Share:
-    least = most = 0.0
-    for low, high in shares:
-        least += low - least * low
-        most += high - most * high
-    return least, most
 
+class _Exclusive(_Any):
+    """Conditions of which no row meets two."""
 
-class _Exclusive(_Compound):
-    """Conditions of which no row meets two, and which no index finds together."""
-
-    def __init__(self, parts: Sequence[_Condition]) -> None:
-        self._parts = parts
-
-    def share(self, table: TableStatistics) -> Share:
-        shares = [part.share(table) for part in self._parts]
+    def _either(self, shares: Sequence[Share]) -> Share:
         return _clamped(sum([low for low, _ in shares])), _clamped(sum([high for _, high in shares]))
 
 
@@ -300,10 +304,10 @@ class _Complement(_Compound):
     """All rows that another condition does not keep, which no index finds."""
 
     def __init__(self, part: _Condition) -> None:
-        self.part = part
+        self._part = part
 
     def share(self, table: TableStatistics) -> Share:
-        least, most = self.part.share(table)
+        least, most = self._part.share(table)
         return 1.0 - most, 1.0 - least
 
 
@@ -405,17 +409,21 @@ def _in_arrays(known: PathStatistics, key: object) -> Share:
     return share, share + known.others * min(_RULE_OF_THREE, known.arrays) / known.sample
 
 
-class _Exists(_Condition):
+class _Missing(_Condition):
+    """There is no value, which an index in order finds of a column as it finds a value."""
+
     def __init__(self, place: Place) -> None:
         self.place = place
+        if isinstance(place, str):
+            self.lookup = Lookup(place, "range")
 
     def share(self, table: TableStatistics) -> Share:
         if isinstance(self.place, str):
             column = table.columns.get(self.place)
-            share = None if column is None else 1.0 - column.nulls
+            share = None if column is None else column.nulls
         else:
             path = table.paths.get(self.place)
-            share = None if path is None else _clamped(1.0 - path.missing)
+            share = None if path is None else _clamped(path.missing)
         return _UNKNOWN if share is None else (share, share)
 
 

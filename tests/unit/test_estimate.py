@@ -102,6 +102,7 @@ def with_(**changes: Any) -> TableStatistics:
         ({"$or": [{"category": "a"}, {"price": {"$lte": 50}}]}, 1 - 0.6 * 0.5),
         ({"$or": [{"category": "a"}, {"category": "b"}]}, 0.5),
         ({"$not": {"$or": [{"category": "a"}, {"category": "b"}]}}, 0.5),
+        ({"$not": {"price": {"$lte": 50}}}, 0.5),
     ],
 )
 def test_the_share_is_that_of_the_values_that_are_kept(filter: dict[str, Any], expected: float) -> None:
@@ -285,6 +286,19 @@ def test_the_index_that_brings_the_fewest_rows_is_named() -> None:
         {"metadata.lang": "en"},
     ):
         assert estimated(raw, table).indexes == ()
+
+
+def test_an_index_finds_what_is_missing_and_what_a_negation_keeps() -> None:
+    table = with_(indexes=(BY_CATEGORY, BY_PRICE))
+    for raw in (
+        {"category": None},
+        {"$not": {"category": {"$lte": "b"}}},
+        {"category": {"$in": ["a", None]}},
+    ):
+        found = estimated(raw, table)
+        assert found.indexes == ("by_category",)
+        assert found.indexed == pytest.approx(share(raw))
+    assert estimated({"$not": {"category": "a"}}, table).indexes == ()
 
 
 def test_an_index_of_several_columns_is_read_by_the_first_that_are_given() -> None:

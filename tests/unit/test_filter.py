@@ -48,6 +48,18 @@ def test_several_operators_and_fields_must_all_hold() -> None:
     assert isinstance(active, Compare)
 
 
+def test_a_negation_becomes_conditions_that_an_index_serves_where_there_are_such() -> None:
+    price = {"price": {"$lt": 10}}
+    below = parsed(price)
+    above, missing = parsed({"price": {"$gte": 10}}), parsed({"price": None})
+    assert parsed({"$not": price}) == Or((above, missing))
+    assert parsed({"$not": {"$not": price}}) == below
+    tenant = parsed({"tenant": "a"})
+    assert parsed({"$not": {"$or": [price, {"tenant": "a"}]}}) == And((Or((above, missing)), Not(tenant)))
+    assert parsed({"$not": {**price, "tenant": "a"}}) == Not(And((below, tenant)))
+    assert isinstance(parsed({"$not": {"metadata.n": {"$lt": 3}}}), Not)
+
+
 def test_sugar_is_gone_after_parsing() -> None:
     assert isinstance(parsed({"tenant": None}), Not)
     assert isinstance(parsed({"tenant": {"$ne": "a"}}).part, Compare)
