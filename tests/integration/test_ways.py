@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -111,6 +112,36 @@ async def test_each_way_is_taken_where_it_is_cheapest(cluster: Cluster) -> None:
             assert all(plan in (report.plan or "") for report in shown.answer.reports), shown.answer.reports
             exact = await ask(w, query, filter, exact=True)
             assert Way.VECTOR_INDEX not in ways(exact) and ids(exact) == nearest(keep, query)
+
+
+async def test_searches_with_the_same_filter_share_exact_reads(cluster: Cluster) -> None:
+    async with filled(cluster) as w:
+        wide = {"include": frozenset(["metadata", "vector", "number"])}
+        asked: list[tuple[Any, dict[str, Any], dict[str, Any]]] = [
+            (VECTORS[i] + np.float32(0.1), filter, options)
+            for i in range(64)
+            for filter, options in (
+                ({"plain": 7}, {}),
+                ({"plain": 8}, {"k": 3 + i % 5}),
+                ({"number": {"$lt": 40}}, wide),
+                ({"metadata.n": {"$gte": ROWS - 30}}, {}),
+            )
+        ]
+        for filter in ({"plain": 7}, {"plain": 8}, {"metadata.n": {"$gte": ROWS - 30}}):
+            await ask(w, VECTORS[0], filter)  # what keeps few rows is known from here on
+        alone = [await ask(w, query, filter, **options) for query, filter, options in asked]
+        together = await asyncio.gather(
+            *(ask(w, query, filter, **options) for query, filter, options in asked)
+        )
+        shared = 0
+        for (query, filter, _), one, other in zip(asked, alone, together, strict=True):
+            assert other.answer.coverage.full and hits(other) == hits(one)
+            if filter == {"plain": 7}:
+                assert ids(other) == nearest(NUMBERS % 100 == 7, query)
+            for report in other.answer.reports:
+                assert report.matched is not None
+                shared += report.together > 1
+        assert shared > len(asked)
 
 
 async def test_what_lies_elsewhere_than_the_query_is_found_exactly_after_a_short_scan(

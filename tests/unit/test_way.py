@@ -6,6 +6,7 @@ import gc
 import math
 import tracemalloc
 import weakref
+from contextlib import ExitStack
 from typing import Any
 
 import msgspec
@@ -43,12 +44,12 @@ NOTHING = Remembered()
 AS_EXPECTED = Costs(1.0, 1.0, 1.0)
 LANG = Field(Column("lang", "lang", ValueType.TEXT))
 TOPIC = Field(None, ("topic",))
-SHARES = {"common": 0.5, "some": 0.05, "rare": 0.001}
+SHARES = {"common": 0.5, "some": 0.05, "few": 0.01, "rare": 0.001}
 
 
 def table(rows: float = 125_000.0, *, index: bool = False, **changes: Any) -> TableStatistics:
     """Rows of 128 dimensions, 14 to a page, with a column of known shares."""
-    column = ColumnStatistics(0.0, SHARES, 0.449, 1000.0, 0.000449, Distribution())
+    column = ColumnStatistics(0.0, SHARES, 0.439, 1000.0, 0.000439, Distribution())
     lookups = ((Lookup("lang", "equal"),),)
     indexes = (FilterIndex("docs_lang", "btree", lookups),) if index else ()
     made = TableStatistics(rows, True, max(1, int(rows / 14)), 0, {"lang": column}, {}, (), indexes)
@@ -223,6 +224,29 @@ def topic(value: str) -> Filter:
 
 
 CUT = Outcome(exact=False, visited=None, milliseconds=2.0)
+
+
+def test_exact_reads_cost_less_while_searches_with_the_same_filter_can_share_them() -> None:
+    world = World(table())
+    # 6,250 of 125,000 rows match "some", too many to be kept; 1,250 match "few".
+    assert world.choose(lang("some")).way is world.choose(lang("few")).way is Way.VECTOR_INDEX
+    with ExitStack() as under_way:
+        for _ in range(40):
+            under_way.enter_context(world.ways.choose("docs", lang("few"), ["s0"], NEED))
+            under_way.enter_context(world.ways.choose("docs", lang("some"), ["s0"], NEED))
+        shared = world.choose(lang("few"))
+        assert (shared.way, shared.sharing) == (Way.ALL_ROWS, 16)
+        assert (world.choose(lang("some")).way, world.choose(lang("some")).sharing) == (Way.VECTOR_INDEX, 1)
+        assert world.choose(lang("other")).sharing == 1
+    assert world.choose(lang("few")).way is Way.VECTOR_INDEX
+
+
+def test_what_one_of_several_searches_took_says_nothing_of_one_alone() -> None:
+    world = World(table())
+    for _ in range(50):
+        world.now += 1
+        world.find(lang("rare"), Outcome(True, 125, milliseconds=0.5, shared=True), exact=True)
+    assert world.ways.pace("docs", "s0").scale(world.now).all_rows == 1.0
 
 
 def test_a_filter_whose_scans_come_up_short_is_read_exactly_until_that_fades() -> None:
