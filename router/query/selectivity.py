@@ -183,7 +183,8 @@ def _alternatives(parts: Iterable[Filter]) -> Iterable[_Condition]:
         values.setdefault(column, []).append(_All([_Equals(column, [*dict.fromkeys(keys)])]))
     for place, conditions in values.items():
         if place in missing:
-            yield _Exclusive([_Any(conditions), missing.pop(place)])
+            present = conditions[0] if len(conditions) == 1 else _Any(conditions)
+            yield _Exclusive([present, missing.pop(place)])
         else:
             yield from conditions
     yield from missing.values()
@@ -218,6 +219,8 @@ class _All(_Compound):
         return self._product(range(len(self._parts)), [part.share(table) for part in self._parts], table)
 
     def read(self, table: TableStatistics) -> tuple[Share, _Found | None]:
+        if len(self._parts) == 1:
+            return self._read_one(self._parts[0], table)
         shares: list[Share] = []
         found: list[_Found] = []
         for part in self._parts:
@@ -225,31 +228,39 @@ class _All(_Compound):
             shares.append(share)
             if within is not None:
                 found.append(within)
-        if self._lookups:
-            for index in table.indexes:
-                served = self._served(index)
-                if served:
-                    found.append(_Found(self._product(served, shares, table), (index.name,)))
+        indexes = {index.name: index for key in self._lookups for index in table.serving.get(key, ())}
+        found += [
+            _Found(self._product(self._served(index), shares, table), (name,))
+            for name, index in indexes.items()
+        ]
         # One that is known to bring few before one that may.
         best = min(found, key=lambda one: (one.share[1], one.share[0])) if found else None
         return self._product(range(len(shares)), shares, table), best
 
+    def _read_one(self, part: _Condition, table: TableStatistics) -> tuple[Share, _Found | None]:
+        """What most filters are, and most parts of others."""
+        share, within = part.read(table)
+        if part.lookup is not None and (indexes := table.serving.get(part.lookup)):
+            return share, _Found(share, (indexes[0].name,))
+        return share, within
+
     def _served(self, index: FilterIndex) -> list[int]:
         """Numbers of the conditions that decide which part of the index is read."""
         served: list[int] = []
-        if index.predicate is None:
-            for key in index.keys:
-                goes_on = index.method == "gin"
-                for lookup in key:
-                    for i in self._lookups.get(lookup, ()):
-                        served.append(i)
-                        # A btree is read by its next key as well while the one before has to be equal.
-                        goes_on = goes_on or lookup.kind == "equal"
-                if not goes_on:
-                    break
+        for key in index.keys:
+            goes_on = index.method == "gin"
+            for lookup in key:
+                for i in self._lookups.get(lookup, ()):
+                    served.append(i)
+                    # A btree is read by its next key as well while the one before has to be equal.
+                    goes_on = goes_on or lookup.kind == "equal"
+            if not goes_on:
+                break
         return served
 
     def _product(self, numbers: Sequence[int], shares: Sequence[Share], table: TableStatistics) -> Share:
+        if len(numbers) == 1:
+            return shares[numbers[0]]
         least = most = 1.0
         equalities: dict[str, tuple[_Equals, float]] = {}
         for i in numbers:
@@ -276,14 +287,23 @@ class _Any(_Compound):
         return self._either([part.share(table) for part in self._parts])
 
     def read(self, table: TableStatistics) -> tuple[Share, _Found | None]:
-        both = [part.read(table) for part in self._parts]
-        share = self._either([share for share, _ in both])
-        found = [one for _, one in both if one is not None]
-        if not found or len(found) < len(both):
+        shares: list[Share] = []
+        names: set[str] = set()
+        least = most = 0.0
+        served = bool(self._parts)
+        for part in self._parts:
+            share, found = part.read(table)
+            shares.append(share)
+            if found is None:
+                served = False
+            else:
+                least += found.share[0]
+                most += found.share[1]
+                names.update(found.names)
+        share = self._either(shares)
+        if not served:
             return share, None
-        names = sorted({name for one in found for name in one.names})
-        least, most = (_clamped(sum(one.share[i] for one in found)) for i in (0, 1))
-        return share, _Found((least, most), tuple(names))
+        return share, _Found((_clamped(least), _clamped(most)), tuple(sorted(names)))
 
     def _either(self, shares: Sequence[Share]) -> Share:
         least = most = 0.0

@@ -14,6 +14,7 @@ import math
 from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
+from functools import cached_property
 from itertools import accumulate
 from typing import Any, Literal, NamedTuple, TypeAlias
 from uuid import UUID
@@ -162,7 +163,7 @@ class FilterIndex(msgspec.Struct, frozen=True):
     predicate: str | None = None
 
 
-class TableStatistics(msgspec.Struct, frozen=True, weakref=True):
+class TableStatistics(msgspec.Struct, frozen=True, weakref=True, dict=True):
     """Of one collection on one shard; `rows` and `pages` are as the planner takes them, at the reading.
 
     Attributes:
@@ -180,6 +181,18 @@ class TableStatistics(msgspec.Struct, frozen=True, weakref=True):
     paths: dict[tuple[str, ...], PathStatistics] = {}
     combined: tuple[CombinedStatistics, ...] = ()
     indexes: tuple[FilterIndex, ...] = ()
+
+    @cached_property
+    def serving(self) -> dict[Lookup, list[FilterIndex]]:
+        """The indexes that a condition of this kind may be read through, if alone."""
+        found: dict[Lookup, list[FilterIndex]] = {}
+        for index in self.indexes:
+            if index.predicate is None:
+                # A GIN index is read by any of its keys, a btree by its first.
+                for key in index.keys if index.method == "gin" else index.keys[:1]:
+                    for lookup in key:
+                        found.setdefault(lookup, []).append(index)
+        return found
 
     def unique(self, column: str) -> bool:
         """Whether no two rows have the same value there."""
