@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import itertools
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from deploy.local import Cluster
-from router.query.types import Consistency, Found, ShardReport
+from router.query.types import Consistency, Found, Probe, ShardReport, ShardRows
 from router.query.way import Choice, Way
 from shard_config.values import ValueType
-from tests.integration.test_search import execute, primary, ranked, vector_of
+from tests.integration.test_search import execute, locked, primary, ranked, vector_of
 from tests.integration.worlds import Vectors, World, column, hits, world
 
 ROWS, DIMENSIONS = 6000, 16
@@ -162,6 +164,33 @@ async def test_what_lies_elsewhere_than_the_query_is_found_exactly_after_a_short
         assert found / 400 >= 0.97
         # Scans that begin within the cluster are not cut.
         assert 40 < again < 160
+
+
+async def test_a_shard_that_hangs_before_its_second_look_is_named_and_the_rest_is_answered(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with filled(cluster) as w, AsyncExitStack() as frozen:
+        fetch, rounds = w.router._fanout.fetch, itertools.count()
+
+        async def hangs_between(probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
+            if next(rounds) == 1:
+                assert "s1" in probes
+                await frozen.enter_async_context(locked(primary(cluster, "s1"), w.collection.table))
+            return await fetch(probes, deadline)
+
+        monkeypatch.setattr(w.router._fanout, "fetch", hangs_between)
+        place = int(PLACES[ranked(VECTORS, VECTORS[0])[-1]])  # that lies farthest away
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        found = await ask(w, VECTORS[0], {"place": place}, by_index=True, within=1.0)
+        assert loop.time() - started < 1.1
+        assert next(rounds) == 2 and found.answer.coverage.full and not found.answer.cacheable
+        assert [(one.shard, one.reason) for one in found.answer.unsettled] == [("s1", "scan_limit")]
+        again = {report.shard: report.again for report in found.answer.reports}
+        assert again["s1"] is None and "short" in again.values()
+        # The other shards were read exactly: of their rows, these are the nearest.
+        elsewhere = {hit["id"] for hit in hits(found) if hit["shard"] != "s1"}
+        assert elsewhere <= set(nearest(PLACES == place, VECTORS[0], 40))
 
 
 async def test_statistics_that_are_no_longer_true_are_corrected_by_the_first_search(cluster: Cluster) -> None:
