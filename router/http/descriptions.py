@@ -197,6 +197,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "filter_index_ms": "What an index of the filter is expected to take; null where none serves.",
         "all_rows_ms": "What it is expected to take to read all rows.",
         "visits": "Rows that a scan of the vector index may visit.",
+        "sharing": "Searches with this very filter that were expected to share each exact read.",
     },
     "Shortfall": {
         "asked": "Hits wanted.",

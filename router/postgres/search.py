@@ -136,7 +136,8 @@ class SearchStatements:
         args = tuple(arguments.args)
         if shape.together is None:
             return SearchStatement(shape, args, None)
-        return SearchStatement(shape, args, (shape.single, ef_search, *[args[i] for i in shape.shared]))
+        width = None if scan is Scan.EXACT else ef_search
+        return SearchStatement(shape, args, (shape.single, width, *[args[i] for i in shape.shared]))
 
 
 def seen_at(layout: Layout) -> int:
