@@ -111,7 +111,7 @@ class Settings(msgspec.Struct, frozen=True):
     node_together: Annotated[
         Count,
         "searches of the same shape that leave as one statement when they had to wait, if each wants at "
-        "most 256 rows; 1 turns that off",
+        "most 256 rows, and four times as many that share an exact read; 1 turns that off",
     ] = 16
     node_queue: Annotated[
         CountOrZero,

@@ -87,7 +87,7 @@ class Topology:
         return f"<Topology {self.snapshot!r}, {self.parts!r}>"
 
     async def open(self) -> None:
-        """Probe every node once and connect to those that are up."""
+        """Probe every node once, connect to those that are up, and read their statistics."""
         await self.snapshot.read_tokens()
         await self.parts.open()
 
@@ -153,13 +153,13 @@ class Parts:
         return [self._nodes[shard.name, node] for node in shard.nodes]
 
     async def open(self) -> None:
-        """Probe every node once and connect to those that are up."""
+        """Probe every node once, connect to those that are up, and read their statistics."""
         await self.prober.start()
         up = [node for node in self.nodes if node.state.health is Health.UP]
         # One that fails here is no worse than one that fails later: its searches will say so.
         await asyncio.gather(*(node.reads.warm() for node in up), return_exceptions=True)
         self.recall.start()
-        self.statistics.start()
+        await self.statistics.start()
 
     async def close(self) -> None:
         """Let go of everything; snapshots are closed before."""

@@ -35,6 +35,8 @@ _EXPIRY_SHARE = 1 / 32
 # does whoever comes next. What leaving together saves is some tenths of a millisecond a search, which is
 # nothing to searches that take as long as this.
 _STATEMENT_SECONDS = 0.05
+# Times as many searches in a statement that reads its rows once for all: one more costs only the distances.
+_TOGETHER_ONCE = 4
 # The node, not one search of several, is what these are about.
 _OF_THE_NODE = (ErrorKind.UNREACHABLE, ErrorKind.LOST)
 
@@ -107,7 +109,7 @@ class Dispatcher:
         execute: runs a statement.
         busy: connections that are neither free nor in a statement of ours.
         queue, wait: how many may wait, and for how many seconds.
-        together: searches in one statement, at most.
+        together: searches in one statement, at most; four times as many if it reads its rows once for all.
         clock: seconds, for durations; the loop's own clock counts whole milliseconds under uvloop.
     """
 
@@ -241,16 +243,24 @@ class Dispatcher:
 
     def _fitting(self, ticket: Ticket) -> int:
         """How many searches like this one a statement may carry."""
-        if ticket.probe.shape.once:
-            return self._together
+        if ticket.probe.shape.once and self._together > 1:
+            return self._together * _TOGETHER_ONCE
         usual = self.expected(ticket.probe)
         return min(int(max(_STATEMENT_SECONDS / usual, 1.0)), self._together) if usual else self._together
 
     def _enqueue(self, ticket: Ticket, turn: float) -> None:
-        ticket.cost = self._pace.of(_kind(ticket.probe), ticket.since)
+        ticket.cost = self._cost(ticket)
         self._queued(ticket, turn)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._wait, self._expire)
+
+    def _cost(self, ticket: Ticket) -> float:
+        """Seconds that the node will take longer for it; next to nothing if it shares a statement's rows."""
+        kind = _kind(ticket.probe)
+        if not ticket.probe.shape.once:
+            return self._pace.of(kind, ticket.since)
+        shares = self._backlog.waiting(ticket.key) % self._fitting(ticket)
+        return 0.0 if shares else self._pace.of(_once(kind), ticket.since)
 
     def _queued(self, ticket: Ticket, turn: float) -> None:
         self._backlog.add(ticket, turn, self.expected(ticket.probe) if ticket.patient else ticket.cost)
@@ -304,7 +314,10 @@ class Dispatcher:
             self._failed(tickets, exc)
             return
         now = self._clock()
-        self._pace.took(_kind(tickets[0].probe), (now - started) / (len(tickets) * in_flight), now)
+        probe, seconds = tickets[0].probe, (now - started) / in_flight
+        self._pace.took(_kind(probe), seconds / len(tickets), now)
+        if probe.shape.once:
+            self._pace.took(_once(_kind(probe)), seconds, now)
         for ticket, (rows, plan) in zip(tickets, answers, strict=True):
             queue_ms = (started - ticket.since) * 1000
             _tell(ticket, Fetched(rows, queue_ms, (now - started) * 1000, len(tickets), plan))
@@ -367,6 +380,11 @@ class Dispatcher:
 def _kind(probe: Probe) -> Hashable:
     """By which the cost of searches is known: not by a filter's values, of which there are many."""
     return probe.shape.single, probe.ef_search
+
+
+def _once(kind: Hashable) -> Hashable:
+    """The same for whole statements."""
+    return kind, "statement"
 
 
 def _tell(ticket: Ticket, outcome: Fetched | Exception) -> None:

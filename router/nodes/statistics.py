@@ -1,7 +1,7 @@
 """What PostgreSQL knows of every shard's values, read in the background for the estimates of filters.
 
-Invariant: no search waits for a reading. One that fails leaves what was read before; it is logged when it
-begins to fail, and not again until it has succeeded.
+Invariant: no search waits for a reading, but a router begins with one. One that fails leaves what was read
+before; it is logged when it begins to fail, and not again until it has succeeded.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from contextlib import suppress
 
 import asyncpg
 
@@ -26,6 +27,11 @@ _logger = logging.getLogger(__name__)
 
 # Of one shard, all its collections: a reading of one takes some milliseconds.
 _READ_SECONDS = 5.0
+# Shards at once. Many would keep the router from other work.
+_AT_ONCE = 4
+# Of a router that starts: without statistics it cannot tell a filter for one row from one for half of them,
+# and still answers.
+_FIRST_SECONDS = 3.0
 # Of the interval, where a table had no statistics yet: it has perhaps just been filled.
 _SOON = 0.1
 # Of values, in the server's text; Python's objects take about five times as much.
@@ -56,9 +62,14 @@ class Statistics:
         """What was read last; None before the first reading. The same object until something has changed."""
         return self._tables.get((collection, shard))
 
-    def start(self) -> None:
+    async def start(self) -> None:
+        """Read from now on; returns when all shards that are up have been read, or after a few seconds."""
         if self._interval > 0 and self._task is None:
-            self._task = asyncio.create_task(self._run(), name="read statistics")
+            first = asyncio.Event()
+            self._task = asyncio.create_task(self._run(first), name="read statistics")
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_FIRST_SECONDS):
+                    await first.wait()
 
     async def close(self) -> None:
         if self._task is not None:
@@ -67,14 +78,20 @@ class Statistics:
             self._task = None
 
     async def read(self) -> None:
-        """Read all shards once, one after the other."""
-        for shard in self._shards:
-            await self._read_shard(shard)
+        """Read all shards once, a few at a time."""
+        places = asyncio.Semaphore(_AT_ONCE)
 
-    async def _run(self) -> None:
+        async def read_in_turn(shard: str) -> None:
+            async with places:
+                await self._read_shard(shard)
+
+        await asyncio.gather(*map(read_in_turn, self._shards))
+
+    async def _run(self, first: asyncio.Event) -> None:
         soon = self._interval * _SOON
         while True:
             await self.read()
+            first.set()
             complete = all(
                 (table := self.of(collection.name, shard)) is not None and table.columns
                 for shard in self._shards

@@ -75,7 +75,7 @@ USUALLY_SHORT = 0.05
 # Rows that an exact read may keep, for counting them or for several searches: in work_mem's 4 MB, where they
 # are expected to be few; and where nobody knows how many they are, so that it is known then. Counting in
 # memory takes less than a tenth longer, on disk up to 1.7 times as long.
-_KEPT_BYTES, _KEPT_UNKNOWN_BYTES = 2_000_000, 64_000_000
+_KEPT_BYTES, _KEPT_UNKNOWN_BYTES = 2_000_000, 128_000_000
 _KEPT_ROW = 64
 
 
@@ -244,15 +244,17 @@ def countable(choice: Choice, table: TableStatistics | None, *, inline: bool, do
     return kept * width <= (_KEPT_UNKNOWN_BYTES if doubtful else _KEPT_BYTES)
 
 
-def keepable(choice: Choice, table: TableStatistics | None) -> bool:
+def keepable(choice: Choice, table: TableStatistics | None, *, doubtful: bool = False) -> bool:
     """Whether an exact read may keep what matches, with its vectors, for several searches to look through."""
     if table is None or choice.matching is None:
         return False
-    return _keepable(choice.matching, choice.basis, table)
+    return _keepable(choice.matching, choice.basis, table, doubtful=doubtful)
 
 
-def _keepable(matching: float, basis: str, table: TableStatistics) -> bool:
-    return basis != "guess" and matching * _row_bytes(table) <= _KEPT_BYTES
+def _keepable(matching: float, basis: str, table: TableStatistics, *, doubtful: bool = False) -> bool:
+    if doubtful or basis == "guess":
+        return table.rows * _row_bytes(table) <= _KEPT_UNKNOWN_BYTES
+    return matching * _row_bytes(table) <= _KEPT_BYTES
 
 
 def _row_bytes(table: TableStatistics) -> float:

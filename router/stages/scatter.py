@@ -236,7 +236,7 @@ class Scatter:
                     kind = _Kind(
                         scan,
                         countable(choice, table, inline=inline, doubtful=doubtful),
-                        not doubtful and keepable(choice, table),
+                        keepable(choice, table, doubtful=doubtful),
                     )
             groups.setdefault(kind, []).append(shard)
         probes: dict[str, Probe] = {}

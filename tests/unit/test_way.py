@@ -33,6 +33,7 @@ from router.query.way import (
     Way,
     choose,
     countable,
+    keepable,
     most_visits,
     scan_ms,
 )
@@ -189,10 +190,20 @@ def test_rows_are_counted_where_keeping_them_takes_little_memory() -> None:
     assert not countable(many, table(), inline=False)
     # What has just proved wrong says nothing of how many there are: all are taken for possible.
     assert countable(many, table(), inline=False, doubtful=True)
-    assert not countable(few, table(), inline=True, doubtful=True)
+    assert not countable(few, table(500_000), inline=True, doubtful=True)
     assert not countable(few, table(10_000_000), inline=False, doubtful=True)
     guessed = choose(table(), Estimate(0.0, 1.0), NEED, NOTHING, AS_EXPECTED)
-    assert countable(guessed, table(), inline=False) and not countable(guessed, table(), inline=True)
+    assert countable(guessed, table(), inline=False)
+    assert not countable(guessed, table(500_000), inline=True)
+
+
+def test_rows_are_kept_for_several_searches_where_they_take_little_memory() -> None:
+    assert keepable(way(0.001), table()) and not keepable(way(0.5), table())
+    guessed = choose(table(), Estimate(0.0, 1.0), NEED, NOTHING, AS_EXPECTED)
+    for unknown, doubtful in ((guessed, False), (way(0.001), True)):
+        assert keepable(unknown, table(), doubtful=doubtful)
+        assert not keepable(unknown, table(500_000), doubtful=doubtful)
+    assert not keepable(way(0.001), None)
 
 
 # --- what searches teach ---
