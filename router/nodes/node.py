@@ -165,7 +165,10 @@ class Node:
         self._struck(str(error), now)
 
     def try_again(self, probe: Probe, seconds: float) -> None:
-        """Ask it although it is left out, with a search that somebody else answers: it has `seconds`."""
+        """Send an ejected node a copy of a search, which another node answers for the caller.
+
+        If it answers within `seconds`, it gets searches again; a failure or a late answer counts against it.
+        """
         started = self._clock()
         self.ejection.tried(started + seconds)
         ticket: Ticket | None = None
