@@ -21,7 +21,7 @@ from router.logs import AccessLog, configure
 from router.query.errors import MisconfiguredError
 from router.serve_config import ServeConfig, from_env
 from router.text import TextModels
-from router.topology import Topology
+from router.topology import Parts, Topology
 from shard_config import ShardMap
 from shard_config.file import codec
 
@@ -44,14 +44,14 @@ def application(config: ServeConfig, shard_map: ShardMap, keys: Keys | None) -> 
     """The application that serves `shard_map` to whoever has one of `keys`, or to all if that is None."""
     configure(config.log_level, sys.stderr)
     metrics = Metrics()
-    topology = Topology(
+    parts = Parts(
         shard_map,
         config.settings,
         redis_url=config.redis_url,
         shared_path=None if config.shared_path is None else Path(config.shared_path),
         recall_listener=metrics,
     )
-
+    topology = Topology(shard_map, parts)
     models = TextModels()
 
     @asynccontextmanager

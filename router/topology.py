@@ -33,7 +33,7 @@ from router.nodes.status import NodeStatus
 from router.policy.batches import AdmittedBatch, Batches
 from router.policy.budget import Budget
 from router.policy.limit import Limit
-from router.policy.selection import Health, Reads, Role
+from router.policy.selection import Health, Reads
 from router.policy.ways import Ways
 from router.query.filter import Filter
 from router.query.ranked import RankedAnswer
@@ -65,23 +65,13 @@ _RETRIES_AT_ONCE = 1000.0
 class Topology:
     """The parts of a router, and the snapshot that requests take now; valid between `open` and `close`."""
 
-    def __init__(
-        self,
-        shard_map: ShardMap,
-        settings: Settings,
-        *,
-        redis_url: str | None = None,
-        shared_path: Path | None = None,
-        recall_listener: RecallListener | None = None,
-    ) -> None:
-        self.parts = Parts(
-            shard_map,
-            settings,
-            redis_url=redis_url,
-            shared_path=shared_path,
-            recall_listener=recall_listener,
-        )
-        self.snapshot = assemble(shard_map, self.parts)
+    def __init__(self, shard_map: ShardMap, parts: Parts) -> None:
+        """
+        Raises:
+            KeyError: the parts were not made for one of the map's nodes or collections.
+        """
+        self.parts = parts
+        self.snapshot = assemble(shard_map, parts)
 
     def __repr__(self) -> str:
         return f"<Topology {self.snapshot!r}, {self.parts!r}>"
@@ -258,7 +248,6 @@ class Snapshot:
         self._shared_cache = shared_cache
         self._writer = writer
         self._reader = reader
-        self._recall = parts.recall
 
     def __repr__(self) -> str:
         return f"<Snapshot map {self.shard_map.version}: {self._search!r}>"
@@ -329,7 +318,7 @@ class Snapshot:
     def nodes(self) -> list[NodeStatus]:
         """What is known of each node of the map, in the map's order."""
         return [
-            _status(node, head)
+            node.status(head)
             for replicas in self._sets.values()
             for head in [_head(replicas)]
             for node in replicas.nodes
@@ -345,7 +334,7 @@ class Snapshot:
 
     def recall(self, collection: str) -> RecallSeen | None:
         """What repeating real searches exactly has shown lately, if anything."""
-        return self._recall.seen(collection)
+        return self._parts.recall.seen(collection)
 
     async def close(self) -> None:
         """To be called when no request uses it any more; the parts stay as they are."""
@@ -386,27 +375,3 @@ def _head(replicas: ReplicaSet) -> int | None:
     """The position that the shard's primary had written when it was last probed."""
     primary = replicas.primary()
     return None if primary is None else primary.state.lsn
-
-
-def _status(node: Node, head: int | None) -> NodeStatus:
-    state = node.state
-    ejected = node.ejected
-    replica = state.role is Role.REPLICA and state.health is Health.UP
-    behind = max(0, head - state.lsn) if replica and head is not None else None
-    return NodeStatus(
-        name=node.config.name,
-        shard=node.shard,
-        zone=node.config.zone,
-        role=state.role,
-        state="deposed" if state.deposed else "ejected" if ejected else state.health.value,
-        reason=state.reason or (f"{node.ejected_for}; it is tried again soon" if ejected else None),
-        since=node.ejected_since if ejected else state.since,
-        ejections=node.ejection.count,
-        role_changes=node.role_changes,
-        in_flight=node.reads.in_flight + node.writes.in_flight,
-        waiting=node.dispatcher.waiting + node.writes.waiting,
-        connections=node.reads.connections + node.writes.connections,
-        replay_lag_bytes=behind,
-        replay_lag_s=state.lag if replica else None,
-        timeline=state.timeline or None,
-    )

@@ -24,6 +24,7 @@ __all__ = [
     "Column",
     "HashSharding",
     "Index",
+    "IndexType",
     "ListSharding",
     "MetadataType",
     "Metric",
@@ -54,6 +55,10 @@ class Metric(StrEnum):
 class VectorType(StrEnum):
     VECTOR = "vector"
     HALFVEC = "halfvec"
+
+
+class IndexType(StrEnum):
+    HNSW = "hnsw"
 
 
 class Quantization(StrEnum):
@@ -161,6 +166,7 @@ class Index(msgspec.Struct, frozen=True):
     m: int
     ef_construction: int
     quantization: Quantization
+    type: IndexType = IndexType.HNSW
 
 
 class Tuned(msgspec.Struct, frozen=True):

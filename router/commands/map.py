@@ -14,8 +14,8 @@ from rich.table import Table
 from shard_config import partition, values
 from shard_config.dsn import redact
 from shard_config.file import codec
-from shard_config.file.placement import as_runs
 from shard_config.file.schema import json_schema
+from shard_config.file.view import as_runs
 from shard_config.metadata_path import spelled
 from shard_config.model import Collection, HashSharding, ListSharding, RangePart, RangeSharding, ShardMap
 

@@ -21,7 +21,7 @@ from router.recall.reading import TuningError
 from router.recall.tuning import Tuned, queries_by_default, said, tune
 from router.settings import Settings
 from router.terminal import Display, Meter
-from router.topology import Snapshot, Topology
+from router.topology import Parts, Snapshot, Topology
 from shard_config import Collection, MapError, ShardMap, limits, load, model, parse
 from shard_config.file.edit import Option, raise_version, set_search_options
 from shard_config.file.replace import TextFile, check_replaceable
@@ -125,7 +125,7 @@ async def _tune(
     gains: dict[str, list[Gain]] = {}
     failures: list[str] = []
     settings = Settings(recall_sample_rate=0, hedge_quantile=0)
-    topology = Topology(shard_map, settings)
+    topology = Topology(shard_map, Parts(shard_map, settings))
     await topology.open()
     # Without them, nothing bounds how far a scan with a filter goes.
     await topology.parts.statistics.read()

@@ -25,11 +25,12 @@ from router.query.errors import OverloadedError
 from router.query.types import Position
 from router.stages.replicas import ReplicaSet
 
-__all__ = ["OF_FAILOVER", "PAUSE_SECONDS", "Outcome", "Primaries"]
+__all__ = ["FAILOVER_KINDS", "PAUSE_SECONDS", "Outcome", "Primaries"]
 
 T = TypeVar("T")
 
-OF_FAILOVER = (ErrorKind.UNREACHABLE, ErrorKind.LOST, ErrorKind.READ_ONLY)
+# A node that fails so may have been replaced as the primary; the next one may answer.
+FAILOVER_KINDS = (ErrorKind.UNREACHABLE, ErrorKind.LOST, ErrorKind.READ_ONLY)
 # Before a node is asked again that was thought to be the primary, and was not.
 PAUSE_SECONDS = 0.05
 
@@ -93,8 +94,8 @@ class Primaries:
             try:
                 # A frozen primary may keep a newcomer waiting for a connection long after it was replaced:
                 # the news of that ends the wait, as a time limit that has passed.
-                async with asyncio.timeout(None) as primary:
-                    with self._sets[shard].relying_on(node, lambda: primary.reschedule(0)):
+                async with asyncio.timeout(None) as waiting:
+                    with self._sets[shard].relying_on(node, lambda: waiting.reschedule(0)):
                         connection = await stack.enter_async_context(node.writes.session(renewed=renewed))
             except TimeoutError:
                 raise NodeError(ErrorKind.LOST, "it is not the primary any more") from None
@@ -188,7 +189,7 @@ class _Job(Generic[T]):
             self._primaries.failed(self._shard, node, exc)
             lost = committed or (sent and exc.kind is ErrorKind.LOST)
             self.outcome = Outcome(error=f"{node.config.name}: {exc}", unknown=lost, kind=exc.kind)
-            return not lost and exc.kind in OF_FAILOVER
+            return not lost and exc.kind in FAILOVER_KINDS
         else:
             self._primaries.committed(self._collection, self._shard, position)
             self.outcome = Outcome(value)

@@ -92,7 +92,7 @@ class UnconfirmedWrites:
         now: Callable[[], float] = asyncio.get_running_loop().time
         pause, until = _FIRST_SECONDS, now()
         while True:
-            if followed.writes and await self._any_broken(followed):
+            if followed.writes and await self._await_writes(followed):
                 pause, until = _FIRST_SECONDS, now() + self._statement_timeout
             await self._count_as_written(followed)
             if followed.writes:
@@ -106,8 +106,12 @@ class UnconfirmedWrites:
                 await _return_of(followed.node)
                 pause, until = _FIRST_SECONDS, now() + self._statement_timeout
 
-    async def _any_broken(self, followed: _Unconfirmed) -> bool:
-        """Whether one of the connections has ended without a word, so that its statement may go on."""
+    async def _await_writes(self, followed: _Unconfirmed) -> bool:
+        """Take over the writes that were added and wait for the tasks that made them.
+
+        Returns:
+            Whether a connection broke meanwhile: the server may still be running its statement.
+        """
         writes, followed.writes = followed.writes, []
         await asyncio.gather(*(one for one, _ in writes if one is not None), return_exceptions=True)
         await followed.node.writes.mended()

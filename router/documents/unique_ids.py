@@ -24,7 +24,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack
 from hashlib import blake2b
 
-from router.documents.primary import OF_FAILOVER, PAUSE_SECONDS, Outcome, Primaries
+from router.documents.primary import FAILOVER_KINDS, PAUSE_SECONDS, Outcome, Primaries
 from router.documents.rows import store_documents, upsert_outcome
 from router.documents.types import Document, DocumentFailure, UpsertOutcome
 from router.nodes.node import Node
@@ -104,7 +104,7 @@ class _Attempt:
                 if exc.renewable and not self._renewed:
                     self._renewed = True
                     continue
-                if self._storing or exc.kind not in OF_FAILOVER or now() >= end:
+                if self._storing or exc.kind not in FAILOVER_KINDS or now() >= end:
                     raise
                 await asyncio.sleep(PAUSE_SECONDS)
             else:

@@ -41,9 +41,9 @@ from shard_config.model import ShardMap
 
 __all__ = ["Freshness"]
 
-# A token with positions ends after this many times its entries' time, and after an hour at least: should a
-# shard's log begin anew, below the positions that Redis was told of, and nobody write, its answers are
-# refused no longer.
+# A token expires after this many times the TTL of its entries, but not within an hour. If it never did, a
+# shard that was restored to an earlier log position, and is not written to, would have its answers refused
+# for ever, because they lie below the positions that Redis was told of.
 _TOKEN_TTL_FACTOR, _TOKEN_TTL_LEAST = 10, 3600.0
 
 

@@ -18,7 +18,7 @@ from router.freshness.redis_link import RedisLink
 __all__ = ["Lookups"]
 
 # Entries are a few kB each, so that one answer of Redis stays well below a megabyte.
-_TOGETHER = 64
+_MAX_READS = 64
 
 _Values = Sequence[bytes | None]
 
@@ -58,7 +58,7 @@ class Lookups:
     async def _send(self) -> None:
         try:
             while self._waiting:
-                reads = [self._waiting.popleft() for _ in range(min(_TOGETHER, len(self._waiting)))]
+                reads = [self._waiting.popleft() for _ in range(min(_MAX_READS, len(self._waiting)))]
                 await self._answer([read for read in reads if not read.answer.done()])
         finally:
             self._sender = None

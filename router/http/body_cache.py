@@ -39,15 +39,15 @@ class CheckedSearch(msgspec.Struct, frozen=True):
 
 
 class BodyCache:
-    """Bounded in bytes. The oldest are dropped first: a dict keeps the order of arrival for nothing."""
+    """Bounded in bytes. The oldest are dropped first, since a dict keeps that order without further work."""
 
     def __init__(self, max_bytes: int) -> None:
         self.size_bytes = 0
-        self._most = max_bytes
+        self._max_bytes = max_bytes
         self._entries: dict[_Key, CheckedSearch] = {}
 
     def __repr__(self) -> str:
-        return f"<BodyCache {len(self._entries)} entries, {self.size_bytes}/{self._most} bytes>"
+        return f"<BodyCache {len(self._entries)} entries, {self.size_bytes}/{self._max_bytes} bytes>"
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -60,14 +60,14 @@ class BodyCache:
     def put(self, body: bytes, checked: CheckedSearch) -> None:
         key = (checked.query.collection.name, body)
         size = _size(key, checked)
-        if size > self._most:
+        if size > self._max_bytes:
             return
         replaced = self._entries.pop(key, None)
         if replaced is not None:
             self.size_bytes -= _size(key, replaced)
         self._entries[key] = checked
         self.size_bytes += size
-        while self.size_bytes > self._most:
+        while self.size_bytes > self._max_bytes:
             oldest = next(iter(self._entries))
             self.size_bytes -= _size(oldest, self._entries.pop(oldest))
 

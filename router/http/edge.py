@@ -47,8 +47,8 @@ _LOGGED_PATH = 512
 _MOST_CODINGS = 4096
 
 
-class _Visit:
-    """One request from arrival to log line."""
+class _Exchange:
+    """One request and its reply, from arrival to log line."""
 
     __slots__ = ("caller", "coding", "headers", "id", "reply", "route", "scope", "trace")
 
@@ -81,14 +81,14 @@ class Edge:
         self._keys = keys
         self._metrics = metrics
         self._log = access_log
-        self._most = settings.max_concurrent
+        self._max_concurrent = settings.max_concurrent
         self._send_seconds = settings.max_timeout
         self._cors = Cors(settings.cors_origins) if settings.cors_origins else None
         self._in_flight = 0  # changed by `_limited` only
         self._lifespan = Router(lifespan=lifespan)
 
     def __repr__(self) -> str:
-        return f"<Edge {self.routes!r}, {self._in_flight}/{self._most} in flight>"
+        return f"<Edge {self.routes!r}, {self._in_flight}/{self._max_concurrent} in flight>"
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
@@ -100,54 +100,54 @@ class Edge:
 
     async def _serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         started = perf_counter()
-        visit = _Visit(scope)
+        exchange = _Exchange(scope)
         self._metrics.begin()
         try:
-            visit.reply = await self._reply(visit, receive)
+            exchange.reply = await self._reply(exchange, receive)
             if self._cors is not None:
-                visit.reply.headers = [*visit.reply.headers, *self._cors.headers(visit.headers)]
-            await _send(visit, send, self._send_seconds)
+                exchange.reply.headers = [*exchange.reply.headers, *self._cors.headers(exchange.headers)]
+            await _send(exchange, send, self._send_seconds)
         except ClientDisconnect:
-            visit.reply.status = _NO_ANSWER
+            exchange.reply.status = _NO_ANSWER
         except asyncio.CancelledError:
             if CLIENT_LEFT not in scope:
                 raise
         finally:
             if CLIENT_LEFT in scope:
-                visit.reply.status = _NO_ANSWER
+                exchange.reply.status = _NO_ANSWER
             seconds = perf_counter() - started
             method = scope["method"] if scope["method"] in _METHODS else "other"
-            self._metrics.end(method, visit.route, visit.reply, seconds)
-            self._write_log(visit, seconds)
+            self._metrics.end(method, exchange.route, exchange.reply, seconds)
+            self._write_log(exchange, seconds)
 
-    async def _reply(self, visit: _Visit, receive: Receive) -> Reply:
+    async def _reply(self, exchange: _Exchange, receive: Receive) -> Reply:
         try:
             try:
-                return await self._answer(visit, receive)
+                return await self._answer(exchange, receive)
             except RouterError as exc:
-                return error_reply(exc, visit.id)
+                return error_reply(exc, exchange.id)
         except ClientDisconnect:
             raise
         except Exception:
             # Whatever it is: nothing of it for the caller, all of it for the log.
-            _logger.exception("unexpected error", extra={"request_id": visit.id, "route": visit.route})
+            _logger.exception("unexpected error", extra={"request_id": exchange.id, "route": exchange.route})
             error = HttpError(INTERNAL, "the router failed to answer; its log says why, by the request id")
-            return error_reply(error, visit.id)
+            return error_reply(error, exchange.id)
 
-    async def _answer(self, visit: _Visit, receive: Receive) -> Reply:
-        method = visit.scope["method"]
-        announced = None if self._cors is None else self._cors.preflight_method(method, visit.headers)
-        operation, template, params = self.routes.find(announced or method, path_of(visit.scope))
-        visit.route = template
-        _choose_coding(visit)
+    async def _answer(self, exchange: _Exchange, receive: Receive) -> Reply:
+        method = exchange.scope["method"]
+        announced = None if self._cors is None else self._cors.preflight_method(method, exchange.headers)
+        operation, template, params = self.routes.find(announced or method, path_of(exchange.scope))
+        exchange.route = template
+        _choose_coding(exchange)
         if self._cors is not None and announced is not None:
             return self._cors.preflight_reply()
-        request = self._request(visit, operation, params, receive)
+        request = self._request(exchange, operation, params, receive)
         if not operation.limited:
             return await operation.handler(request)
-        if self._in_flight >= self._most:
+        if self._in_flight >= self._max_concurrent:
             self._metrics.reject("concurrency")
-            raise OverloadedError(f"{self._most} requests are being answered already")
+            raise OverloadedError(f"{self._max_concurrent} requests are being answered already")
         self._in_flight += 1
         try:
             return await operation.handler(request)
@@ -158,7 +158,7 @@ class Edge:
             self._in_flight -= 1
 
     def _request(
-        self, visit: _Visit, operation: Operation, params: Mapping[str, str], receive: Receive
+        self, exchange: _Exchange, operation: Operation, params: Mapping[str, str], receive: Receive
     ) -> Request:
         """The request for the operation's handler.
 
@@ -168,34 +168,34 @@ class Edge:
             ClientDisconnect
         """
         if self._keys is not None and operation.scope != "open":
-            visit.caller = self._keys.authorise(visit.headers, operation.scope).name
-        if CLIENT_LEFT in visit.scope:
+            exchange.caller = self._keys.authorise(exchange.headers, operation.scope).name
+        if CLIENT_LEFT in exchange.scope:
             raise ClientDisconnect
         return Request(
             self._backend(),
-            visit.headers,
+            exchange.headers,
             {name: segment(value) for name, value in params.items()},
-            query_of(visit.scope["query_string"], operation),
+            query_of(exchange.scope["query_string"], operation),
             receive,
-            visit.id,
-            body_received=BODY_RECEIVED in visit.scope,
+            exchange.id,
+            body_received=BODY_RECEIVED in exchange.scope,
         )
 
-    def _write_log(self, visit: _Visit, seconds: float) -> None:
-        scope, reply = visit.scope, visit.reply
+    def _write_log(self, exchange: _Exchange, seconds: float) -> None:
+        scope, reply = exchange.scope, exchange.reply
         fields: dict[str, object] = {
-            "request_id": visit.id,
+            "request_id": exchange.id,
             "method": scope["method"],
-            "route": visit.route,
+            "route": exchange.route,
             "path": scope["path"][:_LOGGED_PATH],
             "status": reply.status,
             "took_ms": round(seconds * 1000, 3),
             "client": scope["client"][0] if scope.get("client") else None,
         }
-        if visit.trace is not None:
-            fields["trace_id"] = visit.trace.id
-        if visit.caller is not None:
-            fields["caller"] = visit.caller
+        if exchange.trace is not None:
+            fields["trace_id"] = exchange.trace.id
+        if exchange.caller is not None:
+            fields["caller"] = exchange.caller
         if reply.found:
             fields |= _account(reply)
         if reply.written is not None:
@@ -205,16 +205,16 @@ class Edge:
         self._log.write(level, fields)
 
 
-def _choose_coding(visit: _Visit) -> None:
+def _choose_coding(exchange: _Exchange) -> None:
     """
     Raises:
         HttpError: 406, the client accepts no coding that there is.
     """
-    accepted = visit.headers.get(b"accept-encoding")
+    accepted = exchange.headers.get(b"accept-encoding")
     if accepted is None:
         return
-    visit.coding = negotiate(accepted[:_MOST_CODINGS])
-    if visit.coding == "none":
+    exchange.coding = negotiate(accepted[:_MOST_CODINGS])
+    if exchange.coding == "none":
         shown = accepted[:80].decode("latin-1")
         raise HttpError(Refusal.NOT_ACCEPTABLE, f"Accept-Encoding {shown} takes neither gzip nor identity")
 
@@ -227,16 +227,16 @@ def _account(reply: Reply) -> dict[str, object]:
     return {"searches": len(reply.found), "coverage": coverage}
 
 
-async def _send(visit: _Visit, send: Send, seconds: float) -> None:
-    reply = visit.reply
+async def _send(exchange: _Exchange, send: Send, seconds: float) -> None:
+    reply = exchange.reply
     headers = [
         (b"content-type", reply.content_type),
         (b"cache-control", b"no-store"),
-        (b"x-request-id", visit.id.encode()),
+        (b"x-request-id", exchange.id.encode()),
         *reply.headers,
     ]
-    if visit.trace is not None:
-        headers.append((b"traceparent", visit.trace.header))
-    if visit.coding == "identity" and send_at_once(reply, headers, visit.scope):
+    if exchange.trace is not None:
+        headers.append((b"traceparent", exchange.trace.header))
+    if exchange.coding == "identity" and send_at_once(reply, headers, exchange.scope):
         return
-    await send_reply(reply, headers, visit.coding, visit.scope, send, seconds)
+    await send_reply(reply, headers, exchange.coding, exchange.scope, send, seconds)

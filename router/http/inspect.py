@@ -23,7 +23,8 @@ from router.http.message import Reply, Request
 from router.query.errors import InvalidError, NotFoundError
 from router.recall.sampling import RecallSeen
 from shard_config import partition, to_json
-from shard_config.file.fields import INDEX, SEARCH, shown
+from shard_config.file.collection import INDEX, SEARCH
+from shard_config.file.fields import shown
 from shard_config.model import (
     Collection,
     HashSharding,

@@ -15,7 +15,7 @@ import msgspec
 from router.documents.types import DeleteOutcome, DocumentFailure, ShardWrite, UpsertOutcome
 from router.http.answers import DeleteAnswer, ShardOutcome, UpsertAnswer, UpsertProblem
 from router.http.message import Reply, Written
-from router.http.problems import MOST_PROBLEMS, describe, error_reply, kind_of
+from router.http.problems import MOST_PROBLEMS, error_reply, problem_body
 from router.query.errors import (
     ConflictError,
     InvalidError,
@@ -65,7 +65,7 @@ class Tally:
             reply = Reply(msgspec.json.encode(answer))
         else:
             problems = (*error.problems, *(_problem(failure) for failure in failures[:MOST_PROBLEMS]))
-            problem = describe(kind_of(error), error.detail, request_id, problems)
+            problem = problem_body(error, request_id, problems)
             fields = msgspec.structs.asdict(problem) | msgspec.structs.asdict(answer)
             reply = error_reply(error, request_id, UpsertProblem(**fields))
         reply.written = Written(self._collection, stored=self.stored, failed=self._failed)

@@ -29,7 +29,7 @@ from router.query.errors import (
     UnavailableError,
 )
 
-__all__ = ["INTERNAL", "MOST_PROBLEMS", "ProblemBody", "describe", "error_reply", "kind_of"]
+__all__ = ["INTERNAL", "MOST_PROBLEMS", "ProblemBody", "error_reply", "problem_body"]
 
 INTERNAL = Kind(500, "internal", "Internal error")
 
@@ -63,31 +63,34 @@ class ProblemBody(msgspec.Struct, frozen=True):
     request_id: str
 
 
-def kind_of(error: RouterError) -> Kind:
-    if isinstance(error, HttpError):
-        return error.kind
-    return next(_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS)
-
-
-def describe(kind: Kind, detail: str, request_id: str, problems: Sequence[Problem] = ()) -> ProblemBody:
+def problem_body(
+    error: RouterError, request_id: str, problems: Sequence[Problem] | None = None
+) -> ProblemBody:
+    """What the caller is told of `error`; `problems` take the place of its own."""
+    kind = _kind_of(error)
+    errors = error.problems if problems is None else problems
     return ProblemBody(
         type=f"urn:pgscatter:problem:{kind.slug}",
         title=kind.title,
         status=kind.status,
-        detail=detail,
-        errors=tuple(problems[:MOST_PROBLEMS]),
+        detail=error.detail,
+        errors=tuple(errors[:MOST_PROBLEMS]),
         request_id=request_id,
     )
 
 
 def error_reply(error: RouterError, request_id: str, body: msgspec.Struct | None = None) -> Reply:
     """The reply to `error`, with the headers that it calls for; `body` if it says more than a problem."""
-    kind = kind_of(error)
-    if body is None:
-        body = describe(kind, error.detail, request_id, error.problems)
     headers: list[tuple[bytes, bytes]] = []
     if isinstance(error, HttpError):
         headers.extend(error.headers)
     if isinstance(error, OverloadedError | UnavailableError):
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
-    return Reply(msgspec.json.encode(body), kind.status, b"application/problem+json", headers)
+    encoded = msgspec.json.encode(body or problem_body(error, request_id))
+    return Reply(encoded, _kind_of(error).status, b"application/problem+json", headers)
+
+
+def _kind_of(error: RouterError) -> Kind:
+    if isinstance(error, HttpError):
+        return error.kind
+    return next(_KINDS[cls] for cls in type(error).__mro__ if cls in _KINDS)

@@ -1,7 +1,8 @@
 """Search and batch search.
 
-A batch is so many searches that happen to come in one body: it is taken on or refused as a whole, and then
-each is decoded, checked and answered on its own, as many at a time as the nodes answer soon.
+A batch is several searches in one body. It is admitted or refused as a whole, by what a sample of it is
+expected to take; then each is decoded, checked and answered on its own, with as many under way at a time as
+the nodes can answer soon.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from router.http.backend import Embed
 from router.http.body_cache import BodyCache, CheckedSearch
 from router.http.content import read_json
 from router.http.message import Reply, Request
-from router.http.problems import describe, kind_of
+from router.http.problems import problem_body
 from router.http.slow_log import SlowLog
 from router.policy.batches import AdmittedBatch
 from router.query.errors import DeadlineError, InvalidError, RouterError
@@ -33,10 +34,10 @@ from shard_config.model import Collection
 
 __all__ = ["Searches"]
 
-# Searches of a batch that are looked at before it is taken on: what they are expected to take is that of all.
+# Searches of a batch that are checked before it is admitted; the others are expected to take as long.
 _SAMPLE = 8
-# A batch's answer up to this size leaves as one.
-_IN_ONE = 1 << 18
+# A batch's answer up to this size is joined before it is sent.
+_JOINED_BYTES = 1 << 18
 _NO_HITS = b"[]"
 
 
@@ -85,20 +86,20 @@ class Searches:
         end = loop.time() + self._settings.max_timeout
         room = request.backend.batch_room()
         results: list[list[bytes]] = [[]] * len(searches)
-        founds: list[tuple[str, Found]] = []
+        answers: list[tuple[str, Found]] = []
 
         async def answer(i: int) -> None:
             where = f"searches[{i}]"
             results[i], found = await self._member(request, collection, searches[i], where, end, room, batch)
             if found is not None:
-                founds.append((collection.name, found))
+                answers.append((collection.name, found))
 
         sample = self._sample(collection, searches)
         with request.backend.admit(sample, len(searches), self._settings.max_timeout) as batch:
             async with asyncio.TaskGroup() as group:
                 _Workers(batch, group, len(searches), end, answer).start()
         body, more = _batch_body(results)
-        return Reply(body, more=more, found=tuple(founds), reservation=room)
+        return Reply(body, more=more, found=tuple(answers), reservation=room)
 
     def _sample(self, collection: Collection, searches: Sequence[msgspec.Raw]) -> list[SearchQuery]:
         """Some of them, as far as they can be understood before a text is embedded."""
@@ -133,8 +134,7 @@ class Searches:
             pieces = _in_pieces(self._encode(request, checked.query, found, took_ms), found)
             room.add(sum(map(len, pieces)), counted=found.answer.reservation is not None)
         except RouterError as exc:
-            problem = describe(kind_of(exc), exc.detail, request.id, exc.problems)
-            return [self._encoder.encode(BatchError(problem))], None
+            return [self._encoder.encode(BatchError(problem_body(exc, request.id)))], None
         return pieces, found
 
     async def _check(
@@ -226,7 +226,7 @@ def _batch_body(results: list[list[bytes]]) -> tuple[bytes, list[bytes]]:
     for i, result in enumerate(results):
         pieces += (b",", *result) if i else result
     pieces.append(b"]}")
-    if sum(map(len, pieces)) <= _IN_ONE:
+    if sum(map(len, pieces)) <= _JOINED_BYTES:
         return b"".join(pieces), []
     return b"", pieces
 

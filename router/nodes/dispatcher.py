@@ -7,7 +7,7 @@ finds the node free leaves at once; nothing is ever delayed in the hope of compa
 
 Invariants: a search is answered exactly once, or has left; what fails or leaves touches nobody who
 shares its statement; at most `queue` single searches wait beside those that are tried again, none longer than
-`wait` seconds and a thirtieth.
+`wait` seconds and `_EXPIRY_SHARE` of them.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ _STATEMENT_SECONDS = 0.05
 # Times as many searches in a statement that reads its rows once for all: one more costs only the distances.
 _TOGETHER_ONCE = 4
 # The node, not one search of several, is what these are about.
-_OF_THE_NODE = (ErrorKind.UNREACHABLE, ErrorKind.LOST)
+_NODE_FAULTS = (ErrorKind.UNREACHABLE, ErrorKind.LOST)
 
 
 class Fetched(msgspec.Struct, frozen=True):
@@ -67,11 +67,11 @@ class Ticket:
     Then it lets go of both `done` and `statement`: cycles of references between what asks and what
     answers cost a garbage collection of 50 ms for every thousand searches.
 
-    One of a batch is `patient`: the batch was admitted as a whole, so that no length of the queue is too much
-    for it, and only its deadline ends its wait.
+    One that is `in_batch` is not refused for the length of the queue, because its batch was admitted as a
+    whole, and only its deadline ends its wait.
     """
 
-    __slots__ = ("caller", "cost", "deadline", "done", "key", "patient", "probe", "since", "statement")
+    __slots__ = ("caller", "cost", "deadline", "done", "in_batch", "key", "probe", "since", "statement")
 
     def __init__(
         self, probe: Probe, deadline: float, done: Callable[[Fetched | Exception], None], since: float
@@ -81,7 +81,7 @@ class Ticket:
         self.done: Callable[[Fetched | Exception], None] | None = done
         self.key: Hashable = object() if probe.key is None else probe.key
         self.caller = probe.caller
-        self.patient = isinstance(probe.caller, AdmittedBatch)
+        self.in_batch = isinstance(probe.caller, AdmittedBatch)
         self.since = since
         self.cost = 0.0  # seconds that it is expected to take the node
         self.statement: _Statement | None = None  # None while it waits
@@ -135,28 +135,28 @@ class Dispatcher:
         self._together = together
         self._clock = clock
         self._backlog: Backlog[Ticket] = Backlog()
-        self._flying: set[_Statement] = set()
-        self._carried = 0  # searches in them
-        self._pace = SearchCost()
-        self._patient = 0  # of those that wait
+        self._statements: set[_Statement] = set()
+        self._searches = 0  # that the statements carry
+        self._costs = SearchCost()
+        self._waiting_in_batches = 0  # of `waiting`
         # Seconds that what waits is expected to take the node: single searches, and those of batches.
-        self._ahead, self._ahead_patient = 0.0, 0.0
+        self._ahead, self._ahead_in_batches = 0.0, 0.0
         self._timer: asyncio.TimerHandle | None = None
         limit.pumps.append(self.pump)
 
     def __repr__(self) -> str:
-        counts = f"{len(self._flying)} in flight, {self.waiting} waiting"
+        counts = f"{len(self._statements)} in flight, {self.waiting} waiting"
         return f"<Dispatcher {self.name} {counts}, {self.limit!r}>"
 
     @property
     def in_flight(self) -> int:
         """Statements."""
-        return len(self._flying)
+        return len(self._statements)
 
     @property
     def load(self) -> int:
         """Searches that a newcomer would share the node with."""
-        return self.waiting + self._carried
+        return self.waiting + self._searches
 
     def submit(self, probe: Probe, deadline: float, done: Callable[[Fetched | Exception], None]) -> Ticket:
         """Take a place; `done` is called later, once, with rows or with a NodeError or OverloadedError.
@@ -169,7 +169,7 @@ class Dispatcher:
         if free and not self.waiting:
             self._send([ticket])
             return ticket
-        if not ticket.patient:
+        if not ticket.in_batch:
             self._check_queue()
         self._enqueue(ticket, ticket.since)
         if free:
@@ -179,12 +179,13 @@ class Dispatcher:
     @property
     def ahead(self) -> float:
         """Seconds that a single search would wait for its turn, as far as is known."""
-        # Between two single searches goes as much of batches as they take themselves.
-        return self._ahead + min(self._ahead_patient, self._ahead)
+        # The backlog leaves half of the node to single searches: before this one, batches take no more time
+        # than they.
+        return self._ahead + min(self._ahead_in_batches, self._ahead)
 
     def expected(self, probe: Probe) -> float:
         """Seconds that such a search has lately taken the node in the mean; 0 where nothing is known."""
-        return self._pace.usual(_kind(probe), self._clock())
+        return self._costs.usual(_kind(probe), self._clock())
 
     def leave(self, ticket: Ticket) -> None:
         """The answer is not wanted any more; `done` will not be called."""
@@ -211,12 +212,12 @@ class Dispatcher:
 
         Returns the statements that were under way, which are cancelled.
         """
-        tickets, flying = self._backlog.clear(), list(self._flying)
+        tickets, statements = self._backlog.clear(), list(self._statements)
         self._dequeued(tickets)
-        tasks = [statement.task for statement in flying if statement.task is not None]
+        tasks = [statement.task for statement in statements if statement.task is not None]
         for task in tasks:
             task.cancel()
-        for ticket in (*tickets, *(ticket for statement in flying for ticket in statement.tickets)):
+        for ticket in (*tickets, *(ticket for statement in statements for ticket in statement.tickets)):
             _tell(ticket, error)
         return tasks
 
@@ -234,7 +235,7 @@ class Dispatcher:
         Raises:
             OverloadedError: as many single searches wait as may, or one more would wait too long.
         """
-        waiting, ahead = self.waiting - self._patient, self.ahead
+        waiting, ahead = self.waiting - self._waiting_in_batches, self.ahead
         if waiting >= self._queue or (ahead > self._wait and waiting > self._together):
             raise OverloadedError(
                 f"{waiting} searches wait for node {self.name} already, about {ahead * 1000:.0f} ms",
@@ -258,33 +259,33 @@ class Dispatcher:
         """Seconds that the node will take longer for it; next to nothing if it shares a statement's rows."""
         kind = _kind(ticket.probe)
         if not ticket.probe.shape.once:
-            return self._pace.of(kind, ticket.since)
+            return self._costs.of(kind, ticket.since)
         shares = self._backlog.waiting(ticket.key) % self._fitting(ticket)
-        return 0.0 if shares else self._pace.of(_once(kind), ticket.since)
+        return 0.0 if shares else self._costs.of(_once(kind), ticket.since)
 
     def _queued(self, ticket: Ticket, turn: float) -> None:
-        self._backlog.add(ticket, turn, self.expected(ticket.probe) if ticket.patient else ticket.cost)
+        self._backlog.add(ticket, turn, self.expected(ticket.probe) if ticket.in_batch else ticket.cost)
         self.waiting += 1
-        if ticket.patient:
-            self._patient += 1
-            self._ahead_patient += ticket.cost
+        if ticket.in_batch:
+            self._waiting_in_batches += 1
+            self._ahead_in_batches += ticket.cost
         else:
             self._ahead += ticket.cost
 
     def _dequeued(self, tickets: Sequence[Ticket]) -> None:
         self.waiting -= len(tickets)
         for ticket in tickets:
-            if ticket.patient:
-                self._patient -= 1
-                self._ahead_patient -= ticket.cost
+            if ticket.in_batch:
+                self._waiting_in_batches -= 1
+                self._ahead_in_batches -= ticket.cost
             else:
                 self._ahead -= ticket.cost
         if not self.waiting:
             # What additions and subtractions of floats leave over.
-            self._ahead = self._ahead_patient = 0.0
+            self._ahead = self._ahead_in_batches = 0.0
 
     def _free(self) -> bool:
-        return self.limit.admits(len(self._flying) + self._busy())
+        return self.limit.admits(len(self._statements) + self._busy())
 
     def _in_time(self, tickets: list[Ticket]) -> list[Ticket]:
         """Those that can still be answered; the others' callers are about to notice."""
@@ -298,15 +299,15 @@ class Dispatcher:
         statement = _Statement(tickets)
         for ticket in tickets:
             ticket.statement = statement
-        self.limit.start(len(self._flying))
-        self._flying.add(statement)
-        self._carried += len(tickets)
+        self.limit.start(len(self._statements))
+        self._statements.add(statement)
+        self._searches += len(tickets)
         statement.task = asyncio.get_running_loop().create_task(self._run(statement))
         statement.task.add_done_callback(lambda _: self._ended(statement))
 
     async def _run(self, statement: _Statement) -> None:
         tickets = statement.tickets
-        in_flight = len(self._flying)
+        in_flight = len(self._statements)
         started = self._clock()
         try:
             answers = await self._execute([ticket.probe for ticket in tickets])
@@ -315,9 +316,9 @@ class Dispatcher:
             return
         now = self._clock()
         probe, seconds = tickets[0].probe, (now - started) / in_flight
-        self._pace.took(_kind(probe), seconds / len(tickets), now)
+        self._costs.took(_kind(probe), seconds / len(tickets), now)
         if probe.shape.once:
-            self._pace.took(_once(_kind(probe)), seconds, now)
+            self._costs.took(_once(_kind(probe)), seconds, now)
         for ticket, (rows, plan) in zip(tickets, answers, strict=True):
             queue_ms = (started - ticket.since) * 1000
             _tell(ticket, Fetched(rows, queue_ms, (now - started) * 1000, len(tickets), plan))
@@ -327,7 +328,7 @@ class Dispatcher:
         """Tell who asked; of several, each is tried again alone unless the node itself is at fault."""
         if isinstance(error, NodeError) and error.kind is ErrorKind.TRANSIENT:
             self.limit.refused()
-        if len(tickets) == 1 or not isinstance(error, NodeError) or error.kind in _OF_THE_NODE:
+        if len(tickets) == 1 or not isinstance(error, NodeError) or error.kind in _NODE_FAULTS:
             for ticket in tickets:
                 _tell(ticket, error)
             return
@@ -341,9 +342,9 @@ class Dispatcher:
                 self._enqueue(ticket, turn)
 
     def _ended(self, statement: _Statement) -> None:
-        self._flying.discard(statement)
-        self._carried -= len(statement.tickets)
-        self.limit.end(len(self._flying))
+        self._statements.discard(statement)
+        self._searches -= len(statement.tickets)
+        self.limit.end(len(self._statements))
         statement.task = None  # which holds this statement in turn
         self.pump()
         if self.limit.room:
@@ -360,7 +361,7 @@ class Dispatcher:
 
         def late(ticket: Ticket) -> bool:
             nonlocal oldest
-            if ticket.patient:
+            if ticket.in_batch:
                 return False
             if now - ticket.since >= self._wait:
                 return True

@@ -15,10 +15,11 @@ from typing import Any, Protocol
 import msgspec
 
 from router.nodes.dispatcher import Dispatcher, Execute, Fetched, Ticket
+from router.nodes.status import NodeStatus
 from router.policy.ejection import Ejection
 from router.policy.latency import Latency
 from router.policy.limit import Limit
-from router.policy.selection import Health, NodeState
+from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import Connection, ErrorKind, NodeError, open_connection
 from router.postgres.pool import Pool
 from router.postgres.search import arrays
@@ -122,6 +123,28 @@ class Node:
             return 1.0
         return max(1.0 - (self._warm_at - now) / _WARM_UP_SECONDS, _LEAST_SHARE)
 
+    def status(self, head: int | None) -> NodeStatus:
+        """What operators are told of it; `head` is the position that its primary has written, if known."""
+        state, ejected = self.state, self.ejected
+        replica = state.role is Role.REPLICA and state.health is Health.UP
+        return NodeStatus(
+            name=self.config.name,
+            shard=self.shard,
+            zone=self.zone,
+            role=state.role,
+            state="deposed" if state.deposed else "ejected" if ejected else state.health.value,
+            reason=state.reason or (f"{self.ejected_for}; it is tried again soon" if ejected else None),
+            since=self.ejected_since if ejected else state.since,
+            ejections=self.ejection.count,
+            role_changes=self.role_changes,
+            in_flight=self.reads.in_flight + self.writes.in_flight,
+            waiting=self.dispatcher.waiting + self.writes.waiting,
+            connections=self.reads.connections + self.writes.connections,
+            replay_lag_bytes=max(0, head - state.lsn) if replica and head is not None else None,
+            replay_lag_s=state.lag if replica else None,
+            timeline=state.timeline or None,
+        )
+
     def answered(self, work: Work, seconds: float, now: float) -> None:
         """It has answered a search, `seconds` after it was asked."""
         self.heard = now
@@ -142,7 +165,10 @@ class Node:
         self._struck(str(error), now)
 
     def try_again(self, probe: Probe, seconds: float) -> None:
-        """Ask it although it is left out, with a search that somebody else answers: it has `seconds`."""
+        """Send an ejected node a copy of a search, which another node answers for the caller.
+
+        If it answers within `seconds`, it gets searches again; a failure or a late answer counts against it.
+        """
         started = self._clock()
         self.ejection.tried(started + seconds)
         ticket: Ticket | None = None

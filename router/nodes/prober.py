@@ -77,7 +77,7 @@ class Prober:
         """Begin, and return when every node has been probed once, well or ill."""
         for watch in self._watches:
             watch.start()
-        await asyncio.gather(*(watch.first.wait() for watch in self._watches))
+        await asyncio.gather(*(watch.probed_once.wait() for watch in self._watches))
 
     def expect(self, shard: str, lsn: int) -> None:
         """Probe the shard's nodes at short intervals until they have replayed `lsn`."""
@@ -103,7 +103,7 @@ class _Group:
         self.nodes = nodes
         self._heads = Heads()
         self._timeline = 0  # the latest that any of them was on
-        self._strayed: dict[Node, float] = {}  # when the server that has was started
+        self._diverged: dict[Node, float] = {}  # when the server was started that has diverged
 
     def replayed(self) -> list[tuple[Node, NodeState]]:
         """The replicas, as they are known now."""
@@ -120,17 +120,17 @@ class _Group:
             # On a new timeline earlier verdicts are void: a replica that was ahead of the old primary may
             # follow the new one.
             self._timeline = latest
-            self._strayed.clear()
+            self._diverged.clear()
         elected = elect(states, self._timeline)
         first = False  # whether this is the first known end of the log, which all lags are told by
         if elected is not None and self.nodes[elected] is node:
             first = not self._heads.known
             self._heads.saw(state.lsn, now)
-            self._find_strayed(before, state.lsn)
+            self._find_diverged(before, state.lsn)
         for index, (other, known) in enumerate(zip(self.nodes, states, strict=True)):
             replica = known.health is Health.UP and known.role is Role.REPLICA
-            strayed = replica and self._strayed.get(other) == known.started
-            deposed = strayed or (claims(known) and index != elected)
+            diverged = replica and self._diverged.get(other) == known.started
+            deposed = diverged or (claims(known) and index != elected)
             if other is not node and deposed == known.deposed and not (first and replica):
                 continue
             lag = self._heads.lag(known.lsn, now, known.age) if replica else 0.0
@@ -141,7 +141,7 @@ class _Group:
             # Its searches move on: somebody else can answer them.
             node.abandon()
 
-    def _find_strayed(self, replicas: Sequence[tuple[Node, NodeState]], head: int) -> None:
+    def _find_diverged(self, replicas: Sequence[tuple[Node, NodeState]], head: int) -> None:
         """Remember replicas that have replayed more than the primary wrote: they followed another one.
 
         It cannot find its way back but by pg_rewind or from a new copy, and with a restart either way;
@@ -149,7 +149,7 @@ class _Group:
         """
         for replica, known in replicas:
             if known.lsn > head:
-                self._strayed[replica] = known.started
+                self._diverged[replica] = known.started
 
     def _why(self, state: NodeState) -> str:
         if state.role is Role.REPLICA:
@@ -167,7 +167,7 @@ class _Watch:
     def __init__(self, node: Node, group: _Group, settings: Settings) -> None:
         self.node = node
         self._group = group
-        self.first = asyncio.Event()
+        self.probed_once = asyncio.Event()
         self._settings = settings
         self._patroni = Patroni(node.config.patroni) if node.config.patroni else None
         self._connection: Connection | None = None
@@ -213,7 +213,7 @@ class _Watch:
                         permanent=False,
                     )
                 )
-            self.first.set()
+            self.probed_once.set()
             state = self.node.state
             catching_up = state.health is Health.UP and state.lsn < self._expected
             interval = self._settings.probe_interval

@@ -1,21 +1,32 @@
-"""From a file to a `ShardMap`: everything that is wrong with it at once, or a map that can be trusted."""
+"""From a file to a `ShardMap` and back: all that is wrong with it at once, or a map that can be trusted."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from shard_config import limits
-from shard_config.file.collection import read_collections
+from shard_config.file.collection import read_collections, show_collections
 from shard_config.file.document import Refused, compose
-from shard_config.file.nodes import read_shards
+from shard_config.file.fields import Field, integer, later, named_of, ref, shown, values
+from shard_config.file.nodes import read_shards, show_shards
 from shard_config.file.problems import MAX_PROBLEMS, Findings, MapError, Problem, TooManyProblems
 from shard_config.file.reader import Context, Cursor
-from shard_config.file.view import to_json
 from shard_config.model import ShardMap
 
-__all__ = ["MapError", "load", "parse", "read", "to_json"]
+__all__ = ["MAP", "MapError", "load", "parse", "read", "to_json"]
+
+MAP = {
+    "version": integer(limits.VERSION, help="Raise it with every change of the map.").required("1"),
+    "shards": Field(
+        read_shards,
+        {**named_of(ref("shard")), "minProperties": 1, "maxProperties": limits.SHARDS},
+        show=show_shards,
+    ).required("{s0: {nodes: [{name: s0-a, dsn: ...}]}}"),
+    "collections": later(named_of(ref("collection")), show=show_collections),
+}
 
 _TOO_LARGE = f"larger than {limits.FILE_BYTES} bytes"
 
@@ -82,10 +93,15 @@ def parse(
     return shard_map
 
 
+def to_json(shard_map: ShardMap) -> dict[str, Any]:
+    """The map as JSON values under the names of the file, every default written out.
+
+    But for `***` in place of passwords, reading it back gives an equal map.
+    """
+    return shown(shard_map, MAP)
+
+
 def _read(root: Cursor) -> ShardMap:
-    section = root.section(("version", "shards", "collections"))
-    version = section.required("version", "1").integer(limits.VERSION, 0)
-    shards = read_shards(section.required("shards", "{s0: {nodes: [{name: s0-a, dsn: ...}]}}"))
-    return ShardMap(
-        version=version, shards=shards, collections=read_collections(section["collections"], shards)
-    )
+    found = values(root, MAP)
+    collections = read_collections(found.pop("collections"), found["shards"])
+    return ShardMap(**found, collections=collections)

@@ -1,134 +1,47 @@
-"""Reads one collection of a map: its table, columns, index and defaults."""
+"""One collection of a map: the tables of its fields, and what must hold between them."""
 
 from __future__ import annotations
 
 from collections.abc import Collection as Names
-from collections.abc import Mapping, Sequence
-from enum import StrEnum
+from collections.abc import Mapping
+from datetime import date
+from functools import partial
 from typing import Any
+
+import msgspec
 
 from shard_config import limits, metadata_path
 from shard_config.file import fields
-from shard_config.file.identifiers import column_complaint, complaint
+from shard_config.file.fields import Field, ref, schema_of, shown, text_of, values
+from shard_config.file.identifiers import PLAIN_NAME, column_complaint, complaint
 from shard_config.file.nodes import check_name
-from shard_config.file.placement import EXAMPLE, read_sharding
-from shard_config.file.problems import suggestion
-from shard_config.file.reader import Cursor
+from shard_config.file.placement import SHARDING, read_sharding
+from shard_config.file.reader import Cursor, repeated
+from shard_config.file.view import escaped
 from shard_config.model import (
     Cache,
     Collection,
     Column,
     Index,
+    IndexType,
     MetadataType,
+    Metric,
     Quantization,
     SearchDefaults,
     Table,
+    Tuned,
     Vector,
+    VectorType,
 )
-from shard_config.values import TYPE_NAMES, ValueType, parse_type
+from shard_config.values import ValueType
 
-ID_TYPES = (ValueType.BIGINT, ValueType.UUID, ValueType.TEXT)
-_ID_TYPE_NAMES = tuple(name for name in TYPE_NAMES if parse_type(name) in ID_TYPES)
-
-
-class IndexType(StrEnum):
-    HNSW = "hnsw"
+# Values that have a form of their own.
 
 
-_FIELDS = (
-    "table",
-    "id",
-    "vector",
-    "content",
-    "metadata",
-    "columns",
-    "sharding",
-    "index",
-    "search",
-    "cache",
-    "text_model",
-)
-
-
-def read_collections(cursor: Cursor, shards: Names[str]) -> dict[str, Collection]:
-    """All collections under `cursor`, in a map that has these shards."""
-    collections: dict[str, Collection] = {}
-    owners: dict[Table, str] = {}
-    for name, entry in cursor.entries():
-        check_name(name, entry)
-        collection = collections[name] = _collection(name, entry, shards)
-        # Two owners of one table would each answer from a cache that the other's writes do not reach.
-        owner = owners.setdefault(collection.table, name)
-        if owner != name and collection.table.name:
-            entry.fail(f"the table {collection.table} belongs to the collection {owner} already")
-    return collections
-
-
-def _collection(name: str, cursor: Cursor, shards: Names[str]) -> Collection:
-    section = cursor.section(_FIELDS)
-    physical = _PhysicalNames()
-    table = _table(section.required("table", f"public.{name}"))
-    index = _index(section["index"])
-    id_ = _id(section.required("id", "{column: id, type: bigint}"), physical)
-    vector_at = section.required("vector", "{dimensions: 384, metric: cosine}")
-    vector = _vector(vector_at, index.quantization, physical)
-    content = physical.read(section["content"])
-    metadata, metadata_indexes = _metadata(section["metadata"], physical)
-    columns = {name: _column(name, entry, physical) for name, entry in section["columns"].entries()}
-    keys = {id_.column: id_, "id": id_, **columns}
-    return Collection(
-        name=name,
-        table=table,
-        id=id_,
-        vector=vector,
-        content=content,
-        metadata=metadata,
-        columns=columns,
-        sharding=read_sharding(section.required("sharding", EXAMPLE), keys, shards),
-        index=index,
-        search=SearchDefaults(**_plain(section["search"], fields.SEARCH)),
-        cache=Cache(**_plain(section["cache"], fields.CACHE)),
-        text_model=section["text_model"].file(),
-        metadata_indexes=metadata_indexes,
-    )
-
-
-def _plain(cursor: Cursor, table: Mapping[str, fields.Field]) -> dict[str, Any]:
-    return fields.values(cursor.section(table), table)
-
-
-class _PhysicalNames:
-    """Which column of the table is mapped by what; each may be mapped once."""
-
-    def __init__(self) -> None:
-        self._taken: dict[str, str] = {}
-
-    def read(self, cursor: Cursor) -> str | None:
-        """The column that the field names, or None where the field is missing."""
-        name = cursor.string()
-        if name is not None:
-            self.take(name, cursor)
-        return name
-
-    def read_or(self, default: str, cursor: Cursor) -> str:
-        name = self.read(cursor)
-        if name is None:
-            self.take(default, cursor)
-        return name or default
-
-    def take(self, name: str, cursor: Cursor) -> None:
-        first = self._taken.setdefault(name, cursor.path)
-        wrong = column_complaint(name)
-        if wrong:
-            cursor.fail(wrong)
-        elif first != cursor.path:
-            cursor.fail(f"the table's column {name!r} is mapped by {first} already")
-
-
-def _table(cursor: Cursor) -> Table:
+def _read_table(cursor: Cursor) -> Table | None:
     text = cursor.string()
     if text is None:
-        return Table(schema="", name="")
+        return None
     schema, dot, name = text.rpartition(".")
     table = Table(schema=schema if dot else "public", name=name)
     wrong = complaint(table.schema) or complaint(table.name)
@@ -137,59 +50,46 @@ def _table(cursor: Cursor) -> Table:
     return table
 
 
-def _id(cursor: Cursor, physical: _PhysicalNames) -> Column:
-    section = cursor.section(("column", "type"))
-    at = section.required("type", "bigint")
-    type_ = _type(at, _ID_TYPE_NAMES)
-    if type_ is not None and type_ not in ID_TYPES:
-        at.fail(f"expected one of {', '.join(ID_TYPES)}, got {at.shown()}")
-    column = physical.read_or("id", section["column"])
-    return Column(name="id", column=column, type=type_ or ValueType.BIGINT)
-
-
-def _type(cursor: Cursor, names: Sequence[str] = TYPE_NAMES) -> ValueType | None:
-    """The type; for one that is unknown, the nearest of `names`, those that the field can have, is named."""
-    name = cursor.string()
-    if name is None:
-        return None
+def _read_day(cursor: Cursor) -> date:
+    text = cursor.matching(limits.DAY, "a date such as 2026-01-31")
     try:
-        return parse_type(name)
+        return date.min if text is None else date.fromisoformat(text)
     except ValueError:
-        near = suggestion(name, names) or f"; known are {', '.join(ValueType)}, and their aliases"
-        cursor.fail(f"unknown type {cursor.shown()}{near}")
-        return None
+        cursor.fail(f"expected a day of the calendar, got {cursor.shown()}")
+        return date.min
 
 
-def _column(name: str, cursor: Cursor, physical: _PhysicalNames) -> Column:
+def _read_columns(cursor: Cursor) -> dict[str, Column]:
+    return {name: _read_column(name, entry) for name, entry in cursor.entries()}
+
+
+def _read_column(name: str, cursor: Cursor) -> Column:
+    """A section, or its type alone."""
     if name in limits.TAKEN_NAMES:
         cursor.fail(f"searches and documents use the name {name} for something else; choose another name")
-    if not cursor.is_mapping:
-        physical.take(name, cursor)
-        return Column(name=name, column=name, type=_type(cursor) or ValueType.TEXT)
-    section = cursor.section(("column", "type", "index"))
-    wrong = complaint(name) if section["column"].present else None
+    wrong = complaint(name) if cursor["column"].present else column_complaint(name)
     if wrong:
         cursor.fail(wrong)
-    column = physical.read_or(name, section["column"])
-    return Column(
-        name=name,
-        column=column,
-        type=_type(section.required("type", "text")) or ValueType.TEXT,
-        index=section["index"].boolean(False),
-    )
+    found = values(cursor, COLUMN) if cursor.is_mapping else {"type": COLUMN["type"].read(cursor)}
+    return Column(name, found.pop("column", None) or name, **found)
 
 
-def _metadata(
-    cursor: Cursor, physical: _PhysicalNames
-) -> tuple[str | None, dict[tuple[str, ...], MetadataType]]:
-    """The column, and which of its paths are indexed for values of which type."""
-    if not cursor.is_mapping:
-        return physical.read(cursor), {}
-    section = cursor.section(("column", "indexes"))
-    column = physical.read_or("metadata", section["column"])
-    entries = section["indexes"].entries()
+class _Metadata(msgspec.Struct):
+    column: str | None
+    indexes: dict[tuple[str, ...], MetadataType]
+
+
+def _read_metadata(cursor: Cursor) -> _Metadata:
+    """A section, or its column alone."""
+    if cursor.is_mapping:
+        return _Metadata(**values(cursor, METADATA))
+    return _Metadata(fields.column().read(cursor), {})
+
+
+def _read_indexes(cursor: Cursor) -> dict[tuple[str, ...], MetadataType]:
+    entries = cursor.entries()
     if len(entries) > limits.METADATA_INDEXES:
-        section["indexes"].fail(f"{len(entries)} indexes exceed {limits.METADATA_INDEXES}")
+        cursor.fail(f"{len(entries)} indexes exceed {limits.METADATA_INDEXES}")
     indexes: dict[tuple[str, ...], MetadataType] = {}
     for text, entry in entries:
         try:
@@ -200,29 +100,174 @@ def _metadata(
         if path in indexes:
             entry.fail(f"the path {metadata_path.spelled(path)} stands here twice")
         indexes[path] = entry.choice(MetadataType, MetadataType.TEXT)
-    return column, indexes
+    return indexes
 
 
-def _vector(cursor: Cursor, quantization: Quantization, physical: _PhysicalNames) -> Vector:
-    section = cursor.section(fields.VECTOR)
-    vector = Vector(**fields.values(section, fields.VECTOR))
-    physical.take(vector.column, section["column"])
-    most = limits.indexable_dimensions(vector.type, quantization)
+# The tables.
+
+ID = {
+    "column": fields.column("id"),
+    "type": fields.value_type((ValueType.BIGINT, ValueType.UUID, ValueType.TEXT), ValueType.BIGINT),
+}
+VECTOR = {
+    "column": fields.column("embedding"),
+    "type": fields.choice(VectorType, VectorType.VECTOR),
+    "dimensions": fields.integer(limits.DIMENSIONS).required("384"),
+    "metric": fields.choice(Metric).required("cosine"),
+}
+COLUMN = {
+    "column": fields.column(),
+    "type": fields.value_type(ValueType, ValueType.TEXT),
+    "index": fields.boolean(False, "Made by `pgscatter schema apply`."),
+}
+METADATA = {
+    "column": fields.column("metadata"),
+    "indexes": Field(
+        _read_indexes,
+        {
+            "type": "object",
+            "additionalProperties": fields.choice(MetadataType).schema,
+            "maxProperties": limits.METADATA_INDEXES,
+        },
+        help="Paths, as filters name them after `metadata.`, and the type of their values.",
+        show=lambda indexes: {metadata_path.spelled(path): str(type_) for path, type_ in indexes.items()},
+    ),
+}
+INDEX = {
+    "m": fields.integer(limits.M, 16),
+    "ef_construction": fields.integer(limits.EF_CONSTRUCTION, 64),
+    "quantization": fields.choice(Quantization, Quantization.NONE),
+    "type": fields.choice(IndexType, IndexType.HNSW),
+}
+TUNED = {
+    "target_recall": fields.number(limits.TARGET_RECALL).required("0.99"),
+    "recall": fields.number(
+        limits.SHARE, help="Mean of the queries' recall at k, in the worst case measured."
+    ).required("0.995"),
+    "lower_bound": fields.number(limits.SHARE, help="What that is at least, with 95 % confidence.").required(
+        "0.99"
+    ),
+    "k": fields.integer(limits.MAX_K).required("10"),
+    "queries": fields.integer(limits.TUNE_QUERIES).required("500"),
+    "filters": fields.integer(
+        limits.TUNE_FILTERS, help="How many filters were measured beside no filter."
+    ).required("0"),
+    "shards": fields.integer((1, limits.SHARDS), help="How many shards the collection had.").required("4"),
+    "at": Field(_read_day, text_of(limits.DAY), show=date.isoformat).required("2026-01-31"),
+}
+SEARCH = {
+    "ef_search": fields.integer(limits.EF_SEARCH, 40),
+    "overfetch": fields.number(limits.OVERFETCH, 2.0),
+    "timeout": fields.duration(limits.TIMEOUT, 2.0),
+    "max_k": fields.integer(limits.MAX_K, 1000),
+    "target_recall": fields.number(limits.TARGET_RECALL, help="What `pgscatter tune` chooses ef_search for."),
+    "tuned": fields.optional_section(TUNED, Tuned, "Written by `pgscatter tune`."),
+}
+CACHE = {"ttl": fields.duration(limits.TTL, 60.0)}
+COLLECTION = {
+    "table": Field(
+        _read_table,
+        text_of(rf"(?:{PLAIN_NAME}\.)?{PLAIN_NAME}"),
+        help="NAME or SCHEMA.NAME, the same on every shard.",
+        show=str,
+    ).required("public.documents"),
+    "id": fields.section(ID, partial(Column, "id")).required("{column: id, type: bigint}"),
+    "vector": fields.section(VECTOR, Vector).required("{dimensions: 384, metric: cosine}"),
+    "content": fields.column(),
+    "metadata": Field(_read_metadata, {"anyOf": [ref("column"), schema_of(METADATA)]}),
+    "columns": Field(
+        _read_columns,
+        {
+            "type": "object",
+            "propertyNames": {
+                "pattern": f"^(?:{limits.IDENTIFIER})$",
+                "not": {"enum": list(limits.TAKEN_NAMES)},
+            },
+            "additionalProperties": {"anyOf": [COLUMN["type"].schema, schema_of(COLUMN)]},
+        },
+        show=lambda columns: {name: shown(column, COLUMN) for name, column in columns.items()},
+    ),
+    "sharding": SHARDING,
+    "index": fields.section(INDEX, Index),
+    "search": fields.section(SEARCH, SearchDefaults),
+    "cache": fields.section(CACHE, Cache),
+    "text_model": Field(
+        Cursor.file,
+        text_of(r"[^\u0000]+"),
+        help="The model that turns text into a vector, from this file's folder.",
+        show=escaped,
+    ),
+}
+
+
+def read_collections(cursor: Cursor, shards: Names[str]) -> dict[str, Collection]:
+    """All collections under `cursor`, in a map that has these shards."""
+    entries = cursor.entries()
+    collections = {name: _read(name, entry, shards) for name, entry in entries}
+    # Two owners of one table would each answer from a cache that the other's writes do not reach.
+    for table, entry, owner in repeated((collections[name].table, entry) for name, entry in entries):
+        entry.fail(f"the table {table} belongs to {owner} already")
+    return collections
+
+
+def show_collections(collections: Mapping[str, Collection]) -> dict[str, Any]:
+    """As the file has them."""
+    return {name: _shown(collection) for name, collection in collections.items()}
+
+
+def _read(name: str, cursor: Cursor, shards: Names[str]) -> Collection:
+    check_name(name, cursor)
+    found = values(cursor, COLLECTION)
+    id_, metadata = found["id"], found.pop("metadata")
+    keys = {id_.column: id_, "id": id_, **found["columns"]}
+    sharding = read_sharding(found.pop("sharding"), keys, shards)
+    collection = Collection(
+        name=name,
+        metadata=metadata.column,
+        metadata_indexes=metadata.indexes,
+        sharding=sharding,
+        **found,
+    )
+    _check_mapped_once(collection, cursor)
+    _check_dimensions(collection, cursor["vector"]["dimensions"])
+    _check_index(collection.index, cursor["index"])
+    return collection
+
+
+def _shown(collection: Collection) -> dict[str, Any]:
+    view = shown(collection, COLLECTION)
+    if collection.metadata_indexes:
+        view["metadata"] = shown(_Metadata(collection.metadata, collection.metadata_indexes), METADATA)
+    return view
+
+
+def _check_mapped_once(collection: Collection, cursor: Cursor) -> None:
+    columns = cursor["columns"]
+    mapped = [
+        (collection.id.column, cursor["id"]),
+        (collection.vector.column, cursor["vector"]),
+        (collection.content, cursor["content"]),
+        (collection.metadata, cursor["metadata"]),
+        *((column.column, columns[name]) for name, column in collection.columns.items()),
+    ]
+    named = [(name, at["column"] if at["column"].present else at) for name, at in mapped]
+    for name, at, first in repeated(named):
+        at.fail(f"the table's column {name!r} is mapped by {first} already")
+
+
+def _check_dimensions(collection: Collection, cursor: Cursor) -> None:
+    vector = collection.vector
+    most = limits.indexable_dimensions(vector.type, collection.index.quantization)
     if vector.dimensions > most:
-        section["dimensions"].fail(
+        cursor.fail(
             f"{vector.dimensions} dimensions exceed {most}, the most that an HNSW index takes here; "
             "with index.quantization halfvec it takes 4000, with binary all"
         )
-    return vector
 
 
-def _index(cursor: Cursor) -> Index:
-    section = cursor.section(("type", *fields.INDEX))
-    section["type"].choice(IndexType, IndexType.HNSW)
-    index = Index(**fields.values(section, fields.INDEX))
+def _check_index(index: Index, cursor: Cursor) -> None:
     least = 2 * index.m
     if index.ef_construction < least:
-        where = section["ef_construction"] if section["ef_construction"].present else section["m"]
+        where = cursor["ef_construction"] if cursor["ef_construction"].present else cursor["m"]
         wrong = f"ef_construction {index.ef_construction} must be at least twice m"
         where.fail(f"{wrong}, so {least} for m {index.m}")
-    return index

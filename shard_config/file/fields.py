@@ -1,43 +1,27 @@
-"""The plain fields of a collection's sections, each described once.
+"""What a field of a map is, and the kinds of fields: a section of the file is a table of them.
 
 A field knows how its value is read from a file, what the JSON Schema says of it, and how a map is shown with
 it. The reader, the schema and the view of a section go through its table, and the errors keep the place in
-the file, because a field is read through the cursor that stands there.
+the file, because a field is read through the cursor that stands there. What spans several fields is checked
+by whoever has read the section.
 
-Invariant: the names of a table are the fields of the model class that its values make.
+Invariant: the names of a table are the fields of the model class that its values make, but for a `name`
+that is the section's key.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from datetime import date
 from enum import StrEnum
 from typing import Any, NamedTuple, TypeAlias
 
 import msgspec
 
 from shard_config import limits
-from shard_config.file.reader import Cursor, Section
-from shard_config.model import Metric, Quantization, Tuned, VectorType
-
-__all__ = [
-    "CACHE",
-    "INDEX",
-    "SEARCH",
-    "TUNED",
-    "VECTOR",
-    "Field",
-    "Schema",
-    "choice_of",
-    "integer_of",
-    "number_of",
-    "object_of",
-    "ref",
-    "schema_of",
-    "shown",
-    "text_of",
-    "values",
-]
+from shard_config.file.identifiers import column_complaint
+from shard_config.file.problems import suggestion
+from shard_config.file.reader import Cursor
+from shard_config.values import TYPE_NAMES, ValueType, parse_type
 
 Schema: TypeAlias = dict[str, Any]
 
@@ -47,7 +31,9 @@ class Field(NamedTuple):
 
     Attributes:
         read: takes the field's cursor, and gives the default where the file has nothing there.
+        schema: of its value.
         default: None if there is none.
+        help: what an editor shows.
         example: what the message about a missing field shows; None if the field may be missing.
         show: the value as the file has it.
     """
@@ -55,14 +41,19 @@ class Field(NamedTuple):
     read: Callable[[Cursor], Any]
     schema: Schema
     default: Any = None
+    help: str = ""
     example: str | None = None
     show: Callable[[Any], Any] = lambda value: value
 
+    def required(self, example: str) -> Field:
+        return self._replace(example=example)
 
-def values(section: Section, fields: Mapping[str, Field]) -> dict[str, Any]:
-    """What the section says, by field."""
+
+def values(cursor: Cursor, fields: Mapping[str, Field]) -> dict[str, Any]:
+    """What the section under `cursor` says, by field."""
+    cursor.check_fields(fields)
     return {
-        name: field.read(section[name] if field.example is None else section.required(name, field.example))
+        name: field.read(cursor[name] if field.example is None else cursor.required(name, field.example))
         for name, field in fields.items()
     }
 
@@ -76,7 +67,13 @@ def shown(value: msgspec.Struct, fields: Mapping[str, Field]) -> dict[str, Any]:
 def schema_of(fields: Mapping[str, Field]) -> Schema:
     """The JSON Schema of the section."""
     required = [name for name, field in fields.items() if field.example is not None]
-    return object_of({name: field.schema for name, field in fields.items()}, required)
+    return object_of({name: _property(field) for name, field in fields.items()}, required)
+
+
+def _property(field: Field) -> Schema:
+    description = {"description": field.help} if field.help else {}
+    default = {} if field.default is None else {"default": field.show(field.default)}
+    return {**field.schema, **description, **default}
 
 
 # Pieces of schemas.
@@ -95,128 +92,101 @@ def object_of(fields: Schema, required: Iterable[str] = ()) -> Schema:
     }
 
 
-def integer_of(bounds: tuple[int, int], description: str = "") -> Schema:
-    return _said({"type": "integer", "minimum": bounds[0], "maximum": bounds[1]}, description)
-
-
-def number_of(bounds: tuple[float, float], description: str = "") -> Schema:
-    return _said({"type": "number", "minimum": bounds[0], "maximum": bounds[1]}, description)
-
-
-def text_of(pattern: str, description: str = "") -> Schema:
+def text_of(pattern: str) -> Schema:
     # What a variable will hold is not known to an editor.
-    return _said({"type": "string", "pattern": rf"^(?:{pattern})$|\$\{{"}, description)
+    return {"type": "string", "pattern": rf"^(?:{pattern})$|\$\{{"}
 
 
-def choice_of(options: type[StrEnum]) -> Schema:
-    return {"enum": [str(option) for option in options]}
-
-
-def _said(schema: Schema, description: str, default: object = None) -> Schema:
-    more = {"description": description or None, "default": default}
-    return {**schema, **{name: value for name, value in more.items() if value is not None}}
+def named_of(value: Schema) -> Schema:
+    """A mapping of names to such values."""
+    names = {"pattern": f"^(?:{limits.NAME})$"}
+    return {"type": "object", "propertyNames": names, "additionalProperties": value}
 
 
 # Kinds of fields.
 
 
-def _integer(
-    bounds: tuple[int, int], default: int | None = None, description: str = "", *, example: str | None = None
-) -> Field:
+def integer(bounds: tuple[int, int], default: int | None = None, help: str = "") -> Field:
     placeholder = bounds[0] if default is None else default
-    schema = _said(integer_of(bounds, description), "", default)
-    return Field(lambda cursor: cursor.integer(bounds, placeholder), schema, default, example)
+    schema = {"type": "integer", "minimum": bounds[0], "maximum": bounds[1]}
+    return Field(lambda cursor: cursor.integer(bounds, placeholder), schema, default, help)
 
 
-def _number(
-    bounds: tuple[float, float],
-    default: float | None = None,
-    description: str = "",
-    *,
-    example: str | None = None,
-) -> Field:
-    schema = _said(number_of(bounds, description), "", default)
-    return Field(lambda cursor: cursor.number(bounds, default), schema, default, example)
+def number(bounds: tuple[float, float], default: float | None = None, help: str = "") -> Field:
+    schema = {"type": "number", "minimum": bounds[0], "maximum": bounds[1]}
+    return Field(lambda cursor: cursor.number(bounds, default), schema, default, help)
 
 
-def _duration(bounds: tuple[float, float], default: float) -> Field:
-    either = {"anyOf": [number_of(bounds), text_of(limits.DURATION)]}
-    schema = _said(either, "Seconds, or text such as 500ms, 2s, 1m, 1h.", default)
-    return Field(lambda cursor: cursor.duration(bounds, default), schema, default)
+def boolean(default: bool, help: str) -> Field:
+    return Field(lambda cursor: cursor.boolean(default), {"type": "boolean"}, default, help)
 
 
-def _choice(options: type[StrEnum], default: StrEnum, *, example: str | None = None) -> Field:
-    schema = choice_of(options) if example else {**choice_of(options), "default": str(default)}
-    return Field(lambda cursor: cursor.choice(options, default), schema, default, example, str)
+def duration(bounds: tuple[float, float], default: float) -> Field:
+    schema = {"anyOf": [number(bounds).schema, text_of(limits.DURATION)]}
+    help = "Seconds, or text such as 500ms, 2s, 1m, 1h."
+    return Field(lambda cursor: cursor.duration(bounds, default), schema, default, help)
 
 
-def _column(default: str) -> Field:
-    def read(cursor: Cursor) -> str:
+def choice(options: type[StrEnum], default: StrEnum | None = None) -> Field:
+    schema = {"enum": [str(option) for option in options]}
+    return Field(lambda cursor: cursor.choice(options, default), schema, default, show=str)
+
+
+def text(pattern: str, what: str, help: str) -> Field:
+    """`what` a text of `pattern` is, for the message about one that is not."""
+    return Field(lambda cursor: cursor.matching(pattern, what), text_of(pattern), help=help)
+
+
+def column(default: str | None = None) -> Field:
+    """The name of a column of the table."""
+
+    def read(cursor: Cursor) -> str | None:
         name = cursor.string()
+        wrong = None if name is None else column_complaint(name)
+        if wrong:
+            cursor.fail(wrong)
         return default if name is None else name
 
-    return Field(read, {**ref("column"), "default": default}, default)
+    return Field(read, ref("column"), default)
 
 
-def _day(example: str) -> Field:
-    def read(cursor: Cursor) -> date:
-        text = cursor.matching(limits.DAY, f"a date such as {example}")
+def value_type(options: Iterable[ValueType], example: ValueType) -> Field:
+    """One of `options` under any of its names; required."""
+    types = tuple(options)
+    names = [str(name) for name in TYPE_NAMES if parse_type(name) in types]
+
+    def read(cursor: Cursor) -> ValueType:
+        name = cursor.string()
+        if name is None:
+            return example
         try:
-            return date.min if text is None else date.fromisoformat(text)
+            type_ = parse_type(name)
         except ValueError:
-            cursor.fail(f"expected a day of the calendar, got {cursor.shown()}")
-            return date.min
+            near = suggestion(name, names) or f"; known are {', '.join(types)}, and their aliases"
+            cursor.fail(f"unknown type {cursor.shown()}{near}")
+            return example
+        if type_ not in types:
+            cursor.fail(f"expected one of {', '.join(types)}, got {cursor.shown()}")
+        return type_
 
-    return Field(read, text_of(limits.DAY), example=example, show=date.isoformat)
-
-
-def _section(fields: Mapping[str, Field], made: Callable[..., msgspec.Struct], description: str) -> Field:
-    def read(cursor: Cursor) -> msgspec.Struct | None:
-        return made(**values(cursor.section(fields), fields)) if cursor.present else None
-
-    schema = _said(schema_of(fields), description)
-    return Field(read, schema, show=lambda value: shown(value, fields))
+    return Field(read, {"enum": names}, show=str).required(example)
 
 
-# The tables.
+def section(fields: Mapping[str, Field], made: Callable[..., msgspec.Struct]) -> Field:
+    """A section of its own; its values are what `made` takes."""
 
-VECTOR = {
-    "column": _column("embedding"),
-    "type": _choice(VectorType, VectorType.VECTOR),
-    "dimensions": _integer(limits.DIMENSIONS, example="384"),
-    "metric": _choice(Metric, Metric.L2, example="cosine"),
-}
-INDEX = {
-    "m": _integer(limits.M, 16),
-    "ef_construction": _integer(limits.EF_CONSTRUCTION, 64),
-    "quantization": _choice(Quantization, Quantization.NONE),
-}
-TUNED = {
-    "target_recall": _number(limits.TARGET_RECALL, example="0.99"),
-    "recall": _number(
-        limits.SHARE,
-        description="Mean of the queries' recall at k, in the worst case measured.",
-        example="0.995",
-    ),
-    "lower_bound": _number(
-        limits.SHARE, description="What that is at least, with 95 % confidence.", example="0.99"
-    ),
-    "k": _integer(limits.MAX_K, example="10"),
-    "queries": _integer(limits.TUNE_QUERIES, example="500"),
-    "filters": _integer(
-        limits.TUNE_FILTERS, description="How many filters were measured beside no filter.", example="0"
-    ),
-    "shards": _integer((1, limits.SHARDS), description="How many shards the collection had.", example="4"),
-    "at": _day("2026-01-31"),
-}
-SEARCH = {
-    "ef_search": _integer(limits.EF_SEARCH, 40),
-    "overfetch": _number(limits.OVERFETCH, 2.0),
-    "timeout": _duration(limits.TIMEOUT, 2.0),
-    "max_k": _integer(limits.MAX_K, 1000),
-    "target_recall": _number(
-        limits.TARGET_RECALL, description="What `pgscatter tune` chooses ef_search for."
-    ),
-    "tuned": _section(TUNED, Tuned, "Written by `pgscatter tune`."),
-}
-CACHE = {"ttl": _duration(limits.TTL, 60.0)}
+    def read(cursor: Cursor) -> msgspec.Struct:
+        return made(**values(cursor, fields))
+
+    return Field(read, schema_of(fields), show=lambda value: shown(value, fields))
+
+
+def optional_section(fields: Mapping[str, Field], made: Callable[..., msgspec.Struct], help: str) -> Field:
+    """As `section`; None where the file has nothing there."""
+    field = section(fields, made)
+    return field._replace(read=lambda cursor: field.read(cursor) if cursor.present else None, help=help)
+
+
+def later(schema: Schema, show: Callable[[Any], Any]) -> Field:
+    """One that can be read only when others have been: its value is the place where it stands."""
+    return Field(lambda cursor: cursor, schema, show=show)

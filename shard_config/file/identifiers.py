@@ -23,6 +23,9 @@ RESERVED = frozenset(
     """.split()
 )
 SYSTEM_COLUMNS = frozenset({"tableoid", "cmax", "xmax", "cmin", "xmin", "ctid"})
+# The same rules as patterns.
+PLAIN_NAME = rf"(?!(?:{'|'.join(sorted(RESERVED))})(?:\.|$)){limits.IDENTIFIER}"
+COLUMN_NAME = rf"(?!(?:{'|'.join(sorted(SYSTEM_COLUMNS))})$){PLAIN_NAME}"
 
 
 def complaint(name: str) -> str | None:

@@ -1,13 +1,62 @@
-"""Reads the `shards` part of a map; keeps that a server stands in one replica set, once."""
+"""The `shards` part of a map; its reader keeps that a server stands in one replica set, once."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from shard_config import dsn, limits
-from shard_config.file.reader import Cursor
+from shard_config.file.fields import Field, schema_of, shown, text, text_of, values
+from shard_config.file.reader import Cursor, repeated
+from shard_config.file.view import escaped
 from shard_config.model import Node, Shard
 
 _NAME = "a name: a lower-case letter, then letters, digits, - and _, 63 at most"
-_DSN = "postgresql://USER:PASSWORD@HOST:5432/DATABASE"
+
+
+def _read_dsn(cursor: Cursor) -> str | None:
+    text = cursor.string()
+    if text is None:
+        return None
+    try:
+        dsn.server(text)
+    except ValueError as exc:
+        cursor.fail(str(exc))
+        return None
+    return text
+
+
+def _read_nodes(cursor: Cursor) -> tuple[Node, ...]:
+    items = cursor.items("nodes")
+    if cursor.is_sequence and not items:
+        cursor.fail("expected at least one node")
+    return tuple(Node(**values(item, NODE)) for item in items)
+
+
+NODE = {
+    "name": text(limits.NAME, _NAME, "Unique over the whole map.").required("s0-a"),
+    "dsn": Field(
+        _read_dsn,
+        text_of(r"postgres(?:ql)?://.+"),
+        help="postgresql://USER:${PASSWORD}@HOST:PORT/DATABASE",
+        show=lambda value: escaped(dsn.redact(value)),
+    ).required("postgresql://USER:PASSWORD@HOST:5432/DATABASE"),
+    "zone": text(
+        limits.ZONE, "a zone such as a or eu-1a", "Where the node runs; readers prefer their own zone."
+    ),
+    "patroni": text(
+        limits.PATRONI,
+        "Patroni's REST API, such as http://10.0.0.11:8008",
+        "The REST API of the node's Patroni: a second word on who leads.",
+    ),
+}
+SHARD = {
+    "nodes": Field(
+        _read_nodes,
+        {"type": "array", "items": schema_of(NODE), "minItems": 1},
+        show=lambda nodes: [shown(node, NODE) for node in nodes],
+    ).required("[{name: s0-a, dsn: ...}]"),
+}
 
 
 def read_shards(cursor: Cursor) -> dict[str, Shard]:
@@ -17,8 +66,23 @@ def read_shards(cursor: Cursor) -> dict[str, Shard]:
         cursor.fail("expected at least one shard, such as `s0: {nodes: [{name: s0-a, dsn: ...}]}`")
     if len(entries) > limits.SHARDS:
         cursor.fail(f"{len(entries)} shards exceed {limits.SHARDS}")
-    taken = _Taken()
-    return {name: _shard(name, entry, taken) for name, entry in entries}
+    shards = {name: _shard(name, entry) for name, entry in entries}
+    nodes = [
+        (node, at)
+        for name, entry in entries
+        for node, at in zip(shards[name].nodes, entry["nodes"].items(), strict=False)
+    ]
+    for _, at, first in repeated((node.name, at["name"]) for node, at in nodes):
+        at.fail(f"the name {at.shown()} is taken by {first}")
+    servers = ((node.dsn and dsn.server(node.dsn), at["dsn"]) for node, at in nodes)
+    for _, at, first in repeated(servers):
+        at.fail(f"the same server as {first}; a server belongs to one replica set, once")
+    return shards
+
+
+def show_shards(shards: Mapping[str, Shard]) -> dict[str, Any]:
+    """As the file has them."""
+    return {name: shown(shard, SHARD) for name, shard in shards.items()}
 
 
 def check_name(name: str, cursor: Cursor) -> None:
@@ -27,47 +91,6 @@ def check_name(name: str, cursor: Cursor) -> None:
         cursor.fail(f"expected {_NAME}, got {name[:70]!r}")
 
 
-class _Taken:
-    """Where each node name and each server was seen first."""
-
-    def __init__(self) -> None:
-        self.names: dict[str, str] = {}
-        self.servers: dict[dsn.Server, str] = {}
-
-
-def _shard(name: str, cursor: Cursor, taken: _Taken) -> Shard:
+def _shard(name: str, cursor: Cursor) -> Shard:
     check_name(name, cursor)
-    nodes = cursor.section(("nodes",)).required("nodes", "[{name: s0-a, dsn: ...}]")
-    items = nodes.items("nodes")
-    if nodes.is_sequence and not items:
-        nodes.fail("expected at least one node")
-    return Shard(name=name, nodes=tuple(_node(item, taken) for item in items))
-
-
-def _node(cursor: Cursor, taken: _Taken) -> Node:
-    section = cursor.section(("name", "dsn", "zone", "patroni"))
-    name_at = section.required("name", "s0-a")
-    name = name_at.matching(limits.NAME, _NAME)
-    if name is not None:
-        first = taken.names.setdefault(name, name_at.path)
-        if first != name_at.path:
-            name_at.fail(f"the name {name_at.shown()} is taken by {first}")
-    zone = section["zone"].matching(limits.ZONE, "a zone such as a or eu-1a")
-    patroni = section["patroni"].matching(limits.PATRONI, "Patroni's REST API, such as http://10.0.0.11:8008")
-    dsn = _dsn(section.required("dsn", _DSN), taken)
-    return Node(name=name or "", dsn=dsn, zone=zone, patroni=patroni)
-
-
-def _dsn(cursor: Cursor, taken: _Taken) -> str:
-    text = cursor.string()
-    if text is None:
-        return ""
-    try:
-        server = dsn.server(text)
-    except ValueError as exc:
-        cursor.fail(str(exc))
-        return ""
-    first = taken.servers.setdefault(server, cursor.path)
-    if first != cursor.path:
-        cursor.fail(f"the same server as {first}; a server belongs to one replica set, once")
-    return text
+    return Shard(name, **values(cursor, SHARD))

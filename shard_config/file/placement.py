@@ -1,4 +1,4 @@
-"""Reads the `sharding` part of a collection; keeps that every key has one shard, or none on purpose."""
+"""The `sharding` part of a collection; its reader keeps that every key has one shard, or none on purpose."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ from collections.abc import Collection, Iterable, Mapping
 from enum import StrEnum
 
 from shard_config import limits
+from shard_config.file.fields import Schema, integer, later, named_of, object_of, ref, text_of
 from shard_config.file.problems import quoted, suggestion
-from shard_config.file.reader import Cursor, Section
+from shard_config.file.reader import Cursor
+from shard_config.file.view import as_runs, sharding_view
 from shard_config.hashing import HASHABLE
 from shard_config.model import Column, HashSharding, ListSharding, RangePart, RangeSharding, Sharding
 from shard_config.ordering import below, rank
 from shard_config.values import ValueType
-
-EXAMPLE = "{strategy: hash, key: id, buckets: 64, placement: {s0: [0-63]}}"
 
 _RUN = re.compile(limits.BUCKET_RUN)
 _RUNS_SHOWN = 12
@@ -36,37 +36,48 @@ def read_sharding(cursor: Cursor, keys: Mapping[str, Column], shards: Collection
         keys: what may be the key, by every name that the map may call it.
         shards: names of the map's shards.
     """
-    section = cursor.section(("strategy", "key", "buckets", "placement", "default"))
-    strategy = _strategy(section.required("strategy", "hash"))
+    cursor.check_fields(("strategy", "key", "buckets", "placement", "default"))
+    strategy = _strategy(cursor.required("strategy", "hash"))
     if strategy is None:
         return _UNREADABLE
-    key = _key(section.required("key", "id"), keys, strategy)
-    placement = section.required("placement", "{s0: [...]}")
-    if strategy is not Strategy.HASH and section["buckets"].present:
-        section["buckets"].fail("only the strategy hash has buckets")
-    if strategy is not Strategy.LIST and section["default"].present:
-        section["default"].fail("only the strategy list has a default")
+    key = _key(cursor.required("key", "id"), keys, strategy)
+    placement = cursor.required("placement", "{s0: [...]}")
+    if strategy is not Strategy.HASH and cursor["buckets"].present:
+        cursor["buckets"].fail("only the strategy hash has buckets")
+    if strategy is not Strategy.LIST and cursor["default"].present:
+        cursor["default"].fail("only the strategy list has a default")
     owned = _by_shard(placement, shards)
     match strategy:
         case Strategy.HASH:
-            count = section.required("buckets", "64").integer(limits.BUCKETS, 0)
+            count = cursor.required("buckets", "64").integer(limits.BUCKETS, 0)
             return HashSharding(key or _UNREADABLE.key, _hash(placement, count, owned))
         case Strategy.LIST if key is not None:
-            return _list(section, placement, key, owned, shards)
+            return _list(placement, key, owned, cursor["default"], shards)
         case Strategy.RANGE if key is not None:
             return RangeSharding(key, _range(placement, key, owned))
     return _UNREADABLE
 
 
-def as_runs(numbers: Iterable[int]) -> list[str]:
-    """Ascending numbers in the map's own notation: `["0-3", "7"]`."""
-    runs: list[list[int]] = []
-    for number in numbers:
-        if runs and runs[-1][1] == number - 1:
-            runs[-1][1] = number
-        else:
-            runs.append([number, number])
-    return [str(first) if first == last else f"{first}-{last}" for first, last in runs]
+def _schema(strategy: str, placed: Schema, more: Schema, required: Iterable[str] = ()) -> Schema:
+    properties = {
+        "strategy": {"const": strategy},
+        "key": {**text_of(limits.IDENTIFIER), "description": "`id` or a column of the collection."},
+        "placement": named_of({"anyOf": [placed, {"type": "array", "items": placed}]}),
+        **more,
+    }
+    return object_of(properties, ("strategy", "key", "placement", *required))
+
+
+SHARDING = later(
+    {
+        "oneOf": [
+            _schema("hash", ref("buckets"), {"buckets": integer(limits.BUCKETS).schema}, ("buckets",)),
+            _schema("list", ref("key_value"), {"default": text_of(limits.NAME)}),
+            _schema("range", ref("range"), {}),
+        ]
+    },
+    show=sharding_view,
+).required("{strategy: hash, key: id, buckets: 64, placement: {s0: [0-63]}}")
 
 
 def _strategy(cursor: Cursor) -> Strategy | None:
@@ -159,10 +170,10 @@ def _buckets(numbers: list[int]) -> str:
 
 
 def _list(
-    section: Section,
     placement: Cursor,
     key: Column,
     owned: list[tuple[str, Cursor]],
+    default_at: Cursor,
     shards: Collection[str],
 ) -> ListSharding:
     values: dict[object, str] = {}
@@ -174,8 +185,8 @@ def _list(
             if value in values:
                 item.fail(f"the value {item.shown()} is on {values[value]} already; a value has one shard")
             values.setdefault(value, shard)
-    default = _default(section["default"], shards)
-    if default is None and not values and placement.is_mapping and not section["default"].present:
+    default = _default(default_at, shards)
+    if default is None and not values and placement.is_mapping and not default_at.present:
         placement.fail("no value and no default: no document could be stored")
     return ListSharding(key, values, default)
 
@@ -209,10 +220,10 @@ def _range(placement: Cursor, key: Column, owned: list[tuple[str, Cursor]]) -> t
 
 
 def _part(item: Cursor, key: Column, shard: str) -> RangePart | None:
-    section = item.section(("from", "to"))
+    item.check_fields(("from", "to"))
     if not item.is_mapping:
         return None
-    ends = [(at, at.typed(key.type)) for at in (section["from"], section["to"])]
+    ends = [(at, at.typed(key.type)) for at in (item["from"], item["to"])]
     if any(at.present and end is None for at, end in ends):
         return None
     part = RangePart(ends[0][1], ends[1][1], shard)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
 from typing import TypeVar
 
@@ -60,14 +60,25 @@ class Cursor:
 
     # Mappings and sequences.
 
-    def section(self, fields: Iterable[str]) -> Section:
-        """This mapping as one with known fields; any other field is a finding."""
-        known = tuple(fields)
-        entries = dict(self.entries())
-        for name, entry in entries.items():
-            if name not in known:
-                entry.fail(f"unknown field {quoted(name)}{suggestion(name, known)}")
-        return Section(self, entries)
+    def __getitem__(self, field: str) -> Cursor:
+        """The field's value; where it is missing, a cursor whose reads give their defaults."""
+        entries = self.element.entries if isinstance(self.element, document.Mapping) else {}
+        at, value = entries.get(field, (self, None))
+        return Cursor(value, self._under(field), at.line, at.column, self.context)
+
+    def required(self, field: str, example: str) -> Cursor:
+        """As `[field]`, and a finding where it is missing."""
+        value = self[field]
+        if self.is_mapping and not value.present:
+            self.fail(f"missing field {field!r}, such as `{field}: {example}`")
+        return value
+
+    def check_fields(self, known: Iterable[str]) -> None:
+        """Find fault with every field of this mapping that is not among `known`."""
+        names = tuple(known)
+        for name, entry in self.entries():
+            if name not in names:
+                entry.fail(f"unknown field {quoted(name)}{suggestion(name, names)}")
 
     def entries(self) -> list[tuple[str, Cursor]]:
         """The keys and values of this mapping, each value under the place of its key."""
@@ -223,23 +234,14 @@ class Cursor:
             self.fail(f"expected {what}, got {self.shown()}")
 
 
-class Section:
-    """A mapping with known fields."""
-
-    def __init__(self, cursor: Cursor, entries: dict[str, Cursor]) -> None:
-        self.cursor, self._entries = cursor, entries
-
-    def __getitem__(self, field: str) -> Cursor:
-        """The field's value; where it is missing, a cursor whose reads give their defaults."""
-        here = self.cursor
-        found = self._entries.get(field)
-        return found or Cursor(None, here._under(field), here.line, here.column, here.context)
-
-    def required(self, field: str, example: str) -> Cursor:
-        """As `[field]`, and a finding where it is missing."""
-        if field not in self._entries and isinstance(self.cursor.element, document.Mapping):
-            self.cursor.fail(f"missing field {field!r}, such as `{field}: {example}`")
-        return self[field]
+def repeated(places: Iterable[tuple[D, Cursor]]) -> Iterator[tuple[D, Cursor, str]]:
+    """Each place whose value stood at another one before, and the path of the first; None is no value."""
+    first: dict[D, str] = {}
+    for value, at in places:
+        if value in first:
+            yield value, at, first[value]
+        elif value is not None:
+            first[value] = at.path
 
 
 def _within(bounds: tuple[float, float], value: float) -> bool:

@@ -1,115 +1,57 @@
-"""A shard map in the form of its file, with passwords taken out: what `show` and the API give away."""
+"""The values of a map as its file writes them."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from datetime import date
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
-from shard_config.dsn import redact
-from shard_config.file import fields
-from shard_config.file.placement import as_runs
-from shard_config.metadata_path import spelled
-from shard_config.model import (
-    Collection,
-    HashSharding,
-    ListSharding,
-    Node,
-    RangePart,
-    RangeSharding,
-    Sharding,
-    ShardMap,
-)
+from shard_config.model import HashSharding, ListSharding, RangePart, RangeSharding, Sharding
 from shard_config.times import DistantTime
 
-
-def to_json(shard_map: ShardMap) -> dict[str, Any]:
-    """The map as JSON values under the names of the file, every default written out.
-
-    But for `***` in place of passwords, reading it back gives an equal map.
-    """
-    return {
-        "version": shard_map.version,
-        "shards": {
-            name: {"nodes": [_node(node) for node in shard.nodes]} for name, shard in shard_map.shards.items()
-        },
-        "collections": {name: _collection(collection) for name, collection in shard_map.collections.items()},
-    }
+__all__ = ["as_runs", "escaped", "sharding_view"]
 
 
-def _node(node: Node) -> dict[str, Any]:
-    optional = {"zone": node.zone, "patroni": node.patroni}
-    given = {name: value for name, value in optional.items() if value is not None}
-    return {"name": node.name, "dsn": _escaped(redact(node.dsn)), **given}
+def as_runs(numbers: Iterable[int]) -> list[str]:
+    """Ascending numbers in the map's own notation: `["0-3", "7"]`."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and runs[-1][1] == number - 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return [str(first) if first == last else f"{first}-{last}" for first, last in runs]
 
 
-def _collection(collection: Collection) -> dict[str, Any]:
-    optional = {
-        "content": collection.content,
-        "metadata": _metadata(collection),
-        "text_model": collection.text_model and _escaped(collection.text_model),
-    }
-    return {
-        "table": str(collection.table),
-        "id": {"column": collection.id.column, "type": str(collection.id.type)},
-        "vector": fields.shown(collection.vector, fields.VECTOR),
-        **{name: value for name, value in optional.items() if value is not None},
-        "columns": {
-            name: {"column": column.column, "type": str(column.type), "index": column.index}
-            for name, column in collection.columns.items()
-        },
-        "sharding": _sharding(collection.sharding),
-        "index": {"type": "hnsw", **fields.shown(collection.index, fields.INDEX)},
-        "search": fields.shown(collection.search, fields.SEARCH),
-        "cache": fields.shown(collection.cache, fields.CACHE),
-    }
+def escaped(text: str) -> str:
+    """`text` as a string of the file, in which `${` would begin a variable."""
+    return text.replace("$", "$$")
 
 
-def _metadata(collection: Collection) -> Any:
-    if not collection.metadata_indexes:
-        return collection.metadata
-    indexes = {spelled(path): str(type_) for path, type_ in collection.metadata_indexes.items()}
-    return {"column": collection.metadata, "indexes": indexes}
-
-
-def _sharding(sharding: Sharding) -> dict[str, Any]:
+def sharding_view(sharding: Sharding) -> dict[str, Any]:
+    key = sharding.key.name
     match sharding:
         case HashSharding():
-            return {
-                "strategy": "hash",
-                "key": sharding.key.name,
-                "buckets": sharding.buckets,
-                "placement": _hash(sharding),
-            }
+            owned = _by_shard((shard, bucket) for bucket, shard in enumerate(sharding.placement))
+            placement: dict[str, Any] = {shard: as_runs(buckets) for shard, buckets in owned.items()}
+            return {"strategy": "hash", "key": key, "buckets": sharding.buckets, "placement": placement}
         case ListSharding():
+            placement = _by_shard((shard, _value(value)) for value, shard in sharding.values.items())
             default = {} if sharding.default is None else {"default": sharding.default}
-            placement = _list(sharding)
-            return {"strategy": "list", "key": sharding.key.name, "placement": placement, **default}
+            return {"strategy": "list", "key": key, "placement": placement, **default}
         case RangeSharding():
-            return {"strategy": "range", "key": sharding.key.name, "placement": _ranges(sharding)}
+            placement = _by_shard((part.shard, _range(part)) for part in sharding.parts)
+            return {"strategy": "range", "key": key, "placement": placement}
 
 
-def _hash(sharding: HashSharding) -> dict[str, list[str]]:
-    owned: dict[str, list[int]] = {}
-    for bucket, shard in enumerate(sharding.placement):
-        owned.setdefault(shard, []).append(bucket)
-    return {shard: as_runs(numbers) for shard, numbers in owned.items()}
-
-
-def _list(sharding: ListSharding) -> dict[str, list[Any]]:
-    placement: dict[str, list[Any]] = {}
-    for value, shard in sharding.values.items():
-        placement.setdefault(shard, []).append(_value(value))
-    return placement
-
-
-def _ranges(sharding: RangeSharding) -> dict[str, list[dict[str, Any]]]:
-    placement: dict[str, list[dict[str, Any]]] = {}
-    for part in sharding.parts:
-        placement.setdefault(part.shard, []).append(_range(part))
-    return placement
+def _by_shard(placed: Iterable[tuple[str, Any]]) -> dict[str, list[Any]]:
+    owned: dict[str, list[Any]] = {}
+    for shard, what in placed:
+        owned.setdefault(shard, []).append(what)
+    return owned
 
 
 def _range(part: RangePart) -> dict[str, Any]:
@@ -120,7 +62,7 @@ def _range(part: RangePart) -> dict[str, Any]:
 def _value(value: object) -> Any:
     match value:
         case str():
-            return _escaped(value)
+            return escaped(value)
         case date():
             return value.isoformat()
         case float() if not math.isfinite(value):
@@ -128,8 +70,3 @@ def _value(value: object) -> Any:
         case UUID() | Decimal() | DistantTime():
             return str(value)
     return value
-
-
-def _escaped(text: str) -> str:
-    # A lone dollar is itself, but ${ in the map's language would be a variable.
-    return text.replace("$", "$$")

@@ -15,7 +15,7 @@ from router.nodes.status import NodeStatus
 from router.query.errors import UnavailableError
 from router.query.types import Found, Hedge
 from router.settings import Settings
-from router.topology import Topology
+from router.topology import Parts, Topology
 from shard_config import model
 from shard_config.values import ValueType
 from tests.integration.worlds import World, column, execute, hits, world
@@ -267,7 +267,7 @@ async def test_a_probe_that_fails_in_an_unforeseen_way_is_not_the_last_one(
             status = await until(w, "s0-b", state="down")
             assert status.reason == "its probe failed; the log says how"
             async with asyncio.timeout(5):
-                late = Topology(w.router.shard_map, FAST)
+                late = Topology(w.router.shard_map, Parts(w.router.shard_map, FAST))
                 await late.open()
                 await late.close()
         assert "probe of s0-b" in caplog.text
@@ -317,7 +317,7 @@ async def test_a_router_that_has_just_started_does_not_take_an_old_replica_for_a
         await asyncio.sleep(2 * FAST.max_lag)
 
         async def started() -> list[Found]:
-            late = Topology(w.router.shard_map, FAST)
+            late = Topology(w.router.shard_map, Parts(w.router.shard_map, FAST))
             await late.open()
             try:
                 other = World(pair, late)
@@ -420,7 +420,7 @@ async def test_a_node_without_room_for_connections_is_left_for_its_partner(pair:
             with pytest.raises(asyncpg.TooManyConnectionsError):
                 while True:
                     taken.append(await asyncpg.connect(pair.node("s0-b").dsn))
-            late = Topology(w.router.shard_map, FAST)
+            late = Topology(w.router.shard_map, Parts(w.router.shard_map, FAST))
             await late.open()
             try:
                 other = World(pair, late)

@@ -13,7 +13,7 @@ from deploy.local import Cluster
 from router.query.errors import DeadlineError, RouterError, UnavailableError
 from router.query.types import Found
 from router.settings import Settings
-from router.topology import Topology
+from router.topology import Parts, Topology
 from tests.integration.worlds import World, hits, world
 
 SETTINGS = Settings(probe_interval=0.2, probe_timeout=1.0)
@@ -250,7 +250,7 @@ async def test_a_router_opens_while_a_shard_is_frozen_and_finds_it_later(fragile
     async with healing(fragile) as w:
         for node in ("s1-a", "s1-b"):
             fragile.pause(node)
-        late = Topology(w.router.shard_map, SETTINGS)
+        late = Topology(w.router.shard_map, Parts(w.router.shard_map, SETTINGS))
         loop = asyncio.get_running_loop()
         started = loop.time()
         await late.open()

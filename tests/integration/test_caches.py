@@ -19,7 +19,7 @@ import redis.asyncio as redis
 from deploy.local import Cluster
 from router.freshness.worker_counters import create
 from router.settings import Settings
-from router.topology import Topology, assemble
+from router.topology import Parts, Topology, assemble
 from shard_config import model
 from shard_config.values import ValueType
 from tests.integration.worlds import World, column, execute, hits, world
@@ -40,7 +40,8 @@ async def two_routers(cluster: Cluster, settings: Settings = QUICK) -> AsyncIter
 async def another(ours: World, settings: Settings) -> AsyncIterator[World]:
     """A router that knows of nothing that was written before."""
     quiet = msgspec.structs.replace(settings, recall_sample_rate=0.0)
-    topology = Topology(ours.topology.snapshot.shard_map, quiet, redis_url=ours.cluster.redis_url)
+    shard_map = ours.topology.snapshot.shard_map
+    topology = Topology(shard_map, Parts(shard_map, quiet, redis_url=ours.cluster.redis_url))
     await topology.open()
     try:
         yield World(ours.cluster, topology)
@@ -390,7 +391,8 @@ async def test_routers_that_share_memory_forget_together(cluster: Cluster, tmp_p
     async with world(cluster, QUICK, redis=True) as owner:
         shard_map = owner.topology.snapshot.shard_map
         create(tmp_path / "shared", shard_map)
-        one = Topology(shard_map, QUICK, redis_url=cluster.redis_url, shared_path=tmp_path / "shared")
+        parts = Parts(shard_map, QUICK, redis_url=cluster.redis_url, shared_path=tmp_path / "shared")
+        one = Topology(shard_map, parts)
         await one.open()
         try:
             w = World(cluster, one)
@@ -414,13 +416,14 @@ def worker(cluster: Cluster, tmp_path: Path, owner: World) -> list[str]:
 import asyncio, pickle
 from pathlib import Path
 from router.settings import Settings
-from router.topology import Topology
+from router.topology import Parts, Topology
 from router.documents.types import Document
 
 async def main():
     shard_map = pickle.loads(Path({str(tmp_path / "map")!r}).read_bytes())
-    topology = Topology(shard_map, Settings(), redis_url={cluster.redis_url!r},
-                        shared_path=Path({str(tmp_path / "shared")!r}))
+    parts = Parts(shard_map, Settings(), redis_url={cluster.redis_url!r},
+                  shared_path=Path({str(tmp_path / "shared")!r}))
+    topology = Topology(shard_map, parts)
     await topology.open()
     document = Document(0, 0, bytes(32), "b", None, {{}})
     deadline = asyncio.get_running_loop().time() + 10

@@ -12,7 +12,7 @@ import pytest
 from deploy.local import Cluster
 from router.nodes.patroni import Patroni
 from router.settings import Settings
-from router.topology import Topology
+from router.topology import Parts, Topology
 from tests.integration.worlds import execute, shard_map
 
 SETTINGS = Settings(probe_interval=0.1)
@@ -89,7 +89,8 @@ async def test_a_primary_that_patroni_denies_is_deposed(
         nodes = tuple(msgspec.structs.replace(node, patroni=url) for node in first.nodes)
         shard = msgspec.structs.replace(first, nodes=nodes)
         await execute(first.nodes[0].dsn, "CREATE EXTENSION IF NOT EXISTS vector")
-        topology = Topology(msgspec.structs.replace(shards, shards={**shards.shards, "s0": shard}), SETTINGS)
+        shards = msgspec.structs.replace(shards, shards={**shards.shards, "s0": shard})
+        topology = Topology(shards, Parts(shards, SETTINGS))
         await topology.open()
         try:
             shown = next(node for node in topology.snapshot.nodes() if node.name == "s0-a")

@@ -302,11 +302,10 @@ async def test_an_extension_that_is_missing_is_no_503_on_a_new_router_either(sin
     node = dataclasses.replace(single.nodes[0], dsn=single.nodes[0].dsn.rsplit("/", 1)[0] + "/bare")
     bare = AsLimited(single)
     bare.nodes = [node]
-    from router.topology import Topology
+    from router.topology import Parts, Topology
 
-    topology = Topology(
-        shard_map(cast(Cluster, bare), sharding=SHARDINGS[0]), Settings(recall_sample_rate=0.0)
-    )
+    shards = shard_map(cast(Cluster, bare), sharding=SHARDINGS[0])
+    topology = Topology(shards, Parts(shards, Settings(recall_sample_rate=0.0)))
     await topology.open()
     try:
         async with World(cast(Cluster, bare), topology).over_http() as client:

@@ -19,7 +19,7 @@ from router.documents.types import Document
 from router.query.filter import parse
 from router.query.types import Found, SearchQuery
 from router.settings import Settings
-from router.topology import Topology
+from router.topology import Parts, Topology
 from shard_config import model
 from shard_config.values import ValueType
 from tests.http.fake import application
@@ -156,7 +156,8 @@ async def world(
         # A search repeated by chance would be one that a test did not count on.
         settings = msgspec.structs.replace(settings, recall_sample_rate=0.0)
     shards = shard_map(cluster, **changes)
-    topology = Topology(shards, settings, redis_url=cluster.redis_url if redis else None)
+    parts = Parts(shards, settings, redis_url=cluster.redis_url if redis else None)
+    topology = Topology(shards, parts)
     made = World(cluster, topology)
     c = made.collection
     columns = [f"{c.id.column} {c.id.type} PRIMARY KEY", "content text", "metadata jsonb"]

@@ -370,7 +370,7 @@ def test_a_node_stands_in_one_replica_set_by_name_and_by_server() -> None:
 def test_two_collections_do_not_share_a_table() -> None:
     tree = document()
     tree["collections"]["again"] = tree["collections"]["documents"]
-    assert "belongs to the collection documents" in problems(tree)["collections.again"]
+    assert "belongs to collections.documents already" in problems(tree)["collections.again"]
 
 
 def test_shards_are_bounded() -> None:

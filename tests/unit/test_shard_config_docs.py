@@ -12,7 +12,7 @@ import yaml
 
 from shard_config import limits
 from shard_config.file import codec
-from shard_config.file.fields import CACHE, INDEX, SEARCH
+from shard_config.file.collection import CACHE, INDEX, SEARCH
 from shard_config.file.schema import json_schema
 from shard_config.hashing import HASHABLE
 from shard_config.values import TYPE_NAMES

@@ -10,9 +10,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from shard_config.file import fields
+from shard_config.file import codec, collection, nodes
+from shard_config.file.fields import Field
 from shard_config.file.schema import DIALECT, json_schema
-from shard_config.model import Cache, Index, SearchDefaults, Tuned, Vector
+from shard_config.model import (
+    Cache,
+    Collection,
+    Column,
+    Index,
+    Node,
+    SearchDefaults,
+    Shard,
+    ShardMap,
+    Tuned,
+    Vector,
+)
 from tests.unit.shard_config_maps import TUNED, document, problems
 from tests.unit.test_shard_config_codec import FAULTS, LIST, PLACEMENTS, RANGE
 
@@ -34,17 +46,23 @@ def test_the_schema_is_one() -> None:
 
 
 @pytest.mark.parametrize(
-    ("table", "model"),
+    ("table", "model", "others"),
     [
-        (fields.VECTOR, Vector),
-        (fields.INDEX, Index),
-        (fields.SEARCH, SearchDefaults),
-        (fields.TUNED, Tuned),
-        (fields.CACHE, Cache),
+        (codec.MAP, ShardMap, ()),
+        (nodes.SHARD, Shard, ("name",)),
+        (nodes.NODE, Node, ()),
+        (collection.COLLECTION, Collection, ("name", "metadata_indexes")),
+        (collection.ID, Column, ("name", "index")),
+        (collection.COLUMN, Column, ("name",)),
+        (collection.VECTOR, Vector, ()),
+        (collection.INDEX, Index, ()),
+        (collection.SEARCH, SearchDefaults, ()),
+        (collection.TUNED, Tuned, ()),
+        (collection.CACHE, Cache, ()),
     ],
 )
-def test_a_table_has_the_fields_of_its_model(table: dict[str, fields.Field], model: Any) -> None:
-    assert tuple(table) == model.__struct_fields__
+def test_a_table_has_the_fields_of_its_model(table: dict[str, Field], model: Any, others: Any) -> None:
+    assert {*table, *others} == set(model.__struct_fields__)
 
 
 @pytest.mark.parametrize(
