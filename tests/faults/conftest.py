@@ -31,7 +31,7 @@ class Pairs:
     def take(self) -> Cluster:
         if self._pair is None or not _as_new(self._pair):
             self.close()
-            self._pair = self._stack.enter_context(Cluster.temporary(shards=1, replicas=1))
+            self._pair = self._stack.enter_context(Cluster.temporary(shards=1, replicas=1, fsync=False))
         return self._pair
 
     def close(self) -> None:

@@ -30,7 +30,7 @@ ALTER TABLE {table} ALTER COLUMN embedding SET NOT NULL
 @pytest.fixture(scope="module")
 def two() -> Iterator[Cluster]:
     """Two shards with a replica each, whose extension tests may drop."""
-    with Cluster.temporary(shards=2, replicas=1) as running:
+    with Cluster.temporary(shards=2, replicas=1, fsync=False) as running:
         yield running
 
 
