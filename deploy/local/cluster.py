@@ -277,7 +277,7 @@ class Cluster:
             yield
             return
         self._watchdog = subprocess.Popen(
-            [sys.executable, "-m", "deploy.local.watchdog", str(self.directory)],
+            [sys.executable, "-m", "deploy.watchdog", str(self.directory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
