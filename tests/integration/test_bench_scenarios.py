@@ -91,8 +91,9 @@ def test_sigterm_leaves_nothing_of_a_bench(tmp_path: Path) -> None:
     folder = tmp_path / "tmp"
     folder.mkdir()
     folder.chmod(0o755)
+    flags = ["--dataset", DATASET, "--shards", "1", "--quick", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "router.cli", "bench", "recall", "--quick", "--out", str(tmp_path / "out")],
+        [sys.executable, "-m", "router.cli", "bench", "recall", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
