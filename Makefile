@@ -6,6 +6,9 @@ BIN := $(VENV)/bin
 # The caller's locale may not be installed; Python could then not start from a path beyond ASCII.
 export LC_ALL := C.UTF-8
 
+# Tests start some hundred commands; without the compiled files each would compile its modules again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: install demo test test-full bench lint format docs lock clean
 
 install: $(VENV)/.installed

@@ -10,7 +10,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from importlib import import_module
-from importlib.metadata import version
+from typing import NoReturn
 
 from router.commands.ending import asked_to_end
 
@@ -41,6 +41,16 @@ def _run(args: argparse.Namespace) -> int:
         return 1
 
 
+class _Version(argparse.Action):
+    """Looks the version up when it is asked for, not at each start, of which that would be a tenth."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"pgscatter {version('pgscatter')}\n")
+        parser.exit()
+
+
 def _parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     # Importing every command takes two to three times as long as importing one (0.5 s against 0.2 s);
     # only the help and the complaint about an unknown command need all of them.
@@ -48,7 +58,7 @@ def _parser(arguments: Sequence[str] = ()) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="pgscatter", description="Vector search over many PostgreSQL + pgvector nodes."
     )
-    parser.add_argument("--version", action="version", version=f"pgscatter {version('pgscatter')}")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and leave")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for name in named or _COMMANDS:
         import_module(f"router.commands.{name}").add_parser(subparsers)

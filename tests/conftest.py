@@ -52,7 +52,7 @@ def _encodable(value: Any) -> Any:
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[Cluster]:
     """Four shards with one replica each, shared by tests that leave every node running."""
-    with Cluster.temporary(shards=4, replicas=1) as running:
+    with Cluster.temporary(shards=4, replicas=1, fsync=False) as running:
         yield running
 
 

@@ -60,10 +60,11 @@ class CollectionsError(ClusterError):
 class Cluster:
     """The cluster in a directory, running or not."""
 
-    def __init__(self, directory: Path | str, report: Report = lambda _: None) -> None:
+    def __init__(self, directory: Path | str, report: Report = lambda _: None, *, fsync: bool = True) -> None:
         # Resolved, since servers are told by their paths: one directory must not have two names.
         self.directory = Path(os.path.realpath(directory))
         self._report = report
+        self._fsync = fsync
         self._account = Account()
         self._watchdog: subprocess.Popen[bytes] | None = None
         # Children of this process, to be reaped by it; servers that others started are not here.
@@ -80,8 +81,12 @@ class Cluster:
         replicas: int = 1,
         collections: Path | None = None,
         directory: Path | None = None,
+        *,
+        fsync: bool = True,
     ) -> Iterator[Cluster]:
         """A cluster in `directory`, or one of its own; both are gone with the block, or with this process.
+
+        Without `fsync` its servers lose what they stored if the machine does, but not if they are killed.
 
         Raises:
             ClusterError
@@ -89,7 +94,7 @@ class Cluster:
         if directory is None:
             directory = Path(tempfile.mkdtemp(prefix="pgscatter-"))
             directory.chmod(0o755)
-        cluster = cls(directory)
+        cluster = cls(directory, fsync=fsync)
         try:
             cluster.up(shards, replicas, collections, owned=True)
             try:
@@ -272,7 +277,7 @@ class Cluster:
             yield
             return
         self._watchdog = subprocess.Popen(
-            [sys.executable, "-m", "deploy.local.watchdog", str(self.directory)],
+            [sys.executable, "-m", "deploy.watchdog", str(self.directory)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             start_new_session=True,
@@ -345,7 +350,7 @@ class Cluster:
     def _start_shard(self, shard: str, members: list[str], ports: dict[str, int]) -> None:
         servers = [self._postgres(name) for name in members]
         if not any(server.exists for server in servers):
-            servers[0].create_primary()
+            servers[0].create_primary(fsync=self._fsync)
         # Primaries first: replicas stream from them.
         servers.sort(key=lambda server: server.is_replica or not server.exists)
         primary, *replicas = servers

@@ -114,7 +114,8 @@ class Postgres:
             return None
         return pid if processes.is_server(pid, str(self.data)) else None
 
-    def create_primary(self) -> None:
+    def create_primary(self, *, fsync: bool = True) -> None:
+        """`fsync` holds for its replicas as well, whose settings are copies."""
         with self._building() as data:
             self._run_as_server(
                 [
@@ -123,7 +124,7 @@ class Postgres:
                 ]
             )
             with (data / "postgresql.conf").open("a") as conf:
-                conf.write(_CONF)
+                conf.write(_CONF if fsync else f"{_CONF}fsync = off\n")
 
     def create_replica(self, primary_port: int) -> None:
         with self._building() as data:

@@ -339,7 +339,7 @@ async def test_a_router_that_has_just_started_does_not_take_an_old_replica_for_a
 
 
 async def test_a_replica_that_followed_another_primary_is_not_taken_for_fresh() -> None:
-    with Cluster.temporary(shards=1, replicas=2) as trio:
+    with Cluster.temporary(shards=1, replicas=2, fsync=False) as trio:
         async with world(trio, FAST) as w:
             await w.put(*(w.document(i, [float(i)] * 8, content="old") for i in range(ROWS)))
             for name in ("s0-b", "s0-c"):

@@ -24,7 +24,7 @@ ROWS = 80
 @pytest.fixture(scope="module")
 def fragile() -> Iterator[Cluster]:
     """A cluster of these tests' own."""
-    with Cluster.temporary(shards=4, replicas=1) as running:
+    with Cluster.temporary(shards=4, replicas=1, fsync=False) as running:
         yield running
 
 

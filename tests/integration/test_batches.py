@@ -14,7 +14,7 @@ from deploy.local import Cluster
 from router.settings import Settings
 from tests.integration.worlds import World, world
 
-ROWS = 1500  # of each shard
+ROWS = 750  # of each shard
 SEARCHES = 150
 CLIENTS = 16
 
@@ -54,7 +54,7 @@ async def batch(http: httpx.AsyncClient, rng: np.random.Generator) -> float:
 async def test_a_batch_of_slow_searches_is_answered_in_whole_and_starves_nobody(cluster: Cluster) -> None:
     rng = np.random.default_rng(3)
     # The slack of the time that single searches may wait is for a machine that others use, too.
-    settings = Settings(statistics_interval=0, node_queue_wait=4.0)
+    settings = Settings(statistics_interval=0, node_queue_wait=2.0)
     async with world(cluster, settings) as w, w.over_http() as http:
         await fill(w)
         started = time.perf_counter()

@@ -91,8 +91,9 @@ def test_sigterm_leaves_nothing_of_a_bench(tmp_path: Path) -> None:
     folder = tmp_path / "tmp"
     folder.mkdir()
     folder.chmod(0o755)
+    flags = ["--dataset", DATASET, "--shards", "1", "--quick", "--out", str(tmp_path / "out")]
     process = subprocess.Popen(
-        [sys.executable, "-m", "router.cli", "bench", "recall", "--quick", "--out", str(tmp_path / "out")],
+        [sys.executable, "-m", "router.cli", "bench", "recall", *flags],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
@@ -193,7 +194,9 @@ def test_cache_tells_its_tiers_apart(tmp_path: Path, capsys: pytest.CaptureFixtu
     )
     # The most popular tenth of a thousand has 69 % of Zipf's distribution with exponent 1.
     assert both is not None and small is not None and 20 < small < 75 < both
-    assert set(run.outcome.samples["L2 hits"][0].account) == {"l2"}
+    # A lookup that takes longer than Redis is given counts as a miss; on a machine that others use some do.
+    hits = run.outcome.samples["L2 hits"][0].account
+    assert hits.keys() <= {"l2", "miss"} and hits["l2"] > 9 * hits.get("miss", 0)
     lookup = metrics["bare lookup in dict"].value
     get = metrics["bare GET from Redis, p50"].value
     assert lookup is not None and get is not None and 0.001 < lookup < 10 < get < 5000

@@ -368,7 +368,7 @@ async def test_a_full_redis_fails_nothing_and_still_forgets(cluster: Cluster) ->
 
 
 async def test_a_stale_answer_says_so_and_is_not_kept() -> None:
-    with Cluster.temporary(shards=1, replicas=1) as private:
+    with Cluster.temporary(shards=1, replicas=1, fsync=False) as private:
         by_id = model.HashSharding(column("id", ValueType.BIGINT), ("s0",))
         async with world(private, QUICK, redis=True, sharding=by_id) as w:
             await store(w, "old")

@@ -42,7 +42,7 @@ def test_no_request_finds_a_500_or_an_undocumented_status(
     one: dict[str, Any] = {"path_parameters": {"collection": "documents"}, "media_type": "application/json"}
     statuses = assert_conforms(
         create_app(),
-        examples=20,
+        examples=10,
         path_parameters={"collection": ["documents", "halves"], "id": ["1", "a"]},
         samples={
             f"PUT {C}/documents": [{**one, "body": {"documents": [document]}}],

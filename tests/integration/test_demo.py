@@ -29,7 +29,7 @@ from deploy.demo.__main__ import main
 sys.exit(main())
 """
 # What the demo searches for is in these.
-MODULES = ("asyncio", "collections", "email", "functools", "io", "os")
+MODULES = ("asyncio", "functools")
 
 # What a stranger is promised on two cores, everything but the installation.
 SMOKE_SECONDS = 180
@@ -113,12 +113,17 @@ def read_until(process: subprocess.Popen[str], marker: str) -> str:
     raise AssertionError(f"the demo ended without saying {marker!r}:\n{said}")
 
 
-def test_the_demo_shows_four_searches_and_leaves_nothing(start: Start, temporary: Path) -> None:
+# That the whole demo runs is shown by test_readme as well.
+@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.full)])
+def test_the_demo_shows_four_searches_and_leaves_nothing(
+    start: Start, small: list[str], temporary: Path, whole: bool
+) -> None:
     """On a poor machine: few files, no home, closed folders, a PostgreSQL of the caller's own."""
     started = time.monotonic()
     poor = ["/bin/sh", "-c", 'ulimit -n 256; umask 077; exec "$@"', "sh"]
     env = {name: value for name, value in os.environ.items() if name != "HOME"}
-    process = start("--smoke", through=poor, env={**env, **HOSTILE, "HTTP_PROXY": "http://192.0.2.1:1"})
+    env = {**env, **HOSTILE, "HTTP_PROXY": "http://192.0.2.1:1"}
+    process = start("--smoke", demo=WHOLE if whole else small, through=poor, env=env)
     said, _ = process.communicate(timeout=SMOKE_SECONDS)
     assert process.returncode == 0, said
     assert time.monotonic() - started < SMOKE_SECONDS

@@ -35,7 +35,7 @@ ONES = [1.0] * 8
 @pytest.fixture(scope="module")
 def breakable() -> Iterator[Cluster]:
     """Two shards without replicas, whose nodes tests may kill."""
-    with Cluster.temporary(shards=2, replicas=0) as running:
+    with Cluster.temporary(shards=2, replicas=0, fsync=False) as running:
         yield running
 
 

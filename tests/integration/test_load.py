@@ -622,7 +622,7 @@ async def test_ctrl_c_and_sigterm_stop_cleanly_and_the_load_goes_on_later(
 ) -> None:
     table = fresh()
     path = applied_map(cluster, tmp_path, docs=collection(table=table))
-    vectors = sample(20_000)
+    vectors = sample(10_000)
     source = npy(tmp_path, vectors)
     process = began(source, path, "--chunk-rows", 40)
     await reach(path, table, 500)
@@ -677,7 +677,7 @@ async def reach(path: Path, table: str, count: int) -> None:
 @pytest.fixture(scope="module")
 def fragile() -> Iterator[Cluster]:
     """A cluster whose nodes these tests kill."""
-    with Cluster.temporary(shards=4, replicas=1) as running:
+    with Cluster.temporary(shards=4, replicas=1, fsync=False) as running:
         yield running
 
 
@@ -686,7 +686,7 @@ async def test_a_node_killed_in_the_middle_fails_the_load_which_then_goes_on(
 ) -> None:
     table = fresh()
     path = applied_map(fragile, tmp_path, docs=collection(table=table))
-    vectors = sample(20_000)
+    vectors = sample(10_000)
     source = npy(tmp_path, vectors)
     process = began(source, path, "--chunk-rows", 40)
     await reach(path, table, 500)
@@ -716,7 +716,8 @@ async def test_a_node_that_freezes_while_rows_are_sent_to_it(
     path = applied_map(fragile, tmp_path, docs=collection(table=table, vector=vector))
     vectors = sample(20_000, dimensions=1000)
     source = npy(tmp_path, vectors)
-    process = began(source, path, "--chunk-rows", 10_000, "--limit", 20_000)
+    flags = ("--chunk-rows", 10_000, "--limit", 20_000, "--no-index")
+    process = began(source, path, *flags)
     await asyncio.sleep(0.4)
     while process.poll() is None and not await copying(fragile, "s2-a"):
         await asyncio.sleep(0.01)
@@ -738,7 +739,7 @@ async def test_a_node_that_freezes_while_rows_are_sent_to_it(
     assert (process.returncode, took < 5) == (status, True), stderr
     assert "Traceback" not in stderr
     assert "never retrieved" not in stderr
-    assert load(source, path, "--chunk-rows", 10_000, "--limit", 20_000).returncode == 0
+    assert load(source, path, *flags).returncode == 0
     counted = await rows(path, f"SELECT count(*) FROM {table}")
     assert sum(found[0][0] for found in counted.values()) == 20_000
 

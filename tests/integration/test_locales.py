@@ -54,7 +54,7 @@ def divided() -> Iterator[Cluster]:
         locales.compile_into(folder)
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("LOCPATH", locales.search_path(folder))
-            with Cluster.temporary(shards=2, replicas=0) as running:
+            with Cluster.temporary(shards=2, replicas=0, fsync=False) as running:
                 yield running
     finally:
         shutil.rmtree(folder)
@@ -181,7 +181,7 @@ def older() -> Iterator[Cluster]:
     try:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(servers, "binary", lambda name: initdb if name == "initdb" else programs / name)
-            with Cluster.temporary(shards=2, replicas=0) as running:
+            with Cluster.temporary(shards=2, replicas=0, fsync=False) as running:
                 yield running
     finally:
         shutil.rmtree(folder)

@@ -33,7 +33,7 @@ SHARDINGS = [model.HashSharding(ID, ("s0",)), model.HashSharding(CATEGORY, ("s0"
 @pytest.fixture(scope="module")
 def single() -> Iterator[Cluster]:
     """One server, which a role without rights of its own uses."""
-    with Cluster.temporary(shards=1, replicas=0) as running:
+    with Cluster.temporary(shards=1, replicas=0, fsync=False) as running:
         asyncio.run(execute(running.nodes[0].dsn, "CREATE EXTENSION vector; CREATE ROLE limited LOGIN"))
         asyncio.run(execute(running.nodes[0].dsn, "GRANT ALL ON SCHEMA public TO limited"))
         asyncio.run(execute(running.nodes[0].dsn, "GRANT ALL ON DATABASE postgres TO limited"))

@@ -30,7 +30,7 @@ ALTER TABLE {table} ALTER COLUMN embedding SET NOT NULL
 @pytest.fixture(scope="module")
 def two() -> Iterator[Cluster]:
     """Two shards with a replica each, whose extension tests may drop."""
-    with Cluster.temporary(shards=2, replicas=1) as running:
+    with Cluster.temporary(shards=2, replicas=1, fsync=False) as running:
         yield running
 
 
@@ -68,8 +68,15 @@ async def everything_works(w: World, number: int) -> None:
     await w.put(w.document(29, [29.0] * 8, category="c29", price=1.0, content=category))
 
 
-@pytest.mark.parametrize("sharding", [None, BY_CATEGORY])
-@pytest.mark.parametrize("vector_type", list(model.VectorType))
+@pytest.mark.parametrize(
+    ("vector_type", "sharding"),
+    [
+        (model.VectorType.VECTOR, None),
+        (model.VectorType.HALFVEC, BY_CATEGORY),
+        pytest.param(model.VectorType.VECTOR, BY_CATEGORY, marks=pytest.mark.full),
+        pytest.param(model.VectorType.HALFVEC, None, marks=pytest.mark.full),
+    ],
+)
 async def test_an_extension_that_is_created_anew_costs_no_request(
     two: Cluster, vector_type: model.VectorType, sharding: model.Sharding | None
 ) -> None:

@@ -488,7 +488,7 @@ async def test_backends_that_an_operator_ends_cost_no_search(cluster: Cluster) -
 
         ending = asyncio.create_task(end_backends())
         try:
-            for _ in range(100):
+            for _ in range(30):
                 found = await asyncio.gather(*(w.search([float(i)] * 8, 20, cache=False) for i in range(4)))
                 assert all(one.answer.coverage.full and one.answer.count == 20 for one in found)
         finally:

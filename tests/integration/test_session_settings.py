@@ -68,7 +68,7 @@ CREATE FUNCTION app.current_setting(text) RETURNS text LANGUAGE sql AS $$ SELECT
 
 @pytest.fixture(scope="module")
 def pair() -> Iterator[Cluster]:
-    with Cluster.temporary(shards=1, replicas=1) as running:
+    with Cluster.temporary(shards=1, replicas=1, fsync=False) as running:
         yield running
 
 

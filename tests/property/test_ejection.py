@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from itertools import chain, repeat
+
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from router.policy.ejection import TRIAL_SECONDS, Ejection, has_room
 
-WAITS = [1.0, 2.0, 4.0, *[5.0] * 60]
 NODES = st.integers(0, 3)
+
+
+def waits() -> Iterator[float]:
+    return chain([1.0, 2.0, 4.0], repeat(5.0))
 
 
 class Node:
@@ -18,7 +24,7 @@ class Node:
     def __init__(self) -> None:
         self.silent = 0
         self.times = 0
-        self.waits = iter(WAITS)
+        self.waits = waits()
         self.left_out = float("-inf")
         self.until: float | None = None
 
@@ -45,7 +51,7 @@ class Ejections(RuleBasedStateMachine):
             if fresh:
                 node.times += 1
                 if self.now - node.left_out > 60:
-                    node.waits = iter(WAITS)
+                    node.waits = waits()
             node.left_out = self.now
             node.until = self.now + next(node.waits)
 
@@ -73,7 +79,7 @@ class Ejections(RuleBasedStateMachine):
         real, node = self.at(number)
         real.returned(self.now)
         if node.until is not None:
-            node.until, node.waits = self.now, iter(WAITS)
+            node.until, node.waits = self.now, waits()
 
     @rule(seconds=st.sampled_from([0.25, 0.5, 1.0, 4.0, 61.0]))
     def wait(self, seconds: float) -> None:
