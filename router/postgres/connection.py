@@ -204,10 +204,12 @@ async def _set_codecs(connection: Connection) -> None:
     statement, and take the ends of Python's calendar for infinities. Numbers of any precision travel as
     text: asyncpg's binary form of 1e131071, six bytes of a request, would take 64 KiB.
     """
+    # As text: asyncpg would look the type of an array of names up, which takes milliseconds.
     rows = await connection.fetch(
-        "SELECT t.typname, n.nspname FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
+        "SELECT t.typname, n.nspname, t.oid, t.typarray"
+        " FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
         " JOIN pg_type t ON t.typnamespace = n.oid"
-        " WHERE e.extname = 'vector' AND t.typname = ANY($1) AND t.typtype = 'b'",
+        " WHERE e.extname = 'vector' AND t.typname::text = ANY($1::text[]) AND t.typtype = 'b'",
         _VECTOR_TYPES,
     )
     if not rows:
@@ -223,9 +225,24 @@ async def _set_codecs(connection: Connection) -> None:
     await connection.set_type_codec(
         "numeric", schema="pg_catalog", encoder=str, decoder=Decimal, format="text"
     )
-    # asyncpg looks a new array type up when a statement first needs it, which takes milliseconds.
-    await connection.prepare("SELECT " + ", ".join(f"NULL::{row['typname']}[]" for row in rows))
+    # asyncpg would look an array type up when a statement first needs it, which takes milliseconds as well.
+    settings = connection._protocol.get_settings()  # type: ignore[attr-defined]
+    settings.register_data_types([_array_type(row) for row in rows])
     connection.knows_vectors = True
+
+
+def _array_type(row: asyncpg.Record) -> dict[str, object]:
+    """What asyncpg's own look-up says of the array type of a type that has a codec."""
+    return {
+        "oid": row["typarray"],
+        "ns": row["nspname"],
+        "name": f"_{row['typname']}",
+        "kind": b"b",
+        "elemtype": row["oid"],
+        "elemdelim": b",",
+        "elemtype_name": row["typname"],
+        **dict.fromkeys(("basetype", "range_subtype", "attrtypoids", "attrnames")),
+    }
 
 
 def _connect_error(exc: BaseException) -> NodeError:

@@ -85,7 +85,7 @@ ORDER BY c.relname LIMIT $2
 _SIZES = """
 SELECT attname AS name, coalesce(octet_length(most_common_vals::text), 0)
                         + coalesce(octet_length(histogram_bounds::text), 0) AS size
-FROM pg_stats WHERE schemaname = $1 AND tablename = $2 AND inherited = $3 AND attname = ANY($4)
+FROM pg_stats WHERE schemaname = $1 AND tablename = $2 AND inherited = $3 AND attname::text = ANY($4::text[])
 """
 
 # anyarray is nothing that an expression can take apart, but its text is.
@@ -93,7 +93,7 @@ _VALUES = """
 SELECT attname AS name, null_frac AS nulls, n_distinct AS distinct, correlation,
        (most_common_vals::text::{type}[])[:{most}] AS common, most_common_freqs[:{most}] AS shares,
        histogram_bounds::text::{type}[] AS bounds
-FROM pg_stats WHERE schemaname = $1 AND tablename = $2 AND inherited = $3 AND attname = ANY($4)
+FROM pg_stats WHERE schemaname = $1 AND tablename = $2 AND inherited = $3 AND attname::text = ANY($4::text[])
 """
 
 _EXPRESSIONS = """

@@ -230,3 +230,31 @@ async def test_a_router_says_which_setting_did_not_last(
     monkeypatch.setattr("router.postgres.session_settings._SAFE_PATH", "RESET IntervalStyle; SET jit = on")
     with pytest.raises(NodeError, match=re.escape("has jit = 'on' after it was set to 'off'; a pooler")):
         await open_connection(primary(pair), connect_timeout=5, statement_timeout=5)
+
+
+async def test_a_connection_knows_pgvectors_types_without_looking_each_up(
+    pair: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked_up: list[Any] = []
+    look_up = asyncpg.Connection._introspect_types
+
+    async def noted(self: Any, types: Any, timeout: Any) -> Any:
+        looked_up.append(types)
+        return await look_up(self, types, timeout)
+
+    dsn = primary(pair)
+    await execute(dsn, "CREATE EXTENSION IF NOT EXISTS vector")
+    monkeypatch.setattr(asyncpg.Connection, "_introspect_types", noted)
+    connection = await open_connection(dsn, connect_timeout=5, statement_timeout=5)
+    try:
+        wire = np.array([2, 0], ">u2").tobytes() + np.array([1.5, -2], ">f4").tobytes()
+        half = np.array([1, 0], ">u2").tobytes() + np.array([0.5], ">f2").tobytes()
+        for type_, values in (("vector", [wire, wire]), ("halfvec", [half])):
+            assert await connection.fetchval(f"SELECT $1::{type_}[]", values) == values
+            assert await connection.fetchval(f"SELECT ($1::{type_}[])[1]::text", values) in (
+                "[1.5,-2]",
+                "[0.5]",
+            )
+    finally:
+        await connection.close()
+    assert not looked_up

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import asyncpg
 import pytest
+from asyncpg.protocol.protocol import ConnectionSettings
 
 from router.postgres import connection
 from router.postgres.connection import ErrorKind, node_error
@@ -34,6 +35,7 @@ def test_what_is_overridden_is_there_and_is_called_alike(ours: type, name: str) 
 
 def test_attributes_that_are_read_are_there() -> None:
     assert "_protocol" in asyncpg.Connection.__slots__
+    assert callable(ConnectionSettings.register_data_types)
     assert asyncpg.PostgresError("made by the driver").severity is None
     assert asyncpg.PostgresError("made by the driver").server_source_function is None
 
