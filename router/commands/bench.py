@@ -109,7 +109,8 @@ def _guarded(run: Callable[[argparse.Namespace], int | None]) -> Callable[[argpa
         try:
             return run(args) or 0
         except (BenchError, OSError) as exc:
-            print(f"pgscatter bench: {exc}", file=sys.stderr)
+            # An error of asyncio's time limits has no text.
+            print(f"pgscatter bench: {str(exc) or 'timed out'}", file=sys.stderr)
             return 1
 
     return guarded

@@ -79,7 +79,7 @@ def _run(args: argparse.Namespace) -> int:
             check_replaceable(args.map)  # now, since measuring takes minutes
         tuned, gains, failures = asyncio.run(_tune(args, shard_map, targets))
     except (MapError, TuningError, RouterError, OSError, ValueError) as exc:
-        print(f"pgscatter tune: {exc}", file=sys.stderr)
+        print(f"pgscatter tune: {str(exc) or 'timed out'}", file=sys.stderr)
         return 1
     where = "not written"
     if tuned and not args.dry_run:
