@@ -29,7 +29,16 @@ from bench.http_client import Connections, request_bytes
 from bench.percentiles import Latencies
 from router.postgres.driver import create_pool
 
-__all__ = ["GatherSpec", "GatherTarget", "HttpSpec", "HttpTarget", "ImportedSpec", "TargetSpec", "make"]
+__all__ = [
+    "GatherSpec",
+    "GatherTarget",
+    "HttpSpec",
+    "HttpTarget",
+    "ImportedSpec",
+    "TargetSpec",
+    "make",
+    "search_body",
+]
 
 
 class HttpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
@@ -140,7 +149,7 @@ class HttpTarget:
         encoder = msgspec.json.Encoder()
 
         def encoded(**more: Any) -> list[bytes]:
-            bodies = (encoder.encode({**_body(spec, vector), **more}) for vector in queries)
+            bodies = (encoder.encode({**search_body(spec, vector), **more}) for vector in queries)
             return [request_bytes(host, url.path, body) for body in bodies]
 
         self._requests = encoded()
@@ -196,7 +205,8 @@ class HttpTarget:
         self._connections.close()
 
 
-def _body(spec: HttpSpec, vector: Vectors) -> dict[str, Any]:
+def search_body(spec: HttpSpec, vector: Vectors) -> dict[str, Any]:
+    """What is sent to search for `vector` (d,)."""
     data = np.ascontiguousarray(vector, "<f4")
     encoded = base64.b64encode(data.tobytes()).decode() if spec.encoding == "base64" else data.tolist()
     body = {"vector": encoded, "k": spec.k, "cache": spec.cache, **spec.extra}
