@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from time import perf_counter
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
@@ -40,10 +40,11 @@ _GRACE = 60.0
 INTENDED: ContextVar[float] = ContextVar("INTENDED")
 
 
-class Target(Protocol):
+class Target:
     """What is measured: it answers queries by their number."""
 
-    async def open(self) -> None: ...
+    async def open(self) -> None:
+        """Connect, before anything is measured."""
 
     async def search(self, query: int) -> Sequence[int]:
         """Ids, nearest first. It must wait for something, be it `asyncio.sleep(0)`.
@@ -51,25 +52,22 @@ class Target(Protocol):
         Raises:
             SearchError
         """
+        raise NotImplementedError
 
     def account(self) -> dict[str, int]:
         """What it counted itself, such as hits of caches."""
+        return {}
 
-    async def close(self) -> None: ...
+    def tiers(self) -> dict[str, Latencies]:
+        """Latencies by what answered, where it knows."""
+        return {}
 
+    def record(self) -> bytes:
+        """What else it has to tell, for whoever knows what is in it."""
+        return b""
 
-@runtime_checkable
-class Tiered(Protocol):
-    """A target that knows which of its tiers answered, and how fast each does."""
-
-    def tiers(self) -> dict[str, Latencies]: ...
-
-
-@runtime_checkable
-class Recording(Protocol):
-    """A target that keeps a record of its own, for whoever knows what is in it."""
-
-    def record(self) -> bytes: ...
+    async def close(self) -> None:
+        """Give up all connections."""
 
 
 class Closed(msgspec.Struct, frozen=True, tag="closed"):
@@ -132,8 +130,7 @@ class Measured(msgspec.Struct, frozen=True):
         lag: how late the generator itself started searches; empty in a closed loop.
         cpu_seconds: of the generator's process.
         asked, answers: queries' numbers (int32) and k ids each (int64, -1 for none), as bytes.
-        tiers: latencies by what answered, of a target that tells; its warm-up's are among them.
-        record: of a target that keeps one.
+        account, tiers, record: of the target; the warm-up's are among them.
     """
 
     seconds: float
@@ -222,7 +219,6 @@ class _Recorder:
 
     def measured(self, seconds: float, cpu_seconds: float) -> Measured:
         self.latencies.merge([self._recent])
-        tiers = self._target.tiers() if isinstance(self._target, Tiered) else {}
         return Measured(
             seconds=seconds,
             searches=self.searches,
@@ -236,8 +232,8 @@ class _Recorder:
             asked=self._asked.tobytes(),
             answers=self._answers.tobytes(),
             account=self._target.account(),
-            tiers={name: found.encode() for name, found in tiers.items()},
-            record=self._target.record() if isinstance(self._target, Recording) else b"",
+            tiers={name: found.encode() for name, found in self._target.tiers().items()},
+            record=self._target.record(),
         )
 
 

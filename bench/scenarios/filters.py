@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
@@ -262,12 +261,11 @@ async def _batch(context: Context, world: World, router: Router, one: _Found) ->
     count = int(_BATCH_SECONDS / (2 * one.seconds[_OURS]))
     count = min(max(count, _LEAST_BATCH), _BATCH)
     spec = _spec(context, world, router, one.case)
-    url = urlsplit(spec.url)
-    connections = Connections(str(url.hostname), url.port or 80)
+    connections = Connections(spec.url)
     vectors = np.resize(context.dataset.queries, (count, context.dataset.dimensions))
     bodies = [search_body(spec, vector) for vector in vectors]
-    batch = request_bytes(url.netloc, f"{url.path}/batch", msgspec.json.encode({"searches": bodies}))
-    singles = [request_bytes(url.netloc, url.path, msgspec.json.encode(body)) for body in bodies]
+    batch = request_bytes(f"{spec.url}/batch", msgspec.json.encode({"searches": bodies}))
+    singles = [request_bytes(spec.url, msgspec.json.encode(body)) for body in bodies]
     places = asyncio.Semaphore(16)
     taken: dict[str, list[float]] = {"batch": [], "singles": []}
     failed = {"batch": 0, "singles": 0}

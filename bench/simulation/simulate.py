@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from bench.errors import SearchError
-from bench.generators import Closed, Measured, Open, generate
+from bench.generators import Closed, Measured, Open, Target, generate
 from bench.percentiles import Latencies
 from bench.simulation.hosts import Host, Process
 from bench.simulation.model import Costs, Load, Result, Stragglers, System
@@ -218,7 +218,7 @@ def build_map(system: System) -> model.ShardMap:
     return model.ShardMap(1, shards, {"items": items})
 
 
-class _Simulated:
+class _Simulated(Target):
     """The router as the target of a generator; what it counts is of the measured time."""
 
     def __init__(self, world: World, load: Load) -> None:
@@ -228,8 +228,6 @@ class _Simulated:
         self._full = 0
         self._limits: list[list[int]] = [[] for _ in world.limits]
         self._before = self._after = self._counts()
-
-    async def open(self) -> None: ...
 
     async def search(self, query: int) -> Sequence[int]:
         """One search from the client's side."""
@@ -246,11 +244,6 @@ class _Simulated:
         self._coverage.append(coverage)
         self._full += full
         return []
-
-    def account(self) -> dict[str, int]:
-        return {}
-
-    async def close(self) -> None: ...
 
     def begin(self) -> None:
         self._coverage.clear()

@@ -269,7 +269,7 @@ def test_searches_inside_postgresql_cost_more_the_wider_they_are(world: World) -
     assert 1e-5 < costs[0] < costs[1] < 0.1
 
 
-class Exhaustive:
+class Exhaustive(Target):
     """Another system, as an adapter would bring it."""
 
     def __init__(self, spec: ImportedSpec, queries: Vectors) -> None:
@@ -277,28 +277,17 @@ class Exhaustive:
         self._base = np.load(spec.options["base"])
         self._k = spec.k
 
-    async def open(self) -> None: ...
-
     async def search(self, query: int) -> Sequence[int]:
         distances = ((self._base - self._queries[query]) ** 2).sum(axis=1)
         found: list[int] = np.argsort(distances)[: self._k].tolist()
         return found
-
-    def account(self) -> dict[str, int]:
-        return {}
-
-    async def close(self) -> None: ...
-
-
-def exhaustive(spec: ImportedSpec, queries: Vectors) -> Target:
-    return Exhaustive(spec, queries)
 
 
 def test_other_systems_come_by_adapters(world: World) -> None:
     @contextmanager
     def here(world: World) -> Iterator[TargetSpec]:
         yield ImportedSpec(
-            target=f"{__name__}:exhaustive",
+            target=f"{__name__}:Exhaustive",
             queries=str(world.queries_path),
             options={"base": str(world.base_path)},
         )
