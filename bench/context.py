@@ -93,7 +93,8 @@ class Context:
     @contextmanager
     def world(self, **changes: Any) -> Iterator[World]:
         """A cluster with the data set; `changes` go to `open_world`."""
-        with open_world(self.dataset, changes.pop("shards", self.shards), say=self.say, **changes) as world:
+        changes = {"shards": self.shards, "k": self.options.k, "say": self.say, **changes}
+        with open_world(self.dataset, **changes) as world:
             self.servers |= world.server_record()
             yield world
             self.flags += [flags for flags in world.flags if flags not in self.flags]
@@ -126,7 +127,7 @@ class Context:
         Raises:
             BenchError
         """
-        job = Job(spec, load, queries or len(self.dataset.queries), self.options.k)
+        job = Job(spec, load, queries or len(self.dataset.queries))
         pid = router.pid if router is not None else spec.pid if isinstance(spec, HttpSpec) else None
         pids = () if pid is None else (pid,)
         exact = (truth or self.truth) if judged else None
@@ -164,7 +165,7 @@ class Context:
         Raises:
             BenchError
         """
-        fields = {"k": self.options.k, "ef_search": ef_search, "cache": False, "explain_plan": True, **more}
+        fields = {"ef_search": ef_search, "cache": False, "explain_plan": True, **more}
         _, answer = world.ask(router, 0, **fields)
         reports = answer["explain"]["shards"]
         return [one["shard"] for one in reports if "Index Scan using" not in (one["plan"] or "")]
@@ -190,7 +191,7 @@ class Context:
         """
         http, recall = self.tuned(world.http(router))
         gather, gather_recall = self.tuned(world.gather())
-        same = world.effective(http, self.options.k)
+        same = world.effective(http)
         notes = [
             f"pgscatter: ef_search {http}, which the router raises to {same}, recall {recall:.4f} when tuned"
             if same != http

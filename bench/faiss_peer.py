@@ -52,6 +52,7 @@ def peer(world: World) -> Iterator[ImportedSpec]:
     yield ImportedSpec(
         target=f"{__name__}:FaissTarget",
         queries=str(world.queries_path),
+        k=world.k,
         options={"index": str(path), "metric": str(metric)},
     )
 

@@ -38,7 +38,6 @@ class Job(msgspec.Struct, frozen=True):
     target: TargetSpec
     load: Load
     queries: int
-    k: int = 10
 
 
 class _Event(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -165,7 +164,7 @@ async def _run(job: Job) -> Measured:
             target,
             job.load,
             queries=job.queries,
-            k=job.k,
+            k=job.target.k,
             begin=lambda: _tell(_Event("began")),
             end=lambda: _tell(_Event("ended")),
             tick=lambda part: _tell(_Event("sliced", slice=part)),

@@ -33,9 +33,12 @@ from deploy.local import Cluster, NodeInfo
 from deploy.local.router import Router, serve_arguments, serving
 from deploy.tied_to_parent import tied_to_parent
 from router.client import Client, ClientError
+from router.postgres.search import SearchStatement, SearchStatements
 from router.postgres.sql import distance_operator
-from router.query.plan import plan_search
+from router.query.plan import Plan, plan_search
+from router.query.sizes import Layout
 from router.query.types import SearchQuery
+from router.query.wire import to_wire
 from shard_config import load as load_map
 
 __all__ = ["COLLECTION", "COPIED", "SINGLE", "Router", "World", "open_world"]
@@ -80,10 +83,12 @@ class World:
         folder: Path,
         say: Say,
         spread: Mapping[str, int] | None = None,
+        k: int = 10,
     ) -> None:
         self.cluster = cluster
         self.dataset = dataset
         self.folder = folder
+        self.k = k
         self.flags: list[str] = []
         self.say = say
         self._spread = dict(spread or {})
@@ -117,7 +122,7 @@ class World:
     def http(self, router: Router, collection: str = COLLECTION, **options: Any) -> HttpSpec:
         """Searches through `router`, without caches unless `options` say otherwise."""
         url = f"{router.url}{search_path(collection)}"
-        return HttpSpec(url=url, pid=router.pid, **{"queries": str(self.queries_path), **options})
+        return HttpSpec(url=url, pid=router.pid, k=self.k, **{"queries": str(self.queries_path), **options})
 
     def gather(self, collection: str = COLLECTION, **options: Any) -> GatherSpec:
         """The same searches by an application of its own."""
@@ -127,15 +132,37 @@ class World:
             queries=str(self.queries_path),
             table=f"public.{collection}",
             operator=distance_operator(self.dataset.metric),
+            k=self.k,
             **options,
         )
 
-    def effective(self, ef_search: int, k: int, collection: str = COLLECTION) -> int:
+    def effective(self, ef_search: int, collection: str = COLLECTION) -> int:
         """The width that the router scans with: it raises what would cut k short."""
+        return self._planned(ef_search, collection)[1].ef_search
+
+    def statements(self, ef_search: int) -> list[SearchStatement]:
+        """What the router sends to a shard for each of the queries; `effective` is how wide it scans."""
+        searched, plan = self._planned(ef_search, COLLECTION)
+        collection, made = searched.collection, SearchStatements()
+        return [
+            made.search(
+                collection,
+                to_wire(query.tobytes(), collection.vector.type),
+                limit=plan.limit,
+                candidates=plan.candidates,
+                ef_search=plan.ef_search,
+                scan=plan.scan,
+                filter=None,
+                layout=Layout(frozenset()),
+            )
+            for query in self.dataset.queries
+        ]
+
+    def _planned(self, ef_search: int, collection: str) -> tuple[SearchQuery, Plan]:
         shard_map = load_map(self.map_path)
         vector = self.dataset.queries[0].tobytes()
-        query = SearchQuery(shard_map.collections[collection], vector, k, ef_search=ef_search)
-        return plan_search(query, shard_map).ef_search
+        query = SearchQuery(shard_map.collections[collection], vector, self.k, ef_search=ef_search)
+        return query, plan_search(query, shard_map)
 
     def server_record(self) -> dict[str, str]:
         """Versions of the servers and the settings that matter, of one node, since all are made alike.
@@ -195,7 +222,7 @@ class World:
         Raises:
             BenchError: it was refused.
         """
-        body = {"vector": self.dataset.queries[query].tolist(), **fields}
+        body = {"vector": self.dataset.queries[query].tolist(), "k": self.k, **fields}
         try:
             data = Client(router.url, timeout=_ASK_SECONDS).call("POST", search_path(collection), body)
         except ClientError as exc:
@@ -241,6 +268,7 @@ def open_world(
     filled: bool = True,
     spread: Mapping[str, int] | None = None,
     search: Mapping[str, Any] | None = None,
+    k: int = 10,
     say: Say = lambda _: None,
 ) -> Iterator[World]:
     """A temporary cluster with `dataset` in the collection `items`, ids being row numbers.
@@ -248,7 +276,7 @@ def open_world(
     With `single`, the same rows also stand in one unsharded table; with `copied`, there is an empty
     collection without a vector index. Rows have `columns`, by name and type, and `metadata`. `spread` names
     further collections with the same rows on the first so many of the shards. Without `filled` all of them
-    stay empty. `search` goes into the map as it is.
+    stay empty. `search` goes into the map as it is. Searches are for `k` rows.
 
     Raises:
         BenchError, ClusterError: servers or commands failed.
@@ -271,7 +299,7 @@ def open_world(
         collections.write_text(yaml.safe_dump({"collections": made}, sort_keys=False))
         say(f"starting {shards} shards with {replicas} replicas each")
         with Cluster.temporary(shards, replicas, collections, folder / "cluster") as cluster:
-            world = World(cluster, dataset, folder, say, placed)
+            world = World(cluster, dataset, folder, say, placed, k)
             for name in names:
                 flags = ["--no-index"] if name == COPIED else []
                 world.command("schema", "apply", "--map", world.map_path, "--collection", name, *flags)

@@ -109,7 +109,7 @@ def _hits(
     }
     for spec in specs.values():
         tuning.ask(spec, count)
-    answer, _ = world.ask(routers[_L1], 0, k=context.options.k, cache=True, ef_search=_EF_SEARCH)
+    answer, _ = world.ask(routers[_L1], 0, cache=True, ef_search=_EF_SEARCH)
     specs[_BARE] = world.http(stack.enter_context(serving(answer, world.folder)))
     hits = context.compare(world, specs, context.closed(1), "hits alone", unjudged=[_BARE])
     gets = redis_gets(world.cluster.redis_url, len(answer), context.options.seconds)

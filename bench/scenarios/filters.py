@@ -118,7 +118,7 @@ def _measure(
     with world.serve(map_path=map_path) as router:
         context.say(f"{how}: {len(every)} filters, one client")
         try:
-            hit = asyncio.run(_l1_seconds(_spec(context, world, router, every[0])))
+            hit = asyncio.run(_l1_seconds(_spec(world, router, every[0])))
             context.say(f"{how}: {hit * 1e3:.3g} ms for a search that L1 answers")
             found = asyncio.run(_singles(context, world, router, every))
             batched = [one for one in found if one.case.name == "range" and one.case.share in _BATCH_SHARES]
@@ -139,8 +139,8 @@ def _measure(
         outcome.tables.append(_crowd(context, world, router, crowd, how, outcome))
 
 
-def _spec(context: Context, world: World, router: Router, case: Case, **fields: Any) -> HttpSpec:
-    return world.http(router, k=context.options.k, extra={"filter": case.filter, **fields})
+def _spec(world: World, router: Router, case: Case, **fields: Any) -> HttpSpec:
+    return world.http(router, extra={"filter": case.filter, **fields})
 
 
 async def _l1_seconds(spec: HttpSpec) -> float:
@@ -162,7 +162,7 @@ async def _l1_seconds(spec: HttpSpec) -> float:
 async def _singles(context: Context, world: World, router: Router, every: list[Case]) -> list[_Found]:
     found = []
     with context.display.meter("filters", len(every), "cases") as meter:
-        async with _Gather(world, context.options.k) as gather:
+        async with _Gather(world) as gather:
             for case in every:
                 found.append(await _single(context, world, router, gather, case))
                 context.say(str(found[-1]))
@@ -174,7 +174,7 @@ async def _single(context: Context, world: World, router: Router, gather: _Gathe
     options = context.options
     queries = min(_QUICK_QUERIES if options.quick else _QUERIES, len(context.dataset.queries))
     truth = _truth(context, case, queries)
-    targets = [make(_spec(context, world, router, case, **more)) for more in ({}, {"exact": True})]
+    targets = [make(_spec(world, router, case, **more)) for more in ({}, {"exact": True})]
     variants: dict[str, Search] = {
         **{name: target.search for name, target in zip((_OURS, _EXACT), targets, strict=True)},
         _SCAN: await gather.prepared(case.where, scan=True),
@@ -198,7 +198,7 @@ async def _single(context: Context, world: World, router: Router, gather: _Gathe
     finally:
         for target in targets:
             await target.close()
-    asked = partial(world.ask, router, 0, k=options.k, filter=case.filter, explain=True)
+    asked = partial(world.ask, router, 0, filter=case.filter, explain=True)
     _, explained = await asyncio.to_thread(asked)
     return _Found(
         case,
@@ -222,11 +222,11 @@ def _truth(context: Context, case: Case, queries: int) -> Truth:
 class _Gather:
     """An application's own fan-out: a connection per shard, and plans made for each search."""
 
-    def __init__(self, world: World, k: int) -> None:
+    def __init__(self, world: World) -> None:
         self._dsns = [node.dsn for node in world.primaries]
         self._operator = distance_operator(world.dataset.metric)
         self._queries = world.dataset.queries
-        self._k = k
+        self._k = world.k
         self._connections: list[asyncpg.Connection] = []
 
     async def __aenter__(self) -> _Gather:
@@ -260,7 +260,7 @@ async def _batch(context: Context, world: World, router: Router, one: _Found) ->
     """A batch and as many singles by 16 clients, in turn, three times each."""
     count = int(_BATCH_SECONDS / (2 * one.seconds[_OURS]))
     count = min(max(count, _LEAST_BATCH), _BATCH)
-    spec = _spec(context, world, router, one.case)
+    spec = _spec(world, router, one.case)
     connections = Connections(spec.url)
     vectors = np.resize(context.dataset.queries, (count, context.dataset.dimensions))
     bodies = [search_body(spec, vector) for vector in vectors]
@@ -304,7 +304,7 @@ def _crowd(
         case = one.case
         truth = _truth(context, case, len(context.dataset.queries))
         settings = {"plan_cache_mode": "force_custom_plan", "hnsw.iterative_scan": "relaxed_order"}
-        ours = _spec(context, world, router, case)
+        ours = _spec(world, router, case)
         theirs = world.gather(where=case.where, settings=settings, exact=one.best != _SCAN)
         taken: dict[str, list[Sample]] = context.interleave(
             {

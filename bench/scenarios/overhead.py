@@ -46,7 +46,7 @@ def run(context: Context) -> Outcome:
         with world.serve() as router:
             equal = context.equal(world, router)
             samples = _searches(context, world, router, clients, equal)
-            inside.prepare(world, equal.http, options.k)
+            inside.prepare(world, equal.http)
             looped = {"loop": partial(inside.cpu_per_search, world, options.seconds)}
             loop = context.interleave(looped, "the same searches inside PostgreSQL")["loop"]
         with world.serve() as router:
@@ -88,7 +88,7 @@ def _searches(context: Context, world: World, router: Router, clients: int, equa
         shared = stack.enter_context(world.serve(redis=True, l1_bytes=0))
         for one in (router, shared):
             tuning.ask(world.http(one, **cached), len(world.dataset.queries))
-        answer, _ = world.ask(router, 0, k=context.options.k, **cached)
+        answer, _ = world.ask(router, 0, **cached)
         bare = stack.enter_context(serving(answer, world.folder))
         variants: dict[str, tuple[TargetSpec, int]] = {
             _HTTP: (http, clients),

@@ -26,13 +26,7 @@ from bench.simulation.simulate import simulate
 from bench.targets import HttpSpec
 from bench.world import COLLECTION, Router, World
 from router.postgres.connection import Connection, open_connection
-from router.postgres.search import SearchStatement, SearchStatements, arrays
-from router.query.plan import plan_search
-from router.query.sizes import Layout
-from router.query.types import SearchQuery
-from router.query.wire import to_wire
-from shard_config import load as load_map
-from shard_config.model import ShardMap
+from router.postgres.search import SearchStatement, arrays
 
 __all__ = ["Calibration", "Comparison", "Validation", "calibrate", "validate"]
 
@@ -116,8 +110,7 @@ def calibrate(
         for name in _NARROW:
             world.load(name, "--limit", max(1, len(context.dataset.base) // _NARROW_PART))
         context.say("measuring statements")
-        k = context.options.k
-        statements = asyncio.run(_statements(world, k, ef_search))
+        statements = asyncio.run(_statements(world, ef_search))
         with world.serve() as router:
             context.say("measuring the router")
             runs: list[tuple[int, Taken]] = []
@@ -137,7 +130,7 @@ def calibrate(
         costs=_with_router(statements, runs, crowded),
         crowded=crowded,
         usable=usable,
-        k=k,
+        k=context.options.k,
         ef_search=ef_search,
     )
     return calibration, validate(calibration, target, clients)
@@ -186,22 +179,19 @@ class _Statements(msgspec.Struct):
     wire: float
 
 
-async def _statements(world: World, k: int, ef_search: int) -> _Statements:
-    shard_map = load_map(world.map_path)
-    queries = world.dataset.queries
-    made = _made(shard_map, [query.tobytes() for query in queries], k, ef_search)
-    plan_width = made[1]
+async def _statements(world: World, ef_search: int) -> _Statements:
+    made = world.statements(ef_search)
     connections = [
         await open_connection(node.dsn, connect_timeout=5, statement_timeout=30) for node in world.primaries
     ]
     try:
         for connection in connections:
-            await connection.set_ef_search(plan_width)
+            await connection.set_ef_search(world.effective(ef_search))
             for count in _BATCHES:
                 for _ in range(20):  # past PostgreSQL's custom plans, and with warm caches
-                    await _send(connection, made[0][:count])
-            for i in range(0, len(made[0]), 16):
-                await _send(connection, made[0][i : i + 16])
+                    await _send(connection, made[:count])
+            for i in range(0, len(made), 16):
+                await _send(connection, made[i : i + 16])
         one = connections[0]
         pid = one.get_server_pid()
         batches: dict[int, list[float]] = {count: [] for count in _BATCHES}
@@ -210,8 +200,8 @@ async def _statements(world: World, k: int, ef_search: int) -> _Statements:
             for count in _BATCHES:
                 if count > 1 and start % 7:
                     continue
-                first = (start * 31) % (len(made[0]) - count)
-                wall, own, server = await _timed(one, pid, made[0][first : first + count])
+                first = (start * 31) % (len(made) - count)
+                wall, own, server = await _timed(one, pid, made[first : first + count])
                 batches[count].append(server)
                 if count == 1:
                     idle.append(wall - own - server)
@@ -220,29 +210,6 @@ async def _statements(world: World, k: int, ef_search: int) -> _Statements:
             connection.terminate()
     means = {count: float(np.mean(values)) for count, values in batches.items()}
     return _Statements(batches[1], means, max(median(idle), 0.0))
-
-
-def _made(
-    shard_map: ShardMap, queries: Sequence[bytes], k: int, ef_search: int
-) -> tuple[list[SearchStatement], int]:
-    """The very statements that the router would send, and the width of their scans."""
-    collection = shard_map.collections["items"]
-    statements = SearchStatements()
-    plan = plan_search(SearchQuery(collection, queries[0], k, ef_search=ef_search), shard_map)
-    made = [
-        statements.search(
-            collection,
-            to_wire(query, collection.vector.type),
-            limit=plan.limit,
-            candidates=plan.candidates,
-            ef_search=plan.ef_search,
-            scan=plan.scan,
-            filter=None,
-            layout=Layout(frozenset()),
-        )
-        for query in queries
-    ]
-    return made, plan.ef_search
 
 
 async def _send(connection: Connection, members: Sequence[SearchStatement]) -> None:

@@ -61,7 +61,7 @@ def _shared(
 ) -> Iterator[World]:
     world: World = request.getfixturevalue("world")
     assert (len(dataset.base), shards) == (len(world.dataset.base), 2)
-    assert asked.keys() <= {"single", "copied", "spread", "filled", "say"}
+    assert asked.keys() <= {"single", "copied", "spread", "filled", "say", "k"}
     world.flags.clear()
     with redis.Redis.from_url(world.cluster.redis_url) as client:
         client.flushall()
@@ -264,7 +264,7 @@ def test_both_ways_of_loading_begin_alike(world: World) -> None:
 def test_searches_inside_postgresql_cost_more_the_wider_they_are(world: World) -> None:
     costs = []
     for ef_search in (20, 100):
-        inside.prepare(world, ef_search, 10)
+        inside.prepare(world, ef_search)
         costs.append(inside.cpu_per_search(world, 0.5))
     assert 1e-5 < costs[0] < costs[1] < 0.1
 
