@@ -29,7 +29,6 @@ class Writes(msgspec.Struct, frozen=True):
     acknowledged: int
     lost: int
     doubled: int
-    repeated: int
     first_after: float | None
 
 
@@ -75,7 +74,6 @@ async def write_across_promotion(context: Context, world: World, count: int) -> 
         acknowledged=len(run.acknowledged),
         lost=sum(held.get(id_, 0) == 0 for id_ in run.acknowledged),
         doubled=sum(times > 1 for times in held.values()),
-        repeated=run.repeated,
         first_after=first,
     )
 
@@ -88,7 +86,6 @@ class _Run:
         self._meter = context.display.meter("writes across a promotion", count, "documents")
         self._left = list(range(_IDS, _IDS + count, _BATCH))
         self.acknowledged: list[int] = []
-        self.repeated = 0
 
     def close(self) -> None:
         self._connections.close()
@@ -117,7 +114,6 @@ class _Run:
             request = request_bytes(self._url, msgspec.json.encode({"documents": documents}), "PUT")
             end = perf_counter() + _PATIENCE
             while not await self._stored(request):
-                self.repeated += 1
                 if perf_counter() > end:
                     raise BenchError(f"no write was accepted for {_PATIENCE:g} s")
                 await asyncio.sleep(0.05)
