@@ -87,7 +87,7 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         rate: answered per second.
         coverage: mean share of the shards that answers rest on; `full` is the share of full answers.
         together: searches per statement, on average.
-        limits: the mean limit of each host over the time measured: least, mean and greatest of all hosts.
+        limit: of statements on a host, on average over hosts and the time measured.
         router_use: share of the router's processor's time in use.
     """
 
@@ -101,5 +101,5 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     coverage: float
     full: float
     together: float
-    limits: tuple[float, float, float]
+    limit: float
     router_use: float

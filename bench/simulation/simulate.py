@@ -22,7 +22,7 @@ from bench.errors import SearchError
 from bench.generators import Load, Measured, Open, Target, generate
 from bench.percentiles import Latencies
 from bench.simulation.hosts import Host, Process
-from bench.simulation.model import Costs, Result, Stragglers, System
+from bench.simulation.model import Costs, Result, System
 from bench.simulation.nodes import Server
 from bench.simulation.virtual_time import run
 from router.freshness.freshness import Freshness
@@ -84,6 +84,8 @@ class World:
     """
 
     def __init__(self, system: System, costs: Costs, seed: int = 1) -> None:
+        if not system.router_cpu:
+            costs = msgspec.structs.replace(costs, router_search=0.0, router_shard=0.0, router_statement=0.0)
         self.system = system
         self.costs = costs
         self.rng = Random(seed)
@@ -123,26 +125,18 @@ class World:
         Raises:
             RouterError
         """
-        per_search = self._router_seconds(self.costs.router_search)
-        await self.router.work(
-            per_search / 2 + self._router_seconds(self.costs.router_shard) * self.system.shards / 2
-        )
+        costs = self.costs
+        await self.router.work((costs.router_search + costs.router_shard * self.system.shards) / 2)
         found = await self.scatter.search(query, deadline)
-        await self.router.work(per_search / 2)
+        await self.router.work(costs.router_search / 2)
         coverage = found.coverage
         return coverage.shards.ok / coverage.shards.total, coverage.full
 
     async def close(self) -> None:
         await asyncio.gather(*(node.close() for node in self.nodes))
 
-    def _router_seconds(self, seconds: float) -> float:
-        return seconds if self.system.router_cpu else 0.0
-
     def _servers_and_nodes(self, per_host: int) -> None:
-        system, costs = self.system, self.costs
-        if not system.router_cpu:
-            costs = msgspec.structs.replace(costs, router_shard=0.0, router_statement=0.0)
-        slow = self._slow()
+        system, slow = self.system, self._slow()
         self.servers: list[Server] = []
         self.nodes: list[Node] = []
         self._of_shard: dict[str, list[Node]] = {}
@@ -153,9 +147,9 @@ class World:
                     number,
                     self.hosts[number // per_host],
                     self.router,
-                    costs,
+                    self.costs,
                     Random(self.rng.random()),
-                    slow.get(number),
+                    system.stragglers if number in slow else None,
                 )
                 limit = self.limits[number // per_host]
                 node = Node(config, name, system.settings, limit, execute=server, clock=self.clock)
@@ -165,12 +159,12 @@ class World:
                 self.nodes.append(node)
                 self._of_shard.setdefault(name, []).append(node)
 
-    def _slow(self) -> dict[int, Stragglers]:
-        stragglers = self.system.stragglers
+    def _slow(self) -> set[int]:
+        """The numbers of the nodes that fall behind."""
+        nodes, stragglers = self.system.nodes, self.system.stragglers
         if stragglers is None:
-            return {}
-        chosen = self.rng.sample(range(self.system.nodes), round(stragglers.share * self.system.nodes))
-        return dict.fromkeys(chosen, stragglers)
+            return set()
+        return set(self.rng.sample(range(nodes), round(stragglers.share * nodes)))
 
 
 def _limit(system: System, nodes: int) -> Limit:
@@ -218,7 +212,7 @@ class _Simulated(Target):
         self._timeout = timeout
         self._coverage: list[float] = []
         self._full = 0
-        self._limits: list[list[int]] = [[] for _ in world.limits]
+        self._limits: list[float] = []
         self._before = self._after = self._counts()
 
     async def search(self, query: int) -> Sequence[int]:
@@ -238,8 +232,7 @@ class _Simulated(Target):
     def begin(self) -> None:
         self._coverage.clear()
         self._full = 0
-        for values in self._limits:
-            values.clear()
+        self._limits.clear()
         self._before = self._counts()
 
     def end(self) -> None:
@@ -247,8 +240,7 @@ class _Simulated(Target):
 
     async def watch(self) -> None:
         while True:
-            for values, limit in zip(self._limits, self._world.limits, strict=True):
-                values.append(limit.value)
+            self._limits.append(_mean([limit.value for limit in self._world.limits]))
             await asyncio.sleep(_SAMPLE_EVERY)
 
     def result(self, measured: Measured) -> Result:
@@ -259,7 +251,6 @@ class _Simulated(Target):
         mean, p50, p99 = latencies.mean, latencies.at(50), latencies.at(99)
         if not latencies.count:
             mean = p50 = p99 = float("nan")
-        limits = [float(np.mean(values)) for values in self._limits]
         refused = measured.reasons.get(_REFUSED, 0)
         return Result(
             answered=measured.searches,
@@ -272,7 +263,7 @@ class _Simulated(Target):
             coverage=_mean(self._coverage),
             full=self._full / max(len(self._coverage), 1),
             together=searches / max(statements, 1),
-            limits=(min(limits), _mean(limits), max(limits)),
+            limit=_mean(self._limits),
             router_use=router_busy / measured.seconds,
         )
 

@@ -184,7 +184,7 @@ def test_the_limit_comes_near_the_best_fixed_one(cores: int, nodes: int) -> None
         load = Closed(24, seconds=1.0, warmup=0.5 if fixed else 5.0)
         system = System(shards=nodes, nodes_per_host=0, cores=cores, router_cpu=False, fixed_limit=fixed)
         result = simulate(system, COSTS, load)
-        return result.rate, result.limits[1]
+        return result.rate, result.limit
 
     fixed = sorted({1, max(cores // nodes, 1), min(2 * max(cores // nodes, 1), 16)})
     best = max(found(one)[0] for one in fixed)
