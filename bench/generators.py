@@ -237,44 +237,32 @@ class _Recorder:
         )
 
 
-class _Window:
-    """Opens the recorder after the warm-up, closes it after the time, and tells whoever watches."""
-
-    def __init__(
-        self,
-        recorder: _Recorder,
-        begin: Callable[[], object],
-        end: Callable[[], object],
-        tick: Callable[[Slice], object],
-        stop: asyncio.Event,
-    ) -> None:
-        self._recorder = recorder
-        self._begin = begin
-        self._end = end
-        self._tick = tick
-        self._stop = stop
-        self.seconds = self.cpu_seconds = 0.0
-
-    async def run(self, load: Load) -> None:
-        await asyncio.sleep(load.warmup)
-        self._begin()
-        started, cpu = self._recorder.clock(), time.process_time()
-        self._recorder.open = True
-        await self._slices(load, started)
-        self._recorder.open = False
-        self.seconds, self.cpu_seconds = self._recorder.clock() - started, time.process_time() - cpu
-        self._end()
-
-    async def _slices(self, load: Load, started: float) -> None:
-        last = started
-        while (left := started + load.seconds - self._recorder.clock()) > 0 and not self._stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left, load.slice or left)):
-                    await self._stop.wait()
-            if load.slice:
-                now = self._recorder.clock()
-                self._tick(self._recorder.cut(last - started, now - last))
-                last = now
+async def _window(
+    recorder: _Recorder,
+    load: Load,
+    stop: asyncio.Event,
+    begin: Callable[[], object],
+    end: Callable[[], object],
+    tick: Callable[[Slice], object],
+) -> tuple[float, float]:
+    """Open the recorder after the warm-up, and close it after the time; returns both clocks' seconds."""
+    await asyncio.sleep(load.warmup)
+    begin()
+    last = started = recorder.clock()
+    cpu = time.process_time()
+    recorder.open = True
+    while (left := started + load.seconds - recorder.clock()) > 0 and not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(left, load.slice or left)):
+                await stop.wait()
+        if load.slice:
+            now = recorder.clock()
+            tick(recorder.cut(last - started, now - last))
+            last = now
+    recorder.open = False
+    spent = recorder.clock() - started, time.process_time() - cpu
+    end()
+    return spent
 
 
 async def generate(
@@ -298,9 +286,8 @@ async def generate(
         Exception: whatever the target raises that is no `SearchError`.
     """
     recorder = _Recorder(target, k, clock)
-    window = _Window(recorder, begin, end, tick, stop or asyncio.Event())
     order = _order(load, queries)
-    measuring = asyncio.create_task(window.run(load))
+    measuring = asyncio.create_task(_window(recorder, load, stop or asyncio.Event(), begin, end, tick))
     searches: set[asyncio.Task[None]] = set()
     if isinstance(load, Closed):
         run = _closed(recorder, load, order, measuring, searches)
@@ -311,7 +298,7 @@ async def generate(
         await asyncio.wait([measuring, running], return_when=asyncio.FIRST_EXCEPTION)
         if running.done():
             await running
-        await measuring
+        seconds, cpu_seconds = await measuring
         await running
         await _finish(recorder, searches)
     finally:
@@ -319,7 +306,7 @@ async def generate(
         for task in everything:
             task.cancel()
         await asyncio.gather(*everything, return_exceptions=True)
-    return recorder.measured(window.seconds, window.cpu_seconds)
+    return recorder.measured(seconds, cpu_seconds)
 
 
 def _order(load: Load, queries: int) -> Iterator[int]:
@@ -338,7 +325,7 @@ async def _closed(
     recorder: _Recorder,
     load: Closed,
     order: Iterator[int],
-    measuring: asyncio.Task[None],
+    measuring: asyncio.Task[tuple[float, float]],
     searches: set[asyncio.Task[None]],
 ) -> None:
     async def client() -> None:
@@ -357,7 +344,7 @@ async def _open(
     recorder: _Recorder,
     load: Open,
     order: Iterator[int],
-    measuring: asyncio.Task[None],
+    measuring: asyncio.Task[tuple[float, float]],
     searches: set[asyncio.Task[None]],
 ) -> None:
     rng = np.random.default_rng(load.seed)

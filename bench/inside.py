@@ -45,11 +45,7 @@ _WARM_UP = 0.5
 
 
 def prepare(world: World, ef_search: int) -> None:
-    """Put queries and loop onto every shard.
-
-    Raises:
-        BenchError
-    """
+    """Put queries and loop onto every shard."""
     statement = world.statements(ef_search)[0]
     _, candidates, limit = statement.args
     sql = statement.shape.single.replace("$1", "_q").replace("$2", str(candidates)).replace("$3", str(limit))
@@ -71,11 +67,7 @@ def prepare(world: World, ef_search: int) -> None:
 
 
 def cpu_per_search(world: World, seconds: float) -> float:
-    """Processor seconds of all shards together for one search.
-
-    Raises:
-        BenchError
-    """
+    """Processor seconds of all shards together for one search."""
 
     nodes = world.primaries
 

@@ -97,6 +97,9 @@ class ImportedSpec(msgspec.Struct, frozen=True, kw_only=True, tag="imported"):
     options: dict[str, Any] = {}
 
 
+# What may have answered a search, by what its answer says of caches.
+TIERS = ("l1", "l2", "miss", "bypass")
+
 TargetSpec: TypeAlias = HttpSpec | GatherSpec | ImportedSpec
 
 
@@ -179,7 +182,7 @@ class HttpTarget(Target):
         return [hit.id for hit in answer.hits]
 
     def account(self) -> dict[str, int]:
-        """Answers by where they came from: l1, l2, miss or bypass.
+        """Answers by where they came from, one of `TIERS`.
 
         Those with fewer than k rows are also counted by the reason, and shards of explained ones by how
         many searches went `together` in a statement.

@@ -43,7 +43,7 @@ from shard_config import load as load_map
 
 __all__ = ["COLLECTION", "COPIED", "SINGLE", "Router", "World", "open_world"]
 
-# Sharded over all nodes, whole on one, and sharded but empty and without a vector index.
+# Sharded over all nodes, a name for a table on one of them, and sharded but empty and without an index.
 COLLECTION = "items"
 SINGLE = "single"
 COPIED = "copied"
@@ -82,8 +82,8 @@ class World:
         dataset: Dataset,
         folder: Path,
         say: Say,
-        spread: Mapping[str, int] | None = None,
-        k: int = 10,
+        spread: Mapping[str, int],
+        k: int,
     ) -> None:
         self.cluster = cluster
         self.dataset = dataset
@@ -91,7 +91,7 @@ class World:
         self.k = k
         self.flags: list[str] = []
         self.say = say
-        self._spread = dict(spread or {})
+        self._spread = spread
         self._routers = itertools.count(1)
 
     def __repr__(self) -> str:
@@ -165,11 +165,7 @@ class World:
         return query, plan_search(query, shard_map)
 
     def server_record(self) -> dict[str, str]:
-        """Versions of the servers and the settings that matter, of one node, since all are made alike.
-
-        Raises:
-            BenchError
-        """
+        """Versions of the servers and the settings that matter, of one node, since all are made alike."""
         (found,) = asyncio.run(fetch(_SERVER_RECORD, self.primaries[0].dsn))
         record = {"PostgreSQL": found["postgresql"], "pgvector": found["pgvector"]}
         record |= json.loads(found["settings"])
@@ -179,19 +175,11 @@ class World:
         return record
 
     def sql(self, statement: str) -> None:
-        """Run it on every primary.
-
-        Raises:
-            BenchError
-        """
+        """Run it on every primary."""
         asyncio.run(execute(statement, *(node.dsn for node in self.primaries)))
 
     def holding(self, first: int) -> Counter[int]:
-        """How many primaries hold each id from `first` on.
-
-        Raises:
-            BenchError
-        """
+        """How many primaries hold each id from `first` on."""
         self.cluster.status()
         statement = f"SELECT id FROM public.{COLLECTION} WHERE id >= {first}"
         return Counter(row["id"] for row in asyncio.run(fetch(statement, *(n.dsn for n in self.primaries))))
@@ -261,22 +249,18 @@ def open_world(
     shards: int,
     *,
     replicas: int = 0,
-    single: bool = False,
     copied: bool = False,
-    columns: Mapping[str, str] | None = None,
-    metadata: bool = False,
+    fields: Mapping[str, Any] | None = None,
     filled: bool = True,
     spread: Mapping[str, int] | None = None,
-    search: Mapping[str, Any] | None = None,
     k: int = 10,
     say: Say = lambda _: None,
 ) -> Iterator[World]:
     """A temporary cluster with `dataset` in the collection `items`, ids being row numbers.
 
-    With `single`, the same rows also stand in one unsharded table; with `copied`, there is an empty
-    collection without a vector index. Rows have `columns`, by name and type, and `metadata`. `spread` names
-    further collections with the same rows on the first so many of the shards. Without `filled` all of them
-    stay empty. `search` goes into the map as it is. Searches are for `k` rows.
+    `spread` names further collections with the same rows on the first so many of the shards; with `copied`,
+    there is an empty one without a vector index. Without `filled` all of them stay empty. `fields` are what
+    the map says of a collection beyond that. Searches are for `k` rows.
 
     Raises:
         BenchError, ClusterError: servers or commands failed.
@@ -286,15 +270,12 @@ def open_world(
         folder.chmod(0o755)  # PostgreSQL may have to run as another user
         np.save(folder / "base.npy", dataset.base)
         np.save(folder / "queries.npy", dataset.queries)
-        placed = {**({SINGLE: 1} if single else {}), **(spread or {})}
+        placed = dict(spread or {})
         loaded = [COLLECTION, *placed]
         names = [*loaded, COPIED] if copied else loaded
         collections = folder / "collections.yaml"
         made = {
-            name: _collection(
-                name, dataset, placed.get(name, shards), search, columns=columns, metadata=metadata
-            )
-            for name in names
+            name: {**_collection(name, dataset, placed.get(name, shards)), **(fields or {})} for name in names
         }
         collections.write_text(yaml.safe_dump({"collections": made}, sort_keys=False))
         say(f"starting {shards} shards with {replicas} replicas each")
@@ -310,15 +291,7 @@ def open_world(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _collection(
-    name: str,
-    dataset: Dataset,
-    shards: int,
-    search: Mapping[str, Any] | None,
-    *,
-    columns: Mapping[str, str] | None,
-    metadata: bool,
-) -> dict[str, Any]:
+def _collection(name: str, dataset: Dataset, shards: int) -> dict[str, Any]:
     vector = {
         "column": "embedding",
         "type": "vector",
@@ -332,12 +305,9 @@ def _collection(
         "table": f"public.{name}",
         "id": {"column": "id", "type": "bigint"},
         "vector": vector,
-        **({"columns": dict(columns)} if columns else {}),
-        **({"metadata": "metadata"} if metadata else {}),
         "sharding": sharding,
         # Longer than any run: what is cached stays so while hits are measured.
         "cache": {"ttl": "24h"},
-        **({} if search is None else {"search": dict(search)}),
     }
 
 

@@ -61,6 +61,8 @@ _BATCH_COLUMNS = [
     "failed singles",
 ]
 _TABLE = f"public.{COLLECTION}"
+# Of the gather's connections: plans for each search, and the scan that goes on until k rows match.
+_SETTINGS = {"plan_cache_mode": "force_custom_plan", "hnsw.iterative_scan": "relaxed_order"}
 _OURS, _EXACT, _SCAN, _READ = "pgscatter", "exact: true", "gather, scan", "gather, read"
 # What an index on the columns is worth; a range, an equality and a metadata path show it.
 _UNINDEXED = ("range", "range, near", "equality", "equality, near", "metadata")
@@ -101,7 +103,7 @@ def run(context: Context) -> Outcome:
     if context.options.quick:
         every = [case for case in every if case.share in (0.001, 0.01, 0.1)]
     outcome = Outcome()
-    with context.world(columns=COLUMNS, metadata=True, filled=False) as world:
+    with context.world(fields={"columns": COLUMNS, "metadata": "metadata"}, filled=False) as world:
         _load(world, made)
         plain = [case for case in every if case.name in _UNINDEXED]
         _measure(context, world, world.map_path, plain, "without indexes", outcome)
@@ -230,9 +232,8 @@ class _Gather:
         self._connections: list[asyncpg.Connection] = []
 
     async def __aenter__(self) -> _Gather:
-        settings = {"plan_cache_mode": "force_custom_plan", "hnsw.iterative_scan": "relaxed_order"}
         for dsn in self._dsns:
-            connection = await connect(dsn, timeout=10.0, server_settings=settings)
+            connection = await connect(dsn, timeout=10.0, server_settings=_SETTINGS)
             await register_vector(connection)
             self._connections.append(connection)
         return self
@@ -303,9 +304,8 @@ def _crowd(
     for one in found:
         case = one.case
         truth = _truth(context, case, len(context.dataset.queries))
-        settings = {"plan_cache_mode": "force_custom_plan", "hnsw.iterative_scan": "relaxed_order"}
         ours = _spec(world, router, case)
-        theirs = world.gather(where=case.where, settings=settings, exact=one.best != _SCAN)
+        theirs = world.gather(where=case.where, settings=_SETTINGS, exact=one.best != _SCAN)
         taken: dict[str, list[Sample]] = context.interleave(
             {
                 _OURS: partial(context.sample, world, ours, load, router, truth=truth),

@@ -27,7 +27,7 @@ from bench.results import Metric, Run, load_run
 from bench.scenarios import names
 from bench.targets import ImportedSpec, TargetSpec
 from bench.tuning import ask
-from bench.world import World, open_world
+from bench.world import SINGLE, World, open_world
 from router.cli import main
 from router.settings import Settings
 
@@ -44,7 +44,7 @@ pytestmark = pytest.mark.timeout(300)
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
     """All that any scenario but `faults` needs of a world."""
-    with open_world(open_dataset(DATASET), 2, single=True, copied=True, spread={"on_1": 1}) as made:
+    with open_world(open_dataset(DATASET), 2, copied=True, spread={SINGLE: 1, "on_1": 1}) as made:
         yield made
 
 
@@ -61,7 +61,7 @@ def _shared(
 ) -> Iterator[World]:
     world: World = request.getfixturevalue("world")
     assert (len(dataset.base), shards) == (len(world.dataset.base), 2)
-    assert asked.keys() <= {"single", "copied", "spread", "filled", "say", "k"}
+    assert asked.keys() <= {"copied", "spread", "filled", "say", "k"}
     world.flags.clear()
     with redis.Redis.from_url(world.cluster.redis_url) as client:
         client.flushall()

@@ -25,7 +25,7 @@ DATASET = open_dataset("clustered:n=12000,d=32,seed=3,q=60,c=20")
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with open_world(DATASET, 2, single=True) as made:
+    with open_world(DATASET, 2, spread={SINGLE: 1}) as made:
         yield made
 
 
