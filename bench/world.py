@@ -184,8 +184,8 @@ class World:
         statement = f"SELECT id FROM public.{COLLECTION} WHERE id >= {first}"
         return Counter(row["id"] for row in asyncio.run(fetch(statement, *(n.dsn for n in self.primaries))))
 
-    def command(self, *arguments: object, listen: Say = lambda _: None) -> str:
-        """Run `pgscatter ARGUMENTS`; returns what it printed. `listen` gets its lines as they come.
+    def command(self, *arguments: object, listen: Say = lambda _: None) -> None:
+        """Run `pgscatter ARGUMENTS`; `listen` gets what it prints, line by line as they come.
 
         Raises:
             BenchError: it failed.
@@ -197,10 +197,9 @@ class World:
             status = _wait(process, log, listen)
         if status is None:
             raise BenchError(f"pgscatter {words[0]} took more than {_COMMAND_SECONDS:g} s")
-        said = log.read_text()
         if status:
-            raise BenchError(f"pgscatter {' '.join(words)} ended with {status}: {said.strip()[-1000:]}")
-        return said
+            said = log.read_text().strip()[-1000:]
+            raise BenchError(f"pgscatter {' '.join(words)} ended with {status}: {said}")
 
     def ask(
         self, router: Router, query: int, *, collection: str = COLLECTION, **fields: Any
@@ -217,11 +216,11 @@ class World:
             raise BenchError(f"a search by the router failed: {exc}") from exc
         return data, msgspec.json.decode(data)
 
-    def load(self, collection: str, *flags: object) -> str:
+    def load(self, collection: str, *flags: object) -> None:
         """`pgscatter load` of the data set's base vectors."""
         self.say(f"loading {len(self.dataset.base):,} rows into {collection}, and building its index")
         where = ("--map", self.map_path, "--collection", collection)
-        return self.command("load", self.base_path, *where, *flags, listen=self.say)
+        self.command("load", self.base_path, *where, *flags, listen=self.say)
 
     @contextmanager
     def serve(

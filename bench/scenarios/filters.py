@@ -41,7 +41,6 @@ from router.postgres.sql import distance_operator
 __all__ = ["run"]
 
 _QUERIES, _QUICK_QUERIES = 60, 12
-_SECONDS, _QUICK_SECONDS = 4.0, 1.0  # for one case, after which no further query is asked
 _WARM_UP = 6  # PostgreSQL makes its mind up about a prepared statement's plan after five
 _CLIENTS = 64
 _RECALL, _EACH, _MEAN = 0.97, 1.3, 1.1
@@ -190,7 +189,7 @@ async def _single(context: Context, world: World, router: Router, gather: _Gathe
                 await search(query % queries)
         names, began = list(variants), perf_counter()
         for query in range(queries):
-            if query >= _WARM_UP and perf_counter() - began > (_QUICK_SECONDS if options.quick else _SECONDS):
+            if query >= _WARM_UP and perf_counter() - began > options.seconds:
                 break
             for name in names[query % len(names) :] + names[: query % len(names)]:
                 started = perf_counter()
