@@ -12,6 +12,7 @@ import socket
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import uvicorn
 from starlette.applications import Starlette
@@ -19,10 +20,14 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from bench.world import COLLECTION, search_path
+from bench import tuning
+from bench.targets import TargetSpec
+from bench.world import COLLECTION, World, search_path
 from deploy.local.router import Router, listening
 
-__all__ = ["app", "main", "serving"]
+__all__ = ["BARE", "L1_HITS", "L2_HITS", "app", "hits_and_bare", "main"]
+
+L1_HITS, L2_HITS, BARE = "L1 hits", "L2 hits", "bare endpoint"
 
 
 def app(answer: bytes) -> Starlette:
@@ -34,16 +39,27 @@ def app(answer: bytes) -> Starlette:
 
 
 @contextlib.contextmanager
-def serving(answer: bytes, folder: Path) -> Iterator[Router]:
-    """It in a process of its own, while the block runs.
+def hits_and_bare(
+    world: World, l1: Router, l2: Router, ef_search: int
+) -> Iterator[tuple[dict[str, TargetSpec], int]]:
+    """Searches that L1 answers, that L2 answers, and this endpoint in a process of its own during the block.
+
+    Beside them, the size of an answer in bytes.
 
     Raises:
         RouterError: it does not start.
     """
-    path = folder / "bare.json"
+    cached: dict[str, Any] = {"cache": True, "ef_search": ef_search}
+    specs: dict[str, TargetSpec] = {
+        name: world.http(router, **cached) for name, router in ((L1_HITS, l1), (L2_HITS, l2))
+    }
+    for spec in specs.values():
+        tuning.ask(spec, len(world.dataset.queries))
+    answer, _ = world.ask(l1, 0, **cached)
+    path = world.folder / "bare.json"
     path.write_bytes(answer)
-    with listening([sys.executable, "-m", __name__, str(path)], folder / "bare.log") as endpoint:
-        yield endpoint
+    with listening([sys.executable, "-m", __name__, str(path)], world.folder / "bare.log") as endpoint:
+        yield {**specs, BARE: world.http(endpoint)}, len(answer)
 
 
 def main() -> None:

@@ -39,11 +39,7 @@ def lookup_seconds(entries: int) -> dict[str, float]:
 
 
 def redis_gets(url: str, size: int, seconds: float) -> Latencies:
-    """Of one GET after the other of a value of `size` bytes, on one connection of redis-py under uvloop.
-
-    Raises:
-        BenchError
-    """
+    """Of one GET after the other of a value of `size` bytes, on one connection of redis-py under uvloop."""
     return uvloop.run(_gets(url, size, seconds))
 
 

@@ -30,11 +30,7 @@ class Clustered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 
 def parse(text: str) -> Clustered:
-    """`n=50000,d=128,seed=1`, any of them.
-
-    Raises:
-        BenchError
-    """
+    """`n=50000,d=128,seed=1`, any of them."""
     pairs = [part.partition("=") for part in text.split(",")] if text else []
     try:
         made = msgspec.convert({name.strip(): value for name, _, value in pairs}, Clustered, strict=False)

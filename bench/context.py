@@ -14,10 +14,11 @@ from bench import tuning
 from bench.datasets import Dataset
 from bench.generators import Closed, Load, Open, Slice
 from bench.interleave import interleave
-from bench.sample import Sample, take
+from bench.resources import Usage, usage
+from bench.sample import Sample
 from bench.targets import HttpSpec, TargetSpec
 from bench.truth import Truth
-from bench.workers import Job
+from bench.workers import Job, measure
 from bench.world import Router, World, open_world
 from router.terminal import Display
 
@@ -93,7 +94,8 @@ class Context:
     @contextmanager
     def world(self, **changes: Any) -> Iterator[World]:
         """A cluster with the data set; `changes` go to `open_world`."""
-        with open_world(self.dataset, changes.pop("shards", self.shards), say=self.say, **changes) as world:
+        changes = {"shards": self.shards, "k": self.options.k, "say": self.say, **changes}
+        with open_world(self.dataset, **changes) as world:
             self.servers |= world.server_record()
             yield world
             self.flags += [flags for flags in world.flags if flags not in self.flags]
@@ -122,15 +124,18 @@ class Context:
 
         With `judged` False its answers are none to these queries, and have no recall; `queries` then says
         how many others there are. `truth` takes the place of the data set's own, where a filter changes it.
-
-        Raises:
-            BenchError
         """
-        job = Job(spec, load, queries or len(self.dataset.queries), self.options.k)
+        job = Job(spec, load, queries or len(self.dataset.queries))
         pid = router.pid if router is not None else spec.pid if isinstance(spec, HttpSpec) else None
         pids = () if pid is None else (pid,)
-        exact = (truth or self.truth) if judged else None
-        return take(job, self.dataset, exact, routers=pids, servers=world.server_pids, tick=tick)
+        readings: list[tuple[Usage, Usage]] = []
+
+        def read() -> None:
+            readings.append((usage(pids), usage(world.server_pids)))
+
+        measured = measure(job, begin=read, end=read, tick=tick)
+        recall = (truth or self.truth).recall_of(measured, self.dataset) if judged else None
+        return Sample.of(measured, recall, *readings)
 
     def compare(
         self,
@@ -141,11 +146,7 @@ class Context:
         unjudged: Collection[str] = (),
         **options: Any,
     ) -> dict[str, list[Sample]]:
-        """A sample of each of `specs` in every round, all judged but those; `options` are `sample`'s.
-
-        Raises:
-            BenchError
-        """
+        """A sample of each of `specs` in every round, all judged but those; `options` are `sample`'s."""
         variants = {
             name: partial(self.sample, world, spec, load, judged=name not in unjudged, **options)
             for name, spec in specs.items()
@@ -158,24 +159,15 @@ class Context:
             done = itertools.count()
             return interleave(variants, self.options.rounds, lambda *_: meter.reach(next(done)))
 
-    def unindexed(self, world: World, router: Router, ef_search: int, **more: Any) -> list[str]:
-        """The shards whose plan does without the vector index; `more` are fields of the search.
-
-        Raises:
-            BenchError
-        """
-        fields = {"k": self.options.k, "ef_search": ef_search, "cache": False, "explain_plan": True, **more}
-        _, answer = world.ask(router, 0, **fields)
-        reports = answer["explain"]["shards"]
-        return [one["shard"] for one in reports if "Index Scan using" not in (one["plan"] or "")]
-
     def index_notes(self, world: World, router: Router, ef_search: int, **more: Any) -> list[str]:
         """Which shards read all their rows, as PostgreSQL's planner does where there are few of them.
 
-        Raises:
-            BenchError
+        `more` are fields of the search.
         """
-        without = self.unindexed(world, router, ef_search, **more)
+        fields = {"ef_search": ef_search, "cache": False, "explain_plan": True, **more}
+        _, answer = world.ask(router, 0, **fields)
+        reports = answer["explain"]["shards"]
+        without = [one["shard"] for one in reports if "Index Scan using" not in (one["plan"] or "")]
         if not without:
             return []
         return [f"NOT an index scan on {', '.join(without)}: too few rows for what this scenario is about"]
@@ -190,7 +182,7 @@ class Context:
         """
         http, recall = self.tuned(world.http(router))
         gather, gather_recall = self.tuned(world.gather())
-        same = world.effective(http, self.options.k)
+        same = world.effective(http)
         notes = [
             f"pgscatter: ef_search {http}, which the router raises to {same}, recall {recall:.4f} when tuned"
             if same != http

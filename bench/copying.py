@@ -79,11 +79,7 @@ class Copying:
         return sum(len(block) for _, blocks in self._streams for block in blocks)
 
     def loaded(self, *, indexed: bool = False) -> Loaded:
-        """By `pgscatter load`, which checks, and with `indexed` builds the index and gathers statistics.
-
-        Raises:
-            BenchError
-        """
+        """By `pgscatter load`, which checks, and with `indexed` builds the index and gathers statistics."""
         asyncio.run(self._empty())
         # Its bars would stand between ours.
         display = Display(StringIO())
@@ -96,11 +92,7 @@ class Copying:
         return Loaded(summary.rows, summary.copy_seconds, summary.seconds - summary.copy_seconds)
 
     def copied(self, *, indexed: bool = False) -> Loaded:
-        """By raw COPY; with `indexed`, and by CREATE INDEX on all shards at once, as the servers are set.
-
-        Raises:
-            BenchError
-        """
+        """By raw COPY; with `indexed`, and by CREATE INDEX on all shards at once, as the servers are set."""
         asyncio.run(self._empty())
         seconds = asyncio.run(self._copy())
         asyncio.run(self._check())

@@ -6,7 +6,10 @@ __all__ = ["BenchError", "NotHere", "SearchError"]
 
 
 class BenchError(Exception):
-    """The bench cannot run, or not go on; the message says what, which, and the limit."""
+    """The bench cannot run, or not go on; the message says what, which, and the limit.
+
+    Whatever asks a server or runs a command may raise it: docstrings name it only where they say when.
+    """
 
 
 class SearchError(Exception):

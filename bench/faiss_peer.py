@@ -17,11 +17,12 @@ import numpy as np
 
 from bench.datasets import Vectors
 from bench.errors import NotHere
+from bench.generators import Target
 from bench.targets import ImportedSpec
 from bench.world import World
 from shard_config.model import Metric
 
-__all__ = ["FaissTarget", "opened", "peer"]
+__all__ = ["FaissTarget", "peer"]
 
 # pgvector's defaults, so that the graphs are alike.
 _M = 16
@@ -49,13 +50,14 @@ def peer(world: World) -> Iterator[ImportedSpec]:
     path = world.folder / "faiss.index"
     faiss.write_index(index, str(path))
     yield ImportedSpec(
-        target=f"{__name__}:opened",
+        target=f"{__name__}:FaissTarget",
         queries=str(world.queries_path),
+        k=world.k,
         options={"index": str(path), "metric": str(metric)},
     )
 
 
-class FaissTarget:
+class FaissTarget(Target):
     def __init__(self, spec: ImportedSpec, queries: Vectors) -> None:
         metric = Metric(spec.options["metric"])
         self._queries = _prepared(np.asarray(queries), metric)
@@ -70,23 +72,12 @@ class FaissTarget:
     def __repr__(self) -> str:
         return f"<FaissTarget {self._index.ntotal} rows, efSearch {self._index.hnsw.efSearch}>"
 
-    async def open(self) -> None: ...
-
     async def search(self, query: int) -> Sequence[int]:
         # Nothing here waits, and without this the clients would leave the event loop to nobody else.
         await asyncio.sleep(0)
         _, ids = self._index.search(self._queries[query : query + 1], self._k)
         found: list[int] = ids[0].tolist()
         return [one for one in found if one >= 0]
-
-    def account(self) -> dict[str, int]:
-        return {}
-
-    async def close(self) -> None: ...
-
-
-def opened(spec: ImportedSpec, queries: Vectors) -> FaissTarget:
-    return FaissTarget(spec, queries)
 
 
 def _prepared(vectors: Vectors, metric: Metric) -> Vectors:

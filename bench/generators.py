@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from time import perf_counter
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import TypeAlias
 
 import msgspec
 import numpy as np
@@ -40,10 +40,11 @@ _GRACE = 60.0
 INTENDED: ContextVar[float] = ContextVar("INTENDED")
 
 
-class Target(Protocol):
+class Target:
     """What is measured: it answers queries by their number."""
 
-    async def open(self) -> None: ...
+    async def open(self) -> None:
+        """Connect, before anything is measured."""
 
     async def search(self, query: int) -> Sequence[int]:
         """Ids, nearest first. It must wait for something, be it `asyncio.sleep(0)`.
@@ -51,25 +52,22 @@ class Target(Protocol):
         Raises:
             SearchError
         """
+        raise NotImplementedError
 
     def account(self) -> dict[str, int]:
         """What it counted itself, such as hits of caches."""
+        return {}
 
-    async def close(self) -> None: ...
+    def tiers(self) -> dict[str, Latencies]:
+        """Latencies by what answered, where it knows."""
+        return {}
 
+    def record(self) -> bytes:
+        """What else it has to tell, for whoever knows what is in it."""
+        return b""
 
-@runtime_checkable
-class Tiered(Protocol):
-    """A target that knows which of its tiers answered, and how fast each does."""
-
-    def tiers(self) -> dict[str, Latencies]: ...
-
-
-@runtime_checkable
-class Recording(Protocol):
-    """A target that keeps a record of its own, for whoever knows what is in it."""
-
-    def record(self) -> bytes: ...
+    async def close(self) -> None:
+        """Give up all connections."""
 
 
 class Closed(msgspec.Struct, frozen=True, tag="closed"):
@@ -132,8 +130,7 @@ class Measured(msgspec.Struct, frozen=True):
         lag: how late the generator itself started searches; empty in a closed loop.
         cpu_seconds: of the generator's process.
         asked, answers: queries' numbers (int32) and k ids each (int64, -1 for none), as bytes.
-        tiers: latencies by what answered, of a target that tells; its warm-up's are among them.
-        record: of a target that keeps one.
+        account, tiers, record: of the target; the warm-up's are among them.
     """
 
     seconds: float
@@ -222,7 +219,6 @@ class _Recorder:
 
     def measured(self, seconds: float, cpu_seconds: float) -> Measured:
         self.latencies.merge([self._recent])
-        tiers = self._target.tiers() if isinstance(self._target, Tiered) else {}
         return Measured(
             seconds=seconds,
             searches=self.searches,
@@ -236,49 +232,37 @@ class _Recorder:
             asked=self._asked.tobytes(),
             answers=self._answers.tobytes(),
             account=self._target.account(),
-            tiers={name: found.encode() for name, found in tiers.items()},
-            record=self._target.record() if isinstance(self._target, Recording) else b"",
+            tiers={name: found.encode() for name, found in self._target.tiers().items()},
+            record=self._target.record(),
         )
 
 
-class _Window:
-    """Opens the recorder after the warm-up, closes it after the time, and tells whoever watches."""
-
-    def __init__(
-        self,
-        recorder: _Recorder,
-        begin: Callable[[], object],
-        end: Callable[[], object],
-        tick: Callable[[Slice], object],
-        stop: asyncio.Event,
-    ) -> None:
-        self._recorder = recorder
-        self._begin = begin
-        self._end = end
-        self._tick = tick
-        self._stop = stop
-        self.seconds = self.cpu_seconds = 0.0
-
-    async def run(self, load: Load) -> None:
-        await asyncio.sleep(load.warmup)
-        self._begin()
-        started, cpu = self._recorder.clock(), time.process_time()
-        self._recorder.open = True
-        await self._slices(load, started)
-        self._recorder.open = False
-        self.seconds, self.cpu_seconds = self._recorder.clock() - started, time.process_time() - cpu
-        self._end()
-
-    async def _slices(self, load: Load, started: float) -> None:
-        last = started
-        while (left := started + load.seconds - self._recorder.clock()) > 0 and not self._stop.is_set():
-            with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout(min(left, load.slice or left)):
-                    await self._stop.wait()
-            if load.slice:
-                now = self._recorder.clock()
-                self._tick(self._recorder.cut(last - started, now - last))
-                last = now
+async def _window(
+    recorder: _Recorder,
+    load: Load,
+    stop: asyncio.Event,
+    begin: Callable[[], object],
+    end: Callable[[], object],
+    tick: Callable[[Slice], object],
+) -> tuple[float, float]:
+    """Open the recorder after the warm-up, and close it after the time; returns both clocks' seconds."""
+    await asyncio.sleep(load.warmup)
+    begin()
+    last = started = recorder.clock()
+    cpu = time.process_time()
+    recorder.open = True
+    while (left := started + load.seconds - recorder.clock()) > 0 and not stop.is_set():
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(min(left, load.slice or left)):
+                await stop.wait()
+        if load.slice:
+            now = recorder.clock()
+            tick(recorder.cut(last - started, now - last))
+            last = now
+    recorder.open = False
+    spent = recorder.clock() - started, time.process_time() - cpu
+    end()
+    return spent
 
 
 async def generate(
@@ -302,9 +286,8 @@ async def generate(
         Exception: whatever the target raises that is no `SearchError`.
     """
     recorder = _Recorder(target, k, clock)
-    window = _Window(recorder, begin, end, tick, stop or asyncio.Event())
     order = _order(load, queries)
-    measuring = asyncio.create_task(window.run(load))
+    measuring = asyncio.create_task(_window(recorder, load, stop or asyncio.Event(), begin, end, tick))
     searches: set[asyncio.Task[None]] = set()
     if isinstance(load, Closed):
         run = _closed(recorder, load, order, measuring, searches)
@@ -315,7 +298,7 @@ async def generate(
         await asyncio.wait([measuring, running], return_when=asyncio.FIRST_EXCEPTION)
         if running.done():
             await running
-        await measuring
+        seconds, cpu_seconds = await measuring
         await running
         await _finish(recorder, searches)
     finally:
@@ -323,7 +306,7 @@ async def generate(
         for task in everything:
             task.cancel()
         await asyncio.gather(*everything, return_exceptions=True)
-    return recorder.measured(window.seconds, window.cpu_seconds)
+    return recorder.measured(seconds, cpu_seconds)
 
 
 def _order(load: Load, queries: int) -> Iterator[int]:
@@ -342,7 +325,7 @@ async def _closed(
     recorder: _Recorder,
     load: Closed,
     order: Iterator[int],
-    measuring: asyncio.Task[None],
+    measuring: asyncio.Task[tuple[float, float]],
     searches: set[asyncio.Task[None]],
 ) -> None:
     async def client() -> None:
@@ -361,7 +344,7 @@ async def _open(
     recorder: _Recorder,
     load: Open,
     order: Iterator[int],
-    measuring: asyncio.Task[None],
+    measuring: asyncio.Task[tuple[float, float]],
     searches: set[asyncio.Task[None]],
 ) -> None:
     rng = np.random.default_rng(load.seed)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from typing import cast
+from urllib.parse import urlsplit
 
 import httptools
 
@@ -19,24 +20,25 @@ _CONNECT_SECONDS = 10.0
 _ANSWER_SECONDS = 120.0
 
 
-def request_bytes(host: str, path: str, body: bytes, method: str = "POST") -> bytes:
+def request_bytes(url: str, body: bytes = b"", method: str = "POST") -> bytes:
     """A whole request with a JSON body."""
+    parts = urlsplit(url)
     head = (
-        f"{method} {path} HTTP/1.1\r\nHost: {host}\r\nContent-Type: application/json\r\n"
+        f"{method} {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 
 
 class Connections:
-    """As many connections to one server as there are requests at the same time.
+    """As many connections to the server of `url` as there are requests at the same time.
 
     Changed by `send` and `close`. An answer that takes more than `answer_seconds` is given up.
     """
 
-    def __init__(self, host: str, port: int, *, answer_seconds: float = _ANSWER_SECONDS) -> None:
-        self._host = host
-        self._port = port
+    def __init__(self, url: str, *, answer_seconds: float = _ANSWER_SECONDS) -> None:
+        parts = urlsplit(url)
+        self._host, self._port = parts.hostname or "", parts.port or 80
         self._answer_seconds = answer_seconds
         self._idle: list[_Connection] = []
         self._busy: set[_Connection] = set()

@@ -14,12 +14,7 @@ from pgvector.asyncpg import register_vector
 
 from bench.resources import usage
 from bench.sql import on_each
-from bench.world import COLLECTION, World
-from router.postgres.search import SearchStatements
-from router.query.plan import plan_search
-from router.query.sizes import Layout
-from router.query.types import SearchQuery
-from shard_config import load
+from bench.world import World
 
 __all__ = ["cpu_per_search", "prepare"]
 
@@ -49,29 +44,12 @@ _SETTINGS = {"hnsw.iterative_scan": "relaxed_order", "jit": "off"}
 _WARM_UP = 0.5
 
 
-def prepare(world: World, ef_search: int, k: int) -> None:
-    """Put queries and loop onto every shard.
-
-    Raises:
-        BenchError
-    """
-    shard_map = load(world.map_path)
-    collection = shard_map.collections[COLLECTION]
-    query = SearchQuery(collection, world.dataset.queries[0].tobytes(), k, ef_search=ef_search, cache=False)
-    plan = plan_search(query, shard_map)
-    statement = SearchStatements().search(
-        collection,
-        b"",
-        limit=plan.limit,
-        candidates=plan.candidates,
-        ef_search=plan.ef_search,
-        scan=plan.scan,
-        filter=None,
-        layout=Layout(frozenset()),
-    )
+def prepare(world: World, ef_search: int) -> None:
+    """Put queries and loop onto every shard."""
+    statement = world.statements(ef_search)[0]
     _, candidates, limit = statement.args
     sql = statement.shape.single.replace("$1", "_q").replace("$2", str(candidates)).replace("$3", str(limit))
-    loop = _LOOP.format(statement=sql, ef_search=plan.ef_search)
+    loop = _LOOP.format(statement=sql, ef_search=world.effective(ef_search))
     vectors = [(np.array(vector),) for vector in world.dataset.queries]
 
     async def one(connection: asyncpg.Connection, _: int) -> None:
@@ -89,11 +67,7 @@ def prepare(world: World, ef_search: int, k: int) -> None:
 
 
 def cpu_per_search(world: World, seconds: float) -> float:
-    """Processor seconds of all shards together for one search.
-
-    Raises:
-        BenchError
-    """
+    """Processor seconds of all shards together for one search."""
 
     nodes = world.primaries
 

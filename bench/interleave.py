@@ -25,20 +25,18 @@ class Spread(msgspec.Struct, frozen=True):
     high: float
     count: int
 
-    def scaled(self, factor: float) -> Spread:
-        """The same in another unit; `factor` is above 0."""
-        return Spread(self.median * factor, self.low * factor, self.high * factor, self.count)
+
+def spread(values: Sequence[float], factor: float = 1.0) -> Spread:
+    """In a unit that is `factor`, above 0, times that of the values."""
+    median, low, high = (value * factor for value in (statistics.median(values), min(values), max(values)))
+    return Spread(median, low, high, len(values))
 
 
-def spread(values: Sequence[float]) -> Spread:
-    return Spread(statistics.median(values), min(values), max(values), len(values))
-
-
-def ratios(values: Sequence[float], base: Sequence[float]) -> Spread | None:
+def ratios(values: Sequence[float], base: Sequence[float], factor: float = 1.0) -> Spread | None:
     """Of `values` to `base`, round by round; None where a base is zero, and nothing can be said."""
     if not values or not all(base):
         return None
-    return spread([value / against for value, against in zip(values, base, strict=True)])
+    return spread([value / against for value, against in zip(values, base, strict=True)], factor)
 
 
 def interleave(

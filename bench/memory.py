@@ -31,11 +31,7 @@ def distinct(dataset: Dataset, count: int, seed: int = 0) -> Vectors:
 
 
 def fill_l1(context: Context, world: World, router: Router, clients: int) -> tuple[Sample, float]:
-    """Search with `clients` until the cache is full; the last sample, and how full it is from 0 to 1.
-
-    Raises:
-        BenchError
-    """
+    """Search with `clients` until the cache is full; the last sample, and how full it is from 0 to 1."""
     path = world.folder / "distinct.npy"
     np.save(path, distinct(world.dataset, _DISTINCT))
     spec = world.http(router, queries=str(path), cache=True, ef_search=context.options.k)

@@ -10,10 +10,10 @@ instead, and the report says why.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from importlib.metadata import entry_points
-from typing import Protocol
+from typing import TypeAlias
 
 from bench import faiss_peer
 from bench.errors import NotHere
@@ -25,17 +25,7 @@ __all__ = ["GROUP", "NotHere", "Peer", "installed", "open_peers"]
 GROUP = "pgscatter.bench_peers"
 
 
-class Peer(Protocol):
-    """An adapter."""
-
-    def __call__(self, world: World, /) -> AbstractContextManager[TargetSpec]:
-        """What to measure, while the block runs.
-
-        Raises:
-            NotHere: the system does not run on this machine.
-            BenchError: it should, and does not.
-        """
-
+Peer: TypeAlias = Callable[[World], AbstractContextManager[TargetSpec]]
 
 _OWN: dict[str, Peer] = {"faiss in the process": faiss_peer.peer}
 

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import msgspec
-import numpy as np
 
-from bench.datasets import Dataset
-from bench.generators import Measured, Slice
-from bench.resources import usage
-from bench.truth import Truth
-from bench.workers import Job, measure
+from bench.generators import Measured
+from bench.resources import Usage
 
-__all__ = ["Sample", "take"]
+__all__ = ["Sample"]
 
 _PERCENTILES = (50, 90, 99, 99.9)
 # What a sample has of what the generator measured.
@@ -21,6 +17,9 @@ _SAME = (
     *("seconds", "searches", "rate", "failed", "shed", "reasons", "lag99", "account", "latencies", "tiers"),
     "returned",
 )
+
+# Of routers and of servers.
+Costs: TypeAlias = tuple[Usage, Usage]
 
 
 class Sample(msgspec.Struct, frozen=True, kw_only=True):
@@ -55,6 +54,23 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     tiers: dict[str, bytes] = {}
     returned: float | None = None
 
+    @classmethod
+    def of(cls, measured: Measured, recall: float | None, before: Costs, after: Costs) -> Sample:
+        """What a generator measured, and what routers and servers had used before and after."""
+        p50, p90, p99, p999 = (measured.at(percentile) for percentile in _PERCENTILES)
+        return cls(
+            **{name: getattr(measured, name) for name in _SAME},
+            p50=p50,
+            p90=p90,
+            p99=p99,
+            p999=p999,
+            recall=recall,
+            router_cpu=after[0].since(before[0]),
+            server_cpu=after[1].since(before[1]),
+            generator_cpu=measured.cpu_seconds,
+            router_rss_bytes=after[0].rss_bytes,
+        )
+
     @property
     def lost(self) -> int:
         return self.failed + self.shed
@@ -66,50 +82,3 @@ class Sample(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def server_cpu_per_search(self) -> float:
         return self.server_cpu / max(self.searches, 1)
-
-
-def take(
-    job: Job,
-    dataset: Dataset | None = None,
-    truth: Truth | None = None,
-    *,
-    routers: Sequence[int] = (),
-    servers: Sequence[int] = (),
-    tick: Callable[[Slice], object] = lambda _: None,
-) -> Sample:
-    """Run `job`; `routers` and `servers` are pids whose families' processor time is read around it.
-
-    `tick` gets each slice of it, where the load has any.
-
-    Raises:
-        BenchError: the generator failed.
-    """
-    readings = []
-
-    def read() -> None:
-        readings.append((usage(routers), usage(servers)))
-
-    measured = measure(job, begin=read, end=read, tick=tick)
-    (router0, server0), (router1, server1) = readings
-    p50, p90, p99, p999 = (measured.at(percentile) for percentile in _PERCENTILES)
-    same = {name: getattr(measured, name) for name in _SAME}
-    return Sample(
-        **same,
-        p50=p50,
-        p90=p90,
-        p99=p99,
-        p999=p999,
-        recall=None if dataset is None or truth is None else _recall(measured, dataset, truth),
-        router_cpu=router1.since(router0),
-        server_cpu=server1.since(server0),
-        generator_cpu=measured.cpu_seconds,
-        router_rss_bytes=router1.rss_bytes,
-    )
-
-
-def _recall(measured: Measured, dataset: Dataset, truth: Truth) -> float | None:
-    asked = np.frombuffer(measured.asked, np.int32).astype(np.int64)
-    if not len(asked):
-        return None
-    answers = np.frombuffer(measured.answers, np.int64).reshape(-1, measured.k)
-    return truth.recall(dataset, asked, answers)

@@ -28,11 +28,7 @@ UNITS = {
 
 
 def scrape(router: Router) -> dict[str, float]:
-    """Metrics by name, those of all labels added up.
-
-    Raises:
-        BenchError
-    """
+    """Metrics by name, those of all labels added up."""
     found: dict[str, float] = {}
     for sample in _samples(router):
         found[sample.name] = found.get(sample.name, 0.0) + sample.value
@@ -40,11 +36,7 @@ def scrape(router: Router) -> dict[str, float]:
 
 
 def by_label(router: Router, name: str, label: str) -> dict[str, float]:
-    """One metric by one of its labels, those of the others added up.
-
-    Raises:
-        BenchError
-    """
+    """One metric by one of its labels, those of the others added up."""
     found: dict[str, float] = {}
     for sample in _samples(router):
         if sample.name == name:
@@ -63,11 +55,7 @@ def _samples(router: Router) -> Iterator[Sample]:
 
 
 def state(world: World, router: Router) -> dict[str, float]:
-    """A router and its servers at this moment, by the names in `UNITS`.
-
-    Raises:
-        BenchError
-    """
+    """A router and its servers at this moment, by the names in `UNITS`."""
     said = scrape(router)
     sockets = files = threads = 0
     for process in family([router.pid]):

@@ -50,18 +50,10 @@ async def on_each(
 
 
 async def execute(statement: str, *dsns: str) -> None:
-    """Run one statement, or several with semicolons, on all of `dsns`.
-
-    Raises:
-        BenchError
-    """
+    """Run one statement, or several with semicolons, on all of `dsns`."""
     await on_each(dsns, lambda connection, _: connection.execute(statement))
 
 
 async def fetch(statement: str, *dsns: str) -> list[Any]:
-    """The rows of all of `dsns`, in their order.
-
-    Raises:
-        BenchError
-    """
+    """The rows of all of `dsns`, in their order."""
     return [row for rows in await on_each(dsns, lambda c, _: c.fetch(statement)) for row in rows]

@@ -11,7 +11,7 @@ from bench.results import Cell, Figure, Metric, Series, Table
 from bench.sample import Sample
 
 __all__ = [
-    *("Curve", "against", "curve_figure", "every_metric", "metrics_of", "over"),
+    *("Curve", "against", "curve_figure", "every_metric", "over"),
     *("samples_table", "values"),
 ]
 
@@ -38,27 +38,26 @@ def values(samples: Sequence[Sample], of: Of) -> list[float]:
 
 def over(samples: Sequence[Sample], of: Of, factor: float = 1.0) -> Spread:
     """Over the rounds, in a unit that is `factor` times the sample's."""
-    return spread(values(samples, of)).scaled(factor)
+    return spread(values(samples, of), factor)
 
 
 def against(samples: Sequence[Sample], base: Sequence[Sample], of: Of, factor: float = 1.0) -> Spread | None:
     """The ratio of both, round by round; None where a base is zero."""
-    found = ratios(values(samples, of), values(base, of))
-    return None if found is None else found.scaled(factor)
-
-
-def metrics_of(name: str, samples: Sequence[Sample]) -> list[Metric]:
-    """The figures by which a later run is compared with this one."""
-    return [
-        Metric.of(f"{name}: searches/s", over(samples, "rate"), "/s"),
-        Metric.of(f"{name}: p50", over(samples, "p50", 1e3), "ms", "lower"),
-        Metric.of(f"{name}: p99", over(samples, "p99", 1e3), "ms", "lower"),
-        Metric.of(f"{name}: recall", _recall(samples)),
-    ]
+    return ratios(values(samples, of), values(base, of), factor)
 
 
 def every_metric(samples: Mapping[str, Sequence[Sample]]) -> list[Metric]:
-    return [metric for name, found in samples.items() for metric in metrics_of(name, found)]
+    """The figures by which a later run is compared with this one."""
+    return [
+        metric
+        for name, found in samples.items()
+        for metric in (
+            Metric.of(f"{name}: searches/s", over(found, "rate"), "/s"),
+            Metric.of(f"{name}: p50", over(found, "p50", 1e3), "ms", "lower"),
+            Metric.of(f"{name}: p99", over(found, "p99", 1e3), "ms", "lower"),
+            Metric.of(f"{name}: recall", _recall(found)),
+        )
+    ]
 
 
 def samples_table(

@@ -14,8 +14,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal, TypeAlias
-from urllib.parse import urlsplit
+from typing import Any, TypeAlias
 
 import asyncpg
 import msgspec
@@ -29,7 +28,16 @@ from bench.http_client import Connections, request_bytes
 from bench.percentiles import Latencies
 from router.postgres.driver import create_pool
 
-__all__ = ["GatherSpec", "GatherTarget", "HttpSpec", "HttpTarget", "ImportedSpec", "TargetSpec", "make"]
+__all__ = [
+    "GatherSpec",
+    "GatherTarget",
+    "HttpSpec",
+    "HttpTarget",
+    "ImportedSpec",
+    "TargetSpec",
+    "make",
+    "search_body",
+]
 
 
 class HttpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
@@ -38,7 +46,6 @@ class HttpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
     Attributes:
         ef_search: None leaves it to the collection.
         cache: whether a cached answer will do; off, the router's own path is measured.
-        encoding: of vectors, as JSON numbers or as base64 of float32.
         tiers: whether latencies are kept by what answered, too.
         explained: every so many searches one is explained, and it is counted how many searches went
             together in the statements that it took.
@@ -51,7 +58,6 @@ class HttpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
     k: int = 10
     ef_search: int | None = None
     cache: bool = False
-    encoding: Literal["base64", "json"] = "base64"
     tiers: bool = False
     explained: int = 0
     extra: dict[str, Any] = {}
@@ -71,8 +77,6 @@ class GatherSpec(msgspec.Struct, frozen=True, kw_only=True, tag="gather"):
     queries: str
     table: str
     operator: str
-    id_column: str = "id"
-    vector_column: str = "embedding"
     where: str = ""
     settings: dict[str, str] = {}
     exact: bool = False
@@ -92,6 +96,9 @@ class ImportedSpec(msgspec.Struct, frozen=True, kw_only=True, tag="imported"):
     ef_search: int | None = None
     options: dict[str, Any] = {}
 
+
+# What may have answered a search, by what its answer says of caches.
+TIERS = ("l1", "l2", "miss", "bypass")
 
 TargetSpec: TypeAlias = HttpSpec | GatherSpec | ImportedSpec
 
@@ -128,20 +135,16 @@ class _Answer(msgspec.Struct):
     explain: dict[str, Any] | None = None
 
 
-class HttpTarget:
+class HttpTarget(Target):
     """Every body is encoded beforehand, so that the generator's own work is small."""
 
     def __init__(self, spec: HttpSpec, queries: Vectors) -> None:
-        url = urlsplit(spec.url)
-        assert url.hostname is not None
-        port = url.port or 80
-        self._connections = Connections(url.hostname, port)
-        host = f"{url.hostname}:{port}"
+        self._connections = Connections(spec.url)
         encoder = msgspec.json.Encoder()
 
         def encoded(**more: Any) -> list[bytes]:
-            bodies = (encoder.encode({**_body(spec, vector), **more}) for vector in queries)
-            return [request_bytes(host, url.path, body) for body in bodies]
+            bodies = (encoder.encode({**search_body(spec, vector), **more}) for vector in queries)
+            return [request_bytes(spec.url, body) for body in bodies]
 
         self._requests = encoded()
         self._explained = encoded(explain=True) if spec.explained else []
@@ -153,9 +156,6 @@ class HttpTarget:
 
     def __repr__(self) -> str:
         return f"<HttpTarget {len(self._requests)} queries, {self._connections!r}>"
-
-    async def open(self) -> None:
-        pass
 
     async def search(self, query: int) -> Sequence[int]:
         started = perf_counter()
@@ -182,7 +182,7 @@ class HttpTarget:
         return [hit.id for hit in answer.hits]
 
     def account(self) -> dict[str, int]:
-        """Answers by where they came from: l1, l2, miss or bypass. The warm-up's are among them.
+        """Answers by where they came from, one of `TIERS`.
 
         Those with fewer than k rows are also counted by the reason, and shards of explained ones by how
         many searches went `together` in a statement.
@@ -196,14 +196,14 @@ class HttpTarget:
         self._connections.close()
 
 
-def _body(spec: HttpSpec, vector: Vectors) -> dict[str, Any]:
-    data = np.ascontiguousarray(vector, "<f4")
-    encoded = base64.b64encode(data.tobytes()).decode() if spec.encoding == "base64" else data.tolist()
+def search_body(spec: HttpSpec, vector: Vectors) -> dict[str, Any]:
+    """What is sent to search for `vector` (d,)."""
+    encoded = base64.b64encode(np.ascontiguousarray(vector, "<f4").tobytes()).decode()
     body = {"vector": encoded, "k": spec.k, "cache": spec.cache, **spec.extra}
     return body if spec.ef_search is None else {**body, "ef_search": spec.ef_search}
 
 
-class GatherTarget:
+class GatherTarget(Target):
     """What an application writes: a default pool per shard, `asyncio.gather`, and a merge.
 
     Statement cache on, `register_vector` on every connection, ef_search by the pools' settings: nothing
@@ -214,9 +214,9 @@ class GatherTarget:
         self._spec = spec
         self._queries = [np.array(vector) for vector in queries]
         self._pools: list[asyncpg.Pool] = []
-        distance = f"{spec.vector_column} {spec.operator} $1"
+        distance = f"embedding {spec.operator} $1"
         self._sql = (
-            f"SELECT {spec.id_column}, {distance} AS distance FROM {spec.table}"
+            f"SELECT id, {distance} AS distance FROM {spec.table}"
             + (f" WHERE {spec.where}" if spec.where else "")
             + f" ORDER BY {f'({distance}) + 0' if spec.exact else distance} LIMIT {spec.k}"
         )
@@ -240,9 +240,6 @@ class GatherTarget:
             raise SearchError(f"{type(exc).__name__}: {exc}") from exc
         merged = heapq.merge(*parts, key=itemgetter(1))
         return [row[0] for row, _ in zip(merged, range(self._spec.k), strict=False)]
-
-    def account(self) -> dict[str, int]:
-        return {}
 
     async def close(self) -> None:
         for pool in self._pools:

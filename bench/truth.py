@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from bench.datasets import Dataset, Vectors
 from bench.errors import BenchError
+from bench.generators import Measured
 from shard_config.model import Metric
 
 __all__ = ["Truth", "cache_folder", "exact", "truth_of"]
@@ -54,6 +55,12 @@ class Truth(msgspec.Struct, frozen=True, eq=False):
         )
         shares = [self._share(dataset, int(row[0]), row[1:]) for row in rows]
         return float(np.average(shares, weights=counts))
+
+    def recall_of(self, measured: Measured, dataset: Dataset) -> float | None:
+        """Of the answers of a load; None where none was kept."""
+        asked = np.frombuffer(measured.asked, np.int32).astype(np.int64)
+        answers = np.frombuffer(measured.answers, np.int64).reshape(-1, measured.k)
+        return self.recall(dataset, asked, answers) if len(asked) else None
 
     def _share(self, dataset: Dataset, query: int, answer: NDArray[np.int64]) -> float:
         found = np.unique(answer[answer >= 0])

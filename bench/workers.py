@@ -38,7 +38,6 @@ class Job(msgspec.Struct, frozen=True):
     target: TargetSpec
     load: Load
     queries: int
-    k: int = 10
 
 
 class _Event(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -55,7 +54,7 @@ class Generator:
         self._job = job
         self._process = process
         self._errors = errors
-        self._timer: threading.Timer | None = None
+        self._timer = self._killed_after(job.load.warmup + job.load.seconds)
 
     def __repr__(self) -> str:
         return f"<Generator of {self._job.load}, pid {self._process.pid}>"
@@ -63,16 +62,8 @@ class Generator:
     def stop(self) -> None:
         """End the load now; what is under way is still waited for."""
         self._tell(b"stop\n")
-        self.limit(0.0)
-
-    def limit(self, seconds: float) -> None:
-        """Kill it if it has not ended after so long, and an allowance for its beginning and end."""
-        if self._timer is not None:
-            self._timer.cancel()
-        if seconds < float("inf"):
-            self._timer = threading.Timer(seconds + _ALLOWANCE, self._process.kill)
-            self._timer.daemon = True
-            self._timer.start()
+        self._timer.cancel()
+        self._timer = self._killed_after(0.0)
 
     def follow(
         self, begin: Callback = lambda: None, end: Callback = lambda: None, tick: Tick = lambda _: None
@@ -104,13 +95,19 @@ class Generator:
         raise BenchError(f"the generator ended without a result: {said or 'it was killed'}")
 
     def close(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+        self._timer.cancel()
         self._process.kill()
         self._process.wait()
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 pipe.close()
+
+    def _killed_after(self, seconds: float) -> threading.Timer:
+        """It gets so long, and an allowance for its beginning and end."""
+        timer = threading.Timer(seconds + _ALLOWANCE, self._process.kill)
+        timer.daemon = True
+        timer.start()
+        return timer
 
     def _tell(self, line: bytes) -> None:
         assert self._process.stdin is not None
@@ -127,7 +124,6 @@ def generator(job: Job) -> Iterator[Generator]:
         )
         made = Generator(job, process, errors)
         try:
-            made.limit(job.load.warmup + job.load.seconds)
             yield made
         finally:
             made.close()
@@ -165,7 +161,7 @@ async def _run(job: Job) -> Measured:
             target,
             job.load,
             queries=job.queries,
-            k=job.k,
+            k=job.target.k,
             begin=lambda: _tell(_Event("began")),
             end=lambda: _tell(_Event("ended")),
             tick=lambda part: _tell(_Event("sliced", slice=part)),

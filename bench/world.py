@@ -33,14 +33,17 @@ from deploy.local import Cluster, NodeInfo
 from deploy.local.router import Router, serve_arguments, serving
 from deploy.tied_to_parent import tied_to_parent
 from router.client import Client, ClientError
+from router.postgres.search import SearchStatement, SearchStatements
 from router.postgres.sql import distance_operator
-from router.query.plan import plan_search
+from router.query.plan import Plan, plan_search
+from router.query.sizes import Layout
 from router.query.types import SearchQuery
+from router.query.wire import to_wire
 from shard_config import load as load_map
 
 __all__ = ["COLLECTION", "COPIED", "SINGLE", "Router", "World", "open_world"]
 
-# Sharded over all nodes, whole on one, and sharded but empty and without a vector index.
+# Sharded over all nodes, a name for a table on one of them, and sharded but empty and without an index.
 COLLECTION = "items"
 SINGLE = "single"
 COPIED = "copied"
@@ -79,14 +82,16 @@ class World:
         dataset: Dataset,
         folder: Path,
         say: Say,
-        spread: Mapping[str, int] | None = None,
+        spread: Mapping[str, int],
+        k: int,
     ) -> None:
         self.cluster = cluster
         self.dataset = dataset
         self.folder = folder
+        self.k = k
         self.flags: list[str] = []
         self.say = say
-        self._spread = dict(spread or {})
+        self._spread = spread
         self._routers = itertools.count(1)
 
     def __repr__(self) -> str:
@@ -117,7 +122,7 @@ class World:
     def http(self, router: Router, collection: str = COLLECTION, **options: Any) -> HttpSpec:
         """Searches through `router`, without caches unless `options` say otherwise."""
         url = f"{router.url}{search_path(collection)}"
-        return HttpSpec(url=url, pid=router.pid, **{"queries": str(self.queries_path), **options})
+        return HttpSpec(url=url, pid=router.pid, k=self.k, **{"queries": str(self.queries_path), **options})
 
     def gather(self, collection: str = COLLECTION, **options: Any) -> GatherSpec:
         """The same searches by an application of its own."""
@@ -127,22 +132,40 @@ class World:
             queries=str(self.queries_path),
             table=f"public.{collection}",
             operator=distance_operator(self.dataset.metric),
+            k=self.k,
             **options,
         )
 
-    def effective(self, ef_search: int, k: int, collection: str = COLLECTION) -> int:
+    def effective(self, ef_search: int, collection: str = COLLECTION) -> int:
         """The width that the router scans with: it raises what would cut k short."""
+        return self._planned(ef_search, collection)[1].ef_search
+
+    def statements(self, ef_search: int) -> list[SearchStatement]:
+        """What the router sends to a shard for each of the queries; `effective` is how wide it scans."""
+        searched, plan = self._planned(ef_search, COLLECTION)
+        collection, made = searched.collection, SearchStatements()
+        return [
+            made.search(
+                collection,
+                to_wire(query.tobytes(), collection.vector.type),
+                limit=plan.limit,
+                candidates=plan.candidates,
+                ef_search=plan.ef_search,
+                scan=plan.scan,
+                filter=None,
+                layout=Layout(frozenset()),
+            )
+            for query in self.dataset.queries
+        ]
+
+    def _planned(self, ef_search: int, collection: str) -> tuple[SearchQuery, Plan]:
         shard_map = load_map(self.map_path)
         vector = self.dataset.queries[0].tobytes()
-        query = SearchQuery(shard_map.collections[collection], vector, k, ef_search=ef_search)
-        return plan_search(query, shard_map).ef_search
+        query = SearchQuery(shard_map.collections[collection], vector, self.k, ef_search=ef_search)
+        return query, plan_search(query, shard_map)
 
     def server_record(self) -> dict[str, str]:
-        """Versions of the servers and the settings that matter, of one node, since all are made alike.
-
-        Raises:
-            BenchError
-        """
+        """Versions of the servers and the settings that matter, of one node, since all are made alike."""
         (found,) = asyncio.run(fetch(_SERVER_RECORD, self.primaries[0].dsn))
         record = {"PostgreSQL": found["postgresql"], "pgvector": found["pgvector"]}
         record |= json.loads(found["settings"])
@@ -152,25 +175,17 @@ class World:
         return record
 
     def sql(self, statement: str) -> None:
-        """Run it on every primary.
-
-        Raises:
-            BenchError
-        """
+        """Run it on every primary."""
         asyncio.run(execute(statement, *(node.dsn for node in self.primaries)))
 
     def holding(self, first: int) -> Counter[int]:
-        """How many primaries hold each id from `first` on.
-
-        Raises:
-            BenchError
-        """
+        """How many primaries hold each id from `first` on."""
         self.cluster.status()
         statement = f"SELECT id FROM public.{COLLECTION} WHERE id >= {first}"
         return Counter(row["id"] for row in asyncio.run(fetch(statement, *(n.dsn for n in self.primaries))))
 
-    def command(self, *arguments: object, listen: Say = lambda _: None) -> str:
-        """Run `pgscatter ARGUMENTS`; returns what it printed. `listen` gets its lines as they come.
+    def command(self, *arguments: object, listen: Say = lambda _: None) -> None:
+        """Run `pgscatter ARGUMENTS`; `listen` gets what it prints, line by line as they come.
 
         Raises:
             BenchError: it failed.
@@ -182,10 +197,9 @@ class World:
             status = _wait(process, log, listen)
         if status is None:
             raise BenchError(f"pgscatter {words[0]} took more than {_COMMAND_SECONDS:g} s")
-        said = log.read_text()
         if status:
-            raise BenchError(f"pgscatter {' '.join(words)} ended with {status}: {said.strip()[-1000:]}")
-        return said
+            said = log.read_text().strip()[-1000:]
+            raise BenchError(f"pgscatter {' '.join(words)} ended with {status}: {said}")
 
     def ask(
         self, router: Router, query: int, *, collection: str = COLLECTION, **fields: Any
@@ -195,18 +209,18 @@ class World:
         Raises:
             BenchError: it was refused.
         """
-        body = {"vector": self.dataset.queries[query].tolist(), **fields}
+        body = {"vector": self.dataset.queries[query].tolist(), "k": self.k, **fields}
         try:
             data = Client(router.url, timeout=_ASK_SECONDS).call("POST", search_path(collection), body)
         except ClientError as exc:
             raise BenchError(f"a search by the router failed: {exc}") from exc
         return data, msgspec.json.decode(data)
 
-    def load(self, collection: str, *flags: object) -> str:
+    def load(self, collection: str, *flags: object) -> None:
         """`pgscatter load` of the data set's base vectors."""
         self.say(f"loading {len(self.dataset.base):,} rows into {collection}, and building its index")
         where = ("--map", self.map_path, "--collection", collection)
-        return self.command("load", self.base_path, *where, *flags, listen=self.say)
+        self.command("load", self.base_path, *where, *flags, listen=self.say)
 
     @contextmanager
     def serve(
@@ -234,21 +248,18 @@ def open_world(
     shards: int,
     *,
     replicas: int = 0,
-    single: bool = False,
     copied: bool = False,
-    columns: Mapping[str, str] | None = None,
-    metadata: bool = False,
+    fields: Mapping[str, Any] | None = None,
     filled: bool = True,
     spread: Mapping[str, int] | None = None,
-    search: Mapping[str, Any] | None = None,
+    k: int = 10,
     say: Say = lambda _: None,
 ) -> Iterator[World]:
     """A temporary cluster with `dataset` in the collection `items`, ids being row numbers.
 
-    With `single`, the same rows also stand in one unsharded table; with `copied`, there is an empty
-    collection without a vector index. Rows have `columns`, by name and type, and `metadata`. `spread` names
-    further collections with the same rows on the first so many of the shards. Without `filled` all of them
-    stay empty. `search` goes into the map as it is.
+    `spread` names further collections with the same rows on the first so many of the shards; with `copied`,
+    there is an empty one without a vector index. Without `filled` all of them stay empty. `fields` are what
+    the map says of a collection beyond that. Searches are for `k` rows.
 
     Raises:
         BenchError, ClusterError: servers or commands failed.
@@ -258,20 +269,17 @@ def open_world(
         folder.chmod(0o755)  # PostgreSQL may have to run as another user
         np.save(folder / "base.npy", dataset.base)
         np.save(folder / "queries.npy", dataset.queries)
-        placed = {**({SINGLE: 1} if single else {}), **(spread or {})}
+        placed = dict(spread or {})
         loaded = [COLLECTION, *placed]
         names = [*loaded, COPIED] if copied else loaded
         collections = folder / "collections.yaml"
         made = {
-            name: _collection(
-                name, dataset, placed.get(name, shards), search, columns=columns, metadata=metadata
-            )
-            for name in names
+            name: {**_collection(name, dataset, placed.get(name, shards)), **(fields or {})} for name in names
         }
         collections.write_text(yaml.safe_dump({"collections": made}, sort_keys=False))
         say(f"starting {shards} shards with {replicas} replicas each")
         with Cluster.temporary(shards, replicas, collections, folder / "cluster") as cluster:
-            world = World(cluster, dataset, folder, say, placed)
+            world = World(cluster, dataset, folder, say, placed, k)
             for name in names:
                 flags = ["--no-index"] if name == COPIED else []
                 world.command("schema", "apply", "--map", world.map_path, "--collection", name, *flags)
@@ -282,15 +290,7 @@ def open_world(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _collection(
-    name: str,
-    dataset: Dataset,
-    shards: int,
-    search: Mapping[str, Any] | None,
-    *,
-    columns: Mapping[str, str] | None,
-    metadata: bool,
-) -> dict[str, Any]:
+def _collection(name: str, dataset: Dataset, shards: int) -> dict[str, Any]:
     vector = {
         "column": "embedding",
         "type": "vector",
@@ -304,12 +304,9 @@ def _collection(
         "table": f"public.{name}",
         "id": {"column": "id", "type": "bigint"},
         "vector": vector,
-        **({"columns": dict(columns)} if columns else {}),
-        **({"metadata": "metadata"} if metadata else {}),
         "sharding": sharding,
         # Longer than any run: what is cached stays so while hits are measured.
         "cache": {"ttl": "24h"},
-        **({} if search is None else {"search": dict(search)}),
     }
 
 

@@ -5,32 +5,26 @@ from __future__ import annotations
 import asyncio
 import random
 
-import msgspec
-
 from bench.faults.load import FIRST_ID, running
 from bench.faults.proxies import Proxies
 from bench.scrape import UNITS, state
 from bench.world import Router, World
 from router.terminal import Meter
 
-__all__ = ["Growth", "break_connections"]
+__all__ = ["break_connections"]
 
 _PAUSE = 0.05
 _IDS = FIRST_ID + FIRST_ID // 2
 _SETTLE = 3.0
 
 
-class Growth(msgspec.Struct, frozen=True):
-    """`found` by name: how much more there is, and in what unit."""
-
-    faults: int
-    found: dict[str, tuple[float, str]]
-
-
 async def break_connections(
     world: World, router: Router, proxies: Proxies, count: int, meter: Meter
-) -> Growth:
-    """End all connections to one node or another, `count` times, while searches and writes go on."""
+) -> dict[str, tuple[float, str]]:
+    """End all connections to one node or another, `count` times, while searches and writes go on.
+
+    Returns by name how much more there is afterwards, and in what unit.
+    """
     rng = random.Random(1)
     names = list(proxies.addresses)
     async with running(world, router, _IDS):
@@ -45,10 +39,12 @@ async def break_connections(
             meter.reach(number + 1)
         after = await _settled(world, router)
     more = {name: value - before[name] for name, value in after.items()}
-    # L1 fills all the while.
-    found = {"router's memory beside L1": (more["router's memory"] - more["of it L1"], "MiB")}
     watched = ("tasks", "connections to nodes", "open files")
-    return Growth(count, {**found, **{name: (more[name], UNITS[name]) for name in watched}})
+    return {
+        # L1 fills all the while.
+        "router's memory beside L1": (more["router's memory"] - more["of it L1"], "MiB"),
+        **{name: (more[name], UNITS[name]) for name in watched},
+    }
 
 
 async def _settled(world: World, router: Router) -> dict[str, float]:

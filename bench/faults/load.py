@@ -13,14 +13,13 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from time import perf_counter
 from typing import Any, Literal
-from urllib.parse import urlsplit
 
 import msgspec
 import numpy as np
 
 from bench.datasets import Vectors
 from bench.errors import BenchError, SearchError
-from bench.generators import INTENDED, Open
+from bench.generators import INTENDED, Open, Target
 from bench.http_client import Connections, request_bytes
 from bench.targets import ImportedSpec
 from bench.workers import Job, generator
@@ -69,7 +68,7 @@ class Record(msgspec.Struct):
     acknowledged: list[int] = []
 
 
-class Traffic:
+class Traffic(Target):
     """The target of the load: searches, and among them evenly as many writes as there are to be.
 
     `spec.options` have the router's `url` and the `first_id` of the documents. Its record is a `Record`
@@ -77,11 +76,8 @@ class Traffic:
     """
 
     def __init__(self, spec: ImportedSpec, queries: Vectors) -> None:
-        parts = urlsplit(spec.options["url"])
-        self._host = parts.netloc
-        self._connections = Connections(
-            parts.hostname or "", parts.port or 80, answer_seconds=_ANSWER_SECONDS
-        )
+        self._url: str = spec.options["url"]
+        self._connections = Connections(self._url, answer_seconds=_ANSWER_SECONDS)
         self._queries = np.array(queries)
         self._rng = np.random.default_rng(1)
         self._next_id: int = spec.options["first_id"]
@@ -90,7 +86,7 @@ class Traffic:
         self.found = Record()
 
     def __repr__(self) -> str:
-        return f"<Traffic to {self._host}, {len(self.found.events)} events>"
+        return f"<Traffic to {self._url}, {len(self.found.events)} events>"
 
     async def open(self) -> None:
         self._watching = asyncio.create_task(self._watch())
@@ -103,9 +99,6 @@ class Traffic:
         else:
             await self._search(query)
         return []
-
-    def account(self) -> dict[str, int]:
-        return {}
 
     def record(self) -> bytes:
         return msgspec.json.encode(self.found)
@@ -130,13 +123,12 @@ class Traffic:
 
     async def _send(self, what: Literal["search", "write"], method: str, path: str, body: object) -> Outcome:
         intended = INTENDED.get()
-        whole = request_bytes(
-            self._host, f"/v1/collections/{COLLECTION}/{path}", msgspec.json.encode(body), method
-        )
+        url = f"{self._url}/v1/collections/{COLLECTION}/{path}"
+        request = request_bytes(url, msgspec.json.encode(body), method)
         outcome: Outcome = "failed"
         reason = "never answered"
         try:
-            outcome, reason = _judged(*await self._connections.send(whole))
+            outcome, reason = _judged(*await self._connections.send(request))
         except SearchError as exc:
             reason = str(exc)
         finally:
@@ -148,7 +140,7 @@ class Traffic:
         """Keep an eye on what the router says of its nodes."""
         while True:
             with contextlib.suppress(SearchError):
-                self.found.states.append((perf_counter(), await _nodes(self._connections, self._host)))
+                self.found.states.append((perf_counter(), await _nodes(self._connections, self._url)))
             await asyncio.sleep(_POLL_SECONDS)
 
 
@@ -180,11 +172,10 @@ class Running:
         Raises:
             TimeoutError: it has not for a minute.
         """
-        parts = urlsplit(self._url)
-        connections = Connections(parts.hostname or "", parts.port or 80)
+        connections = Connections(self._url)
         try:
             async with asyncio.timeout(_UP_SECONDS):
-                while (await _nodes(connections, parts.netloc)).get(node) != "up":  # noqa: ASYNC110
+                while (await _nodes(connections, self._url)).get(node) != "up":  # noqa: ASYNC110
                     await asyncio.sleep(_POLL_SECONDS)
         finally:
             connections.close()
@@ -228,13 +219,13 @@ async def running(world: World, router: Router, first_id: int) -> AsyncIterator[
             await asyncio.gather(measuring, return_exceptions=True)
 
 
-async def _nodes(connections: Connections, host: str) -> dict[str, str]:
+async def _nodes(connections: Connections, url: str) -> dict[str, str]:
     """The state of each node, by the router's account.
 
     Raises:
         SearchError: no answer.
     """
-    _, body = await connections.send(request_bytes(host, "/v1/nodes", b"", "GET"))
+    _, body = await connections.send(request_bytes(f"{url}/v1/nodes", method="GET"))
     return {node["name"]: node["state"] for node in msgspec.json.decode(body)["nodes"]}
 
 

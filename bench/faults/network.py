@@ -14,10 +14,9 @@ import random
 import shutil
 import socket
 import subprocess
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
 
 import psutil
 
@@ -25,8 +24,6 @@ from bench.errors import BenchError
 from deploy.tied_to_parent import tied_to_parent
 
 __all__ = ["Network", "obstacle", "open_network"]
-
-_T = TypeVar("_T")
 
 _TOOLS = ("ip", "nsenter", "unshare")
 _SECONDS = 10.0
@@ -60,11 +57,7 @@ class Network:
 
     def listen(self, name: str, port: int) -> socket.socket:
         """A listening socket at the far end of a link, for this process; port 0 for any."""
-
-        def bind() -> socket.socket:
-            return socket.create_server((self.hosts[name], port), backlog=100)
-
-        return _inside(self._holder, bind)
+        return _listen_inside(self._holder, self.hosts[name], port)
 
     def cut(self, name: str) -> None:
         """Nothing passes the link, and nobody is told."""
@@ -132,28 +125,19 @@ def _ip(commands: Sequence[str], *within: str) -> None:
         raise BenchError(f"ip failed: {done.stderr.strip()}")
 
 
-def _inside(pid: int, work: Callable[[], _T]) -> _T:
-    """What `work` returns, run in the network namespace of `pid`; sockets stay in that of their making."""
-    results: list[_T] = []
-    problems: list[OSError] = []
+def _listen_inside(pid: int, host: str, port: int) -> socket.socket:
+    """A socket in the network namespace of `pid`: it stays in that of its making."""
 
-    def run() -> None:
-        try:
-            space = os.open(f"/proc/{pid}/ns/net", os.O_RDONLY)
-            try:
-                # os.setns is there from Python 3.12 on. A thread's namespace ends with the thread.
-                libc = ctypes.CDLL(None, use_errno=True)
-                if libc.setns(space, _CLONE_NEWNET):
-                    raise OSError(ctypes.get_errno(), "setns")
-                results.append(work())
-            finally:
-                os.close(space)
-        except OSError as exc:
-            problems.append(exc)
+    def listen() -> socket.socket:
+        with open(f"/proc/{pid}/ns/net") as space:
+            # os.setns is there from Python 3.12 on. A thread's namespace ends with the thread.
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.setns(space.fileno(), _CLONE_NEWNET):
+                raise OSError(ctypes.get_errno(), "setns")
+        return socket.create_server((host, port), backlog=100)
 
-    thread = threading.Thread(target=run, name="network")
-    thread.start()
-    thread.join(_SECONDS)
-    if not results:
-        raise BenchError(f"no socket in the namespace: {problems[0] if problems else 'too late'}")
-    return results[0]
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(listen).result(_SECONDS)
+    except OSError as exc:  # TimeoutError is one
+        raise BenchError(f"no socket in the namespace: {exc or 'too late'}") from exc

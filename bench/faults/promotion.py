@@ -29,7 +29,6 @@ class Writes(msgspec.Struct, frozen=True):
     acknowledged: int
     lost: int
     doubled: int
-    repeated: int
     first_after: float | None
 
 
@@ -75,21 +74,18 @@ async def write_across_promotion(context: Context, world: World, count: int) -> 
         acknowledged=len(run.acknowledged),
         lost=sum(held.get(id_, 0) == 0 for id_ in run.acknowledged),
         doubled=sum(times > 1 for times in held.values()),
-        repeated=run.repeated,
         first_after=first,
     )
 
 
 class _Run:
     def __init__(self, context: Context, url: str, count: int) -> None:
-        host, port = url.removeprefix("http://").split(":")
-        self._connections = Connections(host, int(port), answer_seconds=_PATIENCE)
+        self._connections = Connections(url, answer_seconds=_PATIENCE)
+        self._url = f"{url}/v1/collections/{COLLECTION}/documents"
         self._queries = context.dataset.queries
         self._meter = context.display.meter("writes across a promotion", count, "documents")
         self._left = list(range(_IDS, _IDS + count, _BATCH))
-        self._host = f"{host}:{port}"
         self.acknowledged: list[int] = []
-        self.repeated = 0
 
     def close(self) -> None:
         self._connections.close()
@@ -115,11 +111,9 @@ class _Run:
             ids = list(range(first, first + _BATCH))
             vectors = [self._queries[id_ % len(self._queries)].tolist() for id_ in ids]
             documents = [{"id": id_, "vector": vector} for id_, vector in zip(ids, vectors, strict=True)]
-            body = msgspec.json.encode({"documents": documents})
-            request = request_bytes(self._host, f"/v1/collections/{COLLECTION}/documents", body, "PUT")
+            request = request_bytes(self._url, msgspec.json.encode({"documents": documents}), "PUT")
             end = perf_counter() + _PATIENCE
             while not await self._stored(request):
-                self.repeated += 1
                 if perf_counter() > end:
                     raise BenchError(f"no write was accepted for {_PATIENCE:g} s")
                 await asyncio.sleep(0.05)

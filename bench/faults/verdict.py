@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 
 import msgspec
@@ -55,10 +56,6 @@ def judge(events: Sequence[Event], states: States, node: str, injected: float, h
     during = [event for event in searches if injected <= event.at < healed]
     since = [event for event in searches if event.at >= injected]
     broken = [event for event in since if event.outcome in ("failed", "partial")]
-    reasons: dict[str, int] = {}
-    for event in events:
-        if event.reason:
-            reasons[event.reason] = reasons.get(event.reason, 0) + 1
     up = [at for at, known in states if at >= healed and known.get(node) == "up"]
     down = [at for at, known in states if at >= healed and known.get(node) != "up"]
     later = [at for at in up if at > max(down, default=healed)]
@@ -80,7 +77,7 @@ def judge(events: Sequence[Event], states: States, node: str, injected: float, h
         writes=len(writes),
         writes_failed=sum(event.outcome == "failed" for event in writes),
         slowest_write=max((event.seconds for event in writes), default=0.0),
-        reasons=dict(sorted(reasons.items(), key=lambda item: -item[1])[:5]),
+        reasons=dict(Counter(event.reason for event in events if event.reason).most_common(5)),
     )
 
 

@@ -12,8 +12,7 @@ from contextlib import ExitStack
 import msgspec
 import numpy as np
 
-from bench import tuning
-from bench.bare import serving
+from bench.bare import BARE, L1_HITS, L2_HITS, hits_and_bare
 from bench.cachecost import lookup_seconds, redis_gets
 from bench.context import Context
 from bench.interleave import Spread, spread
@@ -23,7 +22,7 @@ from bench.results import Cell, Figure, Metric, Outcome, Series, Table
 from bench.sample import Sample
 from bench.scrape import scrape
 from bench.summary import against, every_metric, over, samples_table, values
-from bench.targets import TargetSpec
+from bench.targets import TIERS, TargetSpec
 from bench.world import Router, World
 
 __all__ = ["run"]
@@ -37,9 +36,7 @@ _EF_SEARCH = 40
 # An entry of L1 with ten hits, by its own account (router.stages.local_cache).
 _ENTRY_BYTES = 2_000
 _TENTH = 10
-_TIERS = ("l1", "l2", "miss", "bypass")
 _NONE, _L1, _L2, _BOTH, _SMALL = "no cache", "L1", "L2", "L1 and L2", "a tenth in L1, and L2"
-_BARE = "bare endpoint"
 
 # By the exponent and the router.
 _Found = dict[tuple[float, str], list[Sample]]
@@ -63,7 +60,7 @@ def run(context: Context) -> Outcome:
             taken = _popular(context, world, routers, count, exponent, clients)
             found |= {(exponent, name): samples for name, samples in taken.items()}
         entries = {name: scrape(routers[name])["pgscatter_l1_entries"] for name in (_L1, _BOTH, _SMALL)}
-        hits, bare = _hits(context, world, routers, stack)
+        hits, bare = _hits(context, world, routers)
     samples = {f"{name}, Zipf {exponent:g}": taken for (exponent, name), taken in found.items()} | hits
     return Outcome(
         metrics=[*_hit_rates(found), *_against_bare(hits, bare), *every_metric(samples)],
@@ -100,26 +97,19 @@ def _popular(
 
 
 def _hits(
-    context: Context, world: World, routers: dict[str, Router], stack: ExitStack
+    context: Context, world: World, routers: dict[str, Router]
 ) -> tuple[dict[str, list[Sample]], dict[str, float]]:
     """Samples of hits alone by one client, and the seconds of the bare costs."""
-    count = len(world.dataset.queries)
-    specs: dict[str, TargetSpec] = {
-        f"{name} hits": world.http(routers[name], cache=True, ef_search=_EF_SEARCH) for name in (_L1, _L2)
-    }
-    for spec in specs.values():
-        tuning.ask(spec, count)
-    answer, _ = world.ask(routers[_L1], 0, k=context.options.k, cache=True, ef_search=_EF_SEARCH)
-    specs[_BARE] = world.http(stack.enter_context(serving(answer, world.folder)))
-    hits = context.compare(world, specs, context.closed(1), "hits alone", unjudged=[_BARE])
-    gets = redis_gets(world.cluster.redis_url, len(answer), context.options.seconds)
-    return hits, {**lookup_seconds(count), "Redis GET": gets.at(50)}
+    with hits_and_bare(world, routers[_L1], routers[_L2], _EF_SEARCH) as (specs, size_bytes):
+        hits = context.compare(world, specs, context.closed(1), "hits alone", unjudged=[BARE])
+    gets = redis_gets(world.cluster.redis_url, size_bytes, context.options.seconds)
+    return hits, {**lookup_seconds(len(world.dataset.queries)), "Redis GET": gets.at(50)}
 
 
 def _share(samples: list[Sample], tier: str) -> Spread:
     """Of the answers of each round, in percent."""
-    counts = [[sample.account.get(one, 0) for one in _TIERS] for sample in samples]
-    return spread([100 * each[_TIERS.index(tier)] / max(1, sum(each)) for each in counts])
+    counts = [[sample.account.get(one, 0) for one in TIERS] for sample in samples]
+    return spread([100 * each[TIERS.index(tier)] / max(1, sum(each)) for each in counts])
 
 
 def _hit_rates(found: _Found) -> list[Metric]:
@@ -132,9 +122,9 @@ def _hit_rates(found: _Found) -> list[Metric]:
 
 
 def _against_bare(hits: dict[str, list[Sample]], bare: dict[str, float]) -> list[Metric]:
-    l1, l2 = hits[f"{_L1} hits"], hits[f"{_L2} hits"]
+    l1, l2 = hits[L1_HITS], hits[L2_HITS]
     longer = [1e6 * (more - less) for more, less in zip(values(l2, "p50"), values(l1, "p50"), strict=True)]
-    endpoint = against(l1, hits[_BARE], "p50")
+    endpoint = against(l1, hits[BARE], "p50")
     lookups = ("dict", "cachetools' LRU")
     return [
         Metric.of("p50 of an L1 hit against a bare endpoint", endpoint, "x", "lower"),
@@ -148,7 +138,7 @@ def _tiers(found: _Found) -> Table:
     """Latencies are of all rounds together."""
     rows: list[list[Cell]] = []
     for (exponent, name), samples in found.items():
-        for tier in _TIERS:
+        for tier in TIERS:
             together = Latencies()
             together.merge(Latencies.decode(one.tiers[tier]) for one in samples if tier in one.tiers)
             if together.count:

@@ -17,11 +17,10 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import uvloop
-from msgspec.structs import astuple
 
 from bench.context import Context
 from bench.errors import BenchError
-from bench.faults.growth import Growth, break_connections
+from bench.faults.growth import break_connections
 from bench.faults.kinds import FAULTS, Broken, Fault
 from bench.faults.load import FIRST_ID, SEARCHES, WRITES, Event, States, running
 from bench.faults.network import obstacle, open_network
@@ -48,26 +47,11 @@ _MAX_LAG = 1.0
 _IDS_EACH = 1_000_000
 
 
-class _Extra(msgspec.Struct, frozen=True):
-    """What nodes were asked beyond once for each part of a search; differences are between two moments."""
-
-    parts: float
-    won: float
-    lost: float
-    denied: float
-    retries: float
-    ejections: float
-
-    def __sub__(self, before: _Extra) -> _Extra:
-        return _Extra(*(a - b for a, b in zip(astuple(self), astuple(before), strict=True)))
-
-    @property
-    def sent(self) -> float:
-        return self.won + self.lost
-
-
 class _Course(msgspec.Struct, frozen=True):
-    """One fault's load from beginning to end; times in seconds from its beginning."""
+    """One fault's load from beginning to end; times in seconds from its beginning.
+
+    `extra` is what nodes were asked beyond once for each part of a search, see `_asked`.
+    """
 
     fault: Fault
     events: list[Event]
@@ -76,7 +60,11 @@ class _Course(msgspec.Struct, frozen=True):
     healed: float
     verdict: Verdict
     lost: int
-    extra: _Extra
+    extra: dict[str, float]
+
+    @property
+    def hedged(self) -> float:
+        return self.extra["hedges won"] + self.extra["lost"]
 
 
 def run(context: Context) -> Outcome:
@@ -98,8 +86,8 @@ def run(context: Context) -> Outcome:
         count = _QUICK_WRITES if options.quick else _WRITES
         writes = uvloop.run(write_across_promotion(context, world, count))
     return Outcome(
-        metrics=[*_metrics(courses), *_write_metrics(writes), *_growth_metrics(growth)],
-        tables=[*_tables(courses), _growth_table(growth)],
+        metrics=[*_metrics(courses), *_write_metrics(writes), *_growth_metrics(breaks, growth)],
+        tables=[*_tables(courses), _growth_table(breaks, growth)],
         timelines=[_timeline(course) for course in courses],
         notes=[
             f"{SEARCHES} searches/s and {WRITES} writes/s arrive whatever becomes of them"
@@ -146,7 +134,7 @@ async def _course(
 ) -> _Course:
     broken.look()
     lasts = min(fault.seconds, 1.5 * seconds)
-    before = await asyncio.to_thread(_extra, router)
+    before = await asyncio.to_thread(_asked, router)
     async with running(world, router, FIRST_ID + number * _IDS_EACH) as load:
         await asyncio.sleep(1 + seconds)
         injected = load.now
@@ -161,24 +149,26 @@ async def _course(
         await load.until_up(hits)
         await asyncio.sleep(0.5)
     found = load.found
-    extra = await asyncio.to_thread(_extra, router) - before
+    after = await asyncio.to_thread(_asked, router)
+    extra = {name: after[name] - before[name] for name in after}
     verdict = judge(found.events, found.states, hits, injected, healed)
     held = await asyncio.to_thread(world.holding, FIRST_ID)
     lost = sum(id_ not in held for id_ in found.acknowledged)
     return _Course(fault, found.events, found.states, injected, healed, verdict, lost, extra)
 
 
-def _extra(router: Router) -> _Extra:
+def _asked(router: Router) -> dict[str, float]:
+    """What nodes have been asked until now."""
     said = scrape(router)
     hedges = by_label(router, "pgscatter_shard_hedges_total", "outcome")
-    return _Extra(
-        parts=said.get("pgscatter_shard_results_total", 0.0),
-        won=hedges.get("won", 0.0),
-        lost=hedges.get("lost", 0.0),
-        denied=hedges.get("denied", 0.0),
-        retries=said.get("pgscatter_shard_retries_total", 0.0),
-        ejections=said.get("pgscatter_node_ejections_total", 0.0),
-    )
+    return {
+        "parts": said.get("pgscatter_shard_results_total", 0.0),
+        "hedges won": hedges.get("won", 0.0),
+        "lost": hedges.get("lost", 0.0),
+        "denied": hedges.get("denied", 0.0),
+        "retries": said.get("pgscatter_shard_retries_total", 0.0),
+        "ejections": said.get("pgscatter_node_ejections_total", 0.0),
+    }
 
 
 def _metrics(courses: list[_Course]) -> list[Metric]:
@@ -205,7 +195,7 @@ def _metrics(courses: list[_Course]) -> list[Metric]:
             Metric.of(f"{fault.title}: {what}", value, unit, "lower", target)
             for what, value, unit, target in figures
         ]
-    sent, parts = sum(c.extra.sent for c in courses), sum(c.extra.parts for c in courses)
+    sent, parts = sum(c.hedged for c in courses), sum(c.extra["parts"] for c in courses)
     budget = _HEDGES + _HEDGES_SAVED / parts
     return [*made, Metric.of("hedges sent, of all parts", sent / parts, better="lower", target=budget)]
 
@@ -220,18 +210,18 @@ def _write_metrics(writes: Writes) -> list[Metric]:
     ]
 
 
-def _growth_metrics(growth: Growth) -> list[Metric]:
+def _growth_metrics(breaks: int, growth: dict[str, tuple[float, str]]) -> list[Metric]:
     return [
-        Metric.of(f"{growth.faults:,} faults: growth of {name}", value, unit, "lower")
-        for name, (value, unit) in growth.found.items()
+        Metric.of(f"{breaks:,} faults: growth of {name}", value, unit, "lower")
+        for name, (value, unit) in growth.items()
     ]
 
 
-def _growth_table(growth: Growth) -> Table:
+def _growth_table(breaks: int, growth: dict[str, tuple[float, str]]) -> Table:
     rows: list[list[Cell]] = [
-        [f"{name}, {unit}" if unit else name, value] for name, (value, unit) in growth.found.items()
+        [f"{name}, {unit}" if unit else name, value] for name, (value, unit) in growth.items()
     ]
-    return Table(f"What the router holds more after {growth.faults:,} broken connections", ["", "more"], rows)
+    return Table(f"What the router holds more after {breaks:,} broken connections", ["", "more"], rows)
 
 
 def _tables(courses: list[_Course]) -> list[Table]:
@@ -250,7 +240,7 @@ def _ms(of: str) -> Callable[[_Course], Cell]:
 
 
 def _beyond(of: str) -> Callable[[_Course], Cell]:
-    return lambda course: f"{getattr(course.extra, of):g}"
+    return lambda course: f"{course.extra[of]:g}"
 
 
 _COLUMNS: dict[str, dict[str, Callable[[_Course], Cell]]] = {
@@ -271,10 +261,8 @@ _COLUMNS: dict[str, dict[str, Callable[[_Course], Cell]]] = {
         "acknowledged and lost": lambda course: str(course.lost),
     },
     "What nodes were asked beyond once per part of a search": {
-        "parts": _beyond("parts"),
-        "hedges won": _beyond("won"),
-        **{name: _beyond(name) for name in ("lost", "denied", "retries", "ejections")},
-        "hedged": lambda course: f"{course.extra.sent / course.extra.parts:.1%}",
+        **{name: _beyond(name) for name in ("parts", "hedges won", "lost", "denied", "retries", "ejections")},
+        "hedged": lambda course: f"{course.hedged / course.extra['parts']:.1%}",
     },
 }
 

@@ -11,12 +11,11 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
-from collections.abc import Awaitable, Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
-from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
@@ -27,12 +26,13 @@ from pgvector.asyncpg import register_vector
 
 from bench.attributes import COLUMNS, HAND_MADE, METADATA_INDEXES, Attributes, Case, cases
 from bench.context import Context
-from bench.errors import BenchError
+from bench.errors import BenchError, SearchError
 from bench.http_client import Connections, request_bytes
 from bench.interleave import ratios
-from bench.results import Metric, Outcome, Table
+from bench.results import Cell, Metric, Outcome, Table
 from bench.sample import Sample
 from bench.summary import values
+from bench.targets import HttpSpec, make, search_body
 from bench.truth import Truth, exact
 from bench.world import COLLECTION, Router, World
 from router.postgres.driver import connect
@@ -41,19 +41,32 @@ from router.postgres.sql import distance_operator
 __all__ = ["run"]
 
 _QUERIES, _QUICK_QUERIES = 60, 12
-_SECONDS, _QUICK_SECONDS = 4.0, 1.0  # for one case, after which no further query is asked
 _WARM_UP = 6  # PostgreSQL makes its mind up about a prepared statement's plan after five
 _CLIENTS = 64
 _RECALL, _EACH, _MEAN = 0.97, 1.3, 1.1
 _CROWDED, _QUICK_SHARE = ("range", "equality", "metadata"), 0.01
-_BATCH = 150
+_HITS = 200
+_BATCH, _LEAST_BATCH = 150, 16
+# A batch and as many singles are to take no longer; exact reads of many rows get fewer searches for it.
+_BATCH_SECONDS = 20.0
 _BATCH_SHARES = (0.001, 0.01, 0.1)
+_BATCH_COLUMNS = [
+    "share",
+    "searches",
+    "batch s",
+    "singles s",
+    "ratio",
+    "failed in the batch",
+    "failed singles",
+]
 _TABLE = f"public.{COLLECTION}"
+# Of the gather's connections: plans for each search, and the scan that goes on until k rows match.
+_SETTINGS = {"plan_cache_mode": "force_custom_plan", "hnsw.iterative_scan": "relaxed_order"}
 _OURS, _EXACT, _SCAN, _READ = "pgscatter", "exact: true", "gather, scan", "gather, read"
 # What an index on the columns is worth; a range, an equality and a metadata path show it.
 _UNINDEXED = ("range", "range, near", "equality", "equality, near", "metadata")
 
-Search = Callable[[int], Awaitable[list[int]]]
+Search = Callable[[int], Awaitable[Sequence[int]]]
 
 
 class _Found(msgspec.Struct):
@@ -63,7 +76,10 @@ class _Found(msgspec.Struct):
     seconds: dict[str, float]
     recall: dict[str, float]
     ways: str
-    queries: int
+
+    @property
+    def title(self) -> str:
+        return f"{self.case.name}, {_percent(self.case.share)}"
 
     @property
     def best(self) -> str:
@@ -75,6 +91,10 @@ class _Found(msgspec.Struct):
     def ratio(self) -> float:
         return self.seconds[_OURS] / self.seconds[self.best]
 
+    def __str__(self) -> str:
+        times = "; ".join(f"{name} {seconds * 1e3:.3g} ms" for name, seconds in self.seconds.items())
+        return f"{self.title}: {self.ways}; {times}; ratio {self.ratio:.2f}, recall {self.recall[_OURS]:.4f}"
+
 
 def run(context: Context) -> Outcome:
     made = Attributes.of(context.dataset)
@@ -82,7 +102,7 @@ def run(context: Context) -> Outcome:
     if context.options.quick:
         every = [case for case in every if case.share in (0.001, 0.01, 0.1)]
     outcome = Outcome()
-    with context.world(columns=COLUMNS, metadata=True, filled=False) as world:
+    with context.world(fields={"columns": COLUMNS, "metadata": "metadata"}, filled=False) as world:
         _load(world, made)
         plain = [case for case in every if case.name in _UNINDEXED]
         _measure(context, world, world.map_path, plain, "without indexes", outcome)
@@ -98,96 +118,121 @@ def _measure(
 ) -> None:
     with world.serve(map_path=map_path) as router:
         context.say(f"{how}: {len(every)} filters, one client")
-        found = asyncio.run(_singles(context, world, router, every))
-        outcome.tables.append(_table(found, f"One client, {how}"))
-        outcome.metrics.extend(_metrics(found, how))
-        batches = [case for case in every if case.name == "range" and case.share in _BATCH_SHARES]
-        rows = [asyncio.run(_batch(context, router, case)) for case in batches]
-        outcome.tables.append(
-            Table(
-                f"A batch of {_BATCH} searches, {how}",
-                ["share", "batch s", "singles s", "ratio", "failed in the batch", "failed singles"],
-                rows,
-            )
+        try:
+            hit = asyncio.run(_l1_seconds(_spec(world, router, every[0])))
+            context.say(f"{how}: {hit * 1e3:.3g} ms for a search that L1 answers")
+            found = asyncio.run(_singles(context, world, router, every))
+            batched = [one for one in found if one.case.name == "range" and one.case.share in _BATCH_SHARES]
+            batches = [asyncio.run(_batch(context, world, router, one)) for one in batched]
+        except SearchError as exc:
+            raise BenchError(f"a search failed while none may: {exc}") from exc
+        outcome.tables.extend(
+            [
+                Table(f"Floor of HTTP, {how}", ["ms of a search that L1 answers"], [[hit * 1e3]]),
+                _table(found, f"One client, {how}"),
+                Table(f"A batch of searches, {how}", _BATCH_COLUMNS, batches),
+            ]
         )
+        outcome.metrics.extend(_metrics(found, how))
         crowd = [one for one in found if one.case.name in _CROWDED]
         if context.options.quick:
             crowd = [one for one in crowd if one.case.share == _QUICK_SHARE]
         outcome.tables.append(_crowd(context, world, router, crowd, how, outcome))
 
 
-async def _singles(context: Context, world: World, router: Router, every: list[Case]) -> list[_Found]:
-    meter = context.display.meter("filters", len(every), "cases")
-    url = urlsplit(router.url)
-    connections = Connections(str(url.hostname), url.port or 80)
-    found = []
+def _spec(world: World, router: Router, case: Case, **fields: Any) -> HttpSpec:
+    return world.http(router, extra={"filter": case.filter, **fields})
+
+
+async def _l1_seconds(spec: HttpSpec) -> float:
+    """Median of one search that L1 answers again and again: what HTTP and both its ends take."""
+    target = make(msgspec.structs.replace(spec, cache=True))
+    taken = []
     try:
-        async with _Gather(world, context.options.k) as gather:
-            for done, case in enumerate(every):
-                found.append(await _single(context, connections, gather, case))
-                meter.reach(done + 1)
+        for _ in range(1 + _HITS):
+            started = perf_counter()
+            await target.search(0)
+            taken.append(perf_counter() - started)
     finally:
-        connections.close()
-        meter.end()
+        await target.close()
+    if target.account().get("l1") != _HITS:
+        raise BenchError(f"L1 was to answer all but the first of {len(taken)} equal searches")
+    return statistics.median(taken[1:])
+
+
+async def _singles(context: Context, world: World, router: Router, every: list[Case]) -> list[_Found]:
+    found = []
+    with context.display.meter("filters", len(every), "cases") as meter:
+        async with _Gather(world) as gather:
+            for case in every:
+                found.append(await _single(context, world, router, gather, case))
+                context.say(str(found[-1]))
+                meter.add(1)
     return found
 
 
-async def _single(context: Context, connections: Connections, gather: _Gather, case: Case) -> _Found:
+async def _single(context: Context, world: World, router: Router, gather: _Gather, case: Case) -> _Found:
     options = context.options
     queries = min(_QUICK_QUERIES if options.quick else _QUERIES, len(context.dataset.queries))
-    ids = np.flatnonzero(case.mask)
-    if not len(ids):
-        raise BenchError(f"no row matches {case.filter}")
-    part = msgspec.structs.replace(
-        context.dataset, base=context.dataset.base[ids], queries=context.dataset.queries[:queries]
-    )
-    truth = exact(part, min(options.k, len(ids)))
-    truth = Truth(ids[truth.ids], truth.distances)
-    http = partial(_ask, connections, context, case.filter)
+    truth = _truth(context, case, queries)
+    targets = [make(_spec(world, router, case, **more)) for more in ({}, {"exact": True})]
     variants: dict[str, Search] = {
-        _OURS: http,
-        _EXACT: partial(http, exact=True),
+        **{name: target.search for name, target in zip((_OURS, _EXACT), targets, strict=True)},
         _SCAN: await gather.prepared(case.where, scan=True),
         _READ: await gather.prepared(case.where, scan=False),
     }
-    answers: dict[str, list[list[int]]] = {name: [] for name in variants}
+    answers: dict[str, list[Sequence[int]]] = {name: [] for name in variants}
     seconds: dict[str, list[float]] = {name: [] for name in variants}
-    for query in range(_WARM_UP):
-        for search in variants.values():
-            await search(query % queries)
-    names, began = list(variants), perf_counter()
-    for query in range(queries):
-        if query >= _WARM_UP and perf_counter() - began > (_QUICK_SECONDS if options.quick else _SECONDS):
-            break
-        for name in names[query % len(names) :] + names[: query % len(names)]:
-            started = perf_counter()
-            answer = await variants[name](query)
-            seconds[name].append(perf_counter() - started)
-            answers[name].append(answer)
-    explained = await _send(connections, context, case.filter, 0, explain=True)
+    try:
+        for query in range(_WARM_UP):
+            for search in variants.values():
+                await search(query % queries)
+        names, began = list(variants), perf_counter()
+        for query in range(queries):
+            if query >= _WARM_UP and perf_counter() - began > options.seconds:
+                break
+            for name in names[query % len(names) :] + names[: query % len(names)]:
+                started = perf_counter()
+                answer = await variants[name](query)
+                seconds[name].append(perf_counter() - started)
+                answers[name].append(answer)
+    finally:
+        for target in targets:
+            await target.close()
+    asked = partial(world.ask, router, 0, filter=case.filter, explain=True)
+    _, explained = await asyncio.to_thread(asked)
     return _Found(
         case,
         {name: statistics.median(taken) for name, taken in seconds.items()},
         {name: _recall(context, truth, given) for name, given in answers.items()},
         _ways(explained),
-        len(seconds[_OURS]),
     )
+
+
+def _truth(context: Context, case: Case, queries: int) -> Truth:
+    """The nearest of the rows that match, of the first so many queries."""
+    ids = np.flatnonzero(case.mask)
+    if not len(ids):
+        raise BenchError(f"no row matches {case.filter}")
+    dataset = context.dataset
+    part = msgspec.structs.replace(dataset, base=dataset.base[ids], queries=dataset.queries[:queries])
+    truth = exact(part, min(context.options.k, len(ids)))
+    return Truth(ids[truth.ids], truth.distances)
 
 
 class _Gather:
     """An application's own fan-out: a connection per shard, and plans made for each search."""
 
-    def __init__(self, world: World, k: int) -> None:
+    def __init__(self, world: World) -> None:
         self._dsns = [node.dsn for node in world.primaries]
         self._operator = distance_operator(world.dataset.metric)
         self._queries = world.dataset.queries
-        self._k = k
+        self._k = world.k
         self._connections: list[asyncpg.Connection] = []
 
     async def __aenter__(self) -> _Gather:
-        settings = {"plan_cache_mode": "force_custom_plan", "hnsw.iterative_scan": "relaxed_order"}
         for dsn in self._dsns:
-            connection = await connect(dsn, timeout=10.0, server_settings=settings)
+            connection = await connect(dsn, timeout=10.0, server_settings=_SETTINGS)
             await register_vector(connection)
             self._connections.append(connection)
         return self
@@ -211,92 +256,61 @@ class _Gather:
         return search
 
 
-async def _ask(
-    connections: Connections, context: Context, filter: Mapping[str, Any], query: int, **fields: Any
-) -> list[int]:
-    answer = await _send(connections, context, filter, query, **fields)
-    return [hit["id"] for hit in answer["hits"]]
-
-
-async def _send(
-    connections: Connections, context: Context, filter: Mapping[str, Any], query: int, **fields: Any
-) -> dict[str, Any]:
-    body = json.dumps(_body(context, filter, query, **fields)).encode()
-    request = request_bytes("localhost", f"/v1/collections/{COLLECTION}/search", body)
-    status, data = await connections.send(request)
-    if status != 200:
-        raise BenchError(f"{filter}: status {status}: {data[:300]!r}")
-    answer: dict[str, Any] = msgspec.json.decode(data)
-    return answer
-
-
-def _body(context: Context, filter: Mapping[str, Any], query: int, **fields: Any) -> dict[str, Any]:
-    vector = context.dataset.queries[query % len(context.dataset.queries)].tolist()
-    return {"vector": vector, "k": context.options.k, "filter": filter, "cache": False, **fields}
-
-
-async def _batch(context: Context, router: Router, case: Case) -> list[str | float | None]:
+async def _batch(context: Context, world: World, router: Router, one: _Found) -> list[Cell]:
     """A batch and as many singles by 16 clients, in turn, three times each."""
-    url = urlsplit(router.url)
-    connections = Connections(str(url.hostname), url.port or 80)
-    path = f"/v1/collections/{COLLECTION}/search"
-    bodies = [_body(context, case.filter, query) for query in range(_BATCH)]
-    batch = request_bytes("localhost", f"{path}/batch", json.dumps({"searches": bodies}).encode())
-    singles = [request_bytes("localhost", path, json.dumps(body).encode()) for body in bodies]
+    count = int(_BATCH_SECONDS / (2 * one.seconds[_OURS]))
+    count = min(max(count, _LEAST_BATCH), _BATCH)
+    spec = _spec(world, router, one.case)
+    connections = Connections(spec.url)
+    vectors = np.resize(context.dataset.queries, (count, context.dataset.dimensions))
+    bodies = [search_body(spec, vector) for vector in vectors]
+    batch = request_bytes(f"{spec.url}/batch", msgspec.json.encode({"searches": bodies}))
+    singles = [request_bytes(spec.url, msgspec.json.encode(body)) for body in bodies]
+    places = asyncio.Semaphore(16)
     taken: dict[str, list[float]] = {"batch": [], "singles": []}
     failed = {"batch": 0, "singles": 0}
+
+    async def single(request: bytes) -> bool:
+        async with places:
+            return (await connections.send(request))[0] == 200
+
     try:
         for _ in range(3):
             started = perf_counter()
             status, data = await connections.send(batch)
             taken["batch"].append(perf_counter() - started)
             results = msgspec.json.decode(data).get("results", []) if status == 200 else []
-            failed["batch"] += _BATCH - sum("hits" in result for result in results)
-            places = asyncio.Semaphore(16)
-
-            async def one(request: bytes, places: asyncio.Semaphore = places) -> bool:
-                async with places:
-                    return (await connections.send(request))[0] == 200
-
+            failed["batch"] += count - sum("hits" in result for result in results)
             started = perf_counter()
-            answered = await asyncio.gather(*map(one, singles))
+            answered = await asyncio.gather(*map(single, singles))
             taken["singles"].append(perf_counter() - started)
-            failed["singles"] += _BATCH - sum(answered)
+            failed["singles"] += count - sum(answered)
     finally:
         connections.close()
     together, alone = (statistics.median(taken[name]) for name in ("batch", "singles"))
-    return [
-        _percent(case.share),
-        together,
-        alone,
-        together / alone,
-        str(failed["batch"]),
-        str(failed["singles"]),
-    ]
+    context.say(f"{one.title}: batch of {count} {together:.3g} s, singles {alone:.3g} s")
+    ratio = together / alone
+    return [_percent(one.case.share), str(count), together, alone, ratio, *map(str, failed.values())]
 
 
 def _crowd(
     context: Context, world: World, router: Router, found: list[_Found], how: str, outcome: Outcome
 ) -> Table:
     """The same under load, against the better of the direct gathers."""
-    rows: list[list[str | float | None]] = []
+    rows: list[list[Cell]] = []
     clients = (context.options.clients or [_CLIENTS])[0]
     load = context.closed(clients)
     for one in found:
         case = one.case
-        ids = np.flatnonzero(case.mask)
-        part = msgspec.structs.replace(context.dataset, base=context.dataset.base[ids])
-        truth = exact(part, min(context.options.k, len(ids)))
-        truth = Truth(ids[truth.ids], truth.distances)
-        settings = {"plan_cache_mode": "force_custom_plan", "hnsw.iterative_scan": "relaxed_order"}
-        ours = world.http(router, extra={"filter": case.filter})
-        theirs = world.gather(where=case.where, settings=settings, exact=one.best != _SCAN)
+        truth = _truth(context, case, len(context.dataset.queries))
+        ours = _spec(world, router, case)
+        theirs = world.gather(where=case.where, settings=_SETTINGS, exact=one.best != _SCAN)
         taken: dict[str, list[Sample]] = context.interleave(
             {
                 _OURS: partial(context.sample, world, ours, load, router, truth=truth),
                 "direct gather": partial(context.sample, world, theirs, load, truth=truth),
             },
-            f"{case.name}, {_percent(case.share)}",
+            one.title,
         )
         rates = {name: values(samples, lambda s: s.rate) for name, samples in taken.items()}
         failed = sum(sample.failed + sample.shed for sample in taken[_OURS])
@@ -311,16 +325,12 @@ def _crowd(
                 str(failed),
             ]
         )
-        outcome.metrics.append(
-            Metric.of(
-                f"searches/s against the gather, {case.name}, {_percent(case.share)}, {how}", ratio, "x"
-            )
-        )
+        outcome.metrics.append(Metric.of(f"searches/s against the gather, {one.title}, {how}", ratio, "x"))
     columns = ["filter", "share", "searches/s", "gather", "ratio", "recall", "failed"]
     return Table(f"{clients} clients, {how}", columns, rows)
 
 
-def _recall(context: Context, truth: Truth, answers: list[list[int]]) -> float:
+def _recall(context: Context, truth: Truth, answers: list[Sequence[int]]) -> float:
     k = context.options.k
     padded = np.full((len(answers), k), -1, dtype=np.int64)
     for row, answer in zip(padded, answers, strict=True):
@@ -338,7 +348,7 @@ def _ways(answer: dict[str, Any]) -> str:
 def _table(found: list[_Found], title: str) -> Table:
     ways = (_OURS, _EXACT, _SCAN, _READ)
     columns = ["filter", "share", "rows", "way", *ways, "ratio", "recall", "scan's recall"]
-    rows: list[list[str | float | None]] = [
+    rows: list[list[Cell]] = [
         [
             *(one.case.name, _percent(one.case.share), f"{int(one.case.mask.sum()):,}", one.ways),
             *(one.seconds[name] * 1e3 for name in ways),
@@ -359,7 +369,7 @@ def _metrics(found: list[_Found], how: str) -> Iterator[Metric]:
         unit="x",
         better="lower",
         target=_EACH,
-        note=f"{worst.case.name}, {_percent(worst.case.share)}",
+        note=worst.title,
     )
     yield Metric(
         name=f"time against the best other way, mean, {how}",
@@ -372,7 +382,7 @@ def _metrics(found: list[_Found], how: str) -> Iterator[Metric]:
         name=f"recall, least, {how}",
         value=least.recall[_OURS],
         target=_RECALL,
-        note=f"{least.case.name}, {_percent(least.case.share)}",
+        note=least.title,
     )
 
 

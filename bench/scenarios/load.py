@@ -87,13 +87,12 @@ def _median(found: list[Loaded], of: str) -> float:
 
 def _metrics(ways: dict[str, list[Loaded]], jobs: int) -> list[Metric]:
     load, copy = ways[_LOAD], ways[_COPY]
-    share = ratios(_rates(load), _rates(copy))
     loaded, copied = ([one.index_seconds for one in taken] for taken in (load, copy))
     at = f"{jobs} connections per shard"
     return [
         Metric.of(
             f"rows/s of pgscatter load against raw COPY, {at}",
-            None if share is None else share.scaled(100),
+            ratios(_rates(load), _rates(copy), 100),
             "%",
             target=_TARGET if jobs == _DEFAULT_JOBS else None,
         ),

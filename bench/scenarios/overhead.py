@@ -9,10 +9,9 @@ from __future__ import annotations
 
 import contextlib
 from functools import partial
-from typing import Any
 
-from bench import inside, tuning
-from bench.bare import serving
+from bench import inside
+from bench.bare import BARE, L1_HITS, L2_HITS, hits_and_bare
 from bench.context import Context, Equal
 from bench.copying import Copying
 from bench.interleave import Spread, ratios, spread
@@ -20,7 +19,7 @@ from bench.memory import fill_l1
 from bench.results import Metric, Outcome
 from bench.sample import Sample
 from bench.summary import against, every_metric, over, samples_table, values
-from bench.targets import TargetSpec
+from bench.targets import TIERS, TargetSpec
 from bench.world import Router, World
 
 __all__ = ["run"]
@@ -30,9 +29,6 @@ _CLIENTS = 64
 _HTTP, _GATHER = "pgscatter", "direct gather"
 _SAME, _DEFAULT = "direct gather, the router's ef_search", "direct gather, not tuned"
 _HTTP1, _GATHER1 = "pgscatter, 1 client", "direct gather, 1 client"
-_L1, _L2, _BARE = "L1 hits", "L2 hits", "bare endpoint"
-
-_TIERS = ("l1", "l2", "miss", "bypass")
 # A load of them takes some seconds.
 _LEAST_ROWS = 240_000
 
@@ -46,7 +42,7 @@ def run(context: Context) -> Outcome:
         with world.serve() as router:
             equal = context.equal(world, router)
             samples = _searches(context, world, router, clients, equal)
-            inside.prepare(world, equal.http, options.k)
+            inside.prepare(world, equal.http)
             looped = {"loop": partial(inside.cpu_per_search, world, options.seconds)}
             loop = context.interleave(looped, "the same searches inside PostgreSQL")["loop"]
         with world.serve() as router:
@@ -57,12 +53,11 @@ def run(context: Context) -> Outcome:
             {"load": copying.loaded, "copy": copying.copied}, "pgscatter load and raw COPY"
         )
     load, copy = ([one.rate for one in rows[name]] for name in ("load", "copy"))
-    loaded = ratios(load, copy)
     metrics = [
         *_searched(samples, clients, loop),
         Metric.of(
             "8. pgscatter load against raw parallel COPY, rows/s",
-            None if loaded is None else loaded.scaled(100),
+            ratios(load, copy, 100),
             "%",
             target=85.0,
         ),
@@ -82,14 +77,10 @@ def run(context: Context) -> Outcome:
 
 def _searches(context: Context, world: World, router: Router, clients: int, equal: Equal) -> Samples:
     """All variants in turns, in one run."""
-    cached: dict[str, Any] = {"cache": True, "ef_search": equal.http}
     http, gather = world.http(router, ef_search=equal.http), world.gather(ef_search=equal.gather)
     with contextlib.ExitStack() as stack:
         shared = stack.enter_context(world.serve(redis=True, l1_bytes=0))
-        for one in (router, shared):
-            tuning.ask(world.http(one, **cached), len(world.dataset.queries))
-        answer, _ = world.ask(router, 0, k=context.options.k, **cached)
-        bare = stack.enter_context(serving(answer, world.folder))
+        hits, _ = stack.enter_context(hits_and_bare(world, router, shared, equal.http))
         variants: dict[str, tuple[TargetSpec, int]] = {
             _HTTP: (http, clients),
             _GATHER: (gather, clients),
@@ -97,12 +88,10 @@ def _searches(context: Context, world: World, router: Router, clients: int, equa
             _GATHER1: (gather, 1),
             _SAME: (world.gather(ef_search=equal.same), clients),
             _DEFAULT: (world.gather(), clients),
-            _L1: (world.http(router, **cached), clients),
-            _L2: (world.http(shared, **cached), clients),
-            _BARE: (world.http(bare), clients),
+            **{name: (spec, clients) for name, spec in hits.items()},
         }
         measured = {
-            name: partial(context.sample, world, spec, context.closed(count), judged=name != _BARE)
+            name: partial(context.sample, world, spec, context.closed(count), judged=name != BARE)
             for name, (spec, count) in variants.items()
         }
         return context.interleave(measured, "searches")
@@ -117,7 +106,7 @@ def _searched(samples: Samples, clients: int, loop: list[float]) -> list[Metric]
         return against(samples[name], samples[other], _per_core, 100)
 
     http, gather = samples[_HTTP], samples[_GATHER]
-    l1, bare = (over(samples[name], _per_core).median for name in (_L1, _BARE))
+    l1, bare = (over(samples[name], _per_core).median for name in (L1_HITS, BARE))
     servers = values(http, "server_cpu_per_search")
     return [
         Metric.of(
@@ -148,11 +137,11 @@ def _searched(samples: Samples, clients: int, loop: list[float]) -> list[Metric]
             note=f"loop {spread(loop).median * 1e6:,.0f} µs",
         ),
         Metric.of(
-            *("6. L1 hits per core against a bare Starlette endpoint", per_core(_L1, _BARE), "%"),
+            *("6. L1 hits per core against a bare Starlette endpoint", per_core(L1_HITS, BARE), "%"),
             target=60.0,
             note=f"{l1:,.0f} and {bare:,.0f} /s",
         ),
-        Metric.of("7. L2 hits per core against L1 hits", per_core(_L2, _L1), "%", target=40.0),
+        Metric.of("7. L2 hits per core against L1 hits", per_core(L2_HITS, L1_HITS), "%", target=40.0),
     ]
 
 
@@ -163,8 +152,8 @@ def _per_core(sample: Sample) -> float:
 def _doubts(context: Context, samples: Samples) -> list[str]:
     """What would make a figure mean something else than its name says."""
     found = []
-    for name, expected in ((_L1, "l1"), (_L2, "l2")):
-        total = sum(sample.account.get(tier, 0) for sample in samples[name] for tier in _TIERS)
+    for name, expected in ((L1_HITS, "l1"), (L2_HITS, "l2")):
+        total = sum(sample.account.get(tier, 0) for sample in samples[name] for tier in TIERS)
         other = total - sum(sample.account.get(expected, 0) for sample in samples[name])
         if other:
             found.append(f"{name}: {other:,} of {total:,} answers came from elsewhere")

@@ -27,7 +27,7 @@ _OURS, _GATHER = "pgscatter", "direct gather"
 def run(context: Context) -> Outcome:
     samples: dict[str, list[Sample]] = {}
     ratios: list[Metric] = []
-    with context.world(single=True) as world, world.serve() as router, ExitStack() as stack:
+    with context.world(spread={SINGLE: 1}) as world, world.serve() as router, ExitStack() as stack:
         equal = context.equal(world, router)
         single, _ = context.tuned(world.gather(SINGLE))
         others, absent = open_peers(installed(), world, stack)

@@ -54,8 +54,8 @@ def run(context: Context) -> Outcome:
             found |= {key: taken[name] for name, key in keys.items()}
         notes = [
             f"{_shards(count)}: ef_search {widths[count, _RECALL]} for recall {options.recall:g}; the router"
-            f" scans {world.effective(widths[count, _RECALL], options.k, name)} wide for it, and"
-            f" {world.effective(width, options.k, name)} for ef_search {width}"
+            f" scans {world.effective(widths[count, _RECALL], name)} wide for it, and"
+            f" {world.effective(width, name)} for ef_search {width}"
             for count, name in collections.items()
         ]
         for name in collections.values():

@@ -11,58 +11,53 @@ from statistics import fmean
 
 from bench.context import Context
 from bench.results import Cell, Figure, Metric, Outcome, Series, Table
-from bench.simulation.calibrate import SHARDS, Comparison, calibrate
+from bench.simulation.calibrate import SHARDS, TOLERANCE, calibrate
 from bench.simulation.model import Costs
-from bench.simulation.scale import Point, scale
+from bench.simulation.scale import LARGER, Point, scale
 
 __all__ = ["run"]
 
 _CLIENTS = 16
 _EF_SEARCH = 40
-_WITHIN = 15.0
 _QUICK_SHARDS = (1, 4, 16)
 
 
 def run(context: Context) -> Outcome:
     options = context.options
-    calibration, validation = calibrate(
-        context,
-        ef_search=(options.ef_search or [_EF_SEARCH])[0],
-        seconds=2 * options.seconds,
-        clients=(options.clients or [_CLIENTS])[0],
-    )
+    clients = (options.clients or [_CLIENTS])[0]
+    ef_search = (options.ef_search or [_EF_SEARCH])[0]
+    found = calibrate(context, ef_search=ef_search, seconds=2 * options.seconds, clients=clients)
     points: list[Point] = []
-    if validation.valid and options.quick:
-        points = scale(calibration.costs, shards=_QUICK_SHARDS, say=context.say)
-    elif validation.valid:
-        points = scale(calibration.costs, say=context.say)
-    measured, simulated = validation.statements
-    server, simulated_server = validation.server_cpu
+    if found.valid:
+        shards = _QUICK_SHARDS if options.quick else LARGER
+        points = scale(found.costs, shards=shards, say=context.say)
+    measured, simulated = found.statements
+    server, simulated_server = found.server_cpu
     notes = [
-        f"{SHARDS} shards, {validation.clients} clients, ef_search {calibration.ef_search};"
-        f" other processes left {validation.cores:.2f} processors.",
-        f"With all processors busy, each runs at {calibration.crowded:.2f} of its speed alone, and"
-        f" {calibration.usable:.0%} of their time is used.",
+        f"{SHARDS} shards, {clients} clients, ef_search {ef_search};"
+        f" other processes left {found.cores:.2f} processors.",
+        f"With all processors busy, each runs at {found.crowded:.2f} of its speed alone, and"
+        f" {found.usable:.0%} of their time is used.",
         f"Statements per search and shard: {measured:.2f} measured, {simulated:.2f} simulated; PostgreSQL's"
         f" processor time per search: {server * 1e6:,.0f} µs and {simulated_server * 1e6:,.0f} µs.",
     ]
-    if not validation.valid:
+    if not found.valid:
         notes.append(
             "The simulation does not reproduce the measured run, so nothing is reported of larger systems."
         )
     return Outcome(
-        metrics=[_metric(one) for one in validation.comparisons],
-        tables=[_costs(calibration.costs), *([_points(points)] if points else [])],
+        metrics=[_metric(name, *pair) for name, pair in found.compared.items()],
+        tables=[_costs(found.costs), *([_points(points)] if points else [])],
         figures=_figures(points) if points else [],
         notes=notes,
     )
 
 
-def _metric(one: Comparison) -> Metric:
-    unit, factor = ("/s", 1.0) if one.name == "throughput" else ("ms", 1e3)
-    note = f"measured {one.measured * factor:,.2f} {unit}, simulated {one.simulated * factor:,.2f} {unit}"
-    name = f"{one.name}: simulated against measured"
-    return Metric.of(name, abs(one.off) * 100, "% off", "lower", _WITHIN, note)
+def _metric(name: str, measured: float, simulated: float) -> Metric:
+    unit, factor = ("/s", 1.0) if name == "throughput" else ("ms", 1e3)
+    note = f"measured {measured * factor:,.2f} {unit}, simulated {simulated * factor:,.2f} {unit}"
+    off = abs(simulated / measured - 1) * 100
+    return Metric.of(f"{name}: simulated against measured", off, "% off", "lower", 100 * TOLERANCE, note)
 
 
 def _costs(costs: Costs) -> Table:

@@ -15,26 +15,21 @@ from statistics import median
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.context import Context
 from bench.errors import BenchError
 from bench.generators import Closed, Slice
 from bench.resources import Others
 from bench.sample import Sample
-from bench.simulation.model import Costs, Load, System
+from bench.simulation.model import Costs, System
 from bench.simulation.simulate import simulate
 from bench.targets import HttpSpec
 from bench.world import COLLECTION, Router, World
 from router.postgres.connection import Connection, open_connection
-from router.postgres.search import SearchStatement, SearchStatements, arrays
-from router.query.plan import plan_search
-from router.query.sizes import Layout
-from router.query.types import SearchQuery
-from router.query.wire import to_wire
-from shard_config import load as load_map
-from shard_config.model import ShardMap
+from router.postgres.search import SearchStatement, arrays
 
-__all__ = ["Calibration", "Comparison", "Validation", "calibrate", "validate"]
+__all__ = ["SHARDS", "TOLERANCE", "Calibration", "calibrate"]
 
 SHARDS = 4
 # The same router, fewer shards: what a search costs it by their number.
@@ -42,7 +37,7 @@ _NARROW = {f"narrow{n}": n for n in (1, 2)}
 _NARROW_PART = 20  # of all rows one in so many
 _STEP = 0.2  # twenty of the ticks that Linux counts in
 _EXPLAINED = 20
-_TOLERANCE = 0.15
+TOLERANCE = 0.15
 _BATCHES = (1, 2, 4, 8, 16)
 # A backend that has just answered may still run; what it does then is counted when it sleeps.
 _SETTLE = 0.0004
@@ -52,60 +47,32 @@ _SETTLED = 17.0  # past the limit's next look at the time alone, in the circumst
 
 
 class Calibration(msgspec.Struct, frozen=True, kw_only=True):
-    """What was measured.
+    """What was measured, and what a simulation makes of it; pairs are measured and simulated.
 
     Attributes:
         crowded: speed of a server's processor while all of the machine's are busy, relative to one alone.
         usable: the share of the processors' time that the busiest other run got: some stay idle for moments
             although work waits for others.
+        cores: processors that other processes left to the run that is simulated.
+        compared: of that run, by name; rates per second, times in seconds.
+        statements: per search and shard.
+        server_cpu: processor seconds of the servers per search.
     """
 
     costs: Costs
     crowded: float
     usable: float
-    k: int
-    ef_search: int
-
-
-class Comparison(msgspec.Struct, frozen=True):
-    """One figure, measured and simulated; rates per second, times in seconds."""
-
-    name: str
-    measured: float
-    simulated: float
-
-    @property
-    def off(self) -> float:
-        return self.simulated / self.measured - 1
-
-    @property
-    def within(self) -> bool:
-        return abs(self.off) <= _TOLERANCE
-
-
-class Validation(msgspec.Struct, frozen=True, kw_only=True):
-    """A measured run beside a simulated one.
-
-    Attributes:
-        cores: processors that other processes left to it.
-        statements: per search and shard, measured and simulated.
-        server_cpu: processor seconds of the servers per search, likewise.
-    """
-
-    clients: int
     cores: float
-    comparisons: list[Comparison]
+    compared: dict[str, tuple[float, float]]
     statements: tuple[float, float]
     server_cpu: tuple[float, float]
 
     @property
     def valid(self) -> bool:
-        return all(comparison.within for comparison in self.comparisons)
+        return all(abs(found / measured - 1) <= TOLERANCE for measured, found in self.compared.values())
 
 
-def calibrate(
-    context: Context, *, ef_search: int, seconds: float, clients: int
-) -> tuple[Calibration, Validation]:
+def calibrate(context: Context, *, ef_search: int, seconds: float, clients: int) -> Calibration:
     """Measure a cluster of four shards, and compare a run of it with a simulation of that run.
 
     Raises:
@@ -116,8 +83,7 @@ def calibrate(
         for name in _NARROW:
             world.load(name, "--limit", max(1, len(context.dataset.base) // _NARROW_PART))
         context.say("measuring statements")
-        k = context.options.k
-        statements = asyncio.run(_statements(world, k, ef_search))
+        statements = asyncio.run(_statements(world, ef_search))
         with world.serve() as router:
             context.say("measuring the router")
             runs: list[tuple[int, Taken]] = []
@@ -133,14 +99,8 @@ def calibrate(
             context.say(f"measuring {clients} clients")
             target = take(COLLECTION, clients, seconds, _SETTLED)
     crowded, usable = _busy(statements, runs[1][1], runs[2][1])
-    calibration = Calibration(
-        costs=_with_router(statements, runs, crowded),
-        crowded=crowded,
-        usable=usable,
-        k=k,
-        ef_search=ef_search,
-    )
-    return calibration, validate(calibration, target, clients)
+    costs = _with_router(statements, runs, crowded)
+    return _compared(costs, crowded, usable, target, clients)
 
 
 class Taken(msgspec.Struct, frozen=True):
@@ -179,70 +139,42 @@ def _taken(context: Context, world: World, router: Router, spec: HttpSpec, load:
 
 
 class _Statements(msgspec.Struct):
-    """Seconds: `single` of statements of one search, `wire` that nobody is busy in a round trip."""
+    """Seconds: of each statement by the searches in it, and `wire` that nobody is busy in a round trip."""
 
-    single: list[float]
-    batches: dict[int, float]
+    taken: dict[int, list[float]]
     wire: float
 
 
-async def _statements(world: World, k: int, ef_search: int) -> _Statements:
-    shard_map = load_map(world.map_path)
-    queries = world.dataset.queries
-    made = _made(shard_map, [query.tobytes() for query in queries], k, ef_search)
-    plan_width = made[1]
+async def _statements(world: World, ef_search: int) -> _Statements:
+    made = world.statements(ef_search)
     connections = [
         await open_connection(node.dsn, connect_timeout=5, statement_timeout=30) for node in world.primaries
     ]
     try:
         for connection in connections:
-            await connection.set_ef_search(plan_width)
+            await connection.set_ef_search(world.effective(ef_search))
             for count in _BATCHES:
                 for _ in range(20):  # past PostgreSQL's custom plans, and with warm caches
-                    await _send(connection, made[0][:count])
-            for i in range(0, len(made[0]), 16):
-                await _send(connection, made[0][i : i + 16])
+                    await _send(connection, made[:count])
+            for i in range(0, len(made), 16):
+                await _send(connection, made[i : i + 16])
         one = connections[0]
         pid = one.get_server_pid()
-        batches: dict[int, list[float]] = {count: [] for count in _BATCHES}
+        taken: dict[int, list[float]] = {count: [] for count in _BATCHES}
         idle: list[float] = []
         for start in range(0, 700):
             for count in _BATCHES:
                 if count > 1 and start % 7:
                     continue
-                first = (start * 31) % (len(made[0]) - count)
-                wall, own, server = await _timed(one, pid, made[0][first : first + count])
-                batches[count].append(server)
+                first = (start * 31) % (len(made) - count)
+                wall, own, server = await _timed(one, pid, made[first : first + count])
+                taken[count].append(server)
                 if count == 1:
                     idle.append(wall - own - server)
     finally:
         for connection in connections:
             connection.terminate()
-    means = {count: float(np.mean(values)) for count, values in batches.items()}
-    return _Statements(batches[1], means, max(median(idle), 0.0))
-
-
-def _made(
-    shard_map: ShardMap, queries: Sequence[bytes], k: int, ef_search: int
-) -> tuple[list[SearchStatement], int]:
-    """The very statements that the router would send, and the width of their scans."""
-    collection = shard_map.collections["items"]
-    statements = SearchStatements()
-    plan = plan_search(SearchQuery(collection, queries[0], k, ef_search=ef_search), shard_map)
-    made = [
-        statements.search(
-            collection,
-            to_wire(query, collection.vector.type),
-            limit=plan.limit,
-            candidates=plan.candidates,
-            ef_search=plan.ef_search,
-            scan=plan.scan,
-            filter=None,
-            layout=Layout(frozenset()),
-        )
-        for query in queries
-    ]
-    return made, plan.ef_search
+    return _Statements(taken, max(median(idle), 0.0))
 
 
 async def _send(connection: Connection, members: Sequence[SearchStatement]) -> None:
@@ -273,8 +205,9 @@ async def _timed(
 
 def _line(statements: _Statements) -> tuple[float, float]:
     """Seconds of a statement and of each search in it; each mean weighs by what it says of one search."""
-    sizes = np.array(list(statements.batches), dtype=float)
-    slope, fixed = np.polyfit(sizes, np.array(list(statements.batches.values())), 1, w=1 / sizes)
+    sizes = np.array(list(statements.taken), dtype=float)
+    means = [np.mean(taken) for taken in statements.taken.values()]
+    slope, fixed = np.polyfit(sizes, means, 1, w=1 / sizes)
     return max(float(fixed), 0.0), float(slope)
 
 
@@ -294,7 +227,7 @@ def _busy(statements: _Statements, some: Taken, most: Taken) -> tuple[float, flo
 def _with_router(statements: _Statements, runs: Sequence[tuple[int, Taken]], crowded: float) -> Costs:
     """Least squares: a statement's cost over the searches in it, the router's over shards and statements."""
     fixed, slope = _line(statements)
-    single = np.array(statements.single)
+    single = np.array(statements.taken[1])
     searches = single * slope / float(single.mean())
     rows, router, client = [], [], []
     for shards, taken in runs:
@@ -314,55 +247,42 @@ def _with_router(statements: _Statements, runs: Sequence[tuple[int, Taken]], cro
     )
 
 
-def _not_negative(
-    rows: np.ndarray[tuple[int, int], np.dtype[np.float64]],
-    values: np.ndarray[tuple[int], np.dtype[np.float64]],
-) -> list[float]:
+def _not_negative(rows: NDArray[np.float64], values: NDArray[np.float64]) -> list[float]:
     """Least squares over relative errors; what comes out below zero is left out, the least first."""
     kept = list(range(rows.shape[1]))
-    weights = 1 / values
     while True:
-        found = np.linalg.lstsq(rows[:, kept] * weights[:, None], values * weights, rcond=None)[0]
+        found = np.linalg.lstsq(rows[:, kept] / values[:, None], np.ones(len(values)), rcond=None)[0]
         if found.min() >= 0:
-            break
+            known = dict(zip(kept, found, strict=True))
+            return [float(known.get(place, 0.0)) for place in range(rows.shape[1])]
         kept.pop(int(found.argmin()))
-    result = [0.0] * rows.shape[1]
-    for place, value in zip(kept, found, strict=True):
-        result[place] = float(value)
-    return result
 
 
-def validate(calibration: Calibration, target: Taken, clients: int) -> Validation:
+def _compared(costs: Costs, crowded: float, usable: float, target: Taken, clients: int) -> Calibration:
     """The run that `target` is, simulated with the processors that others left to it."""
     all_cores = os.cpu_count() or 1
     system = System(
         shards=SHARDS,
         nodes_per_host=0,
-        cores=all_cores * calibration.usable,
+        cores=all_cores * usable,
         others=tuple(target.others),
         step=_STEP,
-        crowded=calibration.crowded,
+        crowded=crowded,
         together_on_host=True,
     )
-    load = Load(
-        clients=clients,
-        seconds=target.sample.seconds,
-        warm=_SETTLED,
-        k=calibration.k,
-        ef_search=calibration.ef_search,
-    )
-    found = simulate(system, calibration.costs, load)
     sample = target.sample
-    costs = calibration.costs
+    found = simulate(system, costs, Closed(clients, sample.seconds, _SETTLED))
     per_search = SHARDS * (costs.statement / found.together + float(np.mean(costs.searches)))
-    return Validation(
-        clients=clients,
+    return Calibration(
+        costs=costs,
+        crowded=crowded,
+        usable=usable,
         cores=all_cores - float(np.mean(target.others)),
-        comparisons=[
-            Comparison("throughput", sample.rate, found.rate),
-            Comparison("p50", sample.p50, found.p50),
-            Comparison("p99", sample.p99, found.p99),
-        ],
+        compared={
+            "throughput": (sample.rate, found.rate),
+            "p50": (sample.p50, found.p50),
+            "p99": (sample.p99, found.p99),
+        },
         statements=(target.statements, 1 / found.together),
-        server_cpu=(sample.server_cpu_per_search, per_search / calibration.crowded),
+        server_cpu=(sample.server_cpu_per_search, per_search / crowded),
     )

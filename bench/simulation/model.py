@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import msgspec
 
 from router.settings import Settings
 
-__all__ = ["Costs", "Load", "Result", "Stragglers", "System"]
+__all__ = ["Costs", "Result", "Stragglers", "System"]
 
 
 class Costs(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,26 +79,6 @@ class System(msgspec.Struct, frozen=True, kw_only=True):
         return self.shards * self.replicas
 
 
-class Load(msgspec.Struct, frozen=True, kw_only=True):
-    """Searches, and who asks for them.
-
-    Attributes:
-        clients: a closed loop: each asks again as soon as it is answered.
-        rate: an open one: arrivals per second with exponential gaps; latency counts from the arrival.
-            Exactly one of both is not 0.
-        seconds: how long is measured, after `warm` seconds that are not.
-        timeout: seconds a search may take.
-    """
-
-    clients: int = 0
-    rate: float = 0.0
-    seconds: float = 10.0
-    warm: float = 2.0
-    timeout: float = 5.0
-    k: int = 10
-    ef_search: int = 40
-
-
 class Result(msgspec.Struct, frozen=True, kw_only=True):
     """What was measured; times in seconds.
 
@@ -109,8 +87,8 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
         rate: answered per second.
         coverage: mean share of the shards that answers rest on; `full` is the share of full answers.
         together: searches per statement, on average.
-        limits: the mean limit of each host over the time measured: least, mean and greatest of all hosts.
-        host_use, router_use: share of the processors' time in use.
+        limit: of statements on a host, on average over hosts and the time measured.
+        router_use: share of the router's processor's time in use.
     """
 
     answered: int
@@ -119,12 +97,9 @@ class Result(msgspec.Struct, frozen=True, kw_only=True):
     rate: float
     mean: float
     p50: float
-    p95: float
     p99: float
     coverage: float
     full: float
     together: float
-    limits: tuple[float, float, float]
-    host_use: float
+    limit: float
     router_use: float
-    loop: Literal["closed", "open"]

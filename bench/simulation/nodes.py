@@ -22,7 +22,7 @@ class Server:
 
     Attributes:
         statements, searches: how many it was given.
-        running, most: statements now, and at one time at most.
+        running: statements now.
     """
 
     def __init__(
@@ -36,7 +36,7 @@ class Server:
     ) -> None:
         self.number = number
         self.host = host
-        self.statements = self.searches = self.running = self.most = 0
+        self.statements = self.searches = self.running = 0
         self._router = router
         self._costs = costs
         self._rng = rng
@@ -52,7 +52,6 @@ class Server:
         self.statements += 1
         self.searches += len(probes)
         self.running += 1
-        self.most = max(self.most, self.running)
         try:
             await self._hops(costs.router_statement / 2)
             if costs.wire:

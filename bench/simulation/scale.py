@@ -10,13 +10,14 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from bench.simulation.model import Costs, Load, Result, Stragglers, System
+from bench.generators import Open
+from bench.simulation.model import Costs, Result, Stragglers, System
 from bench.simulation.simulate import simulate
 from router.settings import Settings
 
-__all__ = ["Point", "scale"]
+__all__ = ["LARGER", "Point", "scale"]
 
-_SHARDS = (1, 4, 16, 64, 256, 1024)
+LARGER = (1, 4, 16, 64, 256, 1024)
 _CORES = 2
 _USE = 0.5  # of what there is
 _SEARCHES = 300  # measured for each point, fewer of many shards
@@ -30,7 +31,6 @@ class Point(msgspec.Struct, frozen=True):
 
     name: str
     shards: int
-    replicas: int
     rate: float
     result: Result
 
@@ -38,10 +38,8 @@ class Point(msgspec.Struct, frozen=True):
 def scale(
     costs: Costs,
     *,
-    shards: Sequence[int] = _SHARDS,
-    searches: int = _SEARCHES,
+    shards: Sequence[int] = LARGER,
     say: Callable[[str], object] = lambda _: None,
-    seed: int = 1,
 ) -> list[Point]:
     """Open loops over systems of so many shards.
 
@@ -57,10 +55,9 @@ def scale(
         rate = _USE * min(_router_most(costs, count), _node_most(costs))
 
         def add(name: str, system: System, rate: float, timeout: float = _TIMEOUT) -> Result:
-            length = min(searches, _PARTS // system.shards) / rate
-            load = Load(rate=rate, seconds=length, warm=length / 4, timeout=timeout)
-            result = simulate(system, costs, load, seed=seed)
-            points.append(Point(name, system.shards, system.replicas, rate, result))
+            length = min(_SEARCHES, _PARTS // system.shards) / rate
+            result = simulate(system, costs, Open(rate, length, length / 4), timeout=timeout)
+            points.append(Point(name, system.shards, rate, result))
             return result
 
         base = System(shards=count, cores=_CORES)
@@ -68,21 +65,15 @@ def scale(
         late = msgspec.structs.replace(base, stragglers=slow)
         add("stragglers", late, rate)
         add("stragglers, deadline", late, rate, 10 * even.p50)
-        halved = msgspec.structs.replace(late, replicas=2, stragglers=_halved(slow))
+        # As many slow nodes among twice as many.
+        fewer = msgspec.structs.replace(slow, share=slow.share / 2)
+        halved = msgspec.structs.replace(late, replicas=2, stragglers=fewer)
         add("stragglers, 2 replicas", halved, rate)
         unhedged = msgspec.structs.replace(halved, settings=Settings(hedge_quantile=0.0))
         add("stragglers, 2 replicas, no hedges", unhedged, rate)
-        add(
-            "nodes alone",
-            msgspec.structs.replace(base, router_cpu=False),
-            min(_USE * _node_most(costs), 4 * rate),
-        )
+        alone = msgspec.structs.replace(base, router_cpu=False)
+        add("nodes alone", alone, min(_USE * _node_most(costs), 4 * rate))
     return points
-
-
-def _halved(slow: Stragglers) -> Stragglers:
-    """As many slow nodes among twice as many."""
-    return msgspec.structs.replace(slow, share=slow.share / 2)
 
 
 def _router_most(costs: Costs, shards: int) -> float:

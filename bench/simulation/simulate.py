@@ -19,10 +19,10 @@ import msgspec
 import numpy as np
 
 from bench.errors import SearchError
-from bench.generators import Closed, Measured, Open, generate
+from bench.generators import Load, Measured, Open, Target, generate
 from bench.percentiles import Latencies
 from bench.simulation.hosts import Host, Process
-from bench.simulation.model import Costs, Load, Result, Stragglers, System
+from bench.simulation.model import Costs, Result, System
 from bench.simulation.nodes import Server
 from bench.simulation.virtual_time import run
 from router.freshness.freshness import Freshness
@@ -48,31 +48,23 @@ _REFUSED = "refused"
 _MOST_OUTSTANDING = 1_000_000
 
 
-def simulate(system: System, costs: Costs, load: Load, *, seed: int = 1) -> Result:
-    """The figures of one run.
-
-    Raises:
-        ValueError: `load` is neither a closed loop nor an open one.
-    """
-    if bool(load.clients) == bool(load.rate):
-        raise ValueError("a load has either clients or a rate")
-    return run(_run(system, costs, load, seed))
+def simulate(system: System, costs: Costs, load: Load, *, timeout: float = 5.0, seed: int = 1) -> Result:
+    """The figures of one run, whose searches may take `timeout` seconds."""
+    load = msgspec.structs.replace(load, seed=seed)
+    if isinstance(load, Open):
+        load = msgspec.structs.replace(load, outstanding=_MOST_OUTSTANDING)
+    return run(_run(system, costs, load, timeout, seed))
 
 
-async def _run(system: System, costs: Costs, load: Load, seed: int) -> Result:
+async def _run(system: System, costs: Costs, load: Load, timeout: float, seed: int) -> Result:
     world = World(system, costs, seed)
-    target = _Simulated(world, load)
+    target = _Simulated(world, timeout)
     beside = [asyncio.create_task(target.watch())]
     if system.others:
         beside.append(asyncio.create_task(_replay(world)))
-    arrivals = (
-        Closed(load.clients, load.seconds, load.warm)
-        if load.clients
-        else Open(load.rate, load.seconds, load.warm, seed=seed, outstanding=_MOST_OUTSTANDING)
-    )
     try:
         measured = await generate(
-            target, arrivals, queries=_QUERIES, k=0, begin=target.begin, end=target.end, clock=world.clock
+            target, load, queries=_QUERIES, k=0, begin=target.begin, end=target.end, clock=world.clock
         )
     finally:
         for task in beside:
@@ -92,6 +84,8 @@ class World:
     """
 
     def __init__(self, system: System, costs: Costs, seed: int = 1) -> None:
+        if not system.router_cpu:
+            costs = msgspec.structs.replace(costs, router_search=0.0, router_shard=0.0, router_statement=0.0)
         self.system = system
         self.costs = costs
         self.rng = Random(seed)
@@ -104,12 +98,12 @@ class World:
         self.router, self.client = Process(shared), Process(shared)
         self.limits = [_limit(system, per_host) for _ in self.hosts]
         self._servers_and_nodes(per_host)
-        self.hedges = Budget(system.settings.hedge_budget) if system.settings.hedge_quantile else None
+        hedges = Budget(system.settings.hedge_budget) if system.settings.hedge_quantile else None
         sets = {
             name: ReplicaSet(
                 name,
                 self._of_shard[name],
-                hedges=self.hedges,
+                hedges=hedges,
                 rng=Random(f"{seed} {name}").random,
                 clock=self.clock,
             )
@@ -121,9 +115,9 @@ class World:
     def __repr__(self) -> str:
         return f"<World {self.scatter!r} on {len(self.hosts)} hosts>"
 
-    def query(self, number: int, *, k: int = 10, ef_search: int = 40, caller: object = None) -> SearchQuery:
+    def query(self, number: int, *, caller: object = None) -> SearchQuery:
         vector = np.full(self.collection.vector.dimensions, number, dtype="<f4").tobytes()
-        return SearchQuery(self.collection, vector, k, ef_search=ef_search, cache=False, caller=caller)
+        return SearchQuery(self.collection, vector, 10, ef_search=40, cache=False, caller=caller)
 
     async def search(self, query: SearchQuery, deadline: float) -> tuple[float, bool]:
         """The share of shards in the answer, and whether it is full; the router's time included.
@@ -131,26 +125,18 @@ class World:
         Raises:
             RouterError
         """
-        per_search = self._router_seconds(self.costs.router_search)
-        await self.router.work(
-            per_search / 2 + self._router_seconds(self.costs.router_shard) * self.system.shards / 2
-        )
+        costs = self.costs
+        await self.router.work((costs.router_search + costs.router_shard * self.system.shards) / 2)
         found = await self.scatter.search(query, deadline)
-        await self.router.work(per_search / 2)
+        await self.router.work(costs.router_search / 2)
         coverage = found.coverage
         return coverage.shards.ok / coverage.shards.total, coverage.full
 
     async def close(self) -> None:
         await asyncio.gather(*(node.close() for node in self.nodes))
 
-    def _router_seconds(self, seconds: float) -> float:
-        return seconds if self.system.router_cpu else 0.0
-
     def _servers_and_nodes(self, per_host: int) -> None:
-        system, costs = self.system, self.costs
-        if not system.router_cpu:
-            costs = msgspec.structs.replace(costs, router_shard=0.0, router_statement=0.0)
-        slow = self._slow()
+        system, slow = self.system, self._slow()
         self.servers: list[Server] = []
         self.nodes: list[Node] = []
         self._of_shard: dict[str, list[Node]] = {}
@@ -161,9 +147,9 @@ class World:
                     number,
                     self.hosts[number // per_host],
                     self.router,
-                    costs,
+                    self.costs,
                     Random(self.rng.random()),
-                    slow.get(number),
+                    system.stragglers if number in slow else None,
                 )
                 limit = self.limits[number // per_host]
                 node = Node(config, name, system.settings, limit, execute=server, clock=self.clock)
@@ -173,12 +159,12 @@ class World:
                 self.nodes.append(node)
                 self._of_shard.setdefault(name, []).append(node)
 
-    def _slow(self) -> dict[int, Stragglers]:
-        stragglers = self.system.stragglers
+    def _slow(self) -> set[int]:
+        """The numbers of the nodes that fall behind."""
+        nodes, stragglers = self.system.nodes, self.system.stragglers
         if stragglers is None:
-            return {}
-        chosen = self.rng.sample(range(self.system.nodes), round(stragglers.share * self.system.nodes))
-        return dict.fromkeys(chosen, stragglers)
+            return set()
+        return set(self.rng.sample(range(nodes), round(stragglers.share * nodes)))
 
 
 def _limit(system: System, nodes: int) -> Limit:
@@ -218,27 +204,23 @@ def build_map(system: System) -> model.ShardMap:
     return model.ShardMap(1, shards, {"items": items})
 
 
-class _Simulated:
+class _Simulated(Target):
     """The router as the target of a generator; what it counts is of the measured time."""
 
-    def __init__(self, world: World, load: Load) -> None:
+    def __init__(self, world: World, timeout: float) -> None:
         self._world = world
-        self._load = load
+        self._timeout = timeout
         self._coverage: list[float] = []
         self._full = 0
-        self._limits: list[list[int]] = [[] for _ in world.limits]
+        self._limits: list[float] = []
         self._before = self._after = self._counts()
-
-    async def open(self) -> None: ...
 
     async def search(self, query: int) -> Sequence[int]:
         """One search from the client's side."""
-        world, load = self._world, self._load
+        world = self._world
         await world.client.work(world.costs.client_search / 2)
         try:
-            coverage, full = await world.search(
-                world.query(query, k=load.k, ef_search=load.ef_search), world.clock() + load.timeout
-            )
+            coverage, full = await world.search(world.query(query), world.clock() + self._timeout)
         except RouterError as exc:
             raise SearchError(_REFUSED if isinstance(exc, OverloadedError) else type(exc).__name__) from exc
         finally:
@@ -247,16 +229,10 @@ class _Simulated:
         self._full += full
         return []
 
-    def account(self) -> dict[str, int]:
-        return {}
-
-    async def close(self) -> None: ...
-
     def begin(self) -> None:
         self._coverage.clear()
         self._full = 0
-        for values in self._limits:
-            values.clear()
+        self._limits.clear()
         self._before = self._counts()
 
     def end(self) -> None:
@@ -264,22 +240,17 @@ class _Simulated:
 
     async def watch(self) -> None:
         while True:
-            for values, limit in zip(self._limits, self._world.limits, strict=True):
-                values.append(limit.value)
+            self._limits.append(_mean([limit.value for limit in self._world.limits]))
             await asyncio.sleep(_SAMPLE_EVERY)
 
     def result(self, measured: Measured) -> Result:
-        statements, searches, host_busy, router_busy = (
+        statements, searches, router_busy = (
             after - before for after, before in zip(self._after, self._before, strict=True)
         )
         latencies = Latencies.decode(measured.latencies)
-        nothing = float("nan")
-        mean, p50, p95, p99 = (
-            (latencies.mean, *(latencies.at(percentile) for percentile in (50, 95, 99)))
-            if latencies.count
-            else (nothing, nothing, nothing, nothing)
-        )
-        limits = [float(np.mean(values)) for values in self._limits]
+        mean, p50, p99 = latencies.mean, latencies.at(50), latencies.at(99)
+        if not latencies.count:
+            mean = p50 = p99 = float("nan")
         refused = measured.reasons.get(_REFUSED, 0)
         return Result(
             answered=measured.searches,
@@ -288,23 +259,19 @@ class _Simulated:
             rate=measured.rate,
             mean=mean,
             p50=p50,
-            p95=p95,
             p99=p99,
             coverage=_mean(self._coverage),
             full=self._full / max(len(self._coverage), 1),
             together=searches / max(statements, 1),
-            limits=(min(limits), _mean(limits), max(limits)),
-            host_use=host_busy / (measured.seconds * self._world.system.cores * len(self._world.hosts)),
+            limit=_mean(self._limits),
             router_use=router_busy / measured.seconds,
-            loop="closed" if self._load.clients else "open",
         )
 
-    def _counts(self) -> tuple[int, int, float, float]:
+    def _counts(self) -> tuple[int, int, float]:
         servers = self._world.servers
         return (
             sum(server.statements for server in servers),
             sum(server.searches for server in servers),
-            sum(host.busy_seconds for host in self._world.hosts),
             self._world.router.busy_seconds,
         )
 

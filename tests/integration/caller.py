@@ -12,7 +12,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from bench.http_client import Connections, request_bytes
 
@@ -45,9 +44,8 @@ async def main(url: str, method: str, path: str) -> None:
     bodies = [json.dumps(body).encode() for body in json.loads(sys.stdin.readline())] or [b""]
     ended = threading.Event()
     threading.Thread(target=lambda: (sys.stdin.read(), ended.set()), daemon=True).start()
-    parts = urlsplit(url)
-    requests = [request_bytes(parts.netloc, path, body, method) for body in bodies]
-    connections = Connections(parts.hostname or "", parts.port or 80, answer_seconds=60)
+    requests = [request_bytes(f"{url}{path}", body, method) for body in bodies]
+    connections = Connections(url, answer_seconds=60)
     seconds: list[float] = []
     while not ended.is_set():
         started = time.perf_counter()

@@ -25,7 +25,7 @@ DATASET = open_dataset("clustered:n=12000,d=32,seed=3,q=60,c=20")
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with open_world(DATASET, 2, single=True) as made:
+    with open_world(DATASET, 2, spread={SINGLE: 1}) as made:
         yield made
 
 
@@ -60,8 +60,7 @@ async def ask(spec: TargetSpec) -> list[list[int]]:
 
 async def test_all_targets_find_the_same(world: World, router: Router, truth: Truth) -> None:
     expected = truth.ids[:10].tolist()
-    for encoding in ("base64", "json"):
-        assert await ask(world.http(router, ef_search=400, encoding=encoding)) == expected
+    assert await ask(world.http(router, ef_search=400)) == expected
     assert await ask(world.http(router, SINGLE, ef_search=400)) == expected
     assert await ask(world.gather(ef_search=400)) == expected
     assert await ask(world.gather(SINGLE, ef_search=400)) == expected
@@ -97,9 +96,8 @@ async def test_errors_of_the_server_are_errors_of_searches(world: World, router:
 
 
 async def test_a_connection_is_kept_and_a_cancelled_one_is_not(router: Router) -> None:
-    host, port = router.url.removeprefix("http://").split(":")
-    connections = Connections(host, int(port))
-    livez = request_bytes(host, "/livez", b"", "GET")
+    connections = Connections(router.url)
+    livez = request_bytes(f"{router.url}/livez", method="GET")
     for _ in range(3):
         assert (await connections.send(livez))[0] == 200
     assert repr(connections).endswith("1 idle, 0 busy>")
@@ -112,10 +110,10 @@ async def test_a_connection_is_kept_and_a_cancelled_one_is_not(router: Router) -
     with pytest.raises(asyncio.CancelledError):
         await task
     assert repr(connections).endswith("4 idle, 0 busy>")
-    large = await connections.send(request_bytes(host, "/openapi.json", b"", "GET"))
+    large = await connections.send(request_bytes(f"{router.url}/openapi.json", method="GET"))
     assert large[0] == 200 and len(large[1]) > 10_000
     connections.close()
-    nowhere = Connections("127.0.0.1", 9)
+    nowhere = Connections("http://127.0.0.1:9")
     with pytest.raises(SearchError, match="no connection"):
         await nowhere.send(livez)
 

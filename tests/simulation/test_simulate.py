@@ -9,10 +9,11 @@ from statistics import median
 import msgspec
 import pytest
 
+from bench.generators import Closed, Open
 from bench.results import Figure, Table
 from bench.scenarios import simulate as scenario
 from bench.simulation.hosts import Host, Process
-from bench.simulation.model import Costs, Load, Stragglers, System
+from bench.simulation.model import Costs, Stragglers, System
 from bench.simulation.scale import Point
 from bench.simulation.simulate import World, simulate
 from bench.simulation.virtual_time import run
@@ -77,20 +78,20 @@ def test_a_cancelled_statement_leaves_its_host_to_the_others() -> None:
 
 def test_equal_seeds_give_equal_results_and_others_do_not() -> None:
     system = System(shards=4, nodes_per_host=2, stragglers=Stragglers(share=0.25, factor=3, pause=0.1))
-    load = Load(rate=100, seconds=1, warm=0.2)
+    load = Open(100, seconds=1, warmup=0.2)
     first, again, other = (simulate(system, COSTS, load, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
 
 
 def test_a_closed_loop_obeys_littles_law() -> None:
-    found = simulate(System(shards=4), COSTS, Load(clients=8, seconds=4, warm=0.5))
+    found = simulate(System(shards=4), COSTS, Closed(8, seconds=4, warmup=0.5))
     assert found.rate * found.mean == pytest.approx(8, rel=0.03)
     assert (found.coverage, found.full, found.failed, found.refused) == (1, 1, 0, 0)
 
 
 def test_an_idle_system_takes_as_long_as_its_parts() -> None:
     costs = msgspec.structs.replace(COSTS, searches=(0.001,))
-    found = simulate(System(shards=1), costs, Load(clients=1, seconds=1))
+    found = simulate(System(shards=1), costs, Closed(1, seconds=1))
     parts = 0.0008 + 0.001 + 0.00005 + 0.0003 + 0.00001 + 0.0001
     # A histogram has three digits.
     assert found.mean == pytest.approx(parts, rel=1e-3)
@@ -99,7 +100,7 @@ def test_an_idle_system_takes_as_long_as_its_parts() -> None:
 
 def test_replicas_hide_stragglers() -> None:
     slow = Stragglers(share=0.1, factor=20)
-    load = Load(rate=60, seconds=3, warm=1)
+    load = Open(60, seconds=3)
     alone, replicated = (
         simulate(System(shards=10, replicas=replicas, stragglers=slow, router_cpu=False), COSTS, load)
         for replicas in (1, 3)
@@ -109,19 +110,17 @@ def test_replicas_hide_stragglers() -> None:
 
 def test_the_deadline_leaves_stragglers_out_of_the_answer() -> None:
     slow = Stragglers(share=0.1, factor=1000)
-    found = simulate(
-        System(shards=10, stragglers=slow), COSTS, Load(clients=2, seconds=3, warm=0, timeout=0.1)
-    )
+    found = simulate(System(shards=10, stragglers=slow), COSTS, Closed(2, seconds=3, warmup=0), timeout=0.1)
     assert found.coverage == pytest.approx(0.9)
     assert found.p99 < 0.11
 
 
 def test_a_system_that_answers_nothing_has_no_percentiles_and_can_be_saved() -> None:
     system = System(shards=1, stragglers=Stragglers(share=1.0, factor=1000.0))
-    nothing = simulate(system, COSTS, Load(rate=20.0, seconds=2.0, timeout=0.01))
+    nothing = simulate(system, COSTS, Open(20.0, seconds=2.0), timeout=0.01)
     assert nothing.answered == 0
-    point = Point("stragglers, deadline", 1, 1, 20.0, nothing)
-    other = Point("even", 1, 1, 20.0, msgspec.structs.replace(nothing, p50=0.001, p99=0.002))
+    point = Point("stragglers, deadline", 1, 20.0, nothing)
+    other = Point("even", 1, 20.0, msgspec.structs.replace(nothing, p50=0.001, p99=0.002))
     made = (scenario._points([point, other]), scenario._figures([point, other]))
     assert msgspec.json.decode(msgspec.json.encode(made), type=tuple[Table, list[Figure]]) == made
     assert [row[4:6] for row in made[0].rows] == [[None, None], [1.0, 2.0]]
@@ -133,7 +132,7 @@ def test_overload_is_refused_rather_than_answered_late() -> None:
     found = simulate(
         System(shards=2, cores=1, settings=settings, router_cpu=False),
         COSTS,
-        Load(rate=3000, seconds=2, warm=1),
+        Open(3000, seconds=2),
     )
     assert found.refused > 100
     assert found.failed == 0
@@ -182,10 +181,10 @@ def test_a_batch_lets_single_searches_by() -> None:
 @pytest.mark.parametrize("cores", [1, 2, 4, 16])
 def test_the_limit_comes_near_the_best_fixed_one(cores: int, nodes: int) -> None:
     def found(fixed: int | None) -> tuple[float, float]:
-        load = Load(clients=24, seconds=1.0, warm=0.5 if fixed else 5.0)
+        load = Closed(24, seconds=1.0, warmup=0.5 if fixed else 5.0)
         system = System(shards=nodes, nodes_per_host=0, cores=cores, router_cpu=False, fixed_limit=fixed)
         result = simulate(system, COSTS, load)
-        return result.rate, result.limits[1]
+        return result.rate, result.limit
 
     fixed = sorted({1, max(cores // nodes, 1), min(2 * max(cores // nodes, 1), 16)})
     best = max(found(one)[0] for one in fixed)

@@ -15,13 +15,13 @@ import pytest
 
 from bench import generators
 from bench.errors import BenchError, SearchError
-from bench.generators import Closed, Measured, Open, Slice, generate
+from bench.generators import Closed, Measured, Open, Slice, Target, generate
 from bench.percentiles import Latencies
 from bench.targets import GatherSpec, HttpSpec
 from bench.workers import Job, measure
 
 
-class Fake:
+class Fake(Target):
     """Answers after `seconds`; between `stall` and its end it answers nobody."""
 
     def __init__(self, seconds: float = 0.002, stall: tuple[float, float] = (0, 0), fails: int = 0) -> None:
@@ -31,8 +31,6 @@ class Fake:
         self._stall = stall
         self._fails = fails
         self._began = time.perf_counter()
-
-    async def open(self) -> None: ...
 
     async def search(self, query: int) -> Sequence[int]:
         self.asked.append(query)
@@ -51,8 +49,6 @@ class Fake:
 
     def account(self) -> dict[str, int]:
         return {"asked": len(self.asked)}
-
-    async def close(self) -> None: ...
 
 
 def answers(measured: Measured) -> tuple[list[int], list[list[int]]]:

@@ -53,7 +53,7 @@ def test_a_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
     assert ratios([], []) is None
     assert ratios([1, 2], [1, 0]) is None
     assert spread([3, 1, 2, 10]) == Spread(2.5, 1, 10, 4)
-    assert spread([1, 2, 4]).scaled(1e3) == Spread(2e3, 1e3, 4e3, 3)
+    assert spread([1, 2, 4], 1e3) == Spread(2e3, 1e3, 4e3, 3)
 
 
 @pytest.mark.parametrize(

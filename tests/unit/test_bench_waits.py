@@ -20,23 +20,23 @@ from bench.targets import ImportedSpec, make
 
 
 @asynccontextmanager
-async def silent() -> AsyncIterator[int]:
-    """The port of a server that reads and says nothing."""
+async def silent() -> AsyncIterator[str]:
+    """The address of a server that reads and says nothing."""
 
     server = await asyncio.get_running_loop().create_server(asyncio.Protocol, "127.0.0.1", 0)
     try:
-        yield server.sockets[0].getsockname()[1]
+        yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
     finally:
         server.close()
 
 
 async def test_an_answer_that_does_not_come_in_time_is_given_up() -> None:
-    async with silent() as port:
-        connections = Connections("127.0.0.1", port, answer_seconds=0.2)
+    async with silent() as url:
+        connections = Connections(url, answer_seconds=0.2)
         async with asyncio.timeout(5):
             for _ in range(2):
                 with pytest.raises(SearchError, match=r"no answer within 0\.2 s"):
-                    await connections.send(request_bytes("router", "/", b"{}"))
+                    await connections.send(request_bytes(f"{url}/", b"{}"))
         assert "0 idle, 0 busy" in repr(connections)
 
 
@@ -45,11 +45,11 @@ async def test_a_load_on_a_router_that_is_silent_ends(
 ) -> None:
     monkeypatch.setattr(load, "_ANSWER_SECONDS", 0.3)
     np.save(tmp_path / "queries.npy", np.ones((2, 3), np.float32))
-    async with silent() as port, asyncio.timeout(5):
+    async with silent() as url, asyncio.timeout(5):
         spec = ImportedSpec(
             target="bench.faults.load:Traffic",
             queries=str(tmp_path / "queries.npy"),
-            options={"url": f"http://127.0.0.1:{port}", "first_id": 7},
+            options={"url": url, "first_id": 7},
         )
         began = time.monotonic()
         target = make(spec)
