@@ -325,4 +325,4 @@ def test_without_faiss_the_report_says_so(world: World, monkeypatch: pytest.Monk
 
 
 def test_the_gather_gets_the_width_that_the_routers_shards_really_use(world: World) -> None:
-    assert [world.effective(width, 10) for width in (5, 12, 40)] == [10, 12, 40]
+    assert [world.effective(width) for width in (5, 12, 40)] == [10, 12, 40]
