@@ -187,7 +187,8 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         for name, members in nodes.items()
     }
     fanout = Fanout(sets)
-    scatter = Scatter(shard_map, fanout, freshness, Ways(parts.statistics.of))
+    ways = Ways(parts.statistics.of, sharing=parts.settings.node_together > 1)
+    scatter = Scatter(shard_map, fanout, freshness, ways)
     ranked = Sampled(scatter, parts.recall)
     search: Stage[SearchQuery, Found] = Encoded(ranked, ColumnReader(fanout, freshness), parts.memory)
     shared_cache = None

@@ -23,6 +23,7 @@ from router.policy.backlog import Backlog
 from router.policy.batches import AdmittedBatch
 from router.policy.limit import Limit
 from router.policy.search_cost import SearchCost
+from router.policy.shared_reads import SharedReads
 from router.postgres.connection import ErrorKind, NodeError
 from router.query.errors import OverloadedError
 from router.query.types import Probe, Row
@@ -35,8 +36,6 @@ _EXPIRY_SHARE = 1 / 32
 # does whoever comes next. What leaving together saves is some tenths of a millisecond a search, which is
 # nothing to searches that take as long as this.
 _STATEMENT_SECONDS = 0.05
-# Times as many searches in a statement that reads its rows once for all: one more costs only the distances.
-_TOGETHER_ONCE = 4
 # The node, not one search of several, is what these are about.
 _NODE_FAULTS = (ErrorKind.UNREACHABLE, ErrorKind.LOST)
 
@@ -138,6 +137,7 @@ class Dispatcher:
         self._statements: set[_Statement] = set()
         self._searches = 0  # that the statements carry
         self._costs = SearchCost()
+        self._shared_reads = SharedReads(together, _STATEMENT_SECONDS)
         self._waiting_in_batches = 0  # of `waiting`
         # Seconds that what waits is expected to take the node: single searches, and those of batches.
         self._ahead, self._ahead_in_batches = 0.0, 0.0
@@ -244,24 +244,16 @@ class Dispatcher:
 
     def _fitting(self, ticket: Ticket) -> int:
         """How many searches like this one a statement may carry."""
-        if ticket.probe.shape.once and self._together > 1:
-            return self._together * _TOGETHER_ONCE
+        if ticket.probe.shape.reads_once:
+            return self._shared_reads.most(_kind(ticket.probe))
         usual = self.expected(ticket.probe)
         return min(int(max(_STATEMENT_SECONDS / usual, 1.0)), self._together) if usual else self._together
 
     def _enqueue(self, ticket: Ticket, turn: float) -> None:
-        ticket.cost = self._cost(ticket)
+        ticket.cost = self._costs.of(_kind(ticket.probe), ticket.since)
         self._queued(ticket, turn)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._wait, self._expire)
-
-    def _cost(self, ticket: Ticket) -> float:
-        """Seconds that the node will take longer for it; next to nothing if it shares a statement's rows."""
-        kind = _kind(ticket.probe)
-        if not ticket.probe.shape.once:
-            return self._costs.of(kind, ticket.since)
-        shares = self._backlog.waiting(ticket.key) % self._fitting(ticket)
-        return 0.0 if shares else self._costs.of(_once(kind), ticket.since)
 
     def _queued(self, ticket: Ticket, turn: float) -> None:
         self._backlog.add(ticket, turn, self.expected(ticket.probe) if ticket.in_batch else ticket.cost)
@@ -317,8 +309,8 @@ class Dispatcher:
         now = self._clock()
         probe, seconds = tickets[0].probe, (now - started) / in_flight
         self._costs.took(_kind(probe), seconds / len(tickets), now)
-        if probe.shape.once:
-            self._costs.took(_once(_kind(probe)), seconds, now)
+        if probe.shape.reads_once:
+            self._shared_reads.took(_kind(probe), len(tickets), seconds)
         for ticket, (rows, plan) in zip(tickets, answers, strict=True):
             queue_ms = (started - ticket.since) * 1000
             _tell(ticket, Fetched(rows, queue_ms, (now - started) * 1000, len(tickets), plan))
@@ -381,11 +373,6 @@ class Dispatcher:
 def _kind(probe: Probe) -> Hashable:
     """By which the cost of searches is known: not by a filter's values, of which there are many."""
     return probe.shape.single, probe.ef_search
-
-
-def _once(kind: Hashable) -> Hashable:
-    """The same for whole statements."""
-    return kind, "statement"
 
 
 def _tell(ticket: Ticket, outcome: Fetched | Exception) -> None:

@@ -27,8 +27,8 @@ _logger = logging.getLogger(__name__)
 
 # Of one shard, all its collections: a reading of one takes some milliseconds.
 _READ_SECONDS = 5.0
-# Shards at once. Many would keep the router from other work.
-_AT_ONCE = 4
+# Shards at once: enough for some that hang to keep none of the others waiting.
+_AT_ONCE = 16
 # Of a router that starts: without statistics it cannot tell a filter for one row from one for half of them,
 # and still answers.
 _FIRST_SECONDS = 3.0

@@ -43,8 +43,8 @@ _AGREES = 1.2
 # Of one search.
 _SHORT_WEIGHT, _SHAPE_WEIGHT, _PACE_WEIGHT, _LOAD_WEIGHT = 0.3, 0.2, 0.05, 0.2
 _MOST_ERROR, _MOST_STEP = math.log(8.0), math.log(2.0)
-# A power of two, as many as a statement carries by default.
-_MOST_SHARING = 4
+# Searches that an exact read is expected to be shared by are counted up to two to the power of this.
+_MOST_SHARING_BITS = 4
 # A filter's index that takes longer than this, beside other ways, is dearer than it looks.
 _DEAR, _DEAR_WEIGHT, _DEAR_MS = math.log(1.5), 0.5, 1.0
 _PACE_SECONDS, _PACE_HALF_LIFE_SECONDS = 0.05, 600.0
@@ -183,14 +183,22 @@ class _OfFilter:
 
         Rounded to a power of two, so that a choice stays while a few come and go.
         """
-        return 1 << min(max((self.under_way + 1).bit_length() - 2, 0), _MOST_SHARING)
+        return 1 << min(max((self.under_way + 1).bit_length() - 2, 0), _MOST_SHARING_BITS)
 
 
 class Ways:
-    """Of all shards and collections; `statistics` is asked for (collection, shard)."""
+    """Of all shards and collections.
 
-    def __init__(self, statistics: Statistics, clock: Callable[[], float] = monotonic) -> None:
+    Args:
+        statistics: is asked for (collection, shard).
+        sharing: whether several searches may share an exact read.
+    """
+
+    def __init__(
+        self, statistics: Statistics, clock: Callable[[], float] = monotonic, *, sharing: bool = True
+    ) -> None:
         self.clock = clock
+        self._sharing = sharing
         self._statistics = statistics
         self._filters: LRUCache[Hashable, _OfFilter] = LRUCache(_FILTERS, lambda known: len(known.own) or 1)
         self._shapes: LRUCache[Hashable, _Shards] = LRUCache(_SHAPES, lambda known: len(known) or 1)
@@ -212,12 +220,14 @@ class Ways:
         *,
         exact: bool = False,
         by_index: bool = False,
+        alone: bool = False,
         search: Hashable = None,
         goes_on: bool = False,
     ) -> Chosen:
         """The way on each of `shards`.
 
         Args:
+            alone: it shares its exact reads with no other.
             search: equal for all pages of a search by its vector and k.
             goes_on: this is a page beyond the first, which takes the ways that the one before it took: else
                 rows that one way finds and another does not would be repeated or lost between them.
@@ -229,7 +239,7 @@ class Ways:
         before = self._pages.get(page) if goes_on else None
         if before is not None and before.keys() == set(shards):
             return Chosen(self, collection, known, need, before)
-        sharing = known.sharing
+        sharing = known.sharing if self._sharing and not alone else 1
         prepared: PreparedFilter | None = None
         choices: dict[str, Choice] = {}
         for shard in shards:

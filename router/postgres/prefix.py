@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-__all__ = ["after", "literal_pattern", "literal_prefix"]
+__all__ = ["after", "literal_prefix"]
 
 _LAST = 0x10FFFF
 _SURROGATES = (0xD800, 0xDFFF)  # no text holds one
@@ -20,11 +20,6 @@ def literal_prefix(pattern: str) -> tuple[str, bool]:
             _, character = next(characters, (at, ""))
         prefix.append(character)
     return "".join(prefix), False
-
-
-def literal_pattern(text: str) -> str:
-    """The pattern that `text` alone matches."""
-    return text.replace("\\", "\\\\").replace("%", "\\%").replace("_", "\\_")
 
 
 def after(prefix: str) -> str | None:

@@ -126,12 +126,12 @@ class SearchStatements:
             single = _one(
                 collection, nearest, wanted, most, layout.inline, filter is not None and scan is not Scan.TIES
             )
-            once, together = scan is Scan.EXACT and filter is not None, None
+            reads_once, together = scan is Scan.EXACT and filter is not None, None
             if scan is Scan.INDEX:
                 together = _many(collection, filter, layout)
-            elif once:
+            elif reads_once:
                 together = _many_exact(collection, condition, counted, layout)
-            shape = Shape(single, together, tuple(arguments.shared), once)
+            shape = Shape(single, together, tuple(arguments.shared), reads_once)
             self._shapes[name] = shape
         args = tuple(arguments.args)
         if shape.together is None:

@@ -158,13 +158,13 @@ class Shape(msgspec.Struct, frozen=True):
     Attributes:
         together: the text for several searches at once, if there is one: each argument an array with one
             element per search, but for those at the positions `shared`, which they have in common.
-        once: that statement reads the rows once for all its searches, which take little more than one does.
+        reads_once: that statement reads the matching rows once for all its searches.
     """
 
     single: str
     together: str | None = None
     shared: tuple[int, ...] = ()
-    once: bool = False
+    reads_once: bool = False
 
 
 class Scan(IntEnum):

@@ -33,10 +33,10 @@ __all__ = [
     "Way",
     "choose",
     "countable",
-    "keepable",
     "most_visits",
     "rounded",
     "scan_ms",
+    "shareable",
 ]
 
 # hnsw.max_scan_tuples of the router's sessions allows for about 1.5 to 2 distances for each row visited:
@@ -181,7 +181,7 @@ def choose(
     distance = _DISTANCE + _DISTANCE_BYTE * need.vector_bytes
     if table.toast_pages > table.pages:
         distance += _DETOAST
-    if not _keepable(matching, basis, table):
+    if not _shareable(matching, basis, table):
         sharing = 1
     brought = _brought(estimate, share)
     pages = table.pages * _PAGE + max(table.pages - _KEPT_PAGES, 0) * _FAR_PAGE
@@ -244,14 +244,14 @@ def countable(choice: Choice, table: TableStatistics | None, *, inline: bool, do
     return kept * width <= (_KEPT_UNKNOWN_BYTES if doubtful else _KEPT_BYTES)
 
 
-def keepable(choice: Choice, table: TableStatistics | None, *, doubtful: bool = False) -> bool:
+def shareable(choice: Choice, table: TableStatistics | None, *, doubtful: bool = False) -> bool:
     """Whether an exact read may keep what matches, with its vectors, for several searches to look through."""
     if table is None or choice.matching is None:
         return False
-    return _keepable(choice.matching, choice.basis, table, doubtful=doubtful)
+    return _shareable(choice.matching, choice.basis, table, doubtful=doubtful)
 
 
-def _keepable(matching: float, basis: str, table: TableStatistics, *, doubtful: bool = False) -> bool:
+def _shareable(matching: float, basis: str, table: TableStatistics, *, doubtful: bool = False) -> bool:
     if doubtful or basis == "guess":
         return table.rows * _row_bytes(table) <= _KEPT_UNKNOWN_BYTES
     return matching * _row_bytes(table) <= _KEPT_BYTES

@@ -39,7 +39,7 @@ from router.query.types import (
     Unsettled,
     Work,
 )
-from router.query.way import Need, Way, countable, keepable, most_visits
+from router.query.way import Need, Way, countable, most_visits, shareable
 from router.query.wire import to_wire
 from router.stages.fanout import Fanout
 from router.stages.stage import Figures
@@ -55,12 +55,12 @@ _ROWS_TOGETHER = 256
 class _Kind(NamedTuple):
     """Of a shard's statement; an exact read is `counted` where it says how many rows matched.
 
-    It is `kept` where a node may keep the rows that match, for all who wait with the same filter.
+    It is `shared` where a node may keep the rows that match, for all searches that wait with the same filter.
     """
 
     scan: Scan
     counted: bool = False
-    kept: bool = False
+    shared: bool = False
 
 
 class _Searched(NamedTuple):
@@ -133,6 +133,7 @@ class Scatter:
             need,
             exact=query.exact,
             by_index=query.by_index,
+            alone=_goes_alone(query, plan),
             search=(query.vector, query.k),
             goes_on=query.offset > 0,
         )
@@ -236,7 +237,7 @@ class Scatter:
                     kind = _Kind(
                         scan,
                         countable(choice, table, inline=inline, doubtful=doubtful),
-                        keepable(choice, table, doubtful=doubtful),
+                        shareable(choice, table, doubtful=doubtful),
                     )
             groups.setdefault(kind, []).append(shard)
         probes: dict[str, Probe] = {}
@@ -259,7 +260,7 @@ class Scatter:
                 visits=visits,
                 counted=kind.counted,
             )
-            alone = query.plan or plan.limit > _ROWS_TOGETHER or (exact and not kind.kept)
+            alone = _goes_alone(query, plan) or (exact and not kind.shared)
             for shard in shards:
                 probes[shard] = Probe(
                     statement.shape,
@@ -339,6 +340,11 @@ def _account(
 def _was_cut(report: ShardReport) -> bool:
     """Whether a scan with a filter has ended before it had its candidates."""
     return report.state is ShardState.OK and report.visited is None
+
+
+def _goes_alone(query: SearchQuery, plan: Plan) -> bool:
+    """Whether its statements are for no other search."""
+    return query.plan or plan.limit > _ROWS_TOGETHER
 
 
 def _work(shard: str, chosen: Chosen | None) -> Work:

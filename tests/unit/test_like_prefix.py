@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.postgres.prefix import after, literal_pattern, literal_prefix
+from router.postgres.prefix import after, literal_prefix
 
 texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=4)
 
@@ -42,8 +42,3 @@ def test_the_end_of_a_range_is_a_text_that_utf_8_has() -> None:
     assert after("a\ud7ff") == "a\ue000"
     assert after("a\U0010ffff") == "b"
     assert after("\U0010ffff\U0010ffff") is None
-
-
-@given(st.text("aÄ%_\\", max_size=6))
-def test_a_literal_pattern_has_no_wildcard(text: str) -> None:
-    assert literal_prefix(literal_pattern(text) + "%") == (text, True)

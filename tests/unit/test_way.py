@@ -33,9 +33,9 @@ from router.query.way import (
     Way,
     choose,
     countable,
-    keepable,
     most_visits,
     scan_ms,
+    shareable,
 )
 from shard_config.model import Column
 from shard_config.values import ValueType
@@ -198,12 +198,12 @@ def test_rows_are_counted_where_keeping_them_takes_little_memory() -> None:
 
 
 def test_rows_are_kept_for_several_searches_where_they_take_little_memory() -> None:
-    assert keepable(way(0.001), table()) and not keepable(way(0.5), table())
+    assert shareable(way(0.001), table()) and not shareable(way(0.5), table())
     guessed = choose(table(), Estimate(0.0, 1.0), NEED, NOTHING, AS_EXPECTED)
     for unknown, doubtful in ((guessed, False), (way(0.001), True)):
-        assert keepable(unknown, table(), doubtful=doubtful)
-        assert not keepable(unknown, table(500_000), doubtful=doubtful)
-    assert not keepable(way(0.001), None)
+        assert shareable(unknown, table(), doubtful=doubtful)
+        assert not shareable(unknown, table(500_000), doubtful=doubtful)
+    assert not shareable(way(0.001), None)
 
 
 # --- what searches teach ---
@@ -249,6 +249,7 @@ def test_exact_reads_cost_less_while_searches_with_the_same_filter_can_share_the
         assert (shared.way, shared.sharing) == (Way.ALL_ROWS, 16)
         assert (world.choose(lang("some")).way, world.choose(lang("some")).sharing) == (Way.VECTOR_INDEX, 1)
         assert world.choose(lang("other")).sharing == 1
+        assert world.choose(lang("few"), alone=True).sharing == 1
     assert world.choose(lang("few")).way is Way.VECTOR_INDEX
 
 
