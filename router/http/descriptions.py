@@ -198,6 +198,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "all_rows_ms": "What it is expected to take to read all rows.",
         "visits": "Rows that a scan of the vector index may visit.",
         "sharing": "Searches with this very filter that were expected to share each exact read.",
+        "most_sharing": "How many can share an exact read in twice the time that it takes for one.",
     },
     "Shortfall": {
         "asked": "Hits wanted.",

@@ -245,7 +245,7 @@ class Dispatcher:
     def _fitting(self, ticket: Ticket) -> int:
         """How many searches like this one a statement may carry."""
         if ticket.probe.shape.reads_once:
-            return self._shared_reads.most(_kind(ticket.probe))
+            return self._shared_reads.most(_kind(ticket.probe), ticket.probe.sharers)
         usual = self.expected(ticket.probe)
         return min(int(max(_STATEMENT_SECONDS / usual, 1.0)), self._together) if usual else self._together
 
@@ -307,10 +307,13 @@ class Dispatcher:
             self._failed(tickets, exc)
             return
         now = self._clock()
-        probe, seconds = tickets[0].probe, (now - started) / in_flight
-        self._costs.took(_kind(probe), seconds / len(tickets), now)
+        probe, seconds, searches = tickets[0].probe, now - started, len(tickets)
+        kind = _kind(probe)
         if probe.shape.reads_once:
-            self._shared_reads.took(_kind(probe), len(tickets), seconds)
+            self._shared_reads.took(kind, searches, seconds, probe.sharers)
+            # A full statement would have taken about as long.
+            searches = max(searches, self._shared_reads.most(kind, probe.sharers))
+        self._costs.took(kind, seconds / (searches * in_flight), now)
         for ticket, (rows, plan) in zip(tickets, answers, strict=True):
             queue_ms = (started - ticket.since) * 1000
             _tell(ticket, Fetched(rows, queue_ms, (now - started) * 1000, len(tickets), plan))

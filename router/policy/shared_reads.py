@@ -1,9 +1,10 @@
 """How many searches one statement should carry that reads rows once for all of them. Pure.
 
-What one more costs differs: next to nothing where few rows match, and as much as a statement of its own where
-a large vector has to be fetched for each of many rows. So it is found out: twice as many as before while a
-statement keeps within its time, fewer in proportion when one has not. Its time is that of other statements,
-or twice what a statement for one search has taken, if that is more.
+What one more costs differs: next to nothing where few rows match, and as much as a statement of its own
+where a large vector has to be fetched for each of many rows. So it is found out. The first statement carries
+as many as are expected to take twice the time of one. From a statement's time, as if all of it were spent on
+its searches one by one, follows how many keep within the time allowed; twice as many as before are tried at
+most. Allowed is the time of other statements, or twice what one search alone takes, if that is more.
 """
 
 from __future__ import annotations
@@ -16,17 +17,18 @@ from cachetools import LRUCache
 __all__ = ["SharedReads"]
 
 _KINDS = 256
-# Before anything was measured.
-_FIRST = 4
+# Before anything was measured: what is expected may be wrong.
+_FIRST = 16
 # Times as many as other statements carry.
 _MOST = 4
-_PATIENCE = 2.0
+_PATIENCE, _GROWTH = 2.0, 2.0
 _ALONE_WEIGHT = 0.3
+_LEAST_SECONDS = 1e-6
 
 
 class _Known(msgspec.Struct):
     most: float
-    alone: float = 0.0  # seconds of a statement for one search
+    alone: float  # seconds of a statement for one search
 
 
 class SharedReads:
@@ -45,20 +47,21 @@ class SharedReads:
     def __repr__(self) -> str:
         return f"<SharedReads of {len(self._kinds)} kinds>"
 
-    def most(self, kind: Hashable) -> int:
-        """How many the next statement may carry."""
+    def most(self, kind: Hashable, expected: int) -> int:
+        """How many the next statement may carry; `expected` are thought to take twice the time of one."""
         known = self._kinds.get(kind)
-        return min(_FIRST if known is None else int(known.most), self._bound)
+        return min(min(expected, _FIRST) if known is None else int(known.most), self._bound)
 
-    def took(self, kind: Hashable, searches: int, seconds: float) -> None:
+    def took(self, kind: Hashable, searches: int, seconds: float, expected: int) -> None:
         """A statement for so many has taken the node so long."""
         known = self._kinds.get(kind)
         if known is None:
-            known = self._kinds[kind] = _Known(float(min(_FIRST, self._bound)))
-        if searches == 1:
-            known.alone += (_ALONE_WEIGHT if known.alone else 1.0) * (seconds - known.alone)
+            # If `expected` take twice the time of one, `searches` take so many times as long as one.
+            times = (expected - 1 + searches) / expected
+            known = self._kinds[kind] = _Known(float(searches), alone=seconds / times)
+        elif searches == 1:
+            known.alone += _ALONE_WEIGHT * (seconds - known.alone)
         allowed = max(self._seconds, _PATIENCE * known.alone)
-        if seconds > allowed:
-            known.most = max(searches * allowed / seconds, 1.0)
-        elif 2 * searches > known.most:
-            known.most = min(2.0 * searches, float(self._bound))
+        fitting = searches * min(allowed / max(seconds, _LEAST_SECONDS), _GROWTH)
+        if seconds > allowed or fitting > known.most:
+            known.most = min(max(fitting, 1.0), float(self._bound))

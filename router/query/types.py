@@ -200,6 +200,7 @@ class Probe(msgspec.Struct, frozen=True):
         key: equal for probes that one statement may answer; None for one that goes alone.
         ef_search: the width of index scans, None where none is meant.
         caller: equal for the searches of one batch.
+        sharers: how many are expected to share its read in twice the time that it takes for one.
         min_lsn: WAL position that a replica must have replayed to be fresh for this router's callers.
     """
 
@@ -210,6 +211,7 @@ class Probe(msgspec.Struct, frozen=True):
     key: Hashable | None = None
     ef_search: int | None = None
     caller: Hashable | None = None
+    sharers: int = 1
     primary_only: bool = False
     min_lsn: int = 0
     plan: bool = False

@@ -66,6 +66,7 @@ _FAR = 2.0
 # Rows through an index of the filter: 0.25, 0.35 and 0.5 to 0.7 us each with their distances.
 _LOOKUP = 0.3e-3
 _DISTANCE, _DISTANCE_BYTE = 0.03e-3, 0.1e-6
+_LEAST_MS = 0.01  # of any search
 _DETOAST = 2.0e-3  # of a vector that is kept beside its row
 
 # What is assumed of a condition that nothing is known of, as the planner does (DEFAULT_EQ_SEL).
@@ -132,6 +133,7 @@ class Choice(msgspec.Struct, frozen=True):
         visits: rows that a scan of the vector index may visit, at most.
         sharing: searches with this very filter that are expected to share each exact read; what it is
             expected to take is counted for one of them.
+        most_sharing: how many can share it in twice the time that it takes for one.
     """
 
     way: Way
@@ -144,6 +146,7 @@ class Choice(msgspec.Struct, frozen=True):
     all_rows_ms: float | None = None
     visits: int = MOST_VISITS
     sharing: int = 1
+    most_sharing: int = 1
 
 
 # Of a shard whose statistics have not been read.
@@ -181,16 +184,20 @@ def choose(
     distance = _DISTANCE + _DISTANCE_BYTE * need.vector_bytes
     if table.toast_pages > table.pages:
         distance += _DETOAST
-    if not _shareable(matching, basis, table):
-        sharing = 1
     brought = _brought(estimate, share)
     pages = table.pages * _PAGE + max(table.pages - _KEPT_PAGES, 0) * _FAR_PAGE
+    # Of the exact ways, what is done once for all searches that share it; each then compares the vectors.
+    found_ms = math.inf if brought is None else _READ + brought * rows * _LOOKUP
+    read_ms = _READ + rows * _ROW + pages
+    compared_ms = matching * distance
+    most_sharing = 1
+    if _shareable(matching, basis, table):
+        most_sharing += int(min(found_ms, read_ms) / max(compared_ms, _LEAST_MS))
+    sharing = min(sharing, most_sharing)
     costs = Costs(
         vector_index=scale.vector_index * scan_ms(min(visits, most), need, table.pages),
-        filter_index=math.inf
-        if brought is None
-        else scale.filter_index * ((_READ + brought * rows * _LOOKUP) / sharing + matching * distance),
-        all_rows=scale.all_rows * ((_READ + rows * _ROW + pages) / sharing + matching * distance),
+        filter_index=scale.filter_index * (found_ms / sharing + compared_ms),
+        all_rows=scale.all_rows * (read_ms / sharing + compared_ms),
     )
     scanned = costs.vector_index + short * costs.exact
     if by_index or (not exact and scanned < costs.exact):
@@ -208,6 +215,7 @@ def choose(
         all_rows_ms=costs.all_rows,
         visits=most,
         sharing=sharing,
+        most_sharing=most_sharing,
     )
 
 

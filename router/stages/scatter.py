@@ -270,6 +270,7 @@ class Scatter:
                     key=None if alone else statement.key,
                     ef_search=None if exact else plan.ef_search,
                     caller=caller,
+                    sharers=1 if chosen is None else chosen.choices[shard].most_sharing,
                     primary_only=query.consistency is Consistency.STRONG,
                     min_lsn=self._freshness.position(shard),
                     plan=query.plan,
