@@ -24,8 +24,9 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 demo: install
 	$(BIN)/python -m deploy.demo $(if $(SMOKE),--smoke)
 
-# Two processes share the files of tests, in the order of the alphabet, so that the long ones come first.
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Three processes share the files of tests, in the order of the alphabet, so that the long ones come first: one
+# of them waits at any time for a server or a limit.
+PYTEST := $(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 # All but the few that are marked `full`: make test ARGS="tests/unit -k merge".
 test: install

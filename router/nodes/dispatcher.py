@@ -70,7 +70,18 @@ class Ticket:
     whole, and only its deadline ends its wait.
     """
 
-    __slots__ = ("caller", "cost", "deadline", "done", "in_batch", "key", "probe", "since", "statement")
+    __slots__ = (
+        "caller",
+        "cost",
+        "deadline",
+        "done",
+        "in_batch",
+        "key",
+        "kind",
+        "probe",
+        "since",
+        "statement",
+    )
 
     def __init__(
         self, probe: Probe, deadline: float, done: Callable[[Fetched | Exception], None], since: float
@@ -82,6 +93,7 @@ class Ticket:
         self.caller = probe.caller
         self.in_batch = isinstance(probe.caller, AdmittedBatch)
         self.since = since
+        self.kind = _kind(probe)
         self.cost = 0.0  # seconds that it is expected to take the node
         self.statement: _Statement | None = None  # None while it waits
 
@@ -245,12 +257,12 @@ class Dispatcher:
     def _fitting(self, ticket: Ticket) -> int:
         """How many searches like this one a statement may carry."""
         if ticket.probe.shape.reads_once:
-            return self._shared_reads.most(_kind(ticket.probe), ticket.probe.sharers)
-        usual = self.expected(ticket.probe)
+            return self._shared_reads.most(ticket.kind, ticket.probe.sharers)
+        usual = self._costs.usual(ticket.kind, self._clock())
         return min(int(max(_STATEMENT_SECONDS / usual, 1.0)), self._together) if usual else self._together
 
     def _enqueue(self, ticket: Ticket, turn: float) -> None:
-        ticket.cost = self._costs.of(_kind(ticket.probe), ticket.since)
+        ticket.cost = self._costs.of(ticket.kind, ticket.since)
         self._queued(ticket, turn)
         if self._timer is None:
             self._timer = asyncio.get_running_loop().call_later(self._wait, self._expire)
@@ -308,7 +320,7 @@ class Dispatcher:
             return
         now = self._clock()
         probe, seconds, searches = tickets[0].probe, now - started, len(tickets)
-        kind = _kind(probe)
+        kind = tickets[0].kind
         if probe.shape.reads_once:
             self._shared_reads.took(kind, searches, seconds, probe.sharers)
             # A full statement would have taken about as long.

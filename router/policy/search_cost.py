@@ -20,6 +20,8 @@ _HALF_LIFE_SECONDS = 1.0
 # An old mean may be that of a cold cache or of a missing index; and a batch that is refused by it measures
 # nothing, so that it would be refused for ever.
 _MEAN_HALF_LIFE_SECONDS = 10.0
+# In so short a time an estimate decays by less than a hundredth, which is not worth computing.
+_NO_AGE = 0.01
 _LEAST_SECONDS = 1e-6
 _MOST_KINDS = 256
 
@@ -62,7 +64,8 @@ class SearchCost:
         known = self._kinds.get(kind)
         if known is None:
             return 0.0
-        return float(known.estimate * 0.5 ** ((now - known.since) / _HALF_LIFE_SECONDS))
+        age = now - known.since
+        return known.estimate if age < _NO_AGE else float(known.estimate * 0.5 ** (age / _HALF_LIFE_SECONDS))
 
     def usual(self, kind: Hashable, now: float) -> float:
         """Seconds that one has lately taken in the mean; 0 where nothing is known.
@@ -73,4 +76,5 @@ class SearchCost:
         known = self._kinds.get(kind)
         if known is None:
             return 0.0
-        return math.exp(known.log_mean) * float(0.5 ** ((now - known.since) / _MEAN_HALF_LIFE_SECONDS))
+        age, mean = now - known.since, math.exp(known.log_mean)
+        return mean if age < _NO_AGE else mean * float(0.5 ** (age / _MEAN_HALF_LIFE_SECONDS))
