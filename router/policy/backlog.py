@@ -73,10 +73,6 @@ class Backlog(Generic[T]):
                 turn = item.caller.turn(self, turn, spacing)
         heappush(self._queues.setdefault(item.key, []), (turn, next(self._numbers), item))
 
-    def waiting(self, key: Hashable) -> int:
-        """Items of this key, those that have left and were not dropped yet among them."""
-        return len(self._queues.get(key, ()))
-
     def take(self, most: Callable[[T], int]) -> list[T]:
         """The item whose turn it is and more of its key, up to `most` of it; nothing if all have left."""
         while self._queues:

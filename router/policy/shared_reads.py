@@ -58,7 +58,8 @@ class SharedReads:
         if known is None:
             # If `expected` take twice the time of one, `searches` take so many times as long as one.
             times = (expected - 1 + searches) / expected
-            known = self._kinds[kind] = _Known(float(searches), alone=seconds / times)
+            most = float(max(searches, self.most(kind, expected)))
+            known = self._kinds[kind] = _Known(most, alone=seconds / times)
         elif searches == 1:
             known.alone += _ALONE_WEIGHT * (seconds - known.alone)
         allowed = max(self._seconds, _PATIENCE * known.alone)

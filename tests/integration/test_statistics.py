@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import random
 from collections.abc import AsyncIterator
@@ -18,7 +19,9 @@ from router.query.filter import Filter, parse
 from router.query.selectivity import estimate
 from router.query.statistics import Lookup, TableStatistics, position
 from router.settings import Settings
+from router.topology import Parts, Topology
 from shard_config.values import ValueType, coerce, json_form
+from tests.integration.test_search import locked, primary
 from tests.integration.worlds import World, column, execute, world
 
 ROWS = 20_000
@@ -298,6 +301,28 @@ async def test_a_role_without_rights_learns_nothing(cluster: Cluster, statistics
     finally:
         await statistics.connection.execute("RESET ROLE")
         await execute(dsn, f"DROP OWNED BY {role}; DROP ROLE {role}")
+
+
+async def test_a_router_begins_with_statistics_and_waits_for_no_shard_that_hangs(
+    cluster: Cluster, statistics: Statistics
+) -> None:
+    w, loop = statistics.world, asyncio.get_running_loop()
+    shards = w.router.shard_map
+
+    async def known_at_once() -> list[str]:
+        topology = Topology(shards, Parts(shards, Settings()))
+        started = loop.time()
+        await topology.open()
+        try:
+            assert loop.time() - started < 4.5
+            return [name for name in shards.shards if topology.parts.statistics.of("docs", name) is not None]
+        finally:
+            await topology.close()
+
+    assert await known_at_once() == list(shards.shards)
+    async with locked(primary(cluster, "s1"), w.collection.table):
+        known = await known_at_once()
+    assert set(known) >= set(shards.shards) - {"s1"}
 
 
 async def test_values_are_read_within_their_bound(statistics: Statistics) -> None:

@@ -464,3 +464,34 @@ def test_what_waits_of_a_batch_refuses_no_single_search_and_is_not_refused() -> 
         assert all(member.answered for member in members)
 
     run(main())
+
+
+async def shared_reads(fixed: float, each: float) -> list[int]:
+    """How many searches the statements carried, where 64 clients ask for rows that are read once for all."""
+    loop = asyncio.get_running_loop()
+    carried: list[int] = []
+
+    async def execute(probes: Sequence[Probe]) -> list[tuple[Sequence[Row], str | None]]:
+        carried.append(len(probes))
+        await asyncio.sleep(fixed + each * len(probes))
+        return [([], None) for _ in probes]
+
+    dispatcher = Dispatcher("n", execute, Limit(1, 1), queue=512, wait=60, together=16, clock=loop.time)
+    once = Probe(Shape("one", "many", reads_once=True), (), 10, 10, key="k", sharers=100)
+
+    async def client() -> None:
+        for _ in range(10):
+            answered: asyncio.Future[Fetched | Exception] = loop.create_future()
+            dispatcher.submit(once, loop.time() + 100, answered.set_result)
+            assert isinstance(await answered, Fetched)
+
+    await asyncio.gather(*[client() for _ in range(64)])
+    await dispatcher.close()
+    return carried
+
+
+def test_as_many_searches_share_a_read_as_it_is_worth() -> None:
+    cheap, dear = run(shared_reads(0.1, 0.0005)), run(shared_reads(0.001, 0.04))
+    assert max(cheap[8:]) > 40
+    # Expected to share well, they do not: a statement takes no longer than two or so.
+    assert max(dear[8:]) <= 3

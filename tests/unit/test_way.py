@@ -212,10 +212,10 @@ def test_rows_are_kept_for_several_searches_where_they_take_little_memory() -> N
 class World:
     """One shard, whose statistics and time a test sets."""
 
-    def __init__(self, known: TableStatistics | None) -> None:
+    def __init__(self, known: TableStatistics | None, *, sharing: bool = True) -> None:
         self.known = known
         self.now = 1000.0
-        self.ways = Ways(lambda collection, shard: self.known, lambda: self.now)
+        self.ways = Ways(lambda collection, shard: self.known, lambda: self.now, sharing=sharing)
 
     def choose(self, filter: Filter, **options: Any) -> Choice:
         return self.ways.choose("docs", filter, ["s0"], NEED, **options).choices["s0"]
@@ -251,6 +251,14 @@ def test_exact_reads_cost_less_while_searches_with_the_same_filter_can_share_the
         assert world.choose(lang("other")).sharing == 1
         assert world.choose(lang("few"), alone=True).sharing == 1
     assert world.choose(lang("few")).way is Way.VECTOR_INDEX
+
+
+def test_nothing_is_cheaper_for_company_where_no_statement_is_shared() -> None:
+    world = World(table(), sharing=False)
+    with ExitStack() as under_way:
+        for _ in range(40):
+            under_way.enter_context(world.ways.choose("docs", lang("few"), ["s0"], NEED))
+        assert (world.choose(lang("few")).way, world.choose(lang("few")).sharing) == (Way.VECTOR_INDEX, 1)
 
 
 def test_what_one_of_several_searches_took_says_nothing_of_one_alone() -> None:
