@@ -204,12 +204,23 @@ class Ways:
         self._shapes: LRUCache[Hashable, _Shards] = LRUCache(_SHAPES, lambda known: len(known) or 1)
         self._pages: LRUCache[Hashable, dict[str, Choice]] = LRUCache(_PAGES, lambda known: len(known) or 1)
         self._paces: dict[tuple[str, str], Pace] = {}
+        self._largest: dict[str, tuple[float, float]] = {}
 
     def __repr__(self) -> str:
         return f"<Ways {len(self._filters)} filters of {len(self._shapes)} shapes>"
 
     def table(self, collection: str, shard: str) -> TableStatistics | None:
         return self._statistics(collection, shard)
+
+    def most_rows(self, collection: str, shards: Sequence[str]) -> float:
+        """About how many rows the largest of `shards`, all of the collection's, has; 0 if not known."""
+        now = self.clock()
+        rows, at = self._largest.get(collection, (0.0, -math.inf))
+        if now - at >= _CHOICE_SECONDS:
+            tables = [self._statistics(collection, shard) for shard in shards]
+            rows = max([table.rows for table in tables if table is not None], default=0.0)
+            self._largest[collection] = rows, now
+        return rows
 
     def choose(
         self,

@@ -27,6 +27,10 @@ EF_SEARCH_MAX = 1000
 _DEEPER = 4
 # The share of searches that may ask a shard again in vain: less time than a row more for all of them.
 _RARE = 0.005
+# Of a scan with a filter, where nobody has measured which width will do. Recall@10 of four shards of 15,000
+# rows was 0.98 or more at 40; of 125,000, for filters that keep 10, 50 and 100 %, 0.962, 0.934 and 0.940 at
+# 40, 0.966, 0.961 and 0.964 at 80, and 0.973, 0.970 and 0.971 at 160 (500 queries).
+_USUAL_ROWS, _USUAL_WIDTH, _DOUBLED_ROWS_WIDTH = 15_000, 40, 40
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -69,7 +73,12 @@ def depths(query: SearchQuery) -> list[int]:
 
 
 def plan_search(
-    query: SearchQuery, shard_map: ShardMap, depth: int | None = None, *, scan: Scan | None = None
+    query: SearchQuery,
+    shard_map: ShardMap,
+    depth: int | None = None,
+    *,
+    scan: Scan | None = None,
+    rows: float = 0.0,
 ) -> Plan:
     """The plan of searching for the nearest `depth` rows, which are k unless said.
 
@@ -84,13 +93,16 @@ def plan_search(
 
     Args:
         scan: how to read, instead of what the query says.
+        rows: of the largest shard, where that is known: a filter's scan is as wide as so many need.
     """
     collection = query.collection
     depth = query.k if depth is None else depth
     if scan is None:
         scan = Scan.EXACT if query.exact else Scan.INDEX
     chosen, total = targets(query.filter, collection, shard_map), len(shard_map.shards_of(collection))
-    width = query.ef_search or usual_ef_search(collection, depth)
+    width = least = query.ef_search or usual_ef_search(collection, depth)
+    if query.filter is not None and query.ef_search is None and not _is_tuned(collection, depth):
+        least = _filtered_width(rows)
     exact = scan is Scan.EXACT
     limit = depth
     if not exact and (len(chosen) < total or _one_may_bring_all(depth, shard_map.largest_share(collection))):
@@ -108,7 +120,7 @@ def plan_search(
         limit=limit,
         asked=asked,
         candidates=candidates,
-        ef_search=min(max(width, asked), EF_SEARCH_MAX),
+        ef_search=min(max(width, asked, least), EF_SEARCH_MAX),
         scan=scan,
     )
 
@@ -130,9 +142,21 @@ def usual_ef_search(collection: Collection, limit: int) -> int:
     the collection's will do.
     """
     search = collection.search
-    if search.tuned is not None and limit <= search.tuned.k:
+    if _is_tuned(collection, limit):
         return search.ef_search
     return min(max(search.ef_search, math.ceil(limit * search.overfetch)), EF_SEARCH_MAX)
+
+
+def _is_tuned(collection: Collection, limit: int) -> bool:
+    tuned = collection.search.tuned
+    return tuned is not None and limit <= tuned.k
+
+
+def _filtered_width(rows: float) -> int:
+    """How wide the scan of an index of so many rows is at least, behind a filter."""
+    if rows <= _USUAL_ROWS:
+        return 0
+    return _USUAL_WIDTH + round(_DOUBLED_ROWS_WIDTH * math.log2(rows / _USUAL_ROWS))
 
 
 def targets(filter: Filter | None, collection: Collection, shard_map: ShardMap) -> tuple[str, ...]:

@@ -88,7 +88,7 @@ class Scatter:
     def expected(self, query: SearchQuery) -> tuple[float, float]:
         """Seconds that it would wait for the nodes, and that each of many like it takes; 0 if not known."""
         wanted = depths(query)
-        plan = plan_search(query, self._map, wanted[-1])
+        plan = self._plan(query, wanted[-1])
         chosen = self._chosen(query, plan)
         scans, layout = self._scans(plan, chosen), self._layout(query, wanted)
         return self._fanout.expected(self._probes(query, plan, scans, chosen, layout, query.caller))
@@ -104,12 +104,12 @@ class Scatter:
         if query.filter is not None and constant(query.filter) is True:
             query = msgspec.structs.replace(query, filter=None)
         wanted = depths(query)
-        plans = [plan_search(query, self._map, depth) for depth in wanted]
+        plans = [self._plan(query, depth) for depth in wanted]
         chosen = self._chosen(query, plans[0])
         if len(wanted) > 1 and chosen is not None and not chosen.scans:
             # Exact reads continue each other.
             wanted = [query.offset + query.k]
-            plans = [plan_search(query, self._map, wanted[0])]
+            plans = [self._plan(query, wanted[0])]
         layout = self._layout(query, wanted)
         with chosen or nullcontext():
             if len(wanted) == 1:
@@ -120,6 +120,13 @@ class Scatter:
 
     def describe(self) -> Figures:
         return {}
+
+    def _plan(self, query: SearchQuery, depth: int, scan: Scan | None = None) -> Plan:
+        rows = 0.0
+        if query.filter is not None:
+            collection = query.collection
+            rows = self._ways.most_rows(collection.name, self._map.shards_of(collection))
+        return plan_search(query, self._map, depth, scan=scan, rows=rows)
 
     def _chosen(self, query: SearchQuery, plan: Plan) -> Chosen | None:
         """Each shard's way, where there is a filter; one for all depths and pages of a search."""
@@ -246,7 +253,7 @@ class Scatter:
             plan = (
                 usual
                 if kind.scan is usual.scan
-                else plan_search(query, self._map, usual.depth, scan=kind.scan)
+                else self._plan(query, usual.depth, kind.scan)
             )
             statement = self._statements.search(
                 query.collection,

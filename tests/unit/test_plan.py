@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from router.query.filter import parse
 from router.query.plan import depths, plan_search, targets, usual_ef_search
@@ -15,6 +16,7 @@ from shard_config import model
 from shard_config.partition import NoPlaceError, locate
 from tests.unit.queries import by_price, by_tenant, collection, query, shard_map
 
+CHEAP = parse(collection(), {"price": {"$lt": 3}}, Settings())
 QUANTIZED = model.Index(16, 64, model.Quantization.BINARY)
 
 
@@ -164,6 +166,33 @@ def test_a_search_that_does_not_say_how_wide_gets_overfetch_times_its_rows() -> 
         200,
         1000,
     ]
+
+
+def test_behind_a_filter_large_shards_are_scanned_wider_unless_somebody_said_how_wide() -> None:
+    def width(rows: float, of: model.Collection | None = None, **asked: Any) -> int:
+        searched = query(of or collection(), **{"filter": CHEAP, **asked})
+        return plan_search(searched, shard_map(), rows=rows).ef_search
+
+    def tuned(k: int) -> model.Collection:
+        measured = model.Tuned(0.97, 0.98, 0.975, k, 500, 3, 4, date(2026, 1, 1))
+        return collection(search=replace(collection().search, tuned=measured))
+
+    assert [width(rows) for rows in (0, 15_000, 30_000, 125_000, 1e9)] == [40, 40, 80, 162, 681]
+    assert width(1e30) == 1000
+    narrow = collection(search=replace(collection().search, ef_search=20))
+    assert (width(15_000, narrow), width(30_000, narrow)) == (20, 80)
+    assert width(125_000, filter=None) == 40
+    assert width(125_000, ef_search=20) == 20
+    assert width(125_000, k=200) == 400
+    assert width(125_000, tuned(k=10)) == 40
+    assert width(125_000, tuned(k=5)) == 162
+
+
+def test_a_wider_scan_behind_a_filter_wants_no_more_rows_that_match() -> None:
+    filtered = query(collection(index=QUANTIZED), filter=CHEAP)
+    small, large = (plan_search(filtered, shard_map(), rows=rows) for rows in (0, 125_000))
+    assert (small.ef_search, large.ef_search) == (40, 162)
+    assert small.candidates == large.candidates == 40
 
 
 def test_an_exact_search_asks_no_more_than_it_needs() -> None:

@@ -253,6 +253,15 @@ def test_exact_reads_cost_less_while_searches_with_the_same_filter_can_share_the
     assert world.choose(lang("few")).way is Way.VECTOR_INDEX
 
 
+def test_the_largest_shard_is_looked_for_once_a_second() -> None:
+    world = World(None)
+    assert world.ways.most_rows("docs", ["s0", "s1"]) == 0
+    world.known = table(125_000)
+    assert world.ways.most_rows("docs", ["s0", "s1"]) == 0
+    world.now += 1
+    assert world.ways.most_rows("docs", ["s0", "s1"]) == 125_000
+
+
 def test_nothing_is_cheaper_for_company_where_no_statement_is_shared() -> None:
     world = World(table(), sharing=False)
     with ExitStack() as under_way:
