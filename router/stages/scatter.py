@@ -250,11 +250,7 @@ class Scatter:
         probes: dict[str, Probe] = {}
         for kind, shards in groups.items():
             exact = kind.scan is Scan.EXACT
-            plan = (
-                usual
-                if kind.scan is usual.scan
-                else self._plan(query, usual.depth, kind.scan)
-            )
+            plan = usual if kind.scan is usual.scan else self._plan(query, usual.depth, kind.scan)
             statement = self._statements.search(
                 query.collection,
                 to_wire(query.vector, query.collection.vector.type),
