@@ -38,6 +38,8 @@ _PAGES = 32_768
 _CHOICE_SECONDS = 1.0
 # A count is believed for so long, and half as much is thought of how often scans came up short.
 _COUNT_SECONDS, _HALF_LIFE_SECONDS = 300.0, 120.0
+# It is counted again after so long: that takes a fifth of an exact read's time.
+_RECOUNT_SECONDS = 10.0
 # A count that differs from the last by less is no news.
 _AGREES = 1.2
 # Of one search.
@@ -328,6 +330,10 @@ class Chosen:
 
     def __exit__(self, *_: object) -> None:
         self._known.under_way -= 1
+
+    def counts(self, shard: str) -> bool:
+        """Whether it is time that an exact read says how many rows match."""
+        return self._ways.clock() - self._known.own[shard].counted_at >= _RECOUNT_SECONDS
 
     def learn(self, shard: str, outcome: Outcome, candidates: int) -> None:
         """Take what a search for so many candidates has found."""

@@ -75,7 +75,7 @@ _GUESS = 0.005
 USUALLY_SHORT = 0.05
 # Rows that an exact read may keep, for counting them or for several searches: in work_mem's 4 MB, where they
 # are expected to be few; and where nobody knows how many they are, so that it is known then. Counting in
-# memory takes less than a tenth longer, on disk up to 1.7 times as long.
+# memory takes 1.2 times as long, on disk up to 1.7 times.
 _KEPT_BYTES, _KEPT_UNKNOWN_BYTES = 2_000_000, 128_000_000
 _KEPT_ROW = 64
 
@@ -243,7 +243,7 @@ def most_visits(choice: Choice, candidates: int) -> int:
 
 
 def countable(choice: Choice, table: TableStatistics | None, *, inline: bool, doubtful: bool = False) -> bool:
-    """Whether an exact read counts what matches; `doubtful` where the choice has just proved wrong."""
+    """Whether an exact read can count what matches; `doubtful` where the choice has just proved wrong."""
     if table is None or choice.matching is None:
         return not inline
     doubtful = doubtful or choice.basis == "guess"

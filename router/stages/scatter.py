@@ -243,7 +243,8 @@ class Scatter:
                     table = self._ways.table(query.collection.name, shard)
                     kind = _Kind(
                         scan,
-                        countable(choice, table, inline=inline, doubtful=doubtful),
+                        (query.explain or query.plan or chosen.counts(shard))
+                        and countable(choice, table, inline=inline, doubtful=doubtful),
                         shareable(choice, table, doubtful=doubtful),
                     )
             groups.setdefault(kind, []).append(shard)

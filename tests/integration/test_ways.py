@@ -112,7 +112,7 @@ async def test_each_way_is_taken_where_it_is_cheapest(
             ({"plain": {"$gte": 0}}, NUMBERS >= 0, Way.VECTOR_INDEX, "_embedding_idx"),
         ):
             for _ in range(7):  # plans for any value would take the place of the first five
-                found = await ask(w, query, filter)
+                found = await ask(w, query, filter, explain=True)
                 assert ways(found) == {way}, filter
                 assert ids(found) == nearest(keep, query)
                 if way is not Way.VECTOR_INDEX:
@@ -121,6 +121,15 @@ async def test_each_way_is_taken_where_it_is_cheapest(
             assert all(plan in (report.plan or "") for report in shown.answer.reports), shown.answer.reports
             exact = await ask(w, query, filter, exact=True)
             assert Way.VECTOR_INDEX not in ways(exact) and ids(exact) == nearest(keep, query)
+
+
+async def test_rows_that_match_are_counted_now_and_then_and_when_somebody_looks(cluster: Cluster) -> None:
+    async with filled(cluster) as w:
+        found = [await ask(w, VECTORS[0], {"plain": 7}, explain=explain) for explain in (False, False, True)]
+        assert [ways(one) for one in found] == [{Way.ALL_ROWS}] * 3
+        assert counted(found[0].answer.reports) == counted(found[2].answer.reports) > 0
+        assert all(report.matched is None for report in found[1].answer.reports)
+        assert hits(found[0]) == hits(found[1]) == hits(found[2])
 
 
 async def test_searches_with_the_same_filter_share_exact_reads(cluster: Cluster) -> None:
@@ -147,9 +156,7 @@ async def test_searches_with_the_same_filter_share_exact_reads(cluster: Cluster)
             assert other.answer.coverage.full and hits(other) == hits(one)
             if filter == {"plain": 7}:
                 assert ids(other) == nearest(NUMBERS % 100 == 7, query)
-            for report in other.answer.reports:
-                assert report.matched is not None
-                shared += report.together > 1
+            shared += sum(report.together > 1 for report in other.answer.reports)
         assert shared > len(asked)
 
 

@@ -253,6 +253,21 @@ def test_exact_reads_cost_less_while_searches_with_the_same_filter_can_share_the
     assert world.choose(lang("few")).way is Way.VECTOR_INDEX
 
 
+def test_what_matches_is_counted_again_after_a_while() -> None:
+    world = World(table())
+
+    def counts() -> bool:
+        return world.ways.choose("docs", lang("few"), ["s0"], NEED).counts("s0")
+
+    assert counts()
+    world.find(lang("few"), Outcome(exact=True, matched=None, milliseconds=1.0))
+    assert counts()
+    world.find(lang("few"), Outcome(exact=True, matched=1250, milliseconds=1.0))
+    assert not counts()
+    world.now += 10
+    assert counts()
+
+
 def test_the_largest_shard_is_looked_for_once_a_second() -> None:
     world = World(None)
     assert world.ways.most_rows("docs", ["s0", "s1"]) == 0
