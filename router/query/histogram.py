@@ -9,10 +9,10 @@ import re
 import sys
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
-from math import isfinite
+from functools import cached_property
 from typing import Any, NamedTuple
 
-from router.query.statistics import Distribution, Position
+from router.query.statistics import END, Distribution, Position, TextBin, Texts, lowered
 
 __all__ = ["EVERYTHING", "Interval", "Pattern"]
 
@@ -46,97 +46,103 @@ class Interval(NamedTuple):
         if low is not None and high is not None:
             if low > high or (low == high and not (self.low_included and self.high_included)):
                 return 0.0
-        common = self._common(order)
-        return common + others * self._of_histogram(order, distinct) if others else common
-
-    def and_(self, other: Interval) -> Interval:
-        """What is within both."""
-        both = self
-        if other.low is not None:
-            both = both.narrowed(">=" if other.low_included else ">", other.low)
-        if other.high is not None:
-            both = both.narrowed("<=" if other.high_included else "<", other.high)
-        return both
-
-    def _common(self, order: Distribution) -> float:
-        common: Sequence[Any] = order.common
-        first, last = 0, len(common)
-        if self.low is not None:
-            first = (bisect_left if self.low_included else bisect_right)(common, self.low)
-        if self.high is not None:
-            last = (bisect_right if self.high_included else bisect_left)(common, self.high)
-        return max(order.below[last] - order.below[first], 0.0)
+        values: Any = order.common
+        share = 0.0
+        if values:
+            first, last = 0, len(values)
+            if low is not None:
+                first = (bisect_left if self.low_included else bisect_right)(values, low)
+            if high is not None:
+                last = (bisect_right if self.high_included else bisect_left)(values, high)
+            if first < last:
+                share = order.below[last] - order.below[first]
+        return share + others * self._of_histogram(order, distinct) if others else share
 
     def _of_histogram(self, order: Distribution, distinct: float) -> float:
-        bounds = order.bounds
         share = 1.0
         if self.high is not None:
-            share = _below(bounds, order.quantiles, self.high, self.high_included, distinct)
+            share = _below(order, self.high, self.high_included, distinct)
         if self.low is not None:
-            share -= _below(bounds, order.quantiles, self.low, not self.low_included, distinct)
+            share -= _below(order, self.low, not self.low_included, distinct)
         # The bounds are out of date perhaps: neither nothing nor everything is believed.
-        cutoff = 0.01 / (len(bounds) - 1)
-        return min(max(share, cutoff), 1.0 - cutoff)
+        cutoff = 0.01 / (len(order.bounds) - 1)
+        return cutoff if share < cutoff else min(share, 1.0 - cutoff)
 
 
 EVERYTHING = Interval()
 _DIGITS = 12  # of a text; a float holds no more
 
 
-def _below(bounds: Sequence[Any], quantiles: bool, value: Any, included: bool, distinct: float) -> float:
+def _below(order: Distribution, value: Any, included: bool, distinct: float) -> float:
     """ineq_histogram_selectivity: of its rows, those below `value`, or equal to it if `included`."""
-    if not quantiles:
-        return (bisect_right if included else bisect_left)(bounds, value) / len(bounds)
+    bounds: Sequence[Any] = order.bounds
     i = (bisect_right if included else bisect_left)(bounds, value)
-    if i in (0, len(bounds)):
+    if not order.quantiles:
+        return i / len(bounds)
+    if i == 0 or i == len(bounds):
         return 1.0 if i else 0.0
     of_one = 1.0 / distinct if distinct > 1 and (i == 1 or not included) else 0.0
-    in_bin = _between(bounds[i - 1], bounds[i], value)
+    if isinstance(value, str):
+        in_bin = _between(order, i, value)
+    else:
+        in_bin = _on_the_way(bounds[i - 1], bounds[i], value)
     share = (i - 1 + in_bin) / (len(bounds) - 1)
     # A bound is the rightmost value of its bin, but the first is the leftmost.
     if i == 1:
         share += of_one * (1.0 - in_bin)
-    return max(share if included else share - of_one, 0.0)
+    return share if included else max(share - of_one, 0.0)
 
 
-def _between(low: Any, high: Any, value: Any) -> float:
+def _on_the_way(low: Any, high: Any, value: Any) -> float:
     """convert_to_scalar: how far `value` lies on the way from `low` to `high`, which enclose it."""
-    if isinstance(value, str):
-        low, high, value = _as_fractions(low, high, value)
     if high <= low:
         return 0.5
     if value <= low:
         return 0.0
     if value >= high:
         return 1.0
-    share = (value - low) / (high - low)
-    return share if isfinite(share) and 0.0 <= share <= 1.0 else 0.5
+    share: float = (value - low) / (high - low)
+    return share if 0.0 <= share <= 1.0 else 0.5
 
 
-def _as_fractions(*texts: str) -> list[float]:
-    """convert_string_to_scalar: each text as a fraction, its bytes being digits of a common base."""
-    shared = 0
-    for characters in zip(*texts, strict=False):
-        if len(set(characters)) > 1:
-            break
-        shared += 1
-    values = [text[shared : shared + _DIGITS].encode() for text in texts]
-    seen = b"".join(values)
+def _between(order: Distribution, i: int, text: str) -> float:
+    """How far a text lies on the way through the histogram's bin that ends with its i-th bound.
+
+    convert_string_to_scalar: each text is a fraction, its bytes being digits of a base that all three share.
+    """
+    bounds: Any = order.bounds
+    texts = order.bins.get(i)
+    if texts is None:
+        texts = order.bins[i] = _bin(bounds[i - 1], bounds[i])
+    digits = text[texts.shared : texts.shared + _DIGITS].encode()
+    if digits.translate(None, texts.digits):
+        # It has others than the ends of the bin.
+        texts = _bin(bounds[i - 1], bounds[i], digits)
+    return _on_the_way(texts.low, texts.high, _as_fraction(digits, texts.least, texts.most))
+
+
+def _bin(low: str, high: str, between: bytes = b"") -> TextBin:
+    """`between`: the digits of a text between the two."""
+    differ = [i for i, (one, other) in enumerate(zip(low, high, strict=False)) if one != other]
+    shared = differ[0] if differ else min(len(low), len(high))
+    ends = [text[shared : shared + _DIGITS].encode() for text in (low, high)]
+    seen = b"".join([*ends, between])
     least, most = min(seen, default=0), max(seen, default=0)
     for first, last in (b"AZ", b"az", b"09"):
         if least <= last and most >= first:
             least, most = min(least, first), max(most, last)
+    digits = bytes(range(least, most + 1))
     if most - least < 9:
         least, most = ord(" "), 127
-    return [_as_fraction(value[:_DIGITS], least, most) for value in values]
+    return TextBin(shared, digits, least, most, *[_as_fraction(end, least, most) for end in ends])
 
 
-def _as_fraction(value: bytes, least: int, most: int) -> float:
+def _as_fraction(digits: bytes, least: int, most: int) -> float:
     base = float(most - least + 1)
-    fraction, digit = 0.0, base
-    for byte in value:
-        fraction += (min(max(byte, least - 1), most + 1) - least) / digit
-        digit *= base
+    fraction, place = 0.0, base
+    for byte in digits[:_DIGITS]:
+        fraction += ((least - 1 if byte < least else most + 1 if byte > most else byte) - least) / place
+        place *= base
     return fraction
 
 
@@ -144,7 +150,12 @@ def _as_fraction(value: bytes, least: int, most: int) -> float:
 _FIXED_CHARACTER, _ANY_CHARACTER, _ANY_TEXT = 0.2, 0.9, 5.0
 # Fewer bounds than this are no sample; from so many on they are all that is asked.
 _LEAST_SAMPLE, _FULL_SAMPLE = 10, 100
+# No value that ANALYZE keeps is as long as what a longer pattern wants, and reading it takes long.
 _LONGEST = 4096
+# Wildcards, once escapes are gone: halves of a surrogate pair, which no text has.
+_TEXT, _CHARACTER = "\ud800", "\udc00"
+_WILDCARDS = {"%": _TEXT, "_": _CHARACTER}
+_MARKS = re.compile(r"\\(.?)|[%_]", re.DOTALL)
 
 
 class Pattern:
@@ -154,47 +165,100 @@ class Pattern:
     """
 
     def __init__(self, pattern: str, ignore_case: bool) -> None:
-        fixed, rest = _fixed_prefix(pattern)
+        marked = _MARKS.sub(lambda found: _WILDCARDS.get(found[0]) or found[1], pattern)
+        if ignore_case:
+            marked = lowered(marked)
+        self._ignore_case = ignore_case
+        self._marked = marked
+        self._parts = parts = marked.split(_TEXT)
+        fixed = parts[0].partition(_CHARACTER)[0]
         self.prefix = "" if ignore_case else fixed
         self._interval: Interval | None = None
-        if not ignore_case and rest in ("", "%"):
+        if not ignore_case and parts in ([fixed], [fixed, ""]):
             # A prefix and nothing else is an interval, which says more than a sample.
-            self._interval = (
-                Interval(fixed, True, _after(fixed), False) if rest else Interval(fixed, True, fixed, True)
-            )
-        # No value that ANALYZE keeps is as long as what such a pattern wants, and compiling it takes long.
-        short = len(pattern) <= _LONGEST
-        expression = _expression(pattern) if short else "(?!)"
-        self._matches = re.compile(expression, re.DOTALL | re.IGNORECASE * ignore_case).fullmatch
-        self._by_form = _by_form(pattern if ignore_case else rest)
+            whole = len(parts) == 1
+            self._interval = Interval(fixed, True, fixed if whole else _after(fixed), whole)
+        literal = max(marked.replace(_CHARACTER, _TEXT).split(_TEXT), key=len)
+        ending = parts[-1].rpartition(_CHARACTER)[2]
+        # The longest that every match has, and whether that is enough.
+        self._part = max(literal, ending and ending + END, fixed and END + fixed, key=len)
+        self._enough = len(parts) > 1 and "".join(parts) == literal
 
     def share(self, order: Distribution, others: float, distinct: float) -> float:
         """patternsel: the common values that match, and of the others what the histogram's bounds show."""
         if self._interval is not None:
             return self._interval.share(order, others, distinct)
+        texts = order.lowered if self._ignore_case else order.texts
         below: Sequence[float] = order.below
-        common: Any = order.common
-        share = sum([below[i + 1] - below[i] for i, text in enumerate(common) if self._matches(text)])
+        share = sum([below[i + 1] - below[i] for i in self._matching(texts.common)])
         if others <= 0.0:
             return share
-        bounds: Any = order.bounds
         weight, of_others = 0.0, 0.0
-        if len(bounds) >= _LEAST_SAMPLE:
-            weight = min(len(bounds) / _FULL_SAMPLE, 1.0)
-            of_others = weight * sum(map(bool, map(self._matches, bounds[1:-1]))) / (len(bounds) - 2)
-        of_others += (1.0 - weight) * self._by_form
+        if len(order.bounds) >= _LEAST_SAMPLE:
+            weight = min(len(order.bounds) / _FULL_SAMPLE, 1.0)
+            of_others = weight * len(self._matching(texts.inner)) / (len(order.bounds) - 2)
+        if weight < 1.0:
+            of_others += (1.0 - weight) * self._by_form
         return share + others * min(max(of_others, 0.0001), 0.9999)
 
+    def _matching(self, texts: Texts) -> Sequence[int]:
+        """The numbers of those that match."""
+        if len(self._marked) > _LONGEST:
+            return ()
+        found: Sequence[int]
+        if self.prefix and self._part[0] == END:
+            # Where the case matters, the texts are in order.
+            end = _after(self.prefix)
+            beyond = len(texts) if end is None else bisect_left(texts, END + end)
+            found = range(bisect_left(texts, END + self.prefix), beyond)
+        else:
+            found = texts.holding(self._part)
+        if self._enough or not found:
+            return found
+        matches = self._expression.fullmatch if _CHARACTER in self._marked else self._in_order
+        return [i for i in found if matches(texts[i][1:-1])]
 
-def _fixed_prefix(pattern: str) -> tuple[str, str]:
-    """What every match begins with, and the rest of the pattern."""
-    prefix = ""
-    at = 0
-    while at < len(pattern) and pattern[at] not in "%_":
-        at += pattern[at] == "\\"
-        prefix += pattern[at : at + 1]  # none after a last backslash, which PostgreSQL refuses
-        at += 1
-    return prefix, pattern[at:]
+    def _in_order(self, text: str) -> bool:
+        """Whether `text` matches if there is no `_`."""
+        first, *rest = self._parts
+        if not rest:
+            return text == first
+        *middle, last = rest
+        at, end = len(first), len(text) - len(last)
+        if at > end or not text.startswith(first) or not text.endswith(last):
+            return False
+        # Each part between two `%` is taken where it first occurs.
+        for part in filter(None, middle):
+            at = text.find(part, at, end)
+            if at < 0:
+                return False
+            at += len(part)
+        return True
+
+    @cached_property
+    def _expression(self) -> re.Pattern[str]:
+        """The regular expression that matches what `LIKE` does.
+
+        Each part between two `%` is taken where it first occurs, and never again elsewhere: trying all places
+        of k parts in n characters would take n ** k steps, while nothing else of the process goes on.
+        """
+        first, *rest = [re.escape(part).replace(_CHARACTER, ".") for part in self._parts]
+        expression = first
+        if rest:
+            *middle, last = rest
+            expression += "".join(f"(?>.*?{one})" for one in middle if one) + ".*" + last
+        return re.compile(expression, re.DOTALL)
+
+    @cached_property
+    def _by_form(self) -> float:
+        """like_selectivity: a guess by the pattern alone."""
+        share = 1.0
+        for character in self._marked[len(self.prefix) :].lstrip(_TEXT + _CHARACTER):
+            if character == _TEXT:
+                share *= _ANY_TEXT
+            else:
+                share *= _ANY_CHARACTER if character == _CHARACTER else _FIXED_CHARACTER
+        return min(share, 1.0)
 
 
 def _after(prefix: str) -> str | None:
@@ -205,30 +269,3 @@ def _after(prefix: str) -> str | None:
     # What follows is no character: the halves of a surrogate pair cannot be sent.
     last = ord(prefix[-1]) + 1
     return prefix[:-1] + chr(0xE000 if 0xD800 <= last < 0xE000 else last)
-
-
-def _expression(pattern: str) -> str:
-    """The regular expression that matches what `LIKE` does.
-
-    Each part between two `%` is taken where it first occurs, and never again elsewhere: trying all places of
-    k parts in n characters would take n ** k steps, while nothing else of the process goes on.
-    """
-    parts = [""]
-    for part in re.findall(r"\\.|.", pattern, re.DOTALL):
-        if part == "%":
-            parts.append("")
-        else:
-            parts[-1] += "." if part == "_" else re.escape(part[-1])
-    first, *rest = parts
-    if not rest:
-        return first
-    *middle, last = rest
-    return first + "".join(f"(?>.*?{one})" for one in middle if one) + ".*" + last
-
-
-def _by_form(pattern: str) -> float:
-    """like_selectivity: a guess by the pattern alone."""
-    share = 1.0
-    for part in re.findall(r"\\.|.", pattern.lstrip("%_"), re.DOTALL):
-        share *= _ANY_TEXT if part == "%" else _ANY_CHARACTER if part == "_" else _FIXED_CHARACTER
-    return min(share, 1.0)

@@ -15,7 +15,7 @@ conditions that are unknown.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from decimal import Decimal
 from itertools import product
 from math import prod
@@ -28,7 +28,6 @@ from router.query.histogram import EVERYTHING, Interval, Pattern
 from router.query.metadata import may_be_index
 from router.query.statistics import (
     CombinedStatistics,
-    Distribution,
     FilterIndex,
     Lookup,
     PathStatistics,
@@ -89,8 +88,7 @@ class PreparedFilter:
     """A filter, ready to be estimated for several shards."""
 
     def __init__(self, filter: Filter) -> None:
-        prepared = _prepared(filter)
-        self._root = prepared if isinstance(prepared, _Compound) else _All([prepared])
+        self._root = _prepared(filter)
 
     def estimate(self, table: TableStatistics) -> Estimate:
         """The share of the table's rows that the filter keeps, and the share that an index for it brings."""
@@ -119,13 +117,24 @@ class _Condition:
 
     def read(self, table: TableStatistics) -> tuple[Share, _Found | None]:
         """The share that it keeps, and the share that the cheapest index for it brings."""
-        return self.share(table), None
+        share = self.share(table)
+        if self.lookup is not None and (indexes := table.serving.get(self.lookup)):
+            return share, _Found(share, (indexes[0].name,))
+        return share, None
 
 
 def _prepared(filter: Filter) -> _Condition:
+    if isinstance(filter, Compare):
+        field, value = filter.field, filter.value
+        if filter.op == "=":
+            return _equal(field, (value,))
+        return _within(field, json_kind(value), EVERYTHING.narrowed(filter.op, position(value)))
     match filter:
+        case In(field, values):
+            return _equal(field, values)
         case And(parts):
-            return _All([*_conditions(parts)])
+            conditions = _conditions(parts)
+            return conditions[0] if len(conditions) == 1 else _All(conditions)
         case Or(parts):
             return _Any([*_alternatives(parts)])
         case Not(Exists(field)):
@@ -137,31 +146,29 @@ def _prepared(filter: Filter) -> _Condition:
         case Exists(field):
             return _Complement(_Missing(_place(field)))
         case Like(field, pattern, ignore_case):
-            return _Matches(field, Pattern(pattern, ignore_case))
-        case In(field, values):
-            return _equal(field, values)
-        case Compare(field, "=", value):
-            return _equal(field, [value])
-        case Compare(field, op, value):
-            return _Within(field, json_kind(value), EVERYTHING.narrowed(op, position(value)))
+            return _like(field, Pattern(pattern, ignore_case))
 
 
-def _conditions(parts: Iterable[Filter]) -> Iterable[_Condition]:
+def _conditions(parts: Iterable[Filter]) -> list[_Condition]:
     """Of a conjunction; all bounds of one value are one condition."""
-    ranges: dict[tuple[Place, type], _Within] = {}
-    for part in parts:
-        if type(part) is And:
-            nested = [*_conditions(part.parts)]
+    conditions: list[_Condition] = []
+    ranges: dict[tuple[Place, type], tuple[Field, Interval]] = {}
+    for part in _flat(parts):
+        if isinstance(part, Compare) and part.op != "=":
+            field, value = part.field, part.value
+            key = _place(field), json_kind(value) if field.column is None else object
+            known = ranges[key][1] if key in ranges else EVERYTHING
+            ranges[key] = field, known.narrowed(part.op, position(value))
         else:
-            nested = [_prepared(part)]
-        for condition in nested:
-            if not isinstance(condition, _Within):
-                yield condition
-            elif (known := ranges.get(condition.key)) is not None:
-                known.interval = known.interval.and_(condition.interval)
-            else:
-                ranges[condition.key] = condition
-    yield from ranges.values()
+            conditions.append(_prepared(part))
+    for (_, kind), (field, interval) in ranges.items():
+        conditions.append(_within(field, kind, interval))
+    return conditions
+
+
+def _flat(parts: Iterable[Filter]) -> Iterable[Filter]:
+    """The parts, and those of conjunctions among them."""
+    return [one for part in parts for one in (_flat(part.parts) if isinstance(part, And) else (part,))]
 
 
 def _alternatives(parts: Iterable[Filter]) -> Iterable[_Condition]:
@@ -171,16 +178,18 @@ def _alternatives(parts: Iterable[Filter]) -> Iterable[_Condition]:
     missing: dict[Place, _Condition] = {}
     for part in parts:
         condition = _prepared(part)
-        if isinstance(condition, _Equals):
+        if type(part) is And:
+            yield condition
+        elif isinstance(condition, _Equals):
             equal.setdefault(condition.column, []).extend(condition.keys)
         elif isinstance(condition, _Missing):
-            missing[condition.place] = _All([condition])
+            missing[condition.place] = condition
         elif isinstance(condition, _Ordered):
-            values.setdefault(condition.key[0], []).append(_All([condition]))
+            values.setdefault(condition.place, []).append(condition)
         else:
-            yield condition if isinstance(condition, _Compound) else _All([condition])
+            yield condition
     for column, keys in equal.items():
-        values.setdefault(column, []).append(_All([_Equals(column, [*dict.fromkeys(keys)])]))
+        values.setdefault(column, []).append(_Equals(column, [*dict.fromkeys(keys)]))
     for place, conditions in values.items():
         if place in missing:
             present = conditions[0] if len(conditions) == 1 else _Any(conditions)
@@ -194,6 +203,11 @@ def _place(field: Field) -> Place:
     return field.path if field.column is None else field.column.column
 
 
+def _fewer(one: Share, other: Share) -> bool:
+    """Fewer at most, or else at least: what is known to bring few comes before what may."""
+    return one[1] < other[1] or (one[1] == other[1] and one[0] < other[0])
+
+
 def _clamped(share: float) -> float:
     return 0.0 if share < 0.0 else 1.0 if share > 1.0 else share
 
@@ -204,45 +218,56 @@ def _clamped(share: float) -> float:
 class _Compound(_Condition):
     """What knows of itself which indexes serve it."""
 
+    def read(self, table: TableStatistics) -> tuple[Share, _Found | None]:
+        return self.share(table), None
+
 
 class _All(_Compound):
     """clauselist_selectivity: as if conditions were independent, unless extended statistics know better."""
 
     def __init__(self, parts: Sequence[_Condition]) -> None:
         self._parts = parts
+        self._every = range(len(parts))
         self._lookups: dict[Lookup, list[int]] = {}
+        # Equalities with each column, and the column of each condition that is one.
+        self._keys: dict[str, Sequence[object]] = {}
+        self._columns: list[str | None] = []
         for i, part in enumerate(parts):
             if part.lookup is not None:
                 self._lookups.setdefault(part.lookup, []).append(i)
+            if isinstance(part, _Equals):
+                self._columns.append(part.column)
+                self._keys.setdefault(part.column, part.keys)
+            else:
+                self._columns.append(None)
+        # Whether an index of one key can serve no more than one condition.
+        self._apart = len({lookup.place for lookup in self._lookups}) == len(self._lookups)
 
     def share(self, table: TableStatistics) -> Share:
-        return self._product(range(len(self._parts)), [part.share(table) for part in self._parts], table)
+        return self._product(self._every, [part.share(table) for part in self._parts], table, {})
 
     def read(self, table: TableStatistics) -> tuple[Share, _Found | None]:
-        if len(self._parts) == 1:
-            return self._read_one(self._parts[0], table)
         shares: list[Share] = []
-        found: list[_Found] = []
+        best: _Found | None = None
         for part in self._parts:
-            share, within = part.read(table)
+            if isinstance(part, _Compound):
+                share, found = part.read(table)
+                if found is not None and (best is None or _fewer(found.share, best.share)):
+                    best = found
+            else:
+                share = part.share(table)
             shares.append(share)
-            if within is not None:
-                found.append(within)
-        indexes = {index.name: index for key in self._lookups for index in table.serving.get(key, ())}
-        found += [
-            _Found(self._product(self._served(index), shares, table), (name,))
-            for name, index in indexes.items()
-        ]
-        # One that is known to bring few before one that may.
-        best = min(found, key=lambda one: (one.share[1], one.share[0])) if found else None
-        return self._product(range(len(shares)), shares, table), best
-
-    def _read_one(self, part: _Condition, table: TableStatistics) -> tuple[Share, _Found | None]:
-        """What most filters are, and most parts of others."""
-        share, within = part.read(table)
-        if part.lookup is not None and (indexes := table.serving.get(part.lookup)):
-            return share, _Found(share, (indexes[0].name,))
-        return share, within
+        together: dict[tuple[str, ...], float] = {}
+        for lookup, numbers in self._lookups.items():
+            for index in table.serving.get(lookup, ()):
+                served = numbers if self._apart and len(index.keys) == 1 else self._served(index)
+                if len(served) == 1:
+                    share = shares[served[0]]
+                else:
+                    share = self._product(served, shares, table, together)
+                if best is None or _fewer(share, best.share):
+                    best = _Found(share, (index.name,))
+        return self._product(self._every, shares, table, together), best
 
     def _served(self, index: FilterIndex) -> list[int]:
         """Numbers of the conditions that decide which part of the index is read."""
@@ -258,22 +283,31 @@ class _All(_Compound):
                 break
         return served
 
-    def _product(self, numbers: Sequence[int], shares: Sequence[Share], table: TableStatistics) -> Share:
-        if len(numbers) == 1:
-            return shares[numbers[0]]
+    def _product(
+        self,
+        numbers: Sequence[int],
+        shares: Sequence[Share],
+        table: TableStatistics,
+        together: dict[tuple[str, ...], float],
+    ) -> Share:
+        """`together` keeps what extended statistics say of equalities with these columns."""
+        columns = self._columns if table.combined else None
+        alone: dict[str, float] = {}
         least = most = 1.0
-        equalities: dict[str, tuple[_Equals, float]] = {}
         for i in numbers:
             low, high = shares[i]
-            part = self._parts[i]
-            if table.combined and isinstance(part, _Equals) and low == high and part.column not in equalities:
-                equalities[part.column] = part, low
-                continue
-            least *= low
-            most *= high
-        if equalities:
-            together = _together(equalities, table)
-            return least * together, most * together
+            if columns is None or (column := columns[i]) is None or low != high or column in alone:
+                least *= low
+                most *= high
+            else:
+                alone[column] = low
+        if alone:
+            names = (*alone,)
+            share = together.get(names)
+            if share is None:
+                share = together[names] = _together(alone, self._keys, table)
+            least *= share
+            most *= share
         return least, most
 
 
@@ -288,7 +322,7 @@ class _Any(_Compound):
 
     def read(self, table: TableStatistics) -> tuple[Share, _Found | None]:
         shares: list[Share] = []
-        names: set[str] = set()
+        names: list[str] = []
         least = most = 0.0
         served = bool(self._parts)
         for part in self._parts:
@@ -299,11 +333,11 @@ class _Any(_Compound):
             else:
                 least += found.share[0]
                 most += found.share[1]
-                names.update(found.names)
+                names += found.names
         share = self._either(shares)
         if not served:
             return share, None
-        return share, _Found((_clamped(least), _clamped(most)), tuple(sorted(names)))
+        return share, _Found((_clamped(least), _clamped(most)), tuple(sorted(set(names))))
 
     def _either(self, shares: Sequence[Share]) -> Share:
         least = most = 0.0
@@ -450,11 +484,14 @@ class _Missing(_Condition):
 class _Ordered(_Condition):
     """What is read from the order of the values: of a column, or of those of one kind in the metadata."""
 
-    def __init__(self, place: Place, kind: type) -> None:
-        self.key = place, kind
+    def __init__(self, place: Place, kind: type, kept: Interval | Pattern, lookup: Lookup | None) -> None:
+        self.place = place
+        self.lookup = lookup
+        self._kind = kind
+        self._kept = kept
 
     def share(self, table: TableStatistics) -> Share:
-        place, kind = self.key
+        place = self.place
         if isinstance(place, str):
             column = table.columns.get(place)
             if column is None:
@@ -464,57 +501,48 @@ class _Ordered(_Condition):
             path = table.paths.get(place)
             if path is None:
                 return _UNKNOWN
-            order = path.orders[kind]
+            order = path.orders[self._kind]
             # What the bounds of this kind stand for.
             others = path.others * len(order.bounds) / path.sample if path.sample else 0.0
             distinct = path.distinct_others
         if len(order.bounds) < 2:
             # Of those that are not common, nothing is known but how many they are.
-            common = self._of(order, 0.0, distinct)
+            common = self._kept.share(order, 0.0, distinct)
             return _clamped(common), _clamped(common + others)
-        share = _clamped(self._of(order, others, distinct))
+        share = _clamped(self._kept.share(order, others, distinct))
         return share, share
 
-    def _of(self, order: Distribution, others: float, distinct: float) -> float:
-        raise NotImplementedError
+
+def _within(field: Field, kind: type, interval: Interval) -> _Ordered:
+    place = _place(field)
+    if field.column is not None:
+        return _Ordered(place, kind, interval, Lookup(place, "range"))
+    of = _typed(field, [kind()])
+    # Texts of the metadata are compared as such, and not as jsonb, which is what a btree has there.
+    served = kind is not str or of is not None
+    return _Ordered(place, kind, interval, Lookup(place, "range", of) if served else None)
 
 
-class _Within(_Ordered):
-    def __init__(self, field: Field, kind: type, interval: Interval) -> None:
-        super().__init__(_place(field), kind if field.column is None else object)
-        self.interval = interval
-        of = _typed(field, [kind()])
-        # Texts of the metadata are compared as such, and not as jsonb, which is what a btree has there.
-        if field.column is not None or kind is not str or of is not None:
-            self.lookup = Lookup(self.key[0], "range", of)
-
-    def _of(self, order: Distribution, others: float, distinct: float) -> float:
-        return self.interval.share(order, others, distinct)
-
-
-class _Matches(_Ordered):
-    def __init__(self, field: Field, pattern: Pattern) -> None:
-        super().__init__(_place(field), str)
-        self._pattern = pattern
-        if pattern.prefix:
-            self.lookup = Lookup(self.key[0], "prefix", _typed(field, [""]))
-
-    def _of(self, order: Distribution, others: float, distinct: float) -> float:
-        return self._pattern.share(order, others, distinct)
+def _like(field: Field, pattern: Pattern) -> _Ordered:
+    place = _place(field)
+    lookup = Lookup(place, "prefix", _typed(field, [""])) if pattern.prefix else None
+    return _Ordered(place, str, pattern, lookup)
 
 
 # --- extended statistics ---
 
 
-def _together(equalities: dict[str, tuple[_Equals, float]], table: TableStatistics) -> float:
-    """statext_clauselist_selectivity: by the columns' common combinations, then by what decides what."""
-    alone = {name: share for name, (_, share) in equalities.items()}
+def _together(alone: dict[str, float], keys: Mapping[str, Sequence[object]], table: TableStatistics) -> float:
+    """statext_clauselist_selectivity: by the columns' common combinations, then by what decides what.
+
+    `alone` are the shares of equalities with these columns; it is used up.
+    """
     share = 1.0
-    for known in table.combined:
+    for known in table.combined if len(alone) > 1 else ():
         if known.common and alone.keys() >= set(known.columns):
-            keys = [equalities[name][0].keys for name in known.columns]
-            share *= _by_combinations(known, keys, [alone.pop(name) for name in known.columns])
-    for known in table.combined:
+            values = [keys[name] for name in known.columns]
+            share *= _by_combinations(known, values, [alone.pop(name) for name in known.columns])
+    for known in table.combined if len(alone) > 1 else ():
         for given, decided, degree in known.dependencies:
             if decided in alone and alone.keys() >= set(given):
                 # clauselist_apply_dependencies
@@ -528,11 +556,15 @@ def _by_combinations(
     known: CombinedStatistics, keys: Sequence[Sequence[object]], alone: Sequence[float]
 ) -> float:
     """mcv_combine_selectivities: the combinations that match, and what the columns say of the others."""
-    if prod(map(len, keys)) <= len(known.common):
-        found = [known.common[one] for one in product(*keys) if one in known.common]
+    common = known.common
+    if prod(map(len, keys)) <= len(common):
+        found = [common[one] for one in product(*keys) if one in common]
     else:
         sets = [set(some) for some in keys]
-        found = [shares for one, shares in known.common.items() if all(map(set.__contains__, sets, one))]
-    share = sum([actual for actual, _ in found])
-    others = max(prod(alone) - sum([independent for _, independent in found]), 0.0)
-    return share + min(others, known.others)
+        found = [shares for one, shares in common.items() if all(map(set.__contains__, sets, one))]
+    share = independent = 0.0
+    for actual, as_if in found:
+        share += actual
+        independent += as_if
+    others = prod(alone) - independent
+    return share + min(others, known.others) if others > 0.0 else share

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 import math
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cached_property
 from itertools import accumulate
-from typing import Any, Literal, NamedTuple, TypeAlias
+from typing import Any, Literal, NamedTuple, Self, TypeAlias
 from uuid import UUID
 
 import msgspec
@@ -26,6 +27,7 @@ from shard_config.model import MetadataType
 from shard_config.times import DistantTime, days_of, microseconds_of
 
 __all__ = [
+    "END",
     "ColumnStatistics",
     "CombinedStatistics",
     "Distribution",
@@ -34,12 +36,15 @@ __all__ = [
     "PathStatistics",
     "Place",
     "TableStatistics",
+    "TextBin",
+    "Texts",
     "column_statistics",
     "distinct_values",
     "equal_key",
     "from_json",
     "json_key",
     "json_kind",
+    "lowered",
     "path_statistics",
     "position",
 ]
@@ -49,12 +54,68 @@ Place: TypeAlias = str | tuple[str, ...]
 Position: TypeAlias = float | int | str
 
 _FLOAT_BITS = 1000  # what is larger may be too large to divide by a float
+_JSON = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal)
 _JSON_KINDS = (Decimal, str, bool)
 _ROUNDED = 1e-5
+# What `str.lower` makes two characters of, or one of two by what follows.
+_LOWERED = {ord("İ"): "i", ord("Σ"): "σ"}
+# Between texts, which cannot have it.
+END = "\0"
+# One search through all texts takes half as long as one in each, and 0.3 us more for each that has the part.
+# Measured on 800 texts of 30 characters: 17 us where none has it, 35 to 48 by one search in each.
+_FEW = 8
 _NAN = "NaN"  # equal to itself, as PostgreSQL has it
 
 
-class Distribution(msgspec.Struct, frozen=True):
+class TextBin(NamedTuple):
+    """Two neighbouring bounds of a histogram of texts, as fractions with the digits `least` to `most`.
+
+    `shared` is how many characters they begin with alike; the bytes of any text between the two are `digits`
+    of this base, or it takes another.
+    """
+
+    shared: int
+    digits: bytes
+    least: int
+    most: int
+    low: float
+    high: float
+
+
+class Texts(tuple[str, ...]):
+    """Texts to be looked through for a part of them, each between two END."""
+
+    def __new__(cls, texts: Iterable[str]) -> Self:
+        return super().__new__(cls, [f"{END}{text}{END}" for text in texts])
+
+    def __init__(self, _: Iterable[str]) -> None:
+        self._all = "".join(self)
+        self._begins = [*accumulate(map(len, self), initial=0)]
+
+    def holding(self, part: str) -> Sequence[int]:
+        """The numbers of those that have this part."""
+        if not part:
+            return range(len(self))
+        found: list[int] = []
+        at = 0
+        while len(found) < _FEW:
+            at = self._all.find(part, at)
+            if at < 0:
+                return found
+            after = bisect_right(self._begins, at)
+            found.append(after - 1)
+            at = self._begins[after]
+        return [i for i, text in enumerate(self) if part in text]
+
+
+class Sample(NamedTuple):
+    """Of a distribution of texts: the common ones, and the bounds of the histogram but for the outermost."""
+
+    common: Texts
+    inner: Texts
+
+
+class Distribution(msgspec.Struct, frozen=True, dict=True):
     """Values of one kind in their order: the common ones with their shares, and a histogram of the others.
 
     Attributes:
@@ -69,6 +130,25 @@ class Distribution(msgspec.Struct, frozen=True):
     below: tuple[float, ...] = (0.0,)
     bounds: tuple[Position, ...] = ()
     quantiles: bool = True
+
+    @cached_property
+    def bins(self) -> dict[int, TextBin]:
+        """Those that estimates have looked into, by the number of their upper bound."""
+        return {}
+
+    @cached_property
+    def texts(self) -> Sample:
+        """Its values, which are texts."""
+        common: Any = self.common
+        inner: Any = self.bounds[1:-1]
+        return Sample(Texts(common), Texts(inner))
+
+    @cached_property
+    def lowered(self) -> Sample:
+        """Its texts in lower case."""
+        common: Any = self.common
+        inner: Any = self.bounds[1:-1]
+        return Sample(Texts(map(lowered, common)), Texts(map(lowered, inner)))
 
 
 class ColumnStatistics(msgspec.Struct, frozen=True):
@@ -218,6 +298,11 @@ def json_key(value: object) -> object:
     return ("boolean", value) if isinstance(value, bool) else digits_of(value)
 
 
+def lowered(text: str) -> str:
+    """`text` with each character in lower case by itself, as PostgreSQL compares texts without their case."""
+    return text.translate(_LOWERED).lower()
+
+
 def position(value: object) -> Position:
     """Where `value` stands in the order of its type; NaN is above all other numbers."""
     if value != value:
@@ -309,7 +394,8 @@ def path_statistics(
 
 def from_json(text: str) -> object:
     """The value, its numbers with all their digits."""
-    return json.loads(text, parse_float=Decimal, parse_int=Decimal)
+    value: object = _JSON.decode(text)
+    return value
 
 
 def json_kind(value: object) -> type:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
@@ -11,7 +12,7 @@ import pytest
 
 from router.query.filter import parse
 from router.query.histogram import Pattern
-from router.query.selectivity import Estimate, estimate
+from router.query.selectivity import Estimate, PreparedFilter, estimate
 from router.query.statistics import (
     CombinedStatistics,
     FilterIndex,
@@ -342,9 +343,107 @@ def test_hostile_statistics_do_no_harm() -> None:
 
 
 def test_a_pattern_with_many_wildcards_takes_no_longer_than_one_with_few() -> None:
-    text = "ab" * 63
+    order = column_statistics(0.0, 1, [("ab" * 63, 1.0)], []).order
     started = time.perf_counter()
-    for pattern in ("%_" * 12 + "%zz", "%a" * 40 + "%zz", "%" + "b" * 100_000):
-        assert not Pattern(pattern, ignore_case=False)._matches(text)
-        assert not Pattern(pattern, ignore_case=True)._matches(text)
+    # Each part of these occurs in the text, but not all of them in this order.
+    for pattern in ("%_" * 12 + "%a_b", "%a" * 64 + "%b", "%" + "b" * 100_000):
+        assert Pattern(pattern, ignore_case=False).share(order, 0.0, 1.0) == 0.0
+        assert Pattern(pattern, ignore_case=True).share(order, 0.0, 1.0) == 0.0
+    assert Pattern("%a" * 63 + "%b", ignore_case=True).share(order, 0.0, 1.0) == 1.0
     assert time.perf_counter() - started < 0.5
+
+
+@pytest.mark.parametrize("ignore_case", [False, True])
+@pytest.mark.parametrize(
+    ("pattern", "matching"),
+    [
+        ("%", {"", "a", "ab", "aB", "ba", "b%", "aab"}),
+        ("a%", {"a", "ab", "aB", "aab"}),
+        ("%a", {"a", "ba"}),
+        ("%ab%", {"ab", "aab"}),
+        ("%ba%", {"ba"}),
+        ("a%b", {"ab", "aab"}),
+        ("a%a%b", {"aab"}),
+        ("%a%a%", {"aab"}),
+        ("%a_b", {"aab"}),
+        ("_", {"a"}),
+        ("a_%", {"ab", "aB", "aab"}),
+        ("_%\\%", {"b%"}),
+        ("ab", {"ab"}),
+        ("", {""}),
+        ("%%%", {"", "a", "ab", "aB", "ba", "b%", "aab"}),
+        ("%aba%", set()),
+    ],
+)
+def test_a_pattern_keeps_the_texts_that_like_would(
+    pattern: str, matching: set[str], ignore_case: bool
+) -> None:
+    texts = ["", "a", "ab", "aB", "ba", "b%", "aab"]
+    if ignore_case:
+        pattern = pattern.upper()
+        matching = matching | ({"aB"} if "ab" in matching else set())
+    known = column_statistics(0.0, len(texts), [(text, 2.0**i / 127) for i, text in enumerate(texts)], [])
+    kept = Pattern(pattern, ignore_case).share(known.order, 0.0, 1.0)
+    assert kept == pytest.approx(sum(2.0**i / 127 for i, text in enumerate(texts) if text in matching))
+
+
+def test_lower_case_is_that_of_each_character() -> None:
+    texts = ["İZMİR", "ΟΔΟΣ", "ΣΟΦΙΑ"]
+    order = column_statistics(0.0, 3, [(text, 0.25) for text in texts], []).order
+    for pattern, share in [("%izmir%", 0.25), ("%σ%", 0.5), ("%Σ", 0.25), ("σοφ%", 0.25)]:
+        assert Pattern(pattern, ignore_case=True).share(order, 0.0, 1.0) == share
+
+
+def of_shard(number: int) -> TableStatistics:
+    """As many values of each column as ANALYZE keeps, other ones on each shard."""
+    names = [f"item {i * 7919 % 10_000:04} of {number}" for i in range(201)]
+    prices = [float(i * 17 + number) for i in range(201)]
+    return TableStatistics(
+        rows=250_000,
+        counted=True,
+        pages=9000,
+        toast_pages=0,
+        columns={
+            "category": column_statistics(0.0, 5000, [(n, 0.005) for n in names[:100]], sorted(names[100:])),
+            "price": column_statistics(0.0, 5000, [(p, 0.005) for p in prices[:100]], prices[100:]),
+            "active": column_statistics(0.0, 2, [(True, 0.6), (False, 0.4)], []),
+        },
+        combined=(CombinedStatistics(("category", "active"), common={(names[0], True): (0.005, 0.003)}),),
+        indexes=(BY_CATEGORY, BY_PRICE),
+    )
+
+
+@pytest.mark.parametrize(
+    ("filter", "most"),
+    [
+        ({"category": "item 0003"}, 60),
+        ({"category": {"$in": ["a", "b"]}}, 60),
+        ({"price": {"$gte": 700, "$lt": 2500}}, 150),
+        ({"category": {"$gte": "item 5"}}, 150),
+        ({"category": {"$like": "item 5%"}}, 230),
+        ({"category": {"$like": "%zz%"}}, 150),
+        ({"category": {"$like": "%tem 79%"}}, 220),
+        ({"category": {"$ilike": "%TEM 79%"}}, 220),
+        ({"category": "x", "price": {"$gte": 700}, "active": True}, 330),
+    ],
+)
+def test_an_estimate_does_not_ask_value_by_value(filter: dict[str, Any], most: int) -> None:
+    """Counted in calls of functions, for a search on four shards of which each has been estimated before."""
+    tables = [of_shard(number) for number in range(4)]
+    parsed = parse(COLLECTION, filter, Settings())
+    for table in tables:
+        estimate(parsed, table)
+    calls = 0
+
+    def count(_: Any, event: str, __: Any) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
+        prepared = PreparedFilter(parsed)
+        for table in tables:
+            prepared.estimate(table)
+    finally:
+        sys.setprofile(None)
+    assert calls <= most
