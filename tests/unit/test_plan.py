@@ -177,21 +177,20 @@ def test_behind_a_filter_large_shards_are_scanned_wider_unless_somebody_said_how
         measured = model.Tuned(0.97, 0.98, 0.975, k, 500, 3, 4, date(2026, 1, 1))
         return collection(search=replace(collection().search, tuned=measured))
 
-    assert [width(rows) for rows in (0, 5_000, 15_000, 125_000, 1e9)] == [40, 40, 80, 160, 497]
-    assert width(1e30) == 1000
+    assert [width(rows) for rows in (0, 2_500, 15_000, 125_000, 1e9)] == [40, 40, 80, 231, 240]
     narrow = collection(search=replace(collection().search, ef_search=20))
-    assert (width(2_000, narrow), width(5_000, narrow)) == (20, 39)
+    assert (width(500, narrow), width(2_500, narrow)) == (20, 33)
     assert width(125_000, filter=None) == 40
     assert width(125_000, ef_search=20) == 20
     assert width(125_000, k=200) == 400
     assert width(125_000, tuned(k=10)) == 40
-    assert width(125_000, tuned(k=5)) == 160
+    assert width(125_000, tuned(k=5)) == 231
 
 
 def test_a_wider_scan_behind_a_filter_wants_no_more_rows_that_match() -> None:
     filtered = query(collection(index=QUANTIZED), filter=CHEAP)
     small, large = (plan_search(filtered, shard_map(), rows=rows) for rows in (0, 125_000))
-    assert (small.ef_search, large.ef_search) == (40, 160)
+    assert (small.ef_search, large.ef_search) == (40, 231)
     assert small.candidates == large.candidates == 40
 
 
