@@ -12,7 +12,7 @@ import msgspec
 
 from bench import tuning
 from bench.datasets import Dataset
-from bench.generators import Closed, Load, Open, Slice
+from bench.generators import Closed, Event, Load, Open, Slice
 from bench.interleave import interleave
 from bench.resources import Usage, usage
 from bench.sample import Sample
@@ -130,10 +130,13 @@ class Context:
         pids = () if pid is None else (pid,)
         readings: list[tuple[Usage, Usage]] = []
 
-        def read() -> None:
-            readings.append((usage(pids), usage(world.server_pids)))
+        def hear(event: Event) -> None:
+            if isinstance(event, Slice):
+                tick(event)
+            else:
+                readings.append((usage(pids), usage(world.server_pids)))
 
-        measured = measure(job, begin=read, end=read, tick=tick)
+        measured = measure(job, hear)
         recall = (truth or self.truth).recall_of(measured, self.dataset) if judged else None
         return Sample.of(measured, recall, *readings)
 

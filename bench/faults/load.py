@@ -194,7 +194,7 @@ async def running(world: World, router: Router, first_id: int) -> AsyncIterator[
     loop, began = asyncio.get_running_loop(), asyncio.Event()
     with generator(Job(spec, load, len(world.dataset.queries))) as started:
         measuring = asyncio.create_task(
-            asyncio.to_thread(started.follow, lambda: loop.call_soon_threadsafe(began.set))
+            asyncio.to_thread(started.follow, lambda _: loop.call_soon_threadsafe(began.set))
         )
         try:
             beginning = asyncio.create_task(began.wait())

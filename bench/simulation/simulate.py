@@ -19,7 +19,7 @@ import msgspec
 import numpy as np
 
 from bench.errors import SearchError
-from bench.generators import Load, Measured, Open, Target, generate
+from bench.generators import Event, Load, Measured, Open, Target, generate
 from bench.percentiles import Latencies
 from bench.simulation.hosts import Host, Process
 from bench.simulation.model import Costs, Result, System
@@ -63,9 +63,7 @@ async def _run(system: System, costs: Costs, load: Load, timeout: float, seed: i
     if system.others:
         beside.append(asyncio.create_task(_replay(world)))
     try:
-        measured = await generate(
-            target, load, queries=_QUERIES, k=0, begin=target.begin, end=target.end, clock=world.clock
-        )
+        measured = await generate(target, load, queries=_QUERIES, k=0, tell=target.hear, clock=world.clock)
     finally:
         for task in beside:
             task.cancel()
@@ -229,14 +227,14 @@ class _Simulated(Target):
         self._full += full
         return []
 
-    def begin(self) -> None:
-        self._coverage.clear()
-        self._full = 0
-        self._limits.clear()
-        self._before = self._counts()
-
-    def end(self) -> None:
-        self._after = self._counts()
+    def hear(self, event: Event) -> None:
+        if event == "began":
+            self._coverage.clear()
+            self._full = 0
+            self._limits.clear()
+            self._before = self._counts()
+        elif event == "ended":
+            self._after = self._counts()
 
     async def watch(self) -> None:
         while True:
