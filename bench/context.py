@@ -111,7 +111,6 @@ class Context:
         world: World,
         spec: TargetSpec,
         load: Load,
-        router: Router | None = None,
         *,
         judged: bool = True,
         queries: int | None = None,
@@ -120,14 +119,11 @@ class Context:
     ) -> Sample:
         """One measurement; the processor time of `world`'s servers is part of it, and that of who answers.
 
-        Over HTTP that is the process that `spec` names, or `router`.
-
         With `judged` False its answers are none to these queries, and have no recall; `queries` then says
         how many others there are. `truth` takes the place of the data set's own, where a filter changes it.
         """
         job = Job(spec, load, queries or len(self.dataset.queries))
-        pid = router.pid if router is not None else spec.pid if isinstance(spec, HttpSpec) else None
-        pids = () if pid is None else (pid,)
+        pids = (spec.pid,) if isinstance(spec, HttpSpec) and spec.pid is not None else ()
         readings: list[tuple[Usage, Usage]] = []
 
         def hear(event: Event) -> None:

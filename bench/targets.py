@@ -10,7 +10,8 @@ import base64
 import heapq
 import importlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 from operator import itemgetter
 from pathlib import Path
 from time import perf_counter
@@ -26,7 +27,7 @@ from bench.errors import SearchError
 from bench.generators import Target
 from bench.http_client import Connections, request_bytes
 from bench.percentiles import Latencies
-from router.postgres.driver import create_pool
+from router.postgres.driver import connect, create_pool
 
 __all__ = [
     "GatherSpec",
@@ -36,6 +37,7 @@ __all__ = [
     "ImportedSpec",
     "TargetSpec",
     "make",
+    "opened",
     "search_body",
 ]
 
@@ -71,6 +73,7 @@ class GatherSpec(msgspec.Struct, frozen=True, kw_only=True, tag="gather"):
         where: a condition in SQL, of a filtered search.
         settings: of the connections, beside the width.
         exact: whether every row that matches is compared, past the vector index.
+        pooled: whether each node has a pool, or one connection for a caller that waits for each answer.
     """
 
     dsns: list[str]
@@ -80,6 +83,7 @@ class GatherSpec(msgspec.Struct, frozen=True, kw_only=True, tag="gather"):
     where: str = ""
     settings: dict[str, str] = {}
     exact: bool = False
+    pooled: bool = True
     k: int = 10
     ef_search: int | None = None
 
@@ -97,6 +101,8 @@ class ImportedSpec(msgspec.Struct, frozen=True, kw_only=True, tag="imported"):
     options: dict[str, Any] = {}
 
 
+_CONNECT_SECONDS = 10.0
+_CLOSE_SECONDS = 10.0
 # What may have answered a search, by what its answer says of caches.
 TIERS = ("l1", "l2", "miss", "bypass")
 
@@ -113,6 +119,17 @@ def make(spec: TargetSpec) -> Target:
     module, _, name = spec.target.partition(":")
     imported: Target = getattr(importlib.import_module(module), name)(spec, queries)
     return imported
+
+
+@asynccontextmanager
+async def opened(spec: TargetSpec) -> AsyncIterator[Target]:
+    """The target during the block, connected."""
+    target = make(spec)
+    try:
+        await target.open()
+        yield target
+    finally:
+        await asyncio.wait_for(target.close(), _CLOSE_SECONDS)
 
 
 class _Hit(msgspec.Struct):
@@ -213,7 +230,7 @@ class GatherTarget(Target):
     def __init__(self, spec: GatherSpec, queries: Vectors) -> None:
         self._spec = spec
         self._queries = [np.array(vector) for vector in queries]
-        self._pools: list[asyncpg.Pool] = []
+        self._nodes: list[asyncpg.Pool | asyncpg.Connection] = []
         distance = f"embedding {spec.operator} $1"
         self._sql = (
             f"SELECT id, {distance} AS distance FROM {spec.table}"
@@ -229,18 +246,22 @@ class GatherTarget(Target):
         if self._spec.ef_search is not None:
             settings["hnsw.ef_search"] = str(self._spec.ef_search)
         for dsn in self._spec.dsns:
-            pool = await create_pool(dsn, init=register_vector, server_settings=settings)
-            self._pools.append(pool)
+            if self._spec.pooled:
+                self._nodes.append(await create_pool(dsn, init=register_vector, server_settings=settings))
+            else:
+                connection = await connect(dsn, timeout=_CONNECT_SECONDS, server_settings=settings)
+                self._nodes.append(connection)
+                await register_vector(connection)
 
     async def search(self, query: int) -> Sequence[int]:
         vector = self._queries[query]
         try:
-            parts = await asyncio.gather(*(pool.fetch(self._sql, vector) for pool in self._pools))
+            parts = await asyncio.gather(*(node.fetch(self._sql, vector) for node in self._nodes))
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
             raise SearchError(f"{type(exc).__name__}: {exc}") from exc
         merged = heapq.merge(*parts, key=itemgetter(1))
         return [row[0] for row, _ in zip(merged, range(self._spec.k), strict=False)]
 
     async def close(self) -> None:
-        for pool in self._pools:
-            pool.terminate()
+        for node in self._nodes:
+            node.terminate()

@@ -21,7 +21,7 @@ import uvloop
 
 from bench.errors import BenchError
 from bench.generators import Event, Load, Measured, Tell, generate
-from bench.targets import TargetSpec, make
+from bench.targets import TargetSpec, opened
 
 __all__ = ["Generator", "Job", "generator", "main", "measure"]
 
@@ -139,12 +139,8 @@ async def _run(job: Job) -> Measured:
     stop = asyncio.Event()
     arguments = (asyncio.get_running_loop(), stop)
     threading.Thread(target=_listen, args=arguments, daemon=True).start()
-    target = make(job.target)
-    try:
-        await target.open()
+    async with opened(job.target) as target:
         return await generate(target, job.load, queries=job.queries, k=job.target.k, tell=_tell, stop=stop)
-    finally:
-        await asyncio.wait_for(target.close(), 10)
 
 
 def _tell(event: Event | Measured | _Failed) -> None:
