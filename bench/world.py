@@ -40,15 +40,15 @@ from router.query.sizes import Layout
 from router.query.types import SearchQuery
 from router.query.wire import to_wire
 from shard_config import load as load_map
+from shard_config.model import Metric
 
-__all__ = ["COLLECTION", "COPIED", "SINGLE", "Router", "World", "open_world"]
+__all__ = ["COLLECTION", "COPIED", "SINGLE", "Router", "World", "map_entry", "open_world"]
 
 # Sharded over all nodes, a name for a table on one of them, and sharded but empty and without an index.
 COLLECTION = "items"
 SINGLE = "single"
 COPIED = "copied"
 
-_BUCKETS = 64
 # A command that runs long says how far it is; it is passed on this often.
 _LISTEN = 0.5
 # What decides how fast a search is, and what a load costs.
@@ -274,7 +274,9 @@ def open_world(
         names = [*loaded, COPIED] if copied else loaded
         collections = folder / "collections.yaml"
         made = {
-            name: {**_collection(name, dataset, placed.get(name, shards)), **(fields or {})} for name in names
+            name: map_entry(name, dataset.dimensions, dataset.metric, placed.get(name, shards))
+            | dict(fields or {})
+            for name in names
         }
         collections.write_text(yaml.safe_dump({"collections": made}, sort_keys=False))
         say(f"starting {shards} shards with {replicas} replicas each")
@@ -290,21 +292,18 @@ def open_world(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _collection(name: str, dataset: Dataset, shards: int) -> dict[str, Any]:
-    vector = {
-        "column": "embedding",
-        "type": "vector",
-        "dimensions": dataset.dimensions,
-        "metric": str(dataset.metric),
-    }
-    edges = [i * _BUCKETS // shards for i in range(shards + 1)]
-    placement = {f"s{i}": [f"{edges[i]}-{edges[i + 1] - 1}"] for i in range(shards)}
-    sharding = {"strategy": "hash", "key": "id", "buckets": _BUCKETS, "placement": placement}
+def map_entry(name: str, dimensions: int, metric: Metric, shards: int) -> dict[str, Any]:
+    """What a shard map says of a collection whose rows are spread over the first so many shards."""
     return {
         "table": f"public.{name}",
         "id": {"column": "id", "type": "bigint"},
-        "vector": vector,
-        "sharding": sharding,
+        "vector": {"dimensions": dimensions, "metric": str(metric)},
+        "sharding": {
+            "strategy": "hash",
+            "key": "id",
+            "buckets": shards,
+            "placement": {f"s{i}": [i] for i in range(shards)},
+        },
         # Longer than any run: what is cached stays so while hits are measured.
         "cache": {"ttl": "24h"},
     }
