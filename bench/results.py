@@ -141,6 +141,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     notes: list[str] = []
     samples: dict[str, list[Sample]] = {}
 
+    @property
+    def plots(self) -> list[Figure | Timeline]:
+        return [*self.figures, *self.timelines]
+
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):
     """An outcome with its circumstances; `began` is ISO 8601 in UTC, `command` made it."""

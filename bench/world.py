@@ -7,6 +7,7 @@ started goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import shutil
@@ -319,12 +320,10 @@ def _wait(process: subprocess.Popen[bytes], log: Path, listen: Say) -> int | Non
     with log.open() as said:
         part = ""
         while True:
-            try:
-                status = process.wait(_LISTEN)
-            except subprocess.TimeoutExpired:
-                status = None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_LISTEN)
             *lines, part = (part + said.read()).split("\n")
             for line in lines:
                 listen(line)
-            if status is not None or time.monotonic() > deadline:
-                return status
+            if process.returncode is not None or time.monotonic() > deadline:
+                return process.returncode

@@ -11,12 +11,12 @@ from contextlib import ExitStack
 
 import msgspec
 import numpy as np
+import uvloop
 
 from bench.bare import BARE, L1_HITS, L2_HITS, hits_and_bare
 from bench.cachecost import lookup_seconds, redis_gets
 from bench.context import Context
 from bench.interleave import Spread, spread
-from bench.memory import distinct
 from bench.percentiles import Latencies
 from bench.results import Cell, Figure, Metric, Outcome, Series, Table
 from bench.sample import Sample
@@ -80,7 +80,7 @@ def _popular(
 ) -> dict[str, list[Sample]]:
     path = world.folder / "popular.npy"
     # Other queries for each exponent, or the last one's answers would be hits of this one.
-    np.save(path, distinct(context.dataset, count, seed=int(1000 * exponent)))
+    np.save(path, context.dataset.distinct(count, seed=int(1000 * exponent)))
     specs: dict[str, TargetSpec] = {
         name: world.http(router, queries=str(path), cache=name != _NONE, ef_search=_EF_SEARCH, tiers=True)
         for name, router in routers.items()
@@ -102,7 +102,8 @@ def _hits(
     """Samples of hits alone by one client, and the seconds of the bare costs."""
     with hits_and_bare(world, routers[_L1], routers[_L2], _EF_SEARCH) as (specs, size_bytes):
         hits = context.compare(world, specs, context.closed(1), "hits alone", unjudged=[BARE])
-    gets = redis_gets(world.cluster.redis_url, size_bytes, context.options.seconds)
+    # Under the loop that the router has.
+    gets = uvloop.run(redis_gets(world.cluster.redis_url, size_bytes, context.options.seconds))
     return hits, {**lookup_seconds(len(world.dataset.queries)), "Redis GET": gets.at(50)}
 
 

@@ -10,17 +10,21 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 
+import numpy as np
+
 from bench import inside
 from bench.bare import BARE, L1_HITS, L2_HITS, hits_and_bare
 from bench.context import Context, Equal
 from bench.copying import Copying
+from bench.generators import Closed
 from bench.interleave import Spread, ratios, spread
-from bench.memory import fill_l1
 from bench.results import Metric, Outcome
 from bench.sample import Sample
+from bench.scrape import scrape
 from bench.summary import against, every_metric, over, samples_table, values
 from bench.targets import TIERS, TargetSpec
 from bench.world import Router, World
+from router.settings import Settings
 
 __all__ = ["run"]
 
@@ -29,6 +33,9 @@ _CLIENTS = 64
 _HTTP, _GATHER = "pgscatter", "direct gather"
 _SAME, _DEFAULT = "direct gather, the router's ef_search", "direct gather, not tuned"
 _HTTP1, _GATHER1 = "pgscatter, 1 client", "direct gather, 1 client"
+# An entry takes 1,500 bytes and its hits, so this many fill the default cache with k=10.
+_DISTINCT = 40_000
+_FILLING_SECONDS, _MOST_FILLINGS, _FULL = 10.0, 60, 0.98
 # A load of them takes some seconds.
 _LEAST_ROWS = 240_000
 
@@ -47,7 +54,7 @@ def run(context: Context) -> Outcome:
             loop = context.interleave(looped, "the same searches inside PostgreSQL")["loop"]
         with world.serve() as router:
             context.say("filling a router's L1")
-            full, share = fill_l1(context, world, router, clients)
+            full, share = _fill_l1(context, world, router, clients)
         copying = Copying(world, least_rows=0 if options.quick else _LEAST_ROWS)
         rows = context.interleave(
             {"load": copying.loaded, "copy": copying.copied}, "pgscatter load and raw COPY"
@@ -95,6 +102,23 @@ def _searches(context: Context, world: World, router: Router, clients: int, equa
             for name, (spec, count) in variants.items()
         }
         return context.interleave(measured, "searches")
+
+
+def _fill_l1(context: Context, world: World, router: Router, clients: int) -> tuple[Sample, float]:
+    """Distinct searches until the cache is full; the last sample, and how full it is from 0 to 1."""
+    path = world.folder / "distinct.npy"
+    np.save(path, world.dataset.distinct(_DISTINCT))
+    spec = world.http(router, queries=str(path), cache=True, ef_search=context.options.k)
+    size_bytes = Settings().l1_bytes
+    with context.display.meter("filling L1", size_bytes, "bytes") as meter:
+        for turn in range(_MOST_FILLINGS):
+            load = Closed(clients, _FILLING_SECONDS, 0.0, seed=turn)
+            sample = context.sample(world, spec, load, judged=False, queries=_DISTINCT)
+            held = scrape(router)["pgscatter_l1_bytes"]
+            meter.reach(int(held))
+            if held >= _FULL * size_bytes:
+                break
+    return sample, held / size_bytes
 
 
 def _searched(samples: Samples, clients: int, loop: list[float]) -> list[Metric]:

@@ -16,7 +16,6 @@ import numpy as np
 from bench.context import Context
 from bench.errors import BenchError
 from bench.generators import Open, Slice
-from bench.memory import distinct
 from bench.results import Cell, Figure, Metric, Outcome, Series, Table
 from bench.sample import Sample
 from bench.scrape import UNITS, state
@@ -58,7 +57,7 @@ def run(context: Context) -> Outcome:
     duration = options.duration or (_QUICK_DURATION if options.quick else _DURATION)
     with context.world() as world, world.serve(redis=True) as router:
         path = world.folder / "popular.npy"
-        np.save(path, distinct(context.dataset, _QUERIES))
+        np.save(path, context.dataset.distinct(_QUERIES))
         spec = world.http(router, queries=str(path), cache=True, ef_search=_EF_SEARCH)
         rate = options.open_loop[0] if options.open_loop else _half(context, world, spec)
         readings, sample = _watched(context, world, spec, router, rate, duration)
