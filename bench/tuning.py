@@ -56,11 +56,7 @@ def smallest(
 
 
 def ask(spec: TargetSpec, count: int) -> list[list[int]]:
-    """The answers to the first `count` queries, each asked once.
-
-    Raises:
-        BenchError: a search failed.
-    """
+    """The answers to the first `count` queries, each asked once; none may fail."""
     return asyncio.run(_ask(spec, count, lambda: None))
 
 

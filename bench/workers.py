@@ -118,11 +118,7 @@ def generator(job: Job) -> Iterator[Generator]:
 
 
 def measure(job: Job, tell: Tell = lambda _: None) -> Measured:
-    """Run `job` to its end, see `Generator.follow`.
-
-    Raises:
-        BenchError: it failed, or did not end.
-    """
+    """Run `job` to its end, see `Generator.follow`."""
     with generator(job) as started:
         return started.follow(tell)
 

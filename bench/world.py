@@ -186,11 +186,7 @@ class World:
         return Counter(row["id"] for row in asyncio.run(fetch(statement, *(n.dsn for n in self.primaries))))
 
     def command(self, *arguments: object, listen: Say = lambda _: None) -> None:
-        """Run `pgscatter ARGUMENTS`; `listen` gets what it prints, line by line as they come.
-
-        Raises:
-            BenchError: it failed.
-        """
+        """Run `pgscatter ARGUMENTS`; `listen` gets what it prints, line by line as they come."""
         words = [str(argument) for argument in arguments]
         log = self.folder / "command.log"
         log.write_bytes(b"")
@@ -205,11 +201,7 @@ class World:
     def ask(
         self, router: Router, query: int, *, collection: str = COLLECTION, **fields: Any
     ) -> tuple[bytes, dict[str, Any]]:
-        """One search by JSON: the answer as it came, and decoded.
-
-        Raises:
-            BenchError: it was refused.
-        """
+        """One search by JSON: the answer as it came, and decoded."""
         body = {"vector": self.dataset.queries[query].tolist(), "k": self.k, **fields}
         try:
             data = Client(router.url, timeout=_ASK_SECONDS).call("POST", search_path(collection), body)
@@ -261,9 +253,6 @@ def open_world(
     `spread` names further collections with the same rows on the first so many of the shards; with `copied`,
     there is an empty one without a vector index. Without `filled` all of them stay empty. `fields` are what
     the map says of a collection beyond that. Searches are for `k` rows.
-
-    Raises:
-        BenchError, ClusterError: servers or commands failed.
     """
     folder = Path(tempfile.mkdtemp(prefix="pgscatter-bench-"))
     try:

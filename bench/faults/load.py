@@ -183,11 +183,7 @@ class Running:
 
 @asynccontextmanager
 async def running(world: World, router: Router, first_id: int) -> AsyncIterator[Running]:
-    """Load while the block runs, documents from `first_id` on; at its end everything has been answered.
-
-    Raises:
-        BenchError: the generator failed.
-    """
+    """Load while the block runs, documents from `first_id` on; at its end everything has been answered."""
     options: dict[str, Any] = {"url": router.url, "first_id": first_id}
     spec = ImportedSpec(target=f"{__name__}:Traffic", queries=str(world.queries_path), options=options)
     load = Open(SEARCHES + WRITES, _MOST_SECONDS, warmup=0.0, poisson=False, outstanding=_MOST_OUTSTANDING)
@@ -220,11 +216,7 @@ async def running(world: World, router: Router, first_id: int) -> AsyncIterator[
 
 
 async def _nodes(connections: Connections, url: str) -> dict[str, str]:
-    """The state of each node, by the router's account.
-
-    Raises:
-        SearchError: no answer.
-    """
+    """The state of each node, by the router's account."""
     _, body = await connections.send(request_bytes(f"{url}/v1/nodes", method="GET"))
     return {node["name"]: node["state"] for node in msgspec.json.decode(body)["nodes"]}
 

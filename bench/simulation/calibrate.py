@@ -73,11 +73,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def calibrate(context: Context, *, ef_search: int, seconds: float, clients: int) -> Calibration:
-    """Measure a cluster of four shards, and compare a run of it with a simulation of that run.
-
-    Raises:
-        BenchError, ClusterError, RouterError
-    """
+    """Measure a cluster of four shards, and compare a run of it with a simulation of that run."""
     with context.world(shards=SHARDS, spread=_NARROW, filled=False) as world:
         world.load(COLLECTION)
         for name in _NARROW:
