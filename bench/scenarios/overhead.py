@@ -59,12 +59,11 @@ def run(context: Context) -> Outcome:
         rows = context.interleave(
             {"load": copying.loaded, "copy": copying.copied}, "pgscatter load and raw COPY"
         )
-    load, copy = ([one.rate for one in rows[name]] for name in ("load", "copy"))
     metrics = [
         *_searched(samples, clients, loop),
         Metric.of(
             "8. pgscatter load against raw parallel COPY, rows/s",
-            ratios(load, copy, 100),
+            against(rows["load"], rows["copy"], "rate", 100),
             "%",
             target=85.0,
         ),
