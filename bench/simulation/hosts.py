@@ -75,12 +75,7 @@ class Host:
     async def run(self, work: float) -> None:
         """Return after `work` seconds of processor time; a cancelled job leaves at once."""
         finished: asyncio.Future[None] = self._loop.create_future()
-
-        def done() -> None:
-            if not finished.done():
-                finished.set_result(None)
-
-        job = self.start(work, done)
+        job = self.start(work, lambda: _finish(finished))
         try:
             await finished
         finally:
@@ -159,6 +154,11 @@ class Process:
         self._busy = False
 
     def _done(self, finished: asyncio.Future[None]) -> None:
-        if not finished.done():
-            finished.set_result(None)
+        _finish(finished)
         self._next()
+
+
+def _finish(finished: asyncio.Future[None]) -> None:
+    """Whoever waits for it may have been cancelled."""
+    if not finished.done():
+        finished.set_result(None)
