@@ -182,10 +182,9 @@ class Context:
         http, recall = self.tuned(world.http(router))
         gather, gather_recall = self.tuned(world.gather())
         same = world.effective(http)
+        raised = f", which the router raises to {same}" if same != http else ""
         notes = [
-            f"pgscatter: ef_search {http}, which the router raises to {same}, recall {recall:.4f} when tuned"
-            if same != http
-            else f"pgscatter: ef_search {http}, recall {recall:.4f} when tuned",
+            f"pgscatter: ef_search {http}{raised}, recall {recall:.4f} when tuned",
             f"direct gather: ef_search {gather}, recall {gather_recall:.4f} when tuned",
             *self.index_notes(world, router, http),
         ]

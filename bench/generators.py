@@ -25,7 +25,8 @@ from bench.errors import SearchError
 from bench.percentiles import Latencies
 
 __all__ = [
-    *("INTENDED", "Closed", "Event", "Load", "Measured", "Open", "Slice", "Target", "Tell", "generate"),
+    *("INTENDED", "Closed", "Counted", "Event", "Load", "Measured", "Open", "Slice", "Target", "Tell"),
+    "generate",
 ]
 
 # Answers kept for recall; 8 bytes per row of an answer. Beyond it latency is measured, recall is not.
@@ -128,16 +129,14 @@ Event: TypeAlias = Literal["began", "ended"] | Slice
 Tell: TypeAlias = Callable[[Event], object]
 
 
-class Measured(msgspec.Struct, frozen=True, tag="measured"):
-    """One run of a generator, without its warm-up.
+class Counted(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the searches of one run of a generator, without its warm-up.
 
     Attributes:
         searches: completed within `seconds`; `failed` and `shed` are beside them.
-        latencies: of those, and in an open loop of all that were to start within `seconds`.
-        lag: how late the generator itself started searches; empty in a closed loop.
-        cpu_seconds: of the generator's process.
-        asked, answers: queries' numbers (int32) and k ids each (int64, -1 for none), as bytes.
-        account, tiers, record: of the target; the warm-up's are among them.
+        latencies: of those, and in an open loop of all that were to start within `seconds`: the whole
+            HdrHistogram, in its V2 encoding; `tiers` are those of each cache.
+        account, tiers: of the target, see `bench.targets`; the warm-up's are among them.
     """
 
     seconds: float
@@ -146,13 +145,25 @@ class Measured(msgspec.Struct, frozen=True, tag="measured"):
     shed: int
     reasons: dict[str, int]
     latencies: bytes
+    account: dict[str, int]
+    tiers: dict[str, bytes] = {}
+
+
+class Measured(Counted, frozen=True, kw_only=True, tag="measured"):
+    """One run of a generator.
+
+    Attributes:
+        lag: how late the generator itself started searches; empty in a closed loop.
+        cpu_seconds: of the generator's process.
+        asked, answers: queries' numbers (int32) and k ids each (int64, -1 for none), as bytes.
+        record: of the target; the warm-up's is in it.
+    """
+
     lag: bytes
     cpu_seconds: float
     k: int
     asked: bytes
     answers: bytes
-    account: dict[str, int]
-    tiers: dict[str, bytes] = {}
     record: bytes = b""
 
     @property

@@ -17,6 +17,7 @@ from bench.interleave import Spread
 from bench.sample import Sample
 
 __all__ = [
+    "Better",
     "Cell",
     "Figure",
     "Metric",
