@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -155,8 +154,7 @@ class Context:
     def interleave(self, variants: Mapping[str, Callable[[], T]], what: str) -> dict[str, list[T]]:
         """Every variant in every round, see `bench.interleave`."""
         with self.display.meter(what, len(variants) * self.options.rounds, "measurements") as meter:
-            done = itertools.count()
-            return interleave(variants, self.options.rounds, lambda *_: meter.reach(next(done)))
+            return interleave(variants, self.options.rounds, lambda: meter.add(1))
 
     def index_notes(self, world: World, router: Router, ef_search: int, **more: Any) -> list[str]:
         """Which shards read all their rows, as PostgreSQL's planner does where there are few of them.
