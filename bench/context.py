@@ -99,8 +99,8 @@ class Context:
             yield world
             self.flags += [flags for flags in world.flags if flags not in self.flags]
 
-    def closed(self, clients: int) -> Closed:
-        return Closed(clients, self.options.seconds, self.options.warmup)
+    def closed(self, clients: int, **more: Any) -> Closed:
+        return Closed(clients, self.options.seconds, self.options.warmup, **more)
 
     def open(self, rate: float) -> Open:
         return Open(rate, self.options.seconds, self.options.warmup)
@@ -112,16 +112,14 @@ class Context:
         load: Load,
         *,
         judged: bool = True,
-        queries: int | None = None,
         truth: Truth | None = None,
         tick: Callable[[Slice], object] = lambda _: None,
     ) -> Sample:
         """One measurement; the processor time of `world`'s servers is part of it, and that of who answers.
 
-        With `judged` False its answers are none to these queries, and have no recall; `queries` then says
-        how many others there are. `truth` takes the place of the data set's own, where a filter changes it.
+        With `judged` False its answers are none to the data set's queries, and have no recall. `truth` takes
+        the place of the data set's own, where a filter changes it.
         """
-        job = Job(spec, load, queries or len(self.dataset.queries))
         pids = (spec.pid,) if isinstance(spec, HttpSpec) and spec.pid is not None else ()
         readings: list[tuple[Usage, Usage]] = []
 
@@ -131,7 +129,7 @@ class Context:
             else:
                 readings.append((usage(pids), usage(world.server_pids)))
 
-        measured = measure(job, hear)
+        measured = measure(Job(spec, load), hear)
         recall = (truth or self.truth).recall_of(measured, self.dataset) if judged else None
         return Sample.of(measured, recall, *readings)
 

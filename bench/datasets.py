@@ -58,14 +58,6 @@ class Dataset(msgspec.Struct, frozen=True, eq=False):
         name = f"{self.name}[:{rows}]" if cut else self.name
         return Dataset(name, self.metric, self.base[:rows], self.queries[:queries])
 
-    def distinct(self, count: int, seed: int = 0) -> Vectors:
-        """As many different queries as wanted, (count, d)."""
-        rng = np.random.default_rng(seed)
-        rows = np.resize(self.queries, (count, self.dimensions)).astype(np.float32)
-        # Near enough to the queries to cost the same, far enough to be none of them.
-        rows *= 1 + 1e-4 * rng.standard_normal((count, 1), dtype=np.float32)
-        return rows
-
 
 def open_dataset(spec: str) -> Dataset:
     """The data set that `spec` names, see `SPECS`.

@@ -38,6 +38,7 @@ __all__ = [
     "TargetSpec",
     "make",
     "opened",
+    "read_queries",
     "search_body",
 ]
 
@@ -111,7 +112,7 @@ TargetSpec: TypeAlias = HttpSpec | GatherSpec | ImportedSpec
 
 def make(spec: TargetSpec) -> Target:
     """The target itself, not open yet."""
-    queries: Vectors = np.load(Path(spec.queries), mmap_mode="r")
+    queries = read_queries(spec)
     if isinstance(spec, HttpSpec):
         return HttpTarget(spec, queries)
     if isinstance(spec, GatherSpec):
@@ -119,6 +120,12 @@ def make(spec: TargetSpec) -> Target:
     module, _, name = spec.target.partition(":")
     imported: Target = getattr(importlib.import_module(module), name)(spec, queries)
     return imported
+
+
+def read_queries(spec: TargetSpec) -> Vectors:
+    """What it is asked, (q, d)."""
+    queries: Vectors = np.load(Path(spec.queries), mmap_mode="r")
+    return queries
 
 
 @asynccontextmanager

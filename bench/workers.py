@@ -21,7 +21,7 @@ import uvloop
 
 from bench.errors import BenchError
 from bench.generators import Event, Load, Measured, Tell, generate
-from bench.targets import TargetSpec, opened
+from bench.targets import TargetSpec, opened, read_queries
 
 __all__ = ["Generator", "Job", "generator", "main", "measure"]
 
@@ -30,11 +30,8 @@ _ALLOWANCE = 120.0
 
 
 class Job(msgspec.Struct, frozen=True):
-    """`queries` is how many of the target's queries are asked, in a shuffled circle."""
-
     target: TargetSpec
     load: Load
-    queries: int
 
 
 class _Failed(msgspec.Struct, frozen=True, tag="failed"):
@@ -136,7 +133,9 @@ async def _run(job: Job) -> Measured:
     arguments = (asyncio.get_running_loop(), stop)
     threading.Thread(target=_listen, args=arguments, daemon=True).start()
     async with opened(job.target) as target:
-        return await generate(target, job.load, queries=job.queries, k=job.target.k, tell=_tell, stop=stop)
+        return await generate(
+            target, job.load, queries=len(read_queries(job.target)), k=job.target.k, tell=_tell, stop=stop
+        )
 
 
 def _tell(event: Event | Measured | _Failed) -> None:

@@ -137,6 +137,16 @@ class World:
             **options,
         )
 
+    def distinct(self, count: int, seed: int = 0) -> str:
+        """The file of as many different queries as wanted."""
+        rng = np.random.default_rng(seed)
+        rows = np.resize(self.dataset.queries, (count, self.dataset.dimensions)).astype(np.float32)
+        # Near enough to the queries to cost the same, far enough to be none of them.
+        rows *= 1 + 1e-4 * rng.standard_normal((count, 1), dtype=np.float32)
+        path = self.folder / "distinct.npy"
+        np.save(path, rows)
+        return str(path)
+
     def effective(self, ef_search: int, collection: str = COLLECTION) -> int:
         """The width that the router scans with: it raises what would cut k short."""
         return self._planned(ef_search, collection)[1].ef_search

@@ -194,7 +194,7 @@ async def running(world: World, router: Router, first_id: int) -> AsyncIterator[
         if event == "began":
             loop.call_soon_threadsafe(began.set_result, None)
 
-    with generator(Job(spec, load, len(world.dataset.queries))) as started:
+    with generator(Job(spec, load)) as started:
         measuring = asyncio.create_task(asyncio.to_thread(started.follow, hear))
         try:
             await asyncio.wait((measuring, began), timeout=_BEGIN_SECONDS, return_when="FIRST_COMPLETED")

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 
-import msgspec
-import numpy as np
 import uvloop
 
 from bench.bare import BARE, L1_HITS, L2_HITS, hits_and_bare
@@ -78,22 +76,19 @@ def run(context: Context) -> Outcome:
 def _popular(
     context: Context, world: World, routers: dict[str, Router], count: int, exponent: float, clients: int
 ) -> dict[str, list[Sample]]:
-    path = world.folder / "popular.npy"
     # Other queries for each exponent, or the last one's answers would be hits of this one.
-    np.save(path, context.dataset.distinct(count, seed=int(1000 * exponent)))
+    queries = world.distinct(count, seed=int(1000 * exponent))
     specs: dict[str, TargetSpec] = {
-        name: world.http(router, queries=str(path), cache=name != _NONE, ef_search=_EF_SEARCH, tiers=True)
+        name: world.http(router, queries=queries, cache=name != _NONE, ef_search=_EF_SEARCH, tiers=True)
         for name, router in routers.items()
     }
-    load = msgspec.structs.replace(context.closed(clients), zipf=exponent)
     with context.display.meter(f"warming caches, Zipf {exponent:g}", len(routers), "routers") as meter:
         for name, spec in specs.items():
             if name != _NONE:
-                warming = msgspec.structs.replace(load, seed=1)
-                context.sample(world, spec, warming, judged=False, queries=count)
+                context.sample(world, spec, context.closed(clients, zipf=exponent, seed=1), judged=False)
             meter.add(1)
-    what = f"Zipf {exponent:g}"
-    return context.compare(world, specs, load, what, unjudged=specs, queries=count)
+    load = context.closed(clients, zipf=exponent)
+    return context.compare(world, specs, load, f"Zipf {exponent:g}", unjudged=specs)
 
 
 def _hits(

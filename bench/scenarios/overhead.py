@@ -10,8 +10,6 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 
-import numpy as np
-
 from bench import inside
 from bench.bare import BARE, L1_HITS, L2_HITS, hits_and_bare
 from bench.context import Context, Equal
@@ -103,14 +101,12 @@ def _searches(context: Context, world: World, router: Router, clients: int, equa
 
 def _fill_l1(context: Context, world: World, router: Router, clients: int) -> tuple[Sample, float]:
     """Distinct searches until the cache is full; the last sample, and how full it is from 0 to 1."""
-    path = world.folder / "distinct.npy"
-    np.save(path, world.dataset.distinct(_DISTINCT))
-    spec = world.http(router, queries=str(path), cache=True, ef_search=context.options.k)
+    spec = world.http(router, queries=world.distinct(_DISTINCT), cache=True, ef_search=context.options.k)
     size_bytes = Settings().l1_bytes
     with context.display.meter("filling L1", size_bytes, "bytes") as meter:
         for turn in range(_MOST_FILLINGS):
             load = Closed(clients, _FILLING_SECONDS, 0.0, seed=turn)
-            sample = context.sample(world, spec, load, judged=False, queries=_DISTINCT)
+            sample = context.sample(world, spec, load, judged=False)
             held = scrape(router)["pgscatter_l1_bytes"]
             meter.reach(int(held))
             if held >= _FULL * size_bytes:

@@ -46,7 +46,7 @@ def recall(truth: Truth, measured: Measured) -> float:
 
 
 def run(spec: TargetSpec, load: Closed | Open | None = None) -> Measured:
-    return measure(Job(spec, load or Closed(4, 0.6, 0.2), len(DATASET.queries)))
+    return measure(Job(spec, load or Closed(4, 0.6, 0.2)))
 
 
 async def ask(spec: TargetSpec) -> list[list[int]]:

@@ -175,7 +175,7 @@ async def test_an_unexpected_error_ends_the_load_at_once(load: generators.Load) 
 def job(folder: Path, seconds: float) -> Job:
     np.save(folder / "queries.npy", np.ones((3, 2), np.float32))
     target = HttpSpec(url="http://127.0.0.1:9/none", queries=str(folder / "queries.npy"))
-    return Job(target, Closed(1, seconds, 0), 3)
+    return Job(target, Closed(1, seconds, 0))
 
 
 def test_a_generator_of_its_own_tells_when_it_measures(tmp_path: Path) -> None:
