@@ -136,24 +136,28 @@ class World:
     async def close(self) -> None:
         await asyncio.gather(*(node.close() for node in self.nodes))
 
-    def _node(self, config: NodeConfig, shard: str, per_host: int, slow: set[int], role: Role) -> Node:
+    def _node(
+        self, config: NodeConfig, shard: str, per_host: int, slow: dict[int, float], role: Role
+    ) -> Node:
         """The next one, which is up, with its server."""
         number = len(self.nodes)
         host, limit = self.hosts[number // per_host], self.limits[number // per_host]
-        straggler = self.system.stragglers if number in slow else None
-        server = Server(number, host, self.router, self.costs, Random(self.rng.random()), straggler)
+        rng = Random(self.rng.random())
+        server = Server(number, host, self.router, self.costs, rng, slow.get(number, 1.0))
         node = Node(config, shard, self.system.settings, limit, execute=server, clock=self.clock)
         node.observe(NodeState(health=Health.UP, role=role))
         self.servers.append(server)
         self.nodes.append(node)
         return node
 
-    def _slow(self) -> set[int]:
-        """The numbers of the nodes that fall behind."""
+    def _slow(self) -> dict[int, float]:
+        """The numbers of the nodes that fall behind, and by what factor."""
         nodes, stragglers = self.system.nodes, self.system.stragglers
         if stragglers is None:
-            return set()
-        return set(self.rng.sample(range(nodes), round(stragglers.share * nodes)))
+            return {}
+        return dict.fromkeys(
+            self.rng.sample(range(nodes), round(stragglers.share * nodes)), stragglers.factor
+        )
 
 
 def _limit(system: System, nodes: int) -> Limit:

@@ -76,7 +76,7 @@ def test_a_cancelled_statement_leaves_its_host_to_the_others() -> None:
 
 
 def test_equal_seeds_give_equal_results_and_others_do_not() -> None:
-    system = System(shards=4, nodes_per_host=2, stragglers=Stragglers(share=0.25, factor=3, pause=0.1))
+    system = System(shards=4, nodes_per_host=2, stragglers=Stragglers(share=0.25, factor=3))
     load = Open(100, seconds=1, warmup=0.2)
     first, again, other = (simulate(system, COSTS, load, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
