@@ -10,8 +10,9 @@ import base64
 import heapq
 import importlib
 from collections import Counter
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from time import perf_counter
@@ -74,7 +75,8 @@ class GatherSpec(msgspec.Struct, frozen=True, kw_only=True, tag="gather"):
         where: a condition in SQL, of a filtered search.
         settings: of the connections, beside the width.
         exact: whether every row that matches is compared, past the vector index.
-        pooled: whether each node has a pool, or one connection for a caller that waits for each answer.
+        pooled: whether each node has a pool, or one connection with a prepared statement, for a caller that
+            waits for each answer.
     """
 
     dsns: list[str]
@@ -238,6 +240,7 @@ class GatherTarget(Target):
         self._spec = spec
         self._queries = [np.array(vector) for vector in queries]
         self._nodes: list[asyncpg.Pool | asyncpg.Connection] = []
+        self._fetches: list[Callable[[Vectors], Awaitable[list[asyncpg.Record]]]] = []
         distance = f"embedding {spec.operator} $1"
         self._sql = (
             f"SELECT id, {distance} AS distance FROM {spec.table}"
@@ -254,16 +257,19 @@ class GatherTarget(Target):
             settings["hnsw.ef_search"] = str(self._spec.ef_search)
         for dsn in self._spec.dsns:
             if self._spec.pooled:
-                self._nodes.append(await create_pool(dsn, init=register_vector, server_settings=settings))
+                pool = await create_pool(dsn, init=register_vector, server_settings=settings)
+                self._nodes.append(pool)
+                self._fetches.append(partial(pool.fetch, self._sql))
             else:
                 connection = await connect(dsn, timeout=_CONNECT_SECONDS, server_settings=settings)
                 self._nodes.append(connection)
                 await register_vector(connection)
+                self._fetches.append((await connection.prepare(self._sql)).fetch)
 
     async def search(self, query: int) -> Sequence[int]:
         vector = self._queries[query]
         try:
-            parts = await asyncio.gather(*(node.fetch(self._sql, vector) for node in self._nodes))
+            parts = await asyncio.gather(*(fetch(vector) for fetch in self._fetches))
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
             raise SearchError(f"{type(exc).__name__}: {exc}") from exc
         merged = heapq.merge(*parts, key=itemgetter(1))
