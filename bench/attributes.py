@@ -72,22 +72,20 @@ def cases(made: Attributes) -> Iterator[Case]:
     rows = len(made.random)
     for share in SHARES:
         level = round(share * _LEVELS)
-        for name, values in (("range", made.random), ("range, near", made.near)):
-            column = "random" if values is made.random else "near"
-            yield Case(name, share, {column: {"$lt": level}}, f"{column} < {level}", values < level)
+        yield Case("range", share, {"random": {"$lt": level}}, f"random < {level}", made.random < level)
+        yield Case("range, near", share, {"near": {"$lt": level}}, f"near < {level}", made.near < level)
         if share <= 0.01:
             listed = [int(value) for value in np.linspace(0, _LEVELS - 1, level)]
-            kept = np.isin(made.random, listed)
             where = f"random = ANY(ARRAY{listed})"
-            yield Case("$in", share, {"random": {"$in": listed}}, where, kept)
-        half = level // 2
+            yield Case("$in", share, {"random": {"$in": listed}}, where, np.isin(made.random, listed))
         if share in (0.001, 0.01, 0.1):
+            half, fivefold, last_fifth = level // 2, 5 * level, _LEVELS * 4 // 5
             yield Case(
                 "and",
                 share,
-                {"$and": [{"random": {"$lt": 5 * level}}, {"other": {"$gte": _LEVELS * 4 // 5}}]},
-                f"random < {5 * level} AND other >= {_LEVELS * 4 // 5}",
-                (made.random < 5 * level) & (made.other >= _LEVELS * 4 // 5),
+                {"$and": [{"random": {"$lt": fivefold}}, {"other": {"$gte": last_fifth}}]},
+                f"random < {fivefold} AND other >= {last_fifth}",
+                (made.random < fivefold) & (made.other >= last_fifth),
             )
             yield Case(
                 "or",
@@ -104,16 +102,13 @@ def cases(made: Attributes) -> Iterator[Case]:
                 made.random < level,
             )
         value = next((value for value, of in _VALUES.items() if of == share), None)
-        if value is None:
+        if value is None or rows * share < 1 or not (kept := made.kind == value).any():
             continue
-        kept = made.kind == value
-        if not kept.sum() or rows * share < 1:
-            continue
-        yield Case("equality", share, {"kind": value}, f"kind = '{value}' COLLATE \"C\"", kept)
-        clustered = made.cluster == value
-        yield Case(
-            "equality, near", share, {"cluster": value}, f"cluster = '{value}' COLLATE \"C\"", clustered
-        )
+        for name, column, mask in (
+            ("equality", "kind", kept),
+            ("equality, near", "cluster", made.cluster == value),
+        ):
+            yield Case(name, share, {column: value}, f"{column} = '{value}' COLLATE \"C\"", mask)
         where = f"metadata->>'kind' = '{value}'"
         yield Case("metadata", share, {"metadata.kind": value}, where, kept)
         where = f'metadata @> \'{{"tags": ["{value}"]}}\''

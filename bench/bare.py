@@ -45,9 +45,6 @@ def hits_and_bare(
     """Searches that L1 answers, that L2 answers, and this endpoint in a process of its own during the block.
 
     Beside them, the size of an answer in bytes.
-
-    Raises:
-        RouterError: it does not start.
     """
     cached: dict[str, Any] = {"cache": True, "ef_search": ef_search}
     specs: dict[str, TargetSpec] = {

@@ -6,10 +6,10 @@ As many entries, and keys and values as large, as the router's own: what it take
 from __future__ import annotations
 
 import asyncio
+import timeit
 from collections.abc import Callable, Sequence
 from time import perf_counter
 
-import uvloop
 from cachetools import LRUCache
 from redis.asyncio import Redis
 from redis.exceptions import RedisError
@@ -38,12 +38,8 @@ def lookup_seconds(entries: int) -> dict[str, float]:
     return {"dict": _best(plain.get, asked), "cachetools' LRU": _best(lru.get, asked)}
 
 
-def redis_gets(url: str, size: int, seconds: float) -> Latencies:
-    """Of one GET after the other of a value of `size` bytes, on one connection of redis-py under uvloop."""
-    return uvloop.run(_gets(url, size, seconds))
-
-
-async def _gets(url: str, size: int, seconds: float) -> Latencies:
+async def redis_gets(url: str, size: int, seconds: float) -> Latencies:
+    """Of one GET after the other of a value of `size` bytes, on one connection of redis-py."""
     found = Latencies()
     client = Redis.from_url(url)
     try:
@@ -64,10 +60,8 @@ async def _gets(url: str, size: int, seconds: float) -> Latencies:
 
 
 def _best(get: Callable[[_Key], object], asked: Sequence[_Key]) -> float:
-    best = float("inf")
-    for _ in range(_REPEATS):
-        started = perf_counter()
+    def lookups() -> None:
         for key in asked:
             get(key)
-        best = min(best, perf_counter() - started)
-    return best / len(asked)
+
+    return min(timeit.repeat(lookups, number=1, repeat=_REPEATS)) / len(asked)

@@ -5,6 +5,8 @@ Invariant: equal parameters give equal vectors; more rows or queries do not chan
 
 from __future__ import annotations
 
+from typing import Annotated, TypeAlias
+
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
@@ -19,14 +21,17 @@ _BLOCK = 100_000
 _NOISE = 0.5
 
 
+Positive: TypeAlias = Annotated[int, msgspec.Meta(ge=1)]
+
+
 class Clustered(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """n base rows of d dimensions and q queries around c centres."""
 
-    n: int = 50_000
-    d: int = 128
-    seed: int = 1
-    q: int = 1_000
-    c: int = 100
+    n: Positive = 50_000
+    d: Positive = 128
+    seed: Annotated[int, msgspec.Meta(ge=0)] = 1
+    q: Positive = 1_000
+    c: Positive = 100
 
 
 def parse(text: str) -> Clustered:
@@ -36,12 +41,8 @@ def parse(text: str) -> Clustered:
         made = msgspec.convert({name.strip(): value for name, _, value in pairs}, Clustered, strict=False)
     except msgspec.ValidationError as exc:
         raise BenchError(f"clustered:{text}: {exc}; expected n, d, seed, q and c with whole numbers") from exc
-    for name in ("n", "d", "q", "c"):
-        if getattr(made, name) < 1:
-            raise BenchError(f"clustered:{text}: {name}={getattr(made, name)} is below 1")
-    size = 4 * made.d * (made.n + made.q)
-    if made.seed < 0 or size > _MOST_BYTES:
-        raise BenchError(f"clustered:{text}: seed below 0, or {size:,} bytes exceed {_MOST_BYTES:,}")
+    if (size := 4 * made.d * (made.n + made.q)) > _MOST_BYTES:
+        raise BenchError(f"clustered:{text}: {size:,} bytes exceed {_MOST_BYTES:,}")
     return made
 
 

@@ -42,13 +42,11 @@ def _change(old: Metric | None, new: Metric | None) -> tuple[str, str]:
     if old is None or new is None or not old.value or new.value is None:
         return "", ""
     change = f"{new.value / old.value - 1:+.1%}"
-    ends = (old.low, old.high, new.low, new.high)
-    if any(end is None for end in ends):
+    if old.low is None or old.high is None or new.low is None or new.high is None:
         return change, ""
-    old_low, old_high, new_low, new_high = (float(end) for end in ends if end is not None)
-    if new_low <= old_high and old_low <= new_high:
+    if new.low <= old.high and old.low <= new.high:
         return change, "within the spread"
-    return change, "better" if (new_low > old_high) == (new.better == "higher") else "worse"
+    return change, "better" if (new.low > old.high) == (new.better == "higher") else "worse"
 
 
 def _differences(before: Run, after: Run) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
@@ -12,7 +11,7 @@ import msgspec
 
 from bench import tuning
 from bench.datasets import Dataset
-from bench.generators import Closed, Load, Open, Slice
+from bench.generators import Closed, Event, Load, Open, Slice
 from bench.interleave import interleave
 from bench.resources import Usage, usage
 from bench.sample import Sample
@@ -100,8 +99,8 @@ class Context:
             yield world
             self.flags += [flags for flags in world.flags if flags not in self.flags]
 
-    def closed(self, clients: int) -> Closed:
-        return Closed(clients, self.options.seconds, self.options.warmup)
+    def closed(self, clients: int, **more: Any) -> Closed:
+        return Closed(clients, self.options.seconds, self.options.warmup, **more)
 
     def open(self, rate: float) -> Open:
         return Open(rate, self.options.seconds, self.options.warmup)
@@ -111,29 +110,26 @@ class Context:
         world: World,
         spec: TargetSpec,
         load: Load,
-        router: Router | None = None,
         *,
         judged: bool = True,
-        queries: int | None = None,
         truth: Truth | None = None,
         tick: Callable[[Slice], object] = lambda _: None,
     ) -> Sample:
         """One measurement; the processor time of `world`'s servers is part of it, and that of who answers.
 
-        Over HTTP that is the process that `spec` names, or `router`.
-
-        With `judged` False its answers are none to these queries, and have no recall; `queries` then says
-        how many others there are. `truth` takes the place of the data set's own, where a filter changes it.
+        With `judged` False its answers are none to the data set's queries, and have no recall. `truth` takes
+        the place of the data set's own, where a filter changes it.
         """
-        job = Job(spec, load, queries or len(self.dataset.queries))
-        pid = router.pid if router is not None else spec.pid if isinstance(spec, HttpSpec) else None
-        pids = () if pid is None else (pid,)
+        pids = (spec.pid,) if isinstance(spec, HttpSpec) and spec.pid is not None else ()
         readings: list[tuple[Usage, Usage]] = []
 
-        def read() -> None:
-            readings.append((usage(pids), usage(world.server_pids)))
+        def hear(event: Event) -> None:
+            if isinstance(event, Slice):
+                tick(event)
+            else:
+                readings.append((usage(pids), usage(world.server_pids)))
 
-        measured = measure(job, begin=read, end=read, tick=tick)
+        measured = measure(Job(spec, load), hear)
         recall = (truth or self.truth).recall_of(measured, self.dataset) if judged else None
         return Sample.of(measured, recall, *readings)
 
@@ -156,8 +152,7 @@ class Context:
     def interleave(self, variants: Mapping[str, Callable[[], T]], what: str) -> dict[str, list[T]]:
         """Every variant in every round, see `bench.interleave`."""
         with self.display.meter(what, len(variants) * self.options.rounds, "measurements") as meter:
-            done = itertools.count()
-            return interleave(variants, self.options.rounds, lambda *_: meter.reach(next(done)))
+            return interleave(variants, self.options.rounds, lambda: meter.add(1))
 
     def index_notes(self, world: World, router: Router, ef_search: int, **more: Any) -> list[str]:
         """Which shards read all their rows, as PostgreSQL's planner does where there are few of them.
@@ -183,10 +178,9 @@ class Context:
         http, recall = self.tuned(world.http(router))
         gather, gather_recall = self.tuned(world.gather())
         same = world.effective(http)
+        raised = f", which the router raises to {same}" if same != http else ""
         notes = [
-            f"pgscatter: ef_search {http}, which the router raises to {same}, recall {recall:.4f} when tuned"
-            if same != http
-            else f"pgscatter: ef_search {http}, recall {recall:.4f} when tuned",
+            f"pgscatter: ef_search {http}{raised}, recall {recall:.4f} when tuned",
             f"direct gather: ef_search {gather}, recall {gather_recall:.4f} when tuned",
             *self.index_notes(world, router, http),
         ]

@@ -16,7 +16,7 @@ from array import array
 from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from time import perf_counter
-from typing import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
@@ -24,7 +24,10 @@ import numpy as np
 from bench.errors import SearchError
 from bench.percentiles import Latencies
 
-__all__ = ["INTENDED", "Closed", "Load", "Measured", "Open", "Slice", "Target", "generate"]
+__all__ = [
+    *("INTENDED", "Closed", "Counted", "Event", "Load", "Measured", "Open", "Slice", "Target", "Tell"),
+    "generate",
+]
 
 # Answers kept for recall; 8 bytes per row of an answer. Beyond it latency is measured, recall is not.
 _MOST_ANSWERS = 1_000_000
@@ -103,7 +106,7 @@ class Open(msgspec.Struct, frozen=True, tag="open"):
 Load: TypeAlias = Closed | Open
 
 
-class Slice(msgspec.Struct, frozen=True):
+class Slice(msgspec.Struct, frozen=True, tag="slice"):
     """A part of a run: what ended within `seconds`, `at` seconds after the measured time began."""
 
     at: float
@@ -121,16 +124,19 @@ class Slice(msgspec.Struct, frozen=True):
         return self.searches / self.seconds
 
 
-class Measured(msgspec.Struct, frozen=True):
-    """One run of a generator, without its warm-up.
+# What a generator tells while it runs.
+Event: TypeAlias = Literal["began", "ended"] | Slice
+Tell: TypeAlias = Callable[[Event], object]
+
+
+class Counted(msgspec.Struct, frozen=True, kw_only=True):
+    """What became of the searches of one run of a generator, without its warm-up.
 
     Attributes:
         searches: completed within `seconds`; `failed` and `shed` are beside them.
-        latencies: of those, and in an open loop of all that were to start within `seconds`.
-        lag: how late the generator itself started searches; empty in a closed loop.
-        cpu_seconds: of the generator's process.
-        asked, answers: queries' numbers (int32) and k ids each (int64, -1 for none), as bytes.
-        account, tiers, record: of the target; the warm-up's are among them.
+        latencies: of those, and in an open loop of all that were to start within `seconds`: the whole
+            HdrHistogram, in its V2 encoding; `tiers` are those of each cache.
+        account, tiers: of the target, see `bench.targets`; the warm-up's are among them.
     """
 
     seconds: float
@@ -139,13 +145,25 @@ class Measured(msgspec.Struct, frozen=True):
     shed: int
     reasons: dict[str, int]
     latencies: bytes
+    account: dict[str, int]
+    tiers: dict[str, bytes] = {}
+
+
+class Measured(Counted, frozen=True, kw_only=True, tag="measured"):
+    """One run of a generator.
+
+    Attributes:
+        lag: how late the generator itself started searches; empty in a closed loop.
+        cpu_seconds: of the generator's process.
+        asked, answers: queries' numbers (int32) and k ids each (int64, -1 for none), as bytes.
+        record: of the target; the warm-up's is in it.
+    """
+
     lag: bytes
     cpu_seconds: float
     k: int
     asked: bytes
     answers: bytes
-    account: dict[str, int]
-    tiers: dict[str, bytes] = {}
     record: bytes = b""
 
     @property
@@ -184,7 +202,7 @@ class _Recorder:
         self._answers = array("q")
 
     async def search(self, query: int, started: float, counted: Callable[[], bool]) -> bool:
-        """One search; `counted` is asked when it has ended."""
+        """One search, and whether it had an answer; `counted` is asked when it has ended."""
         try:
             ids = await self._target.search(query)
         except SearchError as exc:
@@ -237,17 +255,10 @@ class _Recorder:
         )
 
 
-async def _window(
-    recorder: _Recorder,
-    load: Load,
-    stop: asyncio.Event,
-    begin: Callable[[], object],
-    end: Callable[[], object],
-    tick: Callable[[Slice], object],
-) -> tuple[float, float]:
+async def _window(recorder: _Recorder, load: Load, stop: asyncio.Event, tell: Tell) -> tuple[float, float]:
     """Open the recorder after the warm-up, and close it after the time; returns both clocks' seconds."""
     await asyncio.sleep(load.warmup)
-    begin()
+    tell("began")
     last = started = recorder.clock()
     cpu = time.process_time()
     recorder.open = True
@@ -257,11 +268,11 @@ async def _window(
                 await stop.wait()
         if load.slice:
             now = recorder.clock()
-            tick(recorder.cut(last - started, now - last))
+            tell(recorder.cut(last - started, now - last))
             last = now
     recorder.open = False
     spent = recorder.clock() - started, time.process_time() - cpu
-    end()
+    tell("ended")
     return spent
 
 
@@ -271,42 +282,37 @@ async def generate(
     *,
     queries: int,
     k: int,
-    begin: Callable[[], object] = lambda: None,
-    end: Callable[[], object] = lambda: None,
-    tick: Callable[[Slice], object] = lambda _: None,
+    tell: Tell = lambda _: None,
     stop: asyncio.Event | None = None,
     clock: Callable[[], float] = perf_counter,
 ) -> Measured:
-    """Run `load` over a target that is open; `begin` and `end` are called around the measured time.
+    """Run `load` over a target that is open.
 
-    `tick` gets each slice of it, where the load has any; `stop` ends it before its time.
-    `clock` is that of the loop where time is simulated.
+    `tell` hears when the measured time begins and ends, and of each slice of it, where the load has any;
+    `stop` ends it before its time. `clock` is that of the loop where time is simulated.
 
     Raises:
         Exception: whatever the target raises that is no `SearchError`.
     """
     recorder = _Recorder(target, k, clock)
     order = _order(load, queries)
-    measuring = asyncio.create_task(_window(recorder, load, stop or asyncio.Event(), begin, end, tick))
-    searches: set[asyncio.Task[None]] = set()
-    if isinstance(load, Closed):
-        run = _closed(recorder, load, order, measuring, searches)
-    else:
-        run = _open(recorder, load, order, measuring, searches)
-    running = asyncio.create_task(run)
     try:
-        await asyncio.wait([measuring, running], return_when=asyncio.FIRST_EXCEPTION)
-        if running.done():
-            await running
-        seconds, cpu_seconds = await measuring
-        await running
-        await _finish(recorder, searches)
-    finally:
-        everything = (measuring, running, *searches)
-        for task in everything:
-            task.cancel()
-        await asyncio.gather(*everything, return_exceptions=True)
-    return recorder.measured(seconds, cpu_seconds)
+        # A search that fails in an unexpected way ends all others.
+        async with asyncio.TaskGroup() as tasks:
+            measuring = tasks.create_task(_window(recorder, load, stop or asyncio.Event(), tell))
+            if isinstance(load, Closed):
+                clients = (_client(recorder, order, measuring) for _ in range(load.clients))
+                under_way = {tasks.create_task(client) for client in clients}
+            else:
+                under_way = await _arrivals(recorder, load, order, measuring, tasks)
+            await measuring
+            _, late = await asyncio.wait(under_way, timeout=_GRACE) if under_way else (None, set())
+            for task in late:
+                recorder.fail(f"no answer {_GRACE:g} s after the end")
+                task.cancel()
+    except ExceptionGroup as exc:
+        raise exc.exceptions[0] from None
+    return recorder.measured(*measuring.result())
 
 
 def _order(load: Load, queries: int) -> Iterator[int]:
@@ -321,71 +327,41 @@ def _order(load: Load, queries: int) -> Iterator[int]:
     return itertools.chain.from_iterable(blocks)
 
 
-async def _closed(
-    recorder: _Recorder,
-    load: Closed,
-    order: Iterator[int],
-    measuring: asyncio.Task[tuple[float, float]],
-    searches: set[asyncio.Task[None]],
-) -> None:
-    async def client() -> None:
-        while not measuring.done():
-            if not await recorder.search(next(order), recorder.clock(), lambda: recorder.open):
-                await asyncio.sleep(_PAUSE_AFTER_FAILURE)
-
-    searches |= {asyncio.create_task(client()) for _ in range(load.clients)}
-    done, _ = await asyncio.wait([measuring, *searches], return_when=asyncio.FIRST_COMPLETED)
-    for task in done:
-        # A client ends before its time only by an error that is not its search's.
-        await task
+async def _client(recorder: _Recorder, order: Iterator[int], measuring: asyncio.Task[Any]) -> None:
+    while not measuring.done():
+        if not await recorder.search(next(order), recorder.clock(), lambda: recorder.open):
+            await asyncio.sleep(_PAUSE_AFTER_FAILURE)
 
 
-async def _open(
+async def _arrivals(
     recorder: _Recorder,
     load: Open,
     order: Iterator[int],
-    measuring: asyncio.Task[tuple[float, float]],
-    searches: set[asyncio.Task[None]],
-) -> None:
+    measuring: asyncio.Task[Any],
+    tasks: asyncio.TaskGroup,
+) -> set[asyncio.Task[None]]:
+    """Start searches until the load is over; returns those that are still under way."""
     rng = np.random.default_rng(load.seed)
     due = recorder.clock()
     first = due + load.warmup
     last = first + load.seconds
-
-    broken: list[BaseException] = []
+    under_way: set[asyncio.Task[None]] = set()
 
     async def one(query: int, intended: float) -> None:
         INTENDED.set(intended)
         await recorder.search(query, intended, lambda: intended >= first)
 
-    def ended(task: asyncio.Task[None]) -> None:
-        searches.discard(task)
-        if not task.cancelled() and (error := task.exception()) is not None:
-            broken.append(error)
-
     while due < last and not measuring.done():
         # Late by whatever kept the loop busy; what is due by now starts now, in one go.
         await asyncio.sleep(max(0.0, due - recorder.clock()))
-        if broken:
-            raise broken[0]
         while due < last and due <= recorder.clock():
             if due >= first:
                 recorder.lag.record(recorder.clock() - due)
-            if len(searches) < load.outstanding:
-                task = asyncio.create_task(one(next(order), due))
-                searches.add(task)
-                task.add_done_callback(ended)
+            if len(under_way) < load.outstanding:
+                task = tasks.create_task(one(next(order), due))
+                under_way.add(task)
+                task.add_done_callback(under_way.discard)
             elif due >= first:
                 recorder.shed += 1
             due += rng.exponential(1 / load.rate) if load.poisson else 1 / load.rate
-
-
-async def _finish(recorder: _Recorder, searches: set[asyncio.Task[None]]) -> None:
-    """Wait for what is under way; what does not come to an end has failed."""
-    if not searches:
-        return
-    done, late = await asyncio.wait(searches, timeout=_GRACE)
-    for _ in late:
-        recorder.fail(f"no answer {_GRACE:g} s after the end")
-    for task in done:
-        await task
+    return under_way

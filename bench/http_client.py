@@ -55,18 +55,17 @@ class Connections:
         connection = await self._take()
         self._busy.add(connection)
         try:
-            answer = await connection.exchange(request, self._answer_seconds)
+            return await connection.exchange(request, self._answer_seconds)
         except BaseException:
             # Cancelled or broken: what comes next on it would be the answer to this request.
-            connection.close()
+            connection.reusable = False
             raise
         finally:
             self._busy.discard(connection)
-        if connection.reusable:
-            self._idle.append(connection)
-        else:
-            connection.close()
-        return answer
+            if connection.reusable:
+                self._idle.append(connection)
+            else:
+                connection.close()
 
     def close(self) -> None:
         for connection in (*self._idle, *self._busy):

@@ -40,17 +40,17 @@ def ratios(values: Sequence[float], base: Sequence[float], factor: float = 1.0) 
 
 
 def interleave(
-    variants: Mapping[str, Callable[[], T]], rounds: int, step: Callable[[str, int], object] = lambda *_: None
+    variants: Mapping[str, Callable[[], T]], rounds: int, done: Callable[[], object] = lambda: None
 ) -> dict[str, list[T]]:
     """Each variant's results, one per round; whoever is first changes from round to round.
 
-    `step` hears of each measurement before it begins: its variant and its round, from 1.
+    `done` is called after each measurement.
     """
     found: dict[str, list[T]] = {name: [] for name in variants}
     names = list(variants)
     for turn in range(rounds):
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            step(name, turn + 1)
             found[name].append(variants[name]())
+            done()
     return found

@@ -20,15 +20,19 @@ def draw(run: Run, folder: Path) -> list[Path]:
     Raises:
         BenchError: matplotlib is missing.
     """
-    drawn = [_draw(one, run, folder / f"{run.scenario}-{one.name}.png") for one in run.outcome.figures]
-    return drawn + [
-        _draw_timeline(one, run, folder / f"{run.scenario}-{one.name}.png") for one in run.outcome.timelines
-    ]
+    drawn = []
+    for wanted in run.outcome.plots:
+        plot, title = _empty(), f"{wanted.title}\n{run.dataset}"
+        if isinstance(wanted, Figure):
+            _draw_curves(wanted, plot.add_subplot(), title)
+        else:
+            _draw_timeline(wanted, plot.subplots(3, 1, sharex=True, height_ratios=(3, 1.5, 1)), title)
+        drawn.append(folder / f"{run.scenario}-{wanted.name}.png")
+        plot.savefig(drawn[-1])
+    return drawn
 
 
-def _draw(wanted: Figure, run: Run, path: Path) -> Path:
-    plot, canvas = _empty()
-    axes = plot.add_subplot()
+def _draw_curves(wanted: Figure, axes: Any, title: str) -> None:
     for series in wanted.series:
         x, y, low, high = ([point[i] for point in series.points] for i in range(4))
         (line,) = axes.plot(x, y, marker="o", label=series.name)
@@ -40,21 +44,18 @@ def _draw(wanted: Figure, run: Run, path: Path) -> Path:
         axes.set_yscale("log")
     else:
         axes.set_ylim(bottom=0 if not wanted.name.startswith("recall") else None)
-    axes.set(title=f"{wanted.title}\n{run.dataset}", xlabel=wanted.x, ylabel=wanted.y)
+    axes.set(title=title, xlabel=wanted.x, ylabel=wanted.y)
     axes.grid(alpha=0.3)
     axes.legend()
-    canvas.print_figure(str(path), format="png")
-    return path
 
 
-def _draw_timeline(wanted: Timeline, run: Run, path: Path) -> Path:
+def _draw_timeline(wanted: Timeline, places: Any, title: str) -> None:
     """Latency, completeness and nodes' states above one another, over the same time."""
-    plot, canvas = _empty()
-    latency, complete, nodes = plot.subplots(3, 1, sharex=True, height_ratios=(3, 1.5, 1))
+    latency, complete, nodes = places
     at, p50, p99, answered, full = zip(*wanted.points, strict=True)
     for name, seconds in (("p50", p50), ("p99", p99)):
         latency.plot(at, [1e3 * value for value in seconds], marker=".", label=name)
-    latency.set(ylabel="ms", yscale="log", title=f"{wanted.title}\n{run.dataset}")
+    latency.set(ylabel="ms", yscale="log", title=title)
     complete.plot(at, [100 * value for value in answered], label="answered")
     complete.plot(at, [100 * value for value in full], linestyle="--", label="with all shards")
     complete.set(ylabel="% of searches", ylim=(-5, 105))
@@ -64,7 +65,7 @@ def _draw_timeline(wanted: Timeline, run: Run, path: Path) -> Path:
             [when for when, _ in known], [levels.index(state) for _, state in known], where="post", label=name
         )
     nodes.set(xlabel="s", yticks=range(len(levels)), yticklabels=levels, ylim=(-0.5, len(levels) - 0.5))
-    for axes in (latency, complete, nodes):
+    for axes in places:
         for when, _ in wanted.marks:
             axes.axvline(when, color="grey", linestyle=":")
         axes.grid(alpha=0.3)
@@ -72,18 +73,13 @@ def _draw_timeline(wanted: Timeline, run: Run, path: Path) -> Path:
             axes.legend(loc="upper right")
     for when, word in wanted.marks:
         latency.annotate(word, (when, 1), xycoords=("data", "axes fraction"), va="top", fontsize="small")
-    canvas.print_figure(str(path), format="png")
-    return path
 
 
-def _empty() -> tuple[Any, Any]:
-    """A figure to draw on, and what prints it."""
+def _empty() -> Any:
+    """A figure to draw on."""
     try:
         # Not pyplot: it keeps every figure, and may want a display.
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure as Plot
     except ImportError as exc:
         raise BenchError("plots need matplotlib: pip install 'pgscatter[bench]'") from exc
-    plot = Plot(figsize=_INCHES, dpi=_DPI, layout="constrained")
-    canvas = FigureCanvasAgg(plot)
-    return plot, canvas
+    return Plot(figsize=_INCHES, dpi=_DPI, layout="constrained")

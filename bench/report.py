@@ -37,9 +37,7 @@ def _sections(run: Run, *, level: int = 2, plots: bool = True) -> list[str]:
         rows = ([_cell(cell) for cell in row] for row in one.rows)
         parts += [f"{head} {one.title}", table(one.columns, rows)]
     if plots:
-        drawn = [(plot.title, plot.name) for plot in outcome.figures]
-        drawn += [(plot.title, plot.name) for plot in outcome.timelines]
-        parts += [f"![{title}]({run.scenario}-{name}.png)" for title, name in drawn]
+        parts += [f"![{plot.title}]({run.scenario}-{plot.name}.png)" for plot in outcome.plots]
     if outcome.notes:
         parts += [f"{head} Notes", "\n".join(f"- {note}" for note in outcome.notes)]
     settings = ([name, value] for name, value in run.settings.items())

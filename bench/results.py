@@ -17,6 +17,7 @@ from bench.interleave import Spread
 from bench.sample import Sample
 
 __all__ = [
+    "Better",
     "Cell",
     "Figure",
     "Metric",
@@ -140,6 +141,10 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     timelines: list[Timeline] = []
     notes: list[str] = []
     samples: dict[str, list[Sample]] = {}
+
+    @property
+    def plots(self) -> list[Figure | Timeline]:
+        return [*self.figures, *self.timelines]
 
 
 class Run(msgspec.Struct, frozen=True, kw_only=True):

@@ -4,54 +4,39 @@ from __future__ import annotations
 
 from typing import TypeAlias
 
-import msgspec
-
-from bench.generators import Measured
+from bench.generators import Counted, Measured
 from bench.resources import Usage
 
 __all__ = ["Sample"]
 
 _PERCENTILES = (50, 90, 99, 99.9)
 # What a sample has of what the generator measured.
-_SAME = (
-    *("seconds", "searches", "rate", "failed", "shed", "reasons", "lag99", "account", "latencies", "tiers"),
-    "returned",
-)
+_SAME = (*Counted.__struct_fields__, "rate", "lag99", "returned")
 
 # Of routers and of servers.
 Costs: TypeAlias = tuple[Usage, Usage]
 
 
-class Sample(msgspec.Struct, frozen=True, kw_only=True):
+class Sample(Counted, frozen=True, kw_only=True):
     """Times in seconds; `recall` is None where no answer had ids to judge.
 
     Attributes:
-        latencies: the whole HdrHistogram, in its V2 encoding; `tiers` are those of each cache.
         returned: rows of an answer on average.
         lag99: how late the generator itself was, in an open loop.
         router_cpu, server_cpu, generator_cpu: processor seconds within `seconds`.
-        account: what the target counted, see `bench.targets`.
     """
 
-    seconds: float
-    searches: int
     rate: float
     p50: float
     p90: float
     p99: float
     p999: float
-    failed: int
-    shed: int
-    reasons: dict[str, int]
     recall: float | None
     lag99: float
     router_cpu: float
     server_cpu: float
     generator_cpu: float
     router_rss_bytes: int
-    account: dict[str, int]
-    latencies: bytes
-    tiers: dict[str, bytes] = {}
     returned: float | None = None
 
     @classmethod

@@ -56,11 +56,7 @@ def run_scenario(name: str, options: Options, display: Display, command: str = "
 
 
 def write(run: Run, folder: Path) -> list[Path]:
-    """The files of `run` in `folder`, the report last.
-
-    Raises:
-        OSError
-    """
+    """The files of `run` in `folder`, the report last."""
     folder.mkdir(parents=True, exist_ok=True)
     data, text = folder / f"{run.scenario}.json", folder / f"{run.scenario}.md"
     save_run(run, data)

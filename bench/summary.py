@@ -15,8 +15,8 @@ __all__ = [
     *("samples_table", "values"),
 ]
 
-# What is read of a sample, by its name or in another way.
-Of: TypeAlias = str | Callable[[Sample], float]
+# What is read of a measurement, by its name or in another way.
+Of: TypeAlias = str | Callable[[Any], float]
 _COLUMNS = {
     "searches/s": ("rate", 1.0),
     "p50 ms": ("p50", 1e3),
@@ -27,23 +27,23 @@ _COLUMNS = {
     "PostgreSQL CPU µs": ("server_cpu_per_search", 1e6),
     "failed": ("lost", 0.0),
 }
-# By the name of a curve, at each x, a round's samples each.
-Curve = Mapping[str, Mapping[float, Sequence[Sample]]]
+# By the name of a curve, at each x, a round's measurement each.
+Curve = Mapping[str, Mapping[Any, Sequence[object]]]
 
 
-def values(samples: Sequence[Sample], of: Of) -> list[float]:
+def values(found: Sequence[object], of: Of) -> list[float]:
     read = attrgetter(of) if isinstance(of, str) else of
-    return [read(sample) or 0.0 for sample in samples]
+    return [read(one) or 0.0 for one in found]
 
 
-def over(samples: Sequence[Sample], of: Of, factor: float = 1.0) -> Spread:
-    """Over the rounds, in a unit that is `factor` times the sample's."""
-    return spread(values(samples, of), factor)
+def over(found: Sequence[object], of: Of, factor: float = 1.0) -> Spread:
+    """Over the rounds, in a unit that is `factor` times the measurement's."""
+    return spread(values(found, of), factor)
 
 
-def against(samples: Sequence[Sample], base: Sequence[Sample], of: Of, factor: float = 1.0) -> Spread | None:
+def against(found: Sequence[object], base: Sequence[object], of: Of, factor: float = 1.0) -> Spread | None:
     """The ratio of both, round by round; None where a base is zero."""
-    return ratios(values(samples, of), values(base, of), factor)
+    return ratios(values(found, of), values(base, of), factor)
 
 
 def every_metric(samples: Mapping[str, Sequence[Sample]]) -> list[Metric]:
@@ -98,7 +98,7 @@ def curve_figure(
     log_y: bool = False,
 ) -> Figure:
     series = [
-        Series.of(label, {at: over(samples, of, factor) for at, samples in points.items()})
+        Series.of(label, {at: over(found, of, factor) for at, found in points.items()})
         for label, points in curves.items()
     ]
     return Figure(name, title, x, y, series, log_x=log_x, log_y=log_y)

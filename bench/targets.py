@@ -10,7 +10,9 @@ import base64
 import heapq
 import importlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
 from operator import itemgetter
 from pathlib import Path
 from time import perf_counter
@@ -26,7 +28,7 @@ from bench.errors import SearchError
 from bench.generators import Target
 from bench.http_client import Connections, request_bytes
 from bench.percentiles import Latencies
-from router.postgres.driver import create_pool
+from router.postgres.driver import connect, create_pool
 
 __all__ = [
     "GatherSpec",
@@ -36,6 +38,8 @@ __all__ = [
     "ImportedSpec",
     "TargetSpec",
     "make",
+    "opened",
+    "read_queries",
     "search_body",
 ]
 
@@ -71,6 +75,8 @@ class GatherSpec(msgspec.Struct, frozen=True, kw_only=True, tag="gather"):
         where: a condition in SQL, of a filtered search.
         settings: of the connections, beside the width.
         exact: whether every row that matches is compared, past the vector index.
+        pooled: whether each node has a pool, or one connection with a prepared statement, for a caller that
+            waits for each answer.
     """
 
     dsns: list[str]
@@ -80,6 +86,7 @@ class GatherSpec(msgspec.Struct, frozen=True, kw_only=True, tag="gather"):
     where: str = ""
     settings: dict[str, str] = {}
     exact: bool = False
+    pooled: bool = True
     k: int = 10
     ef_search: int | None = None
 
@@ -97,6 +104,8 @@ class ImportedSpec(msgspec.Struct, frozen=True, kw_only=True, tag="imported"):
     options: dict[str, Any] = {}
 
 
+_CONNECT_SECONDS = 10.0
+_CLOSE_SECONDS = 10.0
 # What may have answered a search, by what its answer says of caches.
 TIERS = ("l1", "l2", "miss", "bypass")
 
@@ -105,7 +114,7 @@ TargetSpec: TypeAlias = HttpSpec | GatherSpec | ImportedSpec
 
 def make(spec: TargetSpec) -> Target:
     """The target itself, not open yet."""
-    queries: Vectors = np.load(Path(spec.queries), mmap_mode="r")
+    queries = read_queries(spec)
     if isinstance(spec, HttpSpec):
         return HttpTarget(spec, queries)
     if isinstance(spec, GatherSpec):
@@ -113,6 +122,23 @@ def make(spec: TargetSpec) -> Target:
     module, _, name = spec.target.partition(":")
     imported: Target = getattr(importlib.import_module(module), name)(spec, queries)
     return imported
+
+
+def read_queries(spec: TargetSpec) -> Vectors:
+    """What it is asked, (q, d)."""
+    queries: Vectors = np.load(Path(spec.queries), mmap_mode="r")
+    return queries
+
+
+@asynccontextmanager
+async def opened(spec: TargetSpec) -> AsyncIterator[Target]:
+    """The target during the block, connected."""
+    target = make(spec)
+    try:
+        await target.open()
+        yield target
+    finally:
+        await asyncio.wait_for(target.close(), _CLOSE_SECONDS)
 
 
 class _Hit(msgspec.Struct):
@@ -213,7 +239,8 @@ class GatherTarget(Target):
     def __init__(self, spec: GatherSpec, queries: Vectors) -> None:
         self._spec = spec
         self._queries = [np.array(vector) for vector in queries]
-        self._pools: list[asyncpg.Pool] = []
+        self._nodes: list[asyncpg.Pool | asyncpg.Connection] = []
+        self._fetches: list[Callable[[Vectors], Awaitable[list[asyncpg.Record]]]] = []
         distance = f"embedding {spec.operator} $1"
         self._sql = (
             f"SELECT id, {distance} AS distance FROM {spec.table}"
@@ -229,18 +256,25 @@ class GatherTarget(Target):
         if self._spec.ef_search is not None:
             settings["hnsw.ef_search"] = str(self._spec.ef_search)
         for dsn in self._spec.dsns:
-            pool = await create_pool(dsn, init=register_vector, server_settings=settings)
-            self._pools.append(pool)
+            if self._spec.pooled:
+                pool = await create_pool(dsn, init=register_vector, server_settings=settings)
+                self._nodes.append(pool)
+                self._fetches.append(partial(pool.fetch, self._sql))
+            else:
+                connection = await connect(dsn, timeout=_CONNECT_SECONDS, server_settings=settings)
+                self._nodes.append(connection)
+                await register_vector(connection)
+                self._fetches.append((await connection.prepare(self._sql)).fetch)
 
     async def search(self, query: int) -> Sequence[int]:
         vector = self._queries[query]
         try:
-            parts = await asyncio.gather(*(pool.fetch(self._sql, vector) for pool in self._pools))
+            parts = await asyncio.gather(*(fetch(vector) for fetch in self._fetches))
         except (asyncpg.PostgresError, asyncpg.InterfaceError, OSError) as exc:
             raise SearchError(f"{type(exc).__name__}: {exc}") from exc
         merged = heapq.merge(*parts, key=itemgetter(1))
         return [row[0] for row, _ in zip(merged, range(self._spec.k), strict=False)]
 
     async def close(self) -> None:
-        for pool in self._pools:
-            pool.terminate()
+        for node in self._nodes:
+            node.terminate()

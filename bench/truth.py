@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -62,18 +62,23 @@ class Truth(msgspec.Struct, frozen=True, eq=False):
         answers = np.frombuffer(measured.answers, np.int64).reshape(-1, measured.k)
         return self.recall(dataset, asked, answers) if len(asked) else None
 
+    def recall_of_each(self, dataset: Dataset, answers: Sequence[Sequence[int]]) -> float:
+        """Of an answer to each of the first queries."""
+        padded = np.full((len(answers), self.k), -1, np.int64)
+        for row, answer in zip(padded, answers, strict=True):
+            row[: len(answer)] = answer[: self.k]
+        return self.recall(dataset, np.arange(len(answers)), padded)
+
     def _share(self, dataset: Dataset, query: int, answer: NDArray[np.int64]) -> float:
         found = np.unique(answer[answer >= 0])
         true = self.ids[query]
-        right = int(np.isin(found, true).sum())
-        others = found[~np.isin(found, true)]
+        known = np.isin(found, true)
+        right, others = int(known.sum()), found[~known]
         if len(others) and right < len(true):
             limit = self.distances[query, -1]
             # Relative to what is subtracted, as the error is.
             scale = max(abs(limit), 1e-30)
-            distances = _distances(dataset.queries[query : query + 1], dataset.base[others], dataset.metric)[
-                0
-            ]
+            (distances,) = _distances(dataset.queries[[query]], dataset.base[others], dataset.metric)
             right += int((distances <= limit + _FLOAT32 * scale).sum())
         return min(right, len(true)) / len(true)
 

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Callable
 
 import msgspec
-import numpy as np
 
 from bench.datasets import Dataset
 from bench.errors import BenchError, SearchError
-from bench.targets import TargetSpec, make
+from bench.generators import Target
+from bench.targets import TargetSpec, opened
 from bench.truth import Truth
 from router.recall.tuning import smallest as bisect
 
@@ -42,10 +42,8 @@ def smallest(
 
     async def reaches(ef_search: int) -> bool:
         widened = msgspec.structs.replace(spec, ef_search=ef_search)
-        answers = np.full((len(dataset.queries), truth.k), -1, np.int64)
-        for query, ids in enumerate(await _ask(widened, len(answers), progress)):
-            answers[query, : len(ids)] = ids[: truth.k]
-        found[ef_search] = truth.recall(dataset, np.arange(len(answers)), answers)
+        answers = await _ask(widened, len(dataset.queries), progress)
+        found[ef_search] = truth.recall_of_each(dataset, answers)
         return found[ef_search] >= wanted
 
     best = asyncio.run(bisect(_STEPS, reaches))
@@ -58,35 +56,26 @@ def smallest(
 
 
 def ask(spec: TargetSpec, count: int) -> list[list[int]]:
-    """The answers to the first `count` queries, each asked once.
-
-    Raises:
-        BenchError: a search failed.
-    """
+    """The answers to the first `count` queries, each asked once; none may fail."""
     return asyncio.run(_ask(spec, count, lambda: None))
 
 
 async def _ask(spec: TargetSpec, count: int, progress: Progress) -> list[list[int]]:
     found: list[list[int]] = [[] for _ in range(count)]
     queries = iter(range(count))
-    target = make(spec)
 
-    async def client() -> None:
+    async def client(target: Target) -> None:
         for query in queries:
             found[query] = list(await target.search(query))
             progress()
 
     try:
-        async with asyncio.timeout(_SECONDS):
-            await target.open()
-            async with asyncio.TaskGroup() as clients:
-                for _ in range(_CONCURRENCY):
-                    clients.create_task(client())
+        async with asyncio.timeout(_SECONDS), opened(spec) as target, asyncio.TaskGroup() as clients:
+            for _ in range(_CONCURRENCY):
+                clients.create_task(client(target))
     except (ExceptionGroup, SearchError, OSError) as exc:  # TimeoutError is an OSError
         failure = exc.exceptions[0] if isinstance(exc, ExceptionGroup) else exc
         if not isinstance(failure, SearchError | OSError):
             raise
         raise BenchError(f"a search failed while none may: {str(failure) or 'it took too long'}") from failure
-    finally:
-        await target.close()
     return found

@@ -12,39 +12,30 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import IO, Literal, TypeAlias
+from typing import IO
 
 import msgspec
 import uvloop
 
 from bench.errors import BenchError
-from bench.generators import Load, Measured, Slice, generate
-from bench.targets import TargetSpec, make
+from bench.generators import Event, Load, Measured, Tell, generate
+from bench.targets import TargetSpec, opened, read_queries
 
 __all__ = ["Generator", "Job", "generator", "main", "measure"]
 
 # Beside warm-up and measured time: starting Python, encoding the queries, connecting, waiting for the rest.
 _ALLOWANCE = 120.0
 
-Callback: TypeAlias = Callable[[], object]
-Tick: TypeAlias = Callable[[Slice], object]
-
 
 class Job(msgspec.Struct, frozen=True):
-    """`queries` is how many of the target's queries are asked, in a shuffled circle."""
-
     target: TargetSpec
     load: Load
-    queries: int
 
 
-class _Event(msgspec.Struct, frozen=True, omit_defaults=True):
-    what: Literal["began", "sliced", "ended", "failed", "done"]
-    slice: Slice | None = None
-    reason: str = ""
-    measured: Measured | None = None
+class _Failed(msgspec.Struct, frozen=True, tag="failed"):
+    reason: str
 
 
 class Generator:
@@ -65,31 +56,25 @@ class Generator:
         self._timer.cancel()
         self._timer = self._killed_after(0.0)
 
-    def follow(
-        self, begin: Callback = lambda: None, end: Callback = lambda: None, tick: Tick = lambda _: None
-    ) -> Measured:
-        """What it measured; `begin`, `end` and `tick` are called here when `generate` calls its own.
+    def follow(self, tell: Tell = lambda _: None) -> Measured:
+        """What it measured; `tell` is called here when `generate` calls its own.
 
         Raises:
             BenchError: it failed, or did not end.
         """
         self._tell(msgspec.json.encode(self._job) + b"\n")
         assert self._process.stdout is not None
-        decoder = msgspec.json.Decoder(_Event)
+        decoder: msgspec.json.Decoder[Event | Measured | _Failed]
+        decoder = msgspec.json.Decoder(Event | Measured | _Failed)
         for line in self._process.stdout:
             if not line.endswith(b"\n"):
                 break  # it ended while it wrote
             event = decoder.decode(line)
-            if event.what == "began":
-                begin()
-            elif event.slice is not None:
-                tick(event.slice)
-            elif event.what == "ended":
-                end()
-            elif event.what == "failed":
+            if isinstance(event, Measured):
+                return event
+            if isinstance(event, _Failed):
                 raise BenchError(f"the generator failed: {event.reason}")
-            elif event.measured is not None:
-                return event.measured
+            tell(event)
         self._errors.seek(0)
         said = self._errors.read().decode(errors="replace").strip()[-1000:]
         raise BenchError(f"the generator ended without a result: {said or 'it was killed'}")
@@ -129,49 +114,31 @@ def generator(job: Job) -> Iterator[Generator]:
             made.close()
 
 
-def measure(
-    job: Job, *, begin: Callback = lambda: None, end: Callback = lambda: None, tick: Tick = lambda _: None
-) -> Measured:
-    """Run `job` to its end, see `Generator.follow`.
-
-    Raises:
-        BenchError: it failed, or did not end.
-    """
+def measure(job: Job, tell: Tell = lambda _: None) -> Measured:
+    """Run `job` to its end, see `Generator.follow`."""
     with generator(job) as started:
-        return started.follow(begin, end, tick)
+        return started.follow(tell)
 
 
 def main() -> None:
     job = msgspec.json.decode(sys.stdin.buffer.readline(), type=Job)
     try:
-        event = _Event("done", measured=uvloop.run(_run(job)))
+        _tell(uvloop.run(_run(job)))
     except Exception as exc:
-        event = _Event("failed", reason=f"{type(exc).__name__}: {exc}")
-    _tell(event)
+        _tell(_Failed(f"{type(exc).__name__}: {exc}"))
 
 
 async def _run(job: Job) -> Measured:
     stop = asyncio.Event()
     arguments = (asyncio.get_running_loop(), stop)
     threading.Thread(target=_listen, args=arguments, daemon=True).start()
-    target = make(job.target)
-    try:
-        await target.open()
+    async with opened(job.target) as target:
         return await generate(
-            target,
-            job.load,
-            queries=job.queries,
-            k=job.target.k,
-            begin=lambda: _tell(_Event("began")),
-            end=lambda: _tell(_Event("ended")),
-            tick=lambda part: _tell(_Event("sliced", slice=part)),
-            stop=stop,
+            target, job.load, queries=len(read_queries(job.target)), k=job.target.k, tell=_tell, stop=stop
         )
-    finally:
-        await asyncio.wait_for(target.close(), 10)
 
 
-def _tell(event: _Event) -> None:
+def _tell(event: Event | Measured | _Failed) -> None:
     # Piece by piece: after uvloop has run, a write that finds the pipe full ends short, and the buffered
     # writer takes that for all of it.
     data = memoryview(msgspec.json.encode(event) + b"\n")

@@ -7,6 +7,7 @@ started goes on.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 import json
 import shutil
@@ -40,15 +41,15 @@ from router.query.sizes import Layout
 from router.query.types import SearchQuery
 from router.query.wire import to_wire
 from shard_config import load as load_map
+from shard_config.model import Metric
 
-__all__ = ["COLLECTION", "COPIED", "SINGLE", "Router", "World", "open_world"]
+__all__ = ["COLLECTION", "COPIED", "SINGLE", "Router", "World", "map_entry", "open_world"]
 
 # Sharded over all nodes, a name for a table on one of them, and sharded but empty and without an index.
 COLLECTION = "items"
 SINGLE = "single"
 COPIED = "copied"
 
-_BUCKETS = 64
 # A command that runs long says how far it is; it is passed on this often.
 _LISTEN = 0.5
 # What decides how fast a search is, and what a load costs.
@@ -136,6 +137,16 @@ class World:
             **options,
         )
 
+    def distinct(self, count: int, seed: int = 0) -> str:
+        """The file of as many different queries as wanted."""
+        rng = np.random.default_rng(seed)
+        rows = np.resize(self.dataset.queries, (count, self.dataset.dimensions)).astype(np.float32)
+        # Near enough to the queries to cost the same, far enough to be none of them.
+        rows *= 1 + 1e-4 * rng.standard_normal((count, 1), dtype=np.float32)
+        path = self.folder / "distinct.npy"
+        np.save(path, rows)
+        return str(path)
+
     def effective(self, ef_search: int, collection: str = COLLECTION) -> int:
         """The width that the router scans with: it raises what would cut k short."""
         return self._planned(ef_search, collection)[1].ef_search
@@ -185,11 +196,7 @@ class World:
         return Counter(row["id"] for row in asyncio.run(fetch(statement, *(n.dsn for n in self.primaries))))
 
     def command(self, *arguments: object, listen: Say = lambda _: None) -> None:
-        """Run `pgscatter ARGUMENTS`; `listen` gets what it prints, line by line as they come.
-
-        Raises:
-            BenchError: it failed.
-        """
+        """Run `pgscatter ARGUMENTS`; `listen` gets what it prints, line by line as they come."""
         words = [str(argument) for argument in arguments]
         log = self.folder / "command.log"
         log.write_bytes(b"")
@@ -204,11 +211,7 @@ class World:
     def ask(
         self, router: Router, query: int, *, collection: str = COLLECTION, **fields: Any
     ) -> tuple[bytes, dict[str, Any]]:
-        """One search by JSON: the answer as it came, and decoded.
-
-        Raises:
-            BenchError: it was refused.
-        """
+        """One search by JSON: the answer as it came, and decoded."""
         body = {"vector": self.dataset.queries[query].tolist(), "k": self.k, **fields}
         try:
             data = Client(router.url, timeout=_ASK_SECONDS).call("POST", search_path(collection), body)
@@ -260,9 +263,6 @@ def open_world(
     `spread` names further collections with the same rows on the first so many of the shards; with `copied`,
     there is an empty one without a vector index. Without `filled` all of them stay empty. `fields` are what
     the map says of a collection beyond that. Searches are for `k` rows.
-
-    Raises:
-        BenchError, ClusterError: servers or commands failed.
     """
     folder = Path(tempfile.mkdtemp(prefix="pgscatter-bench-"))
     try:
@@ -274,7 +274,9 @@ def open_world(
         names = [*loaded, COPIED] if copied else loaded
         collections = folder / "collections.yaml"
         made = {
-            name: {**_collection(name, dataset, placed.get(name, shards)), **(fields or {})} for name in names
+            name: map_entry(name, dataset.dimensions, dataset.metric, placed.get(name, shards))
+            | dict(fields or {})
+            for name in names
         }
         collections.write_text(yaml.safe_dump({"collections": made}, sort_keys=False))
         say(f"starting {shards} shards with {replicas} replicas each")
@@ -290,21 +292,18 @@ def open_world(
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _collection(name: str, dataset: Dataset, shards: int) -> dict[str, Any]:
-    vector = {
-        "column": "embedding",
-        "type": "vector",
-        "dimensions": dataset.dimensions,
-        "metric": str(dataset.metric),
-    }
-    edges = [i * _BUCKETS // shards for i in range(shards + 1)]
-    placement = {f"s{i}": [f"{edges[i]}-{edges[i + 1] - 1}"] for i in range(shards)}
-    sharding = {"strategy": "hash", "key": "id", "buckets": _BUCKETS, "placement": placement}
+def map_entry(name: str, dimensions: int, metric: Metric, shards: int) -> dict[str, Any]:
+    """What a shard map says of a collection whose rows are spread over the first so many shards."""
     return {
         "table": f"public.{name}",
         "id": {"column": "id", "type": "bigint"},
-        "vector": vector,
-        "sharding": sharding,
+        "vector": {"dimensions": dimensions, "metric": str(metric)},
+        "sharding": {
+            "strategy": "hash",
+            "key": "id",
+            "buckets": shards,
+            "placement": {f"s{i}": [i] for i in range(shards)},
+        },
         # Longer than any run: what is cached stays so while hits are measured.
         "cache": {"ttl": "24h"},
     }
@@ -320,12 +319,10 @@ def _wait(process: subprocess.Popen[bytes], log: Path, listen: Say) -> int | Non
     with log.open() as said:
         part = ""
         while True:
-            try:
-                status = process.wait(_LISTEN)
-            except subprocess.TimeoutExpired:
-                status = None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_LISTEN)
             *lines, part = (part + said.read()).split("\n")
             for line in lines:
                 listen(line)
-            if status is not None or time.monotonic() > deadline:
-                return status
+            if process.returncode is not None or time.monotonic() > deadline:
+                return process.returncode

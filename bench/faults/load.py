@@ -183,28 +183,24 @@ class Running:
 
 @asynccontextmanager
 async def running(world: World, router: Router, first_id: int) -> AsyncIterator[Running]:
-    """Load while the block runs, documents from `first_id` on; at its end everything has been answered.
-
-    Raises:
-        BenchError: the generator failed.
-    """
+    """Load while the block runs, documents from `first_id` on; at its end everything has been answered."""
     options: dict[str, Any] = {"url": router.url, "first_id": first_id}
     spec = ImportedSpec(target=f"{__name__}:Traffic", queries=str(world.queries_path), options=options)
     load = Open(SEARCHES + WRITES, _MOST_SECONDS, warmup=0.0, poisson=False, outstanding=_MOST_OUTSTANDING)
-    loop, began = asyncio.get_running_loop(), asyncio.Event()
-    with generator(Job(spec, load, len(world.dataset.queries))) as started:
-        measuring = asyncio.create_task(
-            asyncio.to_thread(started.follow, lambda: loop.call_soon_threadsafe(began.set))
-        )
+    loop = asyncio.get_running_loop()
+    began: asyncio.Future[None] = loop.create_future()
+
+    def hear(event: object) -> None:
+        if event == "began":
+            loop.call_soon_threadsafe(began.set_result, None)
+
+    with generator(Job(spec, load)) as started:
+        measuring = asyncio.create_task(asyncio.to_thread(started.follow, hear))
         try:
-            beginning = asyncio.create_task(began.wait())
-            await asyncio.wait(
-                (measuring, beginning), timeout=_BEGIN_SECONDS, return_when=asyncio.FIRST_COMPLETED
-            )
-            beginning.cancel()
+            await asyncio.wait((measuring, began), timeout=_BEGIN_SECONDS, return_when="FIRST_COMPLETED")
             if measuring.done():
                 await measuring
-            if not began.is_set():
+            if not began.done():
                 raise BenchError("the load did not begin")
             under_way = Running(router.url, perf_counter())
             yield under_way
@@ -220,11 +216,7 @@ async def running(world: World, router: Router, first_id: int) -> AsyncIterator[
 
 
 async def _nodes(connections: Connections, url: str) -> dict[str, str]:
-    """The state of each node, by the router's account.
-
-    Raises:
-        SearchError: no answer.
-    """
+    """The state of each node, by the router's account."""
     _, body = await connections.send(request_bytes(f"{url}/v1/nodes", method="GET"))
     return {node["name"]: node["state"] for node in msgspec.json.decode(body)["nodes"]}
 

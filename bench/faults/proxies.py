@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Callable, Coroutine, Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from contextlib import contextmanager
 from typing import cast
 
@@ -156,10 +156,9 @@ class Proxies:
 
     async def _close(self, way: _Way) -> None:
         server, way.server = way.server, None
-        if server is not None:
-            server.close()
         self._abort(way)
         if server is not None:
+            server.close()
             await server.wait_closed()
 
     async def _restore(self, name: str, way: _Way) -> None:
@@ -183,15 +182,15 @@ def open_proxies(targets: Mapping[str, int], network: Network | None = None) -> 
     proxies = Proxies(loop, targets, network)
     ready = threading.Event()
 
-    def run(started: Callable[[], None]) -> None:
+    def run() -> None:
         asyncio.set_event_loop(loop)
         loop.run_until_complete(proxies.open())
-        started()
+        ready.set()
         loop.run_forever()
         loop.run_until_complete(proxies.close())
         loop.close()
 
-    thread = threading.Thread(target=run, args=(ready.set,), name="proxies", daemon=True)
+    thread = threading.Thread(target=run, name="proxies", daemon=True)
     thread.start()
     try:
         if not ready.wait(_SECONDS):

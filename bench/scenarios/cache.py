@@ -7,21 +7,20 @@ are warm. Redis keeps everything that any of the routers has stored.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 
-import msgspec
-import numpy as np
+import uvloop
 
 from bench.bare import BARE, L1_HITS, L2_HITS, hits_and_bare
 from bench.cachecost import lookup_seconds, redis_gets
 from bench.context import Context
-from bench.interleave import Spread, spread
-from bench.memory import distinct
+from bench.interleave import spread
 from bench.percentiles import Latencies
-from bench.results import Cell, Figure, Metric, Outcome, Series, Table
+from bench.results import Cell, Figure, Metric, Outcome, Table
 from bench.sample import Sample
 from bench.scrape import scrape
-from bench.summary import against, every_metric, over, samples_table, values
+from bench.summary import against, curve_figure, every_metric, over, samples_table, values
 from bench.targets import TIERS, TargetSpec
 from bench.world import Router, World
 
@@ -78,22 +77,19 @@ def run(context: Context) -> Outcome:
 def _popular(
     context: Context, world: World, routers: dict[str, Router], count: int, exponent: float, clients: int
 ) -> dict[str, list[Sample]]:
-    path = world.folder / "popular.npy"
     # Other queries for each exponent, or the last one's answers would be hits of this one.
-    np.save(path, distinct(context.dataset, count, seed=int(1000 * exponent)))
+    queries = world.distinct(count, seed=int(1000 * exponent))
     specs: dict[str, TargetSpec] = {
-        name: world.http(router, queries=str(path), cache=name != _NONE, ef_search=_EF_SEARCH, tiers=True)
+        name: world.http(router, queries=queries, cache=name != _NONE, ef_search=_EF_SEARCH, tiers=True)
         for name, router in routers.items()
     }
-    load = msgspec.structs.replace(context.closed(clients), zipf=exponent)
     with context.display.meter(f"warming caches, Zipf {exponent:g}", len(routers), "routers") as meter:
         for name, spec in specs.items():
             if name != _NONE:
-                warming = msgspec.structs.replace(load, seed=1)
-                context.sample(world, spec, warming, judged=False, queries=count)
+                context.sample(world, spec, context.closed(clients, zipf=exponent, seed=1), judged=False)
             meter.add(1)
-    what = f"Zipf {exponent:g}"
-    return context.compare(world, specs, load, what, unjudged=specs, queries=count)
+    load = context.closed(clients, zipf=exponent)
+    return context.compare(world, specs, load, f"Zipf {exponent:g}", unjudged=specs)
 
 
 def _hits(
@@ -102,22 +98,27 @@ def _hits(
     """Samples of hits alone by one client, and the seconds of the bare costs."""
     with hits_and_bare(world, routers[_L1], routers[_L2], _EF_SEARCH) as (specs, size_bytes):
         hits = context.compare(world, specs, context.closed(1), "hits alone", unjudged=[BARE])
-    gets = redis_gets(world.cluster.redis_url, size_bytes, context.options.seconds)
+    # Under the loop that the router has.
+    gets = uvloop.run(redis_gets(world.cluster.redis_url, size_bytes, context.options.seconds))
     return hits, {**lookup_seconds(len(world.dataset.queries)), "Redis GET": gets.at(50)}
 
 
-def _share(samples: list[Sample], tier: str) -> Spread:
-    """Of the answers of each round, in percent."""
-    counts = [[sample.account.get(one, 0) for one in TIERS] for sample in samples]
-    return spread([100 * each[TIERS.index(tier)] / max(1, sum(each)) for each in counts])
+def _share(*tiers: str) -> Callable[[Sample], float]:
+    """Of a sample's answers those by `tiers`, in percent."""
+
+    def share(sample: Sample) -> float:
+        counts = {one: sample.account.get(one, 0) for one in TIERS}
+        return 100 * sum(counts[one] for one in tiers) / max(1, sum(counts.values()))
+
+    return share
 
 
 def _hit_rates(found: _Found) -> list[Metric]:
     return [
-        Metric.of(f"{tier} hits, {name}, Zipf {exponent:g}", _share(samples, tier), "%")
+        Metric.of(f"{tier} hits, {name}, Zipf {exponent:g}", share, "%")
         for (exponent, name), samples in found.items()
         for tier in ("l1", "l2")
-        if _share(samples, tier).high
+        if (share := over(samples, _share(tier))).high
     ]
 
 
@@ -143,7 +144,9 @@ def _tiers(found: _Found) -> Table:
             together.merge(Latencies.decode(one.tiers[tier]) for one in samples if tier in one.tiers)
             if together.count:
                 times = (together.at(percentile) * 1e3 for percentile in (50, 99, 99.9))
-                rows.append([f"{exponent:g}", name, tier, f"{_share(samples, tier).median:.1f}%", *times])
+                rows.append(
+                    [f"{exponent:g}", name, tier, f"{over(samples, _share(tier)).median:.1f}%", *times]
+                )
     columns = ["Zipf", "router", "answered by", "share", "p50 ms", "p99 ms", "p99.9 ms"]
     return Table("By tier", columns, rows)
 
@@ -159,12 +162,9 @@ def _bare_table(hits: dict[str, list[Sample]], bare: dict[str, float]) -> Table:
 
 
 def _figure(found: _Found) -> Figure:
-    series = []
-    for wanted in (_L1, _L2, _BOTH, _SMALL):
-        cached = {
-            exponent: spread([100 - _share([one], "miss").median for one in samples])
-            for (exponent, name), samples in found.items()
-            if name == wanted
-        }
-        series.append(Series.of(wanted, cached))
-    return Figure("hits", "Hits of either tier", "exponent of Zipf's distribution", "% of answers", series)
+    curves = {
+        wanted: {exponent: samples for (exponent, name), samples in found.items() if name == wanted}
+        for wanted in (_L1, _L2, _BOTH, _SMALL)
+    }
+    axes = ("exponent of Zipf's distribution", "% of answers")
+    return curve_figure("hits", "Hits of either tier", *axes, curves, _share("l1", "l2"), log_x=False)

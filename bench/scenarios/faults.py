@@ -124,13 +124,13 @@ async def _break_all(
     with context.display.meter("faults", len(faults), "faults") as meter:
         for number, fault in enumerate(faults):
             context.say(fault.title)
-            courses.append(await _course(context, world, router, broken, fault, number, seconds))
+            courses.append(await _course(world, router, broken, fault, number, seconds))
             meter.add(1)
     return courses
 
 
 async def _course(
-    context: Context, world: World, router: Router, broken: Broken, fault: Fault, number: int, seconds: float
+    world: World, router: Router, broken: Broken, fault: Fault, number: int, seconds: float
 ) -> _Course:
     broken.look()
     lasts = min(fault.seconds, 1.5 * seconds)

@@ -11,32 +11,26 @@ from __future__ import annotations
 import asyncio
 import json
 import statistics
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import AsyncExitStack
 from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import asyncpg
 import msgspec
 import numpy as np
 import yaml
-from numpy.typing import NDArray
-from pgvector.asyncpg import register_vector
 
 from bench.attributes import COLUMNS, HAND_MADE, METADATA_INDEXES, Attributes, Case, cases
 from bench.context import Context
 from bench.errors import BenchError, SearchError
 from bench.http_client import Connections, request_bytes
-from bench.interleave import ratios
 from bench.results import Cell, Metric, Outcome, Table
-from bench.sample import Sample
-from bench.summary import values
-from bench.targets import HttpSpec, make, search_body
+from bench.summary import against, over
+from bench.targets import HttpSpec, TargetSpec, opened, search_body
 from bench.truth import Truth, exact
 from bench.world import COLLECTION, Router, World
-from router.postgres.driver import connect
-from router.postgres.sql import distance_operator
 
 __all__ = ["run"]
 
@@ -63,10 +57,10 @@ _TABLE = f"public.{COLLECTION}"
 # Of the gather's connections: plans for each search, and the scan that goes on until k rows match.
 _SETTINGS = {"plan_cache_mode": "force_custom_plan", "hnsw.iterative_scan": "relaxed_order"}
 _OURS, _EXACT, _SCAN, _READ = "pgscatter", "exact: true", "gather, scan", "gather, read"
+_GATHER = "direct gather"
+_TIME = "time against the best other way"
 # What an index on the columns is worth; a range, an equality and a metadata path show it.
 _UNINDEXED = ("range", "range, near", "equality", "equality, near", "metadata")
-
-Search = Callable[[int], Awaitable[Sequence[int]]]
 
 
 class _Found(msgspec.Struct):
@@ -146,15 +140,12 @@ def _spec(world: World, router: Router, case: Case, **fields: Any) -> HttpSpec:
 
 async def _l1_seconds(spec: HttpSpec) -> float:
     """Median of one search that L1 answers again and again: what HTTP and both its ends take."""
-    target = make(msgspec.structs.replace(spec, cache=True))
     taken = []
-    try:
+    async with opened(msgspec.structs.replace(spec, cache=True)) as target:
         for _ in range(1 + _HITS):
             started = perf_counter()
             await target.search(0)
             taken.append(perf_counter() - started)
-    finally:
-        await target.close()
     if target.account().get("l1") != _HITS:
         raise BenchError(f"L1 was to answer all but the first of {len(taken)} equal searches")
     return statistics.median(taken[1:])
@@ -163,30 +154,30 @@ async def _l1_seconds(spec: HttpSpec) -> float:
 async def _singles(context: Context, world: World, router: Router, every: list[Case]) -> list[_Found]:
     found = []
     with context.display.meter("filters", len(every), "cases") as meter:
-        async with _Gather(world) as gather:
-            for case in every:
-                found.append(await _single(context, world, router, gather, case))
-                context.say(str(found[-1]))
-                meter.add(1)
+        for case in every:
+            found.append(await _single(context, world, router, case))
+            context.say(str(found[-1]))
+            meter.add(1)
     return found
 
 
-async def _single(context: Context, world: World, router: Router, gather: _Gather, case: Case) -> _Found:
+async def _single(context: Context, world: World, router: Router, case: Case) -> _Found:
     options = context.options
     queries = min(_QUICK_QUERIES if options.quick else _QUERIES, len(context.dataset.queries))
     truth = _truth(context, case, queries)
-    targets = [make(_spec(world, router, case, **more)) for more in ({}, {"exact": True})]
-    variants: dict[str, Search] = {
-        **{name: target.search for name, target in zip((_OURS, _EXACT), targets, strict=True)},
-        _SCAN: await gather.prepared(case.where, scan=True),
-        _READ: await gather.prepared(case.where, scan=False),
+    specs: dict[str, TargetSpec] = {
+        _OURS: _spec(world, router, case),
+        _EXACT: _spec(world, router, case, exact=True),
+        _SCAN: world.gather(where=case.where, settings=_SETTINGS, pooled=False),
+        _READ: world.gather(where=case.where, settings=_SETTINGS, pooled=False, exact=True),
     }
-    answers: dict[str, list[Sequence[int]]] = {name: [] for name in variants}
-    seconds: dict[str, list[float]] = {name: [] for name in variants}
-    try:
+    answers: dict[str, list[Sequence[int]]] = {name: [] for name in specs}
+    seconds: dict[str, list[float]] = {name: [] for name in specs}
+    async with AsyncExitStack() as stack:
+        variants = {name: await stack.enter_async_context(opened(spec)) for name, spec in specs.items()}
         for query in range(_WARM_UP):
-            for search in variants.values():
-                await search(query % queries)
+            for target in variants.values():
+                await target.search(query % queries)
         names, began = list(variants), perf_counter()
         for query in range(queries):
             if query >= _WARM_UP and perf_counter() - began > options.seconds:
@@ -195,18 +186,15 @@ async def _single(context: Context, world: World, router: Router, gather: _Gathe
             turn = names[query % len(names) :] + names[: query % len(names)]
             for name in turn if query % 2 else reversed(turn):
                 started = perf_counter()
-                answer = await variants[name](query)
+                answer = await variants[name].search(query)
                 seconds[name].append(perf_counter() - started)
                 answers[name].append(answer)
-    finally:
-        for target in targets:
-            await target.close()
     asked = partial(world.ask, router, 0, filter=case.filter, explain=True)
     _, explained = await asyncio.to_thread(asked)
     return _Found(
         case,
         {name: statistics.median(taken) for name, taken in seconds.items()},
-        {name: _recall(context, truth, given) for name, given in answers.items()},
+        {name: truth.recall_of_each(context.dataset, given) for name, given in answers.items()},
         _ways(explained),
     )
 
@@ -222,42 +210,6 @@ def _truth(context: Context, case: Case, queries: int) -> Truth:
     return Truth(ids[truth.ids], truth.distances)
 
 
-class _Gather:
-    """An application's own fan-out: a connection per shard, and plans made for each search."""
-
-    def __init__(self, world: World) -> None:
-        self._dsns = [node.dsn for node in world.primaries]
-        self._operator = distance_operator(world.dataset.metric)
-        self._queries = world.dataset.queries
-        self._k = world.k
-        self._connections: list[asyncpg.Connection] = []
-
-    async def __aenter__(self) -> _Gather:
-        for dsn in self._dsns:
-            connection = await connect(dsn, timeout=10.0, server_settings=_SETTINGS)
-            await register_vector(connection)
-            self._connections.append(connection)
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        for connection in self._connections:
-            connection.terminate()
-
-    async def prepared(self, where: str, *, scan: bool) -> Search:
-        distance = f"embedding {self._operator} $1"
-        order = distance if scan else f"({distance}) + 0"
-        sql = f"SELECT id, {distance} AS d FROM {_TABLE} WHERE {where} ORDER BY {order} LIMIT {self._k}"
-        statements = [await connection.prepare(sql) for connection in self._connections]
-
-        async def search(query: int) -> list[int]:
-            vector = self._queries[query]
-            parts = await asyncio.gather(*(statement.fetch(vector) for statement in statements))
-            rows = sorted((row for part in parts for row in part), key=lambda row: (row["d"], row["id"]))
-            return [row["id"] for row in rows[: self._k]]
-
-        return search
-
-
 async def _batch(context: Context, world: World, router: Router, one: _Found) -> list[Cell]:
     """A batch and as many singles by 16 clients, in turn, three times each."""
     count = int(_BATCH_SECONDS / (2 * one.seconds[_OURS]))
@@ -270,29 +222,32 @@ async def _batch(context: Context, world: World, router: Router, one: _Found) ->
     singles = [request_bytes(spec.url, msgspec.json.encode(body)) for body in bodies]
     places = asyncio.Semaphore(16)
     taken: dict[str, list[float]] = {"batch": [], "singles": []}
-    failed = {"batch": 0, "singles": 0}
+    answered = {"batch": 0, "singles": 0}
+
+    async def together() -> int:
+        status, data = await connections.send(batch)
+        results = msgspec.json.decode(data).get("results", []) if status == 200 else []
+        return sum("hits" in result for result in results)
 
     async def single(request: bytes) -> bool:
         async with places:
             return (await connections.send(request))[0] == 200
 
+    async def apart() -> int:
+        return sum(await asyncio.gather(*map(single, singles)))
+
     try:
         for _ in range(3):
-            started = perf_counter()
-            status, data = await connections.send(batch)
-            taken["batch"].append(perf_counter() - started)
-            results = msgspec.json.decode(data).get("results", []) if status == 200 else []
-            failed["batch"] += count - sum("hits" in result for result in results)
-            started = perf_counter()
-            answered = await asyncio.gather(*map(single, singles))
-            taken["singles"].append(perf_counter() - started)
-            failed["singles"] += count - sum(answered)
+            for name, ask in (("batch", together), ("singles", apart)):
+                started = perf_counter()
+                answered[name] += await ask()
+                taken[name].append(perf_counter() - started)
     finally:
         connections.close()
-    together, alone = (statistics.median(taken[name]) for name in ("batch", "singles"))
-    context.say(f"{one.title}: batch of {count} {together:.3g} s, singles {alone:.3g} s")
-    ratio = together / alone
-    return [_percent(one.case.share), str(count), together, alone, ratio, *map(str, failed.values())]
+    medians = [statistics.median(seconds) for seconds in taken.values()]
+    context.say("{}: batch of {} {:.3g} s, singles {:.3g} s".format(one.title, count, *medians))
+    failed = (str(3 * count - number) for number in answered.values())
+    return [_percent(one.case.share), str(count), *medians, medians[0] / medians[1], *failed]
 
 
 def _crowd(
@@ -305,40 +260,23 @@ def _crowd(
     for one in found:
         case = one.case
         truth = _truth(context, case, len(context.dataset.queries))
-        ours = _spec(world, router, case)
         theirs = world.gather(where=case.where, settings=_SETTINGS, exact=one.best != _SCAN)
-        taken: dict[str, list[Sample]] = context.interleave(
-            {
-                _OURS: partial(context.sample, world, ours, load, router, truth=truth),
-                "direct gather": partial(context.sample, world, theirs, load, truth=truth),
-            },
-            one.title,
-        )
-        rates = {name: values(samples, lambda s: s.rate) for name, samples in taken.items()}
-        failed = sum(sample.failed + sample.shed for sample in taken[_OURS])
-        recall = statistics.median(sample.recall or 0.0 for sample in taken[_OURS])
-        ratio = ratios(rates[_OURS], rates["direct gather"])
+        specs: dict[str, TargetSpec] = {_OURS: _spec(world, router, case), _GATHER: theirs}
+        taken = context.compare(world, specs, load, one.title, truth=truth)
+        ours = taken[_OURS]
+        ratio = against(ours, taken[_GATHER], "rate")
         rows.append(
             [
                 *(case.name, _percent(case.share)),
-                *(statistics.median(rates[name]) for name in (_OURS, "direct gather")),
+                *(over(samples, "rate").median for samples in taken.values()),
                 None if ratio is None else ratio.median,
-                f"{recall:.4f}",
-                str(failed),
+                f"{over(ours, 'recall').median:.4f}",
+                str(sum(sample.lost for sample in ours)),
             ]
         )
         outcome.metrics.append(Metric.of(f"searches/s against the gather, {one.title}, {how}", ratio, "x"))
     columns = ["filter", "share", "searches/s", "gather", "ratio", "recall", "failed"]
     return Table(f"{clients} clients, {how}", columns, rows)
-
-
-def _recall(context: Context, truth: Truth, answers: list[Sequence[int]]) -> float:
-    k = context.options.k
-    padded = np.full((len(answers), k), -1, dtype=np.int64)
-    for row, answer in zip(padded, answers, strict=True):
-        row[: len(answer)] = answer[:k]
-    asked: NDArray[np.int64] = np.arange(len(answers), dtype=np.int64)
-    return truth.recall(context.dataset, asked, padded)
 
 
 def _ways(answer: dict[str, Any]) -> str:
@@ -365,27 +303,9 @@ def _metrics(found: list[_Found], how: str) -> Iterator[Metric]:
     worst = max(found, key=lambda one: one.ratio)
     least = min(found, key=lambda one: one.recall[_OURS])
     mean = statistics.fmean([one.ratio for one in found])
-    yield Metric(
-        name=f"time against the best other way, worst, {how}",
-        value=worst.ratio,
-        unit="x",
-        better="lower",
-        target=_EACH,
-        note=worst.title,
-    )
-    yield Metric(
-        name=f"time against the best other way, mean, {how}",
-        value=mean,
-        unit="x",
-        better="lower",
-        target=_MEAN,
-    )
-    yield Metric(
-        name=f"recall, least, {how}",
-        value=least.recall[_OURS],
-        target=_RECALL,
-        note=least.title,
-    )
+    yield Metric.of(f"{_TIME}, worst, {how}", worst.ratio, "x", "lower", _EACH, worst.title)
+    yield Metric.of(f"{_TIME}, mean, {how}", mean, "x", "lower", _MEAN)
+    yield Metric.of(f"recall, least, {how}", least.recall[_OURS], target=_RECALL, note=least.title)
 
 
 def _percent(share: float) -> str:

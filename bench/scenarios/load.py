@@ -10,8 +10,8 @@ from functools import partial
 
 from bench.context import Context
 from bench.copying import Copying, Loaded
-from bench.interleave import ratios, spread
-from bench.results import Figure, Metric, Outcome, Series, Table
+from bench.results import Cell, Metric, Outcome, Table
+from bench.summary import against, curve_figure, over
 
 __all__ = ["run"]
 
@@ -37,37 +37,12 @@ def run(context: Context) -> Outcome:
             copying.loaded(indexed=True)
             found[jobs] = context.interleave(variants, f"{jobs} connections per shard")
     size, rows = copying.size_bytes, copying.rows
-    items = [(name, jobs, taken) for jobs, ways in found.items() for name, taken in ways.items()]
-    series = [
-        Series.of(name, {jobs: spread(_rates(ways[name])) for jobs, ways in found.items()})
-        for name in (_LOAD, _COPY)
-    ]
+    curves = {name: {jobs: ways[name] for jobs, ways in found.items()} for name in (_LOAD, _COPY)}
+    axes = ("connections per shard", "rows/s")
     return Outcome(
         metrics=[metric for jobs, ways in found.items() for metric in _metrics(ways, jobs)],
-        tables=[
-            Table.of(
-                "Loading",
-                {
-                    "": lambda item: item[0],
-                    "connections per shard": lambda item: str(item[1]),
-                    "rows/s": lambda item: spread(_rates(item[2])).median,
-                    "MB/s": lambda item: spread(_rates(item[2])).median * size / rows / 1e6,
-                    "rows in after s": lambda item: _median(item[2], "copy_seconds"),
-                    "index s": lambda item: _median(item[2], "index_seconds"),
-                    "ready after s": lambda item: (
-                        _median(item[2], "copy_seconds") + _median(item[2], "index_seconds")
-                    ),
-                },
-                items,
-            )
-        ],
-        figures=[
-            Figure(
-                *("rows", "Bulk load, without the index", "connections per shard", "rows/s"),
-                series,
-                log_x=True,
-            )
-        ],
+        tables=[_table(found, size / rows)],
+        figures=[curve_figure("rows", "Bulk load, without the index", *axes, curves, "rate")],
         notes=[
             f"{rows:,} rows, {size / 1e6:,.0f} MB as COPY has them, over {context.shards} shards.",
             "Rows/s is until the last row is committed. The index comes afterwards, on all shards at once:"
@@ -77,29 +52,27 @@ def run(context: Context) -> Outcome:
     )
 
 
-def _rates(found: list[Loaded]) -> list[float]:
-    return [one.rate for one in found]
-
-
-def _median(found: list[Loaded], of: str) -> float:
-    return spread([getattr(one, of) for one in found]).median
+def _table(found: dict[int, dict[str, list[Loaded]]], row_bytes: float) -> Table:
+    rows: list[list[Cell]] = []
+    for jobs, ways in found.items():
+        for name, taken in ways.items():
+            rate, copied, indexed = (
+                over(taken, of).median for of in ("rate", "copy_seconds", "index_seconds")
+            )
+            rows.append([name, str(jobs), rate, rate * row_bytes / 1e6, copied, indexed, copied + indexed])
+    columns = ["", "connections per shard", "rows/s", "MB/s", "rows in after s", "index s", "ready after s"]
+    return Table("Loading", columns, rows)
 
 
 def _metrics(ways: dict[str, list[Loaded]], jobs: int) -> list[Metric]:
     load, copy = ways[_LOAD], ways[_COPY]
-    loaded, copied = ([one.index_seconds for one in taken] for taken in (load, copy))
+    rate, index = (against(load, copy, of, unit) for of, unit in (("rate", 100), ("index_seconds", 1)))
     at = f"{jobs} connections per shard"
+    target = _TARGET if jobs == _DEFAULT_JOBS else None
     return [
-        Metric.of(
-            f"rows/s of pgscatter load against raw COPY, {at}",
-            ratios(_rates(load), _rates(copy), 100),
-            "%",
-            target=_TARGET if jobs == _DEFAULT_JOBS else None,
-        ),
-        Metric.of(
-            f"index of pgscatter load against CREATE INDEX, {at}", ratios(loaded, copied), "x", "lower"
-        ),
-        Metric.of(f"pgscatter load, {at}", spread(_rates(load)), "rows/s"),
-        Metric.of(f"raw COPY, {at}", spread(_rates(copy)), "rows/s"),
-        Metric.of(f"index of pgscatter load, {at}", spread(loaded), "s", "lower"),
+        Metric.of(f"rows/s of pgscatter load against raw COPY, {at}", rate, "%", target=target),
+        Metric.of(f"index of pgscatter load against CREATE INDEX, {at}", index, "x", "lower"),
+        Metric.of(f"pgscatter load, {at}", over(load, "rate"), "rows/s"),
+        Metric.of(f"raw COPY, {at}", over(copy, "rate"), "rows/s"),
+        Metric.of(f"index of pgscatter load, {at}", over(load, "index_seconds"), "s", "lower"),
     ]

@@ -130,9 +130,7 @@ def _table(found: dict[_Key, list[Sample]], widths: dict[tuple[int, str], int]) 
 
 
 def _figures(found: dict[_Key, list[Sample]], counts: list[int], most: int) -> list[Figure]:
-    curves = {
-        mode: {float(count): found[count, mode, most] for count in counts} for mode in (_WIDTH, _RECALL)
-    }
+    curves = {mode: {count: found[count, mode, most] for count in counts} for mode in (_WIDTH, _RECALL)}
     return [
         curve_figure(name, f"{title}, {most} clients", "shards", y, curves, of, unit)
         for name, title, y, of, unit in _DRAWN

@@ -1,25 +1,47 @@
 """Up to 1,024 shards, stragglers and replicas, simulated with costs that are measured here first.
 
 The simulation has to reproduce a measured run of four shards within 15 % before larger systems are shown.
+In these every node has a host of two cores to itself, and the router one processor. The rates of arrival
+are shares of what the router and the nodes can do, so that latency is that of a system in use, not of one
+overrun.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import isnan
 from statistics import fmean
 
+import msgspec
+
 from bench.context import Context
+from bench.generators import Open
 from bench.results import Cell, Figure, Metric, Outcome, Series, Table
 from bench.simulation.calibrate import SHARDS, TOLERANCE, calibrate
-from bench.simulation.model import Costs
-from bench.simulation.scale import LARGER, Point, scale
+from bench.simulation.model import Costs, Result, Stragglers, System
+from bench.simulation.simulate import simulate
+from router.settings import Settings
 
 __all__ = ["run"]
 
 _CLIENTS = 16
 _EF_SEARCH = 40
-_QUICK_SHARDS = (1, 4, 16)
+_SHARDS, _QUICK_SHARDS = (1, 4, 16, 64, 256, 1024), (1, 4, 16)
+_CORES = 2
+_USE = 0.5  # of what there is
+_SEARCHES = 300  # measured for each point, fewer of many shards
+_PARTS = 150_000  # parts of searches simulated for each point, at most
+_STRAGGLERS = Stragglers(share=0.01, factor=10)
+_TIMEOUT = 5.0
+
+
+class Point(msgspec.Struct, frozen=True):
+    """One simulated system; `rate` is of arrivals per second."""
+
+    name: str
+    shards: int
+    rate: float
+    result: Result
 
 
 def run(context: Context) -> Outcome:
@@ -29,8 +51,7 @@ def run(context: Context) -> Outcome:
     found = calibrate(context, ef_search=ef_search, seconds=2 * options.seconds, clients=clients)
     points: list[Point] = []
     if found.valid:
-        shards = _QUICK_SHARDS if options.quick else LARGER
-        points = scale(found.costs, shards=shards, say=context.say)
+        points = _larger(found.costs, _QUICK_SHARDS if options.quick else _SHARDS, context.say)
     measured, simulated = found.statements
     server, simulated_server = found.server_cpu
     notes = [
@@ -99,3 +120,49 @@ def _figures(points: Sequence[Point]) -> list[Figure]:
             lines.setdefault(point.name, []).append((float(point.shards), p99, p99, p99))
     series = [Series(name, found) for name, found in lines.items()]
     return [Figure("p99", "p99 by shards, simulated", "shards", "ms", series, log_x=True, log_y=True)]
+
+
+def _larger(costs: Costs, shards: Sequence[int], say: Callable[[str], object]) -> list[Point]:
+    """Open loops over systems of so many shards.
+
+    `even`: all nodes are alike. `stragglers`: one node in a hundred, at least one, takes ten times as long.
+    `stragglers, 2 replicas`: each shard has two nodes; `no hedges`: none is asked because another is late.
+    `stragglers, deadline`: answers go without what has not come after ten times the even median. `nodes
+    alone`: the router's processor time is left out.
+    """
+    points: list[Point] = []
+    for count in shards:
+        say(f"simulating {count} shards")
+        slow = msgspec.structs.replace(_STRAGGLERS, share=max(_STRAGGLERS.share, 1 / count))
+        rate = _USE * min(_router_most(costs, count), _node_most(costs))
+
+        def add(name: str, system: System, rate: float, timeout: float = _TIMEOUT) -> Result:
+            length = min(_SEARCHES, _PARTS // system.shards) / rate
+            result = simulate(system, costs, Open(rate, length, length / 4), timeout=timeout)
+            points.append(Point(name, system.shards, rate, result))
+            return result
+
+        base = System(shards=count, cores=_CORES)
+        even = add("even", base, rate)
+        late = msgspec.structs.replace(base, stragglers=slow)
+        add("stragglers", late, rate)
+        add("stragglers, deadline", late, rate, 10 * even.p50)
+        # As many slow nodes among twice as many.
+        fewer = msgspec.structs.replace(slow, share=slow.share / 2)
+        halved = msgspec.structs.replace(late, replicas=2, stragglers=fewer)
+        add("stragglers, 2 replicas", halved, rate)
+        unhedged = msgspec.structs.replace(halved, settings=Settings(hedge_quantile=0.0))
+        add("stragglers, 2 replicas, no hedges", unhedged, rate)
+        alone = msgspec.structs.replace(base, router_cpu=False)
+        add("nodes alone", alone, min(_USE * _node_most(costs), 4 * rate))
+    return points
+
+
+def _router_most(costs: Costs, shards: int) -> float:
+    """Searches per second of one router without any that go together."""
+    return 1 / (costs.router_search + shards * (costs.router_shard + costs.router_statement))
+
+
+def _node_most(costs: Costs) -> float:
+    mean = sum(costs.searches) / len(costs.searches)
+    return _CORES / (costs.statement + mean)

@@ -11,12 +11,10 @@ import statistics
 from collections.abc import Sequence
 
 import msgspec
-import numpy as np
 
 from bench.context import Context
 from bench.errors import BenchError
 from bench.generators import Open, Slice
-from bench.memory import distinct
 from bench.results import Cell, Figure, Metric, Outcome, Series, Table
 from bench.sample import Sample
 from bench.scrape import UNITS, state
@@ -57,9 +55,7 @@ def run(context: Context) -> Outcome:
     options = context.options
     duration = options.duration or (_QUICK_DURATION if options.quick else _DURATION)
     with context.world() as world, world.serve(redis=True) as router:
-        path = world.folder / "popular.npy"
-        np.save(path, distinct(context.dataset, _QUERIES))
-        spec = world.http(router, queries=str(path), cache=True, ef_search=_EF_SEARCH)
+        spec = world.http(router, queries=world.distinct(_QUERIES), cache=True, ef_search=_EF_SEARCH)
         rate = options.open_loop[0] if options.open_loop else _half(context, world, spec)
         readings, sample = _watched(context, world, spec, router, rate, duration)
     return Outcome(
@@ -85,8 +81,7 @@ def run(context: Context) -> Outcome:
 
 def _half(context: Context, world: World, spec: HttpSpec) -> float:
     """Half of what the router answers when clients wait for it, its caches as warm as this makes them."""
-    load = msgspec.structs.replace(context.closed(_CLIENTS), zipf=_ZIPF, seed=1)
-    sample = context.sample(world, spec, load, judged=False, queries=_QUERIES)
+    sample = context.sample(world, spec, context.closed(_CLIENTS, zipf=_ZIPF, seed=1), judged=False)
     context.say(f"capacity {sample.rate:,.0f} searches/s; {_LOAD_SHARE:.0%} of it arrive")
     if not sample.searches:
         raise BenchError(f"no search of {sample.failed} was answered: {sample.reasons}")
@@ -106,7 +101,7 @@ def _watched(
         meter.reach(int(part.at + part.seconds))
 
     with context.display.meter("soaking", int(duration), "s") as meter:
-        sample = context.sample(world, spec, load, judged=False, queries=_QUERIES, tick=tick)
+        sample = context.sample(world, spec, load, judged=False, tick=tick)
     if readings:
         readings.pop()  # while it was read, the load had ended and its connections were being closed
     if len(readings) < 4:

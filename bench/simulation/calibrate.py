@@ -25,7 +25,7 @@ from bench.sample import Sample
 from bench.simulation.model import Costs, System
 from bench.simulation.simulate import simulate
 from bench.targets import HttpSpec
-from bench.world import COLLECTION, Router, World
+from bench.world import COLLECTION, World
 from router.postgres.connection import Connection, open_connection
 from router.postgres.search import SearchStatement, arrays
 
@@ -73,11 +73,7 @@ class Calibration(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def calibrate(context: Context, *, ef_search: int, seconds: float, clients: int) -> Calibration:
-    """Measure a cluster of four shards, and compare a run of it with a simulation of that run.
-
-    Raises:
-        BenchError, ClusterError, RouterError
-    """
+    """Measure a cluster of four shards, and compare a run of it with a simulation of that run."""
     with context.world(shards=SHARDS, spread=_NARROW, filled=False) as world:
         world.load(COLLECTION)
         for name in _NARROW:
@@ -91,7 +87,7 @@ def calibrate(context: Context, *, ef_search: int, seconds: float, clients: int)
             def take(collection: str, count: int, length: float, warm: float = _WARM) -> Taken:
                 spec = world.http(router, collection, ef_search=ef_search, explained=_EXPLAINED)
                 load = Closed(count, length, warm, slice=_STEP)
-                return _taken(context, world, router, spec, load)
+                return _taken(context, world, spec, load)
 
             runs += [(SHARDS, take(COLLECTION, count, seconds / 2)) for count in _OTHER_CLIENTS]
             for name, shards in _NARROW.items():
@@ -114,7 +110,7 @@ class Taken(msgspec.Struct, frozen=True):
     others: list[float]
 
 
-def _taken(context: Context, world: World, router: Router, spec: HttpSpec, load: Closed) -> Taken:
+def _taken(context: Context, world: World, spec: HttpSpec, load: Closed) -> Taken:
     others: list[Others] = []
 
     def tick(_: Slice) -> None:
@@ -124,7 +120,7 @@ def _taken(context: Context, world: World, router: Router, spec: HttpSpec, load:
         else:
             others.append(Others())
 
-    sample = context.sample(world, spec, load, router, judged=False, tick=tick)
+    sample = context.sample(world, spec, load, judged=False, tick=tick)
     if not sample.searches or sample.failed:
         raise BenchError(f"{sample.failed} searches failed, {sample.searches} did not: {sample.reasons}")
     if not (sample.server_cpu and sample.router_cpu):

@@ -34,33 +34,33 @@ class Host:
         cores: how many; a fraction where others use the rest.
         crowded: the speed of a job while all cores are busy, relative to one that is alone; below 1 where
             cores share caches and execution units.
+
+    Attributes:
+        running: jobs now.
+        busy_seconds: of work given.
     """
 
     def __init__(self, cores: float, *, crowded: float = 1.0) -> None:
-        self.busy_seconds = 0.0  # of work given
+        self.busy_seconds = 0.0
         self._cores = cores
         self._crowded = crowded
         self._loop = asyncio.get_running_loop()
         self._given = 0.0
         self._changed = self._loop.time()
         self._jobs: list[tuple[float, int, _Job]] = []
-        self._running = 0
+        self.running = 0
         self._numbers = count()
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        return f"<Host of {self._cores:g} cores, {self._running} jobs>"
-
-    @property
-    def running(self) -> int:
-        return self._running
+        return f"<Host of {self._cores:g} cores, {self.running} jobs>"
 
     def start(self, work: float, done: Callable[[], None]) -> _Job:
         """Begin a job of `work` seconds; `done` is called at its end, unless it is ended before."""
         self._advance()
         job = _Job(done)
         heappush(self._jobs, (self._given + work, next(self._numbers), job))
-        self._running += 1
+        self.running += 1
         self._schedule()
         return job
 
@@ -69,18 +69,13 @@ class Host:
         if not job.gone:
             self._advance()
             job.gone = True
-            self._running -= 1
+            self.running -= 1
             self._schedule()
 
     async def run(self, work: float) -> None:
         """Return after `work` seconds of processor time; a cancelled job leaves at once."""
         finished: asyncio.Future[None] = self._loop.create_future()
-
-        def done() -> None:
-            if not finished.done():
-                finished.set_result(None)
-
-        job = self.start(work, done)
+        job = self.start(work, lambda: _finish(finished))
         try:
             await finished
         finally:
@@ -89,17 +84,17 @@ class Host:
     @property
     def _rate(self) -> float:
         """Work per second of each job; one that is alone on its core is as fast as the core."""
-        running, cores = self._running, self._cores
+        running, cores = self.running, self._cores
         if running < cores or running <= 1:
             return min(1.0, cores)
         return cores / running * self._crowded
 
     def _advance(self) -> None:
         now = self._loop.time()
-        if self._running:
+        if self.running:
             given = (now - self._changed) * self._rate
             self._given += given
-            self.busy_seconds += given * self._running
+            self.busy_seconds += given * self.running
         self._changed = now
 
     def _schedule(self) -> None:
@@ -119,7 +114,7 @@ class Host:
         target, _, job = heappop(self._jobs)
         self._given = max(self._given, target)  # rounding must not leave a rest for another timer
         job.gone = True
-        self._running -= 1
+        self.running -= 1
         self._schedule()
         job.done()
 
@@ -159,6 +154,11 @@ class Process:
         self._busy = False
 
     def _done(self, finished: asyncio.Future[None]) -> None:
-        if not finished.done():
-            finished.set_result(None)
+        _finish(finished)
         self._next()
+
+
+def _finish(finished: asyncio.Future[None]) -> None:
+    """Whoever waits for it may have been cancelled."""
+    if not finished.done():
+        finished.set_result(None)

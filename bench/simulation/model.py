@@ -31,19 +31,10 @@ class Costs(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Stragglers(msgspec.Struct, frozen=True, kw_only=True):
-    """Nodes that fall behind: the first `share` of them, in an order of chance.
-
-    Attributes:
-        factor: how many times as long their statements take.
-        pause, every: a statement that arrives during a pause begins at its end; pauses take `pause`
-            seconds, and `every` seconds pass on average from one's end to the next one's beginning
-            (exponentially distributed).
-    """
+    """The first `share` of the nodes, in an order of chance, whose statements take `factor` times as long."""
 
     share: float
-    factor: float = 1.0
-    pause: float = 0.0
-    every: float = 1.0
+    factor: float
 
 
 class System(msgspec.Struct, frozen=True, kw_only=True):

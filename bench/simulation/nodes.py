@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from random import Random
 
 from bench.simulation.hosts import Host, Process
-from bench.simulation.model import Costs, Stragglers
+from bench.simulation.model import Costs
 from router.query.types import Probe, Row
 
 __all__ = ["Server"]
@@ -22,45 +22,32 @@ class Server:
 
     Attributes:
         statements, searches: how many it was given.
-        running: statements now.
     """
 
     def __init__(
-        self,
-        number: int,
-        host: Host,
-        router: Process,
-        costs: Costs,
-        rng: Random,
-        straggler: Stragglers | None = None,
+        self, number: int, host: Host, router: Process, costs: Costs, rng: Random, factor: float = 1.0
     ) -> None:
         self.number = number
         self.host = host
-        self.statements = self.searches = self.running = 0
+        self.statements = self.searches = 0
         self._router = router
         self._costs = costs
         self._rng = rng
-        self._straggler = straggler
-        self._pause = (0.0, 0.0)  # from, to
+        self._factor = factor
         self._rows: list[Row] = []
 
     def __repr__(self) -> str:
-        return f"<Server {self.number}, {self.running} running, {self.statements} before>"
+        return f"<Server {self.number}, {self.searches} searches in {self.statements} statements>"
 
     async def __call__(self, probes: Sequence[Probe]) -> list[tuple[Sequence[Row], str | None]]:
         costs = self._costs
         self.statements += 1
         self.searches += len(probes)
-        self.running += 1
-        try:
-            await self._hops(costs.router_statement / 2)
-            if costs.wire:
-                await asyncio.sleep(costs.wire)
-            await self._paused()
-            await self.host.run(self.work(len(probes)))
-            await self._hops(costs.router_statement / 2 + len(probes) * costs.router_shard / 2)
-        finally:
-            self.running -= 1
+        await self._hops(costs.router_statement / 2)
+        if costs.wire:
+            await asyncio.sleep(costs.wire)
+        await self.host.run(self.work(len(probes)))
+        await self._hops(costs.router_statement / 2 + len(probes) * costs.router_shard / 2)
         return [(self._found(probe.wanted), None) for probe in probes]
 
     async def _hops(self, seconds: float) -> None:
@@ -71,19 +58,7 @@ class Server:
     def work(self, searches: int) -> float:
         """Seconds of processor time of a statement."""
         drawn = sum(self._rng.choices(self._costs.searches, k=searches))
-        factor = 1.0 if self._straggler is None else self._straggler.factor
-        return factor * (self._costs.statement + drawn)
-
-    async def _paused(self) -> None:
-        straggler = self._straggler
-        if straggler is None or not straggler.pause:
-            return
-        now = asyncio.get_running_loop().time()
-        while self._pause[1] <= now:
-            begin = self._pause[1] + self._rng.expovariate(1 / straggler.every)
-            self._pause = (begin, begin + straggler.pause)
-        if self._pause[0] <= now:
-            await asyncio.sleep(self._pause[1] - now)
+        return self._factor * (self._costs.statement + drawn)
 
     def _found(self, wanted: int) -> list[Row]:
         """Rows as (id, distance), the same ones every time: what they are changes no time."""

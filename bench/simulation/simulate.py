@@ -10,6 +10,7 @@ Invariant: equal arguments give equal results.
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import Callable, Sequence
 from itertools import cycle
 from math import ceil
@@ -19,12 +20,13 @@ import msgspec
 import numpy as np
 
 from bench.errors import SearchError
-from bench.generators import Load, Measured, Open, Target, generate
+from bench.generators import Event, Load, Measured, Open, Target, generate
 from bench.percentiles import Latencies
 from bench.simulation.hosts import Host, Process
 from bench.simulation.model import Costs, Result, System
 from bench.simulation.nodes import Server
 from bench.simulation.virtual_time import run
+from bench.world import COLLECTION, map_entry
 from router.freshness.freshness import Freshness
 from router.nodes.node import Node
 from router.policy.budget import Budget
@@ -36,8 +38,9 @@ from router.query.types import SearchQuery
 from router.stages.fanout import Fanout
 from router.stages.replicas import ReplicaSet
 from router.stages.scatter import Scatter
-from shard_config import model
-from shard_config.values import ValueType
+from shard_config import ShardMap, parse
+from shard_config.model import Metric
+from shard_config.model import Node as NodeConfig
 
 __all__ = ["World", "build_map", "simulate"]
 
@@ -63,9 +66,7 @@ async def _run(system: System, costs: Costs, load: Load, timeout: float, seed: i
     if system.others:
         beside.append(asyncio.create_task(_replay(world)))
     try:
-        measured = await generate(
-            target, load, queries=_QUERIES, k=0, begin=target.begin, end=target.end, clock=world.clock
-        )
+        measured = await generate(target, load, queries=_QUERIES, k=0, tell=target.hear, clock=world.clock)
     finally:
         for task in beside:
             task.cancel()
@@ -91,24 +92,24 @@ class World:
         self.rng = Random(seed)
         self.clock: Callable[[], float] = asyncio.get_running_loop().time
         self.shard_map = build_map(system)
-        self.collection = self.shard_map.collections["items"]
+        self.collection = self.shard_map.collections[COLLECTION]
         per_host = system.nodes_per_host or system.nodes
         self.hosts = [Host(system.cores, crowded=system.crowded) for _ in range(-(-system.nodes // per_host))]
         shared = self.hosts[0] if system.together_on_host else None
         self.router, self.client = Process(shared), Process(shared)
         self.limits = [_limit(system, per_host) for _ in self.hosts]
-        self._servers_and_nodes(per_host)
+        self.servers: list[Server] = []
+        self.nodes: list[Node] = []
+        slow = self._slow()
         hedges = Budget(system.settings.hedge_budget) if system.settings.hedge_quantile else None
-        sets = {
-            name: ReplicaSet(
-                name,
-                self._of_shard[name],
-                hedges=hedges,
-                rng=Random(f"{seed} {name}").random,
-                clock=self.clock,
-            )
-            for name in self.shard_map.shards
-        }
+        sets = {}
+        for name, shard in self.shard_map.shards.items():
+            nodes = [
+                self._node(config, name, per_host, slow, Role.REPLICA if replica else Role.PRIMARY)
+                for replica, config in enumerate(shard.nodes)
+            ]
+            rng = Random(f"{seed} {name}").random
+            sets[name] = ReplicaSet(name, nodes, hedges=hedges, rng=rng, clock=self.clock)
         ways = Ways(lambda collection, shard: None)
         self.scatter = Scatter(self.shard_map, Fanout(sets), Freshness(self.shard_map), ways)
 
@@ -135,36 +136,28 @@ class World:
     async def close(self) -> None:
         await asyncio.gather(*(node.close() for node in self.nodes))
 
-    def _servers_and_nodes(self, per_host: int) -> None:
-        system, slow = self.system, self._slow()
-        self.servers: list[Server] = []
-        self.nodes: list[Node] = []
-        self._of_shard: dict[str, list[Node]] = {}
-        for name, shard in self.shard_map.shards.items():
-            for replica, config in enumerate(shard.nodes):
-                number = len(self.nodes)
-                server = Server(
-                    number,
-                    self.hosts[number // per_host],
-                    self.router,
-                    self.costs,
-                    Random(self.rng.random()),
-                    system.stragglers if number in slow else None,
-                )
-                limit = self.limits[number // per_host]
-                node = Node(config, name, system.settings, limit, execute=server, clock=self.clock)
-                role = Role.REPLICA if replica else Role.PRIMARY
-                node.observe(NodeState(health=Health.UP, role=role))
-                self.servers.append(server)
-                self.nodes.append(node)
-                self._of_shard.setdefault(name, []).append(node)
+    def _node(
+        self, config: NodeConfig, shard: str, per_host: int, slow: dict[int, float], role: Role
+    ) -> Node:
+        """The next one, which is up, with its server."""
+        number = len(self.nodes)
+        host, limit = self.hosts[number // per_host], self.limits[number // per_host]
+        rng = Random(self.rng.random())
+        server = Server(number, host, self.router, self.costs, rng, slow.get(number, 1.0))
+        node = Node(config, shard, self.system.settings, limit, execute=server, clock=self.clock)
+        node.observe(NodeState(health=Health.UP, role=role))
+        self.servers.append(server)
+        self.nodes.append(node)
+        return node
 
-    def _slow(self) -> set[int]:
-        """The numbers of the nodes that fall behind."""
+    def _slow(self) -> dict[int, float]:
+        """The numbers of the nodes that fall behind, and by what factor."""
         nodes, stragglers = self.system.nodes, self.system.stragglers
         if stragglers is None:
-            return set()
-        return set(self.rng.sample(range(nodes), round(stragglers.share * nodes)))
+            return {}
+        return dict.fromkeys(
+            self.rng.sample(range(nodes), round(stragglers.share * nodes)), stragglers.factor
+        )
 
 
 def _limit(system: System, nodes: int) -> Limit:
@@ -175,33 +168,16 @@ def _limit(system: System, nodes: int) -> Limit:
     return Limit(min(settings.node_statements, settings.node_connections), settings.node_connections, nodes)
 
 
-def build_map(system: System) -> model.ShardMap:
+def build_map(system: System) -> ShardMap:
     """One collection `items`, hashed over all shards."""
-    names = [f"s{i}" for i in range(system.shards)]
-    shards = {
-        name: model.Shard(
-            name,
-            tuple(
-                model.Node(f"{name}-{j}", f"postgresql://simulated/{name}") for j in range(system.replicas)
-            ),
-        )
-        for name in names
+    dsn = "postgresql://simulated/{}"
+    nodes = {
+        f"s{i}": [{"name": f"s{i}-{j}", "dsn": dsn.format(f"s{i}-{j}")} for j in range(system.replicas)]
+        for i in range(system.shards)
     }
-    id_ = model.Column("id", "id", ValueType.BIGINT)
-    items = model.Collection(
-        name="items",
-        table=model.Table("public", "items"),
-        id=id_,
-        vector=model.Vector("embedding", model.VectorType.VECTOR, 4, model.Metric.L2),
-        content=None,
-        metadata=None,
-        columns={},
-        sharding=model.HashSharding(id_, tuple(names)),
-        index=model.Index(16, 64, model.Quantization.NONE),
-        search=model.SearchDefaults(40, 2.0, 5.0, 1000),
-        cache=model.Cache(0.0),
-    )
-    return model.ShardMap(1, shards, {"items": items})
+    items = map_entry(COLLECTION, 4, Metric.L2, system.shards)
+    shards = {name: {"nodes": of_shard} for name, of_shard in nodes.items()}
+    return parse(json.dumps({"version": 1, "shards": shards, "collections": {COLLECTION: items}}))
 
 
 class _Simulated(Target):
@@ -229,14 +205,14 @@ class _Simulated(Target):
         self._full += full
         return []
 
-    def begin(self) -> None:
-        self._coverage.clear()
-        self._full = 0
-        self._limits.clear()
-        self._before = self._counts()
-
-    def end(self) -> None:
-        self._after = self._counts()
+    def hear(self, event: Event) -> None:
+        if event == "began":
+            self._coverage.clear()
+            self._full = 0
+            self._limits.clear()
+            self._before = self._counts()
+        elif event == "ended":
+            self._after = self._counts()
 
     async def watch(self) -> None:
         while True:

@@ -242,8 +242,8 @@ def test_overhead_prints_nine_rows_and_misses_are_no_failure(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Filling 64 MiB takes half a minute; how it is measured does not depend on the size.
-    monkeypatch.setattr("bench.memory._MOST_STEPS", 1)
-    monkeypatch.setattr("bench.memory._STEP_SECONDS", 1.0)
+    monkeypatch.setattr("bench.scenarios.overhead._MOST_FILLINGS", 1)
+    monkeypatch.setattr("bench.scenarios.overhead._FILLING_SECONDS", 1.0)
     run, metrics = measured("overhead", tmp_path, capsys, "--clients", "8", *ONCE)
     rows = [metric for metric in metrics.values() if metric.target is not None]
     assert [metric.name[:2] for metric in rows] == [f"{i}." for i in range(1, 10)]

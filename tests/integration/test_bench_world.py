@@ -15,7 +15,7 @@ from bench.errors import SearchError
 from bench.generators import Closed, Measured, Open
 from bench.http_client import Connections, request_bytes
 from bench.resources import usage
-from bench.targets import TargetSpec, make
+from bench.targets import TargetSpec, opened
 from bench.truth import Truth, exact
 from bench.workers import Job, measure
 from bench.world import SINGLE, Router, World, open_world
@@ -46,16 +46,12 @@ def recall(truth: Truth, measured: Measured) -> float:
 
 
 def run(spec: TargetSpec, load: Closed | Open | None = None) -> Measured:
-    return measure(Job(spec, load or Closed(4, 0.6, 0.2), len(DATASET.queries)))
+    return measure(Job(spec, load or Closed(4, 0.6, 0.2)))
 
 
 async def ask(spec: TargetSpec) -> list[list[int]]:
-    target = make(spec)
-    await target.open()
-    try:
+    async with opened(spec) as target:
         return [list(await target.search(i)) for i in range(10)]
-    finally:
-        await target.close()
 
 
 async def test_all_targets_find_the_same(world: World, router: Router, truth: Truth) -> None:
@@ -64,6 +60,7 @@ async def test_all_targets_find_the_same(world: World, router: Router, truth: Tr
     assert await ask(world.http(router, SINGLE, ef_search=400)) == expected
     assert await ask(world.gather(ef_search=400)) == expected
     assert await ask(world.gather(SINGLE, ef_search=400)) == expected
+    assert await ask(world.gather(ef_search=400, pooled=False)) == expected
 
 
 def test_a_measured_run_knows_its_recall_and_who_answered(world: World, router: Router, truth: Truth) -> None:

@@ -14,7 +14,6 @@ from bench.results import Figure, Table
 from bench.scenarios import simulate as scenario
 from bench.simulation.hosts import Host, Process
 from bench.simulation.model import Costs, Stragglers, System
-from bench.simulation.scale import Point
 from bench.simulation.simulate import World, simulate
 from bench.simulation.virtual_time import run
 from router.settings import Settings
@@ -77,7 +76,7 @@ def test_a_cancelled_statement_leaves_its_host_to_the_others() -> None:
 
 
 def test_equal_seeds_give_equal_results_and_others_do_not() -> None:
-    system = System(shards=4, nodes_per_host=2, stragglers=Stragglers(share=0.25, factor=3, pause=0.1))
+    system = System(shards=4, nodes_per_host=2, stragglers=Stragglers(share=0.25, factor=3))
     load = Open(100, seconds=1, warmup=0.2)
     first, again, other = (simulate(system, COSTS, load, seed=seed) for seed in (1, 1, 2))
     assert first == again != other
@@ -119,8 +118,8 @@ def test_a_system_that_answers_nothing_has_no_percentiles_and_can_be_saved() -> 
     system = System(shards=1, stragglers=Stragglers(share=1.0, factor=1000.0))
     nothing = simulate(system, COSTS, Open(20.0, seconds=2.0), timeout=0.01)
     assert nothing.answered == 0
-    point = Point("stragglers, deadline", 1, 20.0, nothing)
-    other = Point("even", 1, 20.0, msgspec.structs.replace(nothing, p50=0.001, p99=0.002))
+    point = scenario.Point("stragglers, deadline", 1, 20.0, nothing)
+    other = scenario.Point("even", 1, 20.0, msgspec.structs.replace(nothing, p50=0.001, p99=0.002))
     made = (scenario._points([point, other]), scenario._figures([point, other]))
     assert msgspec.json.decode(msgspec.json.encode(made), type=tuple[Table, list[Figure]]) == made
     assert [row[4:6] for row in made[0].rows] == [[None, None], [1.0, 2.0]]

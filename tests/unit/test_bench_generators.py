@@ -15,7 +15,7 @@ import pytest
 
 from bench import generators
 from bench.errors import BenchError, SearchError
-from bench.generators import Closed, Measured, Open, Slice, Target, generate
+from bench.generators import Closed, Event, Measured, Open, Slice, Target, generate
 from bench.percentiles import Latencies
 from bench.targets import GatherSpec, HttpSpec
 from bench.workers import Job, measure
@@ -58,16 +58,10 @@ def answers(measured: Measured) -> tuple[list[int], list[list[int]]]:
 
 async def test_clients_wait_for_their_answers() -> None:
     target = Fake(0.01)
-    seen: list[str] = []
-    measured = await generate(
-        target,
-        Closed(clients=5, seconds=0.4, warmup=0.1),
-        queries=7,
-        k=3,
-        begin=lambda: seen.append("begin"),
-        end=lambda: seen.append("end"),
-    )
-    assert seen == ["begin", "end"]
+    heard: list[Event] = []
+    load = Closed(clients=5, seconds=0.4, warmup=0.1)
+    measured = await generate(target, load, queries=7, k=3, tell=heard.append)
+    assert heard == ["began", "ended"]
     assert target.most == 5
     assert 50 < measured.searches <= 205
     assert measured.rate == pytest.approx(measured.searches / measured.seconds)
@@ -109,8 +103,11 @@ async def test_popular_queries_are_asked_more_often() -> None:
 
 @pytest.mark.parametrize("load", [Closed(2, 0.6, 0.1, slice=0.2), Open(200, 0.6, 0.1, slice=0.2)])
 async def test_slices_add_up_to_the_run(load: generators.Load) -> None:
-    slices: list[Slice] = []
-    measured = await generate(Fake(stall=(0.3, 0.4)), load, queries=5, k=2, tick=slices.append)
+    heard: list[Event] = []
+    measured = await generate(Fake(stall=(0.3, 0.4)), load, queries=5, k=2, tell=heard.append)
+    assert (heard[0], heard[-1]) == ("began", "ended")
+    slices = [event for event in heard if isinstance(event, Slice)]
+    assert len(slices) == len(heard) - 2
     assert [part.at for part in slices[:3]] == pytest.approx([0, 0.2, 0.4], abs=0.05)
     assert sum(part.searches for part in slices) == pytest.approx(measured.searches, abs=5)
     # The stall is in the slice in which it ended, and in the whole.
@@ -178,13 +175,13 @@ async def test_an_unexpected_error_ends_the_load_at_once(load: generators.Load) 
 def job(folder: Path, seconds: float) -> Job:
     np.save(folder / "queries.npy", np.ones((3, 2), np.float32))
     target = HttpSpec(url="http://127.0.0.1:9/none", queries=str(folder / "queries.npy"))
-    return Job(target, Closed(1, seconds, 0), 3)
+    return Job(target, Closed(1, seconds, 0))
 
 
 def test_a_generator_of_its_own_tells_when_it_measures(tmp_path: Path) -> None:
-    seen: list[str] = []
-    measured = measure(job(tmp_path, 0.2), begin=lambda: seen.append("begin"), end=lambda: seen.append("end"))
-    assert seen == ["begin", "end"]
+    heard: list[Event] = []
+    measured = measure(job(tmp_path, 0.2), heard.append)
+    assert heard == ["began", "ended"]
     assert measured.searches == 0 and measured.failed > 0
     assert all(reason.startswith("no connection") for reason in measured.reasons)
 
@@ -208,7 +205,7 @@ PARENT = """
 import sys, msgspec
 from bench.workers import Job, measure
 job = msgspec.json.decode(sys.argv[1], type=Job)
-measure(job, begin=lambda: print("measuring", flush=True))
+measure(job, lambda event: print(event, flush=True))
 """
 
 
@@ -217,7 +214,7 @@ def test_a_generator_ends_with_its_parent(tmp_path: Path) -> None:
     command = [sys.executable, "-c", PARENT, text]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
         assert parent.stdout is not None
-        assert parent.stdout.readline() == "measuring\n"
+        assert parent.stdout.readline() == "began\n"
         (child,) = Path(f"/proc/{parent.pid}/task/{parent.pid}/children").read_text().split()
         os.kill(parent.pid, signal.SIGKILL)
     deadline = time.monotonic() + 10
@@ -227,5 +224,5 @@ def test_a_generator_ends_with_its_parent(tmp_path: Path) -> None:
 
 
 def test_a_long_result_arrives_whole_while_the_parent_is_busy(tmp_path: Path) -> None:
-    measured = measure(job(tmp_path, 0.2), end=lambda: time.sleep(1.5))
+    measured = measure(job(tmp_path, 0.2), lambda event: time.sleep(1.5 * (event == "ended")))
     assert measured.failed > 0

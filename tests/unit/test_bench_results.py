@@ -36,15 +36,15 @@ def test_variants_take_turns_at_being_first() -> None:
         order.append(name)
         return value
 
-    steps: list[tuple[str, int]] = []
+    done: list[str] = []
     found = interleave(
         {name: lambda name=name, i=i: variant(name, i) for i, name in enumerate("abc")},  # type: ignore[misc]
         4,
-        lambda name, turn: steps.append((name, turn)),
+        lambda: done.append("".join(order)),
     )
     assert "".join(order) == "abcbcacababc"
     assert found == {"a": [0] * 4, "b": [1] * 4, "c": [2] * 4}
-    assert steps[:4] == [("a", 1), ("b", 1), ("c", 1), ("b", 2)]
+    assert done[:4] == ["a", "ab", "abc", "abcb"] and len(done) == 12
 
 
 def test_a_ratio_is_the_median_of_the_rounds_own_ratios() -> None:
