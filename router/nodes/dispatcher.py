@@ -322,9 +322,8 @@ class Dispatcher:
         probe, seconds, searches = tickets[0].probe, now - started, len(tickets)
         kind = tickets[0].kind
         if probe.shape.reads_once:
-            self._shared_reads.took(kind, searches, seconds, probe.sharers)
             # A full statement would have taken about as long.
-            searches = max(searches, self._shared_reads.most(kind, probe.sharers))
+            searches = self._shared_reads.took(kind, searches, seconds, probe.sharers)
         self._costs.took(kind, seconds / (searches * in_flight), now)
         for ticket, (rows, plan) in zip(tickets, answers, strict=True):
             queue_ms = (started - ticket.since) * 1000

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Hashable
 
 import msgspec
-from cachetools import LRUCache
 
 __all__ = ["SharedReads"]
 
@@ -42,7 +41,8 @@ class SharedReads:
     def __init__(self, together: int, seconds: float) -> None:
         self._bound = together * _MOST if together > 1 else 1
         self._seconds = seconds
-        self._kinds: LRUCache[Hashable, _Known] = LRUCache(_KINDS)
+        # Ascending by when they were last measured; a plain dictionary, as in `SearchCost`.
+        self._kinds: dict[Hashable, _Known] = {}
 
     def __repr__(self) -> str:
         return f"<SharedReads of {len(self._kinds)} kinds>"
@@ -52,17 +52,21 @@ class SharedReads:
         known = self._kinds.get(kind)
         return min(min(expected, _FIRST) if known is None else int(known.most), self._bound)
 
-    def took(self, kind: Hashable, searches: int, seconds: float, expected: int) -> None:
-        """A statement for so many has taken the node so long."""
-        known = self._kinds.get(kind)
+    def took(self, kind: Hashable, searches: int, seconds: float, expected: int) -> int:
+        """A statement for so many has taken the node so long; returns how many it could have carried."""
+        known = self._kinds.pop(kind, None)
         if known is None:
             # If `expected` take twice the time of one, `searches` take so many times as long as one.
             times = (expected - 1 + searches) / expected
             most = float(max(searches, self.most(kind, expected)))
-            known = self._kinds[kind] = _Known(most, alone=seconds / times)
+            known = _Known(most, alone=seconds / times)
+            if len(self._kinds) >= _KINDS:
+                del self._kinds[next(iter(self._kinds))]
         elif searches == 1:
             known.alone += _ALONE_WEIGHT * (seconds - known.alone)
+        self._kinds[kind] = known
         allowed = max(self._seconds, _PATIENCE * known.alone)
         fitting = searches * min(allowed / max(seconds, _LEAST_SECONDS), _GROWTH)
         if seconds > allowed or fitting > known.most:
             known.most = min(max(fitting, 1.0), float(self._bound))
+        return max(searches, int(known.most))

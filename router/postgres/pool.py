@@ -10,8 +10,7 @@ only then may another statement start, so that cancelled work cannot pile up on 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Awaitable, Callable, Coroutine
 from time import monotonic
 from typing import TypeVar
 
@@ -24,6 +23,32 @@ from router.query.errors import OverloadedError
 __all__ = ["Pool"]
 
 T = TypeVar("T")
+
+
+class _Session:
+    """What `Pool.session` returns; a generator would cost each statement of a search 10 us more."""
+
+    __slots__ = ("_connection", "_ef_search", "_pool", "_renewed")
+
+    def __init__(self, pool: Pool, ef_search: int | None, renewed: bool) -> None:
+        self._pool = pool
+        self._ef_search = ef_search
+        self._renewed = renewed
+
+    async def __aenter__(self) -> Connection:
+        self._connection = await self._pool._begin(self._ef_search, self._renewed)
+        return self._connection
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, exc: BaseException | None, traceback: object
+    ) -> None:
+        error = self._pool._end(self._connection, exc)
+        if error is None:
+            return
+        try:
+            raise error from exc
+        finally:
+            del error  # else it would hold the frame that holds it, until a garbage collection
 
 
 class Pool:
@@ -85,10 +110,7 @@ class Pool:
         async with self.session(ef_search, renewed=True) as connection:
             return await work(connection)
 
-    @asynccontextmanager
-    async def session(
-        self, ef_search: int | None = None, *, renewed: bool = False
-    ) -> AsyncIterator[Connection]:
+    def session(self, ef_search: int | None = None, *, renewed: bool = False) -> _Session:
         """A connection for as long as the block runs; rather one that scans indexes this wide already.
 
         The block may run statements one after the other. If it is cancelled, or left by an error
@@ -99,27 +121,25 @@ class Pool:
             OverloadedError: at once, when `queue` callers wait already.
             NodeError: the node cannot be reached, or a statement of the block failed.
         """
+        return _Session(self, ef_search, renewed)
+
+    async def _begin(self, ef_search: int | None, renewed: bool) -> Connection:
         await self._take_slot()
-        connection = await self._connection(ef_search, self._renewal.since if renewed else None)
-        try:
-            yield connection
-        except POSTGRES_ERRORS as exc:
-            error = self.error(connection, exc)
-            if error.renewable or isinstance(exc, asyncpg.InternalClientError):
-                connection.terminate()
+        return await self._connection(ef_search, self._renewal.since if renewed else None)
+
+    def _end(self, connection: Connection, exc: BaseException | None) -> NodeError | None:
+        """Take it back from a block that `exc` has left; returns what that means, if PostgreSQL said it."""
+        if exc is None or isinstance(exc, NodeError):
             self._settle(connection)
-            try:
-                raise error from exc
-            finally:
-                del error  # else it would hold the frame that holds it, until a garbage collection
-        except NodeError:
-            self._settle(connection)
-            raise
-        except BaseException:
+            return None
+        if not isinstance(exc, POSTGRES_ERRORS):
             self._mend_later(self._mend(connection))
-            raise
-        else:
-            self._settle(connection)
+            return None
+        error = self.error(connection, exc)
+        if error.renewable or isinstance(exc, asyncpg.InternalClientError):
+            connection.terminate()
+        self._settle(connection)
+        return error
 
     def error(self, connection: Connection, exc: BaseException) -> NodeError:
         """What one of `POSTGRES_ERRORS` on `connection` means; if `renewable`, it should be terminated."""
@@ -159,7 +179,7 @@ class Pool:
         self.discard_idle()
 
     async def _take_slot(self) -> None:
-        if self._slots.locked() and self.waiting >= self._queue:
+        if self.waiting >= self._queue and self._slots.locked():
             raise OverloadedError(f"{self.waiting} statements wait for node {self.name} already")
         self.waiting += 1
         try:
@@ -182,9 +202,11 @@ class Pool:
             raise NodeError(ErrorKind.UNREACHABLE, "the router is closing its connections")
         while self._idle:
             # The one used last: its server process has what it needs in the processor's caches.
-            latest = range(len(self._idle) - 1, -1, -1)
-            fitting = (i for i in latest if self._idle[i].ef_search == ef_search)
-            connection = self._idle.pop(next(fitting, -1))
+            at = -1
+            if self._idle[at].ef_search != ef_search:
+                latest = range(len(self._idle) - 1, -1, -1)
+                at = next((i for i in latest if self._idle[i].ef_search == ef_search), at)
+            connection = self._idle.pop(at)
             if since is not None and connection.opened < since:
                 connection.terminate()
                 break
