@@ -59,3 +59,13 @@ def test_before_anything_was_measured_as_many_share_as_are_expected_to_be_able_t
     reads = SharedReads(16, SECONDS)
     assert (reads.most("new", 1), reads.most("new", 5), reads.most("new", 1000)) == (1, 5, 16)
     assert SharedReads(1, SECONDS).most("new", 5) == 1
+
+
+def test_the_kind_that_was_measured_longest_ago_is_forgotten() -> None:
+    reads = SharedReads(16, SECONDS)
+    for kind in range(256):
+        assert reads.took(kind, 64, 0.01, 1) == 64
+    reads.took(0, 64, 0.01, 1)
+    reads.took("one more", 64, 0.01, 1)
+    assert repr(reads) == "<SharedReads of 256 kinds>"
+    assert (reads.most(0, 1), reads.most(1, 1), reads.most(2, 1)) == (64, 1, 64)

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import math
 import tracemalloc
 import weakref
 from contextlib import ExitStack
-from typing import Any
+from typing import Any, cast
 
 import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from router.freshness.freshness import Freshness
 from router.policy.ways import Outcome, Pace, Ways
-from router.query.filter import And, Compare, Field, Filter, In
+from router.query.errors import DeadlineError
+from router.query.filter import And, Compare, Field, Filter, In, parse
 from router.query.selectivity import Estimate
 from router.query.statistics import (
     ColumnStatistics,
@@ -24,6 +27,7 @@ from router.query.statistics import (
     Lookup,
     TableStatistics,
 )
+from router.query.types import Probe, ShardReport, ShardRows, ShardState
 from router.query.way import (
     MOST_VISITS,
     Choice,
@@ -37,8 +41,12 @@ from router.query.way import (
     scan_ms,
     shareable,
 )
+from router.settings import Settings
+from router.stages.fanout import Fanout
+from router.stages.scatter import Scatter
 from shard_config.model import Column
 from shard_config.values import ValueType
+from tests.unit.queries import collection, query, shard_map
 
 NEED = Need(candidates=10, ef_search=40, vector_bytes=512)
 NOTHING = Remembered()
@@ -251,6 +259,24 @@ def test_exact_reads_cost_less_while_searches_with_the_same_filter_can_share_the
         assert world.choose(lang("other")).sharing == 1
         assert world.choose(lang("few"), alone=True).sharing == 1
     assert world.choose(lang("few")).way is Way.VECTOR_INDEX
+
+
+async def test_a_search_with_a_filter_scans_as_wide_as_the_largest_shard_needs() -> None:
+    asked: list[Probe] = []
+
+    class Recording:
+        async def fetch(self, probes: dict[str, Probe], deadline: float) -> dict[str, ShardRows]:
+            asked.extend(probes.values())
+            return {name: ShardRows([], ShardReport(name, ShardState.TIMED_OUT)) for name in probes}
+
+    tables = {"s2": table(125_000)}
+    shards = shard_map()
+    known = Ways(lambda collection, shard: tables.get(shard, table(2_500)))
+    scatter = Scatter(shards, cast(Fanout, Recording()), Freshness(shards), known)
+    for filter in (None, parse(collection(), {"price": {"$lt": 3}}, Settings())):
+        with pytest.raises(DeadlineError):
+            await scatter.search(query(filter=filter, by_index=True), asyncio.get_running_loop().time() + 5)
+    assert [probe.ef_search for probe in asked] == [40] * 4 + [231] * 4
 
 
 def test_what_matches_is_counted_again_after_a_while() -> None:
