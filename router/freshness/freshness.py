@@ -129,15 +129,26 @@ class Freshness:
         return not self._counters.pending(collection)
 
     async def new_token(self, collection: str) -> bytes | None:
-        """A token for a collection that Redis has none of.
+        """A token for a collection that Redis has none of; it expires after `token_ttl_ms`.
 
         None if Redis does not take it: it is away, or another router was faster.
         """
         if self._link is None:
             return None
         key, value = token.key_of(collection), token.encode(token.random_token())
+        ttl_ms = self.token_ttl_ms(collection)
         # Only where there is none still: a write may have put one there, with its positions, meanwhile.
-        return value if await self._link.call(lambda client: client.set(key, value, nx=True)) else None
+        put = await self._link.call(lambda client: client.set(key, value, nx=True, px=ttl_ms))
+        return value if put else None
+
+    async def let_expire(self, collection: str) -> None:
+        """Give a token that never expires, as earlier versions made them, the time of others."""
+        key, ttl_ms = token.key_of(collection), self.token_ttl_ms(collection)
+        if self._link is not None:
+            await self._link.call(lambda client: client.pexpire(key, ttl_ms), kind="optional")
+
+    def token_ttl_ms(self, collection: str) -> int:
+        return int(self._token_ttls[collection] * 1000)
 
     def contains(self, positions: Mapping[str, tuple[int, int]]) -> bool:
         """Whether rows read at `positions`, (timeline, position) by shard, hold all that was written."""
@@ -158,10 +169,11 @@ class Freshness:
 
     async def _replace_token(self, link: RedisLink, collection: str) -> bool:
         """Put a new token in the place of the old one, with the positions that Redis was not told of yet."""
-        key, ttl_ms = token.key_of(collection), int(self._token_ttls[collection] * 1000)
+        key, ttl_ms = token.key_of(collection), self.token_ttl_ms(collection)
         unsent = dict(self._unsent[collection])
         args = [token.random_token(), str(ttl_ms), *token.script_args(unsent)]
-        if await link.call(lambda client: client.eval(token.REPLACE_TOKEN, 1, key, *args)) is None:
+        told = await link.call(lambda client: client.eval(token.REPLACE_TOKEN, 1, key, *args), kind="script")
+        if told is None:
             # Where scripts are not allowed, entries can be made worthless all the same.
             return await link.call(lambda client: client.delete(key)) is not None
         for shard, position in unsent.items():

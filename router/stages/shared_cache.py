@@ -19,6 +19,10 @@ beyond every write told of until then, and the answer has to reach that as well.
     A commits at 100, puts T2; Redis evicts it; B puts T3; a probe finds the primary at 100 or beyond
     B asks a replica that has replayed up to 90             -> not stored
 
+How old an entry is, is told by no router's clock: an entry counts under one token only, which expires at a
+fixed time, so its age is by how much the token's time to live (PTTL) has become less since the search that
+it was stored for began. What L2 and L1 keep one after the other is together no older than the TTL.
+
 What was written through this router's workers is compared once more when an entry is read, which keeps
 out what a Redis restarted from an old snapshot brings back. While a write is pending towards Redis
 (`router.freshness.freshness`), this router trusts no entry of that collection.
@@ -27,15 +31,14 @@ out what a Redis restarted from an old snapshot brings back. While a write is pe
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import Callable, Mapping
-from typing import Protocol, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
 from router.freshness import token
 from router.freshness.freshness import Freshness
-from router.freshness.lookups import Lookups
+from router.freshness.lookups import UNKNOWN, Lookups
 from router.freshness.redis_link import RedisLink
 from router.query.types import Answer, Coverage, Found, Position, SearchQuery, Shortfall
 from router.stages.stage import Figures, Stage
@@ -57,7 +60,7 @@ class _Entry(msgspec.Struct, frozen=True, array_like=True):
     coverage: Coverage
     short: Shortfall | None
     positions: _Positions
-    stored: float  # wall-clock time: as true as the routers' clocks agree
+    left_ms: int  # of its token, when its search began
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -103,6 +106,14 @@ class _SeenToken:
         self.since, self.heads, self.floor = now, None, None
 
 
+class _Looked(NamedTuple):
+    """The token to store under, the milliseconds until it expires, and the answer if there is one."""
+
+    seen: _SeenToken | None = None
+    left_ms: int = UNKNOWN
+    found: Found | None = None
+
+
 class SharedCache:
     """Looks in Redis before it asks its inner stage, and stores behind the answer."""
 
@@ -125,6 +136,7 @@ class SharedCache:
         """
         self.hits = 0
         self.misses = 0
+        self.unanswered = 0  # Redis was off, late, or had to be told of a write first
         self._inner = inner
         self._link = link
         self._freshness = freshness
@@ -147,13 +159,14 @@ class SharedCache:
             return await self._inner.search(query, deadline)
         # In braces stands what Redis Cluster places keys by: an entry and its token are on one server.
         key = f"pgscatter:{{{token.key_of(collection.name)}}}:{self._namespace}:{query.digest.hex()}"
-        seen, found = await self._look_up(collection.name, key)
+        seen, left_ms, found = await self._look_up(collection, key)
         if found is not None:
             self.hits += 1
             return found
-        self.misses += 1
         if seen is None:
+            self.unanswered += 1
             return await self._inner.search(query, deadline)
+        self.misses += 1
         # Before the search starts: what is read may be of this timeline though a later one is seen meanwhile.
         timelines = self._timelines(collection)
         self._set_floor(seen, timelines)
@@ -162,7 +175,7 @@ class SharedCache:
             reports = found.answer.reports
             positions = {one.shard: (timelines[one.shard], one.lsn) for one in reports}
             if seen.floor is not None and token.reaches(positions, seen.floor):
-                self._store(key, seen.token.token, found.answer, positions, collection.cache.ttl)
+                self._store(key, seen.token.token, left_ms, found.answer, positions, collection.cache.ttl)
         return found
 
     def describe(self) -> Figures:
@@ -170,17 +183,22 @@ class SharedCache:
             "l2_enabled": True,
             "l2_hits": self.hits,
             "l2_misses": self.misses,
+            "l2_unanswered": self.unanswered,
             "l2_failures": self._link.failures,
             "l2_on": self._link.on,
+            "l2_writable": self._link.refusal is None,
         }
+        if not self._link.on:
+            own |= {"l2_cause": self._link.cause or "other", "l2_reason": self._link.reason or ""}
+        elif self._link.refusal is not None:
+            own |= {"l2_cause": self._link.refusal_cause or "other", "l2_reason": self._link.refusal}
+        own |= {f"l2_errors_{cause}": count for cause, count in self._link.errors.items()}
         return own | self._inner.describe()
 
     async def read_tokens(self) -> None:
         """To be called before nodes are probed for the first time, so that the first answer can be stored."""
         names = [name for name, one in self._map.collections.items() if one.cache.ttl > 0]
-        values = await self._lookups.get(*map(token.key_of, names)) if names else None
-        if values is not None:
-            await asyncio.gather(*map(self._note_token, names, values))
+        await asyncio.gather(*map(self._read_token, names))
 
     async def close(self) -> None:
         await self._lookups.close()
@@ -188,20 +206,34 @@ class SharedCache:
             task.cancel()
         await asyncio.gather(*self._stores, return_exceptions=True)
 
-    async def _look_up(self, collection: str, key: str) -> tuple[_SeenToken | None, Found | None]:
-        """The token to store under, if Redis can be used now, and the answer if there is one.
+    async def _read_token(self, collection: str) -> None:
+        read = await self._lookups.get(token.key_of(collection))
+        if read is None:
+            return
+        (value,), left_ms = read
+        if value is not None and left_ms == UNKNOWN:
+            await self._freshness.let_expire(collection)
+        await self._note_token(collection, value)
+
+    async def _look_up(self, collection: Collection, key: str) -> _Looked:
+        """What Redis has, if it can be used now.
 
         The token is read before the search starts: a write that commits later replaces it.
         """
-        if not await self._freshness.publish(collection):
-            return None, None
+        name = collection.name
+        if not await self._freshness.publish(name):
+            return _Looked()
         # Both in one command: an entry that was read before a write counts under the token from before it.
-        values = await self._lookups.get(token.key_of(collection), key)
-        if values is None:
-            return None, None
-        value, data = values
-        seen = await self._note_token(collection, value)
-        return seen, None if data is None or seen is None else self._found(seen, data)
+        read = await self._lookups.get(token.key_of(name), key)
+        if read is None:
+            return _Looked()
+        (value, data), left_ms = read
+        if value is None:
+            left_ms = self._freshness.token_ttl_ms(name)  # of the one that is made now
+        seen = await self._note_token(name, value)
+        if data is None or seen is None:
+            return _Looked(seen, left_ms)
+        return _Looked(seen, left_ms, self._found(seen, left_ms, data, collection.cache.ttl))
 
     async def _note_token(self, collection: str, value: bytes | None) -> _SeenToken | None:
         """The token in `value`; where there is none, one of ours, unless another router was faster."""
@@ -214,8 +246,8 @@ class SharedCache:
             seen = self._seen[collection] = _SeenToken(value, asyncio.get_running_loop().time(), seen)
         return seen
 
-    def _found(self, seen: _SeenToken, data: bytes) -> Found | None:
-        """The answer in an entry, if it counts."""
+    def _found(self, seen: _SeenToken, left_ms: int, data: bytes, ttl: float) -> Found | None:
+        """The answer in an entry, if it counts; where its age is not known, it is the longest possible."""
         try:
             entry = _decoder.decode(data)
         except msgspec.DecodeError:
@@ -226,7 +258,8 @@ class SharedCache:
         if not self._freshness.contains(positions):
             return None
         answer = Answer(msgspec.Raw(entry.hits), entry.count, entry.coverage, entry.short, cacheable=True)
-        return Found(answer, "l2", max(0.0, time.time() - entry.stored))
+        known = left_ms >= 0 and entry.left_ms >= left_ms
+        return Found(answer, "l2", (entry.left_ms - left_ms) / 1000 if known else ttl)
 
     def _timelines(self, collection: Collection) -> dict[str, int]:
         return {shard: self._logs[shard].timeline for shard in self._map.shards_of(collection)}
@@ -248,11 +281,13 @@ class SharedCache:
         if len(heads) == len(timelines):
             seen.found(heads)
 
-    def _store(self, key: str, name: str, answer: Answer, positions: _Positions, ttl: float) -> None:
+    def _store(
+        self, key: str, name: str, left_ms: int, answer: Answer, positions: _Positions, ttl: float
+    ) -> None:
         if answer.size_bytes > self._max_entry_bytes:
             return
         hits = bytes(answer.whole)
-        entry = _Entry(name, hits, answer.count, answer.coverage, answer.short, positions, time.time())
+        entry = _Entry(name, hits, answer.count, answer.coverage, answer.short, positions, left_ms)
         data = _encoder.encode(entry)
         if len(data) > self._max_entry_bytes:
             return

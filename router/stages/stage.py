@@ -7,7 +7,7 @@ from typing import Protocol, TypeAlias, TypeVar
 __all__ = ["Figures", "Stage"]
 
 # What a stage says of itself, for operators: counts, and whether it is on.
-Figures: TypeAlias = dict[str, int | float | bool]
+Figures: TypeAlias = dict[str, int | float | str]
 
 Q = TypeVar("Q", contravariant=True)
 R = TypeVar("R", covariant=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -272,6 +273,7 @@ async def test_an_entry_that_rests_on_less_than_was_told_does_not_count_whoever_
         b.cache._store(
             await entry_key(b),
             value["token"],
+            3_600_000,
             (await b.search(query(), 0)).answer,
             {shard: (1, 90) for shard in SHARDS},
             60.0,
@@ -390,6 +392,53 @@ async def test_a_user_who_may_not_run_scripts_still_makes_entries_worthless(clus
             await a.link.client.execute_command("ACL", "DELUSER", "plain")
 
 
+@pytest.mark.parametrize("ahead", [60.0, -60.0])
+async def test_ages_are_right_whatever_the_clocks_of_the_routers_say(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, ahead: float
+) -> None:
+    async with routers(cluster) as (a, b, _):
+        with monkeypatch.context() as clock:
+            shifted = time.time() + ahead
+            clock.setattr(time, "time", lambda: shifted)
+            await a.asks()
+        await asyncio.sleep(0.3)
+        found = await b.cache.search(query(), asyncio.get_running_loop().time() + 5)
+        assert found.tier == "l2"
+        assert 0.3 <= found.age < 5
+
+
+async def test_an_answer_whose_age_nobody_can_tell_is_not_kept_in_memory(cluster: Cluster) -> None:
+    async with routers(cluster) as (a, b, _):
+        client, ttl = a.link.client, query().collection.cache.ttl
+        await client.persist(KEY)  # as earlier versions have left it
+        await a.asks()
+        found = await b.cache.search(query(), asyncio.get_running_loop().time() + 5)
+        assert (found.tier, found.age) == ("l2", ttl)
+        # The next router to start sees to it that there is an age again.
+        restarted = Router(cluster.redis_url)
+        try:
+            await restarted.cache.read_tokens()
+            assert 0 < await client.pttl(KEY) <= 3_600_000
+        finally:
+            await restarted.close()
+
+
+async def test_one_who_may_not_ask_for_ages_is_served_all_the_same(cluster: Cluster) -> None:
+    async with routers(cluster) as (a, b, _):
+        acl = a.link.client.execute_command
+        await acl("ACL", "SETUSER", "old", "on", ">x", "~pgscatter:*", "+@all", "-pttl")
+        try:
+            old = Router(cluster.redis_url.replace("redis://", "redis://old:x@"))
+            try:
+                await b.asks()
+                found = await old.cache.search(query(), asyncio.get_running_loop().time() + 5)
+                assert (found.tier, found.age) == ("l2", query().collection.cache.ttl)
+            finally:
+                await old.close()
+        finally:
+            await acl("ACL", "DELUSER", "old")
+
+
 async def test_entries_and_tokens_of_earlier_versions_are_no_obstacle(cluster: Cluster) -> None:
     async with routers(cluster) as (a, b, _):
         await a.link.client.set(KEY, b"\x01\x02\xff\xfe\x00raw12345")
@@ -414,6 +463,8 @@ async def test_all_keys_of_a_collection_are_in_one_slot_of_redis_cluster(cluster
 
 
 async def test_a_token_lives_for_many_times_its_entries(cluster: Cluster) -> None:
+    async with routers(cluster, 1) as (a,):
+        assert 3_500_000 < await a.link.client.pttl(KEY) <= 3_600_000  # one that no write has made
     long = collection(cache=model.Cache(7200.0))
     async with routers(cluster, 1) as (a,):
         await a.writes(1, "x")

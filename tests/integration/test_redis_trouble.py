@@ -1,0 +1,146 @@
+"""What is said and counted of a real Redis that cannot be used, or not for writes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from urllib.parse import urlsplit
+
+import pytest
+
+from deploy.local import Cluster
+from router.freshness.redis_link import RedisLink
+
+
+class Watched:
+    """A link, and what it has told of itself: (on, why not, why no writes)."""
+
+    def __init__(self, url: str, *, budget: float = 1.0, pause: float = 0.02) -> None:
+        self.told: list[tuple[bool, str | None, str | None]] = []
+        self.seconds: list[float] = []
+        self.link = RedisLink(
+            url,
+            budget=budget,
+            pause=pause,
+            changed=lambda link: self.told.append(
+                (link.on, None if link.on else link.cause, link.refusal_cause)
+            ),
+            took=self.seconds.append,
+        )
+
+    async def until(self, state: tuple[bool, str | None, str | None]) -> None:
+        async with asyncio.timeout(5):
+            while not self.told or self.told[-1] != state:
+                await asyncio.sleep(0.01)
+
+
+@asynccontextmanager
+async def watched(url: str, **settings: float) -> AsyncIterator[Watched]:
+    one = Watched(url, **settings)
+    try:
+        yield one
+    finally:
+        await one.link.close()
+
+
+async def test_a_redis_that_can_be_used_is_known_to_be_when_the_router_starts(cluster: Cluster) -> None:
+    async with watched(cluster.redis_url) as one:
+        await one.link.check()
+        assert one.told[-1] == (True, None, None)
+        await one.link.call(lambda client: client.get("x"), kind="read")
+        assert len(one.seconds) == 1 and 0 < one.seconds[0] < 1
+        assert not one.link.errors
+
+
+@pytest.mark.parametrize(
+    ("change", "cause"),
+    [
+        (lambda url: url.replace("redis://", "redis://nobody:wrong-password@"), "authentication"),
+        (lambda url: url.rpartition("/")[0] + "/99", "other"),
+        (lambda url: "redis://127.0.0.1:1/0", "connection"),
+    ],
+    ids=["wrong password", "wrong database", "nobody there"],
+)
+async def test_a_redis_that_cannot_be_used_is_known_at_the_start_and_why(
+    cluster: Cluster, change: object, cause: str
+) -> None:
+    async with watched(change(cluster.redis_url)) as one:  # type: ignore[operator]
+        await one.link.check()
+        assert one.told[-1] == (False, cause, None)
+        assert one.link.errors == {cause: 1}
+        assert one.link.reason and "wrong-password" not in one.link.reason
+
+
+async def test_one_that_does_not_answer_is_off_and_on_again_with_its_cause(cluster: Cluster) -> None:
+    async with watched(cluster.redis_url, budget=0.1) as one:
+        await one.link.check()
+        cluster.pause("redis")
+        try:
+            assert await one.link.call(lambda client: client.get("x"), kind="read") is None
+            assert one.told[-1] == (False, "timeout", None)
+            assert one.link.errors["timeout"] == 1
+        finally:
+            cluster.resume("redis")
+        await one.until((True, None, None))
+
+
+async def test_one_that_is_full_is_read_and_known_to_take_no_writes(cluster: Cluster) -> None:
+    async with watched(cluster.redis_url) as one:
+        await one.link.check()
+        admin = one.link.client
+        await admin.config_set("maxmemory-policy", "noeviction")
+        await admin.config_set("maxmemory", "1")
+        try:
+            assert await one.link.call(lambda client: client.set("x", "1")) is None
+            assert one.told[-1] == (True, None, "oom")
+            assert await one.link.call(lambda client: client.mget(["x"]), kind="read") == [None]
+            async with watched(cluster.redis_url) as late:
+                await late.link.check()
+                assert late.told[-1] == (True, None, "oom")
+        finally:
+            await admin.config_set("maxmemory", "256mb")
+            await admin.config_set("maxmemory-policy", "allkeys-lru")
+        assert await one.link.call(lambda client: client.set("x", "1", px=10))
+        assert one.told[-1] == (True, None, None)
+
+
+async def test_a_replica_is_read_and_known_to_take_no_writes(cluster: Cluster) -> None:
+    async with watched(cluster.redis_url) as one:
+        await one.link.check()
+        admin = one.link.client
+        await admin.config_set("replica-serve-stale-data", "yes")
+        await admin.replicaof("127.0.0.1", 1)
+        try:
+            assert await one.link.call(lambda client: client.set("x", "1")) is None
+            assert one.told[-1] == (True, None, "readonly")
+            assert one.link.errors["readonly"] == 1
+        finally:
+            await admin.replicaof("NO", "ONE")
+        assert await one.link.call(lambda client: client.set("x", "1", px=10))
+        assert one.told[-1] == (True, None, None)
+
+
+async def test_a_user_without_rights_is_told_apart_by_what_is_missing(cluster: Cluster) -> None:
+    host = urlsplit(cluster.redis_url).netloc.rpartition("@")[2]
+    async with watched(cluster.redis_url) as admin:
+        acl = admin.link.client.execute_command
+        await acl("ACL", "SETUSER", "looker", "on", ">x", "~pgscatter:*", "+@all", "-@write", "-@scripting")
+        await acl("ACL", "SETUSER", "blind", "on", ">x", "~pgscatter:*", "+ping", "+set")
+        try:
+            async with watched(f"redis://looker:x@{host}/0") as looker:
+                await looker.link.check()
+                assert looker.told[-1] == (True, None, "permission")
+            async with watched(f"redis://blind:x@{host}/0") as blind:
+                await blind.link.check()
+                assert blind.told[-1] == (False, "permission", None)
+        finally:
+            await acl("ACL", "DELUSER", "looker", "blind")
+
+
+async def test_a_script_that_fails_says_nothing_of_other_writes(cluster: Cluster) -> None:
+    async with watched(cluster.redis_url) as one:
+        await one.link.check()
+        call = one.link.call(lambda client: client.eval("return nonsense()", 0), kind="script")  # type: ignore[arg-type, return-value]
+        assert await call is None
+        assert one.link.errors == {"script": 1} and one.link.refusal is None
