@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from statistics import fmean
@@ -28,6 +28,7 @@ from router.freshness.freshness import Freshness
 from router.freshness.redis_link import RedisLink
 from router.nodes.node import Node
 from router.nodes.prober import Prober
+from router.nodes.state_log import StateLog
 from router.nodes.statistics import Statistics
 from router.nodes.status import NodeStatus
 from router.policy.batches import AdmittedBatch, Batches
@@ -78,6 +79,8 @@ class Topology:
 
     async def open(self) -> None:
         """Probe every node once, connect to those that are up, and read their statistics."""
+        if self.parts.link is not None:
+            await self.parts.link.check()
         await self.snapshot.read_tokens()
         await self.parts.open()
 
@@ -98,18 +101,29 @@ class Parts:
         redis_url: str | None = None,
         shared_path: Path | None = None,
         recall_listener: RecallListener | None = None,
+        redis_took: Callable[[float], None] = lambda _: None,
     ) -> None:
+        """`redis_took` is told the seconds of each call of Redis."""
         self.settings = settings
         limits = _limits(shard_map, settings)
+        self.state_log = StateLog()
         self._nodes = {
-            (shard.name, node): Node(node, shard.name, settings, limits[node.name])
+            (shard.name, node): Node(
+                node, shard.name, settings, limits[node.name], changed=self.state_log.node
+            )
             for shard in shard_map.shards.values()
             for node in shard.nodes
         }
         self.link = (
             None
             if redis_url is None
-            else RedisLink(redis_url, budget=settings.l2_timeout, pause=settings.l2_pause)
+            else RedisLink(
+                redis_url,
+                budget=settings.l2_timeout,
+                pause=settings.l2_pause,
+                changed=self.state_log.redis,
+                took=redis_took,
+            )
         )
         self.freshness = Freshness(shard_map, self.link, shared_path)
         self.hedges = Budget(settings.hedge_budget) if settings.hedge_quantile else None
@@ -145,6 +159,7 @@ class Parts:
     async def open(self) -> None:
         """Probe every node once, connect to those that are up, and read their statistics."""
         await self.prober.start()
+        self.state_log.begin(self.nodes)
         up = [node for node in self.nodes if node.state.health is Health.UP]
         # One that fails here is no worse than one that fails later: its searches will say so.
         await asyncio.gather(*(node.reads.warm() for node in up), return_exceptions=True)
@@ -153,6 +168,7 @@ class Parts:
 
     async def close(self) -> None:
         """Let go of everything; snapshots are closed before."""
+        self.state_log.close()
         await self.recall.close()
         await self.statistics.close()
         await self.prober.close()

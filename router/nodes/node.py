@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import msgspec
 
 from router.nodes.dispatcher import Dispatcher, Execute, Fetched, Ticket
-from router.nodes.status import NodeStatus
+from router.nodes.status import NodeLabel, NodeStatus
 from router.policy.ejection import Ejection
 from router.policy.latency import Latency
 from router.policy.limit import Limit
@@ -40,6 +40,14 @@ _WARM_UP_SECONDS, _LEAST_SHARE = 5.0, 0.1
 class NodeSet(Protocol):
     """Nodes that share the work, as a node sees it that is one of them."""
 
+    @property
+    def nodes(self) -> Sequence[Node]: ...
+
+    @property
+    def readable(self) -> bool: ...
+
+    def primary(self) -> Node | None: ...
+
     def observed(self) -> None:
         """A node's state is new."""
         ...
@@ -52,7 +60,8 @@ class NodeSet(Protocol):
 class Node:
     """Runs probes on one server. `state` is replaced, never changed, by the prober and by failures.
 
-    `limit` may be shared with the other servers of one host. `execute` takes the place of the server, and
+    `limit` may be shared with the other servers of one host. `changed` is told whenever operators would see
+    the node otherwise. `execute` takes the place of the server, and
     `clock` that of the machine's, where the node is simulated.
     """
 
@@ -65,6 +74,7 @@ class Node:
         *,
         execute: Execute | None = None,
         clock: Callable[[], float] = perf_counter,
+        changed: Callable[[Node], None] = lambda _: None,
     ) -> None:
         self.config = config
         self.shard = shard
@@ -74,12 +84,14 @@ class Node:
         self.ejection = Ejection()
         self.ejected_since = 0.0  # wall-clock time
         self.ejected_for = ""
+        self.login_refused: str | None = None  # why it let no new connection in, the last time
         self.sets: list[NodeSet] = []  # more than one while a snapshot replaces another
         self.role_changes = 0
         self.probed = float("-inf")  # when the last probe that it answered began, by the loop's clock
         self._warm_at = float("-inf")
         self.state = NodeState(since=time.time())
         self._clock = clock
+        self._changed = changed
         self._settings = settings
         self.dispatcher = Dispatcher(
             config.name,
@@ -127,13 +139,15 @@ class Node:
         """What operators are told of it; `head` is the position that its primary has written, if known."""
         state, ejected = self.state, self.ejected
         replica = state.role is Role.REPLICA and state.health is Health.UP
+        label: NodeLabel = "deposed" if state.deposed else "ejected" if ejected else state.health.value
+        reason = state.reason or (f"{self.ejected_for}; it is tried again soon" if ejected else None)
         return NodeStatus(
             name=self.config.name,
             shard=self.shard,
             zone=self.zone,
             role=state.role,
-            state="deposed" if state.deposed else "ejected" if ejected else state.health.value,
-            reason=state.reason or (f"{self.ejected_for}; it is tried again soon" if ejected else None),
+            state=label,
+            reason=reason or self.login_refused,
             since=self.ejected_since if ejected else state.since,
             ejections=self.ejection.count,
             role_changes=self.role_changes,
@@ -143,6 +157,7 @@ class Node:
             replay_lag_bytes=max(0, head - state.lsn) if replica and head is not None else None,
             replay_lag_s=state.lag if replica else None,
             timeline=state.timeline or None,
+            cause=self._cause(label) if reason or self.login_refused else None,
         )
 
     def answered(self, work: Work, seconds: float, now: float) -> None:
@@ -218,7 +233,9 @@ class Node:
         """
         if error.kind is ErrorKind.UNREACHABLE:
             self.observe(
-                msgspec.structs.replace(self.state, health=Health.DOWN, reason=str(error), permanent=False)
+                msgspec.structs.replace(
+                    self.state, health=Health.DOWN, reason=str(error), permanent=False, cause=error.cause
+                )
             )
 
     def observe(self, state: NodeState) -> None:
@@ -241,6 +258,8 @@ class Node:
         self.state = msgspec.structs.replace(state, since=since)
         for one in list(self.sets):
             one.observed()
+        if changed or state.reason != known.reason:
+            self._changed(self)
 
     def abandon(self) -> None:
         """The server has gone silent: what is under way or waits there is tried elsewhere."""
@@ -251,6 +270,14 @@ class Node:
         await self.dispatcher.close()
         await asyncio.gather(self.reads.close(), self.writes.close())
 
+    def _cause(self, label: str) -> str:
+        """Why it is not as it should be, in a word."""
+        if label == "down":
+            return self.state.cause or "unreachable"
+        if label == "up":
+            return "misconfigured" if self.state.reason else "authentication"
+        return label
+
     def _has_room(self) -> bool:
         return all([one.has_room() for one in self.sets])
 
@@ -259,6 +286,7 @@ class Node:
         fresh = self.ejection.struck(now, room=self._has_room())
         if fresh:
             self.ejected_since, self.ejected_for = time.time(), reason
+            self._changed(self)
         return fresh
 
     def _abandon_if_unheard(self, since: float) -> None:
@@ -266,13 +294,23 @@ class Node:
             self.abandon()
 
     def _readmit(self) -> None:
-        if self.ejection.out:
+        returns = self.ejection.out
+        if returns:
             self._warm_at = self._clock() + _WARM_UP_SECONDS
             self.state = msgspec.structs.replace(self.state, since=time.time())
         self.ejection.answered()
+        if returns:
+            self._changed(self)
 
     async def _execute(self, probes: Sequence[Probe]) -> list[tuple[Sequence[Row], str | None]]:
         return await self.reads.run(partial(_fetch, probes), probes[0].ef_search)
+
+    def login(self, refused: str | None) -> None:
+        """A new connection was refused for who asked for it, or let in."""
+        changed = (refused is None) != (self.login_refused is None)
+        self.login_refused = refused
+        if changed:
+            self._changed(self)
 
     def _pool(
         self, kind: str, size: int, statement_timeout: float, freed: Callable[[], None] = lambda: None
@@ -280,12 +318,19 @@ class Node:
         settings = self._settings
 
         async def connect() -> Connection:
-            return await open_connection(
-                self.config.dsn,
-                connect_timeout=settings.connect_timeout,
-                statement_timeout=statement_timeout,
-                name=f"pgscatter {kind}",
-            )
+            try:
+                connection = await open_connection(
+                    self.config.dsn,
+                    connect_timeout=settings.connect_timeout,
+                    statement_timeout=statement_timeout,
+                    name=f"pgscatter {kind}",
+                )
+            except NodeError as exc:
+                if exc.authentication:
+                    self.login(str(exc))
+                raise
+            self.login(None)
+            return connection
 
         return Pool(
             f"{self.config.name} {kind}",

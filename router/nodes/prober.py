@@ -211,6 +211,7 @@ class _Watch:
                         health=Health.DOWN,
                         reason="its probe failed; the log says how",
                         permanent=False,
+                        cause="internal",
                     )
                 )
             self.probed_once.set()
@@ -250,12 +251,14 @@ class _Watch:
             # A node that does not answer is not worth a polite goodbye: it would hang there.
             self._drop()
             error = node_error(exc)
-            reason = "no answer within the probe's time" if isinstance(exc, TimeoutError) else str(error)
+            late = isinstance(exc, TimeoutError)
+            reason = "no answer within the probe's time" if late else str(error)
             state = msgspec.structs.replace(
                 self.node.state,
                 health=Health.DOWN,
                 reason=reason,
                 permanent=error.kind is ErrorKind.FATAL,
+                cause="timeout" if late else error.cause,
             )
         if self._patroni is not None and claims(state):
             state = msgspec.structs.replace(state, leads=await self._patroni.leads())
@@ -278,6 +281,7 @@ class _Watch:
             statement_timeout=self._settings.probe_timeout,
             name="pgscatter probe",
         )
+        self.node.login(None)
         return await _state(self._connection)
 
     def _drop(self) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, TypeAlias
 
 import msgspec
 
-__all__ = ["NodeStatus"]
+__all__ = ["NodeLabel", "NodeStatus"]
+
+NodeLabel: TypeAlias = Literal["up", "ejected", "deposed", "down", "unknown"]
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -16,7 +18,9 @@ class NodeStatus(msgspec.Struct, frozen=True):
         role: `primary` or `replica`; None while unknown.
         state: an `ejected` node answers probes, but has failed when it was searched; a `deposed` one says
             that it is the primary, but another has a better right to, or has followed such a one.
-        reason: why it is down, ejected or deposed.
+        reason: why it is down, ejected or deposed, or takes no new connections.
+        cause: the same in a word out of few, which tells nothing of the inside: `timeout`, `unreachable`,
+            `authentication`, `busy`, `misconfigured`, or the state itself.
         since: when state or role changed last, in seconds since the epoch.
         ejections, role_changes: how many this process has seen.
         timeline: of a primary.
@@ -27,7 +31,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     shard: str
     zone: str | None
     role: str | None
-    state: Literal["up", "ejected", "deposed", "down", "unknown"]
+    state: NodeLabel
     reason: str | None
     since: float
     ejections: int
@@ -38,3 +42,4 @@ class NodeStatus(msgspec.Struct, frozen=True):
     replay_lag_bytes: int | None
     replay_lag_s: float | None
     timeline: int | None
+    cause: str | None = None

@@ -37,6 +37,7 @@ class NodeState(msgspec.Struct, frozen=True):
     Attributes:
         lsn: the log position that a primary has written, or a replica replayed.
         reason: why it is not up.
+        cause: the same in a word, while it is down.
         since: when health, role or `deposed` last changed, in wall-clock time.
         leads: whether Patroni calls it the leader; None if Patroni is not asked, or does not answer.
         deposed: it says that it is the primary, but another node is; or it is a replica that followed such a
@@ -62,6 +63,7 @@ class NodeState(msgspec.Struct, frozen=True):
     age: float = inf
     permanent: bool = False
     searchable: bool = True
+    cause: str | None = None
 
 
 class Reads(msgspec.Struct, frozen=True):

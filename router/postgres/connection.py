@@ -126,18 +126,38 @@ class NodeError(Exception):
     """A statement or connection failed on one node.
 
     `renewable`: the connection may have been the cause, since it is older than what the error is about;
-    nothing was done, and a new connection is worth one more try.
+    nothing was done, and a new connection is worth one more try. `authentication`: the server does not accept
+    who we say we are.
     """
 
-    def __init__(self, kind: ErrorKind, message: str, *, renewable: bool = False) -> None:
+    def __init__(
+        self, kind: ErrorKind, message: str, *, renewable: bool = False, authentication: bool = False
+    ) -> None:
         super().__init__(message)
         self.kind = kind
         self.renewable = renewable
+        self.authentication = authentication
 
     @property
     def permanent(self) -> bool:
         """Whether the same statement will fail again for as long as nobody changes the server."""
         return self.kind in (ErrorKind.FATAL, ErrorKind.DATA)
+
+    @property
+    def cause(self) -> str:
+        """The failure in a word, for those who are told nothing of the inside."""
+        return "authentication" if self.authentication else _CAUSES[self.kind]
+
+
+_CAUSES = {
+    ErrorKind.UNREACHABLE: "unreachable",
+    ErrorKind.LOST: "unreachable",
+    ErrorKind.TRANSIENT: "busy",
+    ErrorKind.CONFLICT: "busy",
+    ErrorKind.READ_ONLY: "no_primary",
+    ErrorKind.DATA: "invalid",
+    ErrorKind.FATAL: "misconfigured",
+}
 
 
 async def open_connection(
@@ -253,7 +273,8 @@ def _connect_error(exc: BaseException) -> NodeError:
         asyncpg.InsufficientPrivilegeError,
     )
     if isinstance(exc, repeats):
-        return NodeError(ErrorKind.FATAL, _message(exc))
+        login = isinstance(exc, asyncpg.InvalidAuthorizationSpecificationError)
+        return NodeError(ErrorKind.FATAL, _message(exc), authentication=login)
     if isinstance(exc, asyncpg.TooManyConnectionsError):
         # The node is well; it has no room for one more.
         return NodeError(ErrorKind.TRANSIENT, _message(exc))

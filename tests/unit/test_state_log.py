@@ -1,0 +1,149 @@
+"""What is said when nodes and shards change, whoever changes them."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any
+
+import pytest
+
+from router.nodes.node import Node
+from router.nodes.state_log import StateLog
+from router.policy.limit import Limit
+from router.policy.selection import Health, NodeState, Role
+from router.postgres.connection import ErrorKind, NodeError
+from router.query.types import Work
+from router.settings import Settings
+from router.stages.replicas import ReplicaSet
+from shard_config import model
+
+Said = tuple[str, str, dict[str, Any]]
+
+
+class Shard:
+    """Two nodes that are told what they are."""
+
+    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+        caplog.set_level(logging.INFO, logger="router.nodes.state_log")
+        self.caplog = caplog
+        self.log = StateLog()
+        self.nodes = {
+            name: Node(model.Node(name, ""), "s0", Settings(), Limit(1, 1), changed=self.log.node)
+            for name in ("a", "b")
+        }
+        self.set = ReplicaSet("s0", list(self.nodes.values()))
+
+    def begins(self) -> None:
+        self.sees("a", Role.PRIMARY)
+        self.sees("b", Role.REPLICA)
+        self.log.begin(self.nodes.values())
+
+    def sees(self, name: str, role: Role, **changes: Any) -> None:
+        self.nodes[name].observe(NodeState(Health.UP, role, 100, **changes))
+
+    def said(self) -> list[Said]:
+        """What was, since this was asked for the last time: level, event, and the rest."""
+        names = ("shard", "node", "from", "to", "cause", "reason", "changes")
+        lines = [
+            (
+                record.levelname.lower(),
+                record.getMessage(),
+                {name: vars(record)[name] for name in names if name in vars(record)},
+            )
+            for record in self.caplog.records
+        ]
+        self.caplog.clear()
+        return lines
+
+
+@pytest.fixture
+async def shard(caplog: pytest.LogCaptureFixture) -> Shard:
+    return Shard(caplog)
+
+
+async def test_a_start_is_one_line_and_one_for_each_thing_that_is_not_well(shard: Shard) -> None:
+    shard.sees("a", Role.PRIMARY)
+    shard.nodes["b"].failed(NodeError(ErrorKind.UNREACHABLE, "connection refused"))
+    assert shard.said() == []
+    shard.log.begin(shard.nodes.values())
+    first, second = shard.caplog.records
+    assert first.getMessage() == "nodes probed"
+    counts = {name: vars(first)[name] for name in ("nodes", "up", "shards", "readable", "primaries")}
+    assert counts == {"nodes": 2, "up": 1, "shards": 1, "readable": 1, "primaries": 1}
+    assert (second.getMessage(), second.levelname) == ("node state", "WARNING")
+    assert vars(second)["reason"] == "connection refused"
+
+
+async def test_a_failover_is_told_step_by_step_and_repeated_probes_say_nothing(shard: Shard) -> None:
+    shard.begins()
+    shard.said()
+    shard.sees("a", Role.PRIMARY)
+    shard.sees("b", Role.REPLICA)
+    assert shard.said() == []
+    shard.nodes["a"].failed(NodeError(ErrorKind.UNREACHABLE, "connection refused"))
+    why = "a is down primary (connection refused); b is up replica"
+    assert shard.said() == [
+        (
+            "warning",
+            "node state",
+            {
+                "shard": "s0",
+                "node": "a",
+                "from": "up",
+                "to": "down",
+                "cause": "unreachable",
+                "reason": "connection refused",
+            },
+        ),
+        ("warning", "shard primary", {"shard": "s0", "from": "a", "to": None, "reason": why}),
+    ]
+    await asyncio.sleep(1.05)
+    shard.sees("b", Role.PRIMARY, timeline=2)
+    assert shard.said() == [
+        ("info", "node role", {"shard": "s0", "node": "b", "from": "replica", "to": "primary"}),
+        ("info", "shard primary", {"shard": "s0", "from": None, "to": "b"}),
+    ]
+
+
+async def test_a_shard_that_nobody_can_read_is_told_of_and_its_return_too(shard: Shard) -> None:
+    shard.begins()
+    for name in ("a", "b"):
+        shard.nodes[name].failed(NodeError(ErrorKind.UNREACHABLE, "refused"))
+    (line,) = [said for said in shard.said() if said[1] == "shard state"]
+    assert line[0] == "warning" and (line[2]["from"], line[2]["to"]) == ("readable", "unreadable")
+    assert line[2]["reason"] == "a is down primary (refused); b is down replica (refused)"
+    await asyncio.sleep(1.05)
+    shard.sees("b", Role.REPLICA)
+    (line,) = [said for said in shard.said() if said[1] == "shard state"]
+    assert line == ("info", "shard state", {"shard": "s0", "from": "unreadable", "to": "readable"})
+
+
+async def test_ejections_returns_and_depositions_are_told_with_why(shard: Shard) -> None:
+    shard.begins()
+    shard.said()
+    node = shard.nodes["b"]
+    for _ in range(3):
+        node.refused(NodeError(ErrorKind.TRANSIENT, "sorry, too many clients already"), 1.0)
+    (line,) = shard.said()
+    assert line[2]["to"] == line[2]["cause"] == "ejected" and "too many clients" in line[2]["reason"]
+    await asyncio.sleep(1.05)
+    node.answered(Work.NEAREST, 0.01, 2.0)
+    assert [said[2] for said in shard.said()] == [{"shard": "s0", "node": "b", "from": "ejected", "to": "up"}]
+    await asyncio.sleep(1.05)
+    shard.sees("b", Role.REPLICA, deposed=True, reason="it followed another one")
+    (line,) = shard.said()
+    assert line[2]["to"] == "deposed" and line[2]["reason"] == "it followed another one"
+
+
+async def test_a_node_that_flaps_is_told_of_once_a_second_and_how_it_ends(shard: Shard) -> None:
+    shard.begins()
+    shard.said()
+    for _ in range(50):
+        shard.nodes["b"].failed(NodeError(ErrorKind.UNREACHABLE, "refused"))
+        shard.sees("b", Role.REPLICA)
+    assert len(shard.said()) == 1
+    await asyncio.sleep(1.2)
+    (line,) = shard.said()
+    assert (line[2]["to"], line[2]["changes"]) == ("up", 99)
+    shard.log.close()
