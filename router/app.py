@@ -50,6 +50,7 @@ def application(config: ServeConfig, shard_map: ShardMap, keys: Keys | None) -> 
         redis_url=config.redis_url,
         shared_path=None if config.shared_path is None else Path(config.shared_path),
         recall_listener=metrics,
+        redis_took=metrics.redis_took,
     )
     topology = Topology(shard_map, parts)
     models = TextModels()

@@ -28,6 +28,7 @@ _logger = logging.getLogger(__name__)
 
 # Scrapes come every few seconds at most, and one that hits another worker reads our last sample.
 _SAMPLE_INTERVAL = 1.0
+_LAG_INTERVAL = 0.25
 
 
 def create(
@@ -53,7 +54,7 @@ def create(
 
     @asynccontextmanager
     async def life(_: object) -> AsyncIterator[None]:
-        async with lifespan(), _sampling(metrics, backend):
+        async with lifespan(), _sampling(metrics, backend), _watching_the_loop(metrics):
             yield
 
     return Edge(routes, backend, settings, keys, metrics, access_log, life)
@@ -77,6 +78,25 @@ async def _sampling(metrics: Metrics, backend: Callable[[], Backend]) -> AsyncIt
             await asyncio.sleep(_SAMPLE_INTERVAL)
 
     task = asyncio.create_task(sample(), name="metrics sampling")
+    try:
+        yield
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+
+@asynccontextmanager
+async def _watching_the_loop(metrics: Metrics) -> AsyncIterator[None]:
+    """Measures how late the event loop is, which every request waits for."""
+    loop = asyncio.get_running_loop()
+
+    async def watch() -> None:
+        while True:
+            expected = loop.time() + _LAG_INTERVAL
+            await asyncio.sleep(_LAG_INTERVAL)
+            metrics.process.late(loop.time() - expected)
+
+    task = asyncio.create_task(watch(), name="event loop lag")
     try:
         yield
     finally:

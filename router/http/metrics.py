@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TypeVar
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -20,12 +20,16 @@ from prometheus_client.registry import Collector
 
 from router.http.backend import Backend, NodeStatus
 from router.http.message import Reply, Written
+from router.http.process_metrics import ProcessMetrics
 from router.query.types import Found
 from router.recall.sampling import RecallSeen
 
 __all__ = ["Metrics"]
 
 M = TypeVar("M", Counter, Gauge, Histogram)
+
+_L2_OUTCOMES = {"hit": "l2_hits", "miss": "l2_misses", "unanswered": "l2_unanswered"}
+_L2_ERRORS = "l2_errors_"
 
 # A cached search takes well under a millisecond, a default deadline is two seconds.
 _REQUEST_BUCKETS = (
@@ -46,6 +50,8 @@ _REQUEST_BUCKETS = (
     30.0,
 )
 _SHARD_BUCKETS = (0.00025, *_REQUEST_BUCKETS[:-2])
+# A Redis nearby answers in a tenth of a millisecond, and `l2_timeout` is 20 ms by default.
+_L2_BUCKETS = (0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
 _NODE = ["shard", "node"]
 
 
@@ -133,6 +139,20 @@ class Metrics:
         )
         self._l1_bytes = self._gauge("l1_bytes", "Size of the caches in process memory.", [], "livesum")
         self._l1_entries = self._gauge("l1_entries", "Answers in those caches.", [], "livesum")
+        # Without labels they would say 0 of a router without Redis, as if it were off.
+        self._l2_on = self._gauge(
+            "l2_on", "Whether Redis is used, for reads and for writes.", ["use"], "livemin"
+        )
+        self._l2_lookups = self._counter("l2_lookups", "Searches looked up in Redis.", ["outcome"])
+        self._l2_errors = self._counter("l2_errors", "Calls of Redis that failed.", ["cause"])
+        self._l2_seconds = self._histogram(
+            "l2_seconds",
+            "Time that a call of Redis took, several searches' look-ups together.",
+            [],
+            _L2_BUCKETS,
+        )
+        self.redis_took: Callable[[float], None] = self._l2_seconds.observe
+        self.process = ProcessMetrics(self.registry)
         self._map_version = self._gauge("map_version", "Version of the shard map in use.", [], "livemin")
         self._shard_ready = self._gauge("shard_ready", "Whether a shard can be read.", ["shard"], "livemin")
         self._node_up = self._gauge("node_up", "Whether a node answers probes.", _NODE, "livemin")
@@ -159,6 +179,7 @@ class Metrics:
         self._node_connections = self._gauge("node_connections", "Open connections.", _NODE, "livesum")
         self._children: dict[tuple[object, ...], Counter | Gauge | Histogram] = {}
         self._nodes: dict[tuple[str, str], NodeStatus] = {}  # as `sample` last saw them
+        self._l2_counted: dict[tuple[str, str], float] = {}  # likewise
         self.in_flight = 0
 
     def begin(self) -> None:
@@ -194,6 +215,9 @@ class Metrics:
         stats = backend.cache_stats()
         self._l1_bytes.set(float(stats.get("l1_bytes", 0)))
         self._l1_entries.set(float(stats.get("l1_entries", 0)))
+        if stats.get("l2_enabled"):
+            self._l2(stats)
+        self.process.sample()
         self._map_version.set(backend.shard_map.version)
         nodes = {(node.shard, node.name): node for node in backend.nodes()}
         claims = [node.shard for node in nodes.values() if node.role == "primary" and node.state != "down"]
@@ -242,6 +266,18 @@ class Metrics:
             self._child(self._deleted, written.collection).inc(written.deleted)
         for reason, count in written.failed.items():
             self._child(self._failed, written.collection, reason).inc(count)
+
+    def _l2(self, stats: Mapping[str, int | float | str]) -> None:
+        on, writable = bool(stats.get("l2_on")), bool(stats.get("l2_writable"))
+        self._child(self._l2_on, "reads").set(on)
+        self._child(self._l2_on, "writes").set(on and writable)
+        counts = {(self._l2_lookups, outcome): stats.get(name, 0) for outcome, name in _L2_OUTCOMES.items()}
+        errors = {name: count for name, count in stats.items() if name.startswith(_L2_ERRORS)}
+        counts |= {(self._l2_errors, name.removeprefix(_L2_ERRORS)): n for name, n in errors.items()}
+        for (counter, label), count in counts.items():
+            key = (str(counter), label)
+            self._child(counter, label).inc(max(0.0, float(count) - self._l2_counted.get(key, 0.0)))
+            self._l2_counted[key] = float(count)
 
     def _node(self, labels: tuple[str, str], node: NodeStatus) -> None:
         self._child(self._node_up, *labels).set(node.state not in ("down", "unknown"))

@@ -46,13 +46,13 @@ async def test_every_route_is_documented_with_its_scope(client: httpx.AsyncClien
 
 def test_every_metric_is_documented_with_its_labels() -> None:
     documented: dict[str, list[str]] = {}
-    for line in re.findall(r"^\| (`pgscatter_[^|]+)\| ([^|]*)\|", HTTP, re.MULTILINE):
+    for line in re.findall(r"^\| (`(?:pgscatter|process)_[^|]+)\| ([^|]*)\|", HTTP, re.MULTILINE):
         names, labels = line
         for name in re.findall(r"`(\w+)`", names):
             documented[name] = [label.strip() for label in labels.split(",") if label.strip()]
     metrics = {
         metric._name + ("_total" if metric._type == "counter" else ""): list(metric._labelnames)
-        for metric in vars(Metrics()).values()
+        for metric in Metrics().registry._collector_to_names
         if hasattr(metric, "_labelnames")
     }
     # A quotient of two others, made when it is read.

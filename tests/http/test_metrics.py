@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,53 @@ async def test_state_is_read_when_it_is_scraped(client: httpx.AsyncClient, backe
     assert found["pgscatter_shard_ready", labels(shard="s1")] == 0
 
 
+async def test_redis_is_accounted_once_there_is_one(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    on = {use: ("pgscatter_l2_on", labels(use=use)) for use in ("reads", "writes")}
+    found = await scrape(client)
+    # Without Redis nothing says that it were off.
+    assert not any(key in found for key in on.values())
+    stats = {"l2_enabled": True, "l2_on": True, "l2_writable": False, "l2_hits": 3, "l2_misses": 2}
+    backend.cache_stats = lambda: stats  # type: ignore[method-assign, assignment, return-value]
+    found = await scrape(client)
+    assert (found[on["reads"]], found[on["writes"]]) == (1, 0)
+    stats |= {"l2_on": False, "l2_hits": 5, "l2_unanswered": 1, "l2_errors_timeout": 4}
+    for _ in range(2):
+        found = await scrape(client)
+    assert (found[on["reads"]], found[on["writes"]]) == (0, 0)
+    for outcome, count in {"hit": 5, "miss": 2, "unanswered": 1}.items():
+        assert found["pgscatter_l2_lookups_total", labels(outcome=outcome)] == count
+    assert found["pgscatter_l2_errors_total", labels(cause="timeout")] == 4
+
+
+async def test_the_process_tells_of_itself_under_the_usual_names(client: httpx.AsyncClient) -> None:
+    found = await scrape(client)
+    python = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
+    (build,) = [dict(key[1]) for key in found if key[0] == "pgscatter_build_info"]
+    assert build["python"] == python and build["version"] and build["asyncpg"]
+    for name, least in {
+        "process_cpu_seconds_total": 0.01,
+        "process_resident_memory_bytes": 1e7,
+        "process_virtual_memory_bytes": 1e7,
+        "process_open_fds": 3,
+        "process_max_fds": 16,
+        "process_start_time_seconds": 1e9,
+        "process_threads": 1,
+    }.items():
+        assert found[name, ()] >= least
+
+
+async def test_a_loop_that_was_held_up_shows_in_its_lag(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app_module, "_LAG_INTERVAL", 0.01)
+    metrics = Metrics()
+    async with app_module._watching_the_loop(metrics):
+        await asyncio.sleep(0)
+        time.sleep(0.3)
+        await asyncio.sleep(0.05)
+    found = samples(metrics.render(FakeBackend()).decode())
+    late = found["pgscatter_event_loop_lag_seconds_bucket", labels(le="0.25")]
+    assert found["pgscatter_event_loop_lag_seconds_count", ()] >= late + 1
+
+
 def test_recall_is_the_mean_of_the_last_samples() -> None:
     metrics, documents = Metrics(), labels(collection="documents")
     assert ("pgscatter_recall_at_k", documents) not in samples(metrics.render(FakeBackend()).decode())
@@ -207,6 +255,8 @@ def test_any_worker_answers_a_scrape_for_all(tmp_path: Path) -> None:
         key = ("pgscatter_requests_total", labels(method="GET", route="/livez", status="200"))
         assert found[key] == count
         assert found["pgscatter_l1_bytes", ()] == 4096 * count
+        assert found["process_start_time_seconds", ()] > 1e9
+        assert found["process_cpu_seconds_total", ()] > 0.01
         assert found["pgscatter_node_up", labels(shard="s0", node="s0-a")] == 1
         # One worker saw 1 in one sample, the other 0.5 in two.
         recall = found["pgscatter_recall_at_k", labels(collection="documents")]
