@@ -42,7 +42,7 @@ def create_app() -> ASGIApp:
 
 def application(config: ServeConfig, shard_map: ShardMap, keys: Keys | None) -> ASGIApp:
     """The application that serves `shard_map` to whoever has one of `keys`, or to all if that is None."""
-    configure(config.log_level, sys.stderr)
+    configure(config.log_level, sys.stderr, pid=config.workers > 1)
     metrics = Metrics()
     parts = Parts(
         shard_map,

@@ -17,10 +17,11 @@ from urllib.parse import unquote, urlsplit
 import httpcore
 import msgspec
 
-__all__ = ["Client", "ClientError"]
+__all__ = ["Client", "ClientError", "redacted"]
 
 _MAX_BYTES = 256 << 20
 _HEADER_TEXT = re.compile(r"[!-~]+")
+_LOGIN = re.compile(r"(^[a-z]*:?//|^).*@", re.DOTALL)
 
 
 class ClientError(Exception):
@@ -54,8 +55,9 @@ class Client:
         except ValueError:
             host, known = None, False
         if not (host and known and url.isascii()):
-            raise ClientError(f"{url!r} is not an address like http://127.0.0.1:8080")
+            raise ClientError(f"{redacted(url)!r} is not an address like http://127.0.0.1:8080")
         self._url = url.rstrip("/")
+        self._name = redacted(self._url)
         self._timeout = timeout
         self._headers = [("Accept", "application/json"), ("Content-Type", "application/json")]
         if key:
@@ -66,11 +68,11 @@ class Client:
         try:
             proxy = _proxy(parts.scheme, host)
         except ValueError as exc:
-            raise ClientError(f"the environment's proxy for {url} is no address: {exc}") from exc
+            raise ClientError(f"the environment's proxy for {self._name} is no address: {exc}") from exc
         self._pool = httpcore.ConnectionPool(max_keepalive_connections=0, proxy=proxy)
 
     def __repr__(self) -> str:
-        return f"<Client {self._url}>"
+        return f"<Client {self._name}>"
 
     def call(self, method: str, path: str, body: object = None) -> bytes:
         """The body of the answer.
@@ -87,18 +89,23 @@ class Client:
             ) as response:
                 answer = _read(response, end)
         except (httpcore.ConnectError, httpcore.ConnectTimeout, httpcore.ProxyError) as exc:
-            raise ClientError(f"cannot reach {self._url}: {exc or 'it took too long'}") from exc
+            raise ClientError(f"cannot reach {self._name}: {exc or 'it took too long'}") from exc
         except (TimeoutError, httpcore.TimeoutException) as exc:
-            raise ClientError(f"{self._url} did not answer within {self._timeout:g} s") from exc
+            raise ClientError(f"{self._name} did not answer within {self._timeout:g} s") from exc
         except (httpcore.NetworkError, httpcore.ProtocolError) as exc:
-            raise ClientError(f"{self._url} broke off: {exc or type(exc).__name__}") from exc
+            raise ClientError(f"{self._name} broke off: {exc or type(exc).__name__}") from exc
         except (httpcore.UnsupportedProtocol, ImportError, UnicodeError) as exc:
             # A proxy of a kind that needs more packages, or a host that no name server could know.
-            raise ClientError(f"cannot reach {self._url}: {exc}") from exc
+            raise ClientError(f"cannot reach {self._name}: {exc}") from exc
         if not 200 <= response.status < 300:
             reason = response.extensions.get("reason_phrase", b"").decode(errors="replace")
             raise ClientError(_refusal(response.status, reason, answer))
         return answer
+
+
+def redacted(url: str) -> str:
+    """Without what may be a password: all up to the last @, as it may hold delimiters."""
+    return _LOGIN.sub(r"\1***@", url)
 
 
 def _proxy(scheme: str, host: str) -> httpcore.Proxy | None:

@@ -30,8 +30,9 @@ _STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", 
 
 
 class _JsonFormatter(logging.Formatter):
-    def __init__(self) -> None:
+    def __init__(self, *, pid: bool) -> None:
         super().__init__()
+        self._pid = pid
         self._encoder = msgspec.json.Encoder(enc_hook=str)
 
     def format(self, record: logging.LogRecord) -> str:
@@ -41,6 +42,8 @@ class _JsonFormatter(logging.Formatter):
             "logger": record.name,
             "event": record.getMessage(),
         }
+        if self._pid:
+            fields["pid"] = record.process
         fields |= {name: value for name, value in vars(record).items() if name not in _STANDARD}
         if record.exc_info:
             fields["traceback"] = self.formatException(record.exc_info)
@@ -89,10 +92,13 @@ class AccessLog:
         return f"{self._second[1]}{int(now % 1 * 1000):03d}+00:00"
 
 
-def configure(level: str, stream: TextIO | None = None) -> None:
-    """Send everything that is logged in this process to standard error as JSON."""
+def configure(level: str, stream: TextIO | None = None, *, pid: bool = False) -> None:
+    """Send everything that is logged in this process to standard error as JSON; `pid` says whose line it is.
+
+    Several workers log what each of them sees, and one alone may be the one that has lost a node.
+    """
     handler = logging.StreamHandler(stream)
-    handler.setFormatter(_JsonFormatter())
+    handler.setFormatter(_JsonFormatter(pid=pid))
     logging.basicConfig(handlers=[handler], level=level.upper(), force=True)
     # Its messages about starting and stopping are for whoever runs uvicorn by hand.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

@@ -14,9 +14,10 @@ from urllib.parse import quote
 import msgspec
 import numpy as np
 
-from router.client import Client, ClientError
+from router.client import Client, ClientError, redacted
 from router.commands.answer_table import CommandAnswer, show
 from router.commands.numbers import real
+from router.commands.secrets import read_secret
 
 __all__ = ["add_parser", "json_object"]
 
@@ -59,6 +60,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--api-key", metavar="KEY", help="default: $PGSCATTER_API_KEY, which no list of processes shows"
     )
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help="file with the key")
     wait = real("seconds", 0.001, 3600)
     parser.add_argument(
         "--timeout", type=wait, default=30.0, metavar="SECONDS", help="to wait at most (default: 30)"
@@ -68,7 +70,7 @@ def add_parser(subparsers: Any) -> None:
 
 def _run(args: argparse.Namespace) -> int:
     try:
-        client = Client(args.url, args.api_key or os.environ.get("PGSCATTER_API_KEY"), args.timeout)
+        client = Client(args.url, _key(args), args.timeout)
         path = f"/v1/collections/{quote(args.collection, safe='')}"
         body: dict[str, Any] = {"k": args.k, "include": args.include, **_sought(args)}
         if args.include is None:
@@ -81,13 +83,30 @@ def _run(args: argparse.Namespace) -> int:
             print(raw.decode())
         else:
             show(msgspec.json.decode(raw, type=CommandAnswer), body["include"], asked=args.k)
-    except (ClientError, _VectorError) as exc:
+    except (ClientError, _VectorError, _KeyFileError) as exc:
         print(f"pgscatter search: {exc}", file=sys.stderr)
         return 1
     except (msgspec.DecodeError, UnicodeDecodeError):
-        print(f"pgscatter search: what answers at {args.url} is not pgscatter", file=sys.stderr)
+        print(f"pgscatter search: what answers at {redacted(args.url)} is not pgscatter", file=sys.stderr)
         return 1
     return 0
+
+
+class _KeyFileError(Exception):
+    pass
+
+
+def _key(args: argparse.Namespace) -> str | None:
+    """
+    Raises:
+        _KeyFileError
+    """
+    if args.api_key_file is None:
+        return args.api_key or os.environ.get("PGSCATTER_API_KEY")
+    try:
+        return read_secret(args.api_key_file)
+    except ValueError as exc:
+        raise _KeyFileError(f"--api-key-file: {exc}") from exc
 
 
 def _default_include(described: bytes) -> list[str]:

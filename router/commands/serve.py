@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from router.commands.secrets import holds_password, redis_url
 from router.freshness.worker_counters import MAX_WORKERS, create
 from router.logs import LEVELS, configure
 from router.serve_config import ServeConfig, add_setting_flags, export, read_settings
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["add_parser"]
 
 _APP = "router.app:create_app"
-_REDIS_SCHEMES = ("redis://", "rediss://", "unix://")
 
 
 def add_parser(subparsers: Any) -> None:
@@ -40,7 +40,17 @@ def add_parser(subparsers: Any) -> None:
         usage="%(prog)s --map FILE [FLAG ...]   (--help lists the flags)",
     )
     parser.add_argument("--map", required=True, metavar="FILE", help="the shard map")
-    parser.add_argument("--redis", metavar="URL", help="Redis for the cache that several routers share")
+    parser.add_argument(
+        "--redis",
+        metavar="URL",
+        help="Redis for the cache that several routers share; ${VAR} in it is read from the environment"
+        " (default: $PGSCATTER_REDIS)",
+    )
+    parser.add_argument(
+        "--redis-password-file",
+        metavar="FILE",
+        help="file with the password of Redis (default: $PGSCATTER_REDIS_PASSWORD_FILE)",
+    )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=8080, help="port, 0 for any (default %(default)s)")
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default %(default)s)")
@@ -76,7 +86,7 @@ def _run(args: argparse.Namespace) -> int:
                 "name a file of keys with --api-keys, or listen on 127.0.0.1"
             )
         with _app(config, shard_map, text, keys) as app:
-            configure(config.log_level)
+            configure(config.log_level, pid=config.workers > 1)
 
             def ready() -> None:
                 _say(f"pgscatter serves map version {shard_map.version} on {_url(listener)}")
@@ -92,23 +102,19 @@ def _config(args: argparse.Namespace) -> ServeConfig:
         parser.error(f"--workers: expected 1 to {MAX_WORKERS}, got {args.workers}")
     if not 0 <= args.port <= 65535:
         parser.error(f"--port: expected 0 to 65535, got {args.port}")
-    if args.redis is not None and not args.redis.startswith(_REDIS_SCHEMES):
-        parser.error(f"--redis: expected a URL that begins with {', '.join(_REDIS_SCHEMES)}")
-    if args.redis is not None:
-        # Imported here, because only routers with a Redis need its client.
-        from router.freshness.redis_link import check_url
-
-        try:
-            check_url(args.redis)
-        except ValueError as exc:
-            parser.error(f"--redis: {exc}")
     try:
+        url = redis_url(args.redis, args.redis_password_file, os.environ)
         settings = read_settings(args, os.environ)
     except ValueError as exc:
         parser.error(str(exc))
+    if args.redis is not None and holds_password(args.redis):
+        _say(
+            "pgscatter serve: any list of processes shows the password in --redis; "
+            "write ${VAR} there, or use PGSCATTER_REDIS or --redis-password-file"
+        )
     return ServeConfig(
         map_path=os.path.abspath(args.map),
-        redis_url=args.redis,
+        redis_url=url,
         settings=settings,
         log_level=args.log_level,
         workers=args.workers,

@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
 from typing import Any, Literal, TypeVar
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 import redis.asyncio as redis
 from redis.exceptions import RedisError, ResponseError
@@ -32,6 +32,7 @@ _CONNECTIONS = 32
 # sockets once more.
 _LOOP_TICK = 0.001
 _SHORTEST_PAUSE = 0.01
+_FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 # At the start nobody waits for it yet, and the first connection takes longer than a command.
 _CHECK_SECONDS = 1.0
 _CHECK_KEY = "pgscatter:check"
@@ -62,6 +63,16 @@ def check_url(url: str) -> None:
         redis.ConnectionPool.from_url(url).make_connection()  # type: ignore[no-untyped-call]
     except (ValueError, TypeError, RedisError) as exc:
         raise ValueError("a parameter behind its ? is unknown, or has a value that it cannot have") from exc
+    for name, values in parse_qs(parts.query).items():
+        if name in _FILES:
+            _check_readable(name, values[-1])
+
+
+def _check_readable(name: str, path: str) -> None:
+    try:
+        open(path, "rb").close()
+    except OSError as exc:
+        raise ValueError(f"the file of {name} cannot be read: {exc.strerror}") from exc
 
 
 class RedisLink:

@@ -114,7 +114,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "role": "`primary` or `replica`; null while unknown.",
         "state": "Whether it is asked.",
         "reason": "Why it is not up, or lets no new connections in.",
-        "cause": "The same in a word: `timeout`, `unreachable`, `authentication`, `busy`, `misconfigured`, or the state.",
+        "cause": "The same in a word, such as `timeout`, `unreachable` or `authentication`; or the state.",
         "since": "Since when it is in that state, as Unix time.",
         "ejections": "Times that it was left out.",
         "role_changes": "Promotions and demotions seen.",

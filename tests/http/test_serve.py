@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -27,11 +28,11 @@ SEARCH = "/v1/collections/documents/search"
 class Router:
     """A running `pgscatter serve`; what it wrote to standard error stands in a file."""
 
-    def __init__(self, folder: Path, *flags: str) -> None:
+    def __init__(self, folder: Path, *flags: str, **env: str) -> None:
         map_path = folder / "map.yaml"
         map_path.write_text(MAP)
         self._log = folder / "log"
-        env = {**os.environ, "TMPDIR": str(folder), "PGSCATTER_PROBE_TIMEOUT": "0.2"}
+        env = {**os.environ, "TMPDIR": str(folder), "PGSCATTER_PROBE_TIMEOUT": "0.2", **env}
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*COMMAND, "serve", "--map", str(map_path), "--port", "0", *flags], stderr=log, env=env
@@ -41,6 +42,10 @@ class Router:
     @property
     def log(self) -> str:
         return self._log.read_text()
+
+    def lines(self) -> list[dict[str, Any]]:
+        """What it logged, without what it said to whoever started it."""
+        return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
 
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
@@ -57,8 +62,8 @@ class Router:
 
 
 @contextlib.contextmanager
-def serving(folder: Path, *flags: str) -> Iterator[Router]:
-    router = Router(folder, *flags)
+def serving(folder: Path, *flags: str, **env: str) -> Iterator[Router]:
+    router = Router(folder, *flags, **env)
     try:
         yield router
     finally:
@@ -86,8 +91,7 @@ def test_each_request_is_one_line_of_json_without_secrets(tmp_path: Path) -> Non
         body = {"vector": [0.125, 0.25, 0.5], "timeout_ms": 300}
         assert httpx.post(router.url + SEARCH, json=body, params={}).status_code == 503
         assert router.stop() == 0
-        lines = [json.loads(line) for line in router.log.splitlines()[1:]]
-        (line,) = [line for line in lines if line["event"] == "request"]
+        (line,) = [line for line in router.lines() if line["event"] == "request"]
         assert (line["status"], line["level"]) == (503, "warning")
         assert "hunter2" not in router.log and "0.125" not in router.log
 
@@ -104,6 +108,33 @@ def test_workers_share_a_port_and_end_together(tmp_path: Path) -> None:
         assert router.stop() == 0
         assert not list(tmp_path.glob("pgscatter-*"))
         assert "Traceback" not in router.log
+        # Each says what it sees itself.
+        probed = [line for line in router.lines() if line["event"] == "nodes probed"]
+        assert len({line["pid"] for line in probed}) == 2
+
+
+def test_a_redis_that_cannot_be_used_is_told_of_and_its_password_is_not(tmp_path: Path) -> None:
+    url = "redis://:${SECRET}@127.0.0.1:1/0"
+    with serving(tmp_path, "--redis", url, SECRET="s3cret") as router:
+        assert b"s3cret" not in Path(f"/proc/{router.process.pid}/cmdline").read_bytes()
+        health = httpx.get(f"{router.url}/health")
+        caches = health.json()["caches"]
+        assert (caches["l2_on"], caches["l2_cause"]) == (False, "connection")
+        metrics = httpx.get(f"{router.url}/metrics").text
+        assert 'pgscatter_l2_on{use="reads"} 0.0' in metrics
+        assert router.stop() == 0
+        (line,) = [line for line in router.lines() if line["event"] == "redis"]
+        assert (line["level"], line["from"], line["to"]) == ("warning", None, "off")
+        assert line["cause"] == "connection"
+        for text in (router.log, health.text, metrics):
+            assert "s3cret" not in text
+
+
+def test_a_password_in_the_arguments_is_pointed_out(tmp_path: Path) -> None:
+    with serving(tmp_path, "--redis", "redis://:s3cret@127.0.0.1:1/0") as router:
+        assert router.stop() == 0
+        (line,) = [line for line in router.log.splitlines() if "list of processes" in line]
+        assert "--redis-password-file" in line and "s3cret" not in router.log
 
 
 @pytest.mark.parametrize("asked", [False, True])
@@ -272,6 +303,9 @@ def test_without_keys_it_listens_on_loopback_only(tmp_path: Path) -> None:
         ["--redis", "redis://h?db=x"],
         ["--redis", "redis://h?foo=1"],
         ["--redis", "unix://"],
+        ["--redis", "redis://:${NOT_SET}@h"],
+        ["--redis", "rediss://h?ssl_ca_certs=/nowhere"],
+        ["--redis-password-file", "/nowhere"],
         ["--max-batch", "none"],
         ["--log-level", "loud"],
         ["--unknown"],

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from urllib.parse import urlsplit
 
 import pytest
@@ -144,3 +147,50 @@ async def test_a_script_that_fails_says_nothing_of_other_writes(cluster: Cluster
         call = one.link.call(lambda client: client.eval("return nonsense()", 0), kind="script")  # type: ignore[arg-type, return-value]
         assert await call is None
         assert one.link.errors == {"script": 1} and one.link.refusal is None
+
+
+@asynccontextmanager
+async def tls_in_front(address: tuple[str, int], folder: Path) -> AsyncIterator[tuple[int, Path]]:
+    """The port of a proxy that speaks TLS, and the file of its certificate."""
+    key, certificate = folder / "key.pem", folder / "certificate.pem"
+    subject = ["-subj", "/CN=redis", "-addext", "subjectAltName=IP:127.0.0.1"]
+    make = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", *subject]
+    await asyncio.to_thread(
+        subprocess.run,
+        [*make, "-keyout", str(key), "-out", str(certificate)],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(65536):
+            writer.write(data)
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection(*address)
+        await asyncio.gather(pump(reader, back), pump(there, writer), return_exceptions=True)
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0, ssl=context)
+    async with server:
+        yield server.sockets[0].getsockname()[1], certificate
+
+
+async def test_tls_is_used_and_a_certificate_that_nobody_vouches_for_is_refused(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    there = urlsplit(cluster.redis_url)
+    assert there.hostname is not None and there.port is not None
+    async with tls_in_front((there.hostname, there.port), tmp_path) as (port, certificate):
+        url = f"rediss://127.0.0.1:{port}/0"
+        async with watched(f"{url}?ssl_ca_certs={certificate}") as trusted:
+            await trusted.link.check()
+            assert trusted.told[-1] == (True, None, None)
+            assert await trusted.link.call(lambda client: client.set("x", "1", px=10))
+        async with watched(url) as stranger:
+            await stranger.link.check()
+            assert stranger.told[-1] == (False, "connection", None)
+            assert "certificate" in (stranger.link.reason or "")

@@ -350,6 +350,24 @@ def test_a_key_comes_from_the_argument_or_the_environment(
     assert fake.seen[-1].headers["Authorization"] == "Bearer given"
 
 
+def test_a_key_comes_from_a_file(
+    search: Callable[..., int], fake: Fake, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "key"
+    file.write_text("from-file\n")
+    search("--api-key-file", str(file))
+    assert fake.seen[-1].headers["Authorization"] == "Bearer from-file"
+    assert search("--api-key-file", str(tmp_path / "none")) == 1
+    assert "--api-key-file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("url", ["http://u:s3cret@127.0.0.1:1", "ftp://u:s3cret@h", "u:x/s3cret@x@h"])
+def test_what_is_said_of_an_address_shows_no_password(url: str) -> None:
+    with pytest.raises(client.ClientError) as caught:
+        client.Client(url, timeout=1).call("GET", "/livez")
+    assert "s3cret" not in str(caught.value)
+
+
 def test_a_redirection_is_not_followed_with_the_key(
     search: Callable[..., int], fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
