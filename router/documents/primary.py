@@ -184,13 +184,18 @@ class _Job(Generic[T]):
         except NodeError as exc:
             if exc.renewable and not committed and not renewed:
                 # Known until the next try begins: nothing was stored.
-                self.outcome = Outcome(error=f"{node.config.name}: {exc}", kind=exc.kind)
+                self.outcome = Outcome(error=_named(node, exc), kind=exc.kind)
                 return await self._try(node, renewed=True)
             self._primaries.failed(self._shard, node, exc)
             lost = committed or (sent and exc.kind is ErrorKind.LOST)
-            self.outcome = Outcome(error=f"{node.config.name}: {exc}", unknown=lost, kind=exc.kind)
+            self.outcome = Outcome(error=_named(node, exc), unknown=lost, kind=exc.kind)
             return not lost and exc.kind in FAILOVER_KINDS
         else:
             self._primaries.committed(self._collection, self._shard, position)
             self.outcome = Outcome(value)
         return False
+
+
+def _named(node: Node, error: NodeError) -> str:
+    """Of the caller's own values the caller is told in the server's words, and of nothing inside."""
+    return str(error) if error.kind is ErrorKind.DATA else f"{node.config.name}: {error}"

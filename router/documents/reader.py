@@ -14,6 +14,7 @@ from router.query.errors import Problem, UnavailableError
 from router.query.filter import Filter
 from router.query.hits import field_values, fields_of
 from router.query.plan import targets
+from router.query.redaction import ShardFault
 from router.query.types import Probe, Shape, ShardReport, ShardRows, VectorFormat, Work
 from router.stages.answer_memory import AnswerMemory, too_large
 from router.stages.fanout import Fanout
@@ -117,13 +118,12 @@ def _raise_if_stale(reports: Sequence[ShardReport]) -> None:
     Raises:
         UnavailableError: what was not found may have been written since.
     """
-    problems = [
-        Problem(
-            f"shards.{report.shard}", f"stale: {report.node} may be behind, and nothing fresher can be read"
-        )
-        for report in reports
-        if report.stale
-    ]
-    if problems:
-        what = f"{len(problems)} of {len(reports)} shards could be read only as they were"
-        raise UnavailableError(f"{what}; the document was not found, but may be there by now", problems)
+    stale = [report for report in reports if report.stale]
+    if stale:
+        rest = "may be behind, and nothing fresher can be read"
+        problems = [Problem(f"shards.{one.shard}", f"stale: {one.node} {rest}") for one in stale]
+        outside = [Problem(f"shards.{one.shard}", f"stale: its node {rest}") for one in stale]
+        what = f"{len(stale)} of {len(reports)} shards could be read only as they were"
+        error = UnavailableError(f"{what}; the document was not found, but may be there by now", problems)
+        faults = [ShardFault.of(one.shard, "stale", "stale", f"{one.node} {rest}") for one in stale]
+        raise error.hidden(problems=outside, faults=faults)

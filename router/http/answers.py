@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -11,6 +11,7 @@ from msgspec import UNSET, Meta, UnsetType
 from router.documents.types import DocumentFailure
 from router.http.backend import NodeStatus
 from router.http.problems import ProblemBody
+from router.query.redaction import redacted
 from router.query.types import (
     CacheTier,
     Coverage,
@@ -37,6 +38,7 @@ __all__ = [
     "Hit",
     "Live",
     "Location",
+    "NodeFault",
     "NodeList",
     "Ready",
     "RecallView",
@@ -45,6 +47,7 @@ __all__ = [
     "UpsertAnswer",
     "UpsertProblem",
     "coverage_view",
+    "node_faults",
     "search_answer",
 ]
 
@@ -72,14 +75,25 @@ class CoverageView(msgspec.Struct, frozen=True):
     stale: tuple[str, ...] | UnsetType = UNSET
 
 
+class NodeFault(msgspec.Struct, frozen=True):
+    """A node that is not as it should be, for those who may not see the inside of the cluster."""
+
+    shard: str
+    role: str | None
+    state: str
+    cause: str | None
+    since: float
+
+
 class Explanation(msgspec.Struct, frozen=True):
     """What happened on each shard; nothing, if the answer came from a cache.
 
-    `nodes` are those of these shards that are not up, with the reason, and since when.
+    `faults` are of the nodes of these shards that are not up; `nodes`, for the scope `admin`, says more.
     """
 
     shards: tuple[ShardReport, ...]
-    nodes: tuple[NodeStatus, ...]
+    faults: tuple[NodeFault, ...]
+    nodes: tuple[NodeStatus, ...] | UnsetType = UNSET
 
 
 class SearchAnswer(msgspec.Struct, frozen=True):
@@ -236,16 +250,37 @@ class Health(msgspec.Struct, frozen=True):
     map_version: int
     uptime_s: float
     shards: dict[str, bool]
-    nodes: list[NodeStatus]
+    faults: list[NodeFault]
     caches: dict[str, Any]
+    nodes: list[NodeStatus] | UnsetType = UNSET
 
 
-def coverage_view(coverage: Coverage) -> CoverageView:
-    return CoverageView(coverage.full, coverage.shards, coverage.failures, coverage.stale or UNSET)
+def node_faults(nodes: Iterable[NodeStatus]) -> list[NodeFault]:
+    """Of `nodes`, those that are not as they should be."""
+    return [
+        NodeFault(one.shard, one.role, one.state, one.cause, one.since)
+        for one in nodes
+        if one.state != "up" or one.cause is not None
+    ]
+
+
+def coverage_view(coverage: Coverage, *, inside: bool) -> CoverageView:
+    """`inside`: for somebody who may see the inside of the cluster."""
+    failures = coverage.failures
+    if failures and not inside:
+        failures = tuple(
+            [msgspec.structs.replace(one, error=redacted(one.cause, one.error)) for one in failures]
+        )
+    return CoverageView(coverage.full, coverage.shards, failures, coverage.stale or UNSET)
 
 
 def search_answer(
-    found: Found, took_ms: float, map_version: int, *, explain: Sequence[NodeStatus] | None
+    found: Found,
+    took_ms: float,
+    map_version: int,
+    *,
+    explain: Sequence[NodeStatus] | None,
+    inside: bool = True,
 ) -> SearchAnswer:
     """`explain` are all nodes as they are now, None where no explanation is wanted."""
     answer = found.answer
@@ -253,18 +288,30 @@ def search_answer(
         answer.hits,
         took_ms,
         found.tier,
-        coverage_view(answer.coverage),
+        coverage_view(answer.coverage, inside=inside),
         map_version,
         answer.short or UNSET,
         answer.unsettled or UNSET,
-        UNSET if explain is None else _explanation(answer.reports, explain),
+        UNSET if explain is None else _explanation(answer.reports, explain, inside=inside),
     )
 
 
-def _explanation(reports: tuple[ShardReport, ...], nodes: Sequence[NodeStatus]) -> Explanation:
+def _explanation(
+    reports: tuple[ShardReport, ...], nodes: Sequence[NodeStatus], *, inside: bool
+) -> Explanation:
     asked = {report.shard for report in reports}
     told = [
         report if report.choice is None else msgspec.structs.replace(report, choice=rounded(report.choice))
         for report in reports
     ]
-    return Explanation(tuple(told), tuple(n for n in nodes if n.shard in asked and n.state != "up"))
+    concerned = [node for node in nodes if node.shard in asked and (node.state != "up" or node.cause)]
+    faults = tuple(node_faults(concerned))
+    if inside:
+        return Explanation(tuple(told), faults, tuple(concerned))
+    told = [
+        msgspec.structs.replace(
+            report, node=None, error=report.error and redacted(report.cause or "timeout", report.error)
+        )
+        for report in told
+    ]
+    return Explanation(tuple(told), faults)

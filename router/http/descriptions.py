@@ -81,9 +81,15 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     "DocumentsBody": {"documents": "The documents."},
     "Explanation": {
         "shards": "What happened on each shard.",
-        "nodes": "Nodes of these shards that are not up.",
+        "faults": "What is wrong with nodes of these shards, if anything.",
+        "nodes": "These nodes with all that is known; for the scope `admin` alone.",
     },
-    "Failure": {"shard": "The shard's name.", "state": "How its part ended.", "error": "Why."},
+    "Failure": {
+        "shard": "The shard's name.",
+        "state": "How its part ended.",
+        "error": "Why; for other scopes than `admin` without nodes and what servers say.",
+        "cause": "Why, in a word such as `timeout`, `unreachable` or `misconfigured`.",
+    },
     "Fields": {"id": "The document's id, of the collection's id type."},
     "Health": {
         "status": "`ok`, `degraded` or `unavailable`.",
@@ -91,8 +97,9 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "map_version": "The shard map's version.",
         "uptime_s": "Seconds since this worker started.",
         "shards": "Whether each shard can be read.",
-        "nodes": "Every node and its state.",
+        "faults": "Nodes that are not as they should be.",
         "caches": "Figures of the caches.",
+        "nodes": "Every node and its state; for the scope `admin` alone.",
     },
     "Hit": {
         "id": "The document's id, of the collection's id type.",
@@ -105,6 +112,13 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "key": "The value of the sharding key.",
         "shard": "The shard that holds it.",
         "bucket": "Its bucket, where documents are placed by hash.",
+    },
+    "NodeFault": {
+        "shard": "The node's shard.",
+        "role": "`primary` or `replica`; null while unknown.",
+        "state": "`down`, `ejected`, `deposed` or another state; `up` where something else is wrong.",
+        "cause": "Why, in a word such as `unreachable` or `authentication`.",
+        "since": "Since when it is in that state, as Unix time.",
     },
     "NodeList": {"nodes": "In the map's order."},
     "NodeStatus": {
@@ -166,7 +180,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     "ShardReport": {
         "shard": "The shard's name.",
         "state": "How its part ended.",
-        "node": "The node that answered, or was asked last.",
+        "node": "The node that answered, or was asked last; null for other scopes than `admin`.",
         "role": "That node's role.",
         "fault": "Whose fault a lasting failure is; null where another try may succeed.",
         "attempts": "Nodes asked, one after the other.",
@@ -182,6 +196,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "returned": "Rows returned.",
         "kept": "Rows of the answer.",
         "error": "Why it failed.",
+        "cause": "The same in a word.",
         "choice": "Of a search with a filter: which way was to be taken, and why.",
         "matched": "Rows that match the filter, where they were counted.",
         "visited": "Rows that the scan of the vector index visited; null where it ended before its time.",

@@ -18,6 +18,7 @@ from router.http.content import read_json
 from router.http.message import Reply, Request
 from router.http.outcomes import delete_reply
 from router.query import filter as filters
+from router.query.answer import faults_of
 from router.query.errors import InvalidError, NotFoundError, Problem, invalid
 from router.query.hits import pieces_of
 from router.query.types import VectorFormat
@@ -66,7 +67,7 @@ class Documents:
         outcome = await request.backend.delete(collection, [id_], self._write_deadline())
         if not outcome.deleted and all(write.ok for write in outcome.shards):
             raise _no_document(request, collection)
-        return delete_reply(collection.name, outcome, request.id)
+        return delete_reply(collection.name, outcome, request.id, inside=request.inside)
 
     async def delete_many(self, request: Request) -> Reply:
         collection = request.collection
@@ -83,7 +84,7 @@ class Documents:
                 message = "it matches every document, whatever they hold; that is refused"
                 raise InvalidError.at("filter", message)
             outcome = await request.backend.delete_matching(collection, filter_, self._write_deadline())
-        return delete_reply(collection.name, outcome, request.id)
+        return delete_reply(collection.name, outcome, request.id, inside=request.inside)
 
     async def count(self, request: Request) -> Reply:
         collection = request.collection
@@ -94,7 +95,10 @@ class Documents:
             filter_ = filters.parse(collection, tree, self._settings)
         deadline = asyncio.get_running_loop().time() + collection.search.timeout
         answer = await request.backend.count(collection, filter_, deadline)
-        return Reply(self._encoder.encode(CountView(answer.count, coverage_view(answer.coverage))))
+        coverage = coverage_view(answer.coverage, inside=request.inside)
+        reply = Reply(self._encoder.encode(CountView(answer.count, coverage)))
+        reply.faults = faults_of(answer.coverage)
+        return reply
 
     def _within(self, pieces: list[bytes]) -> Callable[[bytes], None]:
         """Adds to `pieces` up to the limit; a text takes up to six times its bytes when it is escaped."""

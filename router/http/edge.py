@@ -31,7 +31,9 @@ from router.http.routes import Operation, Routes
 from router.http.send import send_at_once, send_reply
 from router.http.url import path_of, query_of, segment
 from router.logs import AccessLog
+from router.query.answer import faults_of
 from router.query.errors import OverloadedError, RouterError
+from router.query.redaction import ShardFault, worst
 from router.settings import Settings
 from router.stages.answer_memory import MemoryFullError
 
@@ -50,7 +52,7 @@ _MOST_CODINGS = 4096
 class _Exchange:
     """One request and its reply, from arrival to log line."""
 
-    __slots__ = ("caller", "coding", "headers", "id", "reply", "route", "scope", "trace")
+    __slots__ = ("caller", "coding", "headers", "id", "inside", "reply", "route", "scope", "trace")
 
     def __init__(self, scope: Scope) -> None:
         self.scope = scope
@@ -59,6 +61,7 @@ class _Exchange:
         self.trace = trace_of(self.headers)
         self.route = "unknown"
         self.caller: str | None = None
+        self.inside = True  # whether the caller may see the inside of the cluster
         self.coding: Coding = "identity"
         self.reply = Reply(b"", _NO_ANSWER)
 
@@ -125,7 +128,7 @@ class Edge:
             try:
                 return await self._answer(exchange, receive)
             except RouterError as exc:
-                return error_reply(exc, exchange.id)
+                return error_reply(exc, exchange.id, inside=exchange.inside)
         except ClientDisconnect:
             raise
         except Exception:
@@ -168,7 +171,8 @@ class Edge:
             ClientDisconnect
         """
         if self._keys is not None and operation.scope != "open":
-            exchange.caller = self._keys.authorise(exchange.headers, operation.scope).name
+            key = self._keys.authorise(exchange.headers, operation.scope)
+            exchange.caller, exchange.inside = key.name, "admin" in key.scopes
         if CLIENT_LEFT in exchange.scope:
             raise ClientDisconnect
         return Request(
@@ -179,6 +183,7 @@ class Edge:
             receive,
             exchange.id,
             body_received=BODY_RECEIVED in exchange.scope,
+            inside=exchange.inside,
         )
 
     def _write_log(self, exchange: _Exchange, seconds: float) -> None:
@@ -201,6 +206,10 @@ class Edge:
         if reply.written is not None:
             written = reply.written
             fields |= {"stored": written.stored, "deleted": written.deleted, "failed": dict(written.failed)}
+        if reply.faults or fields.get("coverage") == "partial":
+            fields["missing"], more = worst(_faults(reply))
+            if more:
+                fields["missing_more"] = more
         level = "error" if reply.status == 500 else "warning" if reply.status > 500 else "info"
         self._log.write(level, fields)
 
@@ -225,6 +234,12 @@ def _account(reply: Reply) -> dict[str, object]:
     if len(reply.found) == 1:
         return {"cache": reply.found[0][1].tier, "coverage": coverage}
     return {"searches": len(reply.found), "coverage": coverage}
+
+
+def _faults(reply: Reply) -> list[ShardFault]:
+    """Of the shards that the answers lack."""
+    lacking = [found.answer.coverage for _, found in reply.found if not found.answer.coverage.full]
+    return [fault for coverage in lacking for fault in faults_of(coverage)] + list(reply.faults)
 
 
 async def _send(exchange: _Exchange, send: Send, seconds: float) -> None:

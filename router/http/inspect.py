@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -17,8 +18,9 @@ from router.http.answers import (
     NodeList,
     Ready,
     RecallView,
+    node_faults,
 )
-from router.http.backend import Backend
+from router.http.backend import NodeStatus
 from router.http.message import Reply, Request
 from router.query.errors import InvalidError, NotFoundError
 from router.recall.sampling import RecallSeen
@@ -38,6 +40,8 @@ from shard_config.values import from_text, json_form
 __all__ = ["Inspection", "collection_view"]
 
 _RETRY_SOON = [(b"retry-after", b"1")]
+# Of the caches' figures, what Redis or its client says.
+_INSIDE = ("l2_reason",)
 
 
 class Inspection:
@@ -95,15 +99,18 @@ class Inspection:
     async def health(self, request: Request) -> Reply:
         backend = request.backend
         ready, shards = backend.ready()
+        nodes, caches = backend.nodes(), backend.cache_stats()
+        hidden = () if request.inside else _INSIDE
         return self._reply(
             Health(
-                status=_status(backend, ready, shards),
+                status=_status(nodes, ready, shards),
                 version=self._version,
                 map_version=backend.shard_map.version,
                 uptime_s=round(time.monotonic() - self._started, 3),
                 shards=shards,
-                nodes=backend.nodes(),
-                caches=dict(backend.cache_stats()),
+                faults=node_faults(nodes),
+                caches={name: figure for name, figure in caches.items() if name not in hidden},
+                nodes=nodes if request.inside else UNSET,
             )
         )
 
@@ -149,8 +156,8 @@ def _sharding_view(collection: Collection, shard_map: ShardMap) -> dict[str, Any
             return {"strategy": "range", **view}
 
 
-def _status(backend: Backend, ready: bool, shards: dict[str, bool]) -> str:
+def _status(nodes: Sequence[NodeStatus], ready: bool, shards: dict[str, bool]) -> str:
     if not ready:
         return "unavailable"
-    whole = all(shards.values()) and all(node.state == "up" for node in backend.nodes())
+    whole = all(shards.values()) and not node_faults(nodes)
     return "ok" if whole else "degraded"

@@ -16,6 +16,7 @@ from starlette.types import Receive
 from router.http.backend import Backend
 from router.http.errors import HttpError, Refusal
 from router.query.errors import NotFoundError, TooLargeError
+from router.query.redaction import ShardFault
 from router.query.types import Found
 from shard_config.model import Collection
 
@@ -62,6 +63,7 @@ class Reply(msgspec.Struct):
     Attributes:
         more: what follows `body`, of a large answer.
         reservation: keeps the memory of a large answer reserved until it is sent.
+        faults: of shards that are missing, beside those that `found` tells of.
     """
 
     body: bytes
@@ -72,6 +74,7 @@ class Reply(msgspec.Struct):
     written: Written | None = None
     more: Sequence[bytes] = ()
     reservation: object = None
+    faults: Sequence[ShardFault] = ()
 
 
 class Request:
@@ -82,9 +85,10 @@ class Request:
         params, query: parameters of the path, and of the query string.
         id: the caller's X-Request-ID, or one of ours.
         body_received: whether the server has the whole body already.
+        inside: whether the caller may see the inside of the cluster: nodes, and what servers say.
     """
 
-    __slots__ = ("_body_received", "_receive", "backend", "headers", "id", "params", "query")
+    __slots__ = ("_body_received", "_receive", "backend", "headers", "id", "inside", "params", "query")
 
     def __init__(
         self,
@@ -96,12 +100,14 @@ class Request:
         id: str,
         *,
         body_received: bool = False,
+        inside: bool = True,
     ) -> None:
         self.backend = backend
         self.headers = headers
         self.params = params
         self.query = query
         self.id = id
+        self.inside = inside
         self._receive = receive
         self._body_received = body_received
 

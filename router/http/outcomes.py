@@ -24,6 +24,7 @@ from router.query.errors import (
     RouterError,
     UnavailableError,
 )
+from router.query.redaction import ShardFault, redacted
 
 __all__ = ["Tally", "delete_reply"]
 
@@ -31,7 +32,10 @@ __all__ = ["Tally", "delete_reply"]
 class Tally:
     """The sum of one upsert request's outcomes; `failures` holds the first `listed` of them."""
 
-    def __init__(self, collection: str, listed: int) -> None:
+    def __init__(self, collection: str, listed: int, *, inside: bool = True) -> None:
+        """`inside`: the caller may see the inside of the cluster."""
+        self._inside = inside
+        self._faults: list[ShardFault] = []
         self._collection = collection
         self._listed = listed
         self.stored = 0
@@ -46,13 +50,18 @@ class Tally:
 
     def add(self, outcome: UpsertOutcome) -> None:
         self.stored += outcome.stored
-        _add_shards(self._shards, outcome.shards)
+        _add_shards(self._shards, outcome.shards, inside=self._inside)
+        if len(self._faults) < MOST_PROBLEMS:
+            self._faults += _faults(outcome.shards)
         for failure in outcome.failures:
             self.fail(failure)
 
     def fail(self, failure: DocumentFailure) -> None:
         self._failed[failure.reason] += 1
         if len(self._failures) < self._listed:
+            if not self._inside and failure.reason != "invalid":
+                told = redacted(failure.reason, failure.message)
+                failure = msgspec.structs.replace(failure, message=told)
             self._failures.append(failure)
 
     def reply(self, request_id: str, stopped: RouterError | None = None) -> Reply:
@@ -64,11 +73,12 @@ class Tally:
         if error is None:
             reply = Reply(msgspec.json.encode(answer))
         else:
-            problems = (*error.problems, *(_problem(failure) for failure in failures[:MOST_PROBLEMS]))
-            problem = problem_body(error, request_id, problems)
+            problems = [_problem(failure) for failure in failures[:MOST_PROBLEMS]]
+            problem = problem_body(error, request_id, problems, inside=self._inside)
             fields = msgspec.structs.asdict(problem) | msgspec.structs.asdict(answer)
             reply = error_reply(error, request_id, UpsertProblem(**fields))
         reply.written = Written(self._collection, stored=self.stored, failed=self._failed)
+        reply.faults = (*reply.faults, *self._faults)
         return reply
 
     def _nothing_stored(self) -> RouterError | None:
@@ -88,22 +98,25 @@ class Tally:
         return InvalidError(f"{detail}: each is invalid or contradicts what is stored")
 
 
-def delete_reply(collection: str, outcome: DeleteOutcome, request_id: str) -> Reply:
+def delete_reply(collection: str, outcome: DeleteOutcome, request_id: str, *, inside: bool = True) -> Reply:
     """The answer to a delete, which is an error only if shards failed and nothing is known to be deleted."""
     shards: dict[str, ShardOutcome] = {}
-    _add_shards(shards, outcome.shards)
+    _add_shards(shards, outcome.shards, inside=inside)
     failed = [write for write in outcome.shards if not write.ok]
     if failed and not outcome.deleted:
-        problems = [Problem(f"shards.{write.shard}", _why_not(write)) for write in failed]
+        problems = [Problem(f"shards.{write.shard}", _why_not(write, inside=inside)) for write in failed]
         what = f"{len(failed)} of {len(outcome.shards)} shards"
         detail = f"{what} could not be written; nothing was deleted"
         if unknown := sum(write.unknown for write in failed):
             detail = (
                 f"{what} did not confirm the delete; on {unknown} of them documents may have been deleted"
             )
-        return error_reply(_no_delete(failed)(detail, problems), request_id)
-    body = msgspec.json.encode(DeleteAnswer(outcome.deleted, shards))
-    return Reply(body, written=Written(collection, deleted=outcome.deleted))
+        reply = error_reply(_no_delete(failed)(detail, problems), request_id)
+    else:
+        body = msgspec.json.encode(DeleteAnswer(outcome.deleted, shards))
+        reply = Reply(body, written=Written(collection, deleted=outcome.deleted))
+    reply.faults = _faults(outcome.shards)
+    return reply
 
 
 def _no_delete(failed: Sequence[ShardWrite]) -> type[RouterError]:
@@ -114,13 +127,23 @@ def _no_delete(failed: Sequence[ShardWrite]) -> type[RouterError]:
     return MisconfiguredError if reasons <= {"conflict", "misconfigured"} else UnavailableError
 
 
-def _add_shards(shards: dict[str, ShardOutcome], writes: Iterable[ShardWrite]) -> None:
+def _faults(writes: Iterable[ShardWrite]) -> list[ShardFault]:
+    return [
+        ShardFault.of(
+            one.shard, "unknown" if one.unknown else "failed", one.reason or "unavailable", one.error
+        )
+        for one in writes
+        if not one.ok
+    ]
+
+
+def _add_shards(shards: dict[str, ShardOutcome], writes: Iterable[ShardWrite], *, inside: bool) -> None:
     for write in writes:
         before = shards.get(write.shard, ShardOutcome(ok=True, rows=0))
         shards[write.shard] = ShardOutcome(
             before.ok and write.ok,
             before.rows + write.rows,
-            before.error or write.error,
+            before.error or _told(write, inside=inside),
             True if write.unknown else before.unknown,
         )
 
@@ -130,6 +153,12 @@ def _problem(failure: DocumentFailure) -> Problem:
     return Problem(f"documents[{failure.index}]", f"{failure.reason}: {failure.message}{where}")
 
 
-def _why_not(write: ShardWrite) -> str:
-    error = write.error or "unknown error"
+def _told(write: ShardWrite, *, inside: bool) -> str | None:
+    if inside or write.error is None:
+        return write.error
+    return redacted("unknown" if write.unknown else write.reason or "unavailable", write.error)
+
+
+def _why_not(write: ShardWrite, *, inside: bool) -> str:
+    error = _told(write, inside=inside) or "unknown error"
     return f"unknown: {error}" if write.unknown else error

@@ -64,30 +64,35 @@ class ProblemBody(msgspec.Struct, frozen=True):
 
 
 def problem_body(
-    error: RouterError, request_id: str, problems: Sequence[Problem] | None = None
+    error: RouterError, request_id: str, problems: Sequence[Problem] = (), *, inside: bool = True
 ) -> ProblemBody:
-    """What the caller is told of `error`; `problems` take the place of its own."""
+    """What a caller is told of `error` who may see the `inside`, or not; `problems` follow its own."""
     kind = _kind_of(error)
-    errors = error.problems if problems is None else problems
+    detail, errors = error.told(inside=inside)
+    errors = (*errors, *problems)
     return ProblemBody(
         type=f"urn:pgscatter:problem:{kind.slug}",
         title=kind.title,
         status=kind.status,
-        detail=error.detail,
+        detail=detail,
         errors=tuple(errors[:MOST_PROBLEMS]),
         request_id=request_id,
     )
 
 
-def error_reply(error: RouterError, request_id: str, body: msgspec.Struct | None = None) -> Reply:
+def error_reply(
+    error: RouterError, request_id: str, body: msgspec.Struct | None = None, *, inside: bool = True
+) -> Reply:
     """The reply to `error`, with the headers that it calls for; `body` if it says more than a problem."""
     headers: list[tuple[bytes, bytes]] = []
     if isinstance(error, HttpError):
         headers.extend(error.headers)
     if isinstance(error, OverloadedError | UnavailableError):
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(error.retry_after))))
-    encoded = msgspec.json.encode(body or problem_body(error, request_id))
-    return Reply(encoded, _kind_of(error).status, b"application/problem+json", headers)
+    encoded = msgspec.json.encode(body or problem_body(error, request_id, inside=inside))
+    reply = Reply(encoded, _kind_of(error).status, b"application/problem+json", headers)
+    reply.faults = error.faults
+    return reply
 
 
 def _kind_of(error: RouterError) -> Kind:

@@ -27,6 +27,7 @@ from router.http.problems import problem_body
 from router.http.slow_log import SlowLog
 from router.policy.batches import AdmittedBatch
 from router.query.errors import DeadlineError, InvalidError, RouterError
+from router.query.redaction import ShardFault
 from router.query.types import Found, SearchQuery
 from router.settings import Settings
 from router.stages.answer_memory import BatchRoom
@@ -39,6 +40,8 @@ _SAMPLE = 8
 # A batch's answer up to this size is joined before it is sent.
 _JOINED_BYTES = 1 << 18
 _NO_HITS = b"[]"
+# Of the searches of a batch; the log names the first shards.
+_MOST_FAULTS = 1000
 
 
 class Searches:
@@ -87,19 +90,22 @@ class Searches:
         room = request.backend.batch_room()
         results: list[list[bytes]] = [[]] * len(searches)
         answers: list[tuple[str, Found]] = []
+        faults: list[ShardFault] = []
 
         async def answer(i: int) -> None:
             where = f"searches[{i}]"
             results[i], found = await self._member(request, collection, searches[i], where, end, room, batch)
-            if found is not None:
+            if isinstance(found, Found):
                 answers.append((collection.name, found))
+            elif len(faults) < _MOST_FAULTS:
+                faults.extend(found.faults)
 
         sample = self._sample(collection, searches)
         with request.backend.admit(sample, len(searches), self._settings.max_timeout) as batch:
             async with asyncio.TaskGroup() as group:
                 _Workers(batch, group, len(searches), end, answer).start()
         body, more = _batch_body(results)
-        return Reply(body, more=more, found=tuple(answers), reservation=room)
+        return Reply(body, more=more, found=tuple(answers), reservation=room, faults=faults)
 
     def _sample(self, collection: Collection, searches: Sequence[msgspec.Raw]) -> list[SearchQuery]:
         """Some of them, as far as they can be understood before a text is embedded."""
@@ -122,7 +128,7 @@ class Searches:
         end: float,
         room: BatchRoom,
         batch: AdmittedBatch,
-    ) -> tuple[list[bytes], Found | None]:
+    ) -> tuple[list[bytes], Found | RouterError]:
         """One search's result in pieces, an error included; its time counts from its own turn."""
         started = perf_counter()
         now = asyncio.get_running_loop().time()
@@ -134,7 +140,9 @@ class Searches:
             pieces = _in_pieces(self._encode(request, checked.query, found, took_ms), found)
             room.add(sum(map(len, pieces)), counted=found.answer.reservation is not None)
         except RouterError as exc:
-            return [self._encoder.encode(BatchError(problem_body(exc, request.id)))], None
+            problem = problem_body(exc, request.id, inside=request.inside)
+            # It outlives this frame, which it would hold.
+            return [self._encoder.encode(BatchError(problem))], exc.with_traceback(None)
         return pieces, found
 
     async def _check(
@@ -171,7 +179,9 @@ class Searches:
         if found.answer.more:
             without = msgspec.structs.replace(found.answer, hits=msgspec.Raw(_NO_HITS))
             found = msgspec.structs.replace(found, answer=without)
-        return self._encoder.encode(search_answer(found, took_ms, version, explain=explain))
+        return self._encoder.encode(
+            search_answer(found, took_ms, version, explain=explain, inside=request.inside)
+        )
 
 
 class _Workers:

@@ -53,7 +53,7 @@ class Upserts:
             most = self._settings.max_documents
             raise InvalidError.at("documents", f"{len(raw)} documents exceed {most} per request")
         documents = await _read_all(reader, raw)
-        tally = Tally(collection.name, listed=len(raw))
+        tally = Tally(collection.name, listed=len(raw), inside=request.inside)
         if documents:
             deadline = asyncio.get_running_loop().time() + self._settings.write_timeout
             tally.add(await request.backend.upsert(collection, documents, deadline))
@@ -97,7 +97,7 @@ class _Stream:
         self._request = request
         self._collection = collection
         self._reader = reader
-        self._tally = Tally(collection.name, listed=_LISTED_FAILURES)
+        self._tally = Tally(collection.name, listed=_LISTED_FAILURES, inside=request.inside)
         self._index = 0
         self._batch: dict[object, Document] = {}
         self._batch_bytes = 0
@@ -110,7 +110,10 @@ class _Stream:
             await self._flush()
         except RouterError as exc:
             perhaps = f", and {self._tally.unknown} more may have been" if self._tally.unknown else ""
-            exc.detail = f"{exc.detail}; {self._tally.stored} documents were stored before that{perhaps}"
+            stored = f"; {self._tally.stored} documents were stored before that{perhaps}"
+            exc.detail += stored
+            if exc.outside is not None:
+                exc.outside = (exc.outside[0] + stored, exc.outside[1])
             return self._tally.reply(self._request.id, stopped=exc)
         return self._tally.reply(self._request.id)
 

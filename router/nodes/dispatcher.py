@@ -252,7 +252,7 @@ class Dispatcher:
             raise OverloadedError(
                 f"{waiting} searches wait for node {self.name} already, about {ahead * 1000:.0f} ms",
                 retry_after=max(ahead, 1.0),
-            )
+            ).hidden(f"{waiting} searches wait for a shard already, about {ahead * 1000:.0f} ms")
 
     def _fitting(self, ticket: Ticket) -> int:
         """How many searches like this one a statement may carry."""
@@ -362,7 +362,10 @@ class Dispatcher:
         """Refuse what has waited too long, and come again when the next may have."""
         self._timer = None
         now = self._clock()
-        error = OverloadedError(f"waited {self._wait * 1000:.0f} ms for node {self.name} in vain")
+        waited = f"waited {self._wait * 1000:.0f} ms"
+        error = OverloadedError(f"{waited} for node {self.name} in vain").hidden(
+            f"{waited} for a shard in vain"
+        )
         oldest = now
 
         def late(ticket: Ticket) -> bool:

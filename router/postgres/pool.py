@@ -180,7 +180,8 @@ class Pool:
 
     async def _take_slot(self) -> None:
         if self.waiting >= self._queue and self._slots.locked():
-            raise OverloadedError(f"{self.waiting} statements wait for node {self.name} already")
+            error = OverloadedError(f"{self.waiting} statements wait for node {self.name} already")
+            raise error.hidden(f"{self.waiting} statements wait for a shard already")
         self.waiting += 1
         try:
             await self._slots.acquire()

@@ -7,8 +7,16 @@ from typing import Literal
 
 import msgspec
 
-from router.query.errors import DeadlineError, InvalidError, MisconfiguredError, Problem, UnavailableError
+from router.query.errors import (
+    DeadlineError,
+    InvalidError,
+    MisconfiguredError,
+    Problem,
+    RouterError,
+    UnavailableError,
+)
 from router.query.ranked import RankedAnswer
+from router.query.redaction import ShardFault, redacted
 from router.query.types import (
     Coverage,
     Failure,
@@ -19,7 +27,7 @@ from router.query.types import (
     Shortfall,
 )
 
-__all__ = ["coverage_of", "joined", "raise_if_unanswered", "shortfall"]
+__all__ = ["coverage_of", "faults_of", "joined", "raise_if_unanswered", "shortfall"]
 
 
 def joined(report: ShardReport, *others: ShardReport, at_once: bool = False) -> ShardReport:
@@ -65,10 +73,19 @@ def coverage_of(reports: Sequence[ShardReport], total: int) -> Coverage:
             failed=len(missing) - timed_out,
         ),
         failures=tuple(
-            [Failure(report.shard, report.state, report.error or "unknown error") for report in missing]
+            [Failure(one.shard, one.state, one.error or "unknown error", _cause(one)) for one in missing]
         ),
         stale=tuple([report.shard for report in reports if report.stale]),
     )
+
+
+def _cause(report: ShardReport) -> str:
+    return report.cause or ("timeout" if report.state is ShardState.TIMED_OUT else "unavailable")
+
+
+def faults_of(coverage: Coverage) -> list[ShardFault]:
+    """What the log says of the shards that are missing."""
+    return [ShardFault.of(one.shard, one.state, one.cause, one.error) for one in coverage.failures]
 
 
 def raise_if_unanswered(coverage: Coverage, reports: Sequence[ShardReport], *, allow_partial: bool) -> None:
@@ -81,19 +98,25 @@ def raise_if_unanswered(coverage: Coverage, reports: Sequence[ShardReport], *, a
     """
     if coverage.full or (allow_partial and coverage.shards.ok):
         return
-    problems = [
-        Problem(f"shards.{failure.shard}", f"{failure.state}: {failure.error}")
-        for failure in coverage.failures
+    error = _unanswered(coverage, reports, allow_partial=allow_partial)
+    outside = [
+        Problem(f"shards.{one.shard}", f"{one.state}: {redacted(one.cause, one.error)}")
+        for one in coverage.failures
     ]
+    raise error.hidden(problems=outside, faults=faults_of(coverage))
+
+
+def _unanswered(coverage: Coverage, reports: Sequence[ShardReport], *, allow_partial: bool) -> RouterError:
+    problems = [Problem(f"shards.{one.shard}", f"{one.state}: {one.error}") for one in coverage.failures]
     counts = coverage.shards
     what = f"{counts.ok} of {counts.queried} shards answered"
     if not counts.failed:
-        raise DeadlineError(f"{what} in time", problems)
+        return DeadlineError(f"{what} in time", problems)
     faults = [report.fault for report in reports if report.state is not ShardState.OK]
     # Any shard that comes back would do, or all must.
     if all(faults) if allow_partial else any(faults):
-        raise (MisconfiguredError if "server" in faults else InvalidError)(what, problems)
-    raise UnavailableError(what, problems)
+        return (MisconfiguredError if "server" in faults else InvalidError)(what, problems)
+    return UnavailableError(what, problems)
 
 
 def shortfall(query: SearchQuery, returned: int, ranked: RankedAnswer) -> Shortfall | None:

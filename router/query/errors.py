@@ -20,8 +20,11 @@ only when they leave nothing to answer with do they become one of these.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Self
 
 import msgspec
+
+from router.query.redaction import ShardFault
 
 __all__ = [
     "AnswerTooLargeError",
@@ -53,12 +56,31 @@ class Problem(msgspec.Struct, frozen=True):
 
 
 class RouterError(Exception):
-    """Base of all; `detail` is written for the caller, `problems` point into the request."""
+    """Base of all; `detail` is written for the caller, `problems` point into the request.
+
+    Attributes:
+        outside: detail and problems for callers who may not see the inside of the cluster, where they differ.
+        faults: of the shards that it is about, for the log.
+    """
 
     def __init__(self, detail: str, problems: Sequence[Problem] = ()) -> None:
         super().__init__(_encodable(detail))
         self.detail = _encodable(detail)
         self.problems = tuple(problems)
+        self.outside: tuple[str, tuple[Problem, ...]] | None = None
+        self.faults: tuple[ShardFault, ...] = ()
+
+    def told(self, *, inside: bool) -> tuple[str, tuple[Problem, ...]]:
+        """Detail and problems for a caller who may see the `inside`, or not."""
+        return (self.detail, self.problems) if inside or self.outside is None else self.outside
+
+    def hidden(
+        self, detail: str | None = None, problems: Sequence[Problem] = (), faults: Sequence[ShardFault] = ()
+    ) -> Self:
+        """This error, with what others are told."""
+        self.outside = (self.detail if detail is None else detail, tuple(problems))
+        self.faults = tuple(faults)
+        return self
 
 
 class RequestError(RouterError):

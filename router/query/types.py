@@ -230,7 +230,7 @@ class ShardReport(msgspec.Struct, frozen=True):
     `hedged`: a second node was asked as well; `hedge` says what came of that, or that the budget forbade it.
     `together` counts the searches that one statement answered. `asked` is that of `router.query.plan.Plan`.
     `lsn` is a write-ahead log position up to which the rows are known to be complete. `fault`: it has failed
-    for a reason that lasts, which lies with the request or with its servers.
+    for a reason that lasts, which lies with the request or with its servers; `cause` is the reason in a word.
 
     Of a search with a filter: `choice` is the way that it was to take, `matched` how many rows matched where
     they were counted, `visited` how many a scan of the vector index visited, and `again` the reason for
@@ -254,6 +254,7 @@ class ShardReport(msgspec.Struct, frozen=True):
     returned: int = 0
     kept: int = 0
     error: str | None = None
+    cause: str | None = None
     fault: Literal["request", "server"] | None = None
     choice: Choice | None = None
     matched: int | None = None
@@ -270,9 +271,12 @@ class ShardRows(msgspec.Struct, frozen=True):
 
 
 class Failure(msgspec.Struct, frozen=True):
+    """`cause` is a word out of few, for callers who may not read `error`; see `router.query.redaction`."""
+
     shard: str
     state: ShardState
     error: str
+    cause: str = "unavailable"
 
 
 class ShardCounts(msgspec.Struct, frozen=True):

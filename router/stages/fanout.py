@@ -85,4 +85,4 @@ class Fanout:
 
 def _late(report: ShardReport) -> ShardRows:
     error = f"no answer within {report.total_ms:.0f} ms"
-    return ShardRows([], msgspec.structs.replace(report, error=error))
+    return ShardRows([], msgspec.structs.replace(report, error=error, cause="timeout"))

@@ -236,6 +236,7 @@ class Ask:
     __slots__ = (
         "_attempts",
         "_blamed",
+        "_cause",
         "_deadline",
         "_done",
         "_flying",
@@ -272,6 +273,7 @@ class Ask:
         self._flying: list[_Attempt] = []
         self._lost: set[int] = set()
         self._problems: list[str] = []
+        self._cause = ""  # of the last of them
         self._overloaded: OverloadedError | None = None
         self._second: _Attempt | None = None  # beside the first
         self._refusals = 0
@@ -402,7 +404,10 @@ class Ask:
     def _failed(self, attempt: _Attempt, index: int, error: NodeError) -> None:
         attempt.node.failed(error)
         retries = self._replicas.retries
-        self._problems.append(f"{attempt.node.config.name}: {error}")
+        # Of the caller's own values the caller is told in the server's words, and nothing else.
+        named = "" if error.kind is ErrorKind.DATA else f"{attempt.node.config.name}: "
+        self._problems.append(f"{named}{error}")
+        self._cause = error.cause
         self._kinds |= {error.kind}
         if error.kind is ErrorKind.FATAL:
             self._blamed = (*self._blamed, (attempt.node, error))
@@ -471,6 +476,7 @@ class Ask:
             total_ms=(self._replicas.clock() - self._started) * 1000,
             asked=self._probe.asked,
             error="; ".join(self._problems) or self._why_nobody(),
+            cause=self._why_in_a_word(),
             fault=self._fault(),
         )
 
@@ -481,6 +487,12 @@ class Ask:
         if self._kinds == {ErrorKind.DATA}:
             return "request"
         return "server" if self._kinds <= {ErrorKind.DATA, ErrorKind.FATAL} else None
+
+    def _why_in_a_word(self) -> str:
+        if not self._problems:
+            return "no_primary" if self._probe.primary_only else "no_node"
+        # Beside what lies with the caller's values, another node has failed otherwise.
+        return "misconfigured" if self._cause == "invalid" and len(self._kinds) > 1 else self._cause
 
     def _why_nobody(self) -> str:
         wanted = "primary" if self._probe.primary_only else "node"

@@ -64,6 +64,7 @@ class TextModels:
                 except (OSError, ValueError, ImportError) as exc:
                     reason = exc.strerror if isinstance(exc, OSError) else exc
                     what = f"the text model of collection {collection}, {Path(path).name}"
-                    raise MisconfiguredError(f"{what}: {reason}") from exc
+                    hidden = f"the text model of collection {collection} cannot be read"
+                    raise MisconfiguredError(f"{what}: {reason}").hidden(hidden) from exc
                 self._models[path] = model
             return model

@@ -258,7 +258,9 @@ async def test_a_partial_answer_is_200_and_says_so(client: httpx.AsyncClient, ba
     backend.down = {"s1"}
     body = (await client.post(SEARCH, json={"vector": VECTOR})).json()
     assert body["coverage"]["full"] is False
-    assert body["coverage"]["failures"] == [{"shard": "s1", "state": "failed", "error": "no node is up"}]
+    assert body["coverage"]["failures"] == [
+        {"shard": "s1", "state": "failed", "error": "no node is up", "cause": "unavailable"}
+    ]
 
 
 @pytest.mark.parametrize(
