@@ -22,6 +22,7 @@ from router.query.types import (
     Unsettled,
 )
 from router.query.way import rounded
+from router.schema.findings import Finding
 
 __all__ = [
     "BatchAnswer",
@@ -222,14 +223,15 @@ class Live(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """Whether searches can be answered, and which shards can be read."""
+    """Whether searches can be answered, and which shards can be searched for all collections they hold."""
 
     ready: bool
     shards: dict[str, bool]
 
 
 class Health(msgspec.Struct, frozen=True):
-    """`ok`: every shard can be read and no node is down; `degraded`: some; `unavailable`: none."""
+    """`ok`: every shard can be searched, every node is up, and nothing fails on a shard's tables; `degraded`:
+    some; `unavailable`: none. `schema` is what is not as the map says, and there only if something is."""
 
     status: str
     version: str
@@ -238,6 +240,7 @@ class Health(msgspec.Struct, frozen=True):
     shards: dict[str, bool]
     nodes: list[NodeStatus]
     caches: dict[str, Any]
+    schema: tuple[Finding, ...] | UnsetType = UNSET
 
 
 def coverage_view(coverage: Coverage) -> CoverageView:

@@ -104,6 +104,7 @@ class Inspection:
                 shards=shards,
                 nodes=backend.nodes(),
                 caches=dict(backend.cache_stats()),
+                schema=backend.schema().findings or UNSET,
             )
         )
 
@@ -153,4 +154,4 @@ def _status(backend: Backend, ready: bool, shards: dict[str, bool]) -> str:
     if not ready:
         return "unavailable"
     whole = all(shards.values()) and all(node.state == "up" for node in backend.nodes())
-    return "ok" if whole else "degraded"
+    return "ok" if whole and not backend.schema().wrong else "degraded"

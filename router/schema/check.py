@@ -65,9 +65,9 @@ class Report(msgspec.Struct, frozen=True):
 
 
 async def read_facts(
-    connection: asyncpg.Connection, node: str, collections: Sequence[Collection]
+    connection: asyncpg.Connection, node: str, collections: Sequence[Collection], *, lock_ms: int = _LOCK_MS
 ) -> NodeFacts:
-    """What the catalogs say of the tables of `collections`.
+    """What the catalogs say of the tables of `collections`; one that is locked for `lock_ms` is left out.
 
     Raises:
         one of POSTGRES_ERRORS
@@ -80,7 +80,7 @@ async def read_facts(
         # A session waits for a lock on all that it is asked for, so each table has a transaction of its own.
         with suppress(asyncpg.LockNotAvailableError):
             async with connection.transaction(readonly=True):
-                await connection.execute(f"SET LOCAL lock_timeout = {_LOCK_MS}")
+                await connection.execute(f"SET LOCAL lock_timeout = {lock_ms:d}")
                 tables[one.name] = await inspect(connection, one, read_rows=False)
                 held = await held_rights(connection, one)
             if held is not None:

@@ -19,7 +19,15 @@ from router.schema.shape import changes, differences, mismatches, remarks, unsea
 from shard_config.model import Collection
 from shard_config.values import ValueType
 
-__all__ = ["Finding", "NodeFacts", "Severity", "Versions", "shard_findings", "version_findings"]
+__all__ = [
+    "Finding",
+    "NodeFacts",
+    "Severity",
+    "Versions",
+    "redacted",
+    "shard_findings",
+    "version_findings",
+]
 
 _RIGHTS_TO_WRITE = ("INSERT", "UPDATE", "DELETE")
 
@@ -121,6 +129,14 @@ def version_findings(versions: Mapping[tuple[str, str], Versions]) -> list[Findi
             message = f"the extension vector is of version {one.pgvector}, where other nodes have {latest}"
             found.append(Finding(shard, Severity.WARNING, message, nodes=(node,)))
     return found
+
+
+def redacted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
+    """The same for who may not know of tables, roles and servers: where, how badly, and what fails by it."""
+    told = "told to the scope admin, by the router's log, and by `pgscatter schema check`"
+    return tuple(
+        dict.fromkeys(msgspec.structs.replace(finding, message=told, nodes=()) for finding in findings)
+    )
 
 
 def _with_works(facts: Sequence[NodeFacts]) -> list[NodeFacts]:

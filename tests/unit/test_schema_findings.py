@@ -13,6 +13,7 @@ from router.schema.findings import (
     NodeFacts,
     Severity,
     Versions,
+    redacted,
     shard_findings,
     version_findings,
 )
@@ -238,3 +239,15 @@ def test_versions_that_differ_between_nodes_are_told_of_the_older() -> None:
         ("s2", ("c",), "note", "PostgreSQL 18.1, where other nodes run 18.4"),
     ]
     assert version_findings({("s0", "a"): NEW, ("s1", "b"): NEW}) == []
+
+
+def test_what_is_told_without_detail_names_no_table_and_no_node() -> None:
+    several = found(facts(table()), facts(table(without="price"), "node-b")) + found(
+        facts(table(without="embedding")), facts(table(without="embedding"), "node-b")
+    )
+    told = redacted(several)
+    assert [(one.shard, one.severity, one.collection, one.searchable) for one in told] == [
+        ("s0", Severity.ERROR, "documents", True),
+        ("s0", Severity.ERROR, "documents", False),
+    ]
+    assert not any(word in str(told) for word in ("price", "embedding", "node-b"))
