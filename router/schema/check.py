@@ -32,6 +32,8 @@ __all__ = ["CheckedNode", "Report", "check", "collections_by_shard", "read_facts
 
 # Of one node, from connecting to its last answer.
 _NODE_SECONDS = 10.0
+# Nodes, of which those that do not answer keep the others waiting for 5 s each.
+_AT_ONCE = 64
 # `pg_get_indexdef` waits for whoever alters the table, or drops it.
 _LOCK_MS = 1000
 
@@ -114,7 +116,7 @@ async def check(shard_map: ShardMap, collections: Sequence[Collection], display:
             connection.terminate()
             meter.add(1)
 
-    facts, failed = await on_each(nodes, one, _NODE_SECONDS)
+    facts, failed = await on_each(nodes, one, _NODE_SECONDS, at_once=_AT_ONCE)
     meter.end()
     findings: list[Finding] = []
     for shard, some in held.items():

@@ -61,6 +61,7 @@ class Found(msgspec.Struct, frozen=True):
         vector_home: schema to create it in: `public`, or the table's if there is none.
         relations: names of all tables and indexes in the table's schema.
         loading: a load is at work on it, or another run builds its indexes.
+        policed: its policies may hide rows from the session's role.
     """
 
     vector: str | None
@@ -75,6 +76,7 @@ class Found(msgspec.Struct, frozen=True):
     indexes: tuple[FoundIndex, ...] = ()
     empty: bool = True
     loading: bool = False
+    policed: bool = False
     encoding: str = "UTF8"
 
 
@@ -99,7 +101,7 @@ SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS vector,
 
 _TABLE = f"""
 SELECT c.oid, c.relkind::text AS kind, c.relpersistence = 'p' AS permanent,
-       c.relpages = 0 AND c.reltuples <= 0 AS unfilled,
+       c.relpages = 0 AND c.reltuples <= 0 AS unfilled, row_security_active(c.oid) AS policed,
        EXISTS (SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
                WHERE l.locktype = 'advisory' AND l.classid = {LOAD_CLASS} AND l.objid = c.oid
                  AND l.objsubid = 1 AND l.granted AND d.datname = current_database()
@@ -174,6 +176,7 @@ async def inspect(connection: asyncpg.Connection, collection: Collection, *, rea
         kind=row["kind"],
         permanent=row["permanent"],
         loading=row["loading"],
+        policed=row["policed"],
         columns={column.name: column for column in columns},
         indexes=tuple(indexes),
         empty=empty,

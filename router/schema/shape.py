@@ -133,6 +133,8 @@ def remarks(collection: Collection, found: Found) -> list[str]:
         f"index {index.name} is being built by another session" for index in found.indexes if index.building
     ]
     said += _unwanted(collection, found)
+    if found.policed:
+        said.append(f"policies may hide rows of {collection.table} from the role, which are not found then")
     bytewise = {index.key for index in filter_indexes(collection)}
     for name, type_ in ddl.stored_types(collection).items():
         column = found.columns.get(name)
@@ -274,13 +276,18 @@ def _unwanted(collection: Collection, found: Found) -> list[str]:
     """Indexes that an earlier map wanted; they are no reason to drop anything."""
     wanted = filter_indexes(collection)
     return [
-        f"index {index.name} is kept, though the map has no index on what it is for: drop it, or put it"
-        " into the map"
+        f"index {index.name} is kept, though the map has no index on what it is for{_unused(index)}: drop it,"
+        " or put it into the map"
         for index in found.indexes
         if index.valid
         and ddl.FILTER_INDEX_NAME.fullmatch(index.name)
         and not any(_is_filter_index(one, index) for one in wanted)
     ]
+
+
+def _unused(index: FoundIndex) -> str:
+    """Without an index in the map, equality is asked under the column's own collation."""
+    return ", and equality does not use it" if index.collation == "C" else ""
 
 
 def _encoding(collection: Collection, found: Found) -> list[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 
@@ -24,7 +24,7 @@ from router.schema.check import collections_by_shard, read_facts
 from router.schema.findings import Finding, NodeFacts, Severity, Versions, shard_findings, version_findings
 from router.schema.session import connect
 from router.settings import Settings
-from shard_config.model import ShardMap
+from shard_config.model import Collection, ShardMap
 
 __all__ = ["SchemaState", "SchemaWatch"]
 
@@ -74,8 +74,11 @@ class SchemaWatch:
         shard_map: ShardMap,
         settings: Settings,
         *,
+        ask: Callable[[Node, list[Collection]], Awaitable[NodeFacts]] | None = None,
         rng: Callable[[float, float], float] = random.uniform,
     ) -> None:
+        """`ask` takes the place of the servers, where they are simulated."""
+        self._ask = ask or _ask
         self._interval = settings.schema_check_interval
         self._rng = rng
         self._collections = collections_by_shard(shard_map, list(shard_map.collections.values()))
@@ -157,7 +160,7 @@ class SchemaWatch:
                 continue
             try:
                 async with asyncio.timeout(_NODE_SECONDS):
-                    facts.append(await self._ask(node))
+                    facts.append(await self._ask(node, self._collections[shard]))
             except (NodeError, OverloadedError, *POSTGRES_ERRORS) as exc:
                 # Whether it is up is the prober's to say.
                 _logger.info("schema not checked", extra={"node": node.config.name, "reason": _reason(exc)})
@@ -178,20 +181,6 @@ class SchemaWatch:
         else:
             self._wanting.discard(shard)
 
-    async def _ask(self, node: Node) -> NodeFacts:
-        """Over a connection that is there for searches; one that cannot have the extension gets its own."""
-        name, held = node.config.name, self._collections[node.shard]
-        try:
-            return await node.reads.run(partial(read_facts, node=name, collections=held, lock_ms=_LOCK_MS))
-        except NodeError as exc:
-            if exc.kind is not ErrorKind.FATAL:
-                raise
-        connection = await connect(node.config, "pgscatter schema check", default_transaction_read_only="on")
-        try:
-            return await read_facts(connection, name, held, lock_ms=_LOCK_MS)
-        finally:
-            connection.terminate()
-
     def _tell(self, shard: str, before: list[str], now: list[str]) -> None:
         if now == before:
             return
@@ -200,6 +189,21 @@ class SchemaWatch:
             return
         listed = {"findings": now[:_LISTED], "more": max(0, len(now) - _LISTED)}
         _logger.warning("schema not as the map says", extra={"shard": shard, **listed})
+
+
+async def _ask(node: Node, collections: list[Collection]) -> NodeFacts:
+    """Over a connection that is there for searches; where none can be, as without the extension, its own."""
+    name = node.config.name
+    try:
+        return await node.reads.run(partial(read_facts, node=name, collections=collections, lock_ms=_LOCK_MS))
+    except NodeError as exc:
+        if exc.kind is not ErrorKind.FATAL:
+            raise
+    connection = await connect(node.config, "pgscatter schema check", default_transaction_read_only="on")
+    try:
+        return await read_facts(connection, name, collections, lock_ms=_LOCK_MS)
+    finally:
+        connection.terminate()
 
 
 def _graver(found: list[Finding]) -> list[str]:
