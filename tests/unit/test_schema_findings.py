@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -18,6 +19,7 @@ from router.schema.findings import (
     version_findings,
 )
 from router.schema.inspect import Found
+from router.schema.minima import LEAST_PGVECTOR, LEAST_POSTGRESQL, WANTED_POSTGRESQL, shown
 from router.schema.rights import Held
 from shard_config.model import Collection
 from tests.unit.shard_config_maps import document, parse
@@ -130,6 +132,7 @@ GONE = table(kind=None, columns={}, indexes=())
             True,
             "lacks index documents_embedding_hnsw while a load is at work on the table",
         ),
+        ([facts(table(policed=True))], Severity.NOTE, True, "policies may hide rows of public.documents"),
         ([facts(table(), role=held("SELECT"))], Severity.NOTE, True, "role router may read, but not write"),
         (
             [facts(table(), role=held(*RIGHTS[:3]))],
@@ -251,3 +254,9 @@ def test_what_is_told_without_detail_names_no_table_and_no_node() -> None:
         ("s0", Severity.ERROR, "documents", False),
     ]
     assert not any(word in str(told) for word in ("price", "embedding", "node-b"))
+
+
+def test_the_oldest_servers_are_documented_as_they_are_checked() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "postgresql.md").read_text()
+    assert f"PostgreSQL {LEAST_POSTGRESQL} or newer, better {WANTED_POSTGRESQL}" in text
+    assert f"pgvector {shown(LEAST_PGVECTOR)} or newer" in text
