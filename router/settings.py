@@ -153,6 +153,12 @@ class Settings(msgspec.Struct, frozen=True):
         "time between two readings of what `ANALYZE` has found in the columns that filters know, "
         "from one node of each shard; 0 reads none",
     ] = 60.0
+    schema_check_interval: Annotated[
+        SecondsOrZero,
+        "time between two looks at whether the tables of a shard are [as the map "
+        "says](operations.md#schema-check); one where they are not is looked at every few seconds; 0 never "
+        "looks",
+    ] = 300.0
     max_ejected: Annotated[
         Share,
         "the share of a shard's nodes that may be left out at once for keeping silent or failing although "

@@ -41,6 +41,7 @@ from router.query.ranked import RankedAnswer
 from router.query.types import Found, Probe, SearchQuery, ShardRows, VectorFormat
 from router.recall.live import LiveRecall, RecallListener, Sampled
 from router.recall.sampling import RecallSampler, RecallSeen
+from router.schema.watch import SchemaState, SchemaWatch
 from router.settings import Settings
 from router.stages.answer_memory import AnswerMemory, BatchRoom
 from router.stages.coalesce import Coalesced
@@ -133,6 +134,7 @@ class Parts:
         self.batches = Batches(settings.node_queue)
         self.prober = Prober(self.nodes, settings)
         self.statistics = Statistics(self.nodes, shard_map.collections.values(), settings)
+        self.schema = SchemaWatch(self.nodes, shard_map, settings)
         self.unconfirmed = UnconfirmedWrites(self.freshness, self.prober, settings.write_timeout)
         self.recall = LiveRecall(
             RecallSampler(settings.recall_sample_rate, settings.recall_budget),
@@ -164,13 +166,14 @@ class Parts:
         # One that fails here is no worse than one that fails later: its searches will say so.
         await asyncio.gather(*(node.reads.warm() for node in up), return_exceptions=True)
         self.recall.start()
-        await self.statistics.start()
+        await asyncio.gather(self.statistics.start(), self.schema.start())
 
     async def close(self) -> None:
         """Let go of everything; snapshots are closed before."""
         self.state_log.close()
         await self.recall.close()
         await self.statistics.close()
+        await self.schema.close()
         await self.prober.close()
         # Before the nodes: each unconfirmed write is followed through its node's connections.
         await self.unconfirmed.close()
@@ -199,7 +202,14 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         freshness.version(name)
     nodes = {name: parts.nodes_of(shard) for name, shard in shard_map.shards.items()}
     sets = {
-        name: ReplicaSet(name, members, reads=_reads(settings), hedges=parts.hedges, retries=parts.retries)
+        name: ReplicaSet(
+            name,
+            members,
+            reads=_reads(settings),
+            hedges=parts.hedges,
+            retries=parts.retries,
+            suspect=parts.schema.suspect,
+        )
         for name, members in nodes.items()
     }
     fanout = Fanout(sets)
@@ -342,9 +352,24 @@ class Snapshot:
         ]
 
     def ready(self) -> tuple[bool, dict[str, bool]]:
-        """Whether a search has a chance, and which shards can be read."""
+        """Whether a search has a chance, and which shards can be searched for all collections they hold."""
         readable = {name: replicas.readable for name, replicas in self._sets.items()}
-        return any(readable.values()), readable
+        broken = self._parts.schema.state.unsearchable
+        if not broken:
+            return any(readable.values()), readable
+        chance = any(
+            readable[shard] and shard not in broken.get(name, ())
+            for name, collection in self.shard_map.collections.items()
+            for shard in self.shard_map.shards_of(collection)
+        )
+        whole = {
+            shard: up and not any(shard in on for on in broken.values()) for shard, up in readable.items()
+        }
+        return chance, whole
+
+    def schema(self) -> SchemaState:
+        """What was found last of the shards' tables."""
+        return self._parts.schema.state
 
     def cache_stats(self) -> Figures:
         return {"l2_enabled": False} | self._search.describe()

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from bench.context import Context
 from bench.results import Figure, Outcome, Series
 from bench.sample import Sample
 from bench.summary import every_metric, over, samples_table
 from bench.targets import TargetSpec
 
-__all__ = ["run"]
+__all__ = ["raised_note", "run"]
 
 _WIDTHS = [10, 20, 40, 80, 160, 320]
 _QUICK_WIDTHS = [10, 40, 160]
@@ -20,9 +22,11 @@ def run(context: Context) -> Outcome:
     options = context.options
     clients = (options.clients or [_CLIENTS])[0]
     samples: dict[str, list[Sample]] = {}
+    effective: dict[int, int] = {}
     series: dict[str, list[tuple[float, float, float, float]]] = {_OURS: [], _GATHER: []}
     with context.world() as world, world.serve() as router:
         for width in options.ef_search or (_QUICK_WIDTHS if options.quick else _WIDTHS):
+            effective[width] = world.effective(width)
             specs: dict[str, TargetSpec] = {
                 _OURS: world.http(router, ef_search=width),
                 _GATHER: world.gather(ef_search=width),
@@ -42,9 +46,17 @@ def run(context: Context) -> Outcome:
                 [Series(name, points) for name, points in series.items()],
             )
         ],
-        notes=[
-            "The router asks each shard for k x overfetch rows, 20 by default, and raises a narrower"
-            " ef_search to that."
-        ],
+        notes=[raised_note(effective)],
         samples=samples,
+    )
+
+
+def raised_note(effective: Mapping[int, int]) -> str:
+    """How wide the router scans, by the `ef_search` that a search says."""
+    raised = [f"{width} to {real}" for width, real in effective.items() if real != width]
+    if not raised:
+        return "The router scans as wide as each search says: no ef_search was raised."
+    return (
+        "The router scans no narrower than the candidates that it needs of a shard, and raised ef_search"
+        f" {', '.join(raised)}."
     )

@@ -19,6 +19,7 @@ from router.bulk.target import Target
 from router.postgres.connection import ErrorKind, NodeError
 from router.schema import ddl
 from router.schema.inspect import Found, inspect
+from router.schema.load_lock import load_lock
 from router.schema.primary import Primary, on_each, primary_of
 from router.schema.session import node_errors
 from router.schema.shape import mismatches, vector_index
@@ -33,8 +34,6 @@ _TIMEOUT = 60.0
 # A killed load's sessions end within a second or two of it (client_connection_check_interval).
 _LOCK_TIMEOUT = 10.0
 _LOCK_POLL = 0.2
-# The upper half of the lock's number, "load" in ASCII; the lower half is the table's oid.
-_LOCK = 0x6C6F6164 << 32
 _TABLE_LOCK_MS = 30_000
 # Per shard and chunk: large enough for a transaction to cost little, small enough to hold a few of them.
 _PART_BYTES = 4 << 20
@@ -132,12 +131,12 @@ async def _check(primary: Primary, collection: Collection) -> int:
 
 
 async def _lock(primary: Primary, relation: int) -> None:
-    """Keep other loads of this table out until the session ends.
+    """Keep other loads of this table, and builds of its indexes, out until the session ends.
 
     Raises:
-        ShardError: another load holds it.
+        ShardError: one of them holds it.
     """
-    lock = _LOCK | relation
+    lock = load_lock(relation)
     try:
         with node_errors():
             async with asyncio.timeout(_LOCK_TIMEOUT):
@@ -146,7 +145,10 @@ async def _lock(primary: Primary, relation: int) -> None:
                         return
                     await asyncio.sleep(_LOCK_POLL)
     except NodeError as exc:
-        message = f"another load is at work on this table, or {primary.node.name} hangs ({exc})"
+        message = (
+            "another load is at work on this table, or `pgscatter schema apply` builds an index of it, or"
+            f" {primary.node.name} hangs ({exc}); begin again when that is done"
+        )
         raise ShardError(f"{primary.shard}: {message}") from exc
 
 

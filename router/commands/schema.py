@@ -8,9 +8,14 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
+import msgspec
+from msgspec import to_builtins
+
 from router.commands.numbers import natural, positive
-from router.schema.apply import ShardResult, apply, check
+from router.schema.apply import ShardResult, apply
 from router.schema.build import BuildLimits
+from router.schema.check import check
+from router.schema.findings import Severity
 from router.terminal import Display
 from shard_config.file.codec import load
 from shard_config.file.problems import MapError
@@ -36,12 +41,14 @@ def add_parser(subparsers: Any) -> None:
     parser.set_defaults(run=run_apply)
     parser = verbs.add_parser(
         "check",
-        help="say what the map's collections lack on their shards",
-        description="Compare the primary of every shard with the map, and change nothing. The exit status is"
-        " 1 if `schema apply` would have something to create or to refuse.",
+        help="say what is wrong with the map's collections on their shards",
+        description="Compare every node of the map, primaries and replicas, with the map: tables, columns,"
+        " indexes, rights and versions; changes nothing. The exit status is 1 if something is wrong or cannot"
+        " be asked.",
     )
     parser.add_argument("--map", required=True, metavar="FILE", help="the shard map")
     parser.add_argument("--collection", metavar="C", help="only this collection (default: all)")
+    parser.add_argument("--json", action="store_true", help="print nodes and findings as JSON")
     parser.set_defaults(run=run_check)
 
 
@@ -101,10 +108,26 @@ def run_check(args: argparse.Namespace) -> int:
     try:
         shard_map, collections = _read(args)
         with Display() as display:
-            results = asyncio.run(check(shard_map, collections, display))
+            report = asyncio.run(check(shard_map, collections, display))
     except (MapError, LookupError) as exc:
         return _refused(exc)
-    return _print_all(results)
+    for finding in report.findings:
+        if finding.severity is not Severity.NOTE:
+            print(f"{finding.shard}: {finding}", file=sys.stderr)
+    if args.json:
+        print(
+            msgspec.json.format(msgspec.json.encode({"ok": not report.wrong, **to_builtins(report)})).decode()
+        )
+        return int(report.wrong)
+    for shard in dict.fromkeys(node.shard for node in report.nodes):
+        found = [finding for finding in report.findings if finding.shard == shard]
+        for finding in found:
+            if finding.severity is Severity.NOTE:
+                print(f"{shard}: {finding}")
+        if all(finding.severity is Severity.NOTE for finding in found):
+            asked = [node for node in report.nodes if node.shard == shard]
+            print(f"{shard}: as the map says, on {len(asked)} node{'s' if len(asked) > 1 else ''}")
+    return int(report.wrong)
 
 
 def _read(args: argparse.Namespace) -> tuple[ShardMap, Sequence[Collection]]:

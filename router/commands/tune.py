@@ -124,7 +124,7 @@ async def _tune(
     tuned: dict[str, Tuned] = {}
     gains: dict[str, list[Gain]] = {}
     failures: list[str] = []
-    settings = Settings(recall_sample_rate=0, hedge_quantile=0)
+    settings = Settings(recall_sample_rate=0, hedge_quantile=0, schema_check_interval=0)
     topology = Topology(shard_map, Parts(shard_map, settings))
     await topology.open()
     # Without them, nothing bounds how far a scan with a filter goes.

@@ -134,6 +134,8 @@ class Primaries:
 
     def failed(self, shard: str, node: Node, error: NodeError) -> None:
         node.failed(error)
+        if error.kind is ErrorKind.FATAL:
+            self._sets[shard].failed_for_good()
         if error.kind is ErrorKind.READ_ONLY:
             node.observe(msgspec.structs.replace(node.state, role=Role.REPLICA))
 

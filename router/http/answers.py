@@ -23,6 +23,7 @@ from router.query.types import (
     Unsettled,
 )
 from router.query.way import rounded
+from router.schema.findings import Finding
 
 __all__ = [
     "BatchAnswer",
@@ -236,14 +237,15 @@ class Live(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """Whether searches can be answered, and which shards can be read."""
+    """Whether searches can be answered, and which shards can be searched for all collections they hold."""
 
     ready: bool
     shards: dict[str, bool]
 
 
 class Health(msgspec.Struct, frozen=True):
-    """`ok`: every shard can be read and no node is down; `degraded`: some; `unavailable`: none."""
+    """`ok`: every shard can be searched, every node is up, and nothing fails on a shard's tables; `degraded`:
+    some; `unavailable`: none. `schema` is what is not as the map says, and there only if something is."""
 
     status: str
     version: str
@@ -252,6 +254,7 @@ class Health(msgspec.Struct, frozen=True):
     shards: dict[str, bool]
     faults: list[NodeFault]
     caches: dict[str, Any]
+    schema: tuple[Finding, ...] | UnsetType = UNSET
     nodes: list[NodeStatus] | UnsetType = UNSET
 
 

@@ -18,6 +18,7 @@ from router.policy.batches import AdmittedBatch
 from router.query.filter import Filter
 from router.query.types import Found, SearchQuery, VectorFormat
 from router.recall.sampling import RecallSeen
+from router.schema.watch import SchemaState
 from router.stages.answer_memory import BatchRoom
 from shard_config.model import Collection, ShardMap
 
@@ -76,7 +77,11 @@ class Backend(Protocol):
         ...
 
     def ready(self) -> tuple[bool, dict[str, bool]]:
-        """Whether a search can be answered at all, and which shards can be read."""
+        """Whether a search can be answered at all, and which shards can be searched for all they hold."""
+        ...
+
+    def schema(self) -> SchemaState:
+        """What was found last of the shards' tables."""
         ...
 
     def recall(self, collection: str) -> RecallSeen | None:

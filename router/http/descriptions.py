@@ -28,10 +28,12 @@ _PROBLEM = {
 TYPES: Mapping[str, str] = {
     "CollectionList": "The collections of the shard map.",
     "Failure": "A shard that is missing from the answer.",
+    "Finding": "One thing that is not as the map says on a shard.",
     "Hedge": "What came of asking a second node.",
     "Live": "The process runs.",
     "NodeList": "The nodes of the shard map.",
     "ShardCounts": "Shards by what became of them.",
+    "Severity": "Whether searches or writes fail (`error`), are slow (`warning`), or it may be meant so.",
     "ShardState": "How a shard's part ended.",
 }
 
@@ -91,15 +93,25 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "cause": "Why, in a word such as `timeout`, `unreachable` or `misconfigured`.",
     },
     "Fields": {"id": "The document's id, of the collection's id type."},
+    "Finding": {
+        "shard": "The shard's name.",
+        "severity": "How bad it is.",
+        "message": "What is found, and what would be right.",
+        "collection": "The collection whose table it is about; null if it is about the server.",
+        "nodes": "Where it was found; empty for all nodes of the shard that could be asked.",
+        "searchable": "False if every search of the collection fails on this shard.",
+    },
     "Health": {
         "status": "`ok`, `degraded` or `unavailable`.",
         "version": "The router's version.",
         "map_version": "The shard map's version.",
         "uptime_s": "Seconds since this worker started.",
-        "shards": "Whether each shard can be read.",
+        "shards": "Whether each shard can be searched for all collections that it holds.",
         "faults": "Nodes that are not as they should be.",
         "caches": "Figures of the caches.",
         "nodes": "Every node and its state; for the scope `admin` alone.",
+        "schema": "What is not as the map says on the shards' tables, if anything; for other scopes than "
+        "`admin` without nodes and messages.",
     },
     "Hit": {
         "id": "The document's id, of the collection's id type.",
@@ -145,8 +157,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     },
     "ProblemBody": _PROBLEM,
     "Ready": {
-        "ready": "Whether any shard can be read.",
-        "shards": "Whether each shard can be read.",
+        "ready": "Whether any collection can be searched on any shard.",
+        "shards": "Whether each shard can be searched for all collections that it holds.",
     },
     "RecallView": {
         "at_k": "Mean recall at the searches' own k, 0 to 1.",

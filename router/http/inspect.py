@@ -24,6 +24,8 @@ from router.http.backend import NodeStatus
 from router.http.message import Reply, Request
 from router.query.errors import InvalidError, NotFoundError
 from router.recall.sampling import RecallSeen
+from router.schema.findings import redacted
+from router.schema.watch import SchemaState
 from shard_config import partition, to_json
 from shard_config.file.collection import INDEX, SEARCH
 from shard_config.file.fields import shown
@@ -100,10 +102,11 @@ class Inspection:
         backend = request.backend
         ready, shards = backend.ready()
         nodes, caches = backend.nodes(), backend.cache_stats()
+        found = backend.schema().findings
         hidden = () if request.inside else _INSIDE
         return self._reply(
             Health(
-                status=_status(nodes, ready, shards),
+                status=_status(nodes, backend.schema(), ready, shards),
                 version=self._version,
                 map_version=backend.shard_map.version,
                 uptime_s=round(time.monotonic() - self._started, 3),
@@ -111,6 +114,7 @@ class Inspection:
                 faults=node_faults(nodes),
                 caches={name: figure for name, figure in caches.items() if name not in hidden},
                 nodes=nodes if request.inside else UNSET,
+                schema=(found if request.inside else redacted(found)) or UNSET,
             )
         )
 
@@ -156,8 +160,8 @@ def _sharding_view(collection: Collection, shard_map: ShardMap) -> dict[str, Any
             return {"strategy": "range", **view}
 
 
-def _status(nodes: Sequence[NodeStatus], ready: bool, shards: dict[str, bool]) -> str:
+def _status(nodes: Sequence[NodeStatus], schema: SchemaState, ready: bool, shards: dict[str, bool]) -> str:
     if not ready:
         return "unavailable"
     whole = all(shards.values()) and not node_faults(nodes)
-    return "ok" if whole else "degraded"
+    return "ok" if whole and not schema.wrong else "degraded"

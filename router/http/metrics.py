@@ -8,6 +8,7 @@ all of them; the gauges say how their values add up over workers, and each worke
 from __future__ import annotations
 
 import asyncio
+import collections
 import contextlib
 import os
 from collections.abc import Callable, Iterable, Mapping
@@ -23,6 +24,8 @@ from router.http.message import Reply, Written
 from router.http.process_metrics import ProcessMetrics
 from router.query.types import Found
 from router.recall.sampling import RecallSeen
+from router.schema.findings import Severity
+from router.schema.watch import SchemaState
 
 __all__ = ["Metrics"]
 
@@ -155,6 +158,12 @@ class Metrics:
         self.process = ProcessMetrics(self.registry)
         self._map_version = self._gauge("map_version", "Version of the shard map in use.", [], "livemin")
         self._shard_ready = self._gauge("shard_ready", "Whether a shard can be read.", ["shard"], "livemin")
+        self._schema_findings = self._gauge(
+            "schema_findings",
+            "Findings on a shard's tables that are not as the map says.",
+            ["shard", "severity"],
+            "livemax",
+        )
         self._node_up = self._gauge("node_up", "Whether a node answers probes.", _NODE, "livemin")
         self._node_primary = self._gauge(
             "node_primary", "Whether a node is its shard's primary.", _NODE, "livemax"
@@ -180,6 +189,7 @@ class Metrics:
         self._children: dict[tuple[object, ...], Counter | Gauge | Histogram] = {}
         self._nodes: dict[tuple[str, str], NodeStatus] = {}  # as `sample` last saw them
         self._l2_counted: dict[tuple[str, str], float] = {}  # likewise
+        self._schema_state: SchemaState | None = None  # as `sample` last saw it
         self.in_flight = 0
 
     def begin(self) -> None:
@@ -224,6 +234,7 @@ class Metrics:
         for shard, ready in backend.ready()[1].items():
             self._child(self._shard_ready, shard).set(ready)
             self._child(self._shard_primaries, shard).set(claims.count(shard))
+        self._schema_of(backend)
         for gone in self._nodes.keys() - nodes.keys():
             self._forget(gone)
         for labels, node in nodes.items():
@@ -240,6 +251,17 @@ class Metrics:
         whole = CollectorRegistry()
         whole.register(_WithRecall(collect))
         return generate_latest(whole)
+
+    def _schema_of(self, backend: Backend) -> None:
+        """Two gauges of each shard, set when something has changed: there may be a thousand shards."""
+        state = backend.schema()
+        if state is self._schema_state:
+            return
+        self._schema_state = state
+        counts = collections.Counter((one.shard, one.severity) for one in state.findings)
+        for shard in backend.shard_map.shards:
+            for severity in (Severity.ERROR, Severity.WARNING):
+                self._child(self._schema_findings, shard, severity.value).set(counts[shard, severity])
 
     def _search(self, collection: str, found: Found) -> None:
         self._child(self._searches, collection, found.tier).inc()

@@ -12,15 +12,15 @@ from collections.abc import Hashable, Sequence
 import msgspec
 from cachetools import LRUCache
 
-from router.postgres.conditions import where
-from router.postgres.sql import distance_operator, result_columns, variable_bytes
+from router.postgres.conditions import PlainParams, where
+from router.postgres.sql import Statement, distance_operator, result_columns, variable_bytes
 from router.query.filter import Filter
 from router.query.sizes import Layout, variable_columns
 from router.query.types import Scan, Shape
 from shard_config.model import Collection, Quantization
 from shard_config.values import ValueType
 
-__all__ = ["SearchStatement", "SearchStatements", "arrays", "seen_at"]
+__all__ = ["SearchStatement", "SearchStatements", "arrays", "by_index_order", "seen_at"]
 
 _SHAPES = 1024
 # True for every row, and dropped from a plan that knows its argument to be true. In a plan for any argument
@@ -138,6 +138,27 @@ class SearchStatements:
             return SearchStatement(shape, args, None)
         width = None if scan is Scan.EXACT else ef_search
         return SearchStatement(shape, args, (shape.single, width, *[args[i] for i in shape.shared]))
+
+
+def by_index_order(
+    collection: Collection, vector: bytes, candidates: int, limit: int, filter: Filter | None
+) -> Statement:
+    """What an index that misses nothing would answer: the nearest `limit` of its first `candidates`.
+
+    All rows are read, and put into the order of the index, which is rough where that is quantized. Rows are
+    (id, distance).
+    """
+    params = PlainParams()
+    query = params.add(vector, str(collection.vector.type))
+    condition = "" if filter is None else f" WHERE {where(filter, collection, params)}"
+    distance = f"{collection.vector.column} {distance_operator(collection.vector.metric)} {query}"
+    rows = (
+        f"SELECT {_id(collection)} AS _id, {distance} AS _d, {_index_distance(collection, query)} AS _o"
+        f" FROM {collection.table} t{condition} OFFSET 0"
+    )
+    first = f"SELECT _id, _d FROM ({rows}) r ORDER BY _o LIMIT {params.add(candidates, 'int')}"
+    sql = f"SELECT * FROM ({first}) f WHERE _d <> 'NaN' ORDER BY _d, _id LIMIT {params.add(limit, 'int')}"
+    return Statement(sql, tuple(params.args))
 
 
 def seen_at(layout: Layout) -> int:

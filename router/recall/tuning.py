@@ -13,17 +13,37 @@ from typing import Any
 
 import msgspec
 
+from router.postgres.search import by_index_order
 from router.query.filter import Filter, parse
 from router.query.plan import EF_SEARCH_MAX
 from router.query.ranked import RankedAnswer
 from router.query.types import SearchQuery
+from router.query.wire import to_wire
+from router.recall.advice import advice, candidate_steps
 from router.recall.filters import filters_of_share
 from router.recall.measure import best_bound, lower_bound, queries_for, recall
-from router.recall.reading import SEARCH_SECONDS, Query, Searched, TuningError, sampled, sizes_of, vectors_of
+from router.recall.reading import (
+    SEARCH_SECONDS,
+    Query,
+    Searched,
+    TuningError,
+    rows_of,
+    sampled,
+    sizes_of,
+    vectors_of,
+)
 from router.settings import Settings
-from shard_config.model import Collection
+from shard_config.model import Collection, Quantization
 
-__all__ = ["Measured", "Tuned", "TuningError", "queries_by_default", "said", "smallest", "tune"]
+__all__ = [
+    "Measured",
+    "Tuned",
+    "TuningError",
+    "queries_by_default",
+    "said",
+    "smallest",
+    "tune",
+]
 
 # Steps of about an eighth: finer ones would be told apart by noise alone.
 _STEPS = [
@@ -34,6 +54,8 @@ _SHARES = (0.01, 0.1, 0.5)
 _SHARE_ROWS = 4000  # 1 % of them are 40, so that shares are off by a sixth
 _LEAST_QUERIES = 500
 _CONCURRENCY = 4
+# Each reads all rows; they are to tell two causes apart, and not to prove a recall.
+_IDEAL_QUERIES = 50
 
 Progress = Callable[[str, int, int], None]
 Tell = Callable[[str], None]
@@ -155,7 +177,7 @@ async def tune(
 
 async def _search(tuning: _Tuning, cases: list[_Case], target: float, tell: Tell) -> Tuned:
     reached: dict[int, Tuned] = {}
-    failed: dict[int, Measured] = {}
+    failed: dict[int, tuple[_Case, Measured]] = {}
 
     async def reaches(ef_search: int) -> bool:
         measured: list[Measured] = []
@@ -163,7 +185,7 @@ async def _search(tuning: _Tuning, cases: list[_Case], target: float, tell: Tell
             measured.append(await tuning.measure(case, ef_search))
             tell(f"{tuning.collection.name}: ef_search {ef_search}: recall@{tuning.k} {measured[-1]}")
             if measured[-1].bound < target:
-                failed[ef_search] = measured[-1]
+                failed[ef_search] = case, measured[-1]
                 # What was hardest now is likely to be so again, and then spares measuring the others.
                 cases.insert(0, cases.pop(at))
                 return False
@@ -173,10 +195,11 @@ async def _search(tuning: _Tuning, cases: list[_Case], target: float, tell: Tell
     best = await smallest(tuning.steps, reaches)
     if best is None:
         widest = tuning.steps[-1]
+        case, measured = failed[widest]
+        advice = await tuning.advice(case, measured, target)
         raise TuningError(
-            f"{tuning.collection.name}: recall at {tuning.k} is {failed[widest]}, even at ef_search"
-            f" {widest}: the target {target} is out of reach; build the index with larger m and"
-            " ef_construction, or take more queries"
+            f"{tuning.collection.name}: recall at {tuning.k} is {measured}, even at ef_search"
+            f" {widest}: the target {target} is out of reach; {advice}"
         )
     return reached[best]
 
@@ -218,6 +241,32 @@ class _Tuning:
         each = [recall(got, true) for got, true in zip(found, case.truth, strict=True)]
         recalls = [value for value in each if value is not None]
         return Measured(case.name, sum(recalls) / len(recalls), lower_bound(recalls), len(recalls))
+
+    async def advice(self, case: _Case, measured: Measured, target: float) -> str:
+        """What limits the recall of `case` at the greatest width, and what to change."""
+        if measured.recall >= target or self.collection.index.quantization is Quantization.NONE:
+            return advice(self.collection, self.k, measured.recall, {}, target)
+        ideal: dict[int, float] = {}
+        for candidates in candidate_steps(self.k):
+            ideal[candidates] = await self._ideal(case, candidates)
+            if ideal[candidates] >= target:
+                break
+        return advice(self.collection, self.k, measured.recall, ideal, target)
+
+    async def _ideal(self, case: _Case, candidates: int) -> float:
+        """The mean recall of an index that missed none of its first `candidates` on each shard."""
+        recalls: list[float] = []
+        sample = [*zip(self._queries, case.truth, strict=True)][:_IDEAL_QUERIES]
+        for done, (query, true) in enumerate(sample, 1):
+            wire = to_wire(query.vector, self.collection.vector.type)
+            statement = by_index_order(self.collection, wire, candidates, self.k + 1, case.filter)
+            shards = self._router.shard_map.shards_of(self.collection)
+            parts = await rows_of(self._router, dict.fromkeys(shards, statement))
+            found = sorted(row[1] for rows in parts.values() for row in rows if row[0] != query.id)[: self.k]
+            value = recall(found, true)
+            recalls += [] if value is None else [value]
+            self._progress(f"{self.collection.name}: {candidates} candidates", done, len(sample))
+        return sum(recalls) / max(1, len(recalls))
 
     async def _answers(self, what: str, filter: Filter | None, ef_search: int | None) -> list[list[float]]:
         """For each query the distances of its k nearest other rows; exactly if `ef_search` is None."""

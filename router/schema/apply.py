@@ -16,6 +16,7 @@ from router.postgres.connection import ErrorKind, NodeError
 from router.postgres.session_settings import set_search_path
 from router.schema.build import BuildLimits, build_index, graph_bytes, sort_bytes
 from router.schema.inspect import Misplaced, inspect, misplaced
+from router.schema.load_lock import load_lock
 from router.schema.primary import Primary, on_each, primary_of
 from router.schema.replicas import Lag, wait_replayed
 from router.schema.session import node_errors
@@ -23,7 +24,7 @@ from router.schema.shape import Change, changes, mismatches, notes
 from router.terminal import Display
 from shard_config.model import Collection, ShardMap
 
-__all__ = ["ShardResult", "apply", "check"]
+__all__ = ["ShardResult", "apply"]
 
 _NAME = "pgscatter schema"
 _CHECK_TIMEOUT = 3600.0  # reading all rows of a table that exists
@@ -62,19 +63,6 @@ async def apply(
         await run.check()
         await run.change()
         await run.replay()
-    finally:
-        run.close()
-    return list(run.results.values())
-
-
-async def check(
-    shard_map: ShardMap, collections: Sequence[Collection], display: Display
-) -> list[ShardResult]:
-    """What `apply` would refuse or create, as errors; changes nothing, and does not read tables through."""
-    run = _Run(shard_map, collections, display, True, BuildLimits(), _REPLAY_TIMEOUT)
-    try:
-        await run.connect()
-        await run.compare()
     finally:
         run.close()
     return list(run.results.values())
@@ -163,23 +151,6 @@ class _Run:
             if wrong.count:
                 result.errors.append(f"{collection.name}: {_misplaced(collection, wrong)}")
 
-    async def compare(self) -> None:
-        """Look at what `check` and `change` go by, without the rows."""
-
-        async def one(shard: str) -> None:
-            result = self.results[shard]
-            for collection in self._of[shard]:
-                found = await inspect(self._primaries[shard].connection, collection)
-                replicated = len(self._map.shards[shard].nodes) > 1
-                problems = mismatches(collection, found, replicated=replicated)
-                result.errors += [f"{collection.name}: {problem}" for problem in problems]
-                lacks = [change.lacking for change in changes(collection, found, vector_index=True)]
-                result.errors += [f"{collection.name} lacks {lacking}" for lacking in lacks]
-                result.notes += [f"{collection.name}: {note}" for note in notes(collection, found)]
-
-        _, failed = await on_each(list(self._primaries), one, _LOCK_TIMEOUT)
-        self._fail(failed)
-
     async def change(self) -> None:
         meter = self._display.meter("schema", len(self._primaries), "shards")
 
@@ -198,6 +169,29 @@ class _Run:
         primary, result = self._primaries[shard], self.results[shard]
         found = await inspect(primary.connection, collection)
         missing = changes(collection, found, vector_index=self._with_index)
+        indexes = any(change.kind == "index" for change in missing)
+        if found.oid is None or not indexes:
+            return await self._make(primary, collection, missing)
+        lock = load_lock(found.oid)
+        if not await primary.connection.fetchval("SELECT pg_try_advisory_lock($1)", lock):
+            left = [change.lacking for change in missing if change.kind in ("index", "statistics")]
+            result.notes.append(
+                f"{collection.name}: left to the load that is at work on {collection.table}, which builds it"
+                f" when the rows are in: {', '.join(left)}; run this again if the load has `--no-index`"
+            )
+            missing = [change for change in missing if change.kind not in ("index", "statistics")]
+            return await self._make(primary, collection, missing)
+        try:
+            # A load may have begun and ended since.
+            found = await inspect(primary.connection, collection)
+            missing = changes(collection, found, vector_index=self._with_index)
+            await self._make(primary, collection, missing)
+        finally:
+            if not primary.connection.is_closed():
+                await primary.connection.execute("SELECT pg_advisory_unlock($1)", lock)
+
+    async def _make(self, primary: Primary, collection: Collection, missing: Sequence[Change]) -> None:
+        result = self.results[primary.shard]
         at_once = [change for change in missing if not change.index]
         if at_once:
             async with primary.connection.transaction():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncpg
 import msgspec
 
-from router.schema.session import Connection
+from router.schema.load_lock import LOAD_CLASS
 from shard_config.model import Collection
 from shard_config.predicate import sql_predicate
 
@@ -22,6 +22,7 @@ class FoundColumn(msgspec.Struct, frozen=True):
     filled: bool
     generated: bool
     deterministic: bool
+    collation: str | None = None
 
 
 class FoundIndex(msgspec.Struct, frozen=True):
@@ -59,6 +60,8 @@ class Found(msgspec.Struct, frozen=True):
         vector_offered: version that creating it would give, None if the server has no such extension.
         vector_home: schema to create it in: `public`, or the table's if there is none.
         relations: names of all tables and indexes in the table's schema.
+        loading: a load is at work on it, or another run builds its indexes.
+        policed: its policies may hide rows from the session's role.
     """
 
     vector: str | None
@@ -72,6 +75,8 @@ class Found(msgspec.Struct, frozen=True):
     columns: dict[str, FoundColumn] = {}
     indexes: tuple[FoundIndex, ...] = ()
     empty: bool = True
+    loading: bool = False
+    policed: bool = False
     encoding: str = "UTF8"
 
 
@@ -94,8 +99,13 @@ SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS vector,
              WHERE n.nspname = $1) AS relations
 """
 
-_TABLE = """
-SELECT c.oid, c.relkind::text AS kind, c.relpersistence = 'p' AS permanent
+_TABLE = f"""
+SELECT c.oid, c.relkind::text AS kind, c.relpersistence = 'p' AS permanent,
+       c.relpages = 0 AND c.reltuples <= 0 AS unfilled, row_security_active(c.oid) AS policed,
+       EXISTS (SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
+               WHERE l.locktype = 'advisory' AND l.classid = {LOAD_CLASS} AND l.objid = c.oid
+                 AND l.objsubid = 1 AND l.granted AND d.datname = current_database()
+                 AND l.pid <> pg_backend_pid()) AS loading
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = $2
 """
@@ -104,7 +114,7 @@ _COLUMNS = """
 SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS not_null,
        a.atthasdef OR a.attidentity <> '' AS filled,
        a.attgenerated <> '' OR (a.attidentity = 'a' AND a.attname <> $2) AS generated,
-       COALESCE(l.collisdeterministic, true) AS deterministic
+       COALESCE(l.collisdeterministic, true) AS deterministic, l.collname::text AS collation
 FROM pg_attribute a LEFT JOIN pg_collation l ON l.oid = a.attcollation
 WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
@@ -116,7 +126,8 @@ SELECT c.relname AS name, m.amname AS method, pg_get_indexdef(i.indexrelid) AS d
        ARRAY(SELECT pg_get_indexdef(i.indexrelid, k, true)
              FROM generate_series(1, i.indnkeyatts) k ORDER BY k) AS keys,
        o.opcname AS opclass, COALESCE(c.reloptions, '{}') AS options, i.indisunique AS unique,
-       i.indpred IS NULL AND i.indimmediate AS total, i.indisvalid AS valid,
+       i.indpred IS NULL AND i.indimmediate AS total,
+       i.indisvalid AND i.indisready AND i.indislive AS valid,
        (SELECT collname::text FROM pg_collation l WHERE l.oid = i.indcollation[0]) AS collation,
        o.opcdefault AS default_opclass,
        EXISTS (SELECT FROM pg_stat_progress_create_index b WHERE b.index_relid = c.oid) AS building,
@@ -131,8 +142,12 @@ ORDER BY c.relname
 """
 
 
-async def inspect(connection: Connection, collection: Collection) -> Found:
-    """What is there now; nothing is locked, so the caller holds what keeps others from changing it."""
+async def inspect(connection: asyncpg.Connection, collection: Collection, *, read_rows: bool = True) -> Found:
+    """What is there now; nothing is locked, so the caller holds what keeps others from changing it.
+
+    Without `read_rows` the catalogs alone are read, which waits for nobody's lock on the table and needs no
+    right on it; a table that was filled after it was last analyzed then counts as `empty`.
+    """
     table = collection.table
     server = await connection.fetchrow(_SERVER, table.schema)
     assert server is not None
@@ -152,19 +167,23 @@ async def inspect(connection: Connection, collection: Collection) -> Found:
     ]
     indexes = await _indexes(connection, row["oid"])
     stored = row["kind"] in ("r", "p")
-    empty = not stored or await connection.fetchval(f"SELECT NOT EXISTS (SELECT FROM {table})")
+    empty = not stored or row["unfilled"]
+    if stored and read_rows:
+        empty = await connection.fetchval(f"SELECT NOT EXISTS (SELECT FROM {table})")
     return msgspec.structs.replace(
         found,
         oid=row["oid"],
         kind=row["kind"],
         permanent=row["permanent"],
+        loading=row["loading"],
+        policed=row["policed"],
         columns={column.name: column for column in columns},
         indexes=tuple(indexes),
         empty=empty,
     )
 
 
-async def _indexes(connection: Connection, table: int) -> list[FoundIndex]:
+async def _indexes(connection: asyncpg.Connection, table: int) -> list[FoundIndex]:
     for attempts_left in reversed(range(_ATTEMPTS)):
         try:
             return [_index(index) for index in await connection.fetch(_INDEXES, table)]
@@ -181,7 +200,7 @@ def _index(row: asyncpg.Record) -> FoundIndex:
     return FoundIndex(**{**row, "keys": tuple(row["keys"]), "options": options})
 
 
-async def misplaced(connection: Connection, collection: Collection, shard: str) -> Misplaced:
+async def misplaced(connection: asyncpg.Connection, collection: Collection, shard: str) -> Misplaced:
     """Count the rows that `shard` should not hold, a NULL key's included; reads the whole table."""
     wrong = f"({sql_predicate(collection.sharding, shard)}) IS NOT TRUE"
     counted = await connection.fetchrow(

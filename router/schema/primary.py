@@ -221,10 +221,10 @@ async def _state(connection: Connection) -> NodeState:
 
 
 async def on_each(
-    keys: Iterable[K], work: Callable[[K], Awaitable[T]], timeout: float
+    keys: Iterable[K], work: Callable[[K], Awaitable[T]], timeout: float, *, at_once: int = _CONCURRENCY
 ) -> tuple[dict[K, T], dict[K, NodeError]]:
     """Run `work` for every key, each within `timeout` seconds; what succeeded, and what failed and why."""
-    slots = asyncio.Semaphore(_CONCURRENCY)
+    slots = asyncio.Semaphore(at_once)
     done: dict[K, T] = {}
     failed: dict[K, NodeError] = {}
 

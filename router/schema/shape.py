@@ -10,21 +10,32 @@ import re
 from collections.abc import Callable
 from collections.abc import Collection as Names
 from functools import partial
+from typing import Literal
 
 import msgspec
 
 from router.postgres.filter_indexes import IndexDefinition, filter_indexes, same_expression
 from router.schema import ddl
 from router.schema.inspect import Found, FoundColumn, FoundIndex
+from router.schema.minima import LEAST_PGVECTOR, numbers, shown
 from shard_config.model import Collection
 from shard_config.values import ValueType
 
-__all__ = ["Change", "changes", "filter_index", "mismatches", "notes", "vector_index"]
+__all__ = [
+    "Change",
+    "changes",
+    "differences",
+    "filter_index",
+    "mismatches",
+    "notes",
+    "remarks",
+    "unsearchable",
+    "vector_index",
+]
 
 # Without an encoding, the bytes are those that were sent, which are UTF-8.
 _BY_CODE_POINT = frozenset({"UTF8", "SQL_ASCII"})
-# Iterative scans, which filtered searches need, came with this version.
-_LEAST_VECTOR = (0, 8, 0)
+_VECTOR = re.compile(r"(?:\w+\.)?(?:vector|halfvec)(?:\((?P<dimensions>\d+)\))?")
 _ROUNDING = ("numeric", "timestamp without time zone", "timestamp with time zone")
 _KINDS = {
     "v": "a view",
@@ -38,12 +49,14 @@ _KINDS = {
 class Change(msgspec.Struct, frozen=True):
     """Statements that run together, and what they do in a few words.
 
+    `kind`: what they create, or `statistics` that they gather.
     `index`: builds an index over rows that exist, outside of a transaction and for as long as it takes.
     `hnsw`: that index takes the memory of a graph.
     """
 
     what: str
     statements: tuple[str, ...]
+    kind: Literal["schema", "extension", "table", "index", "statistics"]
     index: bool = False
     hnsw: bool = False
 
@@ -77,8 +90,25 @@ def mismatches(collection: Collection, found: Found, *, replicated: bool) -> lis
     return problems
 
 
-def notes(collection: Collection, found: Found) -> list[str]:
-    """What works, but not quite as the map says."""
+def unsearchable(collection: Collection, found: Found) -> list[str]:
+    """Those of `mismatches` with which every search of the table fails.
+
+    Not a vector column of the sister type, or without its dimensions: the server converts, or looks at rows.
+    """
+    if found.kind is None:
+        return []
+    id_, vector = collection.id.column, collection.vector.column
+    types = ddl.stored_types(collection)
+    failing = [name for name in (id_, vector) if name not in found.columns]
+    if vector not in failing:
+        type_ = _VECTOR.fullmatch(found.columns[vector].type)
+        if type_ is None or type_["dimensions"] not in (None, str(collection.vector.dimensions)):
+            failing.append(vector)
+    return [_column(collection, found, name, types[name])[0] for name in failing]
+
+
+def differences(collection: Collection, found: Found) -> list[str]:
+    """Indexes that work, but not as the map says, or not at all; a search may be slower or find less."""
     said = []
     index = vector_index(collection, found)
     if index is not None:
@@ -87,14 +117,24 @@ def notes(collection: Collection, found: Found) -> list[str]:
         actual = {name: int(index.options.get(name, defaults[name])) for name in wanted}
         if actual != wanted:
             other = [name for name in wanted if actual[name] != wanted[name]]
-            shown = " and ".join(f"{name} {actual[name]} instead of {wanted[name]}" for name in other)
-            said.append(f"index {index.name} has {shown}; it is kept, drop it to have it built anew")
+            list_ = " and ".join(f"{name} {actual[name]} instead of {wanted[name]}" for name in other)
+            said.append(f"index {index.name} has {list_}; it is kept, drop it to have it built anew")
     for index in found.indexes:
-        if index.building:
-            said.append(f"index {index.name} is being built by another session")
-        elif not index.valid:
+        if not index.valid and not index.building:
             said.append(f"index {index.name} is left over from a build that failed; drop it")
+        elif index.method in ("hnsw", "ivfflat") and not _is_vector_index(collection, index):
+            said += _of_other_vectors(collection, index)
+    return said
+
+
+def remarks(collection: Collection, found: Found) -> list[str]:
+    """What may be as it is, but is worth knowing."""
+    said = [
+        f"index {index.name} is being built by another session" for index in found.indexes if index.building
+    ]
     said += _unwanted(collection, found)
+    if found.policed:
+        said.append(f"policies may hide rows of {collection.table} from the role, which are not found then")
     bytewise = {index.key for index in filter_indexes(collection)}
     for name, type_ in ddl.stored_types(collection).items():
         column = found.columns.get(name)
@@ -108,17 +148,23 @@ def notes(collection: Collection, found: Found) -> list[str]:
     return said
 
 
+def notes(collection: Collection, found: Found) -> list[str]:
+    """What works, but not quite as the map says."""
+    return differences(collection, found) + remarks(collection, found)
+
+
 def changes(collection: Collection, found: Found, *, vector_index: bool) -> list[Change]:
     """What is missing, in the order in which it can be made."""
     missing: list[Change] = []
     if not found.schema:
         name = collection.table.schema
-        missing.append(Change(f"created schema {name}", (ddl.create_schema(name),)))
+        missing.append(Change(f"created schema {name}", (ddl.create_schema(name),), "schema"))
     if found.vector is None:
-        missing.append(Change("created extension vector", (ddl.create_extension(found.vector_home),)))
+        statement = ddl.create_extension(found.vector_home)
+        missing.append(Change("created extension vector", (statement,), "extension"))
     if found.kind is None:
         statements = tuple(ddl.create_table(collection))
-        missing.append(Change(f"created table {collection.table}", statements))
+        missing.append(Change(f"created table {collection.table}", statements, "table"))
     missing += _missing_indexes(collection, found, vector_index)
     return missing
 
@@ -142,6 +188,20 @@ def _is_vector_index(collection: Collection, index: FoundIndex) -> bool:
     if index.method != "hnsw" or not index.total or len(index.keys) != 1:
         return False
     return index.opclass == key.opclass and same_expression(index.keys[0], key.expression)
+
+
+def _of_other_vectors(collection: Collection, index: FoundIndex) -> list[str]:
+    """What an index on the vector column does that is not the one of the map."""
+    column, key = collection.vector.column, ddl.vector_key(collection)
+    if not any(re.search(rf"\b{column}\b", one) for one in index.keys):
+        return []
+    name = f"index {index.name} ({index.method}, {index.opclass})"
+    if index.method != "hnsw" and index.opclass == key.opclass:
+        return [f"{name} may be scanned instead of the map's, and ef_search does not say how far; drop it"]
+    return [
+        f"{name} serves no search, for which it would be over {key.expression} {key.opclass}; drop it, or"
+        " change the map"
+    ]
 
 
 def _is_filter_index(wanted: IndexDefinition, index: FoundIndex) -> bool:
@@ -198,7 +258,7 @@ def _missing_indexes(collection: Collection, found: Found, vector_index: bool) -
         taken.add(name)
         what = f"created index {name}{' in place of one whose build had failed' if alike else ''}"
         statements = (*dropped, wanted.create(name, concurrently=live))
-        missing.append(Change(what, statements, index=not found.empty, hnsw=wanted.hnsw))
+        missing.append(Change(what, statements, "index", index=not found.empty, hnsw=wanted.hnsw))
     return missing + _statistics(collection, found, missing)
 
 
@@ -208,20 +268,26 @@ def _statistics(collection: Collection, found: Found, missing: list[Change]) -> 
     made = any(change.index and not change.hnsw for change in missing)
     if found.empty or not there or not (made or any(index and not index.analyzed for index in there)):
         return []
-    return [Change(f"gathered statistics of {collection.table}", (ddl.analyze(collection),), index=True)]
+    what = f"gathered statistics of {collection.table}"
+    return [Change(what, (ddl.analyze(collection),), "statistics", index=True)]
 
 
 def _unwanted(collection: Collection, found: Found) -> list[str]:
     """Indexes that an earlier map wanted; they are no reason to drop anything."""
     wanted = filter_indexes(collection)
     return [
-        f"index {index.name} is kept, though the map has no index on what it is for: drop it, or put it"
-        " into the map"
+        f"index {index.name} is kept, though the map has no index on what it is for{_unused(index)}: drop it,"
+        " or put it into the map"
         for index in found.indexes
         if index.valid
         and ddl.FILTER_INDEX_NAME.fullmatch(index.name)
         and not any(_is_filter_index(one, index) for one in wanted)
     ]
+
+
+def _unused(index: FoundIndex) -> str:
+    """Without an index in the map, equality is asked under the column's own collation."""
+    return ", and equality does not use it" if index.collation == "C" else ""
 
 
 def _encoding(collection: Collection, found: Found) -> list[str]:
@@ -235,11 +301,11 @@ def _encoding(collection: Collection, found: Found) -> list[str]:
 
 
 def _extension(found: Found) -> list[str]:
-    version = found.vector or found.vector_offered
+    version, least = found.vector or found.vector_offered, shown(LEAST_PGVECTOR)
     if version is None:
-        return ["the server has no extension vector; right would be pgvector 0.8 or newer"]
-    if tuple(int(part) for part in re.findall(r"\d+", version)) < _LEAST_VECTOR:
-        return [f"the extension vector is of version {version}; right would be 0.8 or newer"]
+        return [f"the server has no extension vector; right would be pgvector {least} or newer"]
+    if numbers(version) < LEAST_PGVECTOR:
+        return [f"the extension vector is of version {version}; right would be {least} or newer"]
     return []
 
 

@@ -46,8 +46,8 @@ _TRIAL_FACTOR = 4
 class ReplicaSet:
     """The nodes of one shard; holds no state of its own beyond them.
 
-    `hedges` is what may be asked twice, and `retries` again; None for nothing and for everything. `clock`
-    is in seconds, for durations.
+    `hedges` is what may be asked twice, and `retries` again; None for nothing and for everything. `suspect`
+    is told the shard when a statement fails for a reason that lasts. `clock` is in seconds, for durations.
     """
 
     def __init__(
@@ -58,6 +58,7 @@ class ReplicaSet:
         reads: Reads = _ANY,
         hedges: Budget | None = None,
         retries: Budget | None = None,
+        suspect: Callable[[str], None] = lambda _: None,
         rng: Callable[[], float] = random.random,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
@@ -67,6 +68,7 @@ class ReplicaSet:
         self.hedges = hedges if self.several else None
         self.retries = retries
         self.clock = clock
+        self._suspect = suspect
         self._reads = reads
         self._rng = rng
         self._waiting: set[asyncio.Future[Node]] = set()
@@ -192,6 +194,10 @@ class ReplicaSet:
         for node in self.nodes:
             if node.ejected and node.ejection.due(self.clock()):
                 node.try_again(probe, max(TRIAL_SECONDS, _TRIAL_FACTOR * self.hedge_delay(probe.work)))
+
+    def failed_for_good(self) -> None:
+        """A statement has failed there as it will again, until somebody mends the tables or the rights."""
+        self._suspect(self.shard)
 
     def has_room(self) -> bool:
         """Whether one node more may be left out."""
@@ -411,6 +417,7 @@ class Ask:
         self._kinds |= {error.kind}
         if error.kind is ErrorKind.FATAL:
             self._blamed = (*self._blamed, (attempt.node, error))
+            self._replicas.failed_for_good()
         if error.kind not in _TRIED_ELSEWHERE:
             self._order.clear()
         elif error.kind is ErrorKind.FATAL:

@@ -23,6 +23,7 @@ LEVELS = [
     ["router.query"],
     ["router.policy", "router.postgres", "router.freshness", "router.text"],
     ["router.nodes"],
+    ["router.schema"],
     ["router.stages"],
     ["router.recall"],
     ["router.documents"],
@@ -30,7 +31,6 @@ LEVELS = [
     ["router.topology"],
     ["router.logs", "router.serve_config", "router.settings_docs"],
     ["router.http"],
-    ["router.schema"],
     ["router.bulk"],
     ["router.app"],
     # Commands and benches run on a cluster of their own, so they stand above what starts one.

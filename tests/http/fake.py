@@ -44,6 +44,7 @@ from router.query.types import (
 )
 from router.query.wire import base64_text, number_text, to_wire
 from router.recall.sampling import RecallSeen
+from router.schema.watch import SchemaState
 from router.settings import Settings
 from router.stages.answer_memory import AnswerMemory, BatchRoom
 from shard_config import Collection, ShardMap, locate, parse
@@ -104,6 +105,7 @@ class FakeBackend:
         self.conflicts: set[object] = set()
         self.gate: asyncio.Event | None = None
         self.is_ready = True
+        self.schema_state = SchemaState()
         self.measured: dict[str, RecallSeen] = {}
         self.tier = "miss"
         self.unsettled: tuple[Unsettled, ...] = ()
@@ -255,6 +257,9 @@ class FakeBackend:
 
     def ready(self) -> tuple[bool, dict[str, bool]]:
         return self.is_ready, {name: name not in self.down for name in self.shard_map.shards}
+
+    def schema(self) -> SchemaState:
+        return self.schema_state
 
     def recall(self, collection: str) -> RecallSeen | None:
         return self.measured.get(collection)

@@ -35,6 +35,7 @@ from router.bulk.load import Options
 from router.bulk.load import load as run_load
 from router.bulk.scalars import JSONB, encoder
 from router.postgres.connection import POSTGRES_ERRORS
+from router.schema.load_lock import load_lock
 from router.terminal import Display
 from shard_config.file import codec
 from shard_config.model import Table
@@ -531,7 +532,7 @@ async def test_indexes_that_filters_lack_are_made_after_the_rows(cluster: Cluste
     np.save(tmp_path / "v.npy", sample(200))
     load(tmp_path / "v.npy", path)
     # Statistics of expressions included.
-    assert pgscatter("schema", "check", "--map", path).stdout.count("nothing to do") == 4
+    assert pgscatter("schema", "check", "--map", path).stdout.count("as the map says") == 4
 
 
 async def test_emptied_tables_and_restarts_forget_what_was_loaded(cluster: Cluster, tmp_path: Path) -> None:
@@ -596,6 +597,59 @@ async def test_two_loads_of_one_table_do_not_run_at_once(cluster: Cluster, tmp_p
     assert [process.returncode for process in running] == [0, 0, 0], results
     assert sum("nothing to do" in stdout for stdout, _ in results) == 2
     await check(path, vectors, table)
+
+
+async def begun(source: Path, path: Path, table: str) -> subprocess.Popen[str]:
+    """A load that has put off the index of every shard, and is stopped before its end."""
+    running = began(source, path, "--chunk-rows", 100)
+    async with asyncio.timeout(30):
+        while any(await hnsw(path, table)):
+            await asyncio.sleep(0.01)
+    running.send_signal(signal.SIGSTOP)
+    assert running.poll() is None
+    return running
+
+
+async def test_schema_apply_leaves_the_index_to_a_load_at_work_and_not_to_one_that_was_killed(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    table = fresh()
+    path = applied_map(cluster, tmp_path, docs=collection(table=table))
+    vectors = sample(20_000)
+    source = npy(tmp_path, vectors)
+    running = await begun(source, path, table)
+    beside = pgscatter("schema", "apply", "--map", path)
+    assert await hnsw(path, table) == [0, 0, 0, 0]
+    left = f"docs: left to the load that is at work on {table}, which builds it when the rows are in: index"
+    assert beside.stdout.count(left) == 4
+    # Nothing is wrong as long as the load lives.
+    checked = pgscatter("schema", "check", "--map", path)
+    assert checked.stdout.count("a load is at work") == 4
+    running.kill()
+    running.communicate(timeout=30)
+    done = pgscatter("schema", "apply", "--map", path)
+    assert done.stdout.count("created index") == 4
+    assert await hnsw(path, table) == [1, 1, 1, 1]
+    load(source, path, "--chunk-rows", 100)
+    await check(path, vectors, table)
+
+
+async def test_a_load_does_not_begin_under_a_build_of_the_index(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.bulk.start._LOCK_TIMEOUT", 0.3)
+    table = fresh()
+    path = applied_map(cluster, tmp_path, docs=collection(table=table))
+    building = await asyncpg.connect(cluster.node("s2-a").dsn)
+    try:
+        oid = await building.fetchval("SELECT $1::regclass::oid", table)
+        assert await building.fetchval("SELECT pg_try_advisory_lock($1)", load_lock(oid))
+        refused = load(npy(tmp_path, sample(50)), path, check=False)
+    finally:
+        await building.close()
+    assert refused.returncode == 1
+    assert "s2: another load is at work on this table, or `pgscatter schema apply` builds" in refused.stderr
+    load(npy(tmp_path, sample(50)), path)
 
 
 async def test_a_load_killed_again_and_again_ends_with_exactly_the_file(

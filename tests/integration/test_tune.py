@@ -181,3 +181,10 @@ async def test_a_target_out_of_reach_says_how_far_it_came(
         done = pgscatter("tune", "--map", path, "--target-recall", 0.95, "--queries", 60, check=False)
     assert (done.returncode, path.read_text()) == (1, before)
     assert re.search(r"docs: recall at 10 is 0\.\d+, .* even at ef_search 1000", done.stderr), done.stderr
+    # Measured: the nearest by signs, without any graph between, are no better.
+    limit = re.search(
+        r"the first 1000 in the order of the binary index give no more than (0\.\d+)", done.stderr
+    )
+    assert limit and 0.05 < float(limit[1]) < 0.95, done.stderr
+    assert "set index.quantization to halfvec or none" in done.stderr
+    assert "larger m" not in done.stderr

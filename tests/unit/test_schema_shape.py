@@ -296,6 +296,9 @@ def test_an_index_that_left_the_map_is_kept_and_named() -> None:
     assert changes(indexed(), found, vector_index=True) == []
     (note,) = notes(indexed(), found)
     assert note.startswith("index documents_day_filter1 is kept, though the map")
+    texts = index("documents_body_filter", keys=("body",), unique=False, collation="C")
+    (note,) = notes(indexed(), table(indexes=(*INDEXES, texts)))
+    assert "and equality does not use it: drop it" in note
 
 
 def test_an_index_on_the_sharding_key_serves_as_that_of_the_map() -> None:

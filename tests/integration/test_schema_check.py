@@ -1,0 +1,176 @@
+"""`pgscatter schema check` on real servers, as a user runs it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+
+from deploy.local import Cluster
+from tests.integration.apps import applied_map, collection, pgscatter
+
+FINE = [f"s{i}: as the map says, on 2 nodes" for i in range(4)]
+INDEXED = {"columns": {"category": {"type": "text", "index": True}, "price": "float8"}}
+SILENT = "postgresql://nobody@127.0.0.1:1/none"
+
+
+async def on(cluster: Cluster, node: str, sql: str) -> None:
+    connection = await asyncpg.connect(cluster.node(node).dsn, timeout=10)
+    try:
+        await connection.execute(sql)
+    finally:
+        await connection.close(timeout=10)
+
+
+def check(path: Path, *flags: object) -> tuple[int, list[str], list[str]]:
+    done = pgscatter("schema", "check", "--map", path, *flags, check=False)
+    return done.returncode, done.stdout.splitlines(), done.stderr.splitlines()
+
+
+@pytest.fixture
+def applied(cluster: Cluster, tmp_path: Path) -> tuple[Path, str]:
+    entry = collection(**INDEXED)
+    return applied_map(cluster, tmp_path, docs=entry, other=collection()), entry["table"]
+
+
+async def test_what_was_applied_is_fine_on_every_node(applied: tuple[Path, str]) -> None:
+    path, _ = applied
+    assert check(path) == (0, FINE, [])
+
+
+# By collection: what is done to its table on one shard, and what is said of that.
+CHANGED = {
+    "gone": ("DROP TABLE {table}", "error: gone: lacks table {table}"),
+    "renamed": (
+        "ALTER TABLE {table} RENAME COLUMN embedding TO vector",
+        "error: renamed: column embedding is missing; right would be embedding vector(4)",
+    ),
+    "narrowed": (
+        "DROP INDEX {table}_embedding_hnsw; ALTER TABLE {table} ALTER COLUMN embedding TYPE vector(3)",
+        "error: narrowed: column embedding is vector(3); right would be: ALTER TABLE {table} ALTER COLUMN"
+        " embedding TYPE vector(4)",
+    ),
+    "priceless": ("ALTER TABLE {table} DROP COLUMN price", "error: priceless: column price is missing"),
+    "slow": ("DROP INDEX {table}_embedding_hnsw", "warning: slow: lacks index {name}_embedding_hnsw"),
+    "cosine": (
+        "DROP INDEX {table}_embedding_hnsw;"
+        " CREATE INDEX by_cosine ON {table} USING hnsw (embedding vector_cosine_ops)",
+        "warning: cosine: index by_cosine (hnsw, vector_cosine_ops) serves no search",
+    ),
+    "unfiltered": (
+        "DROP INDEX {table}_category_filter",
+        "warning: unfiltered: lacks index {name}_category_filter",
+    ),
+    "broken": (
+        "UPDATE pg_index SET indisvalid = false WHERE indexrelid = '{table}_embedding_hnsw'::regclass",
+        "warning: broken: index {name}_embedding_hnsw is left over from a build that failed; drop it",
+    ),
+}
+
+
+async def test_what_was_changed_on_one_shard_is_found_on_its_primary_and_its_replica(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    entries = {name: collection(**INDEXED) for name in CHANGED}
+    path = applied_map(cluster, tmp_path, fine=collection(), **entries)
+    for name, (statement, _) in CHANGED.items():
+        await on(cluster, "s2-a", statement.format(table=entries[name]["table"]))
+    await caught_up(cluster)
+    status, lines, errors = check(path)
+    assert status == 1
+    for name, (_, says) in CHANGED.items():
+        table = entries[name]["table"]
+        said = f"s2: {says.format(table=table, name=table.split('.')[1])}"
+        assert any(line.startswith(said) for line in errors), (said, errors)
+    # Both nodes have it, so neither is named; and nobody else has.
+    assert all(line.startswith("s2: ") and "(on" not in line for line in errors)
+    assert lines == [line for line in FINE if not line.startswith("s2")]
+    assert check(path, "--collection", "fine") == (0, FINE, [])
+
+
+async def caught_up(cluster: Cluster) -> None:
+    """Until the replica of s2 knows what its primary does."""
+    primary = await asyncpg.connect(cluster.node("s2-a").dsn, timeout=10)
+    replica = await asyncpg.connect(cluster.node("s2-b").dsn, timeout=10)
+    try:
+        written = await primary.fetchval("SELECT pg_current_wal_flush_lsn()")
+        waited = "SELECT pg_last_wal_replay_lsn() >= $1::pg_lsn"
+        while not await replica.fetchval(waited, written):
+            pass
+    finally:
+        await primary.close()
+        await replica.close()
+
+
+async def test_json_has_nodes_and_findings_and_a_node_that_is_away_is_one(
+    cluster: Cluster, applied: tuple[Path, str]
+) -> None:
+    path, table = applied
+    status, (*lines,), _ = check(path, "--json")
+    told: dict[str, Any] = json.loads("\n".join(lines))
+    assert (status, told["ok"], told["findings"], len(told["nodes"])) == (0, True, [], 8)
+    assert {node["role"] for node in told["nodes"]} == {"primary", "replica"}
+    assert all(node["pgvector"] and node["postgresql"] for node in told["nodes"])
+
+    path.write_text(path.read_text().replace(cluster.node("s1-b").dsn, SILENT))
+    await on(cluster, "s3-a", f"DROP TABLE {table}")
+    status, (*lines,), errors = check(path, "--json")
+    told = json.loads("\n".join(lines))
+    assert (status, told["ok"]) == (1, False)
+    away, gone = told["findings"]
+    assert (away["shard"], away["nodes"], away["severity"]) == ("s1", ["s1-b"], "error")
+    assert "connection refused" in away["message"]
+    assert gone == {
+        "shard": "s3",
+        "severity": "error",
+        "message": f"lacks table {table}",
+        "collection": "docs",
+        "nodes": [],
+        "searchable": False,
+    }
+    assert [line.split(": ")[:2] for line in errors] == [["s1", "error"], ["s3", "error"]]
+
+
+async def test_a_role_without_rights_is_told_which_and_a_lock_is_not_waited_for_long(
+    cluster: Cluster, applied: tuple[Path, str]
+) -> None:
+    """The check reads no rows, so that a missing right does not stop it, and a lock is a finding."""
+    path, table = applied
+    text = path.read_text()
+    locker = await asyncpg.connect(cluster.node("s0-a").dsn)
+    for shard in range(4):
+        await on(cluster, f"s{shard}-a", "CREATE ROLE checker LOGIN")
+    try:
+        for node in cluster.nodes:
+            user = node.dsn.split("://")[1].split("@")[0]
+            text = text.replace(node.dsn, node.dsn.replace(f"//{user}@", "//checker@"))
+        path.write_text(text)
+        async with locker.transaction():
+            await locker.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+            _, _, errors = check(path)
+        locked = f"{table} is locked by another session, for which searches wait as well"
+        # The replica hears of the lock a little later.
+        (said,) = [line for line in errors if "locked" in line]
+        assert said.removesuffix(" (on s0-a)") == f"s0: warning: docs: {locked}"
+        status, _, errors = check(path)
+        assert status == 1
+        assert f"s0: error: docs: the role lacks a right: GRANT SELECT ON {table} TO checker" in errors
+        for shard in range(4):
+            await on(cluster, f"s{shard}-a", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO checker")
+        status, lines, errors = check(path)
+        assert (status, errors) == (0, [])
+        assert "s0: note: docs: role checker may read, but not write" in lines
+    finally:
+        await locker.close()
+        for shard in range(4):
+            await on(cluster, f"s{shard}-a", "DROP OWNED BY checker; DROP ROLE checker")
+
+
+def test_wrong_usage_is_told_apart_from_a_wrong_shard(applied: tuple[Path, str]) -> None:
+    path, _ = applied
+    assert check(path, "--nonsense")[0] == 2
+    assert check(path, "--collection", "nobody")[0] == 1
+    assert pgscatter("schema", "check", check=False).returncode == 2

@@ -1,0 +1,153 @@
+"""A router that looks at its shards' tables while it runs."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import asyncpg
+import httpx
+import pytest
+
+from deploy.local import Cluster
+from router.query.types import Found
+from router.schema.findings import Severity
+from router.settings import Settings
+from tests.conftest import Serve
+from tests.integration.apps import collection, pgscatter, write_map
+from tests.integration.worlds import World, execute, world
+
+SHARDS = ("s0", "s1", "s2", "s3")
+
+
+async def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.02)
+
+
+async def on_s1(w: World, statement: str) -> None:
+    """On the primary, and awaited on the replica, which would answer as before for a moment."""
+    await execute(w.cluster.node("s1-a").dsn, statement.format(table=w.collection.table))
+    async with asyncio.timeout(10):
+        written = await position(w.cluster.node("s1-a").dsn, "pg_current_wal_flush_lsn()")
+        while await position(w.cluster.node("s1-b").dsn, "pg_last_wal_replay_lsn()") < written:
+            await asyncio.sleep(0.01)
+
+
+async def position(dsn: str, function: str) -> int:
+    connection = await asyncpg.connect(dsn)
+    try:
+        return int(await connection.fetchval(f"SELECT ({function} - '0/0')::bigint"))
+    finally:
+        await connection.close()
+
+
+def failed(found: Found) -> list[str]:
+    return [failure.shard for failure in found.answer.coverage.failures]
+
+
+ALTERED = {
+    "renamed": ("RENAME COLUMN embedding TO vector", "RENAME COLUMN vector TO embedding"),
+    "narrowed": (
+        "ALTER COLUMN embedding TYPE vector(3) USING subvector(embedding, 1, 3)",
+        "ALTER COLUMN embedding TYPE vector(8) USING embedding || '[0,0,0,0,0]'",
+    ),
+}
+
+
+@pytest.mark.parametrize("change", ["renamed", "narrowed"])
+async def test_a_shard_whose_searches_fail_is_not_ready_until_it_is_mended(
+    cluster: Cluster, caplog: pytest.LogCaptureFixture, change: str
+) -> None:
+    """The interval is too long to matter: it is the failing search that has the shard looked at."""
+    async with world(cluster, Settings(schema_check_interval=1000.0)) as w:
+        await w.put(*(w.document(i, [float(i)] * 8) for i in range(30)))
+        assert w.router.ready() == (True, dict.fromkeys(SHARDS, True))
+        done, undone = ALTERED[change]
+        await on_s1(w, f"ALTER TABLE {{table}} {done}")
+        assert failed(await w.search([1.0] * 8)) == ["s1"]
+        await until(lambda: not w.router.ready()[1]["s1"], 3.0)
+        assert w.router.ready() == (True, dict.fromkeys(SHARDS, True) | {"s1": False})
+        state = w.router.schema()
+        assert {name: set(shards) for name, shards in state.unsearchable.items()} == {"docs": {"s1"}}
+        assert {one.shard for one in state.findings if one.severity is Severity.ERROR} == {"s1"}
+        said = [one for one in caplog.records if one.msg == "schema not as the map says"]
+        # The table of this test lacks its index everywhere, which is told at the start.
+        assert len([one for one in said if "error: docs: column" in str(vars(one)["findings"])]) == 1
+        await on_s1(w, f"ALTER TABLE {{table}} {undone}")
+        await until(lambda: w.router.ready()[1]["s1"])
+        assert not w.router.schema().wrong
+        assert failed(await w.search([1.0] * 8, k=9)) == []
+
+
+async def test_a_write_that_the_table_refuses_for_good_has_the_shard_looked_at(cluster: Cluster) -> None:
+    async with world(cluster, Settings(schema_check_interval=1000.0)) as w:
+        await on_s1(w, "ALTER TABLE {table} DROP COLUMN price")
+        assert not w.router.schema().wrong
+        documents = [w.document(i, [float(i)] * 8, price=1.0) for i in range(30)]
+        await w.router.upsert(w.collection, documents, w.soon())
+        await until(lambda: w.router.schema().wrong, 3.0)
+        (finding,) = [one for one in w.router.schema().findings if one.severity is Severity.ERROR]
+        assert (finding.shard, finding.message.split(";")[0]) == ("s1", "column price is missing")
+        # Searches do without it.
+        assert w.router.ready()[1]["s1"]
+
+
+async def test_an_interval_of_zero_looks_at_nothing(cluster: Cluster) -> None:
+    async with world(cluster, Settings(schema_check_interval=0.0)) as w:
+        await on_s1(w, "ALTER TABLE {table} RENAME COLUMN embedding TO vector")
+        assert failed(await w.search([1.0] * 8)) == ["s1"]
+        await asyncio.sleep(0.1)
+        assert w.router.schema().findings == ()
+
+
+def test_serve_starts_without_tables_and_says_so_until_they_are_there(
+    cluster: Cluster, serve: Serve, tmp_path: Path
+) -> None:
+    entries = {"docs": collection(), "other": collection()}
+    path = write_map(cluster, tmp_path / "map.yaml", entries)
+
+    def metrics() -> dict[str, float]:
+        text = httpx.get(f"{url}/metrics").text
+        found = re.findall(r'pgscatter_schema_findings\{severity="error",shard="(s\d)"\} (\S+)', text)
+        return {shard: float(value) for shard, value in found}
+
+    def wait(status: int, shards: dict[str, bool]) -> None:
+        ends = time.monotonic() + 20
+        while (answer := httpx.get(f"{url}/readyz")).json()["shards"] != shards:
+            assert time.monotonic() < ends, answer.text
+            time.sleep(0.05)
+        assert answer.status_code == status
+
+    with serve(path, schema_check_interval=1) as url:
+        assert httpx.get(f"{url}/readyz").json() == {"ready": False, "shards": dict.fromkeys(SHARDS, False)}
+        assert httpx.get(f"{url}/health").json()["status"] == "unavailable"
+        # One collection is enough to be ready for something; no shard is, for all that it holds.
+        pgscatter("schema", "apply", "--map", path, "--collection", "docs")
+        ends = time.monotonic() + 20
+        while httpx.get(f"{url}/readyz").status_code != 200:
+            assert time.monotonic() < ends
+            time.sleep(0.05)
+        health = httpx.get(f"{url}/health").json()
+        assert health["status"] == "degraded"
+        assert {
+            "shard": "s3",
+            "severity": "error",
+            "message": f"lacks table {entries['other']['table']}",
+            "collection": "other",
+            "nodes": [],
+            "searchable": False,
+        } in health["schema"]
+        assert metrics()["s3"] >= 1
+        search = {"vector": [1, 2, 3, 4], "k": 1}
+        full = httpx.post(f"{url}/v1/collections/docs/search", json=search).json()["coverage"]["full"]
+        assert full is True
+        pgscatter("schema", "apply", "--map", path)
+        wait(200, dict.fromkeys(SHARDS, True))
+        health = httpx.get(f"{url}/health").json()
+        assert (health["status"], "schema" in health) == ("ok", False)
+        assert metrics() == dict.fromkeys(SHARDS, 0.0)
