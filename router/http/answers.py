@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -222,14 +222,18 @@ class Live(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """Whether searches can be answered, and which shards can be read."""
+    """Whether searches can be answered, and which shards can be read; `draining` if it is about to end."""
 
     ready: bool
     shards: dict[str, bool]
+    draining: bool | UnsetType = UNSET
 
 
 class Health(msgspec.Struct, frozen=True):
-    """`ok`: every shard can be read and no node is down; `degraded`: some; `unavailable`: none."""
+    """`ok`: every shard can be read and no node is down; `degraded`: some; `unavailable`: none.
+
+    `keys`: `outdated` if their file has changed to what cannot be used, so that those before are in force.
+    """
 
     status: str
     version: str
@@ -238,6 +242,7 @@ class Health(msgspec.Struct, frozen=True):
     shards: dict[str, bool]
     nodes: list[NodeStatus]
     caches: dict[str, Any]
+    keys: Literal["current", "outdated"] | UnsetType = UNSET
 
 
 def coverage_view(coverage: Coverage) -> CoverageView:

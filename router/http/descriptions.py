@@ -93,6 +93,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "shards": "Whether each shard can be read.",
         "nodes": "Every node and its state.",
         "caches": "Figures of the caches.",
+        "keys": "`outdated` while the file of keys has changed to what cannot be used.",
     },
     "Hit": {
         "id": "The document's id, of the collection's id type.",
@@ -130,7 +131,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     },
     "ProblemBody": _PROBLEM,
     "Ready": {
-        "ready": "Whether any shard can be read.",
+        "ready": "Whether any shard can be read, and the router is not about to end.",
+        "draining": "True if the router is about to end: send requests elsewhere.",
         "shards": "Whether each shard can be read.",
     },
     "RecallView": {

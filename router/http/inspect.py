@@ -19,6 +19,8 @@ from router.http.answers import (
     RecallView,
 )
 from router.http.backend import Backend
+from router.http.keys import Keys
+from router.http.life import Life
 from router.http.message import Reply, Request
 from router.query.errors import InvalidError, NotFoundError
 from router.recall.sampling import RecallSeen
@@ -43,8 +45,10 @@ _RETRY_SOON = [(b"retry-after", b"1")]
 class Inspection:
     """The handlers of everything that only looks."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, life: Life, keys: Keys | None) -> None:
         self._version = version
+        self._life = life
+        self._keys = keys
         self._started = time.monotonic()
         self._encoder = msgspec.json.Encoder(decimal_format="number")
 
@@ -87,7 +91,8 @@ class Inspection:
 
     async def ready(self, request: Request) -> Reply:
         ready, shards = request.backend.ready()
-        reply = self._reply(Ready(ready, shards))
+        ready &= not self._life.ending
+        reply = self._reply(Ready(ready, shards, self._life.ending or UNSET))
         if not ready:
             reply.status, reply.headers = 503, _RETRY_SOON
         return reply
@@ -104,6 +109,7 @@ class Inspection:
                 shards=shards,
                 nodes=backend.nodes(),
                 caches=dict(backend.cache_stats()),
+                keys=UNSET if self._keys is None else "outdated" if self._keys.outdated else "current",
             )
         )
 

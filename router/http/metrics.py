@@ -19,6 +19,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from router.http.backend import Backend, NodeStatus
+from router.http.keys import Keys
 from router.http.message import Reply, Written
 from router.query.types import Found
 from router.recall.sampling import RecallSeen
@@ -133,6 +134,9 @@ class Metrics:
         )
         self._l1_bytes = self._gauge("l1_bytes", "Size of the caches in process memory.", [], "livesum")
         self._l1_entries = self._gauge("l1_entries", "Answers in those caches.", [], "livesum")
+        self._keys_outdated = self._gauge(
+            "keys_outdated", "Whether the file of keys has changed to what cannot be used.", [], "livemax"
+        )
         self._map_version = self._gauge("map_version", "Version of the shard map in use.", [], "livemin")
         self._shard_ready = self._gauge("shard_ready", "Whether a shard can be read.", ["shard"], "livemin")
         self._node_up = self._gauge("node_up", "Whether a node answers probes.", _NODE, "livemin")
@@ -160,6 +164,7 @@ class Metrics:
         self._children: dict[tuple[object, ...], Counter | Gauge | Histogram] = {}
         self._nodes: dict[tuple[str, str], NodeStatus] = {}  # as `sample` last saw them
         self.in_flight = 0
+        self.keys: Keys | None = None  # whose state is sampled
 
     def begin(self) -> None:
         self.in_flight += 1
@@ -194,6 +199,7 @@ class Metrics:
         stats = backend.cache_stats()
         self._l1_bytes.set(float(stats.get("l1_bytes", 0)))
         self._l1_entries.set(float(stats.get("l1_entries", 0)))
+        self._keys_outdated.set(self.keys is not None and self.keys.outdated)
         self._map_version.set(backend.shard_map.version)
         nodes = {(node.shard, node.name): node for node in backend.nodes()}
         claims = [node.shard for node in nodes.values() if node.role == "primary" and node.state != "down"]
