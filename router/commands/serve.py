@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -62,10 +63,10 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
-    # There is nothing to reload before it serves.
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    if threading.current_thread() is threading.main_thread():
+        # There is nothing to reload before it serves.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     config = _config(args)
-    configure(config.log_level)
     # Imported here, because no other command needs uvicorn.
     from router.http.keys_file import KeysError
     from router.http.keys_file import load as load_keys
@@ -78,6 +79,7 @@ def _run(args: argparse.Namespace) -> int:
         text = codec.read(args.map)
         shard_map = codec.parse(text, args.map, directory=Path(args.map).parent)
         if args.api_keys is not None:
+            configure(config.log_level)  # the file may deserve a warning
             path = Path(args.api_keys).absolute()
             watch = KeysWatch(path, partial(load_keys, path, os.environ))
             keys = watch.load()
@@ -92,6 +94,7 @@ def _run(args: argparse.Namespace) -> int:
                 f"{listener.getsockname()[0]} can be reached from other machines, and there are no keys; "
                 "name a file of keys with --api-keys, or listen on 127.0.0.1"
             )
+        configure(config.log_level)
         life = Life()
         life.obey_signals()
         service = _Service(config, shard_map, listener, life)

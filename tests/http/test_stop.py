@@ -157,6 +157,19 @@ def test_a_port_is_shared_only_if_both_ask_for_it(tmp_path: Path) -> None:
         assert httpx.get(f"{first.url}/livez").status_code == 200
 
 
+def test_what_is_not_done_in_time_is_refused_and_said(tmp_path: Path) -> None:
+    with serving(tmp_path, "--drain-timeout", "0.3") as router, connected(router) as slow:
+        url = b"/v1/collections/documents/documents"
+        slow.sendall(b"PUT " + url + b" HTTP/1.1\r\nhost: r\r\ncontent-type: application/json\r\n")
+        slow.sendall(b"content-length: 100\r\n\r\n{")
+        until(lambda: httpx.get(f"{router.url}/metrics").text.count("requests_in_flight 2.0"))
+        assert router.stop() == 0
+        answer = b"".join(iter(lambda: slow.recv(1000), b""))
+        assert answer.startswith(b"HTTP/1.1 503 ") and b"connection: close\r\n" in answer
+        assert b"the router ends" in answer
+        assert '"event":"requests cut off","requests":1' in router.log and "Traceback" not in router.log
+
+
 @pytest.mark.parametrize("workers", ["1", "2"])
 def test_sighup_ends_nothing(tmp_path: Path, workers: str) -> None:
     with serving(tmp_path, "--workers", workers) as router:
