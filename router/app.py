@@ -7,8 +7,9 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from starlette.types import ASGIApp
@@ -16,6 +17,8 @@ from starlette.types import ASGIApp
 from router.http.app import create
 from router.http.keys import Keys
 from router.http.keys_file import restore
+from router.http.keys_watch import KeysWatch, watching
+from router.http.life import Life
 from router.http.metrics import Metrics
 from router.logs import AccessLog, configure
 from router.query.errors import MisconfiguredError
@@ -29,19 +32,29 @@ __all__ = ["application", "create_app"]
 
 # More than 64 searches in flight hold; at 700, the default, young collections take 6 % of the router's time.
 _ALLOCATIONS = 50_000
+# Seconds between two looks at whether a start is wanted no more.
+_LOOK = 0.1
 
 _logger = logging.getLogger(__name__)
 
 
-def create_app() -> ASGIApp:
+def create_app(life: Life) -> ASGIApp:
     """The application of one of several workers, by the environment that `pgscatter serve` prepared."""
     config = from_env(os.environ)
-    keys = None if config.keys_copy is None else restore(Path(config.keys_copy))
-    return application(config, _shard_map(config), keys)
+    if config.keys_copy is None:
+        return application(config, _shard_map(config), None, None, life)
+    copy = Path(config.keys_copy)
+    watch = KeysWatch(copy, partial(restore, copy), copy=True)
+    return application(config, _shard_map(config), watch.load(), watch, life)
 
 
-def application(config: ServeConfig, shard_map: ShardMap, keys: Keys | None) -> ASGIApp:
-    """The application that serves `shard_map` to whoever has one of `keys`, or to all if that is None."""
+def application(
+    config: ServeConfig, shard_map: ShardMap, keys: Keys | None, watch: KeysWatch | None, life: Life
+) -> ASGIApp:
+    """The application that serves `shard_map` to whoever has one of `keys`, or to all if that is None.
+
+    `watch` keeps the keys up to date.
+    """
     configure(config.log_level, sys.stderr, pid=config.workers > 1)
     metrics = Metrics()
     parts = Parts(
@@ -57,11 +70,14 @@ def application(config: ServeConfig, shard_map: ShardMap, keys: Keys | None) -> 
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
-        await topology.open()
         try:
-            await _warm(models, topology.snapshot.shard_map)
+            await _unless_ending(topology.open(), life)
+            await _unless_ending(_warm(models, topology.snapshot.shard_map), life)
             _relieve_collector()
-            yield
+            with ExitStack() as stack:
+                if keys is not None and watch is not None:
+                    stack.enter_context(watching(partial(watch.look, keys), life.take_reload))
+                yield
         finally:
             await topology.close()
 
@@ -73,7 +89,22 @@ def application(config: ServeConfig, shard_map: ShardMap, keys: Keys | None) -> 
         embed=models.embed,
         lifespan=lifespan,
         access_log=AccessLog(sys.stderr, level=config.log_level),
+        life=life,
     )
+
+
+async def _unless_ending(start: Coroutine[object, object, None], life: Life) -> None:
+    """Wait for `start`, or until the process is told to end: names and nodes may take long to answer."""
+    task = asyncio.create_task(start)
+    try:
+        while not task.done() and not life.ending:
+            await asyncio.wait((task,), timeout=_LOOK)
+    finally:
+        if not task.done():
+            task.cancel()
+        outcome = (await asyncio.gather(task, return_exceptions=True))[0]
+    if isinstance(outcome, Exception):
+        raise outcome
 
 
 def _shard_map(config: ServeConfig) -> ShardMap:

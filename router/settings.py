@@ -91,7 +91,14 @@ class Settings(msgspec.Struct, frozen=True):
         Seconds,
         "time for storing a body or a batch of a stream, for a delete, and between two parts of a stream",
     ] = 30.0
-    drain_timeout: Annotated[Seconds, "time for requests under way to finish after SIGTERM or Ctrl-C"] = 30.0
+    drain_delay: Annotated[
+        SecondsOrZero,
+        "time after SIGTERM in which the router still takes requests but says that it is not ready, so that "
+        "load balancers turn to another one; Ctrl-C and a second signal skip it",
+    ] = 5.0
+    drain_timeout: Annotated[Seconds, "time for requests under way to finish after that, or after Ctrl-C"] = (
+        30.0
+    )
     slow_search: Annotated[
         SecondsOrZero,
         "a search that takes as long leaves a line `slow search` in the log, at most one a second, with "

@@ -31,6 +31,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Tests connect on their own as well, and the router reads PGSCATTER_*: what the caller has set is not tested.
 for name in [name for name in os.environ if name.startswith(("PG", "PATRONI_"))]:
     del os.environ[name]
+# Most tests stop routers that no load balancer knows.
+os.environ["PGSCATTER_DRAIN_DELAY"] = "0"
+# A file of keys that a group may write is refused.
+os.umask(0o022)
 
 
 @pytest.hookimpl(wrapper=True)

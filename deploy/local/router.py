@@ -6,11 +6,12 @@ Invariant: it ends with the block that it was started for, and with its owner, h
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from deploy.local import processes
@@ -62,22 +63,27 @@ def serving(arguments: Sequence[str], log: Path, *, ready: bool = True) -> Itera
 
     Without `ready` it only has to listen: its nodes may all be down.
 
+    It is stopped without the delay that load balancers need, unless the arguments say so.
+
     Raises:
         RouterError
     """
-    with listening([sys.executable, "-m", "router.cli", *arguments], log, ready=ready) as router:
+    env = {"PGSCATTER_DRAIN_DELAY": "0", **os.environ}
+    with listening([sys.executable, "-m", "router.cli", *arguments], log, ready=ready, env=env) as router:
         yield router
 
 
 @contextlib.contextmanager
-def listening(command: Sequence[str], log: Path, *, ready: bool = False) -> Iterator[Router]:
+def listening(
+    command: Sequence[str], log: Path, *, ready: bool = False, env: Mapping[str, str] | None = None
+) -> Iterator[Router]:
     """Run a server that prints on which http://HOST:PORT it listens, during the block.
 
     Raises:
         RouterError
     """
     log.write_bytes(b"")
-    with tied_to_parent(command, log) as watcher:
+    with tied_to_parent(command, log, env) as watcher:
         deadline = time.monotonic() + _READY_SECONDS
         while not (url := _address(log)) or (ready and not _is_ready(url)):
             if watcher.poll() is not None or time.monotonic() > deadline:

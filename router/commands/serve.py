@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import socket
 import sys
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,15 +19,17 @@ import msgspec
 
 from router.commands.secrets import holds_password, redis_url
 from router.freshness.worker_counters import MAX_WORKERS, create
+from router.http.systemd import inherited_listener, notify
 from router.logs import LEVELS, configure
 from router.serve_config import ServeConfig, add_setting_flags, export, read_settings
 from shard_config import MapError, ShardMap
 from shard_config.file import codec
 
 if TYPE_CHECKING:
-    from starlette.types import ASGIApp
-
     from router.http.keys import Keys
+    from router.http.keys_watch import KeysWatch
+    from router.http.life import Life
+    from router.http.server import Bounds
 
 __all__ = ["add_parser"]
 
@@ -53,6 +57,12 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (default %(default)s)")
     parser.add_argument("--port", type=int, default=8080, help="port, 0 for any (default %(default)s)")
+    parser.add_argument(
+        "--reuse-port",
+        action="store_true",
+        help="share the port with a router that was started like this by the same account; the newest takes "
+        "all new connections",
+    )
     parser.add_argument("--workers", type=int, default=1, metavar="N", help="processes (default %(default)s)")
     parser.add_argument(
         "--api-keys", metavar="FILE", help="YAML file of keys; required unless the host is loopback"
@@ -63,36 +73,103 @@ def add_parser(subparsers: Any) -> None:
 
 
 def _run(args: argparse.Namespace) -> int:
+    if threading.current_thread() is threading.main_thread():
+        # There is nothing to reload before it serves.
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
     config = _config(args)
     # Imported here, because no other command needs uvicorn.
     from router.http.keys_file import KeysError
     from router.http.keys_file import load as load_keys
-    from router.http.server import is_loopback, listen, run
+    from router.http.keys_watch import KeysWatch
+    from router.http.life import Life
+    from router.http.server import is_loopback
 
+    watch, keys = None, None
     try:
         text = codec.read(args.map)
         shard_map = codec.parse(text, args.map, directory=Path(args.map).parent)
-        keys = None if args.api_keys is None else load_keys(Path(args.api_keys), os.environ)
-    except (MapError, KeysError) as exc:
+        if args.api_keys is not None:
+            configure(config.log_level)  # the file may deserve a warning
+            path = Path(args.api_keys).absolute()
+            watch = KeysWatch(path, partial(load_keys, path, os.environ))
+            keys = watch.load()
+        listener = _listener(args)
+    except (MapError, KeysError, ValueError) as exc:
         return _failed(str(exc))
-    try:
-        listener = listen(args.host, args.port)
     except OSError as exc:
         return _failed(f"cannot listen on {args.host} port {args.port}: {exc.strerror or exc}")
     with listener:
         if keys is None and not is_loopback(listener):
             return _failed(
-                f"{args.host} can be reached from other machines, and there are no keys; "
+                f"{listener.getsockname()[0]} can be reached from other machines, and there are no keys; "
                 "name a file of keys with --api-keys, or listen on 127.0.0.1"
             )
-        with _app(config, shard_map, text, keys) as app:
-            configure(config.log_level, pid=config.workers > 1)
+        configure(config.log_level, pid=config.workers > 1)
+        life = Life()
+        life.obey_signals()
+        service = _Service(config, shard_map, listener, life)
+        if config.workers == 1:
+            return service.alone(keys, watch)
+        return service.supervised(text, keys, watch)
 
-            def ready() -> None:
-                _say(f"pgscatter serves map version {shard_map.version} on {_url(listener)}")
 
-            drain = config.settings.drain_timeout
-            return run(app, listener, workers=config.workers, drain_timeout=drain, ready=ready)
+class _Service:
+    """A router that has all it needs, and says when it serves and when that ends."""
+
+    def __init__(self, config: ServeConfig, shard_map: ShardMap, listener: socket.socket, life: Life) -> None:
+        self._config = config
+        self._shard_map = shard_map
+        self._listener = listener
+        self._life = life
+
+    def alone(self, keys: Keys | None, watch: KeysWatch | None) -> int:
+        from router.app import application
+        from router.http.server import serve
+
+        app = partial(application, self._config, self._shard_map, keys, watch)
+        return serve(app, self._listener, self._life, self._bounds, ready=self._ready, ending=self._ending)
+
+    def supervised(self, text: str, keys: Keys | None, watch: KeysWatch | None) -> int:
+        """Workers read what was read here from a copy.
+
+        The files themselves may have been edited when a worker replaces one that died. Two workers with
+        different maps would write one document to different shards, and a file that is just being saved
+        would end worker after worker. The copy of the keys is renewed when their file changes.
+        """
+        from router.http.supervisor import supervise
+
+        # A temporary folder is readable by its owner only: digests of keys, and passwords, are in it.
+        with tempfile.TemporaryDirectory(prefix="pgscatter-") as folder, ExitStack() as stack:
+            copy = Path(folder) / "keys.json"
+            if keys is not None and watch is not None:
+                stack.enter_context(_copying(keys, watch, copy, self._life))
+            config = _shared(self._config, self._shard_map, text, Path(folder))
+            if keys is not None:
+                config = msgspec.structs.replace(config, keys_copy=str(copy))
+            export(config, os.environ)
+            return supervise(
+                _APP,
+                self._listener,
+                self._life,
+                self._bounds,
+                workers=config.workers,
+                ready=self._ready,
+                ending=self._ending,
+            )
+
+    @property
+    def _bounds(self) -> Bounds:
+        from router.http.server import Bounds
+
+        settings = self._config.settings
+        return Bounds(settings.drain_delay, settings.drain_timeout)
+
+    def _ready(self) -> None:
+        _say(f"pgscatter serves map version {self._shard_map.version} on http://{_address(self._listener)}")
+        notify("READY=1", os.environ)
+
+    def _ending(self) -> None:
+        notify("STOPPING=1", os.environ)
 
 
 def _config(args: argparse.Namespace) -> ServeConfig:
@@ -121,30 +198,33 @@ def _config(args: argparse.Namespace) -> ServeConfig:
     )
 
 
-@contextmanager
-def _app(
-    config: ServeConfig, shard_map: ShardMap, text: str, keys: Keys | None
-) -> Iterator[str | Callable[[], ASGIApp]]:
-    """The application, or for several workers the name of one that reads what was read here from a copy.
-
-    The files themselves may have been edited when a worker replaces one that died. Two workers with different
-    maps would write one document to different shards, and a file that is just being saved would end worker
-    after worker.
+def _listener(args: argparse.Namespace) -> socket.socket:
     """
-    if config.workers == 1:
-        from router.app import application
+    Raises:
+        OSError, ValueError
+    """
+    from router.http.server import listen
 
-        yield partial(application, config, shard_map, keys)
-        return
-    # A temporary folder is readable by its owner only: keys and passwords are in it.
-    with tempfile.TemporaryDirectory(prefix="pgscatter-") as folder:
-        export(_shared(config, shard_map, text, keys, Path(folder)), os.environ)
-        yield _APP
+    listener = inherited_listener(os.environ)
+    return listen(args.host, args.port, reuse_port=args.reuse_port) if listener is None else listener
 
 
-def _shared(
-    config: ServeConfig, shard_map: ShardMap, text: str, keys: Keys | None, folder: Path
-) -> ServeConfig:
+@contextmanager
+def _copying(keys: Keys, watch: KeysWatch, copy: Path, life: Life) -> Iterator[None]:
+    """Keep in `copy` what `keys` are by their file."""
+    from router.http.keys_file import save
+    from router.http.keys_watch import watching
+
+    def look(asked: bool) -> None:
+        if watch.look(keys, asked):
+            save(keys, copy)
+
+    save(keys, copy)
+    with watching(look, life.take_reload):
+        yield
+
+
+def _shared(config: ServeConfig, shard_map: ShardMap, text: str, folder: Path) -> ServeConfig:
     """Put what several workers have in common into `folder`."""
     metrics = folder / "metrics"
     metrics.mkdir()
@@ -152,23 +232,12 @@ def _shared(
     versions, map_copy = folder / "versions", folder / "map.yaml"
     create(versions, shard_map)
     map_copy.write_text(text, encoding="utf-8")
-    keys_copy = None
-    if keys is not None:
-        from router.http.keys_file import save
-
-        keys_copy = folder / "keys.json"
-        save(keys, keys_copy)
-    return msgspec.structs.replace(
-        config,
-        shared_path=str(versions),
-        map_copy=str(map_copy),
-        keys_copy=None if keys_copy is None else str(keys_copy),
-    )
+    return msgspec.structs.replace(config, shared_path=str(versions), map_copy=str(map_copy))
 
 
-def _url(listener: socket.socket) -> str:
+def _address(listener: socket.socket) -> str:
     host, port = listener.getsockname()[:2]
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def _failed(message: str) -> int:

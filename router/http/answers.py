@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -237,15 +237,20 @@ class Live(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """Whether searches can be answered, and which shards can be searched for all collections they hold."""
+    """Whether searches can be answered, and which shards can be searched for all collections they hold;
+    `draining` if the router is about to end."""
 
     ready: bool
     shards: dict[str, bool]
+    draining: bool | UnsetType = UNSET
 
 
 class Health(msgspec.Struct, frozen=True):
     """`ok`: every shard can be searched, every node is up, and nothing fails on a shard's tables; `degraded`:
-    some; `unavailable`: none. `schema` is what is not as the map says, and there only if something is."""
+    some; `unavailable`: none. `schema` is what is not as the map says, and there only if something is.
+
+    `keys`: `outdated` if their file has changed to what cannot be used, so that those before are in force.
+    """
 
     status: str
     version: str
@@ -256,6 +261,7 @@ class Health(msgspec.Struct, frozen=True):
     caches: dict[str, Any]
     schema: tuple[Finding, ...] | UnsetType = UNSET
     nodes: list[NodeStatus] | UnsetType = UNSET
+    keys: Literal["current", "outdated"] | UnsetType = UNSET
 
 
 def node_faults(nodes: Iterable[NodeStatus]) -> list[NodeFault]:

@@ -15,6 +15,7 @@ from router.http.backend import Backend, Embed
 from router.http.edge import Edge
 from router.http.inspect import Inspection
 from router.http.keys import Keys
+from router.http.life import Life
 from router.http.metrics import Metrics
 from router.http.operations import operations
 from router.http.pages import Pages
@@ -40,24 +41,26 @@ def create(
     embed: Embed,
     lifespan: Callable[[], AbstractAsyncContextManager[None]],
     access_log: AccessLog,
+    life: Life | None = None,
 ) -> ASGIApp:
     """The application that serves `backend()`, which is called once per request.
 
     `keys` of None leaves everything open. `lifespan` opens the router and closes it; `backend` is not
-    called outside it.
+    called outside it. Once `life` ends, it is not ready any more.
     """
-    inspection = Inspection(version("pgscatter"))
+    inspection = Inspection(version("pgscatter"), Life() if life is None else life, keys)
+    metrics.keys = keys
     pages = Pages(metrics)
     routes = Routes(operations(settings, embed, inspection, pages))
     description = openapi.document(routes.operations, version("pgscatter"), keys=keys is not None)
     pages.describe(description, docs_page.render(description))
 
     @asynccontextmanager
-    async def life(_: object) -> AsyncIterator[None]:
+    async def lifetime(_: object) -> AsyncIterator[None]:
         async with lifespan(), _sampling(metrics, backend), _watching_the_loop(metrics):
             yield
 
-    return Edge(routes, backend, settings, keys, metrics, access_log, life)
+    return Edge(routes, backend, settings, keys, metrics, access_log, lifetime)
 
 
 @asynccontextmanager

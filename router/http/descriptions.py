@@ -112,6 +112,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "nodes": "Every node and its state; for the scope `admin` alone.",
         "schema": "What is not as the map says on the shards' tables, if anything; for other scopes than "
         "`admin` without nodes and messages.",
+        "keys": "`outdated` while the file of keys has changed to what cannot be used.",
     },
     "Hit": {
         "id": "The document's id, of the collection's id type.",
@@ -157,7 +158,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     },
     "ProblemBody": _PROBLEM,
     "Ready": {
-        "ready": "Whether any collection can be searched on any shard.",
+        "ready": "Whether any collection can be searched on any shard, and the router is not about to end.",
+        "draining": "True if the router is about to end: send requests elsewhere.",
         "shards": "Whether each shard can be searched for all collections that it holds.",
     },
     "RecallView": {

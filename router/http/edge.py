@@ -32,7 +32,7 @@ from router.http.send import send_at_once, send_reply
 from router.http.url import path_of, query_of, segment
 from router.logs import AccessLog
 from router.query.answer import faults_of
-from router.query.errors import OverloadedError, RouterError
+from router.query.errors import OverloadedError, RouterError, UnavailableError
 from router.query.redaction import ShardFault, worst
 from router.settings import Settings
 from router.stages.answer_memory import MemoryFullError
@@ -114,7 +114,10 @@ class Edge:
             exchange.reply.status = _NO_ANSWER
         except asyncio.CancelledError:
             if CLIENT_LEFT not in scope:
-                raise
+                # The process ends, and the time for what was under way is over.
+                error = UnavailableError("the router ends, and what it had begun was not done in time")
+                exchange.reply = error_reply(error, exchange.id)
+                await _send(exchange, send, self._send_seconds)
         finally:
             if CLIENT_LEFT in scope:
                 exchange.reply.status = _NO_ANSWER

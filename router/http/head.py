@@ -6,6 +6,7 @@ does not refuse by itself. Pure; nothing here waits.
 
 from __future__ import annotations
 
+import ipaddress
 import re
 from collections.abc import Iterable
 
@@ -17,7 +18,10 @@ __all__ = ["HEAD_BYTES", "check_fields", "check_version", "origin_form", "too_la
 HEAD_BYTES = 64 * 1024
 # A host and a port as in RFC 3986, without the comma, which some proxies put between two Host headers that
 # they join. The parser leaves blanks behind a value.
-_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.vV]+\]|[A-Za-z0-9._~!$&'()*+;=%-]*)(?::\d*)?[ \t]*")
+_HOST = re.compile(
+    rb"(?:\[([0-9A-Fa-f:.]+)\]|((?:[A-Za-z0-9._~!$&'()*+;=-]|%[0-9A-Fa-f]{2})*))(?::(\d*))?[ \t]*"
+)
+_MOST_PORT = 65535
 _ABSOLUTE = re.compile(rb"https?://([^/?#]+)([^#]*)", re.IGNORECASE)
 
 
@@ -43,7 +47,7 @@ def check_fields(version: str, fields: Iterable[tuple[bytes, bytes]]) -> None:
     for name, value in fields:
         if name == b"host":
             hosts += 1
-            if not _HOST.fullmatch(value):
+            if not _is_host(value):
                 raise _malformed("its Host is not that of a URL")
         elif name == b"transfer-encoding":
             codings += [coding.strip(b" \t").lower() for coding in value.split(b",")]
@@ -76,10 +80,25 @@ def origin_form(method: bytes, target: bytes) -> bytes:
     if target.startswith(b"/") or (target == b"*" and method == b"OPTIONS"):
         return target
     url = _ABSOLUTE.fullmatch(target)
-    if url is None or not _HOST.fullmatch(url[1]):
+    # Unlike the header, the host of a URL must not be empty.
+    if url is None or url[1].startswith(b":") or not _is_host(url[1]):
         raise _malformed("its target is neither a path nor a URL of HTTP")
     rest = url[2]
     return rest if rest.startswith(b"/") else b"/" + rest
+
+
+def _is_host(value: bytes) -> bool:
+    """Whether it is a host, which may be empty, and perhaps a port, which may be empty too."""
+    parts = _HOST.fullmatch(value)
+    if parts is None:
+        return False
+    address, _, port = parts.groups()
+    if address is not None:
+        try:
+            ipaddress.IPv6Address(address.decode())
+        except ValueError:
+            return False
+    return not port or (len(port) <= 10 and int(port) <= _MOST_PORT)
 
 
 def too_large(target: bytes) -> HttpError:

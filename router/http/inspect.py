@@ -21,6 +21,8 @@ from router.http.answers import (
     node_faults,
 )
 from router.http.backend import NodeStatus
+from router.http.keys import Keys
+from router.http.life import Life
 from router.http.message import Reply, Request
 from router.query.errors import InvalidError, NotFoundError
 from router.recall.sampling import RecallSeen
@@ -49,8 +51,10 @@ _INSIDE = ("l2_reason",)
 class Inspection:
     """The handlers of everything that only looks."""
 
-    def __init__(self, version: str) -> None:
+    def __init__(self, version: str, life: Life, keys: Keys | None) -> None:
         self._version = version
+        self._life = life
+        self._keys = keys
         self._started = time.monotonic()
         self._encoder = msgspec.json.Encoder(decimal_format="number")
 
@@ -93,7 +97,8 @@ class Inspection:
 
     async def ready(self, request: Request) -> Reply:
         ready, shards = request.backend.ready()
-        reply = self._reply(Ready(ready, shards))
+        ready &= not self._life.ending
+        reply = self._reply(Ready(ready, shards, self._life.ending or UNSET))
         if not ready:
             reply.status, reply.headers = 503, _RETRY_SOON
         return reply
@@ -115,6 +120,7 @@ class Inspection:
                 caches={name: figure for name, figure in caches.items() if name not in hidden},
                 nodes=nodes if request.inside else UNSET,
                 schema=(found if request.inside else redacted(found)) or UNSET,
+                keys=UNSET if self._keys is None else "outdated" if self._keys.outdated else "current",
             )
         )
 

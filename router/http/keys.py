@@ -34,9 +34,14 @@ class Key(msgspec.Struct, frozen=True):
 
 
 class Keys:
-    """All keys that are valid."""
+    """All keys that are valid now. Changed by `router.http.keys_watch` only, from a thread of its own.
 
-    def __init__(self, keys: Iterable[Key]) -> None:
+    Attributes:
+        outdated: whether their file has been changed since to what cannot be used.
+    """
+
+    def __init__(self, keys: Iterable[Key], *, outdated: bool = False) -> None:
+        self.outdated = outdated
         self._keys = tuple(keys)
 
     def __repr__(self) -> str:
@@ -47,6 +52,10 @@ class Keys:
 
     def __len__(self) -> int:
         return len(self._keys)
+
+    def replace(self, keys: Keys) -> None:
+        """From now on these are valid, and no others."""
+        self._keys, self.outdated = keys._keys, keys.outdated
 
     def authorise(self, headers: Mapping[bytes, bytes], scope: Scope) -> Key:
         """The key that a request brought.

@@ -20,6 +20,7 @@ import msgspec
 import yaml
 
 from router.http.keys import Key, Keys, Scope
+from router.http.keys_ownership import UntrustedError, check_ownership
 from shard_config.file.environment import Unresolved, substitute
 
 __all__ = ["KeysError", "load", "parse", "restore", "save"]
@@ -40,17 +41,26 @@ class KeysError(Exception):
         self.problems = problems
 
 
+class _Saved(msgspec.Struct):
+    keys: list[Key]
+    outdated: bool
+
+
 def load(path: Path, env: Mapping[str, str]) -> Keys:
-    """
+    """The keys of a file that only root and our account can change.
+
     Raises:
         KeysError
     """
     try:
         with path.open("rb") as file:
+            check_ownership(path, os.fstat(file.fileno()))
             data = file.read(_MAX_BYTES + 1)
         if len(data) > _MAX_BYTES:
             raise KeysError([f"{path}: larger than {_MAX_BYTES} bytes"])
         text = data.decode()
+    except UntrustedError as exc:
+        raise KeysError([f"{path}: {exc}"]) from exc
     except OSError as exc:
         raise KeysError([f"{path}: {exc.strerror}"]) from exc
     except UnicodeDecodeError as exc:
@@ -79,18 +89,30 @@ def parse(text: str, env: Mapping[str, str], source: str) -> Keys:
 
 
 def save(keys: Keys, path: Path) -> None:
-    """Put `keys` into a new file for `restore`: digests alone, for the own account alone.
+    """Put `keys` into a file for `restore`: digests alone, for the own account alone.
+
+    Whoever reads it meanwhile reads the file before, as a whole.
 
     Raises:
-        OSError: the file exists, or cannot be written.
+        OSError: it cannot be written.
     """
-    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
-        file.write(msgspec.json.encode(list(keys)))
+    new = path.with_suffix(".new")
+    with open(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(msgspec.json.encode(_Saved(list(keys), keys.outdated)))
+    new.replace(path)
 
 
 def restore(path: Path) -> Keys:
-    """The keys that `save` has put there."""
-    return Keys(msgspec.json.decode(path.read_bytes(), type=list[Key]))
+    """The keys that `save` has put there.
+
+    Raises:
+        KeysError
+    """
+    try:
+        saved = msgspec.json.decode(path.read_bytes(), type=_Saved)
+    except OSError as exc:  # it goes with the supervisor
+        raise KeysError([f"{path}: {exc.strerror}"]) from exc
+    return Keys(saved.keys, outdated=saved.outdated)
 
 
 class _Reading:

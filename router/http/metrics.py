@@ -20,6 +20,7 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
 from router.http.backend import Backend, NodeStatus
+from router.http.keys import Keys
 from router.http.message import Reply, Written
 from router.http.process_metrics import ProcessMetrics
 from router.query.types import Found
@@ -156,6 +157,9 @@ class Metrics:
         )
         self.redis_took: Callable[[float], None] = self._l2_seconds.observe
         self.process = ProcessMetrics(self.registry)
+        self._keys_outdated = self._gauge(
+            "keys_outdated", "Whether the file of keys has changed to what cannot be used.", [], "livemax"
+        )
         self._map_version = self._gauge("map_version", "Version of the shard map in use.", [], "livemin")
         self._shard_ready = self._gauge("shard_ready", "Whether a shard can be read.", ["shard"], "livemin")
         self._schema_findings = self._gauge(
@@ -191,6 +195,7 @@ class Metrics:
         self._l2_counted: dict[tuple[str, str], float] = {}  # likewise
         self._schema_state: SchemaState | None = None  # as `sample` last saw it
         self.in_flight = 0
+        self.keys: Keys | None = None  # whose state is sampled
 
     def begin(self) -> None:
         self.in_flight += 1
@@ -228,6 +233,7 @@ class Metrics:
         if stats.get("l2_enabled"):
             self._l2(stats)
         self.process.sample()
+        self._keys_outdated.set(self.keys is not None and self.keys.outdated)
         self._map_version.set(backend.shard_map.version)
         nodes = {(node.shard, node.name): node for node in backend.nodes()}
         claims = [node.shard for node in nodes.values() if node.role == "primary" and node.state != "down"]

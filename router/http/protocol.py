@@ -25,6 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from router.http.errors import HttpError, Refusal
 from router.http.head import HEAD_BYTES, check_fields, check_version, origin_form, too_large
 from router.http.identity import request_id
+from router.http.life import Life
 from router.http.message import ABORT, BODY_RECEIVED, CLIENT_LEFT, FIELDS, FINISHED_METHODS, SEND_RESPONSE
 from router.http.problems import error_reply
 from router.http.write_batch import BatchedTransport, WriteBatch
@@ -48,6 +49,8 @@ _SKIPPED_BYTES = 1 << 20
 _LINGER_BYTES = 1 << 20
 _LINGER_SECONDS = 2.0
 _SLOW = Refusal.SLOW.status
+# Once the router takes no more connections: the first request of one that it has just taken is on its way.
+_FIRST_REQUEST_SECONDS = 0.5
 
 # Between the bytes that `_probe_client` sends; doubled after each.
 _AHEAD_SECONDS = 0.01
@@ -67,9 +70,10 @@ class BoundedProtocol(HttpToolsProtocol):
     `CLIENT_LEFT`, and the extensions `SEND_RESPONSE` and `ABORT`.
     """
 
-    def __init__(self, *args: Any, batch: WriteBatch, **named: Any) -> None:
+    def __init__(self, *args: Any, batch: WriteBatch, life: Life | None = None, **named: Any) -> None:
         super().__init__(*args, **named)
         self._batch = batch
+        self._life = Life() if life is None else life
         self._renew_parser()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -167,6 +171,8 @@ class BoundedProtocol(HttpToolsProtocol):
         # The previous answer may have been sent while this head was coming, which started the timer again.
         self._unset_keepalive_if_required()
         super().on_headers_complete()
+        if self._life.ending:
+            self.cycle.keep_alive = False
         # The scope has them. A new list, so that the fields of a trailer, which uvicorn adds to this one,
         # do not become headers of the request: a trailer could then set a key, or another host.
         self.headers = []
@@ -197,6 +203,33 @@ class BoundedProtocol(HttpToolsProtocol):
             check_fields(version, self.headers)
             self._host = _NO_HOST if host is None else host
         return fields
+
+    def announce_end(self) -> None:
+        """The router ends: let the answer under way say `Connection: close`, as all later ones do.
+
+        Not one whose head has gone: its client may send the next request, which is then told.
+        """
+        if self.cycle is not None and not self.cycle.response_started:
+            self.cycle.keep_alive = False
+
+    def shutdown(self) -> None:
+        """Close the connection now, or behind the answer to what has begun to come.
+
+        In place of uvicorn's, which closes also where a head is half here, or not yet here. `Life` is ending,
+        so whatever request comes is the last one.
+        """
+        if self._lingering is not None or self._in_head:
+            return
+        if self.cycle is None:
+            self.loop.call_later(_FIRST_REQUEST_SECONDS, self._close_without_request)
+        elif self.cycle.response_complete:
+            self.transport.close()
+        else:
+            self.cycle.keep_alive = False
+
+    def _close_without_request(self) -> None:
+        if self.cycle is None and not self._in_head and not self.transport.is_closing():
+            self.transport.close()
 
     def on_body(self, body: bytes) -> None:
         """As uvicorn's, less its checks for an upgrade; so is `on_message_complete`."""

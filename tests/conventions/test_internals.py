@@ -16,12 +16,9 @@ from typing import Any
 import httptools
 import pytest
 import uvicorn
-from uvicorn.config import STARTUP_FAILURE
 from uvicorn.protocols.http import httptools_impl
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.server import ServerState
-from uvicorn.supervisors import Multiprocess
-from uvicorn.supervisors.multiprocess import Process
 
 from router.http import protocol, server
 from router.http.write_batch import BatchedTransport, WriteBatch
@@ -58,9 +55,9 @@ def test_what_is_overridden_is_there_to_be_overridden() -> None:
         "on_body",
         "on_message_complete",
         "_start_asgi_task",
+        "shutdown",
     }
-    assert own(server._Server, uvicorn.Server) == {"startup"}
-    assert own(server._Supervisor, Multiprocess) == {"keep_subprocess_alive", "handle_hup", "join_all"}
+    assert own(server._Server, uvicorn.Server) == {"capture_signals", "startup", "on_tick", "shutdown"}
 
 
 @pytest.mark.parametrize(
@@ -70,11 +67,12 @@ def test_what_is_overridden_is_there_to_be_overridden() -> None:
         (httptools_impl.HttpToolsProtocol, "_unset_keepalive_if_required", ["self"]),
         (httptools_impl.HttpToolsProtocol, "on_response_complete", ["self"]),
         (httptools_impl.HttpToolsProtocol, "shutdown", ["self"]),
+        (uvicorn.Server, "capture_signals", ["self"]),
+        (uvicorn.Server, "on_tick", ["self", "counter"]),
+        (uvicorn.Server, "shutdown", ["self", "sockets"]),
         (httptools_impl.RequestResponseCycle, "run_asgi", ["self", "app"]),
         (FlowControl, "resume_reading", ["self"]),
         (uvicorn.Server, "startup", ["self", "sockets"]),
-        (Multiprocess, "__init__", ["self", "config", "sockets"]),
-        (Process, "is_ready", ["self", "timeout"]),
     ],
 )
 def test_methods_take_what_they_are_given(cls: type, name: str, parameters: list[str]) -> None:
@@ -102,12 +100,13 @@ def test_a_cycle_has_what_is_read_of_it() -> None:
         assert name in vars(cycle), name
 
 
-def test_a_supervisor_and_its_processes_have_what_is_read_of_them() -> None:
-    supervisor = Multiprocess(uvicorn.Config("a:b", log_config=None, workers=2), [])
-    assert supervisor.processes == [] and not supervisor.should_exit.is_set()
-    for name in ("pid", "exitcode", "process", "child_conn"):
-        assert name in vars(Process) or name in inspect.getsource(Process.__init__), name
-    assert STARTUP_FAILURE == 3
+def test_a_server_has_what_is_read_and_set_of_it() -> None:
+    made = uvicorn.Server(uvicorn.Config("a:b", log_config=None))
+    assert (made.started, made.should_exit, made.server_state.connections) == (False, False, set())
+    # What `shutdown` closes, and where `serve` looks at what `on_tick` sets.
+    assert "self.servers" in inspect.getsource(uvicorn.Server.startup)
+    assert "self.lifespan = " in inspect.getsource(uvicorn.Server._serve)
+    assert "if not self.should_exit" in inspect.getsource(uvicorn.Server._serve)
     assert httptools_impl.STATUS_LINE[200] == b"HTTP/1.1 200 OK\r\n"
 
 

@@ -278,6 +278,9 @@ async def test_trailers_are_no_headers(router: Wire) -> None:
         (b"GET http://[::1]:8080/livez HTTP/1.1", [200, 200]),
         (b"GET http://user:password@router/livez HTTP/1.1", [400]),
         (b"GET http:///livez HTTP/1.1", [400]),
+        (b"GET http://:80/livez HTTP/1.1", [400]),
+        (b"GET http://router:65536/livez HTTP/1.1", [400]),
+        (b"GET http://[1:2]/livez HTTP/1.1", [400]),
         (b"GET ftp://router/livez HTTP/1.1", [400]),
         (b"GET router/livez HTTP/1.1", [400]),
         (b"GET //livez HTTP/1.1", [404, 200]),
@@ -335,6 +338,35 @@ async def test_request_lines_are_read_as_the_standard_says(
         ([b"router/path"], b"1.1", 400),
         ([b"router:port"], b"1.1", 400),
         ([b"http://router"], b"1.1", 400),
+        # Siblings of those: of the address, the port, and the characters.
+        ([b"[::1]"], b"1.1", 200),
+        ([b"[::ffff:10.0.0.1]:80"], b"1.1", 200),
+        ([b"[::1"], b"1.1", 400),
+        ([b"::1"], b"1.1", 400),
+        ([b"[1:2]"], b"1.1", 400),
+        ([b"[:::1]"], b"1.1", 400),
+        ([b"[10.0.0.1]"], b"1.1", 400),
+        ([b"[fe80::1%25eth0]"], b"1.1", 400),
+        ([b"router:"], b"1.1", 200),
+        ([b"router:65535"], b"1.1", 200),
+        ([b"router:65536"], b"1.1", 400),
+        ([b"router:0000000000000000080"], b"1.1", 400),
+        ([b"router:-1"], b"1.1", 400),
+        ([b"router:80:80"], b"1.1", 400),
+        ([b"r%6Futer"], b"1.1", 200),
+        ([b"r%6outer"], b"1.1", 400),
+        ([b"r%"], b"1.1", 400),
+        ([b"ro uter"], b"1.1", 400),
+        ([b"router\t:80"], b"1.1", 400),
+        ([b"router?x"], b"1.1", 400),
+        ([b"router#x"], b"1.1", 400),
+        ([b"router\\x"], b"1.1", 400),
+        ([b"<script>"], b"1.1", 400),
+        ([b'"router"'], b"1.1", 400),
+        ([b"r\xc3\xb6uter"], b"1.1", 400),
+        ([b"router", b""], b"1.1", 400),
+        ([b"", b""], b"1.1", 400),
+        ([b"user@router"], b"1.0", 400),
     ],
 )
 async def test_a_request_names_its_host_once(
@@ -398,3 +430,16 @@ async def test_the_head_is_as_bounded_with_an_offer_to_upgrade(router: Wire) -> 
     long = LIVE + OFFERS[0] + filler * (HEAD_BYTES // 1000 + 1) + b"\r\n"
     assert [status for status, _ in await router.say(long)] == [431]
     assert [status for status, _ in await router.say(long[:50_000], long[50_000:])] == [431]
+
+
+async def test_a_bad_host_is_refused_on_a_connection_that_named_a_good_one(router: Wire) -> None:
+    for bad in (b"host: user@router\r\n", b"", HOST + HOST, b"host: other\r\n" + HOST):
+        request = b"GET /livez HTTP/1.1\r\n" + bad + b"\r\n"
+        answers = await router.say(LIVE + b"\r\n", request + LIVE + b"\r\n")
+        assert [status for status, _ in answers] == [200, 400]
+
+
+async def test_a_host_comes_back_in_no_answer(router: Wire) -> None:
+    for path in (b"/openapi.json", b"/docs", b"/docs/", b"/nothing"):
+        received = await router.exchange(b"GET " + path + b" HTTP/1.1\r\nhost: evil.example:81\r\n\r\n")
+        assert received.startswith(b"HTTP/1.1 ") and b"evil.example" not in received
