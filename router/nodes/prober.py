@@ -23,10 +23,10 @@ from router.nodes.patroni import Patroni
 from router.policy.replication import Heads, claims, elect
 from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import (
+    LASTING,
     MISSING_EXTENSION,
     POSTGRES_ERRORS,
     Connection,
-    ErrorKind,
     NodeError,
     node_error,
     open_connection,
@@ -255,7 +255,7 @@ class _Watch:
                 self.node.state,
                 health=Health.DOWN,
                 reason=reason,
-                permanent=error.kind is ErrorKind.FATAL,
+                permanent=error.kind in LASTING,
             )
         if self._patroni is not None and claims(state):
             state = msgspec.structs.replace(state, leads=await self._patroni.leads())

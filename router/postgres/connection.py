@@ -26,6 +26,7 @@ from router.postgres.session_settings import SettingsRefusedError, apply_setting
 from shard_config.times import date_of, days_of, microseconds_of, timestamp_of, timestamptz_of
 
 __all__ = [
+    "LASTING",
     "MISSING_EXTENSION",
     "POSTGRES_ERRORS",
     "Connection",
@@ -110,7 +111,7 @@ class ErrorKind(StrEnum):
     `UNREACHABLE` (no connection to be had), `LOST` (the connection broke under a statement) and
     `TRANSIENT` may succeed on another node or later, `CONFLICT` (a deadlock, a serialization failure) at
     once, `READ_ONLY` says the node is no primary, `DATA` blames the values sent, `FATAL` will repeat until
-    an operator mends the server, the table or the router's rights.
+    an operator mends the server or the table, `DENIED` until the router's role is given a right.
     """
 
     UNREACHABLE = "unreachable"
@@ -120,6 +121,11 @@ class ErrorKind(StrEnum):
     READ_ONLY = "read_only"
     DATA = "data"
     FATAL = "fatal"
+    DENIED = "denied"
+
+
+# What an operator has to mend.
+LASTING = (ErrorKind.FATAL, ErrorKind.DENIED)
 
 
 class NodeError(Exception):
@@ -137,7 +143,7 @@ class NodeError(Exception):
     @property
     def permanent(self) -> bool:
         """Whether the same statement will fail again for as long as nobody changes the server."""
-        return self.kind in (ErrorKind.FATAL, ErrorKind.DATA)
+        return self.kind in (*LASTING, ErrorKind.DATA)
 
 
 async def open_connection(
@@ -296,8 +302,10 @@ def _statement_error(exc: asyncpg.PostgresError) -> NodeError:
         return NodeError(ErrorKind.TRANSIENT, message)
     if state == "25006":
         return NodeError(ErrorKind.READ_ONLY, message)
-    advice = _ADVICE.get(state)
-    return NodeError(ErrorKind.FATAL, f"{message}: {advice}" if advice else message)
+    # Whoever ran the statement may have looked what the role lacks.
+    advice = "; ".join(getattr(exc, "__notes__", ())) or _ADVICE.get(state)
+    kind = ErrorKind.DENIED if state == "42501" else ErrorKind.FATAL
+    return NodeError(kind, f"{message}: {advice}" if advice else message)
 
 
 _ROW_CLASSES = ("09", "21", "22", "23", "27", "2F", "38", "44", "54", "P0")

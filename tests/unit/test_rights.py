@@ -7,11 +7,11 @@ from typing import Any
 import msgspec
 import pytest
 
-from router.schema.ddl import stored_types
-from router.schema.rights import PROGRESS, Held, Use, missing_rights
+from router.postgres.rights import PROGRESS, Held, Use, missing_rights
+from router.postgres.sql import mapped_columns
 from tests.unit.queries import collection
 
-COLUMNS = tuple(stored_types(collection()))
+COLUMNS = tuple(mapped_columns(collection()))
 TABLE = str(collection().table)
 
 
