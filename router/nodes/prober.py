@@ -27,10 +27,12 @@ from router.postgres.connection import (
     MISSING_EXTENSION,
     POSTGRES_ERRORS,
     Connection,
+    ErrorKind,
     NodeError,
     node_error,
     open_connection,
 )
+from router.postgres.pooler import SHARED
 from router.postgres.wal import STATE_COLUMNS, STATE_SOURCE
 from router.settings import Settings
 
@@ -41,7 +43,8 @@ SELECT {STATE_COLUMNS},
        extract(epoch FROM pg_postmaster_start_time())::float8 AS started,
        CASE WHEN r.standby
             THEN extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 END AS age,
-       EXISTS (SELECT FROM pg_extension WHERE extname = 'vector') AS vector
+       EXISTS (SELECT FROM pg_extension WHERE extname = 'vector') AS vector,
+       pg_backend_pid() AS process
 FROM {STATE_SOURCE}
 """
 
@@ -277,6 +280,7 @@ class _Watch:
             connect_timeout=self._settings.probe_timeout,
             statement_timeout=self._settings.probe_timeout,
             name="pgscatter probe",
+            check_pooler=True,
         )
         return await _state(self._connection)
 
@@ -288,6 +292,8 @@ class _Watch:
 
 async def _state(connection: Connection) -> NodeState:
     row = await connection.fetchrow(_QUERY)
+    if row is not None and row["process"] != connection.process:
+        raise NodeError(ErrorKind.FATAL, SHARED)
     if row is None or row["lsn"] is None:
         # A replica that has replayed nothing yet has no position.
         return NodeState(Health.UP, Role.REPLICA, 0)
