@@ -4,20 +4,28 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import io
 import itertools
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+import msgspec
+import numpy as np
 import pytest
 
 from deploy.local import Cluster
+from router.bulk.errors import LoadError
+from router.bulk.load import Options, Summary, load
 from router.postgres.sql import mapped_columns
+from router.schema.apply import ShardResult, apply
 from router.schema.rights import Use, held_rights, missing_rights
 from router.settings import Settings
+from router.terminal import Display
 from router.topology import Parts, Topology
 from shard_config import model
 from shard_config.values import ValueType
@@ -288,3 +296,95 @@ async def test_a_primary_whose_transactions_are_read_only_is_not_taken_for_a_rep
             assert {node.role for node in served.router.nodes()} == {"primary"}
             assert sum(node.role_changes for node in served.router.nodes()) == 0
         await made.grant(f"DROP FUNCTION {name}_f() CASCADE")
+
+
+async def loaded(made: Tables, source: Path) -> Summary:
+    """What a load by the role has come to."""
+    nodes = [dataclasses.replace(n, dsn=as_role(n.dsn, made.role)) for n in made.cluster.nodes]
+    shards = msgspec.structs.replace(
+        shard_map(cast(Cluster, _Nodes(nodes))), collections={"docs": made.collection}
+    )
+    with Display(io.StringIO()) as display:
+        return await load(shards, made.collection, source, Options(), display)
+
+
+async def applied(made: Tables) -> list[ShardResult]:
+    """What `schema apply` by the owner has done."""
+    shards = msgspec.structs.replace(shard_map(made.cluster), collections={"docs": made.collection})
+    with Display(io.StringIO()) as display:
+        return await apply(shards, [made.collection], display)
+
+
+def source(folder: Path) -> Path:
+    np.save(folder / "rows.npy", np.ones((50, 8), np.float32))
+    return folder / "rows.npy"
+
+
+async def test_a_load_by_a_role_that_owns_nothing_says_what_to_grant_and_then_works(
+    owned: Cluster, tmp_path: Path
+) -> None:
+    async with tables(owned) as made:
+        await made.grant("TRUNCATE {table}")
+        for result in await applied(made):
+            assert result.errors == []
+        assert not any(result.done for result in await applied(made))
+        with pytest.raises(LoadError, match="may not load into") as caught:
+            await loaded(made, source(tmp_path))
+        assert caught.value.lines[0].startswith("s0: ")
+        await made.grant(*caught.value.lines[0].split(": ", 2)[-1].split("; "))
+        assert await made.lacks(Use.LOAD) == []
+        summary = await loaded(made, source(tmp_path))
+        assert (summary.rows, summary.earlier) == (50, 0)
+        assert ["statistics of" in note for note in summary.notes] == [True, True]
+        # The index was not dropped by somebody who could not have built it again.
+        (index,) = await owned_rows(made, "SELECT count(*) FROM pg_indexes WHERE indexdef LIKE '%hnsw%'")
+        assert index >= 1
+        again = await loaded(made, source(tmp_path))
+        assert (again.rows, again.earlier, again.idle) == (0, 50, True)
+
+
+async def owned_rows(made: Tables, query: str) -> list[Any]:
+    connection = await asyncpg.connect(made.cluster.nodes[0].dsn)
+    try:
+        return [row[0] for row in await connection.fetch(query)]
+    finally:
+        await connection.close()
+
+
+async def test_a_role_that_may_not_create_the_tables_of_a_load_is_told_who_does(
+    owned: Cluster, tmp_path: Path
+) -> None:
+    async with tables(owned) as made:
+        await made.grant(
+            "DROP SCHEMA IF EXISTS pgscatter CASCADE",
+            "TRUNCATE {table}",
+            "GRANT INSERT, SELECT ON {table} TO {role}",
+            "GRANT MAINTAIN ON {table} TO {role}",
+        )
+        with pytest.raises(LoadError, match="run `pgscatter schema apply` as one with CREATE") as caught:
+            await loaded(made, source(tmp_path))
+        for result in await applied(made):
+            assert "created the tables of `load` in schema pgscatter" in result.done
+        await made.grant(*caught.value.lines[0].rsplit("then: ", 1)[1].split("; "))
+        summary = await loaded(made, source(tmp_path))
+        assert (summary.rows, summary.notes) == (50, [])
+
+
+async def test_whoever_applies_a_schema_without_creating_schemas_is_told_that_loads_lack_theirs(
+    owned: Cluster,
+) -> None:
+    async with tables(owned) as made:
+        await made.grant(
+            "DROP SCHEMA IF EXISTS pgscatter CASCADE",
+            "GRANT CREATE ON SCHEMA public TO {role}",
+            "ALTER TABLE {table} OWNER TO {role}",
+        )
+        nodes = [dataclasses.replace(n, dsn=as_role(n.dsn, made.role)) for n in owned.nodes]
+        shards = msgspec.structs.replace(
+            shard_map(cast(Cluster, _Nodes(nodes))), collections={"docs": made.collection}
+        )
+        with Display(io.StringIO()) as display:
+            for result in await apply(shards, [made.collection], display):
+                assert result.errors == []
+                assert ["may not create them" in note for note in result.notes] == [True]
+        await made.grant("ALTER TABLE {table} OWNER TO postgres")
