@@ -17,6 +17,7 @@ import msgspec
 
 from router.freshness.worker_counters import MAX_WORKERS, create
 from router.logs import LEVELS, configure
+from router.postgres.dsn_files import files_of_map
 from router.serve_config import ServeConfig, add_setting_flags, export, read_settings
 from shard_config import MapError, ShardMap
 from shard_config.file import codec
@@ -65,6 +66,9 @@ def _run(args: argparse.Namespace) -> int:
         keys = None if args.api_keys is None else load_keys(Path(args.api_keys), os.environ)
     except (MapError, KeysError) as exc:
         return _failed(str(exc))
+    files = files_of_map(shard_map)
+    if files:
+        return _failed("\n".join(f"{args.map}: {complaint}" for complaint in files))
     try:
         listener = listen(args.host, args.port)
     except OSError as exc:

@@ -272,6 +272,7 @@ def _connect_error(exc: BaseException) -> NodeError:
         asyncpg.InvalidAuthorizationSpecificationError,
         asyncpg.InvalidCatalogNameError,
         asyncpg.InsufficientPrivilegeError,
+        driver.FileError,
     )
     if isinstance(exc, repeats):
         return NodeError(ErrorKind.FATAL, _message(exc))
@@ -294,6 +295,8 @@ def node_error(exc: BaseException) -> NodeError:
     if isinstance(exc, PoolerFullError):
         return NodeError(ErrorKind.TRANSIENT, str(exc))
     if isinstance(exc, (SettingsRefusedError, PoolerError)):
+        return NodeError(ErrorKind.FATAL, str(exc))
+    if isinstance(exc, driver.FileError):
         return NodeError(ErrorKind.FATAL, str(exc))
     if isinstance(exc, asyncpg.PostgresError):
         return _statement_error(exc)
@@ -361,6 +364,8 @@ def _message(exc: BaseException) -> str:
 
 
 def _system_message(exc: OSError) -> str:
+    if isinstance(exc, driver.FileError):
+        return str(exc)
     if isinstance(exc, TimeoutError):
         return "timed out"
     if isinstance(exc, ConnectionRefusedError):
