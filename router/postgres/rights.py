@@ -3,7 +3,7 @@
 `missing_rights` is pure: it compares what `held_rights` has read with the table below, and writes what is
 missing as the statements that grant it. An owner or a superuser lacks nothing.
 
-    read     searches, counts, documents by id, statistics, `tune`: SELECT on the columns of the map
+    read     searches, counts, documents by id, statistics: SELECT on the columns of the map
     write    also upserts and deletes: INSERT and UPDATE on those columns, DELETE on the table
     load     INSERT on those columns, SELECT on the id, all on the marks of `load` in schema pgscatter
     build    indexes and ANALYZE, by `schema apply` and at the end of a load: to own the table
