@@ -27,6 +27,8 @@ C = TypeVar("C", bound=asyncpg.Connection)
 # Not what a server that is away causes: many may be away at once, and files take time to read.
 _MAY_BE_FILES = (
     *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ssl.SSLError),
+    # A server that refuses the client's certificate hangs up.
+    *(ConnectionResetError, BrokenPipeError, asyncpg.PostgresConnectionError),
     *(asyncpg.ClientConfigurationError, asyncpg.InvalidAuthorizationSpecificationError),
 )
 

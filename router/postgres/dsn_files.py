@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import ssl
 import stat
+import time
 from collections.abc import Iterator, Mapping
 
 from shard_config.dsn import parameters
@@ -72,3 +73,21 @@ def _contents(named: Mapping[str, str], query: Mapping[str, str]) -> Iterator[st
                 yield f"sslcert={named['sslcert']}: {where} is that of another certificate"
             else:
                 yield f"sslcert={named['sslcert']}: with {where} it is no certificate and key in PEM format"
+        else:
+            ended = _end_of(named["sslcert"])
+            if ended is not None and ssl.cert_time_to_seconds(ended) < time.time():
+                yield f"sslcert={named['sslcert']}: the certificate has expired, on {ended}"
+    if authorities := context.get_ca_certs():
+        ends = [str(one["notAfter"]) for one in authorities]
+        latest = max(ends, key=ssl.cert_time_to_seconds)
+        if ssl.cert_time_to_seconds(latest) < time.time():
+            yield f"sslrootcert={named['sslrootcert']}: what is in it has expired, on {latest}"
+
+
+def _end_of(path: str) -> str | None:
+    """When the first certificate of the file ends; None where Python cannot read that.
+
+    Its only function that reads a certificate which is no authority's is one of its own tests'.
+    """
+    decode = getattr(getattr(ssl, "_ssl", None), "_test_decode_cert", None)
+    return None if decode is None else str(decode(path)["notAfter"])

@@ -123,6 +123,15 @@ async def test_a_certificate_that_is_refused_is_told_with_the_authoritys_file_an
     assert "secret" not in str(caught.value)
 
 
+async def test_a_clients_certificate_that_has_expired_is_named(plain: Cluster, files: Path) -> None:
+    (files / "expired.pem").chmod(0o600)
+    query = f"sslmode=verify-full&sslrootcert={files}/ca.pem&sslcert={files}/expired.pem"
+    with speaking_tls(plain, "server.pem", ask_client=True) as port, pytest.raises(NodeError) as caught:
+        await opened(port, query)
+    said = f"sslcert={files}/expired.pem: the certificate has expired, on Jan  2 00:00:00 2020 GMT"
+    assert (caught.value.kind, str(caught.value)) == (ErrorKind.FATAL, said)
+
+
 def spoilt(files: Path, how: str) -> tuple[str, str]:
     """Files at fault: the query that names them, and what is said."""
     root, cert, key = (f"{files}/{name}" for name in ("ca.pem", "client.pem", "client.key"))
