@@ -13,7 +13,7 @@ from router.bulk.target import Target
 from router.postgres.connection import NodeError
 from router.schema import ddl
 from router.schema.build import BuildLimits, build_index, graph_bytes, sort_bytes
-from router.schema.inspect import inspect
+from router.schema.inspect import Found, inspect
 from router.schema.primary import on_each
 from router.schema.replicas import Lag, wait_replayed
 from router.schema.session import node_errors
@@ -52,6 +52,8 @@ async def index(
 async def _index(collection: Collection, target: Target, limits: BuildLimits, display: Display) -> list[str]:
     connection = target.primary.connection
     found = await inspect(connection, collection)
+    if not target.owns:
+        return await _without_owning(collection, target, found)
     notes = []
     if vector_index(collection, found) is None:
         statement = target.load.deferred_index or await resume.owed_index(connection, target.relation)
@@ -67,6 +69,24 @@ async def _index(collection: Collection, target: Target, limits: BuildLimits, di
             note = await _build(collection, target, statement, limits, display, hnsw=False)
             notes += [note] if note else []
     await connection.execute(ddl.analyze(collection))
+    return notes
+
+
+async def _without_owning(collection: Collection, target: Target, found: Found) -> list[str]:
+    """What only the table's owner may do is left, and said."""
+    lacks = [change.lacking for change in changes(collection, found, vector_index=True)]
+    notes = [
+        f"{collection.table} lacks {lacking}, which only its owner may build:"
+        " run `pgscatter schema apply` as that role"
+        for lacking in lacks
+    ]
+    if target.analyzes:
+        await target.primary.connection.execute(ddl.analyze(collection))
+    else:
+        notes.append(
+            f"statistics of {collection.table} were not gathered, which only its owner may, or from"
+            f" PostgreSQL 17 on who has MAINTAIN: run {ddl.analyze(collection)}"
+        )
     return notes
 
 

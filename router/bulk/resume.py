@@ -5,7 +5,7 @@
 
 Invariant: a chunk's mark is committed with its rows or not at all, so whatever is killed, and whenever,
 no row is loaded twice or left out. Marks are of the table's oid: they die with the table, and with its
-rows when it has been emptied.
+rows when it has been emptied. `router.schema.load_tables` creates them.
 """
 
 from __future__ import annotations
@@ -28,40 +28,9 @@ __all__ = [
     "mark",
     "options_digest",
     "owed_index",
-    "prepare",
     "set_mark",
 ]
 
-# Runs of any kind create the tables one after the other; the number is "pgscatml" in ASCII.
-_LOCK = 0x70677363_61746D6C
-_PREPARED = (
-    "SELECT to_regclass('pgscatter.load') IS NOT NULL AND EXISTS (SELECT FROM pg_attribute"
-    " WHERE attrelid = to_regclass('pgscatter.load_chunk') AND attname = 'rejected')"
-)
-_TABLES = f"""
-SELECT pg_advisory_xact_lock({_LOCK});
-CREATE SCHEMA IF NOT EXISTS pgscatter;
-CREATE TABLE IF NOT EXISTS pgscatter.load (
-    id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
-    relation oid NOT NULL,
-    source text NOT NULL,
-    options text NOT NULL,
-    chunk_rows bigint NOT NULL,
-    deferred_index text,
-    began_at timestamptz NOT NULL DEFAULT now(),
-    finished_at timestamptz,
-    UNIQUE (relation, source, options)
-);
-COMMENT ON COLUMN pgscatter.load.deferred_index IS 'statement that builds the index once all rows are in';
-CREATE TABLE IF NOT EXISTS pgscatter.load_chunk (
-    load bigint NOT NULL REFERENCES pgscatter.load ON DELETE CASCADE,
-    chunk bigint NOT NULL,
-    rows bigint NOT NULL,
-    refused bigint NOT NULL,
-    PRIMARY KEY (load, chunk)
-);
-ALTER TABLE pgscatter.load_chunk ADD COLUMN IF NOT EXISTS rejected bigint NOT NULL DEFAULT 0;
-"""
 # Marks of tables that are gone, and of rows that are gone from a table that is empty now.
 _PRUNE = """
 DELETE FROM pgscatter.load l
@@ -130,13 +99,6 @@ def options_digest(collection: Collection, dataset: str, limit: int | None) -> s
         ),
     )
     return blake2b(repr(decisive).encode(), digest_size=16).hexdigest()
-
-
-async def prepare(connection: Connection) -> None:
-    """Create the tables of marks if they are missing."""
-    if not await connection.fetchval(_PREPARED):
-        async with connection.transaction():
-            await connection.execute(_TABLES)
 
 
 async def existing(connection: Connection, relation: int, empty: bool, job: Job) -> Load | None:

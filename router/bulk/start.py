@@ -20,7 +20,9 @@ from router.postgres.connection import ErrorKind, NodeError
 from router.schema import ddl
 from router.schema.inspect import Found, inspect
 from router.schema.load_lock import load_lock
+from router.schema.load_tables import create_load_tables
 from router.schema.primary import Primary, on_each, primary_of
+from router.schema.rights import Held, Use, held_rights, missing_rights
 from router.schema.session import node_errors
 from router.schema.shape import mismatches, vector_index
 from shard_config.model import Collection, ShardMap
@@ -45,6 +47,7 @@ class _Seen(msgspec.Struct, frozen=True):
 
     primary: Primary
     found: Found
+    rights: Held
     load: Load | None
 
     @property
@@ -119,11 +122,18 @@ def shard_error(failed: Mapping[str, NodeError]) -> ShardError:
 
 
 async def _check(primary: Primary, collection: Collection) -> int:
-    """The table's oid, if it can hold the rows."""
-    found = await inspect(primary.connection, collection)
-    if found.oid is None:
+    """The table's oid, if it can hold the rows, and the role may bring them."""
+    rights = await held_rights(primary.connection, collection)
+    if rights is None:
         advice = f"run `pgscatter schema apply --collection {collection.name}` with this map first"
         raise NodeError(ErrorKind.FATAL, f"no table {collection.table}; {advice}")
+    missing = missing_rights(collection, rights, Use.LOAD)
+    if missing:
+        said = f"the role {rights.role} may not load into {collection.table}: {'; '.join(missing)}"
+        raise NodeError(ErrorKind.DENIED, said)
+    found = await inspect(primary.connection, collection)
+    if found.oid is None:
+        raise NodeError(ErrorKind.FATAL, f"the table {collection.table} has just been dropped")
     problems = mismatches(collection, found, replicated=False)
     if problems:
         raise NodeError(ErrorKind.FATAL, f"{collection.table} cannot hold the rows: {'; '.join(problems)}")
@@ -155,12 +165,13 @@ async def _lock(primary: Primary, relation: int) -> None:
 async def _see(primary: Primary, collection: Collection, job: Job, restart: bool) -> _Seen:
     connection = primary.connection
     found = await inspect(connection, collection)
-    if found.oid is None:
+    rights = await held_rights(connection, collection)
+    if found.oid is None or rights is None:
         raise NodeError(ErrorKind.FATAL, f"the table {collection.table} has just been dropped")
-    await resume.prepare(connection)
+    await create_load_tables(connection)
     if restart:
         await resume.forget(connection, found.oid, job.source)
-    return _Seen(primary, found, await resume.existing(connection, found.oid, found.empty, job))
+    return _Seen(primary, found, rights, await resume.existing(connection, found.oid, found.empty, job))
 
 
 def _chunk_rows(collection: Collection, begun: Iterable[Load], wanted: int | None) -> int:
@@ -183,7 +194,9 @@ async def _begin(seen: _Seen, collection: Collection, job: Job, chunk_rows: int)
     load = seen.load
     if load is None:
         async with seen.primary.connection.transaction():
-            deferred = await _defer_index(seen, collection) if seen.found.empty else None
+            # Whoever does not own the table could not build it again either.
+            defers = seen.found.empty and seen.rights.owns
+            deferred = await _defer_index(seen, collection) if defers else None
             load = await resume.begin(seen.primary.connection, seen.relation, job, chunk_rows, deferred)
     shard = seen.primary.shard
     return Target(
@@ -191,6 +204,8 @@ async def _begin(seen: _Seen, collection: Collection, job: Job, chunk_rows: int)
         index=shard_names(collection.sharding).index(shard),
         primary=seen.primary,
         relation=seen.relation,
+        owns=seen.rights.owns,
+        analyzes=seen.rights.analyzes,
         defaulted=frozenset(column.name for column in seen.found.columns.values() if column.filled),
         load=load,
         chunks=set(load.chunks),

@@ -21,6 +21,7 @@ class Target(msgspec.Struct):
     Attributes:
         index: the shard's index in `shard_names`.
         relation: oid of the table.
+        owns, analyzes: whether the role may build the table's indexes, and gather its statistics.
         defaulted: the table's columns that leaving out fills with anything but NULL.
         chunks: numbers of the chunks that the shard has.
         earlier: rows that earlier runs have loaded.
@@ -32,6 +33,8 @@ class Target(msgspec.Struct):
     index: int
     primary: Primary
     relation: int
+    owns: bool
+    analyzes: bool
     defaulted: frozenset[str]
     load: Load
     chunks: set[int]

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from router.postgres.dsn_files import files_of_map
 from shard_config import partition, values
 from shard_config.dsn import redact
 from shard_config.file import codec
@@ -48,6 +49,9 @@ def _validate(args: argparse.Namespace) -> int:
     shard_map = _load(args.file)
     if shard_map is None:
         return 1
+    for complaint in files_of_map(shard_map):
+        # They may be there where the router runs.
+        print(f"{args.file}: warning: {complaint}", file=sys.stderr)
     counts = (
         _count(len(shard_map.shards), "shard"),
         _count(sum(len(shard.nodes) for shard in shard_map.shards.values()), "node"),

@@ -97,6 +97,8 @@ def _reason(outcome: Outcome[dict[int, str]] | Outcome[int]) -> WriteFailure:
         return "unknown"
     if outcome.kind is ErrorKind.DATA:
         return "conflict"
+    if outcome.kind is ErrorKind.DENIED:
+        return "denied"
     return "misconfigured" if outcome.kind is ErrorKind.FATAL else "unavailable"
 
 

@@ -19,7 +19,7 @@ __all__ = [
     "WriteFailure",
 ]
 
-WriteFailure: TypeAlias = Literal["conflict", "unavailable", "misconfigured", "unknown"]
+WriteFailure: TypeAlias = Literal["conflict", "unavailable", "denied", "misconfigured", "unknown"]
 
 
 class Document(msgspec.Struct, frozen=True):
@@ -41,9 +41,9 @@ class Document(msgspec.Struct, frozen=True):
 
 
 class DocumentFailure(msgspec.Struct, frozen=True):
-    """A document that was not stored: `invalid`, `conflict`, `unavailable`, `misconfigured` (its shard
-    refuses everything until somebody mends it) or `unknown` (the commit's outcome could not be learned;
-    sending it again is safe)."""
+    """A document that was not stored: `invalid`, `conflict`, `unavailable`, `denied` (the router's role may
+    not write there), `misconfigured` (its shard refuses everything until somebody mends it) or `unknown`
+    (the commit's outcome could not be learned; sending it again is safe)."""
 
     index: int
     id: object

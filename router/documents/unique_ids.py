@@ -31,7 +31,7 @@ from router.nodes.node import Node
 from router.postgres import sql
 from router.postgres.connection import POSTGRES_ERRORS, Connection, ErrorKind, NodeError
 from router.postgres.wal import written_position
-from router.postgres.write import lock_holder, try_advisory_lock, unlock_all
+from router.postgres.write import explained, lock_holder, try_advisory_lock, unlock_all
 from router.query.errors import OverloadedError
 from shard_config.model import Collection
 
@@ -174,10 +174,17 @@ class _Attempt:
             if not await self._try_lock(shard, keys):
                 return None
             node, connection = self._used[shard]
-            try:
+
+            async def ask() -> list[object]:
                 return [row[0] for row in await connection.fetch(statement.sql, *statement.args)]
+
+            try:
+                return await explained(connection, self._collection, ask)
             except POSTGRES_ERRORS as exc:
-                raise node.writes.error(connection, exc) from exc
+                error = node.writes.error(connection, exc)
+                # Its documents may belong to other shards than the one that cannot be asked.
+                said = f"{node.config.name}: {error}"
+                raise NodeError(error.kind, said, renewable=error.renewable) from exc
 
         found = await asyncio.gather(*(existing(shard) for shard in sessions))
         holders: dict[object, set[str]] = defaultdict(set)
@@ -214,10 +221,14 @@ class _Attempt:
             self._storing.add(shard)  # before the statement: if this is cancelled, it may be committed
             committed = False
             try:
-                refused = await store_documents(connection, self._collection, part)
+                refused = await explained(
+                    connection,
+                    self._collection,
+                    lambda: store_documents(connection, self._collection, part),
+                )
                 committed = True
                 position = await written_position(connection)
-            except POSTGRES_ERRORS as exc:
+            except (NodeError, *POSTGRES_ERRORS) as exc:
                 unknown = committed or connection.is_closed()
                 error = node.writes.error(connection, exc)
                 connection.terminate()

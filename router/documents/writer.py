@@ -18,7 +18,7 @@ from router.documents.types import DeleteOutcome, Document, UpsertOutcome
 from router.documents.unique_ids import store_unique
 from router.postgres import sql
 from router.postgres.connection import Connection
-from router.postgres.write import delete, repeated
+from router.postgres.write import delete, explained, repeated
 from router.query.filter import Filter
 from router.query.plan import targets
 from shard_config.model import Collection, ShardMap
@@ -77,7 +77,7 @@ class Writer:
     ) -> DeleteOutcome:
         outcomes = await self._primaries.run(
             collection.name,
-            {shard: _executing(statement) for shard, statement in statements.items()},
+            {shard: _executing(collection, statement) for shard, statement in statements.items()},
             deadline,
         )
         writes = tuple(shard_write(shard, outcome, outcome.value or 0) for shard, outcome in outcomes.items())
@@ -93,13 +93,18 @@ def _storing(
     collection: Collection, documents: Sequence[Document]
 ) -> Callable[[Connection], Awaitable[dict[int, str]]]:
     async def work(connection: Connection) -> dict[int, str]:
-        return await store_documents(connection, collection, documents)
+        return await explained(
+            connection, collection, lambda: store_documents(connection, collection, documents)
+        )
 
     return work
 
 
-def _executing(statement: sql.Statement) -> Callable[[Connection], Awaitable[int]]:
+def _executing(collection: Collection, statement: sql.Statement) -> Callable[[Connection], Awaitable[int]]:
     async def work(connection: Connection) -> int:
-        return await repeated(connection, lambda: delete(connection, statement.sql, statement.args))
+        def once() -> Awaitable[int]:
+            return delete(connection, statement.sql, statement.args)
+
+        return await explained(connection, collection, lambda: repeated(connection, once))
 
     return work

@@ -2,7 +2,7 @@
 
 A write has as many outcomes as documents. The status is 200 as soon as anything was stored, because
 the body then says the rest; when nothing was, the status says why, so that a client that looks at
-nothing else still does the right thing: repair (422), give up (409, 500) or try again (503).
+nothing else still does the right thing: repair (422), give up (403, 409, 500) or try again (503).
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from router.http.message import Reply, Written
 from router.http.problems import MOST_PROBLEMS, error_reply, problem_body
 from router.query.errors import (
     ConflictError,
+    DeniedError,
     InvalidError,
     MisconfiguredError,
     Problem,
@@ -95,6 +96,8 @@ class Tally:
             return UnavailableError(f"{detail}: their shards could not be written")
         if self._failed["misconfigured"]:
             return MisconfiguredError(f"{detail}: their shards cannot be written until somebody mends them")
+        if self._failed["denied"]:
+            return DeniedError(f"{detail}: their shards do not let this router write")
         return InvalidError(f"{detail}: each is invalid or contradicts what is stored")
 
 
@@ -124,7 +127,9 @@ def _no_delete(failed: Sequence[ShardWrite]) -> type[RouterError]:
     reasons = {write.reason for write in failed}
     if reasons == {"conflict"}:
         return ConflictError
-    return MisconfiguredError if reasons <= {"conflict", "misconfigured"} else UnavailableError
+    if reasons <= {"conflict", "denied"}:
+        return DeniedError
+    return MisconfiguredError if reasons <= {"conflict", "denied", "misconfigured"} else UnavailableError
 
 
 def _faults(writes: Iterable[ShardWrite]) -> list[ShardFault]:

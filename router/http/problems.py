@@ -17,6 +17,7 @@ from router.query.errors import (
     AnswerTooLargeError,
     ConflictError,
     DeadlineError,
+    DeniedError,
     InvalidError,
     MalformedError,
     MisconfiguredError,
@@ -38,6 +39,7 @@ MOST_PROBLEMS = 1000
 
 _KINDS: dict[type[RouterError], Kind] = {
     MalformedError: Kind(400, "malformed", "Malformed request"),
+    DeniedError: Kind(403, "write-denied", "The shards do not let this router write"),
     NotFoundError: Kind(404, "not-found", "Not found"),
     ConflictError: Kind(409, "conflict", "Conflict"),
     TooLargeError: Kind(413, "too-large", "Request too large"),

@@ -23,6 +23,7 @@ from router.nodes.patroni import Patroni
 from router.policy.replication import Heads, claims, elect
 from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import (
+    LASTING,
     MISSING_EXTENSION,
     POSTGRES_ERRORS,
     Connection,
@@ -31,6 +32,7 @@ from router.postgres.connection import (
     node_error,
     open_connection,
 )
+from router.postgres.pooler import SHARED
 from router.postgres.wal import STATE_COLUMNS, STATE_SOURCE
 from router.settings import Settings
 
@@ -41,7 +43,8 @@ SELECT {STATE_COLUMNS},
        extract(epoch FROM pg_postmaster_start_time())::float8 AS started,
        CASE WHEN r.standby
             THEN extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 END AS age,
-       EXISTS (SELECT FROM pg_extension WHERE extname = 'vector') AS vector
+       EXISTS (SELECT FROM pg_extension WHERE extname = 'vector') AS vector,
+       pg_backend_pid() AS process
 FROM {STATE_SOURCE}
 """
 
@@ -257,7 +260,7 @@ class _Watch:
                 self.node.state,
                 health=Health.DOWN,
                 reason=reason,
-                permanent=error.kind is ErrorKind.FATAL,
+                permanent=error.kind in LASTING,
                 cause="timeout" if late else error.cause,
             )
         if self._patroni is not None and claims(state):
@@ -280,6 +283,7 @@ class _Watch:
             connect_timeout=self._settings.probe_timeout,
             statement_timeout=self._settings.probe_timeout,
             name="pgscatter probe",
+            check_pooler=True,
         )
         self.node.login(None)
         return await _state(self._connection)
@@ -292,6 +296,8 @@ class _Watch:
 
 async def _state(connection: Connection) -> NodeState:
     row = await connection.fetchrow(_QUERY)
+    if row is not None and row["process"] != connection.process:
+        raise NodeError(ErrorKind.FATAL, SHARED)
     if row is None or row["lsn"] is None:
         # A replica that has replayed nothing yet has no position.
         return NodeState(Health.UP, Role.REPLICA, 0)

@@ -22,10 +22,12 @@ import asyncpg
 
 from router.postgres import driver
 from router.postgres.collations import FOLDING, stand_in
+from router.postgres.pooler import PoolerError, PoolerFullError
 from router.postgres.session_settings import SettingsRefusedError, apply_settings
 from shard_config.times import date_of, days_of, microseconds_of, timestamp_of, timestamptz_of
 
 __all__ = [
+    "LASTING",
     "MISSING_EXTENSION",
     "POSTGRES_ERRORS",
     "Connection",
@@ -65,15 +67,17 @@ class _Session(asyncpg.Connection):
         ef_search: the width as far as known.
         folding: the collation that stands in for FOLDING, where the server lacks it.
         opened: when, by `time.monotonic`.
+        process: the number of the server's process; a pooler in between tells the driver another one.
         knows_vectors: whether pgvector's types have their codecs; from then on they must not change.
     """
 
-    __slots__ = ("ef_search", "folding", "knows_vectors", "opened")
+    __slots__ = ("ef_search", "folding", "knows_vectors", "opened", "process")
 
     ef_search: int | None
     folding: str | None
     knows_vectors: bool
     opened: float
+    process: int
 
     async def set_ef_search(self, ef_search: int) -> None:
         """Scan indexes this wide from now on; costs a round trip only when that is a change."""
@@ -110,7 +114,7 @@ class ErrorKind(StrEnum):
     `UNREACHABLE` (no connection to be had), `LOST` (the connection broke under a statement) and
     `TRANSIENT` may succeed on another node or later, `CONFLICT` (a deadlock, a serialization failure) at
     once, `READ_ONLY` says the node is no primary, `DATA` blames the values sent, `FATAL` will repeat until
-    an operator mends the server, the table or the router's rights.
+    an operator mends the server or the table, `DENIED` until the router's role is given a right.
     """
 
     UNREACHABLE = "unreachable"
@@ -120,6 +124,11 @@ class ErrorKind(StrEnum):
     READ_ONLY = "read_only"
     DATA = "data"
     FATAL = "fatal"
+    DENIED = "denied"
+
+
+# What an operator has to mend.
+LASTING = (ErrorKind.FATAL, ErrorKind.DENIED)
 
 
 class NodeError(Exception):
@@ -141,7 +150,7 @@ class NodeError(Exception):
     @property
     def permanent(self) -> bool:
         """Whether the same statement will fail again for as long as nobody changes the server."""
-        return self.kind in (ErrorKind.FATAL, ErrorKind.DATA)
+        return self.kind in (*LASTING, ErrorKind.DATA)
 
     @property
     def cause(self) -> str:
@@ -161,13 +170,19 @@ _CAUSES = {
 
 
 async def open_connection(
-    dsn: str, *, connect_timeout: float, statement_timeout: float, name: str = "pgscatter"
+    dsn: str,
+    *,
+    connect_timeout: float,
+    statement_timeout: float,
+    name: str = "pgscatter",
+    check_pooler: bool = False,
 ) -> Connection:
     """A connection ready for vector statements, within `connect_timeout` seconds.
 
     `statement_timeout` (seconds) is the server's own bound, for the case that a cancel request is
     lost. Iterative scans are on for every statement: without them an HNSW scan ends after ef_search
-    tuples, dead and filtered ones included, and returns fewer rows without a word.
+    tuples, dead and filtered ones included, and returns fewer rows without a word. `check_pooler`: where a
+    pooler stands in between, see by a second connection that it keeps sessions whole.
 
     Raises:
         NodeError: when the node cannot be reached, refuses, or lacks the vector extension.
@@ -187,12 +202,17 @@ async def open_connection(
     connection.knows_vectors = False
     connection.opened = monotonic()
     timeout_ms = str(int(statement_timeout * 1000))
+
+    async def another() -> asyncpg.Connection:
+        return await driver.connect(dsn, timeout=connect_timeout / 2, statement_cache_size=0)
+
     try:
         async with asyncio.timeout(connect_timeout):
             # A connection is cut, without a word, when its node does not confirm a cancel.
-            await apply_settings(
+            connection.process = await apply_settings(
                 connection,
                 {
+                    "application_name": name,
                     "statement_timeout": timeout_ms,
                     # A frozen router keeps no rows locked for longer than one that works may.
                     "idle_in_transaction_session_timeout": timeout_ms,
@@ -205,10 +225,11 @@ async def open_connection(
                     # computes up to twice as many distances; hnsw.scan_mem_multiplier ends it a little later.
                     "hnsw.max_scan_tuples": "40000",
                 },
+                another if check_pooler else None,
             )
             await _set_codecs(connection)
             connection.folding = await stand_in(connection, connection.get_settings().server_encoding)
-    except (*POSTGRES_ERRORS, SettingsRefusedError) as exc:
+    except (*POSTGRES_ERRORS, SettingsRefusedError, PoolerError) as exc:
         connection.terminate()
         raise node_error(exc) from exc
     except BaseException:
@@ -271,6 +292,7 @@ def _connect_error(exc: BaseException) -> NodeError:
         asyncpg.InvalidAuthorizationSpecificationError,
         asyncpg.InvalidCatalogNameError,
         asyncpg.InsufficientPrivilegeError,
+        driver.FileError,
     )
     if isinstance(exc, repeats):
         login = isinstance(exc, asyncpg.InvalidAuthorizationSpecificationError)
@@ -291,7 +313,11 @@ def node_error(exc: BaseException) -> NodeError:
     """
     if isinstance(exc, NodeError):
         return exc
-    if isinstance(exc, SettingsRefusedError):
+    if isinstance(exc, PoolerFullError):
+        return NodeError(ErrorKind.TRANSIENT, str(exc))
+    if isinstance(exc, (SettingsRefusedError, PoolerError)):
+        return NodeError(ErrorKind.FATAL, str(exc))
+    if isinstance(exc, driver.FileError):
         return NodeError(ErrorKind.FATAL, str(exc))
     if isinstance(exc, asyncpg.PostgresError):
         return _statement_error(exc)
@@ -317,8 +343,10 @@ def _statement_error(exc: asyncpg.PostgresError) -> NodeError:
         return NodeError(ErrorKind.TRANSIENT, message)
     if state == "25006":
         return NodeError(ErrorKind.READ_ONLY, message)
-    advice = _ADVICE.get(state)
-    return NodeError(ErrorKind.FATAL, f"{message}: {advice}" if advice else message)
+    # Whoever ran the statement may have looked what the role lacks.
+    advice = "; ".join(getattr(exc, "__notes__", ())) or _ADVICE.get(state)
+    kind = ErrorKind.DENIED if state == "42501" else ErrorKind.FATAL
+    return NodeError(kind, f"{message}: {advice}" if advice else message)
 
 
 _ROW_CLASSES = ("09", "21", "22", "23", "27", "2F", "38", "44", "54", "P0")
@@ -327,6 +355,7 @@ _UNLIKE_MAP = ("22000", "3F000", "42703", "42704", "42804", "42846", "42883", "4
 _ADVICE = {
     **dict.fromkeys(_UNLIKE_MAP, _MEND_TABLE),
     "42501": "grant the router's role this right",
+    **dict.fromkeys(("26000", "42P05"), "where a pooler stands in between, it must pool whole sessions"),
 }
 
 
@@ -356,6 +385,8 @@ def _message(exc: BaseException) -> str:
 
 
 def _system_message(exc: OSError) -> str:
+    if isinstance(exc, driver.FileError):
+        return str(exc)
     if isinstance(exc, TimeoutError):
         return "timed out"
     if isinstance(exc, ConnectionRefusedError):

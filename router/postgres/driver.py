@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import ssl
 from functools import cache
 from types import SimpleNamespace
 from typing import Any, TypeVar, overload
@@ -16,9 +17,24 @@ from typing import Any, TypeVar, overload
 import asyncpg
 from asyncpg import compat, connect_utils
 
-__all__ = ["connect", "create_pool"]
+from router.postgres.dsn_files import file_complaints
+from shard_config.dsn import parameters
+
+__all__ = ["FileError", "connect", "create_pool"]
 
 C = TypeVar("C", bound=asyncpg.Connection)
+
+# Not what a server that is away causes: many may be away at once, and files take time to read.
+_MAY_BE_FILES = (
+    *(FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError, ssl.SSLError),
+    # A server that refuses the client's certificate hangs up.
+    *(ConnectionResetError, BrokenPipeError, asyncpg.PostgresConnectionError),
+    *(asyncpg.ClientConfigurationError, asyncpg.InvalidAuthorizationSpecificationError),
+)
+
+
+class FileError(OSError):
+    """Lasts until the file is mended; the text says which one it is."""
 
 
 @overload
@@ -32,16 +48,35 @@ async def connect(dsn: str, **options: Any) -> Any:
     database, no password, `sslmode=prefer`, no certificates.
 
     Raises:
+        FileError: a file that the DSN names is at fault, or does not vouch for the server's certificate.
         asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError
     """
     _take_only_the_dsn()
-    return await asyncpg.connect(dsn, **options)
+    try:
+        return await asyncpg.connect(dsn, **options)
+    except _MAY_BE_FILES as exc:
+        said = _about_files(dsn, exc)
+        if said is None:
+            raise
+        raise FileError(said) from exc
 
 
 async def create_pool(dsn: str, **options: Any) -> asyncpg.Pool:
     """As `asyncpg.create_pool`, with connections as those of `connect`."""
     _take_only_the_dsn()
     return await asyncpg.create_pool(dsn, **options)
+
+
+def _about_files(dsn: str, exc: BaseException) -> str | None:
+    """What `exc` has to do with the files of the DSN, if it has."""
+    wrong = file_complaints(dsn)
+    if wrong:
+        return "; ".join(wrong)
+    if isinstance(exc, ssl.SSLCertVerificationError):
+        authority = parameters(dsn).get("sslrootcert")
+        refused = f"the server's certificate is refused: {exc.verify_message}"
+        return f"TLS failed: by sslrootcert={authority}, {refused}"
+    return None
 
 
 @cache

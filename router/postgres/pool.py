@@ -16,7 +16,7 @@ from typing import TypeVar
 
 import asyncpg
 
-from router.postgres.connection import POSTGRES_ERRORS, Connection, ErrorKind, NodeError, node_error
+from router.postgres.connection import LASTING, POSTGRES_ERRORS, Connection, ErrorKind, NodeError, node_error
 from router.postgres.renewal import Renewal
 from router.query.errors import OverloadedError
 
@@ -144,7 +144,7 @@ class Pool:
     def error(self, connection: Connection, exc: BaseException) -> NodeError:
         """What one of `POSTGRES_ERRORS` on `connection` means; if `renewable`, it should be terminated."""
         error = node_error(exc)
-        if error.kind is ErrorKind.FATAL and self._renewal.due(connection.opened, monotonic()):
+        if error.kind in LASTING and self._renewal.due(connection.opened, monotonic()):
             error.renewable = True
         return error
 

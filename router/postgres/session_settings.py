@@ -15,6 +15,8 @@ from typing import NamedTuple
 
 import asyncpg
 
+from router.postgres.pooler import Another, check_sessions
+
 __all__ = ["EVERYWHERE", "SettingsRefusedError", "apply_settings", "session_settings", "set_search_path"]
 
 
@@ -66,9 +68,21 @@ set_config('search_path', concat_ws(', ', 'pg_catalog',
      WHERE e.extname = 'vector'), nullif(reset_val, ''), 'pg_temp'), false)
 """
 _CHECK = f"""
-SELECT name, setting, CASE name WHEN 'search_path' THEN {_PATH} END
+SELECT name, setting, pg_backend_pid() AS process, CASE name WHEN 'search_path' THEN {_PATH} END
 FROM pg_settings WHERE name = ANY($1) OR name = 'search_path'
 """
+# By default, a replica may be set to refuse every query, and any error to end the session.
+_FIRST = "SET TRANSACTION ISOLATION LEVEL READ COMMITTED; SET exit_on_error = off"
+# Undoes what it runs with, unless the connection leads to the server process that it was told of: only a
+# pooler, which answers newcomers itself, invents one.
+_DIRECT = (
+    "SELECT 1 OPERATOR(pg_catalog./) (pg_catalog.pg_backend_pid() OPERATOR(pg_catalog.=) {})::pg_catalog.int4"
+)
+# What clients before may have left in a pooler's session, where its server_reset_query is empty.
+_CLEAN = (
+    "RESET SESSION AUTHORIZATION; RESET ROLE; RESET ALL; DEALLOCATE ALL; UNLISTEN *;"
+    " SELECT pg_catalog.pg_advisory_unlock_all()"
+)
 
 
 class SettingsRefusedError(Exception):
@@ -81,22 +95,38 @@ def session_settings(major: int, own: Mapping[str, str]) -> dict[str, str]:
     return common | dict(own)
 
 
-async def apply_settings(connection: asyncpg.Connection, own: Mapping[str, str]) -> None:
+async def apply_settings(
+    connection: asyncpg.Connection, own: Mapping[str, str], another: Another | None = None
+) -> int:
     """Set everything, see that it holds, and find pgvector's schema; takes two round trips.
+
+    Where a pooler stands in between, `another` connection shows whether it keeps sessions whole.
+
+    Returns:
+        The number of the server's process.
 
     Raises:
         SettingsRefusedError
+        PoolerError
         asyncpg.PostgresError, asyncpg.InterfaceError, OSError: another failure of the connection.
     """
     settings = session_settings(connection.get_server_version().major, own)
-    await _set(connection, settings)
-    for name, setting, _ in await connection.fetch(_CHECK, list(settings)):
+    commands = [*(f"SET {name} = '{value}'" for name, value in settings.items()), _SAFE_PATH]
+    try:
+        await _run(connection, [_FIRST, _DIRECT.format(connection.get_server_pid()), *commands])
+    except asyncpg.DivisionByZeroError:
+        await check_sessions(connection, another)
+        await _run(connection, [_FIRST, _CLEAN, *commands])
+    rows = await connection.fetch(_CHECK, list(settings))
+    for name, setting, *_ in rows:
         wanted = settings.get(name, setting)
         if setting != wanted:
             raise SettingsRefusedError(
                 f"the session has {name} = {setting!r} after it was set to {wanted!r}; a pooler between the"
                 " router and the server must pool whole sessions"
             )
+    process: int = rows[0]["process"]
+    return process
 
 
 async def set_search_path(connection: asyncpg.Connection) -> None:
@@ -104,18 +134,19 @@ async def set_search_path(connection: asyncpg.Connection) -> None:
     await connection.execute(f"SELECT {_PATH} FROM pg_settings WHERE name = 'search_path'")
 
 
-async def _set(connection: asyncpg.Connection, settings: Mapping[str, str]) -> None:
-    commands = [f"SET {name} = '{value}'" for name, value in settings.items()]
+async def _run(connection: asyncpg.Connection, commands: list[str]) -> None:
+    """All in one transaction; when one is refused, each alone, to say which are."""
     try:
-        await connection.execute("; ".join([*commands, _SAFE_PATH]))
+        await connection.execute("; ".join(commands))
+    except asyncpg.DivisionByZeroError:
+        raise
     except asyncpg.PostgresError:
         if connection.is_closed():
             raise
-        await _set_singly(connection, [*commands, _SAFE_PATH])
+        await _run_singly(connection, commands)
 
 
-async def _set_singly(connection: asyncpg.Connection, commands: list[str]) -> None:
-    """After one of them was refused: name those that are."""
+async def _run_singly(connection: asyncpg.Connection, commands: list[str]) -> None:
     refused: list[str] = []
     for command in commands:
         try:

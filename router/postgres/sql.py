@@ -25,6 +25,7 @@ __all__ = [
     "delete_matching",
     "distance_operator",
     "existing_ids",
+    "mapped_columns",
     "result_columns",
     "sample",
     "select_by_id",
@@ -57,6 +58,19 @@ def result_columns(collection: Collection, include: frozenset[str]) -> list[tupl
         columns.append(("vector", collection.vector.column))
     columns += [(name, column.column) for name, column in collection.columns.items() if name in include]
     return columns
+
+
+def mapped_columns(collection: Collection) -> dict[str, str]:
+    """Every column that the map names, and the type of its parameter; the id comes first."""
+    columns = {
+        collection.id.column: str(collection.id.type),
+        collection.vector.column: str(collection.vector.type),
+    }
+    if collection.content is not None:
+        columns[collection.content] = "text"
+    if collection.metadata is not None:
+        columns[collection.metadata] = "jsonb"
+    return columns | {column.column: str(column.type) for column in collection.columns.values()}
 
 
 def select_by_id(collection: Collection, id_: object, include: frozenset[str], most: int) -> Statement:
@@ -146,17 +160,11 @@ def upsert(collection: Collection, left_out: frozenset[str] = frozenset()) -> st
     Returns the id that was sent as a row of (id,), or no row where a trigger kept the document from being
     stored. The id may be `GENERATED ALWAYS AS IDENTITY`: it is the caller's all the same.
     """
-    columns = [(collection.id.column, str(collection.id.type))]
-    columns.append((collection.vector.column, str(collection.vector.type)))
-    if collection.content is not None:
-        columns.append((collection.content, "text"))
-    if collection.metadata is not None:
-        columns.append((collection.metadata, "jsonb"))
-    columns += [(column.column, str(column.type)) for column in collection.columns.values()]
-    given = [(name, type_) for name, type_ in columns if name not in left_out]
+    columns = mapped_columns(collection)
+    given = [(name, type_) for name, type_ in columns.items() if name not in left_out]
     names = ", ".join(name for name, _ in given)
     values = ", ".join(f"${i}::{type_}" for i, (_, type_) in enumerate(given, 1))
-    changes = [f"{name} = {'DEFAULT' if name in left_out else f'EXCLUDED.{name}'}" for name, _ in columns[1:]]
+    changes = [f"{name} = {'DEFAULT' if name in left_out else f'EXCLUDED.{name}'}" for name in [*columns][1:]]
     updates = ", ".join(changes)
     return (
         f"INSERT INTO {collection.table} ({names}) OVERRIDING SYSTEM VALUE VALUES ({values})"

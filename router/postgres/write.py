@@ -10,10 +10,13 @@ from typing import TypeAlias, TypeVar
 import asyncpg
 
 from router.postgres.connection import POSTGRES_ERRORS, Connection, ErrorKind, NodeError, node_error
+from router.postgres.rights import Use, held_rights, lacking, missing_rights
+from shard_config.model import Collection
 
 __all__ = [
     "Upsert",
     "delete",
+    "explained",
     "lock_holder",
     "repeated",
     "store",
@@ -38,6 +41,30 @@ JOIN pg_database d ON d.oid = l.database AND d.datname = current_database()
 LEFT JOIN pg_stat_activity a ON a.pid = l.pid
 LIMIT 1
 """
+
+
+async def explained(connection: Connection, collection: Collection, work: Callable[[], Awaitable[T]]) -> T:
+    """`work`, and if the role may not do it, which rights it lacks.
+
+    Raises:
+        NodeError: transactions are read-only though the node is a primary: no other one will take the write.
+        whatever `work` raises
+    """
+    try:
+        return await work()
+    except asyncpg.InsufficientPrivilegeError as exc:
+        denied = node_error(exc).kind is ErrorKind.DENIED
+        if denied and not connection.is_closed() and not connection.is_in_transaction():
+            held = await held_rights(connection, collection)
+            missing = held and lacking(missing_rights(collection, held, Use.WRITE), held.role)
+            if missing:
+                exc.add_note(f"the router's role lacks {missing}")
+        raise
+    except asyncpg.ReadOnlySQLTransactionError as exc:
+        if connection.is_in_transaction() or await connection.fetchval("SELECT pg_is_in_recovery()"):
+            raise
+        said = f"{node_error(exc)}, though it is the primary: something there sets transaction_read_only"
+        raise NodeError(ErrorKind.DENIED, said) from exc
 
 
 async def repeated(connection: Connection, transaction: Callable[[], Awaitable[T]]) -> T:

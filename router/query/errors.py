@@ -9,6 +9,7 @@
     │   ├── TooLargeError         over a size limit
     │   └── AnswerTooLargeError   what it asks for is
     ├── OverloadedError           a bounded queue is full; try again after `retry_after`
+    ├── DeniedError               the shards do not let this router write; trying again cannot help
     ├── MisconfiguredError        a server or this router is not set up for it; trying again cannot help
     ├── UnavailableError          no shard, or not every required shard, could answer
     └── DeadlineError             time ran out first
@@ -30,6 +31,7 @@ __all__ = [
     "AnswerTooLargeError",
     "ConflictError",
     "DeadlineError",
+    "DeniedError",
     "InvalidError",
     "MalformedError",
     "MisconfiguredError",
@@ -120,6 +122,10 @@ class OverloadedError(RouterError):
     def __init__(self, detail: str, retry_after: float = 1.0) -> None:
         super().__init__(detail)
         self.retry_after = retry_after
+
+
+class DeniedError(RouterError):
+    """Lasts until the router's role is given the rights to write."""
 
 
 class MisconfiguredError(RouterError):

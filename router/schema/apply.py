@@ -17,6 +17,7 @@ from router.postgres.session_settings import set_search_path
 from router.schema.build import BuildLimits, build_index, graph_bytes, sort_bytes
 from router.schema.inspect import Misplaced, inspect, misplaced
 from router.schema.load_lock import load_lock
+from router.schema.load_tables import create_load_tables
 from router.schema.primary import Primary, on_each, primary_of
 from router.schema.replicas import Lag, wait_replayed
 from router.schema.session import node_errors
@@ -157,6 +158,7 @@ class _Run:
         async def one(shard: str) -> None:
             for collection in self._of[shard]:
                 await self._change(shard, collection)
+            await self._change_load_tables(shard)
             if self.results[shard].done:
                 await self._primaries[shard].confirm()
             meter.add(1)
@@ -206,6 +208,16 @@ class _Run:
                 await self._build(primary, collection, change)
         after = await inspect(primary.connection, collection)
         result.notes += notes(collection, after)
+
+    async def _change_load_tables(self, shard: str) -> None:
+        try:
+            if await create_load_tables(self._primaries[shard].connection):
+                self.results[shard].done.append("created the tables of `load` in schema pgscatter")
+        except NodeError as exc:
+            if exc.kind is not ErrorKind.DENIED:
+                raise
+            # Whoever only serves does without them.
+            self.results[shard].notes.append(str(exc))
 
     async def _build(self, primary: Primary, collection: Collection, change: Change) -> None:
         rows = self._rows.get((primary.shard, collection.name), 0)

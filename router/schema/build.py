@@ -140,7 +140,9 @@ async def _run(
         notices.append(str(message.message))
 
     connection.add_log_listener(listen)
-    watch = asyncio.create_task(_watch(node, connection, rows, on_progress))
+    # What the driver was told may be a pooler's invention.
+    pid = await connection.fetchval("SELECT pg_backend_pid()")
+    watch = asyncio.create_task(_watch(node, connection, pid, rows, on_progress))
     try:
         async with asyncio.timeout(_BUILD_TIMEOUT):
             await bound_to(connection, connection.execute(statement))
@@ -150,10 +152,11 @@ async def _run(
         connection.remove_log_listener(listen)
 
 
-async def _watch(node: Node, building: Connection, rows: int, on_progress: Callable[[int], None]) -> None:
+async def _watch(
+    node: Node, building: Connection, pid: int, rows: int, on_progress: Callable[[int], None]
+) -> None:
     """Tell the progress of `building`, and end it once the server has been silent for too long."""
     loop = asyncio.get_running_loop()
-    pid = building.get_server_pid()
     heard = loop.time()
     while loop.time() - heard < _SILENCE:
         try:

@@ -15,6 +15,7 @@ import asyncpg
 
 from router.postgres import driver
 from router.postgres.connection import POSTGRES_ERRORS, ErrorKind, NodeError, node_error
+from router.postgres.pooler import PoolerError
 from router.postgres.session_settings import SettingsRefusedError, apply_settings
 from shard_config.model import Node
 
@@ -69,24 +70,29 @@ async def connect(node: Node, name: str, **settings: str) -> Connection:
     Raises:
         NodeError
     """
-    options = {"synchronous_commit": "local", "row_security": "off", **settings}
-    try:
-        connection = await driver.connect(
+    options = {"application_name": name, "synchronous_commit": "local", "row_security": "off", **settings}
+
+    async def another() -> _Session:
+        return await driver.connect(
             node.dsn,
             timeout=CONNECT_TIMEOUT,
             connection_class=_Session,
             server_settings={"application_name": name},
             statement_cache_size=0,
         )
+
+    try:
+        connection = await another()
     except POSTGRES_ERRORS as exc:
         error = node_error(exc)
         raise NodeError(error.kind, f"{node.name}: {error}") from exc
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT):
-            await apply_settings(connection, options)
-    except (*POSTGRES_ERRORS, SettingsRefusedError) as exc:
+            await apply_settings(connection, options, another)
+    except (*POSTGRES_ERRORS, SettingsRefusedError, PoolerError) as exc:
         connection.terminate()
-        raise node_error(exc) from exc
+        error = node_error(exc)
+        raise NodeError(error.kind, f"{node.name}: {error}") from exc
     except BaseException:
         connection.terminate()
         raise

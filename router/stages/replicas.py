@@ -22,7 +22,7 @@ from router.nodes.node import Node
 from router.policy.budget import Budget
 from router.policy.ejection import TRIAL_SECONDS, has_room
 from router.policy.selection import Health, Reads, Role, rank
-from router.postgres.connection import ErrorKind, NodeError
+from router.postgres.connection import LASTING, ErrorKind, NodeError
 from router.query.errors import OverloadedError
 from router.query.types import Hedge, Position, Probe, ShardReport, ShardRows, ShardState, Work
 
@@ -31,7 +31,7 @@ __all__ = ["Ask", "ReplicaSet"]
 _RETRIED = (ErrorKind.UNREACHABLE, ErrorKind.LOST, ErrorKind.TRANSIENT, ErrorKind.CONFLICT)
 _ANY = Reads()
 # What fails on one node for good may still be that node's own fault: a library that is missing there.
-_TRIED_ELSEWHERE = (*_RETRIED, ErrorKind.FATAL)
+_TRIED_ELSEWHERE = (*_RETRIED, *LASTING)
 # A node that cannot be reached is taken down at once.
 _STRUCK = (ErrorKind.LOST, ErrorKind.TRANSIENT, ErrorKind.CONFLICT)
 # Seconds before a second node is asked while it is not known what is usual; and at least.
@@ -415,12 +415,12 @@ class Ask:
         self._problems.append(f"{named}{error}")
         self._cause = error.cause
         self._kinds |= {error.kind}
-        if error.kind is ErrorKind.FATAL:
+        if error.kind in LASTING:
             self._blamed = (*self._blamed, (attempt.node, error))
             self._replicas.failed_for_good()
         if error.kind not in _TRIED_ELSEWHERE:
             self._order.clear()
-        elif error.kind is ErrorKind.FATAL:
+        elif error.kind in LASTING:
             # Requests that are wrong everywhere leave half of what may be tried again to those that are not.
             if self._order and retries is not None and not retries.try_spend(urgent=False):
                 self._order.clear()
@@ -493,7 +493,7 @@ class Ask:
             return "server" if all(node.state.permanent for node in self._replicas.nodes) else None
         if self._kinds == {ErrorKind.DATA}:
             return "request"
-        return "server" if self._kinds <= {ErrorKind.DATA, ErrorKind.FATAL} else None
+        return "server" if self._kinds <= {ErrorKind.DATA, *LASTING} else None
 
     def _why_in_a_word(self) -> str:
         if not self._problems:

@@ -18,12 +18,10 @@ def _read_dsn(cursor: Cursor) -> str | None:
     text = cursor.string()
     if text is None:
         return None
-    try:
-        dsn.server(text)
-    except ValueError as exc:
-        cursor.fail(str(exc))
-        return None
-    return text
+    wrong = dsn.complaints(text)
+    for complaint in wrong:
+        cursor.fail(complaint)
+    return None if wrong else text
 
 
 def _read_nodes(cursor: Cursor) -> tuple[Node, ...]:

@@ -24,11 +24,13 @@ class Server:
     """A replica that stays where it is, or that answers nothing when `frozen`."""
 
     frozen = False
+    process = 1
 
     async def fetchrow(self, statement: str) -> dict[str, object]:
         if self.frozen:
             await asyncio.sleep(3600)
-        return {"standby": True, "lsn": 50, "timeline": None, "started": 1.0, "age": 0.0, "vector": True}
+        log = {"standby": True, "lsn": 50, "timeline": None, "started": 1.0, "age": 0.0}
+        return {**log, "vector": True, "process": self.process}
 
     def terminate(self) -> None:
         pass

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import asyncpg
 import pytest
-from asyncpg.protocol.protocol import ConnectionSettings
+from asyncpg.prepared_stmt import PreparedStatement
+from asyncpg.protocol.protocol import ConnectionSettings, PreparedStatementState
 
 from router.postgres import connection
 from router.postgres.connection import ErrorKind, node_error
@@ -35,6 +36,8 @@ def test_what_is_overridden_is_there_and_is_called_alike(ours: type, name: str) 
 
 def test_attributes_that_are_read_are_there() -> None:
     assert "_protocol" in asyncpg.Connection.__slots__
+    assert "_state" in PreparedStatement.__slots__
+    assert callable(PreparedStatementState.mark_unprepared)
     assert callable(ConnectionSettings.register_data_types)
     assert asyncpg.PostgresError("made by the driver").severity is None
     assert asyncpg.PostgresError("made by the driver").server_source_function is None

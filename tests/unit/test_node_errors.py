@@ -48,8 +48,9 @@ def test_one_refused_row_is_told_from_a_right_that_is_missing() -> None:
     policy = node_error(server_error("42501", R="ExecWithCheckOptions"))
     right = node_error(server_error("42501", R="aclcheck_error"))
     assert (policy.kind, str(policy)) == (ErrorKind.DATA, "server's words")
+    assert right.permanent
     assert (right.kind, str(right)) == (
-        ErrorKind.FATAL,
+        ErrorKind.DENIED,
         "server's words: grant the router's role this right",
     )
     for state in ("42P01", "XX000", "OU001", "08000", "25006"):

@@ -26,9 +26,6 @@ class Fake:
         self.notice: str | None = None
         self._listener: Any = None
 
-    def get_server_pid(self) -> int:
-        return 1
-
     def is_closed(self) -> bool:
         return False
 
@@ -41,8 +38,7 @@ class Fake:
         self._listener = listener
 
     async def fetchval(self, statement: str) -> str:
-        assert statement == "SHOW max_parallel_maintenance_workers"
-        return "2"
+        return {"SHOW max_parallel_maintenance_workers": "2", "SELECT pg_backend_pid()": "1"}[statement]
 
     async def execute(self, statement: str, *args: Any) -> None:
         if "maintenance_work_mem" in statement:

@@ -357,7 +357,7 @@ def test_a_node_stands_in_one_replica_set_by_name_and_by_server() -> None:
     tree = document()
     tree["shards"]["s1"]["nodes"] = [
         {"name": "s0-a", "dsn": "postgresql://h1/x"},
-        {"name": "s1-b", "dsn": "postgres://OTHER:pw@10.0.0.11/search?application_name=x"},
+        {"name": "s1-b", "dsn": "postgres://OTHER:pw@10.0.0.11/search?sslmode=require"},
     ]
     assert problems(tree) == {
         "shards.s1.nodes[0].name": "the name 's0-a' is taken by shards.s0.nodes[0].name",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from shard_config.dsn import Server, redact, server
+from shard_config.dsn import Server, complaints, redact, server
 
 
 @pytest.mark.parametrize(
@@ -81,3 +81,76 @@ def test_a_dsn_that_would_need_files_the_map_does_not_name_is_refused(query: str
 )  # fmt: skip
 def test_a_dsn_is_shown_without_its_password(dsn: str, shown: str) -> None:
     assert redact(dsn) == shown
+
+
+@pytest.mark.parametrize(
+    "dsn",
+    [
+        "postgresql://u:p@h:5432/d",
+        "postgresql://u:p%40%23@h/d?sslmode=require",
+        "postgresql://u@h/d?sslmode=verify-full&sslrootcert=/ca.pem&sslcert=/c.pem&sslkey=/c.key&sslpassword=x",
+        "postgresql://h/d?user=u&passfile=/run/pgpass",
+        "postgresql://h/d?sslmode=require&sslnegotiation=direct&ssl_min_protocol_version=TLSv1.2",
+        "postgresql:///d?host=/run/postgresql&user=u&target_session_attrs=any",
+    ],
+)
+def test_what_a_dsn_may_say(dsn: str) -> None:
+    assert complaints(dsn) == []
+
+
+@pytest.mark.parametrize(
+    ("query", "says"),
+    [
+        ("sslmod=require", "unknown parameter sslmod; did you mean sslmode?"),
+        ("search_path=app", "unknown parameter search_path; settings of sessions belong to the role"),
+        ("application_name=x", "application_name has no effect here: pgscatter names its sessions itself"),
+        ("connect_timeout=3", "connect_timeout has no effect here: `pgscatter serve --connect-timeout`"),
+        ("options=-c%20work_mem%3D1GB", "options has no effect here: settings of sessions belong"),
+        ("keepalives_idle=5", "keepalives_idle has no effect here"),
+        ("channel_binding=require", "channel_binding has no effect here: the driver has none"),
+        ("hostaddr=10.0.0.1", "hostaddr has no effect here: give the address as the host"),
+        ("target_session_attrs=primary", "target_session_attrs would refuse the node whenever"),
+        ("sslnegotiation=fast", "sslnegotiation must be one of postgres, direct"),
+        ("sslnegotiation=direct", "sslnegotiation=direct needs sslmode=require, verify-ca or verify-full"),
+        ("sslrootcert=/ca.pem", "sslrootcert has no effect under sslmode=prefer; right would be"),
+        ("sslmode=disable&sslcert=/c.pem", "sslcert has no effect under sslmode=disable"),
+        ("sslmode=require&sslkey=/k.pem", "sslkey and sslpassword have no effect without sslcert=FILE"),
+        ("sslmode=verify-full&sslrootcert=system", "sslrootcert=system is not known to the driver"),
+        ("ssl_min_protocol_version=SSLv3", "ssl_min_protocol_version must be one of TLSv1, TLSv1.1, TLSv1.2"),
+        (
+            "ssl_min_protocol_version=TLSv1.3&ssl_max_protocol_version=TLSv1.2",
+            "ssl_min_protocol_version is above ssl_max_protocol_version",
+        ),
+        ("sslmode=require&sslmode=disable", "sslmode stands twice: leave one out"),
+        ("sslmode=", "sslmode has no value: leave it out"),
+        ("sslmode", "sslmode has no value: leave it out"),
+        ("user=other", "user stands before the ? already: leave it out behind it"),
+        ("port=5433", "port stands before the ? already"),
+        ("dbname=other", "dbname stands before the ? already"),
+        ("passfile=/x&password=secret", "password makes passfile void: leave one out"),
+        ("service=other", "service="),
+    ],
+)  # fmt: skip
+def test_a_parameter_that_would_not_do_what_it_says_is_a_fault(query: str, says: str) -> None:
+    found = complaints(f"postgresql://u:secret@h:5432/d?{query}")
+    assert any(complaint.startswith(says) for complaint in found) or says in "; ".join(found), found
+    assert not any("secret" in complaint for complaint in found)
+
+
+@pytest.mark.parametrize(
+    ("dsn", "says"),
+    [
+        ("postgresql://u:p@ss@h/d", "an @ or # in a user or password must be percent-encoded"),
+        ("postgresql://u:pass@h/d#x", "an @ or # in a user or password must be percent-encoded"),
+        ("postgresql:///d?host=/run/pg&sslmode=require", "sslmode has no effect: a Unix socket has no TLS"),
+        ("postgresql:///d?host=/run/pg&sslcert=/c", "sslcert has no effect: a Unix socket has no TLS"),
+        ("postgresql://h/d?hunter2=1", "unknown parameter behind the ?;"),
+        ("mysql://h/d", "expected a DSN such as postgresql://"),
+    ],
+)
+def test_a_dsn_that_the_driver_would_read_otherwise_is_a_fault(dsn: str, says: str) -> None:
+    assert says in "; ".join(complaints(dsn))
+
+
+def test_every_fault_of_a_dsn_is_told_at_once() -> None:
+    assert len(complaints("postgresql://h/d?application_name=x&sslmod=require&connect_timeout=1")) == 3
