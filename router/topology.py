@@ -26,7 +26,10 @@ from router.documents.unconfirmed import UnconfirmedWrites
 from router.documents.writer import Writer
 from router.freshness.freshness import Freshness
 from router.freshness.redis_link import RedisLink
+from router.network.dial import Network
+from router.network.names import Names
 from router.nodes.node import Node
+from router.nodes.opening import Turns
 from router.nodes.prober import Prober
 from router.nodes.statistics import Statistics
 from router.nodes.status import NodeStatus
@@ -60,6 +63,8 @@ __all__ = ["Parts", "Snapshot", "Topology", "assemble"]
 
 # All that is under way on a node when it dies is tried elsewhere.
 _RETRIES_AT_ONCE = 1000.0
+# A connection is opened in ten milliseconds, but hundreds of nodes have one each.
+_WARMING_SECONDS = 2.0
 
 
 class Topology:
@@ -101,17 +106,30 @@ class Parts:
     ) -> None:
         self.settings = settings
         limits = _limits(shard_map, settings)
+        network, turns = (
+            Network(Names(settings.name_interval), settings.tcp_timeout),
+            Turns(settings.node_opens),
+        )
         self._nodes = {
-            (shard.name, node): Node(node, shard.name, settings, limits[node.name])
+            (shard.name, node): Node(
+                node, shard.name, settings, limits[node.name], network=network, turns=turns
+            )
             for shard in shard_map.shards.values()
             for node in shard.nodes
         }
         self.link = (
             None
             if redis_url is None
-            else RedisLink(redis_url, budget=settings.l2_timeout, pause=settings.l2_pause)
+            else RedisLink(
+                redis_url,
+                budget=settings.l2_timeout,
+                pause=settings.l2_pause,
+                # Its own: names that are not answered for Redis must not delay those of nodes.
+                network=Network(Names(settings.name_interval), settings.tcp_timeout),
+            )
         )
         self.freshness = Freshness(shard_map, self.link, shared_path)
+        self._warming: asyncio.Task[None] | None = None
         self.hedges = Budget(settings.hedge_budget) if settings.hedge_quantile else None
         self.retries = Budget(settings.retry_budget, _RETRIES_AT_ONCE)
         self.store = Store(settings.l1_bytes)
@@ -145,14 +163,22 @@ class Parts:
     async def open(self) -> None:
         """Probe every node once, connect to those that are up, and read their statistics."""
         await self.prober.start()
-        up = [node for node in self.nodes if node.state.health is Health.UP]
-        # One that fails here is no worse than one that fails later: its searches will say so.
-        await asyncio.gather(*(node.reads.warm() for node in up), return_exceptions=True)
+        self._warming = asyncio.create_task(self._warm(), name="warm connections")
+        # Whatever is left then goes on beside the first searches.
+        await asyncio.wait([self._warming], timeout=_WARMING_SECONDS)
         self.recall.start()
         await self.statistics.start()
 
+    async def _warm(self) -> None:
+        up = [node for node in self.nodes if node.state.health is Health.UP]
+        # One that fails here is no worse than one that fails later: its searches will say so.
+        await asyncio.gather(*(node.warm() for node in up), return_exceptions=True)
+
     async def close(self) -> None:
         """Let go of everything; snapshots are closed before."""
+        if self._warming is not None:
+            self._warming.cancel()
+            await asyncio.gather(self._warming, return_exceptions=True)
         await self.recall.close()
         await self.statistics.close()
         await self.prober.close()

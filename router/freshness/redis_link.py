@@ -16,6 +16,9 @@ from urllib.parse import urlsplit
 import redis.asyncio as redis
 from redis.exceptions import RedisError, ResponseError
 
+from router.network.dial import Network
+from router.network.names import Names
+
 __all__ = ["RedisLink", "check_url"]
 
 _logger = logging.getLogger(__name__)
@@ -27,6 +30,10 @@ _CONNECTIONS = 32
 # sockets once more.
 _LOOP_TICK = 0.001
 _SHORTEST_PAUSE = 0.01
+# To open a connection takes several round trips and, perhaps, a name's look-up. Only the PING in the
+# background ever has that long: a call has its budget.
+_CONNECT_SECONDS = 1.0
+_NAME_INTERVAL = 10.0
 
 
 def check_url(url: str) -> None:
@@ -55,11 +62,47 @@ def check_url(url: str) -> None:
         raise ValueError("a parameter behind its ? is unknown, or has a value that it cannot have") from exc
 
 
+class _Dialled(redis.Connection):
+    """Connects by the router's own names: with the loop's, a silent one would hold up every other name."""
+
+    network: Network
+
+    async def _connect(self) -> None:
+        arguments = dict(self._connection_arguments())
+        host, port = arguments.pop("host"), arguments.pop("port")
+        if "ssl" in arguments:
+            arguments["server_hostname"] = host
+        async with asyncio.timeout(self.socket_connect_timeout):
+            sock, _ = await self.network.dial(host, port)
+            try:
+                self._reader, self._writer = await asyncio.open_connection(sock=sock, **arguments)
+            except BaseException:
+                sock.close()
+                raise
+
+
+class _DialledWithTls(_Dialled, redis.SSLConnection):
+    pass
+
+
+def _dialled(client: redis.Redis, network: Network) -> redis.Redis:
+    """`client`, with connections of our own where it would make them by name."""
+    pool = client.connection_pool
+    for theirs, ours in ((redis.Connection, _Dialled), (redis.SSLConnection, _DialledWithTls)):
+        if pool.connection_class is theirs:
+            pool.connection_class = type(ours.__name__, (ours,), {"network": network})
+            break
+    return client
+
+
 class RedisLink:
     """`call` runs one command, or a pipeline, or says None."""
 
-    def __init__(self, url: str, *, budget: float, pause: float) -> None:
+    def __init__(self, url: str, *, budget: float, pause: float, network: Network | None = None) -> None:
         """`budget` of a call, and `pause` between two PINGs to a Redis that is off, both in seconds.
+
+        `network` should share its names with nothing else: without an answer for Redis's name, all else goes
+        on, and the other way round.
 
         Raises:
             ValueError: the URL is none of Redis.
@@ -71,12 +114,15 @@ class RedisLink:
         self._recovery: asyncio.Task[None] | None = None  # while it is off
         self._under_way = 0
         self._closed = False
-        self.client: redis.Redis = redis.Redis.from_url(
-            url,
-            max_connections=_CONNECTIONS,
-            socket_connect_timeout=max(budget, 0.2),
-            retry=None,
-            decode_responses=False,
+        self.client = _dialled(
+            redis.Redis.from_url(
+                url,
+                max_connections=_CONNECTIONS,
+                socket_connect_timeout=max(budget, _CONNECT_SECONDS),
+                retry=None,
+                decode_responses=False,
+            ),
+            network or Network(Names(_NAME_INTERVAL)),
         )
 
     def __repr__(self) -> str:
@@ -127,6 +173,10 @@ class RedisLink:
         while True:
             await asyncio.sleep(self._pause)
             try:
+                # Connections that have been lost without a word would each cost a turn.
+                await self.client.connection_pool.disconnect(inuse_connections=False)
+                async with asyncio.timeout(_CONNECT_SECONDS + self.budget):
+                    await self.client.ping()
                 async with asyncio.timeout(self.budget):
                     await self.client.ping()
             except (RedisError, OSError, TimeoutError) as exc:

@@ -7,18 +7,21 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from time import perf_counter
 from typing import Any, Protocol
 
 import msgspec
 
+from router.network.dial import Network
 from router.nodes.dispatcher import Dispatcher, Execute, Fetched, Ticket
+from router.nodes.opening import Turns
 from router.nodes.status import NodeStatus
 from router.policy.ejection import Ejection
 from router.policy.latency import Latency
 from router.policy.limit import Limit
+from router.policy.openings import Urgency
 from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import Connection, ErrorKind, NodeError, open_connection
 from router.postgres.pool import Pool
@@ -52,8 +55,9 @@ class NodeSet(Protocol):
 class Node:
     """Runs probes on one server. `state` is replaced, never changed, by the prober and by failures.
 
-    `limit` may be shared with the other servers of one host. `execute` takes the place of the server, and
-    `clock` that of the machine's, where the node is simulated.
+    `limit` may be shared with the other servers of one host; `network` and `turns`, to open connections, with
+    all nodes of the router. `execute` takes the place of the server, and `clock` that of the machine's, where
+    the node is simulated.
     """
 
     def __init__(
@@ -63,11 +67,15 @@ class Node:
         settings: Settings,
         limit: Limit,
         *,
+        network: Network | None = None,
+        turns: Turns | None = None,
         execute: Execute | None = None,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
         self.config = config
         self.shard = shard
+        self.network = network or Network()
+        self.turns = turns or Turns(settings.node_opens)
         quantile = settings.hedge_quantile or _ANY_QUANTILE
         self.latencies = tuple(Latency(quantile) for _ in Work)
         self.heard = float("-inf")  # when it last answered a search, by `clock`
@@ -247,6 +255,20 @@ class Node:
         self.dispatcher.abandon(NodeError(ErrorKind.LOST, "given up: the node does not answer"))
         self.reads.discard_idle()
 
+    async def warm(self) -> None:
+        """Open one connection ahead of the first search, once nothing more urgent is to be opened.
+
+        Raises:
+            NodeError: the server cannot be reached.
+        """
+        await self.reads.warm(self._opener("reads", self._settings.max_timeout, Urgency.SPARE))
+
+    def tend(self) -> None:
+        """See to connections that are idle or old; to be called with each probe that it answers."""
+        now = time.monotonic()
+        self.reads.tend(now)
+        self.writes.tend(now)
+
     async def close(self) -> None:
         await self.dispatcher.close()
         await asyncio.gather(self.reads.close(), self.writes.close())
@@ -274,25 +296,35 @@ class Node:
     async def _execute(self, probes: Sequence[Probe]) -> list[tuple[Sequence[Row], str | None]]:
         return await self.reads.run(partial(_fetch, probes), probes[0].ef_search)
 
+    def _opener(
+        self, kind: str, statement_timeout: float, urgency: Urgency
+    ) -> Callable[[], Coroutine[None, None, Connection]]:
+        """What opens a connection of this kind, in its turn."""
+        settings = self._settings
+        opened = partial(
+            open_connection,
+            self.config.dsn,
+            connect_timeout=settings.connect_timeout,
+            statement_timeout=statement_timeout,
+            name=f"pgscatter {kind}",
+            network=self.network,
+            lifetime=settings.connection_max_age,
+        )
+        return partial(self.turns.run, lambda: urgency, opened)
+
     def _pool(
         self, kind: str, size: int, statement_timeout: float, freed: Callable[[], None] = lambda: None
     ) -> Pool:
         settings = self._settings
 
-        async def connect() -> Connection:
-            return await open_connection(
-                self.config.dsn,
-                connect_timeout=settings.connect_timeout,
-                statement_timeout=statement_timeout,
-                name=f"pgscatter {kind}",
-            )
-
         return Pool(
             f"{self.config.name} {kind}",
-            connect,
+            self._opener(kind, statement_timeout, Urgency.REQUEST),
             size=size,
             queue=settings.node_queue,
             cancel_timeout=settings.cancel_timeout,
+            check_after=settings.connection_check,
+            max_idle=settings.connection_max_idle,
             freed=freed,
         )
 

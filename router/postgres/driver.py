@@ -3,6 +3,9 @@
 asyncpg fills what a DSN leaves out as libpq does: from a dozen PG* variables, from ~/.pgpass and from
 ~/.postgresql. Two routers with one map would then reach different servers, and a home directory that
 cannot be read would stop every connection. Invariant: what the map leaves out has a fixed default.
+
+Hosts are found and sockets opened by `router.network`, for connections as for the requests to cancel what
+runs on them.
 """
 
 from __future__ import annotations
@@ -16,17 +19,24 @@ from typing import Any, TypeVar, overload
 import asyncpg
 from asyncpg import compat, connect_utils
 
+from router.network.dial import Dialer, Network
+
 __all__ = ["connect", "create_pool"]
 
 C = TypeVar("C", bound=asyncpg.Connection)
 
 
 @overload
-async def connect(dsn: str, *, connection_class: type[C], **options: Any) -> C: ...
+async def connect(
+    dsn: str, *, connection_class: type[C], network: Network | None = None, **options: Any
+) -> C: ...
 @overload
 async def connect(dsn: str, **options: Any) -> asyncpg.Connection: ...
-async def connect(dsn: str, **options: Any) -> Any:
+async def connect(dsn: str, *, network: Network | None = None, **options: Any) -> Any:
     """As `asyncpg.connect`, with nothing from the environment or the home directory.
+
+    `network` remembers addresses from one connection to the next. The connection has a `Dialer` for its
+    `_loop`.
 
     Left out of a DSN are: port 5432, the name of this process's account as user, the user's name as
     database, no password, `sslmode=prefer`, no certificates.
@@ -35,7 +45,8 @@ async def connect(dsn: str, **options: Any) -> Any:
         asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError
     """
     _take_only_the_dsn()
-    return await asyncpg.connect(dsn, **options)
+    dialer: Any = Dialer(network or Network())
+    return await asyncpg.connect(dsn, loop=dialer, **options)
 
 
 async def create_pool(dsn: str, **options: Any) -> asyncpg.Pool:

@@ -1,0 +1,58 @@
+"""Lets connections be opened in turn; `router.policy.openings` says whose it is."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import TypeVar
+
+from router.policy.openings import Opening, Openings, Urgency
+
+__all__ = ["Turns"]
+
+T = TypeVar("T")
+
+
+class Turns:
+    """For all nodes of a router, on one event loop.
+
+    Whoever waits for a turn is bounded by what it opens for: a pool has a place for each, a probe waits
+    alone.
+    """
+
+    def __init__(self, at_once: int) -> None:
+        self._openings = Openings(at_once)
+        self._turns: dict[Opening, asyncio.Future[None]] = {}
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __repr__(self) -> str:
+        return f"<Turns {self._openings!r}>"
+
+    async def run(self, urgency: Callable[[], Urgency], open_connection: Callable[[], Awaitable[T]]) -> T:
+        """What `open_connection` returns, called when its turn has come."""
+        loop = asyncio.get_running_loop()
+        opening = Opening(urgency, loop.time())
+        self._openings.ask(opening)
+        turn = self._turns[opening] = loop.create_future()
+        self._pump()
+        try:
+            await turn
+            return await open_connection()
+        finally:
+            self._turns.pop(opening, None)
+            self._openings.end(opening)
+            self._pump()
+
+    def _pump(self) -> None:
+        loop = asyncio.get_running_loop()
+        while (opening := self._openings.begin(loop.time())) is not None:
+            turn = self._turns.pop(opening)
+            if not turn.done():
+                turn.set_result(None)
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        at = self._openings.room_at()
+        if at is not None:
+            # No sooner than the next turn of the loop, or it would turn without end.
+            self._timer = loop.call_at(max(at, loop.time() + 0.001), self._pump)
