@@ -41,6 +41,8 @@ class Network:
             OSError: no address of the host takes a connection; the caller bounds the time.
         """
         waiting = list(await self.names.addresses(host))
+        if len(waiting) == 1:
+            return await self.connect(waiting[0], port), waiting[0]
         attempts: dict[asyncio.Task[socket.socket], Address] = {}
         failure: OSError | None = None
         try:

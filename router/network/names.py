@@ -33,8 +33,8 @@ _logger = logging.getLogger(__name__)
 # A name server that works answers within milliseconds. After this time a look-up counts no more against those
 # that may run at once, and who knows the name's addresses from before takes these.
 _LATE_SECONDS = 0.25
-# Resolvers ask the next server after five seconds.
-_SILENT_SECONDS = 5.0
+# From then on, until the log has a line about it.
+_SILENT_SECONDS = 2.0
 # Addresses of this age are taken without a look-up: many connections are opened at once.
 _FRESH_SECONDS = 1.0
 

@@ -22,18 +22,27 @@ class Turns:
 
     def __init__(self, at_once: int) -> None:
         self._openings = Openings(at_once)
-        self._turns: dict[Opening, asyncio.Future[None]] = {}
+        self._turns: dict[Opening, tuple[asyncio.Future[None], Callable[[], None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Turns {self._openings!r}>"
 
-    async def run(self, urgency: Callable[[], Urgency], open_connection: Callable[[], Awaitable[T]]) -> T:
-        """What `open_connection` returns, called when its turn has come."""
+    async def run(
+        self,
+        urgency: Callable[[], Urgency],
+        open_connection: Callable[[], Awaitable[T]],
+        begun: Callable[[], None] = lambda: None,
+    ) -> T:
+        """What `open_connection` returns, called when its turn has come.
+
+        `begun` is called before anybody else's turn comes, so that it may change how urgent others are.
+        """
         loop = asyncio.get_running_loop()
         opening = Opening(urgency, loop.time())
         self._openings.ask(opening)
-        turn = self._turns[opening] = loop.create_future()
+        turn = loop.create_future()
+        self._turns[opening] = turn, begun
         self._pump()
         try:
             await turn
@@ -46,9 +55,10 @@ class Turns:
     def _pump(self) -> None:
         loop = asyncio.get_running_loop()
         while (opening := self._openings.begin(loop.time())) is not None:
-            turn = self._turns.pop(opening)
+            turn, begun = self._turns.pop(opening)
             if not turn.done():
                 turn.set_result(None)
+                begun()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None

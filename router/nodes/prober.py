@@ -134,6 +134,7 @@ class _Group:
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.nodes = nodes
+        self.tried: set[Node] = set()  # those that a connection for probes is being opened to
         self._heads = Heads()
         self._timeline = 0  # the latest that any of them was on
         self._diverged: dict[Node, float] = {}  # when the server was started that has diverged
@@ -409,19 +410,36 @@ class _Watch:
         old.terminate()
 
     async def _open(self, urgency: Urgency | None = None) -> Connection:
-        return await self.node.turns.run(
-            lambda: urgency or (Urgency.SHARD if self._group.lacking else Urgency.NODE),
-            partial(
-                open_connection,
-                self.node.config.dsn,
-                connect_timeout=self._settings.probe_connect_timeout,
-                statement_timeout=self._settings.probe_timeout,
-                name="pgscatter probe",
-                network=self.node.network,
-                lifetime=self._settings.connection_max_age,
-                searches=False,
-            ),
+        opened = partial(
+            open_connection,
+            self.node.config.dsn,
+            connect_timeout=self._settings.probe_connect_timeout,
+            statement_timeout=self._settings.probe_timeout,
+            name="pgscatter probe",
+            network=self.node.network,
+            lifetime=self._settings.connection_max_age,
+            searches=False,
         )
+        try:
+            return await self.node.turns.run(lambda: urgency or self._urgency(), opened, self._turn)
+        finally:
+            self._group.tried.discard(self.node)
+
+    def _turn(self) -> None:
+        self._group.tried.add(self.node)
+        if not self.probed_once.is_set():
+            asyncio.get_running_loop().call_later(self._settings.probe_timeout, self._is_slow)
+
+    def _is_slow(self) -> None:
+        """A connection takes longer than a probe may, and nothing is known of the node yet."""
+        if not self.probed_once.is_set():
+            reason = "no connection within the probe's time"
+            self.node.observe(msgspec.structs.replace(self.node.state, health=Health.DOWN, reason=reason))
+            self.probed_once.set()
+
+    def _urgency(self) -> Urgency:
+        """One node at a time is what a shard needs most."""
+        return Urgency.SHARD if self._group.lacking and not self._group.tried - {self.node} else Urgency.NODE
 
     def _drop(self) -> None:
         if self._connection is not None:

@@ -4,26 +4,33 @@ asyncpg fills what a DSN leaves out as libpq does: from a dozen PG* variables, f
 ~/.postgresql. Two routers with one map would then reach different servers, and a home directory that
 cannot be read would stop every connection. Invariant: what the map leaves out has a fixed default.
 
+What scram derives from a password is kept, because it is made to be slow: a router that opens a thousand
+connections again would spend a second of its processor on what it knows.
+
 Hosts are found and sockets opened by `router.network`, for connections as for the requests to cancel what
 runs on them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pwd
-from functools import cache
+from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import Any, TypeVar, overload
 
 import asyncpg
 from asyncpg import compat, connect_utils
+from asyncpg.protocol import protocol
 
 from router.network.dial import Dialer, Network
 
 __all__ = ["connect", "create_pool"]
 
 C = TypeVar("C", bound=asyncpg.Connection)
+
+_DERIVED = 4096
 
 
 @overload
@@ -70,6 +77,9 @@ def _take_only_the_dsn() -> None:
         (compat, "get_pg_home_directory", lambda: None),
     ):
         setattr(module, name, value)
+    # By password, salt and number of rounds; each server has a salt of its own per role.
+    derived = lru_cache(maxsize=_DERIVED)(hashlib.pbkdf2_hmac)
+    protocol.hashlib = SimpleNamespace(sha256=hashlib.sha256, pbkdf2_hmac=derived)  # type: ignore[attr-defined]
 
 
 def _account_name() -> str:
