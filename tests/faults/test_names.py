@@ -16,8 +16,8 @@ from deploy.local import Cluster
 from deploy.local.processes import until
 from deploy.local.router import listening, serve_arguments
 
-# The system's look-ups, but for two kinds of names: those of `.silent` get no answer while the test runs, those
-# of `.test` are this machine.
+# The system's look-ups, but for two kinds of names: those of `.silent` get no answer while the test runs,
+# those of `.test` are this machine.
 _ROUTER = """
 import socket, sys, time
 real = socket.getaddrinfo
