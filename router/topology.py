@@ -107,7 +107,7 @@ class Parts:
         self.settings = settings
         limits = _limits(shard_map, settings)
         network, turns = (
-            Network(Names(settings.name_interval), settings.tcp_timeout),
+            _network(settings),
             Turns(settings.node_opens),
         )
         self._nodes = {
@@ -125,7 +125,7 @@ class Parts:
                 budget=settings.l2_timeout,
                 pause=settings.l2_pause,
                 # Its own: names that are not answered for Redis must not delay those of nodes.
-                network=Network(Names(settings.name_interval), settings.tcp_timeout),
+                network=_network(settings),
             )
         )
         self.freshness = Freshness(shard_map, self.link, shared_path)
@@ -369,6 +369,10 @@ class Snapshot:
             replicas.close()
         if self._shared_cache is not None:
             await self._shared_cache.close()
+
+
+def _network(settings: Settings) -> Network:
+    return Network(Names(settings.name_interval), settings.tcp_timeout, taking=settings.tcp_timeout)
 
 
 def _limits(shard_map: ShardMap, settings: Settings) -> dict[str, Limit]:

@@ -24,12 +24,17 @@ _KEEPALIVE_PROBES = 3
 class Network:
     """How this process reaches hosts: by `names`, and with connections that end after so much `silence`.
 
-    Without `names` it remembers no address, as is right for who connects once.
+    Without `names` it remembers no address, as is right for who connects once. With `taking` a connection
+    ends as well when its other end takes no data for that long: that is not for bulk loads, which a server
+    may keep waiting.
     """
 
-    def __init__(self, names: Names | None = None, silence: float = 15.0) -> None:
+    def __init__(
+        self, names: Names | None = None, silence: float = 15.0, *, taking: float | None = None
+    ) -> None:
         self.names = Names(float("inf")) if names is None else names
         self._silence = silence
+        self._taking = taking
 
     def __repr__(self) -> str:
         return f"<Network {self.names!r}>"
@@ -77,7 +82,7 @@ class Network:
         sock = socket.socket(address.family, socket.SOCK_STREAM)
         try:
             sock.setblocking(False)
-            watch(sock, self._silence)
+            watch(sock, self._silence, self._taking)
             await asyncio.get_running_loop().sock_connect(sock, address.at(port))
         except BaseException:
             sock.close()
@@ -93,11 +98,11 @@ async def _give_up(attempts: Collection[asyncio.Task[socket.socket]]) -> None:
             late.close()
 
 
-def watch(sock: socket.socket, silence: float) -> None:
-    """Let the system end the connection when its other end has been silent for so long.
+def watch(sock: socket.socket, silence: float, taking: float | None) -> None:
+    """Let the system end the connection when its other end is silent.
 
-    What was sent and is not acknowledged counts from then on; an idle connection is asked first after
-    `silence`, which is also what keeps it in the tables of firewalls and load balancers on its way.
+    An idle one is asked first after `silence` seconds, which is also what keeps it in the tables of firewalls
+    and load balancers on its way. What was sent has to be acknowledged, and taken, within `taking` seconds.
     """
     sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
@@ -105,7 +110,7 @@ def watch(sock: socket.socket, silence: float) -> None:
         ("TCP_KEEPIDLE", max(1, round(silence))),
         ("TCP_KEEPINTVL", max(1, round(silence / _KEEPALIVE_PROBES))),
         ("TCP_KEEPCNT", _KEEPALIVE_PROBES),
-        ("TCP_USER_TIMEOUT", round(silence * 1000)),
+        ("TCP_USER_TIMEOUT", round((taking or 0) * 1000)),  # 0 is the system's own
     )
     for name, value in options:
         number = getattr(socket, name, None)

@@ -117,7 +117,7 @@ class _Pace:
     def __init__(self, nodes: int, settings: Settings) -> None:
         self.interval = max(settings.probe_interval, nodes / settings.probe_rate)
         self.down: set[Node] = set()
-        self._longest = settings.reconnect_max
+        self._first, self._longest = settings.probe_interval, settings.reconnect_max
 
     def __repr__(self) -> str:
         return f"<_Pace every {self.interval:g} s, {len(self.down)} down>"
@@ -125,7 +125,7 @@ class _Pace:
     def again(self, failures: int, needed: bool) -> float:
         """Seconds until a node that is down is tried again."""
         return backoff.pause(
-            failures, first=self.interval, longest=self._longest, needed=needed, down=len(self.down)
+            failures, first=self._first, longest=self._longest, needed=needed, down=len(self.down)
         )
 
 

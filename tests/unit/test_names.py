@@ -179,7 +179,7 @@ async def test_whatever_is_opened_for_a_connection_reaches_the_same_address(serv
 
 async def test_connections_are_watched_by_the_system(servers: Servers) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        sock, _ = await Network(silence=12.0).dial("127.0.0.1", server.getsockname()[1])
+        sock, _ = await Network(silence=12.0, taking=9.0).dial("127.0.0.1", server.getsockname()[1])
         with sock:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
             tcp = [
@@ -187,4 +187,4 @@ async def test_connections_are_watched_by_the_system(servers: Servers) -> None:
                 for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
             ]
             assert tcp == [12, 4, 3]
-            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 12_000
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 9_000
