@@ -67,6 +67,7 @@ _CATCH_UP_FIRST = 0.002
 _CATCH_UP_FACTOR = 2.0
 # Of the interval, before a probe is made for somebody who asks for one: ten a second at most by default.
 _SOONEST_SHARE = 0.2
+_TOGETHER_SECONDS = 0.05
 
 
 class Prober:
@@ -116,11 +117,19 @@ class _Pace:
 
     def __init__(self, nodes: int, settings: Settings) -> None:
         self.interval = max(settings.probe_interval, nodes / settings.probe_rate)
+        self._many = self.interval > settings.probe_interval
         self.down: set[Node] = set()
         self._first, self._longest = settings.probe_interval, settings.reconnect_max
 
     def __repr__(self) -> str:
         return f"<_Pace every {self.interval:g} s, {len(self.down)} down>"
+
+    def together(self, end: float) -> float:
+        """When a pause that would end then does end: where there are many nodes, with other pauses.
+
+        To wake up costs a router more than the probe that it wakes up for.
+        """
+        return end - end % _TOGETHER_SECONDS if self._many else end
 
     def again(self, failures: int, needed: bool) -> float:
         """Seconds until a node that is down is tried again."""
@@ -286,7 +295,8 @@ class _Watch:
             await asyncio.sleep(seconds)
             return False
         self._paused = False
-        timer = asyncio.get_running_loop().call_later(seconds, self._end_pause)
+        loop = asyncio.get_running_loop()
+        timer = loop.call_at(self._pace.together(loop.time() + seconds), self._end_pause)
         try:
             await self._wake.wait()
         finally:
