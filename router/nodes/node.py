@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
+from math import inf
 from time import perf_counter
 from typing import Any, Protocol
 
@@ -38,6 +39,9 @@ _ANY_QUANTILE = 0.95
 _GRACE_SECONDS = 0.05
 # A server that comes back has cold caches, and perhaps little strength.
 _WARM_UP_SECONDS, _LEAST_SHARE = 5.0, 0.1
+# Connections for requests: one that hangs must not take the turns of other nodes.
+_OPENED_AT_ONCE = 2
+_DOUBTFUL_SECONDS = 0.5
 
 
 class NodeSet(Protocol):
@@ -75,7 +79,9 @@ class Node:
         self.config = config
         self.shard = shard
         self.network = network or Network()
-        self.turns = turns or Turns(settings.node_opens)
+        self.doubtful = False  # whether the connection that was opened last kept its opener waiting
+        self._turns = turns or Turns(settings.node_opens)
+        self._opening = asyncio.Semaphore(_OPENED_AT_ONCE)
         quantile = settings.hedge_quantile or _ANY_QUANTILE
         self.latencies = tuple(Latency(quantile) for _ in Work)
         self.heard = float("-inf")  # when it last answered a search, by `clock`
@@ -263,6 +269,33 @@ class Node:
         """
         await self.reads.warm(self._opener("reads", self._settings.max_timeout, Urgency.SPARE))
 
+    async def open(
+        self,
+        urgency: Callable[[], Urgency],
+        opened: Callable[[], Awaitable[Connection]],
+        begun: Callable[[], None] = lambda: None,
+    ) -> Connection:
+        """What `opened` returns, called in its turn, see `Turns.run`."""
+        now = asyncio.get_running_loop().time
+        started = inf
+
+        def turn() -> None:
+            nonlocal started
+            started = now()
+            begun()
+
+        try:
+            connection = await self._turns.run(urgency, opened, turn, doubtful=self.doubtful)
+        except BaseException as exc:
+            # One that was refused at once, or had no turn, is not in doubt; who has left early knows nothing.
+            if now() - started > _DOUBTFUL_SECONDS:
+                self.doubtful = True
+            elif isinstance(exc, Exception):
+                self.doubtful = False
+            raise
+        self.doubtful = False
+        return connection
+
     def tend(self) -> None:
         """See to connections that are idle or old; to be called with each probe that it answers."""
         now = time.monotonic()
@@ -310,7 +343,12 @@ class Node:
             network=self.network,
             lifetime=settings.connection_max_age,
         )
-        return partial(self.turns.run, lambda: urgency, opened)
+
+        async def open_one() -> Connection:
+            async with self._opening:
+                return await self.open(lambda: urgency, opened)
+
+        return open_one
 
     def _pool(
         self, kind: str, size: int, statement_timeout: float, freed: Callable[[], None] = lambda: None

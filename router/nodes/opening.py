@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from math import inf
 from typing import TypeVar
 
 from router.policy.openings import Opening, Openings, Urgency
@@ -16,23 +17,28 @@ T = TypeVar("T")
 class Turns:
     """For all nodes of a router, on one event loop.
 
+    Nodes that took their time when they were tried last have turns of their own, since each may hold its
+    place until its time is up: however many there are, they keep no other waiting.
+
     Whoever waits for a turn is bounded by what it opens for: a pool has a place for each, a probe waits
     alone.
     """
 
     def __init__(self, at_once: int) -> None:
-        self._openings = Openings(at_once)
+        self._well, self._doubtful = self._lanes = Openings(at_once), Openings(at_once)
         self._turns: dict[Opening, tuple[asyncio.Future[None], Callable[[], None]]] = {}
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
-        return f"<Turns {self._openings!r}>"
+        return f"<Turns {self._well!r}, doubtful {self._doubtful!r}>"
 
     async def run(
         self,
         urgency: Callable[[], Urgency],
         open_connection: Callable[[], Awaitable[T]],
         begun: Callable[[], None] = lambda: None,
+        *,
+        doubtful: bool = False,
     ) -> T:
         """What `open_connection` returns, called when its turn has come.
 
@@ -40,7 +46,8 @@ class Turns:
         """
         loop = asyncio.get_running_loop()
         opening = Opening(urgency, loop.time())
-        self._openings.ask(opening)
+        openings = self._doubtful if doubtful else self._well
+        openings.ask(opening)
         turn = loop.create_future()
         self._turns[opening] = turn, begun
         self._pump()
@@ -49,20 +56,21 @@ class Turns:
             return await open_connection()
         finally:
             self._turns.pop(opening, None)
-            self._openings.end(opening)
+            openings.end(opening)
             self._pump()
 
     def _pump(self) -> None:
         loop = asyncio.get_running_loop()
-        while (opening := self._openings.begin(loop.time())) is not None:
-            turn, begun = self._turns.pop(opening)
-            if not turn.done():
-                turn.set_result(None)
-                begun()
+        for openings in self._lanes:
+            while (opening := openings.begin(loop.time())) is not None:
+                turn, begun = self._turns.pop(opening)
+                if not turn.done():
+                    turn.set_result(None)
+                    begun()
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        at = self._openings.room_at()
-        if at is not None:
+        at = min(openings.room_at() for openings in self._lanes)
+        if at < inf:
             # No sooner than the next turn of the loop, or it would turn without end.
             self._timer = loop.call_at(max(at, loop.time() + 0.001), self._pump)

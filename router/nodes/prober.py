@@ -68,6 +68,8 @@ _CATCH_UP_FACTOR = 2.0
 # Of the interval, before a probe is made for somebody who asks for one: ten a second at most by default.
 _SOONEST_SHARE = 0.2
 _TOGETHER_SECONDS = 0.05
+# Of a probe's time, to open a connection to a node that nothing is known of.
+_FIRST_TIMES = 2.0
 
 
 class Prober:
@@ -423,7 +425,7 @@ class _Watch:
         opened = partial(
             open_connection,
             self.node.config.dsn,
-            connect_timeout=self._settings.probe_connect_timeout,
+            connect_timeout=self._opening_seconds(),
             statement_timeout=self._settings.probe_timeout,
             name="pgscatter probe",
             network=self.node.network,
@@ -431,9 +433,14 @@ class _Watch:
             searches=False,
         )
         try:
-            return await self.node.turns.run(lambda: urgency or self._urgency(), opened, self._turn)
+            return await self.node.open(lambda: urgency or self._urgency(), opened, self._turn)
         finally:
             self._group.tried.discard(self.node)
+
+    def _opening_seconds(self) -> float:
+        """A node that is in doubt gets its whole time, because it keeps nobody else waiting."""
+        whole = self._settings.probe_connect_timeout
+        return whole if self.node.doubtful else min(whole, _FIRST_TIMES * self._settings.probe_timeout)
 
     def _turn(self) -> None:
         self._group.tried.add(self.node)

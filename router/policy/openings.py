@@ -13,6 +13,7 @@ import heapq
 import itertools
 from collections.abc import Callable
 from enum import IntEnum
+from math import inf
 
 __all__ = ["Opening", "Openings", "Urgency"]
 
@@ -97,12 +98,12 @@ class Openings:
             opening.left = True
             self._left += 1
 
-    def room_at(self) -> float | None:
-        """When the next one may begin although none has ended; None if that does not come or nobody waits."""
+    def room_at(self) -> float:
+        """When the next one may begin although none has ended; infinite if that does not come."""
         if not self.waiting or len(self._begun) >= _MOST * self._at_once:
-            return None
+            return inf
         lately = list(self._begun.values())[-self._at_once :]
-        return lately[0] + _LATE_SECONDS if len(lately) == self._at_once else None
+        return lately[0] + _LATE_SECONDS if len(lately) == self._at_once else inf
 
     def _room(self, now: float) -> bool:
         if len(self._begun) < self._at_once:

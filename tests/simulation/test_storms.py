@@ -26,17 +26,20 @@ PARTS = 3  # round trips
 
 
 class Network:
-    """What all servers are behind of; `refusing` says which do."""
+    """What all servers are behind of; which refuse connections, and which say nothing."""
 
     def __init__(self) -> None:
         self.processor = asyncio.Lock()
         self.refusing: Callable[[str], bool] = lambda dsn: False
+        self.silent: set[str] = set()
         self.attempts: list[float] = []
 
     async def open_connection(self, dsn: str, *, connect_timeout: float, **options: object) -> Server:
         self.attempts.append(asyncio.get_running_loop().time())
         try:
             async with asyncio.timeout(connect_timeout):
+                while dsn in self.silent:
+                    await asyncio.sleep(0.5)
                 for _ in range(PARTS):
                     if self.refusing(dsn):
                         raise NodeError(ErrorKind.UNREACHABLE, "connection refused")
@@ -151,3 +154,21 @@ def test_nodes_that_refuse_are_asked_seldom_and_one_that_is_back_is_found(
         await all_up([node for node in nodes if node.shard == "s0"], 8.0)
 
     simulate(monkeypatch, Settings(), story, 600)
+
+
+def test_nodes_that_say_nothing_keep_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(network: Network, nodes: list[Node]) -> None:
+        silent = {node.config.dsn for number, node in enumerate(nodes) if number % 5 < 2}
+        network.silent = silent
+        well = [node for node in nodes if node.config.dsn not in silent]
+        await all_up(well, 15.0)
+        assert up(nodes) == len(well)
+        await asyncio.sleep(20)
+        network.refusing = lambda dsn: dsn not in silent
+        await asyncio.sleep(2.5)
+        network.refusing = lambda dsn: False
+        await all_up(well, 10.0)
+        network.silent = set()
+        await all_up(nodes, 30.0)
+
+    simulate(monkeypatch, Settings(), story, 500)
