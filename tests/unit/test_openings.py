@@ -10,9 +10,14 @@ from math import inf
 import pytest
 
 from bench.simulation.virtual_time import run
+from router.nodes.node import Node
 from router.nodes.opening import Turns
 from router.policy.backoff import pause
+from router.policy.limit import Limit
 from router.policy.openings import Opening, Openings, Urgency
+from router.postgres.connection import Connection, ErrorKind, NodeError
+from router.settings import Settings
+from shard_config import model
 
 ORDER = [Urgency.REQUEST, Urgency.SHARD, Urgency.NODE, Urgency.SPARE]
 
@@ -150,3 +155,36 @@ def test_a_node_is_left_alone_for_longer_each_time_and_never_for_too_long() -> N
     assert pause(30, first=0.5, longest=5.0, needed=True, down=300) == 3.0
     assert pause(30, first=0.5, longest=5.0, needed=True, down=5000) == 5.0
     assert pause(30, first=8.0, longest=5.0, needed=False, down=1) == 8.0
+
+
+def test_requests_for_a_node_that_hangs_keep_no_other_node_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def open_connection(dsn: str, *, connect_timeout: float, **_: object) -> Connection:
+        await asyncio.sleep(connect_timeout if "hangs" in dsn else 0.01)
+        raise NodeError(ErrorKind.UNREACHABLE, "timed out" if "hangs" in dsn else "connection refused")
+
+    monkeypatch.setattr("router.nodes.node.open_connection", open_connection)
+
+    async def use(node: Node) -> None:
+        with pytest.raises(NodeError):
+            async with node.reads.session():
+                pass
+
+    async def world() -> None:
+        settings, loop = Settings(node_opens=4), asyncio.get_running_loop()
+        turns = Turns(settings.node_opens)
+        hangs, well = (
+            Node(model.Node(name, f"postgresql://{name}/x"), "s0", settings, Limit(1, 1), turns=turns)
+            for name in ("hangs", "well")
+        )
+        waiting = [asyncio.create_task(use(hangs)) for _ in range(12)]
+        await asyncio.sleep(0)
+        for expected in (False, True):
+            began = loop.time()
+            await use(well)
+            assert loop.time() - began == pytest.approx(0.01)
+            assert (hangs.doubtful, well.doubtful) == (expected, False)
+            await asyncio.sleep(settings.connect_timeout + 1)
+        await asyncio.gather(*waiting)
+        await asyncio.gather(hangs.close(), well.close())
+
+    run(world())
