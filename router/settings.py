@@ -130,13 +130,51 @@ class Settings(msgspec.Struct, frozen=True):
         "how long a single search may wait for a node; 429 at once when it would be longer",
     ] = 1.5
     write_connections: Annotated[Count, "connections to a node for writes"] = 4
-    connect_timeout: Annotated[Seconds, "time to open a connection"] = 2.0
+    connect_timeout: Annotated[Seconds, "time to open a connection for searches or writes"] = 2.0
+    node_opens: Annotated[
+        Count,
+        "connections that are opened at once, to all nodes together; the most needed come first, and one "
+        "that takes a second lets the next begin",
+    ] = 16
+    name_interval: Annotated[
+        Seconds,
+        "time between two look-ups of a host's name; connections to an address that it does not have any "
+        "more are replaced",
+    ] = 10.0
+    tcp_timeout: Annotated[
+        Seconds,
+        "time after which a connection ends whose other end acknowledges nothing; an idle one is asked after "
+        "as long, and ends after twice this time",
+    ] = 15.0
+    connection_check: Annotated[
+        SecondsOrZero,
+        "a connection that has idled for so long is asked whether it lives before it is used",
+    ] = 5.0
+    connection_max_idle: Annotated[
+        Seconds, "time after which a connection that nothing has used is closed, one at each probe"
+    ] = 300.0
+    connection_max_age: Annotated[
+        Seconds, "age at which a connection is replaced, up to a fifth earlier so that not all are at once"
+    ] = 1800.0
     cancel_timeout: Annotated[
         Seconds,
         "time for a node to confirm that it cancelled a statement; then the connection is given up",
     ] = 1.0
     probe_interval: Annotated[Seconds, "time between two health probes of a node"] = 0.5
     probe_timeout: Annotated[Seconds, "time for a probe; a node that takes longer is down"] = 1.0
+    probe_rate: Annotated[
+        Rate,
+        "probes of all nodes together per second and process at most; where `probe_interval` would need "
+        "more, each node is probed less often",
+    ] = 400.0
+    probe_connect_timeout: Annotated[
+        Seconds, "time to open a connection for probes to a node that is down, once its turn has come"
+    ] = 5.0
+    reconnect_max: Annotated[
+        Seconds,
+        "longest pause between two attempts to reach a node that is down; it grows from `probe_interval` by "
+        "half each time, up to twice `probe_interval` while the node's shard lacks a primary",
+    ] = 5.0
     failover_wait: Annotated[
         SecondsOrZero,
         "time that a write waits for a shard that has no primary, as during a failover; then it fails",

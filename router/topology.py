@@ -26,7 +26,10 @@ from router.documents.unconfirmed import UnconfirmedWrites
 from router.documents.writer import Writer
 from router.freshness.freshness import Freshness
 from router.freshness.redis_link import RedisLink
+from router.network.dial import Network
+from router.network.names import Names
 from router.nodes.node import Node
+from router.nodes.opening import Turns
 from router.nodes.prober import Prober
 from router.nodes.state_log import StateLog
 from router.nodes.statistics import Statistics
@@ -62,6 +65,8 @@ __all__ = ["Parts", "Snapshot", "Topology", "assemble"]
 
 # All that is under way on a node when it dies is tried elsewhere.
 _RETRIES_AT_ONCE = 1000.0
+# A connection is opened in ten milliseconds, but hundreds of nodes have one each.
+_WARMING_SECONDS = 2.0
 
 
 class Topology:
@@ -108,9 +113,16 @@ class Parts:
         self.settings = settings
         limits = _limits(shard_map, settings)
         self.state_log = StateLog()
+        network, turns = _network(settings), Turns(settings.node_opens)
         self._nodes = {
             (shard.name, node): Node(
-                node, shard.name, settings, limits[node.name], changed=self.state_log.node
+                node,
+                shard.name,
+                settings,
+                limits[node.name],
+                network=network,
+                turns=turns,
+                changed=self.state_log.node,
             )
             for shard in shard_map.shards.values()
             for node in shard.nodes
@@ -124,9 +136,12 @@ class Parts:
                 pause=settings.l2_pause,
                 changed=self.state_log.redis,
                 took=redis_took,
+                # Its own: names that are not answered for Redis must not delay those of nodes.
+                network=_network(settings),
             )
         )
         self.freshness = Freshness(shard_map, self.link, shared_path)
+        self._warming: asyncio.Task[None] | None = None
         self.hedges = Budget(settings.hedge_budget) if settings.hedge_quantile else None
         self.retries = Budget(settings.retry_budget, _RETRIES_AT_ONCE)
         self.store = Store(settings.l1_bytes)
@@ -162,15 +177,23 @@ class Parts:
         """Probe every node once, connect to those that are up, and read their statistics."""
         await self.prober.start()
         self.state_log.begin(self.nodes)
-        up = [node for node in self.nodes if node.state.health is Health.UP]
-        # One that fails here is no worse than one that fails later: its searches will say so.
-        await asyncio.gather(*(node.reads.warm() for node in up), return_exceptions=True)
+        self._warming = asyncio.create_task(self._warm(), name="warm connections")
+        # Whatever is left then goes on beside the first searches.
+        await asyncio.wait([self._warming], timeout=_WARMING_SECONDS)
         self.recall.start()
         await asyncio.gather(self.statistics.start(), self.schema.start())
+
+    async def _warm(self) -> None:
+        up = [node for node in self.nodes if node.state.health is Health.UP]
+        # One that fails here is no worse than one that fails later: its searches will say so.
+        await asyncio.gather(*(node.warm() for node in up), return_exceptions=True)
 
     async def close(self) -> None:
         """Let go of everything; snapshots are closed before."""
         self.state_log.close()
+        if self._warming is not None:
+            self._warming.cancel()
+            await asyncio.gather(self._warming, return_exceptions=True)
         await self.recall.close()
         await self.statistics.close()
         await self.schema.close()
@@ -384,6 +407,10 @@ class Snapshot:
             replicas.close()
         if self._shared_cache is not None:
             await self._shared_cache.close()
+
+
+def _network(settings: Settings) -> Network:
+    return Network(Names(settings.name_interval), settings.tcp_timeout, taking=settings.tcp_timeout)
 
 
 def _limits(shard_map: ShardMap, settings: Settings) -> dict[str, Limit]:

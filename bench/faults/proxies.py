@@ -42,6 +42,7 @@ class _Pipe(asyncio.Protocol):
         self.way = way
         self.other = other
         self.transport: asyncio.Transport | None = None
+        self.forgotten = False
         self._early: list[bytes] = []
         self._late: deque[tuple[float, bytes]] = deque()
         self._loop = asyncio.get_running_loop()
@@ -58,7 +59,7 @@ class _Pipe(asyncio.Protocol):
         self._early.clear()
 
     def data_received(self, data: bytes) -> None:
-        if self.way.cut:
+        if self._silent:
             return
         if self.way.delay or self._late:
             self._late.append((self._loop.time() + self.way.delay, data))
@@ -69,8 +70,12 @@ class _Pipe(asyncio.Protocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.way.pipes.discard(self)
-        if self.other is not None and self.other.transport is not None and not self.way.cut:
+        if self.other is not None and self.other.transport is not None and not self._silent:
             self.other.transport.close()
+
+    @property
+    def _silent(self) -> bool:
+        return self.way.cut or self.forgotten
 
     def send(self, data: bytes) -> None:
         if self.transport is None:
@@ -124,6 +129,11 @@ class Proxies:
         if self._network is not None:
             self._network.cut(name)
         self._ways[name].cut = True
+
+    def forget(self, name: str) -> None:
+        """Nothing passes over present connections, as when a firewall has lost its table of them."""
+        for pipe in list(self._ways[name].pipes):
+            pipe.forgotten = True
 
     def refuse(self, name: str) -> None:
         """Connections end, and no new one is taken."""

@@ -20,6 +20,8 @@ import redis.asyncio as redis
 from redis.exceptions import RedisError, ResponseError
 
 from router.freshness.redis_errors import RedisCause, cause_of, described
+from router.network.dial import Network
+from router.network.names import Names
 
 __all__ = ["RedisLink", "check_url", "exchange"]
 
@@ -37,6 +39,10 @@ _FILES = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile")
 _CHECK_SECONDS = 1.0
 _CHECK_KEY = "pgscatter:check"
 _CHECK_MS = 1000
+# To open a connection takes several round trips and, perhaps, a name's look-up. Only the PING in the
+# background ever has that long: a call has its budget.
+_CONNECT_SECONDS = 1.0
+_NAME_INTERVAL = 10.0
 
 
 def check_url(url: str) -> None:
@@ -75,6 +81,39 @@ def _check_readable(name: str, path: str) -> None:
         raise ValueError(f"the file of {name} cannot be read: {exc.strerror}") from exc
 
 
+class _Dialled(redis.Connection):
+    """Connects by the router's own names: with the loop's, a silent one would hold up every other name."""
+
+    network: Network
+
+    async def _connect(self) -> None:
+        arguments = dict(self._connection_arguments())
+        host, port = arguments.pop("host"), arguments.pop("port")
+        if "ssl" in arguments:
+            arguments["server_hostname"] = host
+        async with asyncio.timeout(self.socket_connect_timeout):
+            sock, _ = await self.network.dial(host, port)
+            try:
+                self._reader, self._writer = await asyncio.open_connection(sock=sock, **arguments)
+            except BaseException:
+                sock.close()
+                raise
+
+
+class _DialledWithTls(_Dialled, redis.SSLConnection):
+    pass
+
+
+def _dialled(client: redis.Redis, network: Network) -> redis.Redis:
+    """`client`, with connections of our own where it would make them by name."""
+    pool = client.connection_pool
+    for theirs, ours in ((redis.Connection, _Dialled), (redis.SSLConnection, _DialledWithTls)):
+        if pool.connection_class is theirs:
+            pool.connection_class = type(ours.__name__, (ours,), {"network": network})
+            break
+    return client
+
+
 class RedisLink:
     """`call` runs one command, or a pipeline, or says None.
 
@@ -90,13 +129,15 @@ class RedisLink:
         *,
         budget: float,
         pause: float,
+        network: Network | None = None,
         changed: Callable[[RedisLink], None] = lambda _: None,
         took: Callable[[float], None] = lambda _: None,
     ) -> None:
         """`budget` of a call, and `pause` between two PINGs to a Redis that is off, both in seconds.
 
-        `changed` is told when Redis goes off or on, or stops or begins to take writes; `took`, of each call
-        that was answered, the seconds.
+        `network` should share its names with nothing else: without an answer for Redis's name, all else goes
+        on, and the other way round. `changed` is told when Redis goes off or on, or stops or begins to take
+        writes; `took`, of each call that was answered, the seconds.
 
         Raises:
             ValueError: the URL is none of Redis.
@@ -113,12 +154,15 @@ class RedisLink:
         self._recovery: asyncio.Task[None] | None = None  # while it is off
         self._under_way = 0
         self._closed = False
-        self.client: redis.Redis = redis.Redis.from_url(
-            url,
-            max_connections=_CONNECTIONS,
-            socket_connect_timeout=max(budget, 0.2),
-            retry=None,
-            decode_responses=False,
+        self.client = _dialled(
+            redis.Redis.from_url(
+                url,
+                max_connections=_CONNECTIONS,
+                socket_connect_timeout=max(budget, _CONNECT_SECONDS),
+                retry=None,
+                decode_responses=False,
+            ),
+            network or Network(Names(_NAME_INTERVAL)),
         )
 
     def __repr__(self) -> str:
@@ -229,6 +273,10 @@ class RedisLink:
         while True:
             await asyncio.sleep(self._pause)
             try:
+                # Connections that have been lost without a word would each cost a turn.
+                await self.client.connection_pool.disconnect(inuse_connections=False)
+                async with asyncio.timeout(_CONNECT_SECONDS + self.budget):
+                    await self.client.ping()
                 async with asyncio.timeout(self.budget):
                     await self._verify()
             except (RedisError, OSError, TimeoutError) as exc:

@@ -7,18 +7,22 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from functools import partial
+from math import inf
 from time import perf_counter
 from typing import Any, Protocol
 
 import msgspec
 
+from router.network.dial import Network
 from router.nodes.dispatcher import Dispatcher, Execute, Fetched, Ticket
+from router.nodes.opening import Turns
 from router.nodes.status import NodeLabel, NodeStatus
 from router.policy.ejection import Ejection
 from router.policy.latency import Latency
 from router.policy.limit import Limit
+from router.policy.openings import Urgency
 from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import Connection, ErrorKind, NodeError, open_connection
 from router.postgres.pool import Pool
@@ -35,6 +39,9 @@ _ANY_QUANTILE = 0.95
 _GRACE_SECONDS = 0.05
 # A server that comes back has cold caches, and perhaps little strength.
 _WARM_UP_SECONDS, _LEAST_SHARE = 5.0, 0.1
+# Connections for requests: one that hangs must not take the turns of other nodes.
+_OPENED_AT_ONCE = 2
+_DOUBTFUL_SECONDS = 0.5
 
 
 class NodeSet(Protocol):
@@ -60,9 +67,9 @@ class NodeSet(Protocol):
 class Node:
     """Runs probes on one server. `state` is replaced, never changed, by the prober and by failures.
 
-    `limit` may be shared with the other servers of one host. `changed` is told whenever operators would see
-    the node otherwise. `execute` takes the place of the server, and
-    `clock` that of the machine's, where the node is simulated.
+    `limit` may be shared with the other servers of one host; `network` and `turns`, to open connections, with
+    all nodes of the router. `changed` is told whenever operators would see the node otherwise. `execute`
+    takes the place of the server, and `clock` that of the machine's, where the node is simulated.
     """
 
     def __init__(
@@ -72,12 +79,18 @@ class Node:
         settings: Settings,
         limit: Limit,
         *,
+        network: Network | None = None,
+        turns: Turns | None = None,
         execute: Execute | None = None,
         clock: Callable[[], float] = perf_counter,
         changed: Callable[[Node], None] = lambda _: None,
     ) -> None:
         self.config = config
         self.shard = shard
+        self.network = network or Network()
+        self.doubtful = False  # whether the connection that was opened last kept its opener waiting
+        self._turns = turns or Turns(settings.node_opens)
+        self._opening = asyncio.Semaphore(_OPENED_AT_ONCE)
         quantile = settings.hedge_quantile or _ANY_QUANTILE
         self.latencies = tuple(Latency(quantile) for _ in Work)
         self.heard = float("-inf")  # when it last answered a search, by `clock`
@@ -266,6 +279,47 @@ class Node:
         self.dispatcher.abandon(NodeError(ErrorKind.LOST, "given up: the node does not answer"))
         self.reads.discard_idle()
 
+    async def warm(self) -> None:
+        """Open one connection ahead of the first search, once nothing more urgent is to be opened.
+
+        Raises:
+            NodeError: the server cannot be reached.
+        """
+        await self.reads.warm(self._opener("reads", self._settings.max_timeout, Urgency.SPARE))
+
+    async def open(
+        self,
+        urgency: Callable[[], Urgency],
+        opened: Callable[[], Awaitable[Connection]],
+        begun: Callable[[], None] = lambda: None,
+    ) -> Connection:
+        """What `opened` returns, called in its turn, see `Turns.run`."""
+        now = asyncio.get_running_loop().time
+        started = inf
+
+        def turn() -> None:
+            nonlocal started
+            started = now()
+            begun()
+
+        try:
+            connection = await self._turns.run(urgency, opened, turn, doubtful=self.doubtful)
+        except BaseException as exc:
+            # One that was refused at once, or had no turn, is not in doubt; who has left early knows nothing.
+            if now() - started > _DOUBTFUL_SECONDS:
+                self.doubtful = True
+            elif isinstance(exc, Exception):
+                self.doubtful = False
+            raise
+        self.doubtful = False
+        return connection
+
+    def tend(self) -> None:
+        """See to connections that are idle or old; to be called with each probe that it answers."""
+        now = time.monotonic()
+        self.reads.tend(now)
+        self.writes.tend(now)
+
     async def close(self) -> None:
         await self.dispatcher.close()
         await asyncio.gather(self.reads.close(), self.writes.close())
@@ -312,19 +366,25 @@ class Node:
         if changed:
             self._changed(self)
 
-    def _pool(
-        self, kind: str, size: int, statement_timeout: float, freed: Callable[[], None] = lambda: None
-    ) -> Pool:
+    def _opener(
+        self, kind: str, statement_timeout: float, urgency: Urgency
+    ) -> Callable[[], Coroutine[None, None, Connection]]:
+        """What opens a connection of this kind, in its turn."""
         settings = self._settings
+        opened = partial(
+            open_connection,
+            self.config.dsn,
+            connect_timeout=settings.connect_timeout,
+            statement_timeout=statement_timeout,
+            name=f"pgscatter {kind}",
+            network=self.network,
+            lifetime=settings.connection_max_age,
+        )
 
-        async def connect() -> Connection:
+        async def open_one() -> Connection:
             try:
-                connection = await open_connection(
-                    self.config.dsn,
-                    connect_timeout=settings.connect_timeout,
-                    statement_timeout=statement_timeout,
-                    name=f"pgscatter {kind}",
-                )
+                async with self._opening:
+                    connection = await self.open(lambda: urgency, opened)
             except NodeError as exc:
                 if exc.authentication:
                     self.login(str(exc))
@@ -332,12 +392,21 @@ class Node:
             self.login(None)
             return connection
 
+        return open_one
+
+    def _pool(
+        self, kind: str, size: int, statement_timeout: float, freed: Callable[[], None] = lambda: None
+    ) -> Pool:
+        settings = self._settings
+
         return Pool(
             f"{self.config.name} {kind}",
-            connect,
+            self._opener(kind, statement_timeout, Urgency.REQUEST),
             size=size,
             queue=settings.node_queue,
             cancel_timeout=settings.cancel_timeout,
+            check_after=settings.connection_check,
+            max_idle=settings.connection_max_idle,
             freed=freed,
         )
 

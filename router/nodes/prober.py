@@ -3,23 +3,35 @@
 One task and one connection per node, apart from those that serve requests, so that load cannot
 starve it and a node that hangs delays nobody else's probe.
 
-Invariant: whatever a node does, its state is replaced at most 1.2 × `probe_interval` (the jitter) plus
-`probe_timeout` after it was last replaced by a probe, and the 0.25 s that `router.nodes.patroni` may take
-where the map names a Patroni. The event loop's own delay comes on top.
+Invariant: whatever a node that is not down does, its state is replaced at most 1.2 × the interval (the
+jitter) plus `probe_timeout` after it was last replaced by a probe, and the 0.25 s that `router.nodes.patroni`
+may take where the map names a Patroni. The interval is `probe_interval`, or longer where more nodes than
+`probe_rate` allows would be probed in it. A node that is down is tried again after a pause that grows up to
+`reconnect_max` (`router.policy.backoff`), when its turn to open a connection has come
+(`router.policy.openings`). The event loop's own delay comes on top.
+
+A connection may be lost without a word, as when a firewall forgets it, while its node is well. So a probe
+that has had no answer for half of its time is made once more over a new connection, and what is answered
+first counts.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Iterable, Sequence
+from functools import partial
 from math import inf
+from time import monotonic
 
 import msgspec
 
 from router.nodes.node import Node
 from router.nodes.patroni import Patroni
+from router.policy import backoff
+from router.policy.openings import Urgency
 from router.policy.replication import Heads, claims, elect
 from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import (
@@ -50,25 +62,29 @@ FROM {STATE_SOURCE}
 
 _logger = logging.getLogger(__name__)
 
+# Whoever starts a router waits no longer for nodes that do not answer.
+_START_SECONDS = 15.0
 # After a write, replicas are asked again this soon, and ever less eagerly, until they have caught up;
 # streaming on one machine takes one or two milliseconds.
 _CATCH_UP_FIRST = 0.002
 _CATCH_UP_FACTOR = 2.0
 # Of the interval, before a probe is made for somebody who asks for one: ten a second at most by default.
 _SOONEST_SHARE = 0.2
-_JITTER = 0.2  # of the interval, either way
+_TOGETHER_SECONDS = 0.05
+# Of a probe's time, to open a connection to a node that nothing is known of.
+_FIRST_TIMES = 2.0
 
 
 class Prober:
     """Keeps `Node.state` true; `start` and `close` frame its life."""
 
     def __init__(self, nodes: Iterable[Node], settings: Settings) -> None:
-        self._settings = settings
         shards: dict[str, list[Node]] = {}
         for node in nodes:
             shards.setdefault(node.shard, []).append(node)
+        pace = _Pace(sum(map(len, shards.values())), settings)
         self._watches = [
-            _Watch(node, group, settings)
+            _Watch(node, group, pace, settings)
             for group in (_Group(members) for members in shards.values())
             for node in group.nodes
         ]
@@ -77,10 +93,12 @@ class Prober:
         return f"<Prober of {len(self._watches)} nodes>"
 
     async def start(self) -> None:
-        """Begin, and return when every node has been probed once, well or ill."""
+        """Begin, and return when every node has been probed once, well or ill, or `_START_SECONDS` later."""
         for watch in self._watches:
             watch.start()
-        await asyncio.gather(*(watch.probed_once.wait() for watch in self._watches))
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(_START_SECONDS):
+                await asyncio.gather(*(watch.probed_once.wait() for watch in self._watches))
 
     def expect(self, shard: str, lsn: int) -> None:
         """Probe the shard's nodes at short intervals until they have replayed `lsn`."""
@@ -99,14 +117,46 @@ class Prober:
         await asyncio.gather(*(watch.close() for watch in self._watches))
 
 
+class _Pace:
+    """How often all nodes together are asked."""
+
+    def __init__(self, nodes: int, settings: Settings) -> None:
+        self.interval = max(settings.probe_interval, nodes / settings.probe_rate)
+        self._many = self.interval > settings.probe_interval
+        self.down: set[Node] = set()
+        self._first, self._longest = settings.probe_interval, settings.reconnect_max
+
+    def __repr__(self) -> str:
+        return f"<_Pace every {self.interval:g} s, {len(self.down)} down>"
+
+    def together(self, end: float) -> float:
+        """When a pause that would end then does end: where there are many nodes, with other pauses.
+
+        To wake up costs a router more than the probe that it wakes up for.
+        """
+        return end - end % _TOGETHER_SECONDS if self._many else end
+
+    def again(self, failures: int, needed: bool) -> float:
+        """Seconds until a node that is down is tried again."""
+        return backoff.pause(
+            failures, first=self._first, longest=self._longest, needed=needed, down=len(self.down)
+        )
+
+
 class _Group:
     """The nodes of one shard: what one of them says is judged by what the others do."""
 
     def __init__(self, nodes: Sequence[Node]) -> None:
         self.nodes = nodes
+        self.tried: set[Node] = set()  # those that a connection for probes is being opened to
         self._heads = Heads()
         self._timeline = 0  # the latest that any of them was on
         self._diverged: dict[Node, float] = {}  # when the server was started that has diverged
+
+    @property
+    def lacking(self) -> bool:
+        """Whether no node is up, or no primary: then each of the others may be the one that is needed."""
+        return not any(claims(node.state) and not node.state.deposed for node in self.nodes)
 
     def replayed(self) -> list[tuple[Node, NodeState]]:
         """The replicas, as they are known now."""
@@ -167,16 +217,19 @@ class _Group:
 class _Watch:
     """Probes one node, for ever."""
 
-    def __init__(self, node: Node, group: _Group, settings: Settings) -> None:
+    def __init__(self, node: Node, group: _Group, pace: _Pace, settings: Settings) -> None:
         self.node = node
         self._group = group
+        self._pace = pace
         self.probed_once = asyncio.Event()
         self._settings = settings
-        self._patroni = Patroni(node.config.patroni) if node.config.patroni else None
+        self._patroni = Patroni(node.config.patroni, node.network) if node.config.patroni else None
         self._connection: Connection | None = None
         self._expected = 0
+        self._failures = 0  # in a row
         self._began = float("-inf")  # when the last probe did, by the loop's clock
         self._wake = asyncio.Event()
+        self._paused = False  # until the end of its pause
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -184,11 +237,14 @@ class _Watch:
 
     def expect(self, lsn: int) -> None:
         self._expected = max(self._expected, lsn)
-        self._wake.set()
+        # One that is down has a pause of its own, which writes must not cut short.
+        if self.node.state.health is not Health.DOWN:
+            self._wake.set()
 
     def probe_soon(self) -> None:
-        least = _SOONEST_SHARE * self._settings.probe_interval
-        if asyncio.get_running_loop().time() - self._began > least:
+        least = _SOONEST_SHARE * self._pace.interval
+        known = self.node.state.health is not Health.DOWN
+        if known and asyncio.get_running_loop().time() - self._began > least:
             self._wake.set()
 
     async def close(self) -> None:
@@ -219,28 +275,44 @@ class _Watch:
                 )
             self.probed_once.set()
             state = self.node.state
+            interval = self._interval(state)
             catching_up = state.health is Health.UP and state.lsn < self._expected
-            interval = self._settings.probe_interval
             if catching_up and pause < interval:
                 pause = min(max(pause * _CATCH_UP_FACTOR, _CATCH_UP_FIRST), interval)
             else:
                 # Jitter keeps many routers from asking at the same moment.
-                pause = interval * random.uniform(1.0 - _JITTER, 1.0 + _JITTER)
+                pause = interval * random.uniform(1.0 - backoff.JITTER, 1.0 + backoff.JITTER)
             if await self._pause(pause, interruptible=not catching_up):
                 pause = 0.0
+
+    def _interval(self, state: NodeState) -> float:
+        """Seconds until the next probe."""
+        if state.health is not Health.DOWN:
+            self._failures = 0
+            self._pace.down.discard(self.node)
+            return self._pace.interval
+        self._failures += 1
+        self._pace.down.add(self.node)
+        return self._pace.again(self._failures, self._group.lacking)
 
     async def _pause(self, seconds: float, *, interruptible: bool) -> bool:
         """Sleep; True if a write cut it short, or came while the last probe was under way."""
         if not interruptible:
             await asyncio.sleep(seconds)
             return False
+        self._paused = False
+        loop = asyncio.get_running_loop()
+        timer = loop.call_at(self._pace.together(loop.time() + seconds), self._end_pause)
         try:
-            async with asyncio.timeout(seconds):
-                await self._wake.wait()
-        except TimeoutError:
-            return False
+            await self._wake.wait()
+        finally:
+            timer.cancel()
         self._wake.clear()
-        return True
+        return not self._paused
+
+    def _end_pause(self) -> None:
+        self._paused = True
+        self._wake.set()
 
     async def _probe(self) -> None:
         # Before the node is asked: what a replica has replayed by now, its primary must have written by the
@@ -248,8 +320,7 @@ class _Watch:
         before = self._group.replayed()
         self._began = asyncio.get_running_loop().time()
         try:
-            async with asyncio.timeout(self._settings.probe_timeout):
-                state = await self._ask()
+            state = await self._ask()
         except (NodeError, *POSTGRES_ERRORS) as exc:
             # A node that does not answer is not worth a polite goodbye: it would hang there.
             self._drop()
@@ -270,28 +341,144 @@ class _Watch:
             # The beginning, because the answer may be from any moment since; and after the state, so that a
             # state is never taken for newer than it is.
             self.node.probed = self._began
+            self.node.tend()
 
     async def _ask(self) -> NodeState:
-        if self._connection is not None:
-            try:
+        """What the node says of itself.
+
+        Raises:
+            NodeError, and POSTGRES_ERRORS
+        """
+        if self._connection is None:
+            # It is down, or not known yet, and stays so until its turn has come and the connection is open.
+            self._connection = await self._open()
+            async with asyncio.timeout(self._settings.probe_timeout):
                 return await _state(self._connection)
-            except (NodeError, *POSTGRES_ERRORS):
-                # Perhaps for no other reason than this connection.
-                self._drop()
-        self._connection = await open_connection(
+        if self._connection.way.moved:
+            self._drop()
+            return await self._ask_anew()
+        return await self._ask_again_if_late(self._connection)
+
+    async def _ask_again_if_late(self, connection: Connection) -> NodeState:
+        """Over the connection that is there, and over a new one as well if it is late."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._settings.probe_timeout
+        anew: asyncio.Task[NodeState] | None = None
+        waiting = True
+
+        def late() -> None:
+            nonlocal anew
+            anew = loop.create_task(self._ask_anew(), name=f"probe {self.node.config.name} anew")
+            anew.add_done_callback(settled)
+
+        def settled(task: asyncio.Task[NodeState]) -> None:
+            if not waiting:
+                return
+            if task.cancelled() or task.exception() is not None:
+                limit.reschedule(end)  # the first may answer still
+            else:
+                connection.terminate()
+                limit.reschedule(loop.time())
+
+        timer = loop.call_later(self._settings.probe_timeout / 2, late)
+        try:
+            async with asyncio.timeout(None) as limit:
+                state = await _state(connection)
+        except (NodeError, *POSTGRES_ERRORS):
+            # Perhaps for no other reason than this connection.
+            waiting = False
+            connection.terminate()
+            if self._connection is connection:
+                self._connection = None
+            return await (anew or self._ask_anew())
+        except BaseException:
+            waiting = False
+            await _give_up(anew)
+            raise
+        finally:
+            timer.cancel()
+        waiting = False
+        await _give_up(anew)
+        if self._connection is not connection and self._connection is not None:
+            self._connection.terminate()  # both have answered
+        self._connection = connection
+        if connection.expires < monotonic():
+            await self._replace(connection)
+        return state
+
+    async def _ask_anew(self) -> NodeState:
+        """Over a new connection, which is kept if there is an answer within the other half of the time."""
+        async with asyncio.timeout(self._settings.probe_timeout / 2):
+            connection = await self._open()
+            try:
+                state = await _state(connection)
+            except BaseException:
+                connection.terminate()
+                raise
+        self._connection = connection
+        return state
+
+    async def _replace(self, old: Connection) -> None:
+        """The connection has reached its age; it is kept for now if there is no new one."""
+        try:
+            async with asyncio.timeout(self._settings.probe_timeout / 2):
+                self._connection = await self._open(Urgency.SPARE)
+        except (NodeError, *POSTGRES_ERRORS):
+            return
+        old.terminate()
+
+    async def _open(self, urgency: Urgency | None = None) -> Connection:
+        opened = partial(
+            open_connection,
             self.node.config.dsn,
-            connect_timeout=self._settings.probe_timeout,
+            connect_timeout=self._opening_seconds(),
             statement_timeout=self._settings.probe_timeout,
             name="pgscatter probe",
             check_pooler=True,
+            network=self.node.network,
+            lifetime=self._settings.connection_max_age,
+            searches=False,
         )
+        try:
+            connection = await self.node.open(lambda: urgency or self._urgency(), opened, self._turn)
+        finally:
+            self._group.tried.discard(self.node)
         self.node.login(None)
-        return await _state(self._connection)
+        return connection
+
+    def _opening_seconds(self) -> float:
+        """A node that is in doubt gets its whole time, because it keeps nobody else waiting."""
+        whole = self._settings.probe_connect_timeout
+        return whole if self.node.doubtful else min(whole, _FIRST_TIMES * self._settings.probe_timeout)
+
+    def _turn(self) -> None:
+        self._group.tried.add(self.node)
+        if not self.probed_once.is_set():
+            asyncio.get_running_loop().call_later(self._settings.probe_timeout, self._is_slow)
+
+    def _is_slow(self) -> None:
+        """A connection takes longer than a probe may, and nothing is known of the node yet."""
+        if not self.probed_once.is_set():
+            reason = "no connection within the probe's time"
+            self.node.observe(
+                msgspec.structs.replace(self.node.state, health=Health.DOWN, reason=reason, cause="timeout")
+            )
+            self.probed_once.set()
+
+    def _urgency(self) -> Urgency:
+        """One node at a time is what a shard needs most."""
+        return Urgency.SHARD if self._group.lacking and not self._group.tried - {self.node} else Urgency.NODE
 
     def _drop(self) -> None:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
+
+
+async def _give_up(task: asyncio.Task[NodeState] | None) -> None:
+    if task is not None:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 async def _state(connection: Connection) -> NodeState:

@@ -10,16 +10,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import random
 import socket
 import ssl
 from collections.abc import Iterable
 from decimal import Decimal
 from enum import StrEnum
+from math import inf
 from time import monotonic
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import asyncpg
 
+from router.network.dial import Dialer, Network
 from router.postgres import driver
 from router.postgres.collations import FOLDING, stand_in
 from router.postgres.pooler import PoolerError, PoolerFullError
@@ -44,6 +47,19 @@ POSTGRES_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.Intern
 # The shapes of searches differ by filter, limit and columns; each holds a plan on the server.
 _STATEMENT_CACHE = 256
 
+# The share of a connection's lifetime by which it may end earlier.
+_AGE_JITTER = 0.2
+
+_SEARCH_SETTINGS = {
+    "hnsw.iterative_scan": "relaxed_order",
+    # Whether a search reads the index is the router's choice: a server that sorts the table instead gives
+    # other rows than the statement of another page. What has to be sorted is sorted all the same.
+    "enable_sort": "off",
+    # The router bounds scans with a filter by the rows that they visit, for which pgvector computes up to
+    # twice as many distances; hnsw.scan_mem_multiplier ends it a little later.
+    "hnsw.max_scan_tuples": "40000",
+}
+
 MISSING_EXTENSION = "the vector extension is missing: run `pgscatter schema apply`"
 
 _VECTOR_TYPES = ("vector", "halfvec")
@@ -66,18 +82,25 @@ class _Session(asyncpg.Connection):
     Attributes:
         ef_search: the width as far as known.
         folding: the collation that stands in for FOLDING, where the server lacks it.
-        opened: when, by `time.monotonic`.
+        opened, expires, used: when, by `time.monotonic`; the last as far as its pool knows.
         process: the number of the server's process; a pooler in between tells the driver another one.
         knows_vectors: whether pgvector's types have their codecs; from then on they must not change.
     """
 
-    __slots__ = ("ef_search", "folding", "knows_vectors", "opened", "process")
+    __slots__ = ("ef_search", "expires", "folding", "knows_vectors", "opened", "process", "used")
 
     ef_search: int | None
+    expires: float
     folding: str | None
     knows_vectors: bool
     opened: float
     process: int
+    used: float
+
+    @property
+    def way(self) -> Dialer:
+        """Where it leads."""
+        return cast(Dialer, self._loop)  # type: ignore[attr-defined]
 
     async def set_ef_search(self, ef_search: int) -> None:
         """Scan indexes this wide from now on; costs a round trip only when that is a change."""
@@ -176,8 +199,15 @@ async def open_connection(
     statement_timeout: float,
     name: str = "pgscatter",
     check_pooler: bool = False,
+    network: Network | None = None,
+    lifetime: float = inf,
+    searches: bool = True,
 ) -> Connection:
     """A connection ready for vector statements, within `connect_timeout` seconds.
+
+    It is to be replaced after `lifetime` seconds, or up to a fifth earlier, so that those that were opened
+    together are not replaced together. Without `searches` it is one for questions about the server, which
+    costs half.
 
     `statement_timeout` (seconds) is the server's own bound, for the case that a cancel request is
     lost. Iterative scans are on for every statement: without them an HNSW scan ends after ef_search
@@ -195,40 +225,35 @@ async def open_connection(
             statement_cache_size=_STATEMENT_CACHE,
             max_cached_statement_lifetime=0,
             server_settings={"application_name": name},
+            network=network,
         )
     except POSTGRES_ERRORS as exc:
         raise _connect_error(exc) from exc
     connection.ef_search = None
     connection.knows_vectors = False
-    connection.opened = monotonic()
+    connection.folding = None
+    connection.opened = connection.used = monotonic()
+    connection.expires = connection.opened + lifetime * random.uniform(1.0 - _AGE_JITTER, 1.0)
     timeout_ms = str(int(statement_timeout * 1000))
+    own = {
+        "application_name": name,
+        "statement_timeout": timeout_ms,
+        # A frozen router keeps no rows locked for longer than one that works may.
+        "idle_in_transaction_session_timeout": timeout_ms,
+    }
 
     async def another() -> asyncpg.Connection:
-        return await driver.connect(dsn, timeout=connect_timeout / 2, statement_cache_size=0)
+        return await driver.connect(dsn, timeout=connect_timeout / 2, statement_cache_size=0, network=network)
 
     try:
         async with asyncio.timeout(connect_timeout):
             # A connection is cut, without a word, when its node does not confirm a cancel.
             connection.process = await apply_settings(
-                connection,
-                {
-                    "application_name": name,
-                    "statement_timeout": timeout_ms,
-                    # A frozen router keeps no rows locked for longer than one that works may.
-                    "idle_in_transaction_session_timeout": timeout_ms,
-                    "hnsw.iterative_scan": "relaxed_order",
-                    # Whether a search reads the index is the router's choice: a server that sorts the table
-                    # instead gives other rows than the statement of another page. What has to be sorted is
-                    # sorted all the same.
-                    "enable_sort": "off",
-                    # The router bounds scans with a filter by the rows that they visit, for which pgvector
-                    # computes up to twice as many distances; hnsw.scan_mem_multiplier ends it a little later.
-                    "hnsw.max_scan_tuples": "40000",
-                },
-                another if check_pooler else None,
+                connection, own | _SEARCH_SETTINGS if searches else own, another if check_pooler else None
             )
-            await _set_codecs(connection)
-            connection.folding = await stand_in(connection, connection.get_settings().server_encoding)
+            if searches:
+                await _set_codecs(connection)
+                connection.folding = await stand_in(connection, connection.get_settings().server_encoding)
     except (*POSTGRES_ERRORS, SettingsRefusedError, PoolerError) as exc:
         connection.terminate()
         raise node_error(exc) from exc

@@ -3,20 +3,29 @@
 asyncpg fills what a DSN leaves out as libpq does: from a dozen PG* variables, from ~/.pgpass and from
 ~/.postgresql. Two routers with one map would then reach different servers, and a home directory that
 cannot be read would stop every connection. Invariant: what the map leaves out has a fixed default.
+
+What scram derives from a password is kept, because it is made to be slow: a router that opens a thousand
+connections again would spend a second of its processor on what it knows.
+
+Hosts are found and sockets opened by `router.network`, for connections as for the requests to cancel what
+runs on them.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pwd
 import ssl
-from functools import cache
+from functools import cache, lru_cache
 from types import SimpleNamespace
 from typing import Any, TypeVar, overload
 
 import asyncpg
 from asyncpg import compat, connect_utils
+from asyncpg.protocol import protocol
 
+from router.network.dial import Dialer, Network
 from router.postgres.dsn_files import file_complaints
 from shard_config.dsn import parameters
 
@@ -37,12 +46,20 @@ class FileError(OSError):
     """Lasts until the file is mended; the text says which one it is."""
 
 
+_DERIVED = 4096
+
+
 @overload
-async def connect(dsn: str, *, connection_class: type[C], **options: Any) -> C: ...
+async def connect(
+    dsn: str, *, connection_class: type[C], network: Network | None = None, **options: Any
+) -> C: ...
 @overload
 async def connect(dsn: str, **options: Any) -> asyncpg.Connection: ...
-async def connect(dsn: str, **options: Any) -> Any:
+async def connect(dsn: str, *, network: Network | None = None, **options: Any) -> Any:
     """As `asyncpg.connect`, with nothing from the environment or the home directory.
+
+    `network` remembers addresses from one connection to the next. The connection has a `Dialer` for its
+    `_loop`.
 
     Left out of a DSN are: port 5432, the name of this process's account as user, the user's name as
     database, no password, `sslmode=prefer`, no certificates.
@@ -52,8 +69,9 @@ async def connect(dsn: str, **options: Any) -> Any:
         asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError
     """
     _take_only_the_dsn()
+    dialer: Any = Dialer(network or Network())
     try:
-        return await asyncpg.connect(dsn, **options)
+        return await asyncpg.connect(dsn, loop=dialer, **options)
     except _MAY_BE_FILES as exc:
         said = _about_files(dsn, exc)
         if said is None:
@@ -94,6 +112,9 @@ def _take_only_the_dsn() -> None:
         (compat, "get_pg_home_directory", lambda: None),
     ):
         setattr(module, name, value)
+    # By password, salt and number of rounds; each server has a salt of its own per role.
+    derived = lru_cache(maxsize=_DERIVED)(hashlib.pbkdf2_hmac)
+    protocol.hashlib = SimpleNamespace(sha256=hashlib.sha256, pbkdf2_hmac=derived)  # type: ignore[attr-defined]
 
 
 def _account_name() -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from math import inf
 from time import monotonic
 from typing import TypeVar
 
@@ -23,6 +24,10 @@ from router.query.errors import OverloadedError
 __all__ = ["Pool"]
 
 T = TypeVar("T")
+
+# For an idle connection to show that it lives: a node that is well takes a millisecond and the network's
+# time.
+_CHECK_SECONDS = 0.5
 
 
 class _Session:
@@ -65,9 +70,16 @@ class Pool:
         size: int,
         queue: int,
         cancel_timeout: float,
+        check_after: float = inf,
+        max_idle: float = inf,
         freed: Callable[[], None] = lambda: None,
     ) -> None:
-        """`freed` is called whenever a connection that had lost its caller gives its place back."""
+        """
+        Args:
+            check_after: how long a connection may idle, in seconds, and be used without a question.
+            max_idle: after how long `tend` closes it.
+            freed: is called whenever a connection that had lost its caller gives its place back.
+        """
         self.name = name
         self.waiting = 0
         self.in_flight = 0
@@ -76,7 +88,12 @@ class Pool:
         self._queue = queue
         self._cancel_timeout = cancel_timeout
         self._slots = asyncio.Semaphore(size)
-        self._idle: list[Connection] = []
+        self._check_after = check_after
+        self._max_idle = max_idle
+        self._now = monotonic()  # at the last `tend`: no statement reads the clock
+        self._idle: list[Connection] = []  # in the order in which they were used last
+        self._known: set[Connection] = set()  # those that are open, and some that are not any more
+        self._closing: set[asyncio.Task[None]] = set()
         self._mending: set[asyncio.Task[None]] = set()
         self._closed = False
         self._renewal = Renewal()
@@ -148,14 +165,34 @@ class Pool:
             error.renewable = True
         return error
 
-    async def warm(self) -> None:
-        """Open one connection ahead of the first search.
+    async def warm(
+        self, open_connection: Callable[[], Coroutine[None, None, Connection]] | None = None
+    ) -> None:
+        """Open one connection ahead of the first search, unless there is one.
 
         Raises:
-            NodeError: the node cannot be reached.
+            OverloadedError, NodeError: as `session`.
         """
-        async with self.session():
-            pass
+        if not self._idle:
+            await self._take_slot()
+            self._settle(await self._opened(open_connection or self._open))
+
+    def tend(self, now: float) -> None:
+        """Close what is too old, leads to where its name does not any more, or has idled for too long.
+
+        One of each kind but the second at a time, so that what was opened together is not closed together.
+        What is in use is closed when it comes back.
+        """
+        self._now = now
+        for connection in self._known:
+            if not connection.is_closed() and connection.way.moved:
+                connection.expires = -inf
+        gone = [connection for connection in self._idle if connection.expires == -inf]
+        old = [connection for connection in self._idle if -inf < connection.expires < now][:1]
+        idle = [connection for connection in self._idle if connection.used < now - self._max_idle][:1]
+        for connection in dict.fromkeys([*gone, *old, *idle]):
+            self._idle.remove(connection)
+            self._close_later(connection)
 
     async def mended(self) -> None:
         """Return when the connections that have lost their callers by now are mended, or terminated."""
@@ -177,6 +214,7 @@ class Pool:
                 task.cancel()
             await asyncio.gather(*late, return_exceptions=True)
         self.discard_idle()
+        await asyncio.gather(*self._closing, return_exceptions=True)
 
     async def _take_slot(self) -> None:
         if self.waiting >= self._queue and self._slots.locked():
@@ -201,7 +239,7 @@ class Pool:
         if self._closed:
             self._give_slot()
             raise NodeError(ErrorKind.UNREACHABLE, "the router is closing its connections")
-        while self._idle:
+        while self._idle and not self._closed:
             # The one used last: its server process has what it needs in the processor's caches.
             at = -1
             if self._idle[at].ef_search != ef_search:
@@ -211,9 +249,31 @@ class Pool:
             if since is not None and connection.opened < since:
                 connection.terminate()
                 break
-            if not connection.is_closed():
+            if connection.is_closed():
+                continue
+            if self._now - connection.used <= self._check_after or await self._lives(connection):
                 return connection
-        task = asyncio.ensure_future(self._open())
+        return await self._opened(self._open)
+
+    async def _lives(self, connection: Connection) -> bool:
+        """Whether it answers; if not, it was lost without a word, and so may be what has idled beside it."""
+        try:
+            async with asyncio.timeout(_CHECK_SECONDS):
+                await connection.execute("SELECT 1")
+        except POSTGRES_ERRORS:
+            connection.terminate()
+            while self._idle and self._now - self._idle[0].used > self._check_after:
+                self._idle.pop(0).terminate()
+            return False
+        except BaseException:
+            connection.terminate()
+            self._give_slot()
+            raise
+        return True
+
+    async def _opened(self, open_connection: Callable[[], Coroutine[None, None, Connection]]) -> Connection:
+        """A new one, for the slot that the caller has; which is given back if there is none."""
+        task = asyncio.ensure_future(open_connection())
         try:
             await asyncio.wait([task])
         except BaseException:
@@ -222,15 +282,39 @@ class Pool:
             raise
         if task.exception() is not None:
             self._give_slot()
+        else:
+            self._remember(task.result())
         return task.result()
+
+    def _remember(self, connection: Connection) -> None:
+        self._known = {one for one in self._known if not one.is_closed()} | {connection}
 
     def _settle(self, connection: Connection) -> None:
         """Back to idle if it is between statements and outside a transaction, terminated if not."""
         if self._closed or connection.is_closed() or connection.is_in_transaction():
             connection.terminate()
+        elif connection.expires < self._now:
+            self._close_later(connection)
         else:
+            connection.used = self._now
             self._idle.append(connection)
         self._give_slot()
+
+    def _close_later(self, connection: Connection) -> None:
+        """With a goodbye, which a server that is well does not log as a loss."""
+        task = asyncio.create_task(self._close(connection), name=f"close {self.name}")
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
+
+    async def _close(self, connection: Connection) -> None:
+        try:
+            async with asyncio.timeout(self._cancel_timeout):
+                await connection.close()
+        except POSTGRES_ERRORS:
+            connection.terminate()
+        except BaseException:
+            connection.terminate()
+            raise
 
     def _mend_later(self, work: Coroutine[None, None, None]) -> None:
         task = asyncio.create_task(work, name=f"mend {self.name}")
@@ -256,6 +340,7 @@ class Pool:
         if opening.cancelled() or opening.exception() is not None:
             self._give_slot()
         else:
+            self._remember(opening.result())
             self._settle(opening.result())
 
     async def _mend(self, connection: Connection) -> None:

@@ -19,7 +19,7 @@ LEVELS = [
     ["shard_config.partition"],
     ["shard_config.file"],
     ["shard_config"],
-    ["router.settings", "router.terminal", "router.client"],
+    ["router.settings", "router.terminal", "router.client", "router.network"],
     ["router.query"],
     ["router.policy", "router.postgres", "router.freshness", "router.text"],
     ["router.nodes"],

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import pwd
 import re
+import shutil
+import socket
 import ssl
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 from asyncpg import compat, connect_utils
+from asyncpg.protocol import protocol
 
+from router.network.dial import Network
+from router.network.names import Address, Names
 from router.postgres import driver
 
 VARIABLES = {
@@ -117,3 +124,70 @@ def test_the_driver_reads_its_surroundings_only_where_we_know() -> None:
     code = (package / "connect_utils.py").read_text()
     assert re.findall(r"^(?:def (\w+)|.*pathlib\.Path\.home\(\))", code, re.MULTILINE).count("") == 1
     assert set(re.findall(r"\bos\.(\w+)", code)) == {"environ", "getenv", "path"}
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="no openssl here")
+def test_a_certificate_is_compared_with_the_name_and_not_with_the_address_that_was_found(
+    tmp_path: Path,
+) -> None:
+    """A server that takes TLS, and ends the connection when it has."""
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    subprocess.run(
+        [
+            *("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"),
+            *("-keyout", key, "-out", certificate, "-subj", "/CN=db.test", "-days", "2"),
+            *("-addext", "subjectAltName=DNS:db.test"),
+        ],
+        check=True,
+        capture_output=True,
+    )
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    asked: list[str | None] = []
+    context.sni_callback = lambda _, name, __: asked.append(name)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readexactly(8)
+        writer.write(b"S")
+        try:
+            await writer.start_tls(context)
+            await reader.read(1)
+        except OSError:
+            pass
+        finally:
+            writer.close()
+
+    async def connect(name: str, port: int) -> None:
+        network = Network(Names(10, look_up=lambda _: (Address(socket.AF_INET, "127.0.0.1"),)))
+        dsn = f"postgresql://u@{name}:{port}/d?sslmode=verify-full&sslrootcert={certificate}"
+        await driver.connect(dsn, network=network, timeout=10)
+
+    async def both() -> None:
+        server = await asyncio.start_server(serve, "127.0.0.1", 0)
+        port = server.sockets[0].getsockname()[1]
+        # It got through TLS, after which there was nobody.
+        with pytest.raises((asyncpg.ConnectionDoesNotExistError, ConnectionResetError)):
+            await connect("db.test", port)
+        with pytest.raises(ssl.SSLCertVerificationError, match=r"mismatch.*other\.test"):
+            await connect("other.test", port)
+        server.close()
+
+    asyncio.run(both())
+    assert asked == ["db.test", "other.test"]
+
+
+def test_what_scram_derives_from_a_password_is_derived_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    driver._take_only_the_dsn()
+    derive = protocol.hashlib.pbkdf2_hmac
+    assert derive("sha256", b"p", b"s", 4096) == hashlib.pbkdf2_hmac("sha256", b"p", b"s", 4096)
+    assert derive("sha256", b"p", b"s", 4096) is derive("sha256", b"p", b"s", 4096)
+    assert derive.cache_info().maxsize < 10_000
+    # That is what the driver calls.
+    assert "hashlib.pbkdf2_hmac(" in (Path(asyncpg.__file__).parent / "protocol" / "scram.pyx").read_text()
+
+
+async def test_the_driver_finds_its_task_by_what_it_takes_for_its_loop() -> None:
+    dialer: Any = driver.Dialer(Network())
+    assert asyncio.current_task(dialer) is asyncio.current_task()
+    assert dialer.get_debug() == asyncio.get_running_loop().get_debug()
+    assert "_loop" in asyncpg.Connection.__slots__

@@ -1,0 +1,1 @@
+"""Names of hosts and connections to them, below everything that speaks a protocol."""

@@ -1,0 +1,174 @@
+"""A thousand nodes that are opened at once, lost at once, or refuse, on one processor."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from math import inf
+from types import SimpleNamespace
+
+import pytest
+
+from bench.simulation.virtual_time import run
+from router.nodes.node import Node
+from router.nodes.opening import Turns
+from router.nodes.prober import Prober
+from router.policy.limit import Limit
+from router.policy.selection import Health
+from router.postgres.connection import ErrorKind, NodeError
+from router.settings import Settings
+from shard_config import model
+
+NODES = 1000
+# Of the one processor, per connection: as the router's own was measured, twice.
+COST = 0.006
+PARTS = 3  # round trips
+
+
+class Network:
+    """What all servers are behind of; which refuse connections, and which say nothing."""
+
+    def __init__(self) -> None:
+        self.processor = asyncio.Lock()
+        self.refusing: Callable[[str], bool] = lambda dsn: False
+        self.silent: set[str] = set()
+        self.attempts: list[float] = []
+
+    async def open_connection(self, dsn: str, *, connect_timeout: float, **options: object) -> Server:
+        self.attempts.append(asyncio.get_running_loop().time())
+        try:
+            async with asyncio.timeout(connect_timeout):
+                while dsn in self.silent:
+                    await asyncio.sleep(0.5)
+                for _ in range(PARTS):
+                    if self.refusing(dsn):
+                        raise NodeError(ErrorKind.UNREACHABLE, "connection refused")
+                    async with self.processor:
+                        await asyncio.sleep(COST / PARTS)
+        except TimeoutError:
+            raise NodeError(ErrorKind.UNREACHABLE, "timed out") from None
+        return Server(self, dsn)
+
+
+class Server:
+    expires = inf
+    way = SimpleNamespace(moved=False)
+
+    def __init__(self, network: Network, dsn: str) -> None:
+        self._network = network
+        self._dsn = dsn
+        self._closed = False
+
+    async def fetchrow(self, statement: str) -> dict[str, object]:
+        if self._closed or self._network.refusing(self._dsn):
+            self._closed = True
+            raise NodeError(ErrorKind.LOST, "the connection was lost")
+        replica = self._dsn.endswith("b")
+        return {
+            "standby": replica,
+            "lsn": 50,
+            "timeline": None if replica else 1,
+            "started": 1.0,
+            "age": 0.0 if replica else None,
+            "vector": True,
+        }
+
+    def terminate(self) -> None:
+        self._closed = True
+
+
+def simulate(
+    monkeypatch: pytest.MonkeyPatch,
+    settings: Settings,
+    story: Callable[[Network, list[Node]], Coroutine[None, None, None]],
+    count: int = NODES,
+) -> None:
+    async def world() -> None:
+        network, turns = Network(), Turns(settings.node_opens)
+        monkeypatch.setattr("router.nodes.prober.open_connection", network.open_connection)
+        nodes = [
+            Node(
+                model.Node(f"s{number // 2}-{at}", f"postgresql://s{number // 2}/{at}"),
+                f"s{number // 2}",
+                settings,
+                Limit(1, 1),
+                turns=turns,
+            )
+            for number in range(count)
+            for at in "ab"[number % 2]
+        ]
+        prober = Prober(nodes, settings)
+        starting = asyncio.create_task(prober.start())
+        await story(network, nodes)
+        await starting
+        await prober.close()
+        await asyncio.gather(*(node.close() for node in nodes))
+
+    run(world())
+
+
+def up(nodes: list[Node]) -> int:
+    return sum(node.state.health is Health.UP for node in nodes)
+
+
+async def all_up(nodes: list[Node], within: float) -> float:
+    """How long that took."""
+    loop = asyncio.get_running_loop()
+    began = loop.time()
+    while up(nodes) < len(nodes):
+        assert loop.time() - began < within, f"{up(nodes)} of {len(nodes)} are up"
+        await asyncio.sleep(0.05)
+    return loop.time() - began
+
+
+def test_a_thousand_nodes_come_up_and_back_after_a_blip(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(network: Network, nodes: list[Node]) -> None:
+        while up(nodes) < NODES // 2:
+            await asyncio.sleep(0.05)
+        # A shard's first node comes before another's second.
+        shards = {node.shard for node in nodes if node.state.health is Health.UP}
+        assert len(shards) > 0.9 * NODES // 2
+        await all_up(nodes, 15.0)
+        network.refusing = lambda dsn: True
+        await asyncio.sleep(2.5)
+        assert up(nodes) < NODES // 10
+        network.refusing = lambda dsn: False
+        await all_up(nodes, 10.0)
+
+    simulate(monkeypatch, Settings(), story)
+
+
+def test_nodes_that_refuse_are_asked_seldom_and_one_that_is_back_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story(network: Network, nodes: list[Node]) -> None:
+        await all_up(nodes, 15.0)
+        network.refusing = lambda dsn: int(dsn.split("/")[2][1:]) < 256
+        await asyncio.sleep(20)
+        assert up(nodes) == len(nodes) - 512
+        network.attempts.clear()
+        await asyncio.sleep(5)
+        # Half a millisecond each.
+        assert 250 < len(network.attempts) < 650
+        network.refusing = lambda dsn: 0 < int(dsn.split("/")[2][1:]) < 256
+        await all_up([node for node in nodes if node.shard == "s0"], 8.0)
+
+    simulate(monkeypatch, Settings(), story, 600)
+
+
+def test_nodes_that_say_nothing_keep_no_other_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def story(network: Network, nodes: list[Node]) -> None:
+        silent = {node.config.dsn for number, node in enumerate(nodes) if number % 5 < 2}
+        network.silent = silent
+        well = [node for node in nodes if node.config.dsn not in silent]
+        await all_up(well, 15.0)
+        assert up(nodes) == len(well)
+        await asyncio.sleep(20)
+        network.refusing = lambda dsn: dsn not in silent
+        await asyncio.sleep(2.5)
+        network.refusing = lambda dsn: False
+        await all_up(well, 10.0)
+        network.silent = set()
+        await all_up(nodes, 30.0)
+
+    simulate(monkeypatch, Settings(), story, 500)

@@ -1,0 +1,190 @@
+"""Look-ups of names: one name's silence is nobody else's, and what was known stays in use."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from router.network.dial import Dialer, Network
+from router.network.names import Address, Names
+
+A, B = Address(socket.AF_INET, "192.0.2.1"), Address(socket.AF_INET, "192.0.2.2")
+
+
+class Servers:
+    """Of names, in place of the system's; a name that is `silent` gets no answer until the test ends."""
+
+    def __init__(self) -> None:
+        self.answers: dict[str, tuple[Address, ...] | OSError] = {}
+        self.silent: set[str] = set()
+        self.asked: list[str] = []
+        self.end = threading.Event()
+
+    def look_up(self, host: str) -> tuple[Address, ...]:
+        self.asked.append(host)
+        if host in self.silent:
+            self.end.wait(30)
+        answer = self.answers.get(host, socket.gaierror(socket.EAI_NONAME, "unknown"))
+        if isinstance(answer, OSError):
+            raise answer
+        return answer
+
+
+@pytest.fixture
+def servers() -> Iterator[Servers]:
+    made = Servers()
+    yield made
+    made.end.set()
+
+
+async def test_names_without_an_answer_hold_up_no_other_and_take_one_thread_each(servers: Servers) -> None:
+    names = Names(10, at_once=4, look_up=servers.look_up)
+    silent = [f"silent-{number}" for number in range(20)]
+    servers.silent.update(silent)
+    servers.answers["well"] = (A,)
+    before = threading.active_count()
+    waiting = [asyncio.create_task(_addresses(names, host)) for host in silent for _ in range(3)]
+    await asyncio.sleep(0)
+    began = time.monotonic()
+    # Four at a time have a quarter of a second each, and twenty are before it.
+    async with asyncio.timeout(5):
+        assert list(await names.addresses("well")) == [A]
+    assert time.monotonic() - began > 1
+    # Known by now, whatever waits.
+    assert list(await names.addresses("well")) == [A]
+    assert threading.active_count() - before <= 21
+    for task in waiting:
+        task.cancel()
+    assert all(
+        isinstance(end, asyncio.CancelledError)
+        for end in await asyncio.gather(*waiting, return_exceptions=True)
+    )
+    assert len(servers.asked) == 21
+    assert repr(names).startswith("<Names 21 known, ")
+
+
+async def _addresses(names: Names, host: str) -> None:
+    await names.addresses(host)
+
+
+async def test_what_was_known_is_used_when_a_look_up_fails_or_is_not_answered(
+    servers: Servers, caplog: pytest.LogCaptureFixture
+) -> None:
+    now = 0.0
+    names = Names(10, look_up=servers.look_up, clock=lambda: now)
+    servers.answers["db"] = (A,)
+    assert list(await names.addresses("db")) == [A]
+    servers.answers["db"] = socket.gaierror(socket.EAI_AGAIN, "try again")
+    now = 5.0
+    assert list(await names.addresses("db")) == [A]
+    now = 10.0
+    assert list(await names.addresses("db")) == [A]
+    assert servers.asked == ["db"] * 3
+    servers.silent.add("db")
+    now = 15.0
+    began = time.monotonic()
+    assert list(await names.addresses("db")) == [A]
+    assert 0.2 < time.monotonic() - began < 1.0
+    began = time.monotonic()
+    assert list(await names.addresses("db")) == [A]
+    assert time.monotonic() - began < 0.1  # nobody waits for one that is late
+    assert [record.getMessage() for record in caplog.records] == ["name does not resolve"]
+    servers.answers["db"] = (B,)
+    servers.end.set()
+    async with asyncio.timeout(5):
+        while list(await names.addresses("db")) != [B]:
+            await asyncio.sleep(0.01)
+    assert [record.getMessage() for record in caplog.records][1:] == ["name resolves again"]
+
+
+async def test_a_name_that_was_never_known_and_has_no_address_is_an_error(servers: Servers) -> None:
+    names = Names(10, look_up=servers.look_up)
+    for host in ("none", "a" * 70 + ".example", ""):
+        with pytest.raises(OSError):
+            await names.addresses(host)
+    assert list(await names.addresses("192.0.2.1")) == [A]
+    assert list(await names.addresses("2001:db8::1")) == [Address(socket.AF_INET6, "2001:db8::1")]
+    assert set(servers.asked) == {"none", "a" * 70 + ".example", ""}
+
+
+async def test_a_name_in_use_is_looked_up_anew_and_a_move_is_told(servers: Servers) -> None:
+    now = 0.0
+    names = Names(10, look_up=servers.look_up, clock=lambda: now)
+    servers.answers["db"] = (A, B)
+    await names.addresses("db")
+    names.worked("db", B)
+    assert list(await names.addresses("db")) == [B, A]
+    assert not names.left("db", A)
+    servers.answers["db"] = (B,)
+    now = 9.0
+    assert not names.left("db", A)
+    assert len(servers.asked) == 1
+    now = 11.0
+    async with asyncio.timeout(5):
+        while not names.left("db", A):
+            await asyncio.sleep(0.01)
+    assert not names.left("db", B)
+    assert len(servers.asked) == 2
+
+
+async def test_a_dead_address_does_not_take_the_time_of_the_next(servers: Servers) -> None:
+    dead, alive = socket.create_server(("127.0.0.2", 0), backlog=0), socket.create_server(("127.0.0.3", 0))
+    port = dead.getsockname()[1]
+    alive.close()
+    alive = socket.create_server(("127.0.0.3", port))
+    fill = []
+    with dead, alive:
+        # Once its queue is full, the system answers no more to who wants to connect.
+        for _ in range(3):
+            sock = socket.socket()
+            sock.setblocking(False)
+            sock.connect_ex(("127.0.0.2", port))
+            fill.append(sock)
+        await asyncio.sleep(0.05)
+        servers.answers["db"] = tuple(Address(socket.AF_INET, f"127.0.0.{n}") for n in (2, 3))
+        network = Network(Names(10, look_up=servers.look_up))
+        for least, most in ((0.2, 0.6), (0.0, 0.1)):
+            began = time.monotonic()
+            sock, address = await network.dial("db", port)
+            sock.close()
+            assert address.ip == "127.0.0.3"
+            # From then on it is the first to be tried.
+            assert least <= time.monotonic() - began < most
+    for sock in fill:
+        sock.close()
+
+
+async def test_whatever_is_opened_for_a_connection_reaches_the_same_address(servers: Servers) -> None:
+    with socket.create_server(("127.0.0.2", 0)) as first:
+        port = first.getsockname()[1]
+        servers.answers["db"] = (Address(socket.AF_INET, "127.0.0.2"),)
+        network = Network(Names(0, look_up=servers.look_up))
+        dialer = Dialer(network)
+        transport, _ = await dialer.create_connection(asyncio.Protocol, "db", port)
+        assert not dialer.moved
+        servers.answers["db"] = (Address(socket.AF_INET, "127.0.0.3"),)
+        async with asyncio.timeout(5):
+            while not dialer.moved:
+                await asyncio.sleep(0.01)
+        other, _ = await dialer.create_connection(asyncio.Protocol, "db", port)
+        assert other.get_extra_info("peername") == ("127.0.0.2", port)
+        for end in (transport, other):
+            end.close()
+
+
+async def test_connections_are_watched_by_the_system(servers: Servers) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        sock, _ = await Network(silence=12.0, taking=9.0).dial("127.0.0.1", server.getsockname()[1])
+        with sock:
+            assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            tcp = [
+                sock.getsockopt(socket.IPPROTO_TCP, option)
+                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
+            ]
+            assert tcp == [12, 4, 3]
+            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 9_000
