@@ -14,7 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from time import perf_counter
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 from router.freshness.redis_link import RedisLink, exchange
 
@@ -27,11 +27,8 @@ UNKNOWN = -1
 _MAX_READS = 64
 
 
-class Values(NamedTuple):
-    """`values` of the keys, and in how many milliseconds the first of them expires: `left_ms`."""
-
-    values: Sequence[bytes | None]
-    left_ms: int
+# Values of the keys, and in how many milliseconds the first of them expires.
+Values: TypeAlias = tuple[Sequence[bytes | None], int]
 
 
 class _Read(NamedTuple):
@@ -104,5 +101,5 @@ def _answer_all(
 ) -> None:
     for read in reads:
         if not read.answer.done():
-            values = Values([found[key] for key in read.keys], left[read.keys[0]]) if found else None
-            read.answer.set_result(values)
+            values = [found[key] for key in read.keys] if found else None
+            read.answer.set_result(None if values is None else (values, left[read.keys[0]]))

@@ -33,6 +33,7 @@ class StateLog:
     def __init__(self, changes: Changes | None = None) -> None:
         self._changes = changes or Changes()
         self._begun = False
+        self._closed = False
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
@@ -58,7 +59,7 @@ class StateLog:
 
     def node(self, node: Node) -> None:
         """What is known of `node` may have changed."""
-        if not self._begun:
+        if not self._begun or self._closed:
             return
         status = node.status(None)
         shard, name = status.shard, status.name
@@ -75,6 +76,8 @@ class StateLog:
 
     def redis(self, link: RedisLink) -> None:
         """Whether Redis is used, or takes writes, may have changed."""
+        if self._closed:
+            return
         off, refused = not link.on, link.refusal is not None
         use = View("off", link.reason, link.cause, bad=True) if off else View("on")
         self._note(Subject("redis"), use)
@@ -84,7 +87,8 @@ class StateLog:
             self._note(Subject("redis writes"), writes)
 
     def close(self) -> None:
-        self._begun = False
+        """Say nothing more: what ends with the router is no news."""
+        self._closed = True
         if self._timer is not None:
             self._timer.cancel()
 

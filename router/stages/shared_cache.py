@@ -32,7 +32,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping
-from typing import NamedTuple, Protocol, TypeAlias
+from typing import Protocol, TypeAlias
 
 import msgspec
 
@@ -106,12 +106,9 @@ class _SeenToken:
         self.since, self.heads, self.floor = now, None, None
 
 
-class _Looked(NamedTuple):
-    """The token to store under, the milliseconds until it expires, and the answer if there is one."""
-
-    seen: _SeenToken | None = None
-    left_ms: int = UNKNOWN
-    found: Found | None = None
+# The token to store under, the milliseconds until it expires, and the answer if there is one.
+_Looked: TypeAlias = tuple[_SeenToken | None, int, Found | None]
+_NOTHING: _Looked = (None, UNKNOWN, None)
 
 
 class SharedCache:
@@ -222,18 +219,18 @@ class SharedCache:
         """
         name = collection.name
         if not await self._freshness.publish(name):
-            return _Looked()
+            return _NOTHING
         # Both in one command: an entry that was read before a write counts under the token from before it.
         read = await self._lookups.get(token.key_of(name), key)
         if read is None:
-            return _Looked()
+            return _NOTHING
         (value, data), left_ms = read
         if value is None:
             left_ms = self._freshness.token_ttl_ms(name)  # of the one that is made now
         seen = await self._note_token(name, value)
         if data is None or seen is None:
-            return _Looked(seen, left_ms)
-        return _Looked(seen, left_ms, self._found(seen, left_ms, data, collection.cache.ttl))
+            return seen, left_ms, None
+        return seen, left_ms, self._found(seen, left_ms, data, collection.cache.ttl)
 
     async def _note_token(self, collection: str, value: bytes | None) -> _SeenToken | None:
         """The token in `value`; where there is none, one of ours, unless another router was faster."""

@@ -70,6 +70,12 @@ def test_a_redis_that_cannot_be_used_is_told_of_and_its_password_is_not(tmp_path
         (line,) = [line for line in router.lines() if line["event"] == "redis"]
         assert (line["level"], line["from"], line["to"]) == ("warning", None, "off")
         assert line["cause"] == "connection"
+        # Nor do the nodes of the map exist.
+        nodes = {line["node"]: line for line in router.lines() if line["event"] == "node state"}
+        assert {name: (one["to"], one["cause"]) for name, one in nodes.items()} == {
+            "s0-a": ("down", "unreachable"),
+            "s1-a": ("down", "unreachable"),
+        }
         for text in (router.log, health.text, metrics):
             assert "s3cret" not in text
 

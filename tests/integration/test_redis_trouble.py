@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from deploy.local import Cluster
-from router.freshness.redis_link import RedisLink
+from router.freshness.redis_link import RedisLink, exchange
 
 
 class Watched:
@@ -86,6 +86,22 @@ async def test_one_that_does_not_answer_is_off_and_on_again_with_its_cause(clust
         finally:
             cluster.resume("redis")
         await one.until((True, None, None))
+
+
+async def test_commands_that_were_given_up_half_way_leave_no_reply_to_the_next(cluster: Cluster) -> None:
+    async with watched(cluster.redis_url, budget=0.1) as one:
+        await one.link.check()
+        cluster.pause("redis")
+        try:
+            given_up = [("MGET", "a", "b"), ("PTTL", "a")]
+            assert await one.link.call(lambda client: exchange(client, given_up), kind="read") is None
+        finally:
+            cluster.resume("redis")
+        await one.until((True, None, None))
+        for key in "xyz":
+            asked = [("MGET", key), ("PTTL", key)]
+            replies = await one.link.call(lambda client, asked=asked: exchange(client, asked), kind="read")
+            assert replies == [[None], -2]
 
 
 async def test_one_that_is_full_is_read_and_known_to_take_no_writes(cluster: Cluster) -> None:

@@ -196,6 +196,36 @@ def test_a_node_that_fails_for_good_is_left_out_if_another_answers() -> None:
     run(broken_for_good())
 
 
+async def named_causes() -> None:
+    for kinds, causes in (
+        ((ErrorKind.FATAL, ErrorKind.FATAL), {"misconfigured"}),
+        ((ErrorKind.DATA, ErrorKind.DATA), {"invalid"}),
+        ((ErrorKind.FATAL, ErrorKind.DATA), {"misconfigured", "invalid"}),
+        ((ErrorKind.TRANSIENT, ErrorKind.TRANSIENT), {"busy"}),
+        ((ErrorKind.LOST, ErrorKind.LOST), {"unreachable"}),
+    ):
+        shard = Shard(2, 1)
+        for server, kind in zip(shard.servers, kinds, strict=True):
+            server.failing, server.kinds = 1.0, [kind]
+        found = set()
+        for _ in range(20):
+            report = (await shard.search())[0].report
+            assert report.cause is not None and report.error is not None
+            found.add(report.cause)
+            # What anybody may read names no node.
+            names = any(node.config.name in report.error for node in shard.nodes)
+            assert not (names and report.cause == "invalid")
+        assert found <= causes and (len(causes) > 1 or found == causes)
+        for node in shard.nodes:
+            node.failed(NodeError(ErrorKind.UNREACHABLE, "by order"))
+        assert (await shard.search())[0].report.cause == "no_node"
+        await shard.close()
+
+
+def test_failures_are_named_by_a_cause_and_those_that_anybody_may_read_name_no_node() -> None:
+    run(named_causes())
+
+
 def test_two_sets_of_the_same_nodes_are_both_told() -> None:
     run(two_sets())
 

@@ -35,7 +35,9 @@ class Link:
         self.answers = asyncio.Event()
         self.answers.set()
 
-    async def call(self, command: Callable[[Any], Awaitable[object]]) -> object | None:
+    async def call(
+        self, command: Callable[[Any], Awaitable[object]], *, kind: str = "write"
+    ) -> object | None:
         self.sent.set()
         return await command(self) if self.on else None
 

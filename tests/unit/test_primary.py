@@ -24,7 +24,7 @@ class Link:
         self.asked = 0
         self.told = asyncio.Event()
 
-    async def call(self, command: Callable[[Any], Awaitable[object]]) -> int:
+    async def call(self, command: Callable[[Any], Awaitable[object]], *, kind: str = "write") -> int:
         self.asked += 1
         if self.asked == 1:
             await asyncio.sleep(60)
