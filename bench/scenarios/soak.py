@@ -2,7 +2,8 @@
 
 Searches arrive whatever becomes of them, half as many as the router can answer unless `--open-loop` says
 otherwise, by Zipf's distribution over more queries than L1 holds at first, with both caches. Growth is
-from the second quarter of the run to the last, when caches and pools have what they need.
+from the second quarter of the run to the last, when caches and pools have what they need. With `--faults`
+it is another run, see `bench.soak`.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from bench.generators import Open, Slice
 from bench.results import Cell, Figure, Metric, Outcome, Series, Table
 from bench.sample import Sample
 from bench.scrape import UNITS, state
+from bench.soak.course import soak
 from bench.summary import samples_table
 from bench.targets import HttpSpec
 from bench.world import Router, World
@@ -53,6 +55,8 @@ _UNITS = {**UNITS, "p50": "ms", "p99": "ms", "p99.9": "ms"}
 
 def run(context: Context) -> Outcome:
     options = context.options
+    if options.faults:
+        return soak(context)
     duration = options.duration or (_QUICK_DURATION if options.quick else _DURATION)
     with context.world() as world, world.serve(redis=True) as router:
         spec = world.http(router, queries=world.distinct(_QUERIES), cache=True, ef_search=_EF_SEARCH)
