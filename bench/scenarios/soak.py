@@ -8,9 +8,6 @@ it is another run, see `bench.soak`.
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Sequence
-
 import msgspec
 
 from bench.context import Context
@@ -20,7 +17,7 @@ from bench.results import Cell, Figure, Metric, Outcome, Series, Table
 from bench.sample import Sample
 from bench.scrape import UNITS, state
 from bench.soak.course import soak
-from bench.summary import samples_table
+from bench.summary import quarters, samples_table
 from bench.targets import HttpSpec
 from bench.world import Router, World
 
@@ -113,21 +110,15 @@ def _watched(
     return readings, sample
 
 
-def _quarters(values: Sequence[float]) -> tuple[float, float]:
-    """Medians of the second and of the last quarter."""
-    quarter = len(values) // 4
-    return statistics.median(values[quarter : 2 * quarter]), statistics.median(values[-quarter:])
-
-
 def _growth(readings: list[_Reading], duration: float) -> list[Metric]:
     """From the second quarter to the last, between whose middles lies half of the run."""
     made = []
     for name in _LEAKS:
-        early, late = _quarters([one.found[name] for one in readings])
+        early, late = quarters([one.found[name] for one in readings])
         hourly = (late - early) / (duration / 2 / 3600)
         made.append(Metric.of(f"growth of {name}", hourly, f"{_UNITS[name]}/h", "lower"))
     for name in ("p50", "p99"):
-        early, late = _quarters([one.found[name] for one in readings])
+        early, late = quarters([one.found[name] for one in readings])
         ratio = late / early if early else None
         made.append(Metric.of(f"{name} at the end against the second quarter", ratio, "x", "lower"))
     return made
@@ -137,7 +128,7 @@ def _growth_table(readings: list[_Reading]) -> Table:
     rows: list[list[Cell]] = []
     for name, unit in _UNITS.items():
         found = [one.found[name] for one in readings]
-        early, late = _quarters(found)
+        early, late = quarters(found)
         rows.append([f"{name}, {unit}" if unit else name, found[0], early, late, max(found), late - early])
     columns = ["", "first", "second quarter", "last quarter", "most", "growth"]
     return Table("What grows", columns, rows)

@@ -49,6 +49,7 @@ _SEED = 12
 _L1_BYTES = 4 << 20
 # All nodes up in so many questions in a row, whichever worker is asked; and how long that may take.
 _WELL, _POLL_SECONDS, _WELL_SECONDS = 8, 0.1, 30.0
+_WATCH_SECONDS = 0.25
 _SHOWN = 5
 _FEWEST_READINGS = 12
 # A share more, and beside that so much.
@@ -86,10 +87,12 @@ class _Soak:
         self._windows: list[Window] = []
         self._readings: list[dict[str, float]] = []
         self._found: list[str] = []
+        self._ill: list[tuple[float, str]] = []  # what `_nodes` said, whenever it said something
         self._began = perf_counter()
 
     async def run(self) -> None:
         self._clients.start()
+        watching = asyncio.create_task(self._watch())
         slot = self._duration / len(self._faults)
         try:
             with self._context.display.meter("soaking", len(self._faults), "faults") as meter:
@@ -98,6 +101,8 @@ class _Soak:
                     meter.add(1)
             await self._compare_with_shards()
         finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             await self._clients.stop()
         self._found += self._clients.wrong
         self._found += _tracebacks(self._world.folder)
@@ -155,6 +160,12 @@ class _Soak:
             await asyncio.sleep(_POLL_SECONDS)
         return None
 
+    async def _watch(self) -> None:
+        while True:
+            if ill := await self._nodes():
+                self._ill.append((perf_counter(), ill))
+            await asyncio.sleep(_WATCH_SECONDS)
+
     async def _nodes(self) -> str:
         """What is not well, by the router's account; empty if all is."""
         # A connection of its own, so that any worker may answer.
@@ -194,7 +205,7 @@ class _Soak:
     def outcome(self, without: str | None) -> Outcome:
         events, windows = self._clients.events, self._windows
         errors = unexplained(events, windows)
-        failures = [*self._found, *_evidence(errors, windows, self._world.folder, self._began)]
+        failures = [*self._found, *self._evidence(errors)]
         counts = self._ledger.counts
         return Outcome(
             metrics=[
@@ -235,6 +246,21 @@ class _Soak:
         columns = ["fault", "requests", "not full", "p50 ms", "p99 ms", "p99 ms after", "all well after s"]
         return Table(title, columns, rows)
 
+    def _evidence(self, errors: list[Event]) -> list[str]:
+        """Of each kind of unexplained error the first few: where and when, and what the router said of it."""
+        found = []
+        for name, number in Counter(one.name for one in errors).items():
+            for one in [one for one in errors if one.name == name][:_SHOWN]:
+                end = one.at + one.seconds
+                near = [window for window in self._windows if window.injected <= end]
+                since = f"{one.at - near[-1].healed:+.2f} s from the end of {near[-1].name}" if near else ""
+                when = f"at {one.at - self._began:.2f} s for {one.seconds:.3f} s {since}"
+                ill = {said for at, said in self._ill if one.at - 1 <= at <= end + 1}
+                lines = _lines(self._world.folder, one.request_id) if one.request_id else ""
+                where = f"{' '.join(one.said.shards)} {when}: {one.said.detail}"
+                found.append(f"{number} x {name} {where} {sorted(ill) or ''} {lines}")
+        return found
+
     def _growth(self) -> Table:
         made: list[list[Cell]] = [
             [name, *(float(f"{one[name]:.4g}") for one in self._readings[:: len(self._readings) // 4 or 1])]
@@ -258,20 +284,6 @@ def _seconds(window: Window) -> str:
 def _ms(events: Iterable[Event], percentile: float) -> float | None:
     times = [one.seconds * 1e3 for one in events]
     return float(np.percentile(times, percentile)) if times else None
-
-
-def _evidence(errors: list[Event], windows: list[Window], folder: Path, began: float) -> list[str]:
-    """Of each kind of unexplained error the first few, with the nearest fault and the router's own lines."""
-    found = []
-    for name, number in Counter(one.name for one in errors).items():
-        for one in [one for one in errors if one.name == name][:_SHOWN]:
-            near = [window for window in windows if window.injected <= one.at + one.seconds]
-            since = f"{one.at - near[-1].healed:+.2f} s from the end of {near[-1].name}" if near else ""
-            when = f"at {one.at - began:.2f} s for {one.seconds:.3f} s {since}"
-            lines = _lines(folder, one.request_id) if one.request_id else ""
-            shards = " ".join(one.said.shards)
-            found.append(f"{number} x {name} {shards} {when}: {one.said.detail} {lines}")
-    return found
 
 
 def _lines(folder: Path, text: str, most: int = 2) -> list[str]:

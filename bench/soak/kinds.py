@@ -74,7 +74,7 @@ def _soaked(work: Callable[[Soaked], object]) -> Step:
 
 def _kill_worker(b: Soaked) -> None:
     children = {child.pid: " ".join(child.cmdline()) for child in psutil.Process(b.router.pid).children()}
-    workers = [pid for pid, line in children.items() if "spawn_main" in line]
+    workers = [pid for pid, line in children.items() if "resource_tracker" not in line]
     if len(workers) != _WORKERS:
         raise BenchError(f"the router has {len(workers)} workers, not {_WORKERS}: {children}")
     os.kill(random.choice(workers), signal.SIGKILL)
@@ -169,11 +169,11 @@ def _kind(name: str, title: str, inject: Step, heal: Step = _nothing, *explains:
 _BEHIND = ("search:stale", "read:stale", "count:stale", "read:unavailable")
 _NO_PRIMARY = ("write:unavailable", "write:unknown", *_BEHIND)
 _LATE = ("search:partial", "search:late", "read:late", "count:late", "count:partial")
-# Locks reach the replica with the log: its replay waits for readers, and they for it.
-_LOCKED = (*_NO_PRIMARY, *_LATE, "search:unavailable", "count:unavailable")
 _OPERATIONS = ("search", "read", "count", "write")
 _CUT_OFF = [f"{of}:{what}" for of in _OPERATIONS for what in ("refused", "lost")]
-_BUSY = [f"{of}:overloaded" for of in _OPERATIONS]
+_FULL = [f"{of}:overloaded" for of in _OPERATIONS]
+# Locks reach the replica with the log: its replay waits for readers, and they for it.
+_LOCKED = (*_NO_PRIMARY, *_LATE, *_FULL, "search:unavailable", "count:unavailable")
 
 _NO_SPACE = f"""
 CREATE FUNCTION public.no_space() RETURNS trigger LANGUAGE plpgsql AS
@@ -192,7 +192,7 @@ EARLY = (
     _kind("kill-worker", "kill -9 of a worker of the router", _soaked(_kill_worker), _nothing, *_CUT_OFF),
     _kind("stalled", "clients that take no answer", _abused(20, times=4, k=1000), _hang_up),
     _kind("slow-bodies", "requests that come byte by byte", _abused(50, slowly=True), _hang_up),
-    _kind("flood", "a thousand connections at once", _abused(1000), _hang_up, *_BUSY),
+    _kind("flood", "a thousand connections at once", _abused(1000), _hang_up, *_FULL),
 )
 KINDS = (
     *(

@@ -12,6 +12,8 @@ from typing import Any, Literal
 
 import msgspec
 
+from bench.summary import quarters
+
 __all__ = ["RECOVERY", "Event", "Said", "Window", "grown", "said", "unexplained"]
 
 RECOVERY = 5.0
@@ -128,13 +130,9 @@ def _explains(window: Window, event: Event) -> bool:
 
 def grown(readings: Sequence[Mapping[str, float]], bounds: Mapping[str, tuple[float, float]]) -> list[str]:
     """What is more in the last quarter than in the second: by more than this share of it, and this beside."""
-    quarter = len(readings) // 4
     found = []
     for name, (share, most) in bounds.items():
-        early, late = (
-            sorted(one[name] for one in part)[len(part) // 2]
-            for part in (readings[quarter : 2 * quarter], readings[-quarter:])
-        )
+        early, late = quarters([one[name] for one in readings])
         if late > early * (1 + share) + most:
             found.append(f"{name} grew from {early:g} to {late:g}, more than {share:.0%} and {most:g}")
     return found
