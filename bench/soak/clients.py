@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
 from typing import Any
 from urllib.parse import quote
@@ -184,22 +184,25 @@ class Clients:
         rng = random.Random(f"{self._seed} reader {number}")
         while True:
             await asyncio.sleep(rng.expovariate(1 / _READ_PAUSE))
-            id_ = FIRST_ID + rng.randrange(_WRITERS) * _IDS_EACH + rng.randrange(_SLOTS)
-            kind = rng.choices(range(6), (5, 3, 3, 2, 1, 1))[0]
-            if kind == 0:
-                # Some are asked again and again, so that caches answer.
-                popular = int(rng.paretovariate(_REPEATED)) % len(self._dataset.queries)
-                await self._search([self._body(self._dataset.queries[popular])])
-            elif kind == 1:
-                await self._read_one(id_)
-            elif kind == 2:
-                await self._search_exactly(id_)
-            elif kind == 3:
-                await self._search_filtered(rng, id_)
-            elif kind == 4:
-                await self._count(rng.randrange(_WRITERS))
-            else:
-                await self._search_exactly(*range(id_, id_ + 4))
+            await self._read_some(rng)
+
+    async def _read_some(self, rng: random.Random) -> None:
+        owner = rng.randrange(_WRITERS)
+        id_ = FIRST_ID + owner * _IDS_EACH + rng.randrange(_SLOTS)
+        ids = list(range(id_, id_ + 8))
+        # Some are asked again and again, so that caches answer.
+        popular = int(rng.paretovariate(_REPEATED)) % len(self._dataset.queries)
+        body = self._body(self._dataset.queries[popular])
+        reads: dict[Callable[[], Awaitable[None]], int] = {
+            lambda: self._search([body]): 5,
+            lambda: self._read_one(id_): 3,
+            lambda: self._search_exactly(id_): 3,
+            lambda: self._search_exactly(*ids[:4]): 1,
+            lambda: self._search([body | {"filter": {"id": {"$in": ids}}}], [dict.fromkeys(ids)]): 1,
+            lambda: self._search([body | {"filter": {"owner": owner}}], owner=owner): 1,
+            lambda: self._count(owner): 1,
+        }
+        await rng.choices(list(reads), list(reads.values()))[0]()
 
     async def _read_one(self, id_: int) -> None:
         what, answer, start, end = await self._ask("read", "GET", f"documents/{id_}?include=content")
@@ -214,15 +217,6 @@ class Clients:
         versions = {id_: min(allowed, key=lambda v: v or 0) for id_, allowed in asked.items()}
         bodies = [self._body(self._vector(v or id_), k=3, exact=True) for id_, v in versions.items()]
         await self._search(bodies, [{id_: v} if v is not None else {} for id_, v in versions.items()])
-
-    async def _search_filtered(self, rng: random.Random, id_: int) -> None:
-        query = rng.choice(self._dataset.queries)
-        if rng.random() < 0.5:
-            ids = list(range(id_, id_ + 8))
-            await self._search([self._body(query, filter={"id": {"$in": ids}})], [dict.fromkeys(ids)])
-        else:
-            owner = rng.randrange(_WRITERS)
-            await self._search([self._body(query, filter={"owner": owner})], owner=owner)
 
     async def _count(self, owner: int) -> None:
         filter_ = quote(msgspec.json.encode({"owner": owner}))

@@ -175,9 +175,15 @@ _FULL = [f"{of}:overloaded" for of in _OPERATIONS]
 # Locks reach the replica with the log: its replay waits for readers, and they for it.
 _LOCKED = (*_NO_PRIMARY, *_LATE, *_FULL, "search:unavailable", "count:unavailable")
 
+# Every write needs a temporary file, and there is no room for one: the server's own error, of the class of a
+# full disk. One that a trigger raises would blame the row.
 _NO_SPACE = f"""
-CREATE FUNCTION public.no_space() RETURNS trigger LANGUAGE plpgsql AS
-    $$ BEGIN RAISE EXCEPTION 'could not extend file: No space left on device' USING ERRCODE = '53100'; END $$;
+CREATE FUNCTION public.no_space() RETURNS trigger LANGUAGE plpgsql
+    SET temp_file_limit = 0 SET work_mem = '64kB' AS
+    $$ BEGIN
+        PERFORM count(*) FROM (SELECT n FROM generate_series(1, 20000) n ORDER BY -n OFFSET 0) sorted;
+        RETURN NULL;
+    END $$;
 CREATE TRIGGER no_space BEFORE INSERT OR UPDATE ON {_TABLE} EXECUTE FUNCTION public.no_space()
 """
 
