@@ -45,8 +45,8 @@ _DURATION, _QUICK_DURATION = 1200.0, 40.0
 _EVERY = 60.0
 _SHARDS = 2
 _SEED = 12
-# So small that it is full long before growth counts.
-_L1_BYTES = 4 << 20
+# So small that they are full long before growth counts.
+_CACHES = {"l1_bytes": 4 << 20, "body_cache_bytes": 1 << 20}
 # All nodes up in so many questions in a row, whichever worker is asked; and how long that may take.
 _WELL, _POLL_SECONDS, _WELL_SECONDS = 8, 0.1, 30.0
 _WATCH_SECONDS = 0.25
@@ -66,7 +66,7 @@ def soak(context: Context) -> Outcome:
     shards = context.options.shards or _SHARDS
     with context.world(shards=shards, replicas=1, fields=COLUMNS) as world, open_ways(world) as ways:
         proxies, map_path, without = ways
-        broken = Soaked(world, proxies, map_path=map_path, l1_bytes=_L1_BYTES)
+        broken = Soaked(world, proxies, map_path=map_path, **_CACHES)
         try:
             run = _Soak(context, world, broken)
             uvloop.run(run.run())
