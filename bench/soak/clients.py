@@ -144,7 +144,7 @@ class Clients:
                 self.ledger.begin(id_, owner, version, now)
             self._writing += 1
             try:
-                ends = await (self._delete(wanted) if delete else self._upsert(wanted, owner))
+                ends = await (self._delete(before) if delete else self._upsert(wanted, owner))
             finally:
                 self._writing -= 1
             now = perf_counter()
@@ -170,13 +170,16 @@ class Clients:
         ends: dict[str | None, End] = {None: "acknowledged", "unknown": "unknown"}
         return {id_: ends.get(reasons.get(id_), "refused") for id_ in wanted}
 
-    async def _delete(self, wanted: dict[int, Version]) -> dict[int, End]:
-        if len(wanted) > 1:
-            what, *_ = await self._ask("write", "POST", "documents/delete", {"ids": list(wanted)})
+    async def _delete(self, stored: dict[int, Version]) -> dict[int, End]:
+        if len(stored) > 1:
+            what, answer, *_ = await self._ask("write", "POST", "documents/delete", {"ids": list(stored)})
         else:
-            what, *_ = await self._ask("write", "DELETE", f"documents/{next(iter(wanted))}")
+            what, answer, *_ = await self._ask("write", "DELETE", f"documents/{next(iter(stored))}")
+        end, expected = _end(what), sum(version is not None for version in stored.values())
+        if end == "acknowledged" and (number := answer.get("deleted", 0)) != expected:
+            self.wrong.append(f"{number} documents deleted, but {expected} of {stored} were stored")
         # Of several shards, one may have deleted what another refused.
-        return dict.fromkeys(wanted, _end(what) if len(wanted) == 1 or what.what == "full" else "unknown")
+        return dict.fromkeys(stored, "unknown" if end == "refused" and len(stored) > 1 else end)
 
     # -- reading
 
@@ -238,6 +241,8 @@ class Clients:
         else:
             what, batch, start, end = await self._ask("search", "POST", "search/batch", {"searches": bodies})
             answers = [self._of_batch(one, start, end) for one in batch.get("results", ())]
+            if what.what == "full" and len(answers) != len(bodies):
+                self.wrong.append(f"a batch of {len(bodies)} searches has {len(answers)} results")
         for number, (what, answer) in enumerate(answers):
             wanted = asked[number] if asked else {}
             if what.what not in ("full", "partial") or answer["coverage"].get("stale"):
@@ -299,7 +304,8 @@ class Clients:
             said_ = said(status, headers, answer)
         end = perf_counter()
         # That there is no such document is an answer, and the ledger judges it.
-        shown = Said("full") if said_.what == "absent" else said_
+        absent = said_.what == "absent" and operation in ("read", "write")
+        shown = Said("full") if absent else said_
         self.events.append(Event(start, end - start, operation, shown, id_))
         return said_, answer, start, end
 

@@ -191,6 +191,28 @@ async def test_wrong_counts_are_caught(number: int, wrong: bool) -> None:
     assert bool(clients.wrong) == wrong
 
 
+@pytest.mark.parametrize(
+    ("stored", "found", "wrong"),
+    [
+        (1, {"deleted": 1, "shards": {}}, False),
+        (1, {"status": 404}, True),
+        (None, {"status": 404}, False),
+        (None, {"deleted": 1, "shards": {}}, True),
+        (1, {"status": 503, "errors": []}, False),
+    ],
+)
+async def test_wrong_deletes_are_caught(stored: int | None, found: dict[str, Any], wrong: bool) -> None:
+    clients = Lying(found)
+    await clients._delete({FIRST_ID: stored})
+    assert bool(clients.wrong) == wrong
+
+
+async def test_a_batch_whose_results_are_not_as_many_as_its_searches_is_caught() -> None:
+    clients = Lying({"results": [answer(3)]})
+    await clients._search_exactly(FIRST_ID, FIRST_ID + 1)
+    assert clients.wrong == ["a batch of 2 searches has 1 results"]
+
+
 @pytest.mark.parametrize("lost", [0, 1])
 async def test_an_exact_search_that_lacks_a_row_is_caught(lost: int) -> None:
     """By comparing all rows, the tracked document's among them."""
