@@ -199,7 +199,8 @@ EARLY = (
     _kind("stalled", "clients that take no answer", _abused(20, times=4, k=1000), _hang_up),
     _kind("slow-bodies", "requests that come byte by byte", _abused(50, slowly=True), _hang_up),
     _kind(
-        *("flood", "a thousand connections at once", _abused(1000), _hang_up, *_FULL, *_LATE),
+        *("flood", "a thousand connections at once", _abused(1000), _hang_up),
+        *(*_FULL, *_LATE),
         everywhere=True,
     ),
 )
