@@ -78,14 +78,15 @@ class Clients:
 
     def _check(self) -> None:
         for task in self._tasks:
-            if task.done():
-                task.result()
+            if task.done() and (error := task.exception()) is not None:
+                raise BenchError(f"a client ended by {error!r}") from error
 
     async def pause(self) -> None:
         """Let no write begin, and wait for those under way; `resume` ends that.
 
         Raises:
-            Exception: what has ended a client.
+            BenchError: a client has ended.
+            TimeoutError: a write under way has not.
         """
         self._check()
         self._open.clear()

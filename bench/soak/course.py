@@ -50,7 +50,7 @@ _CACHES = {"l1_bytes": 4 << 20, "body_cache_bytes": 1 << 20}
 # All nodes up in so many questions in a row, whichever worker is asked; and how long that may take.
 _WELL, _POLL_SECONDS, _WELL_SECONDS = 8, 0.1, 30.0
 _WATCH_SECONDS = 0.25
-_SHOWN = 5
+_SHOWN, _MOST = 5, 20
 _FEWEST_READINGS = 12
 # A share more, and beside that so much.
 _GROWTH = {
@@ -99,12 +99,13 @@ class _Soak:
                 for number, fault in enumerate(self._faults):
                     await self._course(fault, self._began + (number + 1) * slot, slot)
                     meter.add(1)
-            await self._compare_with_shards()
+            with self._noted("the end"):
+                await self._compare_with_shards()
         finally:
             watching.cancel()
             await asyncio.gather(watching, return_exceptions=True)
             await self._clients.stop()
-        self._found += self._clients.wrong
+        self._found += _few(self._clients.wrong)
         self._found += _tracebacks(self._world.folder)
         if len(self._readings) >= _FEWEST_READINGS:
             self._found += grown(self._readings, _GROWTH)
@@ -126,6 +127,8 @@ class _Soak:
         window = Window(fault.name, fault.explains, shards, before, before)
         self._windows.append(window)
         known = len(self._clients.wrong)
+        if fault.name == "restart":
+            self._ledger.restarted(before)
         with self._noted(f"{fault.name} could not be done"):
             try:
                 await fault.inject(self._broken)
@@ -134,9 +137,7 @@ class _Soak:
                 await fault.heal(self._broken)
         window.healed = perf_counter()
         if fault.name == "restart":
-            # Some time in between.
-            self._ledger.restarted(before)
-            self._ledger.restarted(window.healed)
+            self._ledger.restarted(window.healed)  # at the latest
         window.well = await self._well(window.healed)
         if window.well is None:
             self._found.append(f"not well {_WELL_SECONDS:g} s after {fault.title}: {await self._nodes()}")
@@ -191,7 +192,8 @@ class _Soak:
         await asyncio.to_thread(self._world.cluster.status)
         statement = f"SELECT id, content FROM public.{COLLECTION} WHERE id >= {FIRST_ID}"
         rows = await fetch(statement, *(node.dsn for node in self._world.primaries))
-        self._found += self._ledger.compare((row["id"], version_of(row["content"])) for row in rows)
+        held = ((row["id"], version_of(row["content"])) for row in rows)
+        self._found += _few(self._ledger.compare(held))
 
     @contextlib.contextmanager
     def _noted(self, what: str) -> Any:
@@ -275,6 +277,11 @@ def _drawn(rng: random.Random, duration: float, quick: bool) -> list[Fault]:
     drawn = [fault for kinds in chosen for fault in rng.sample(kinds, len(kinds))]
     more = 0 if quick else int(duration / _EVERY) - len(drawn)
     return drawn + [rng.choice(chosen[1]) for _ in range(more)]
+
+
+def _few(found: list[str]) -> list[str]:
+    more = len(found) - _MOST
+    return found[:_MOST] + ([f"and {more} more like these"] if more > 0 else [])
 
 
 def _seconds(window: Window) -> str:

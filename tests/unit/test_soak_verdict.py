@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from bench.datasets import Dataset
+from bench.errors import BenchError
 from bench.faults.load import FIRST_ID
 from bench.soak.clients import Clients
 from bench.soak.kinds import EARLY, KINDS, QUICK
@@ -232,10 +233,10 @@ async def test_an_exact_search_that_lacks_a_row_is_caught(lost: int) -> None:
     assert len(asked) == 4 and bool(clients.wrong) == bool(lost)
 
 
-async def test_what_ends_a_client_ends_the_soak() -> None:
+async def test_a_client_that_has_ended_is_noticed() -> None:
     clients = Lying()  # with no answer left
     clients.start()
     await asyncio.sleep(0.5)
-    with pytest.raises(IndexError):
+    with pytest.raises(BenchError, match="a client ended by IndexError"):
         await clients.pause()
     await clients.stop()
