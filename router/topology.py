@@ -183,7 +183,14 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         freshness.version(name)
     nodes = {name: parts.nodes_of(shard) for name, shard in shard_map.shards.items()}
     sets = {
-        name: ReplicaSet(name, members, reads=_reads(settings), hedges=parts.hedges, retries=parts.retries)
+        name: ReplicaSet(
+            name,
+            members,
+            reads=_reads(settings),
+            hedges=parts.hedges,
+            retries=parts.retries,
+            behind=parts.prober.expect,
+        )
         for name, members in nodes.items()
     }
     fanout = Fanout(sets)

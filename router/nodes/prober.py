@@ -180,8 +180,10 @@ class _Watch:
         self._task = asyncio.create_task(self._run(), name=f"probe {self.node.config.name}")
 
     def expect(self, lsn: int) -> None:
-        self._expected = max(self._expected, lsn)
-        self._wake.set()
+        # A writer and whoever reads after it may both say so; one round of probes will do.
+        if lsn > self._expected:
+            self._expected = lsn
+            self._wake.set()
 
     def probe_soon(self) -> None:
         least = _SOONEST_SHARE * self._settings.probe_interval
