@@ -23,8 +23,9 @@ _ANSWER_SECONDS = 120.0
 def request_bytes(url: str, body: bytes = b"", method: str = "POST") -> bytes:
     """A whole request with a JSON body."""
     parts = urlsplit(url)
+    target = f"{parts.path}?{parts.query}" if parts.query else parts.path
     head = (
-        f"{method} {parts.path} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
+        f"{method} {target} HTTP/1.1\r\nHost: {parts.netloc}\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
@@ -33,10 +34,12 @@ def request_bytes(url: str, body: bytes = b"", method: str = "POST") -> bytes:
 class Connections:
     """As many connections to the server of `url` as there are requests at the same time.
 
-    Changed by `send` and `close`. An answer that takes more than `answer_seconds` is given up.
+    Changed by `send`, `ask` and `close`. An answer that takes more than `answer_seconds` is given up. Headers
+    are read only if that is wanted.
     """
 
-    def __init__(self, url: str, *, answer_seconds: float = _ANSWER_SECONDS) -> None:
+    def __init__(self, url: str, *, answer_seconds: float = _ANSWER_SECONDS, headers: bool = False) -> None:
+        self._kind = _WithHeaders if headers else _Connection
         parts = urlsplit(url)
         self._host, self._port = parts.hostname or "", parts.port or 80
         self._answer_seconds = answer_seconds
@@ -52,6 +55,11 @@ class Connections:
         Raises:
             SearchError: no connection, it ended before the answer did, or there was none in time.
         """
+        status, body, _ = await self.ask(request)
+        return status, body
+
+    async def ask(self, request: bytes) -> tuple[int, bytes, dict[str, str]]:
+        """The same, and what was asked for of the headers, their names in lower case."""
         connection = await self._take()
         self._busy.add(connection)
         try:
@@ -80,7 +88,7 @@ class Connections:
         loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(_CONNECT_SECONDS):
-                _, made = await loop.create_connection(_Connection, self._host, self._port)
+                _, made = await loop.create_connection(self._kind, self._host, self._port)
         except OSError as exc:  # TimeoutError is one
             raise SearchError(f"no connection: {exc or 'timed out'}") from exc
         return made
@@ -92,10 +100,11 @@ class _Connection(asyncio.Protocol):
         self._loop = asyncio.get_running_loop()
         self._parser = httptools.HttpResponseParser(self)
         self._transport: asyncio.Transport | None = None
-        self._answer: asyncio.Future[tuple[int, bytes]] | None = None
+        self._answer: asyncio.Future[tuple[int, bytes, dict[str, str]]] | None = None
         self._parts: list[bytes] = []
+        self._headers: dict[str, str] = {}
 
-    async def exchange(self, request: bytes, seconds: float) -> tuple[int, bytes]:
+    async def exchange(self, request: bytes, seconds: float) -> tuple[int, bytes, dict[str, str]]:
         assert self._transport is not None
         self._answer = self._loop.create_future()
         self._transport.write(request)
@@ -137,8 +146,16 @@ class _Connection(asyncio.Protocol):
         self._parts.clear()
         self.reusable = self.reusable and self._parser.should_keep_alive()
         if self._answer is not None and not self._answer.done():
-            self._answer.set_result((self._parser.get_status_code(), body))
+            self._answer.set_result((self._parser.get_status_code(), body, self._headers))
 
     def _fail(self, reason: str) -> None:
         if self._answer is not None and not self._answer.done():
             self._answer.set_exception(SearchError(reason))
+
+
+class _WithHeaders(_Connection):
+    def on_message_begin(self) -> None:
+        self._headers = {}
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._headers[name.decode("latin-1").lower()] = value.decode("latin-1")

@@ -30,6 +30,8 @@ def _sections(run: Run, *, level: int = 2, plots: bool = True) -> list[str]:
     parts = [_circumstances(run)]
     if run.command:
         parts.append(f"```sh\n{run.command}\n```")
+    if outcome.failures:
+        parts += [f"{head} Failures", "\n".join(f"- {failure}" for failure in outcome.failures)]
     targets = [metric for metric in outcome.metrics if metric.target is not None]
     if targets:
         parts += [f"{head} Targets", table(_TARGET_COLUMNS, map(_target_row, targets))]

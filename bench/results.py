@@ -133,7 +133,10 @@ class Timeline(msgspec.Struct, frozen=True):
 
 
 class Outcome(msgspec.Struct, frozen=True, kw_only=True):
-    """What a scenario returns; `samples` are its measurements by variant, a round each."""
+    """What a scenario returns; `samples` are its measurements by variant, a round each.
+
+    `failures` are what makes the run fail: not what is slow, but what is wrong.
+    """
 
     metrics: list[Metric] = []
     tables: list[Table] = []
@@ -141,6 +144,7 @@ class Outcome(msgspec.Struct, frozen=True, kw_only=True):
     timelines: list[Timeline] = []
     notes: list[str] = []
     samples: dict[str, list[Sample]] = {}
+    failures: list[str] = []
 
     @property
     def plots(self) -> list[Figure | Timeline]:

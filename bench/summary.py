@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from typing import Any, TypeAlias
@@ -12,7 +13,7 @@ from bench.sample import Sample
 
 __all__ = [
     *("Curve", "against", "curve_figure", "every_metric", "over"),
-    *("samples_table", "values"),
+    *("quarters", "samples_table", "values"),
 ]
 
 # What is read of a measurement, by its name or in another way.
@@ -39,6 +40,12 @@ def values(found: Sequence[object], of: Of) -> list[float]:
 def over(found: Sequence[object], of: Of, factor: float = 1.0) -> Spread:
     """Over the rounds, in a unit that is `factor` times the measurement's."""
     return spread(values(found, of), factor)
+
+
+def quarters(found: Sequence[float]) -> tuple[float, float]:
+    """Medians of the second and of the last quarter of a run's figures, in their order."""
+    quarter = len(found) // 4
+    return statistics.median(found[quarter : 2 * quarter]), statistics.median(found[-quarter:])
 
 
 def against(found: Sequence[object], base: Sequence[object], of: Of, factor: float = 1.0) -> Spread | None:

@@ -232,6 +232,7 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
             hedges=parts.hedges,
             retries=parts.retries,
             suspect=parts.schema.suspect,
+            behind=parts.prober.expect,
         )
         for name, members in nodes.items()
     }

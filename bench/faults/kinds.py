@@ -15,10 +15,8 @@ from bench.sql import execute
 from bench.world import World
 from router.postgres.driver import connect
 
-__all__ = ["FAULTS", "Broken", "Fault"]
+__all__ = ["FAULTS", "Broken", "Fault", "Step", "empty", "kill_and_promote", "server", "sql", "way"]
 
-# Of the shards, one suffers.
-_SHARD = "s1"
 _PAUSE = 1.0
 _GAP = 0.02  # seconds between two connections
 _SECONDS = 60.0
@@ -39,10 +37,10 @@ class Broken:
         self.held: list[asyncpg.Connection] = []
         self.names: dict[str, str] = {}
 
-    def look(self) -> None:
-        """Who is who now; a promotion has changed it."""
+    def look(self, shard: str = "s1") -> None:
+        """Who is who now, on the shard that is to suffer; a promotion has changed it."""
         self.cluster.status()
-        nodes = [node for node in self.cluster.nodes if node.shard == _SHARD]
+        nodes = [node for node in self.cluster.nodes if node.shard == shard]
         self.names = {"redis": "redis", **{node.role: node.name for node in nodes}}
 
 
@@ -52,7 +50,8 @@ Step = Callable[[Broken], Awaitable[None]]
 class Fault(msgspec.Struct, frozen=True):
     """`hits` is the node that it happens to; `partner`: another node of the shard is well meanwhile.
 
-    `seconds` is what it lasts, beside what it takes to inject it.
+    `seconds` is what it lasts, beside what it takes to inject it. `explains` are the outcomes that a caller
+    may meet meanwhile, as `bench.soak.verdict` names them; on its shard, or `everywhere`.
     """
 
     name: str
@@ -62,9 +61,11 @@ class Fault(msgspec.Struct, frozen=True):
     heal: Step
     partner: bool = True
     seconds: float = 6.0
+    explains: frozenset[str] = frozenset()
+    everywhere: bool = False
 
 
-def _server(action: str, *roles: str) -> Step:
+def server(action: str, *roles: str) -> Step:
     """Do what `Cluster` calls so to these servers."""
 
     async def step(b: Broken) -> None:
@@ -74,26 +75,28 @@ def _server(action: str, *roles: str) -> Step:
     return step
 
 
-def _way(action: str, *arguments: float) -> Step:
-    """Do what `Proxies` calls so to the way to the replica."""
+def way(action: str, *arguments: float, role: Role = "replica") -> Step:
+    """Do what `Proxies` calls so to the way to a node."""
 
     async def step(b: Broken) -> None:
-        await asyncio.to_thread(getattr(b.proxies, action), b.names["replica"], *arguments)
+        await asyncio.to_thread(getattr(b.proxies, action), b.names[role], *arguments)
 
     return step
 
 
-def _sql(statement: str) -> Step:
+def sql(statement: str, *roles: Role) -> Step:
+    """Run it on these nodes of the shard, by default on the replica."""
+
     async def step(b: Broken) -> None:
-        await execute(statement, b.cluster.node(b.names["replica"]).dsn)
+        await execute(statement, *(b.cluster.node(b.names[role]).dsn for role in roles or ("replica",)))
 
     return step
 
 
-async def _kill_and_promote(b: Broken) -> None:
-    await _server("kill", "primary")(b)
+async def kill_and_promote(b: Broken) -> None:
+    await server("kill", "primary")(b)
     await asyncio.sleep(_PAUSE)
-    await _sql("SELECT pg_promote()")(b)
+    await sql("SELECT pg_promote()")(b)
 
 
 async def _fill(b: Broken) -> None:
@@ -114,7 +117,7 @@ async def _take(b: Broken, gap: float) -> None:
             await asyncio.sleep(gap)
 
 
-async def _empty(b: Broken) -> None:
+async def empty(b: Broken) -> None:
     for connection in b.held:
         connection.terminate()
     b.held.clear()
@@ -132,33 +135,33 @@ async def _nothing(b: Broken) -> None:
 
 
 def _ended(*roles: str) -> tuple[Step, Step]:
-    return _server("kill", *roles), _server("start", *roles)
+    return server("kill", *roles), server("start", *roles)
 
 
 def _frozen(role: str) -> tuple[Step, Step]:
-    return _server("pause", role), _server("resume", role)
+    return server("pause", role), server("resume", role)
 
 
-_restore = _way("restore")
+_restore = way("restore")
 
 FAULTS = (
     Fault("kill-replica", "kill -9 of a replica", "replica", *_ended("replica")),
     Fault("kill-primary", "kill -9 of a primary", "primary", *_ended("primary")),
     Fault(
-        *("promotion", "kill -9 of a primary, promotion", "primary", _kill_and_promote),
-        _server("rejoin", "primary"),
+        *("promotion", "kill -9 of a primary, promotion", "primary", kill_and_promote),
+        server("rejoin", "primary"),
     ),
     Fault("freeze-replica", "SIGSTOP of a replica", "replica", *_frozen("replica")),
     Fault("freeze-primary", "SIGSTOP of a primary", "primary", *_frozen("primary")),
     Fault("freeze-redis", "SIGSTOP of Redis", "replica", *_frozen("redis")),
-    Fault("slow-100ms", "a replica slower by 100 ms", "replica", _way("delay", 0.1), _restore),
-    Fault("slow-1s", "a replica slower by 1 s", "replica", _way("delay", 1.0), _restore),
-    Fault("refuse", "a replica that refuses connections", "replica", _way("refuse"), _restore),
-    Fault("cut", "a replica that nothing reaches", "replica", _way("cut"), _restore),
-    Fault("full", "a replica without free connections", "replica", _fill, _empty),
+    Fault("slow-100ms", "a replica slower by 100 ms", "replica", way("delay", 0.1), _restore),
+    Fault("slow-1s", "a replica slower by 1 s", "replica", way("delay", 1.0), _restore),
+    Fault("refuse", "a replica that refuses connections", "replica", way("refuse"), _restore),
+    Fault("cut", "a replica that nothing reaches", "replica", way("cut"), _restore),
+    Fault("full", "a replica without free connections", "replica", _fill, empty),
     Fault(
-        *("lag", "a replica that replays nothing", "replica", _sql("SELECT pg_wal_replay_pause()")),
-        _sql("SELECT pg_wal_replay_resume()"),
+        *("lag", "a replica that replays nothing", "replica", sql("SELECT pg_wal_replay_pause()")),
+        sql("SELECT pg_wal_replay_resume()"),
     ),
     Fault("rolling", "every node restarted in turn", "replica", _roll, _nothing, seconds=0),
     Fault(

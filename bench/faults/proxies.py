@@ -9,15 +9,17 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Coroutine, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import cast
 
 import uvloop
 
 from bench.errors import BenchError
-from bench.faults.network import Network
+from bench.faults.network import Network, obstacle, open_network
+from bench.world import World
 
-__all__ = ["Proxies", "open_proxies"]
+__all__ = ["Proxies", "open_proxies", "open_ways"]
 
 _HOST = "127.0.0.1"
 _SECONDS = 10.0
@@ -31,6 +33,7 @@ class _Way:
         self.host, self.port = _HOST, 0
         self.delay = 0.0
         self.cut = False
+        self.mute = False
         self.server: asyncio.Server | None = None
         self.pipes: set[_Pipe] = set()
 
@@ -41,6 +44,7 @@ class _Pipe(asyncio.Protocol):
     def __init__(self, way: _Way, other: _Pipe | None = None) -> None:
         self.way = way
         self.other = other
+        self._of_node = other is not None
         self.transport: asyncio.Transport | None = None
         self.forgotten = False
         self._early: list[bytes] = []
@@ -59,7 +63,7 @@ class _Pipe(asyncio.Protocol):
         self._early.clear()
 
     def data_received(self, data: bytes) -> None:
-        if self._silent:
+        if self._silent or (self.way.mute and self._of_node):
             return
         if self.way.delay or self._late:
             self._late.append((self._loop.time() + self.way.delay, data))
@@ -135,6 +139,10 @@ class Proxies:
         for pipe in list(self._ways[name].pipes):
             pipe.forgotten = True
 
+    def mute(self, name: str) -> None:
+        """What the node is told reaches it, and what it answers is lost."""
+        self._ways[name].mute = True
+
     def refuse(self, name: str) -> None:
         """Connections end, and no new one is taken."""
         self._do(self._close(self._ways[name]))
@@ -173,8 +181,8 @@ class Proxies:
 
     async def _restore(self, name: str, way: _Way) -> None:
         way.delay = 0.0
-        if way.cut:
-            way.cut = False
+        if way.cut or way.mute:
+            way.cut = way.mute = False
             self._abort(way)
         if way.server is None:
             await self._listen(name, way)
@@ -183,6 +191,29 @@ class Proxies:
         for pipe in list(way.pipes):
             if pipe.transport is not None:
                 pipe.transport.abort()
+
+
+@contextmanager
+def open_ways(world: World) -> Iterator[tuple[Proxies, Path, str | None]]:
+    """A way to each node of `world`, over a link of its own where the machine allows that.
+
+    Yields them, the map that leads over them, and why there are no links, if so.
+    """
+    ports = {node.name: node.port for node in world.cluster.nodes}
+    without = obstacle()
+    with (
+        nullcontext() if without else open_network(list(ports), world.folder) as network,
+        open_proxies(ports, network) as proxies,
+    ):
+        text = world.map_path.read_text()
+        for name, (host, port) in proxies.addresses.items():
+            before = text
+            text = text.replace(f"127.0.0.1:{ports[name]}/", f"{host}:{port}/")
+            if text == before:
+                raise BenchError(f"{name} is not in {world.map_path}")
+        path = world.folder / "behind_proxies.yaml"
+        path.write_text(text)
+        yield proxies, path, without
 
 
 @contextmanager

@@ -11,21 +11,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from contextlib import nullcontext
-from pathlib import Path
 
 import msgspec
 import numpy as np
 import uvloop
 
 from bench.context import Context
-from bench.errors import BenchError
 from bench.faults.growth import break_connections
 from bench.faults.kinds import FAULTS, Broken, Fault
 from bench.faults.load import FIRST_ID, SEARCHES, WRITES, Event, States, running
-from bench.faults.network import obstacle, open_network
 from bench.faults.promotion import Writes, write_across_promotion
-from bench.faults.proxies import Proxies, open_proxies
+from bench.faults.proxies import Proxies, open_ways
 from bench.faults.verdict import DETECTION, Verdict, judge, quiet, slices
 from bench.results import Cell, Metric, Outcome, Table, Timeline
 from bench.scrape import by_label, scrape
@@ -72,12 +68,9 @@ def run(context: Context) -> Outcome:
     faults = [fault for fault in FAULTS if not options.quick or fault.name in _QUICK]
     seconds = _QUICK_SECONDS if options.quick else options.seconds
     with context.world(replicas=1) as world:
-        ports = {node.name: node.port for node in world.cluster.nodes}
-        without = obstacle()
         with (
-            nullcontext() if without else open_network(list(ports), world.folder) as network,
-            open_proxies(ports, network) as proxies,
-            world.serve(redis=True, map_path=_behind(world, proxies), max_lag=_MAX_LAG) as router,
+            open_ways(world) as (proxies, map_path, without),
+            world.serve(redis=True, map_path=map_path, max_lag=_MAX_LAG) as router,
         ):
             courses = uvloop.run(_break_all(context, world, proxies, router, faults, seconds))
             breaks = _QUICK_BREAKS if options.quick else _BREAKS
@@ -100,20 +93,6 @@ def run(context: Context) -> Outcome:
             *(f"{c.fault.title}: {c.verdict.reasons}" for c in courses if c.verdict.reasons),
         ],
     )
-
-
-def _behind(world: World, proxies: Proxies) -> Path:
-    """The map with every node's port replaced by that of the way to it."""
-    text = world.map_path.read_text()
-    for node in world.cluster.nodes:
-        before = text
-        host, port = proxies.addresses[node.name]
-        text = text.replace(f"127.0.0.1:{node.port}/", f"{host}:{port}/")
-        if text == before:
-            raise BenchError(f"{node.name} is not in {world.map_path}")
-    path = world.folder / "behind_proxies.yaml"
-    path.write_text(text)
-    return path
 
 
 async def _break_all(

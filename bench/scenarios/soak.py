@@ -2,13 +2,11 @@
 
 Searches arrive whatever becomes of them, half as many as the router can answer unless `--open-loop` says
 otherwise, by Zipf's distribution over more queries than L1 holds at first, with both caches. Growth is
-from the second quarter of the run to the last, when caches and pools have what they need.
+from the second quarter of the run to the last, when caches and pools have what they need. With `--faults`
+it is another run, see `bench.soak`.
 """
 
 from __future__ import annotations
-
-import statistics
-from collections.abc import Sequence
 
 import msgspec
 
@@ -18,7 +16,8 @@ from bench.generators import Open, Slice
 from bench.results import Cell, Figure, Metric, Outcome, Series, Table
 from bench.sample import Sample
 from bench.scrape import UNITS, state
-from bench.summary import samples_table
+from bench.soak.course import soak
+from bench.summary import quarters, samples_table
 from bench.targets import HttpSpec
 from bench.world import Router, World
 
@@ -53,6 +52,8 @@ _UNITS = {**UNITS, "p50": "ms", "p99": "ms", "p99.9": "ms"}
 
 def run(context: Context) -> Outcome:
     options = context.options
+    if options.faults:
+        return soak(context)
     duration = options.duration or (_QUICK_DURATION if options.quick else _DURATION)
     with context.world() as world, world.serve(redis=True) as router:
         spec = world.http(router, queries=world.distinct(_QUERIES), cache=True, ef_search=_EF_SEARCH)
@@ -109,21 +110,15 @@ def _watched(
     return readings, sample
 
 
-def _quarters(values: Sequence[float]) -> tuple[float, float]:
-    """Medians of the second and of the last quarter."""
-    quarter = len(values) // 4
-    return statistics.median(values[quarter : 2 * quarter]), statistics.median(values[-quarter:])
-
-
 def _growth(readings: list[_Reading], duration: float) -> list[Metric]:
     """From the second quarter to the last, between whose middles lies half of the run."""
     made = []
     for name in _LEAKS:
-        early, late = _quarters([one.found[name] for one in readings])
+        early, late = quarters([one.found[name] for one in readings])
         hourly = (late - early) / (duration / 2 / 3600)
         made.append(Metric.of(f"growth of {name}", hourly, f"{_UNITS[name]}/h", "lower"))
     for name in ("p50", "p99"):
-        early, late = _quarters([one.found[name] for one in readings])
+        early, late = quarters([one.found[name] for one in readings])
         ratio = late / early if early else None
         made.append(Metric.of(f"{name} at the end against the second quarter", ratio, "x", "lower"))
     return made
@@ -133,7 +128,7 @@ def _growth_table(readings: list[_Reading]) -> Table:
     rows: list[list[Cell]] = []
     for name, unit in _UNITS.items():
         found = [one.found[name] for one in readings]
-        early, late = _quarters(found)
+        early, late = quarters(found)
         rows.append([f"{name}, {unit}" if unit else name, found[0], early, late, max(found), late - early])
     columns = ["", "first", "second quarter", "last quarter", "most", "growth"]
     return Table("What grows", columns, rows)

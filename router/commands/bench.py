@@ -34,7 +34,7 @@ def add_parser(subparsers: Any) -> None:
         "bench",
         help="measure searches on a cluster of this machine's own",
         description="Runs a scenario on a temporary cluster and writes a report, its data and its plots."
-        " A missed target is reported, and is no failure.",
+        " A missed target is reported, and is no failure; what is wrong in a soak under faults is one.",
         epilog=f"Scenarios: {', '.join(names)}.",
     )
     verbs = parser.add_subparsers(dest="scenario", required=True, metavar="SCENARIO")
@@ -80,7 +80,12 @@ def _flags() -> argparse.ArgumentParser:
             *("--open-loop", listed(real("searches/s", 0.1, 1e6)), "RATE,…"),
             "searches/s that arrive whatever becomes of them (concurrency, soak; default: by capacity)",
         ),
-        ("--duration", real(seconds, 4, 604_800), "S", "of the long run (scenario soak; default 600)"),
+        (
+            "--duration",
+            real(seconds, 4, 604_800),
+            "S",
+            "of the long run (scenario soak; default 600, with faults 1200)",
+        ),
         ("--out", Path, "DIR", "where results go (default ./bench-results)"),
     ):
         parser.add_argument(flag, type=type_, metavar=shown, help=text)
@@ -88,6 +93,11 @@ def _flags() -> argparse.ArgumentParser:
     share = real("a number", 0, 1, open=True)
     parser.add_argument(
         "--recall", type=share, default=0.99, metavar="R", help="that variants are tuned to (default 0.99)"
+    )
+    parser.add_argument(
+        "--faults",
+        action="store_true",
+        help="break servers, Redis and the router meanwhile, and check every answer (scenario soak)",
     )
     parser.add_argument("--quick", action="store_true", help="small and short: shows that it works")
     return parser
@@ -142,8 +152,8 @@ def _collect(args: argparse.Namespace) -> None:
         out.write_text(text)
 
 
-def _measure_one(args: argparse.Namespace) -> None:
-    _measure(args.scenario, args)
+def _measure_one(args: argparse.Namespace) -> int:
+    return _measure(args.scenario, args)
 
 
 def _measure_all(args: argparse.Namespace) -> int:
@@ -154,14 +164,15 @@ def _measure_all(args: argparse.Namespace) -> int:
     for name in _scenarios():
         print(f"-- {name}", file=sys.stderr)
         try:
-            _measure(name, args)
+            if _measure(name, args):
+                failed.append(name)
         except BenchError as exc:
             failed.append(name)
             print(f"pgscatter bench: {name}: {exc}", file=sys.stderr)
             continue
         _collect(argparse.Namespace(folder=folder, out=folder / _COLLECTED))
     if failed:
-        print(f"pgscatter bench: could not be run: {', '.join(failed)}", file=sys.stderr)
+        print(f"pgscatter bench: could not be run, or failed: {', '.join(failed)}", file=sys.stderr)
         return 1
     print(f"all: {folder / _COLLECTED}", file=sys.stderr)
     return 0
@@ -188,10 +199,11 @@ def _command(name: str, args: argparse.Namespace) -> str:
         if value is not None and value != args.parser.get_default(flag):
             shown = ",".join(f"{one:g}" for one in value) if isinstance(value, list) else str(value)
             words += [f"--{flag.replace('_', '-')}", shown]
-    return shlex.join([*words, "--quick"] if args.quick else words)
+    return shlex.join([*words, *(f"--{flag}" for flag in ("faults", "quick") if getattr(args, flag))])
 
 
-def _measure(name: str, args: argparse.Namespace) -> None:
+def _measure(name: str, args: argparse.Namespace) -> int:
+    """1 if what was measured was wrong, and not only slow."""
     from bench import report
     from bench.context import Options
     from bench.suite import run_scenario, write
@@ -212,6 +224,7 @@ def _measure(name: str, args: argparse.Namespace) -> None:
         recall=args.recall,
         open_loop=args.open_loop,
         duration=args.duration,
+        faults=args.faults,
         quick=quick,
     )
     with Display() as display:
@@ -219,3 +232,6 @@ def _measure(name: str, args: argparse.Namespace) -> None:
     *_, text = write(run, _folder(args))
     print(report.markdown(run))
     print(f"{name}: {text} and what lies beside it", file=sys.stderr)
+    for failure in run.outcome.failures:
+        print(f"pgscatter bench: {name}: {failure}", file=sys.stderr)
+    return 1 if run.outcome.failures else 0

@@ -236,8 +236,11 @@ class _Watch:
         self._task = asyncio.create_task(self._run(), name=f"probe {self.node.config.name}")
 
     def expect(self, lsn: int) -> None:
-        self._expected = max(self._expected, lsn)
-        # One that is down has a pause of its own, which writes must not cut short.
+        # A writer and whoever reads after it may both say so; one round of probes will do. One that is down
+        # has a pause of its own, which writes must not cut short.
+        if lsn <= self._expected:
+            return
+        self._expected = lsn
         if self.node.state.health is not Health.DOWN:
             self._wake.set()
 

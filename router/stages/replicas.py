@@ -47,7 +47,9 @@ class ReplicaSet:
     """The nodes of one shard; holds no state of its own beyond them.
 
     `hedges` is what may be asked twice, and `retries` again; None for nothing and for everything. `suspect`
-    is told the shard when a statement fails for a reason that lasts. `clock` is in seconds, for durations.
+    is told the shard when a statement fails for a reason that lasts; `behind`, each position that a search
+    wants and a node is not known to have: another worker may have written, of which this worker's prober has
+    not heard. `clock` is in seconds, for durations.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ReplicaSet:
         hedges: Budget | None = None,
         retries: Budget | None = None,
         suspect: Callable[[str], None] = lambda _: None,
+        behind: Callable[[str, int], None] = lambda shard, lsn: None,
         rng: Callable[[], float] = random.random,
         clock: Callable[[], float] = perf_counter,
     ) -> None:
@@ -70,6 +73,8 @@ class ReplicaSet:
         self.clock = clock
         self._suspect = suspect
         self._reads = reads
+        self._behind = behind
+        self._told = 0  # the last position that `behind` was told of
         self._rng = rng
         self._waiting: set[asyncio.Future[Node]] = set()
         self._relying: dict[Callable[[], None], Node] = {}
@@ -162,7 +167,7 @@ class ReplicaSet:
 
     def order(self, probe: Probe, now: float) -> list[tuple[int, bool]]:
         """Nodes to try, best first, as (index, whether its rows may be stale)."""
-        return rank(
+        order = rank(
             self.nodes,
             self._reads,
             work=probe.work,
@@ -171,6 +176,10 @@ class ReplicaSet:
             now=now,
             random=self._rng,
         )
+        if probe.min_lsn > self._told and any([stale for _, stale in order]):
+            self._told = probe.min_lsn
+            self._behind(self.shard, probe.min_lsn)
+        return order
 
     def expected(self, probe: Probe) -> tuple[float, float]:
         """Seconds that a single search would wait here, and that each of many like `probe` takes the set."""

@@ -123,11 +123,36 @@ async def test_a_way_can_be_slowed_cut_closed_and_restored() -> None:
             with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
                 await reader.readexactly(4)
             writer.transport.abort()
+            proxies.mute("n")
+            with pytest.raises(TimeoutError):
+                await asked(proxies, 0.2)
+            proxies.restore("n")
             proxies.refuse("n")
             with pytest.raises(ConnectionError):
                 await asked(proxies)
             proxies.restore("n")
             assert await asked(proxies) < 0.1
+
+
+class Kept(Echo):
+    """Also keeps what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[bytes] = []
+
+    def data_received(self, data: bytes) -> None:
+        self.told.append(data)
+        super().data_received(data)
+
+
+async def test_what_a_muted_node_is_told_reaches_it_and_its_answers_are_lost() -> None:
+    node = Kept()
+    async with await asyncio.get_running_loop().create_server(lambda: node, "127.0.0.1", 0) as server:
+        with open_proxies({"n": server.sockets[0].getsockname()[1]}) as proxies:
+            proxies.mute("n")
+            with pytest.raises(TimeoutError):
+                await asked(proxies, 0.2)
+            assert node.told == [b"word"]
 
 
 async def test_a_link_that_is_cut_tells_nobody_and_only_it_is_cut(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ import redis.asyncio as redis
 
 from deploy.local import Cluster
 from router.freshness.worker_counters import create
+from router.policy.selection import Role
 from router.settings import Settings
 from router.topology import Parts, Topology, assemble
 from shard_config import model
@@ -391,7 +392,8 @@ async def test_routers_that_share_memory_forget_together(cluster: Cluster, tmp_p
     async with world(cluster, QUICK, redis=True) as owner:
         shard_map = owner.topology.snapshot.shard_map
         create(tmp_path / "shared", shard_map)
-        parts = Parts(shard_map, QUICK, redis_url=cluster.redis_url, shared_path=tmp_path / "shared")
+        slowly = msgspec.structs.replace(QUICK, probe_interval=10.0)
+        parts = Parts(shard_map, slowly, redis_url=cluster.redis_url, shared_path=tmp_path / "shared")
         one = Topology(shard_map, parts)
         await one.open()
         try:
@@ -406,6 +408,12 @@ async def test_routers_that_share_memory_forget_together(cluster: Cluster, tmp_p
             # The write of another worker: our L1 is past it, and replicas are held to its position.
             for _ in range(20):
                 assert (await first(w))[0] == "b"
+            # The search that found them behind has had them asked again, long before their next probe.
+            replicas = [node for node in parts.nodes if node.state.role is Role.REPLICA]
+            assert replicas
+            async with asyncio.timeout(2):
+                while any(node.state.lsn < parts.freshness.position(node.shard) for node in replicas):
+                    await asyncio.sleep(0.01)
         finally:
             await one.close()
 

@@ -475,6 +475,23 @@ async def chaos(seed: int, faults: int, most: int) -> None:
     await shard.close()
 
 
+def test_each_position_that_a_node_lacks_is_told_once() -> None:
+    async def told() -> list[tuple[str, int]]:
+        found: list[tuple[str, int]] = []
+        nodes = [SimulatedNode(f"n{i}", Server(Random(i))) for i in range(2)]
+        nodes[0].observe(NodeState(Health.UP, Role.PRIMARY, 10))
+        nodes[1].observe(NodeState(Health.UP, Role.REPLICA, 10))
+        replicas = ReplicaSet("s0", nodes, behind=lambda shard, lsn: found.append((shard, lsn)))
+        for min_lsn in (0, 10, 20, 20, 15, 30):
+            order = replicas.order(Probe(Shape("one", "many"), (), 10, 10, min_lsn=min_lsn), 0.0)
+            assert [stale for _, stale in order] == [False, min_lsn > 10]
+        for node in nodes:
+            await node.close()
+        return found
+
+    assert run(told()) == [("s0", 20), ("s0", 30)]
+
+
 @pytest.mark.parametrize(
     ("first", "count", "faults", "most"),
     [*((i, 50, 8, 60) for i in range(0, 200, 50)), *((i, 2500, 2, 4) for i in range(1000, 11_000, 2500))],

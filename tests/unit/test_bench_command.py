@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 
 from bench import environment, scenarios
@@ -85,13 +87,30 @@ def fake(name: str, options: Options, display: Display, command: str) -> Run:
     )
 
 
+def test_what_is_wrong_in_a_run_is_reported_and_is_status_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(name: str, options: Options, *rest: Any) -> Run:
+        run = fake(name, options, *rest)
+        assert options.faults
+        outcome = Outcome(metrics=run.outcome.metrics, failures=["document 7 is stored as none"])
+        return msgspec.structs.replace(run, outcome=outcome, command=rest[-1])
+
+    monkeypatch.setattr("bench.suite.run_scenario", wrong)
+    assert main(["bench", "soak", "--faults", "--quick", "--out", str(tmp_path)]) == 1
+    said = capsys.readouterr()
+    assert "pgscatter bench: soak: document 7 is stored as none\n" in said.err
+    assert "## Failures\n\n- document 7 is stored as none\n" in said.out
+    assert "pgscatter bench soak --faults --quick\n" in said.out
+
+
 def test_all_goes_on_after_a_failure_and_collects_what_there_is(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("bench.suite.run_scenario", fake)
     flags = ["--quick", "--clients", "1,64", "--recall", "0.95", "--out", str(tmp_path)]
     assert main(["bench", "all", *flags]) == 1
-    assert "could not be run: filters" in capsys.readouterr().err
+    assert "could not be run, or failed: filters" in capsys.readouterr().err
     text = (tmp_path / "results.md").read_text()
     sections = [line[3:] for line in text.splitlines() if line.startswith("## ")]
     assert sections[:3] == ["Targets", "overhead", "peers"]

@@ -1,0 +1,302 @@
+"""A soak from the first request to the verdict: faults one after the other, quiet in between.
+
+Before each fault, while all is well, exact searches are compared with all rows, and it is read what the
+router holds. At the end every tracked document is compared with what the shards store. Whatever is found
+makes the run fail: an error that no fault explains, a wrong answer, an acknowledged write that is lost, a
+state that does not become well again, a traceback in the log, growth.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import msgspec
+import numpy as np
+import uvloop
+
+from bench.context import Context
+from bench.errors import BenchError, SearchError
+from bench.faults.kinds import Fault
+from bench.faults.load import FIRST_ID
+from bench.faults.proxies import open_ways
+from bench.http_client import Connections, request_bytes
+from bench.results import Cell, Metric, Outcome, Table
+from bench.scrape import state
+from bench.soak.clients import COLUMNS, Clients, version_of
+from bench.soak.kinds import EARLY, KINDS, QUICK, Soaked
+from bench.soak.ledger import Ledger
+from bench.soak.verdict import RECOVERY, Event, Window, grown, unexplained
+from bench.sql import fetch
+from bench.world import COLLECTION, World
+from deploy.local import ClusterError
+from deploy.local.router import RouterError
+from router.settings import Settings
+
+__all__ = ["soak"]
+
+_DURATION, _QUICK_DURATION = 1200.0, 40.0
+_EVERY = 60.0
+_SHARDS = 2
+_SEED = 12
+# So small that they are full long before growth counts.
+_CACHES = {"l1_bytes": 4 << 20, "body_cache_bytes": 1 << 20}
+# All nodes up in so many questions in a row, whichever worker is asked; and how long that may take.
+_WELL, _POLL_SECONDS, _WELL_SECONDS = 8, 0.1, 30.0
+_WATCH_SECONDS = 0.25
+_SHOWN, _MOST = 5, 20
+_FEWEST_READINGS = 12
+# A share more, and beside that so much.
+_GROWTH = {
+    "router's memory": (0.15, 16.0),
+    **dict.fromkeys(("tasks", "sockets", "open files"), (0.2, 20.0)),
+    "connections to nodes": (0.5, 16.0),
+    "threads": (0.0, 4.0),
+}
+_BROKEN = (BenchError, ClusterError, RouterError, SearchError, OSError, TimeoutError)
+
+
+def soak(context: Context) -> Outcome:
+    shards = context.options.shards or _SHARDS
+    with context.world(shards=shards, replicas=1, fields=COLUMNS) as world, open_ways(world) as ways:
+        proxies, map_path, without = ways
+        broken = Soaked(world, proxies, map_path=map_path, **_CACHES)
+        try:
+            run = _Soak(context, world, broken)
+            uvloop.run(run.run())
+            return run.outcome(without)
+        finally:
+            broken.close()
+
+
+class _Soak:
+    def __init__(self, context: Context, world: World, broken: Soaked) -> None:
+        quick = context.options.quick
+        self._context, self._world, self._broken = context, world, broken
+        self._duration = context.options.duration or (_QUICK_DURATION if quick else _DURATION)
+        self._rng = random.Random(_SEED)
+        self._faults = _drawn(self._rng, self._duration, quick)
+        self._ledger = Ledger(Settings().max_lag)
+        self._clients = Clients(broken.router.url, self._ledger, context.dataset, _SEED)
+        self._windows: list[Window] = []
+        self._readings: list[dict[str, float]] = []
+        self._found: list[str] = []
+        self._ill: list[tuple[float, str]] = []  # what `_nodes` said, whenever it said something
+        self._began = perf_counter()
+
+    async def run(self) -> None:
+        self._clients.start()
+        watching = asyncio.create_task(self._watch())
+        slot = self._duration / len(self._faults)
+        try:
+            with self._context.display.meter("soaking", len(self._faults), "faults") as meter:
+                for number, fault in enumerate(self._faults):
+                    await self._course(fault, self._began + (number + 1) * slot, slot)
+                    meter.add(1)
+            with self._noted("the end"):
+                await self._compare_with_shards()
+        finally:
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
+            await self._clients.stop()
+        self._found += _few(self._clients.wrong)
+        self._found += _tracebacks(self._world.folder)
+        if len(self._readings) >= _FEWEST_READINGS:
+            self._found += grown(self._readings, _GROWTH)
+
+    async def _course(self, fault: Fault, end: float, slot: float) -> None:
+        """One fault, and quiet until `end`; all must be well again by then, or `_WELL_SECONDS` later."""
+        with self._noted(f"before {fault.name}"):
+            await self._clients.pause()
+            await self._clients.compare_with_all_rows()
+        self._clients.resume()
+        with self._noted("reading the router's metrics"):
+            self._readings.append(await asyncio.to_thread(state, self._world, self._broken.router))
+        await asyncio.sleep(min(slot / 8, 2.0))
+        names = sorted({node.shard for node in self._world.cluster.nodes})
+        shard = self._rng.choice(names)
+        self._broken.look(shard)
+        shards = frozenset(names if fault.everywhere else [shard])
+        before = perf_counter()
+        window = Window(fault.name, fault.explains, shards, before, before)
+        self._windows.append(window)
+        known = len(self._clients.wrong)
+        if fault.name == "restart":
+            self._ledger.restarted(before)
+        with self._noted(f"{fault.name} could not be done"):
+            try:
+                await fault.inject(self._broken)
+                await asyncio.sleep(min(fault.seconds, slot / 3))
+            finally:
+                await fault.heal(self._broken)
+        window.healed = perf_counter()
+        if fault.name == "restart":
+            self._ledger.restarted(window.healed)  # at the latest
+        window.well = await self._well(window.healed)
+        if window.well is None:
+            self._found.append(f"not well {_WELL_SECONDS:g} s after {fault.title}: {await self._nodes()}")
+        await asyncio.sleep(max(end - perf_counter(), 1.0))
+        events = [one for one in self._clients.events if one.at + one.seconds >= before]
+        errors = Counter(one.name for one in unexplained(events, self._windows))
+        said = f"{fault.title} on {shard}: well after {_seconds(window)} s"
+        if errors:
+            said += f"; UNEXPLAINED {dict(errors)}"
+        if wrong := self._clients.wrong[known:]:
+            said += f"; WRONG {wrong[:_SHOWN]}"
+        self._context.say(f"{perf_counter() - self._began:6.0f} s  {said}")
+
+    async def _well(self, healed: float) -> float | None:
+        """When all nodes were up, of each shard one as its primary; None if that takes too long."""
+        good = 0
+        while perf_counter() < healed + _WELL_SECONDS:
+            good = good + 1 if not await self._nodes() else 0
+            if good == _WELL:
+                return perf_counter() - _WELL * _POLL_SECONDS
+            await asyncio.sleep(_POLL_SECONDS)
+        return None
+
+    async def _watch(self) -> None:
+        while True:
+            if ill := await self._nodes():
+                self._ill.append((perf_counter(), ill))
+            await asyncio.sleep(_WATCH_SECONDS)
+
+    async def _nodes(self) -> str:
+        """What is not well, by the router's account; empty if all is."""
+        # A connection of its own, so that any worker may answer.
+        connections = Connections(self._broken.router.url, answer_seconds=5.0)
+        try:
+            _, body = await connections.send(
+                request_bytes(f"{self._broken.router.url}/v1/nodes", method="GET")
+            )
+        except SearchError as exc:
+            return str(exc)
+        finally:
+            connections.close()
+        nodes = msgspec.json.decode(body)["nodes"]
+        ill = [f"{one['name']} {one['state']}: {one['reason']}" for one in nodes if one["state"] != "up"]
+        primaries = Counter(one["shard"] for one in nodes if one["role"] == "primary")
+        shards = {one["shard"] for one in nodes}
+        return "; ".join(ill + [f"{s} has {primaries[s]} primaries" for s in shards if primaries[s] != 1])
+
+    async def _compare_with_shards(self) -> None:
+        """Every tracked document must be on one shard, in a version that it may have."""
+        await self._clients.pause()
+        await self._clients.compare_with_all_rows()
+        await asyncio.to_thread(self._world.cluster.status)
+        statement = f"SELECT id, content FROM public.{COLLECTION} WHERE id >= {FIRST_ID}"
+        rows = await fetch(statement, *(node.dsn for node in self._world.primaries))
+        held = ((row["id"], version_of(row["content"])) for row in rows)
+        self._found += _few(self._ledger.compare(held))
+
+    @contextlib.contextmanager
+    def _noted(self, what: str) -> Any:
+        """What goes wrong is found, and the soak goes on."""
+        try:
+            yield
+        except _BROKEN as exc:
+            self._found.append(f"{what}: {type(exc).__name__}: {exc}"[:1000])
+            self._context.say(self._found[-1])
+
+    def outcome(self, without: str | None) -> Outcome:
+        events, windows = self._clients.events, self._windows
+        errors = unexplained(events, windows)
+        failures = [*self._found, *self._evidence(errors)]
+        counts = self._ledger.counts
+        return Outcome(
+            metrics=[
+                Metric.of("found", float(len(failures)), better="lower", target=0.0),
+                Metric.of("unexplained errors", float(len(errors)), better="lower", target=0.0),
+                Metric.of("documents tracked", float(len(self._ledger))),
+                *(Metric.of(f"writes {end}", float(count)) for end, count in counts.items()),
+            ],
+            tables=[
+                self._table("Searches, reads and counts", "search", "read", "count"),
+                self._table("Writes", "write"),
+                self._growth(),
+            ],
+            notes=[
+                f"{len(windows)} faults in {perf_counter() - self._began:,.0f} s; {len(events):,} requests",
+                "a primary is promoted only after its replica was made synchronous",
+                f"an error counts as explained while its fault lasts and {RECOVERY:g} s longer",
+                "each node is reached over a link of its own, which is cut at its far end"
+                if without is None
+                else f"a cut is made by the bench's own proxy: {without}",
+            ],
+            failures=failures,
+        )
+
+    def _table(self, title: str, *operations: str) -> Table:
+        """What became of requests during each fault and its recovery, and afterwards."""
+        mine = [one for one in self._clients.events if one.operation in operations]
+        ends = [*(window.injected for window in self._windows[1:]), perf_counter()]
+        rows: list[list[Cell]] = []
+        for window, end in zip(self._windows, ends, strict=True):
+            during = [one for one in mine if window.injected <= one.at < window.healed]
+            after = [one for one in mine if window.healed <= one.at < end]
+            names = Counter(one.name for one in (*during, *after) if one.said.what != "full")
+            others = ", ".join(f"{count} {name}" for name, count in sorted(names.items()))
+            latencies = [_ms(during, 50), _ms(during, 99), _ms(after, 99)]
+            number = str(len(during) + len(after))
+            rows.append([window.name, number, others, *latencies, _seconds(window)])
+        columns = ["fault", "requests", "not full", "p50 ms", "p99 ms", "p99 ms after", "all well after s"]
+        return Table(title, columns, rows)
+
+    def _evidence(self, errors: list[Event]) -> list[str]:
+        """Of each kind of unexplained error the first few: where and when, and what the router said of it."""
+        found = []
+        for name, number in Counter(one.name for one in errors).items():
+            for one in [one for one in errors if one.name == name][:_SHOWN]:
+                end = one.at + one.seconds
+                near = [window for window in self._windows if window.injected <= end]
+                since = f"{one.at - near[-1].healed:+.2f} s from the end of {near[-1].name}" if near else ""
+                when = f"at {one.at - self._began:.2f} s for {one.seconds:.3f} s {since}"
+                ill = {said for at, said in self._ill if one.at - 1 <= at <= end + 1}
+                lines = _lines(self._world.folder, one.request_id) if one.request_id else ""
+                where = f"{' '.join(one.said.shards)} {when}: {one.said.detail}"
+                found.append(f"{number} x {name} {where} {sorted(ill) or ''} {lines}")
+        return found
+
+    def _growth(self) -> Table:
+        made: list[list[Cell]] = [
+            [name, *(float(f"{one[name]:.4g}") for one in self._readings[:: len(self._readings) // 4 or 1])]
+            for name in _GROWTH
+        ]
+        return Table("What the router held before faults", ["", *map(str, range(len(made[0]) - 1))], made)
+
+
+def _drawn(rng: random.Random, duration: float, quick: bool) -> list[Fault]:
+    """Each once, and again until there is one a minute; those that must come early first."""
+    chosen = [[fault for fault in kinds if not quick or fault.name in QUICK] for kinds in (EARLY, KINDS)]
+    drawn = [fault for kinds in chosen for fault in rng.sample(kinds, len(kinds))]
+    more = 0 if quick else int(duration / _EVERY) - len(drawn)
+    return drawn + [rng.choice(chosen[1]) for _ in range(more)]
+
+
+def _few(found: list[str]) -> list[str]:
+    more = len(found) - _MOST
+    return found[:_MOST] + ([f"and {more} more like these"] if more > 0 else [])
+
+
+def _seconds(window: Window) -> str:
+    return "never" if window.well is None else f"{max(window.well - window.healed, 0.0):.1f}"
+
+
+def _ms(events: Iterable[Event], percentile: float) -> float | None:
+    times = [one.seconds * 1e3 for one in events]
+    return float(np.percentile(times, percentile)) if times else None
+
+
+def _lines(folder: Path, text: str, most: int = 2) -> list[str]:
+    logs = (path.read_text(errors="replace") for path in folder.glob("serve-*.log"))
+    return [line[:600] for log in logs for line in log.splitlines() if text in line][:most]
+
+
+def _tracebacks(folder: Path) -> list[str]:
+    return [f"the router's log has a traceback: {line}" for line in _lines(folder, '"traceback":', _SHOWN)]

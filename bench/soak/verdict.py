@@ -1,0 +1,138 @@
+"""What became of each request, and whether a fault explains it: pure.
+
+An outcome is named `operation:what`, such as `search:partial` or `write:unknown`. A fault says which it
+explains, and on which shards; nothing else is allowed, and nothing at all once the fault has been over for
+`RECOVERY` seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+from bench.summary import quarters
+
+__all__ = ["RECOVERY", "Event", "Said", "Window", "grown", "said", "unexplained"]
+
+RECOVERY = 5.0
+Operation = Literal["search", "read", "count", "write"]
+
+_NAMES = {404: "absent", 429: "overloaded", 503: "unavailable", 504: "late"}
+# Times to try again are owed with these.
+_RETRIED = (429, 503)
+
+
+class Said(msgspec.Struct, frozen=True):
+    """What an answer says of itself: `full`, `stale`, `partial`, or why there is none; on which shards."""
+
+    what: str
+    shards: frozenset[str] = frozenset()
+    detail: str = ""
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One request, sent `at` and answered `seconds` later."""
+
+    at: float
+    seconds: float
+    operation: Operation
+    said: Said
+    request_id: str = ""
+
+    @property
+    def name(self) -> str:
+        return f"{self.operation}:{self.said.what}"
+
+
+class Window(msgspec.Struct):
+    """A fault from its beginning to its end, and until all was well again, None if it never was.
+
+    `shards` are those that it happens to.
+    """
+
+    name: str
+    explains: frozenset[str]
+    shards: frozenset[str]
+    injected: float
+    healed: float
+    well: float | None = None
+
+
+def said(status: int, headers: Mapping[str, str], answer: Mapping[str, Any]) -> Said:
+    """Of an answer to a search, a read, a count or a write; `answer` is its body."""
+    if status == 200 and "coverage" in answer:
+        return _covered(answer["coverage"])
+    if status in (200, 503) and "stored" in answer:
+        return _stored(answer, headers)
+    if status == 200 and "deleted" in answer:
+        return _deleted(answer["shards"])
+    stale = frozenset(headers[name] for name in headers.keys() & {"x-stale-shard"})
+    if status == 200:
+        return Said("stale" if stale else "full", stale)
+    errors = answer.get("errors") or []
+    shards = frozenset(e["path"].removeprefix("shards.") for e in errors if e["path"].startswith("shards."))
+    detail = f"{status} {answer.get('detail')}: {'; '.join(str(e['message']) for e in errors)}"[:500]
+    if status in _RETRIED and "retry-after" not in headers:
+        return Said(f"{status} without Retry-After", shards, detail)
+    what = _NAMES.get(status, f"{status} {str(answer.get('type')).rpartition(':')[2]}")
+    if status == 503 and any(str(e["message"]).startswith("unknown") for e in errors):
+        what = "unknown"
+    return Said(what, shards, detail)
+
+
+def _covered(coverage: Mapping[str, Any]) -> Said:
+    failures, stale = coverage["failures"], coverage.get("stale", ())
+    if coverage["full"]:
+        return Said("stale" if stale else "full", frozenset(stale))
+    why = "; ".join(f"{one['shard']} {one['state']}: {one['error']}" for one in failures)
+    return Said("partial", frozenset(one["shard"] for one in failures), why[:500])
+
+
+def _stored(answer: Mapping[str, Any], headers: Mapping[str, str]) -> Said:
+    failures = answer["failures"]
+    if not failures:
+        return Said("full")
+    if not answer["stored"] and "retry-after" not in headers:
+        return Said("503 without Retry-After")
+    reasons = sorted({one["reason"] for one in failures})
+    what = "unknown" if reasons in (["unavailable", "unknown"], ["unknown"]) else " ".join(reasons)
+    shards = frozenset(one["shard"] for one in failures if one["shard"])
+    return Said(what, shards, "; ".join(sorted({str(one["message"]) for one in failures}))[:500])
+
+
+def _deleted(shards: Mapping[str, Mapping[str, Any]]) -> Said:
+    failed = {shard: one for shard, one in shards.items() if not one["ok"]}
+    if not failed:
+        return Said("full")
+    what = "unknown" if any(one.get("unknown") for one in failed.values()) else "unavailable"
+    return Said(what, frozenset(failed), "; ".join(str(one["error"]) for one in failed.values())[:500])
+
+
+def unexplained(events: Iterable[Event], windows: Sequence[Window]) -> list[Event]:
+    """Those that are neither full answers nor what a fault, while it lasts, may lead to."""
+    return [
+        event
+        for event in events
+        if event.said.what != "full" and not any(_explains(window, event) for window in windows)
+    ]
+
+
+def _explains(window: Window, event: Event) -> bool:
+    return (
+        window.injected <= event.at + event.seconds
+        and event.at <= window.healed + RECOVERY
+        and event.name in window.explains
+        and event.said.shards <= window.shards
+    )
+
+
+def grown(readings: Sequence[Mapping[str, float]], bounds: Mapping[str, tuple[float, float]]) -> list[str]:
+    """What is more in the last quarter than in the second: by more than this share of it, and this beside."""
+    found = []
+    for name, (share, most) in bounds.items():
+        early, late = quarters([one[name] for one in readings])
+        if late > early * (1 + share) + most:
+            found.append(f"{name} grew from {early:g} to {late:g}, more than {share:.0%} and {most:g}")
+    return found
