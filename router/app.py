@@ -18,10 +18,11 @@ from router.http.keys import Keys
 from router.http.keys_file import restore
 from router.http.metrics import Metrics
 from router.logs import AccessLog, configure
-from router.query.errors import MisconfiguredError
+from router.nodes.agreement import refusal
+from router.query.errors import MisconfiguredError, StartRefusedError
 from router.serve_config import ServeConfig, from_env
 from router.text import TextModels
-from router.topology import Parts, Topology
+from router.topology import Parts, Snapshot, Topology
 from shard_config import ShardMap
 from shard_config.file import codec
 
@@ -58,6 +59,7 @@ def application(config: ServeConfig, shard_map: ShardMap, keys: Keys | None) -> 
     async def lifespan() -> AsyncIterator[None]:
         await topology.open()
         try:
+            _compare(topology.snapshot, config.map_path)
             await _warm(models, topology.snapshot.shard_map)
             _relieve_collector()
             yield
@@ -73,6 +75,25 @@ def application(config: ServeConfig, shard_map: ShardMap, keys: Keys | None) -> 
         lifespan=lifespan,
         access_log=AccessLog(sys.stderr, level=config.log_level),
     )
+
+
+def _compare(snapshot: Snapshot, path: str) -> None:
+    """
+    Raises:
+        StartRefusedError: shards that answer hold something else than the map says. Those that do not are
+            compared when they do.
+    """
+    points = snapshot.disagreements()
+    if points:
+        lines = refusal(path, points)
+        print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201 - for whoever started it
+        raise StartRefusedError(lines[0])
+    silent = snapshot.unidentified()
+    if silent:
+        _logger.warning(
+            "identity of shards unknown",
+            extra={"shards": silent, "reason": "pgscatter.map is missing, empty, or must not be read"},
+        )
 
 
 def _shard_map(config: ServeConfig) -> ShardMap:

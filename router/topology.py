@@ -26,6 +26,7 @@ from router.documents.unconfirmed import UnconfirmedWrites
 from router.documents.writer import Writer
 from router.freshness.freshness import Freshness
 from router.freshness.redis_link import RedisLink
+from router.nodes.agreement import Agreement
 from router.nodes.node import Node
 from router.nodes.prober import Prober
 from router.nodes.statistics import Statistics
@@ -53,6 +54,7 @@ from router.stages.shared_cache import SharedCache
 from router.stages.stage import Figures, Stage
 from shard_config import model
 from shard_config.dsn import server
+from shard_config.identity import Disagreement
 from shard_config.model import Collection, ShardMap
 
 __all__ = ["Parts", "Snapshot", "Topology", "assemble"]
@@ -117,7 +119,7 @@ class Parts:
         self.store = Store(settings.l1_bytes)
         self.memory = AnswerMemory(settings.max_answer_bytes, settings.answer_memory_bytes)
         self.batches = Batches(settings.node_queue)
-        self.prober = Prober(self.nodes, settings)
+        self.prober = Prober(self.nodes, settings, self.freshness)
         self.statistics = Statistics(self.nodes, shard_map.collections.values(), settings)
         self.unconfirmed = UnconfirmedWrites(self.freshness, self.prober, settings.write_timeout)
         self.recall = LiveRecall(
@@ -216,6 +218,7 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         shared_cache=shared_cache,
         writer=Writer(shard_map, primaries),
         reader=Reader(shard_map, fanout, freshness, parts.memory),
+        agreement=Agreement(shard_map, nodes),
     )
 
 
@@ -234,6 +237,7 @@ class Snapshot:
         shared_cache: SharedCache | None,
         writer: Writer,
         reader: Reader,
+        agreement: Agreement,
     ) -> None:
         """
         Args:
@@ -249,6 +253,7 @@ class Snapshot:
         self._shared_cache = shared_cache
         self._writer = writer
         self._reader = reader
+        self._agreement = agreement
 
     def __repr__(self) -> str:
         return f"<Snapshot map {self.shard_map.version}: {self._search!r}>"
@@ -259,6 +264,7 @@ class Snapshot:
             await self._shared_cache.read_tokens()
 
     async def search(self, query: SearchQuery, deadline: float) -> Found:
+        self._agreement.require(query.collection.name)
         return await self._search.search(query, deadline)
 
     async def rank(self, query: SearchQuery, deadline: float) -> RankedAnswer:
@@ -276,6 +282,7 @@ class Snapshot:
     async def upsert(
         self, collection: Collection, documents: Sequence[Document], deadline: float
     ) -> UpsertOutcome:
+        self._agreement.require(collection.name)
         return await self._writer.upsert(collection, documents, deadline)
 
     async def read(
@@ -286,15 +293,19 @@ class Snapshot:
         deadline: float,
         vector_format: VectorFormat = "float",
     ) -> ReadAnswer | None:
+        self._agreement.require(collection.name)
         return await self._reader.read(collection, id, include, deadline, vector_format)
 
     async def delete(self, collection: Collection, ids: Sequence[object], deadline: float) -> DeleteOutcome:
+        self._agreement.require(collection.name)
         return await self._writer.delete(collection, ids, deadline)
 
     async def delete_matching(self, collection: Collection, filter: Filter, deadline: float) -> DeleteOutcome:
+        self._agreement.require(collection.name)
         return await self._writer.delete_matching(collection, filter, deadline)
 
     async def count(self, collection: Collection, filter: Filter | None, deadline: float) -> CountAnswer:
+        self._agreement.require(collection.name)
         return await self._reader.count(collection, filter, deadline)
 
     def discard_plans(self) -> None:
@@ -325,6 +336,20 @@ class Snapshot:
             for node in replicas.nodes
         ]
 
+    def disagreements(self) -> list[tuple[str, Disagreement]]:
+        """In what the map and its shards differ, by what they say of themselves; with the shards' names."""
+        misplaced = [
+            (node.shard, Disagreement("shard", f"lists {node.config.name}, of which {node.state.reason}"))
+            for replicas in self._sets.values()
+            for node in replicas.nodes
+            if (says := node.state.identity) is not None and says.shard != node.shard
+        ]
+        return [*misplaced, *self._agreement.points()]
+
+    def unidentified(self) -> list[str]:
+        """The shards that have a node up and do not say who they are."""
+        return self._agreement.unknown()
+
     def ready(self) -> tuple[bool, dict[str, bool]]:
         """Whether a search has a chance, and which shards can be read."""
         readable = {name: replicas.readable for name, replicas in self._sets.items()}
@@ -339,6 +364,7 @@ class Snapshot:
 
     async def close(self) -> None:
         """To be called when no request uses it any more; the parts stay as they are."""
+        self._agreement.close()
         for replicas in self._sets.values():
             replicas.close()
         if self._shared_cache is not None:

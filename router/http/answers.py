@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
@@ -31,6 +31,7 @@ __all__ = [
     "CountView",
     "CoverageView",
     "DeleteAnswer",
+    "DisagreementView",
     "Explanation",
     "Fields",
     "Health",
@@ -64,12 +65,17 @@ class Fields(msgspec.Struct):
 
 
 class CoverageView(msgspec.Struct, frozen=True):
-    """Which shards the answer rests on; `stale` is there only if a shard lags behind our writes."""
+    """Which shards the answer rests on.
+
+    `stale` is there only if a shard lags behind our writes, and `lost` only if one has lost writes that were
+    acknowledged.
+    """
 
     full: bool
     shards: ShardCounts
     failures: tuple[Failure, ...]
     stale: tuple[str, ...] | UnsetType = UNSET
+    lost: tuple[str, ...] | UnsetType = UNSET
 
 
 class Explanation(msgspec.Struct, frozen=True):
@@ -228,8 +234,22 @@ class Ready(msgspec.Struct, frozen=True):
     shards: dict[str, bool]
 
 
+class DisagreementView(msgspec.Struct, frozen=True):
+    """One point in which a shard differs from the map; see `shard_config.identity.Disagreement`."""
+
+    shard: str
+    kind: Literal["shard", "older", "content", "placement"]
+    reason: str
+    collection: str | None = None
+
+
 class Health(msgspec.Struct, frozen=True):
-    """`ok`: every shard can be read and no node is down; `degraded`: some; `unavailable`: none."""
+    """`ok`: every shard can be read, no node is down, and the map agrees with the shards; `degraded`: not all
+    of that; `unavailable`: no shard can be read.
+
+    `unidentified` are shards that do not say which they are, so that the map cannot be compared with them.
+    `lost_bytes` is, by shard, how much log is gone that had been written.
+    """
 
     status: str
     version: str
@@ -238,10 +258,15 @@ class Health(msgspec.Struct, frozen=True):
     shards: dict[str, bool]
     nodes: list[NodeStatus]
     caches: dict[str, Any]
+    disagreements: list[DisagreementView] = []
+    unidentified: list[str] = []
+    lost_bytes: dict[str, int] = {}
 
 
 def coverage_view(coverage: Coverage) -> CoverageView:
-    return CoverageView(coverage.full, coverage.shards, coverage.failures, coverage.stale or UNSET)
+    return CoverageView(
+        coverage.full, coverage.shards, coverage.failures, coverage.stale or UNSET, coverage.lost or UNSET
+    )
 
 
 def search_answer(

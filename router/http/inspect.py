@@ -11,6 +11,7 @@ from msgspec import UNSET
 from router.http.answers import (
     CollectionList,
     CollectionView,
+    DisagreementView,
     Health,
     Live,
     Location,
@@ -18,7 +19,7 @@ from router.http.answers import (
     Ready,
     RecallView,
 )
-from router.http.backend import Backend
+from router.http.backend import Backend, NodeStatus
 from router.http.message import Reply, Request
 from router.query.errors import InvalidError, NotFoundError
 from router.recall.sampling import RecallSeen
@@ -95,15 +96,22 @@ class Inspection:
     async def health(self, request: Request) -> Reply:
         backend = request.backend
         ready, shards = backend.ready()
+        nodes = backend.nodes()
         return self._reply(
             Health(
-                status=_status(backend, ready, shards),
+                status=_status(backend, ready, shards, nodes),
                 version=self._version,
                 map_version=backend.shard_map.version,
                 uptime_s=round(time.monotonic() - self._started, 3),
                 shards=shards,
-                nodes=backend.nodes(),
+                nodes=nodes,
                 caches=dict(backend.cache_stats()),
+                disagreements=[
+                    DisagreementView(shard, point.kind, point.text, point.collection)
+                    for shard, point in backend.disagreements()
+                ],
+                unidentified=backend.unidentified(),
+                lost_bytes={node.shard: node.lost_bytes for node in nodes if node.lost_bytes},
             )
         )
 
@@ -149,8 +157,8 @@ def _sharding_view(collection: Collection, shard_map: ShardMap) -> dict[str, Any
             return {"strategy": "range", **view}
 
 
-def _status(backend: Backend, ready: bool, shards: dict[str, bool]) -> str:
+def _status(backend: Backend, ready: bool, shards: dict[str, bool], nodes: list[NodeStatus]) -> str:
     if not ready:
         return "unavailable"
-    whole = all(shards.values()) and all(node.state == "up" for node in backend.nodes())
-    return "ok" if whole else "degraded"
+    whole = all(shards.values()) and all(node.state == "up" and not node.lost_bytes for node in nodes)
+    return "ok" if whole and not backend.disagreements() else "degraded"

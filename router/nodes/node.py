@@ -107,7 +107,7 @@ class Node:
     @property
     def ejected(self) -> bool:
         """Left out, although probes find it well."""
-        return self.ejection.out and self.state.health is not Health.DOWN
+        return self.ejection.out and self.state.health in (Health.UP, Health.UNKNOWN)
 
     def mean(self, work: Work, now: float) -> float:
         """Seconds that it took lately, by the clock of whoever says `answered`."""
@@ -143,6 +143,10 @@ class Node:
             replay_lag_bytes=max(0, head - state.lsn) if replica and head is not None else None,
             replay_lag_s=state.lag if replica else None,
             timeline=state.timeline or None,
+            system=str(state.system) if state.system else None,
+            holds_shard=None if state.identity is None else state.identity.shard,
+            holds_map=None if state.identity is None else state.identity.version,
+            lost_bytes=state.lost,
         )
 
     def answered(self, work: Work, seconds: float, now: float) -> None:
@@ -226,7 +230,7 @@ class Node:
         known = self.state
         changed = (state.health, state.role, state.deposed) != (known.health, known.role, known.deposed)
         since = time.time() if changed else self.state.since
-        if changed and state.health is Health.DOWN:
+        if changed and state.health in (Health.DOWN, Health.FOREIGN):
             self.reads.discard_idle()
             self.writes.discard_idle()
         if state.health is Health.UP and self.state.health is Health.DOWN:

@@ -15,11 +15,16 @@ class NodeStatus(msgspec.Struct, frozen=True):
     Attributes:
         role: `primary` or `replica`; None while unknown.
         state: an `ejected` node answers probes, but has failed when it was searched; a `deposed` one says
-            that it is the primary, but another has a better right to, or has followed such a one.
-        reason: why it is down, ejected or deposed.
+            that it is the primary, but another has a better right to, or has followed such a one; a `foreign`
+            one is none of the shard's, and is neither read nor written.
+        reason: why it is down, ejected, deposed or foreign, or will not catch up.
         since: when state or role changed last, in seconds since the epoch.
         ejections, role_changes: how many this process has seen.
         timeline: of a primary.
+        system: its server's system identifier, which all copies of one primary share.
+        holds_shard: the shard that it says it is; None if it does not say.
+        holds_map: the version of the map that was applied to it last.
+        lost_bytes: of the shard's log, that were written or acknowledged and are gone.
         in_flight, waiting, connections: this process's statements and connections.
     """
 
@@ -27,7 +32,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     shard: str
     zone: str | None
     role: str | None
-    state: Literal["up", "ejected", "deposed", "down", "unknown"]
+    state: Literal["up", "ejected", "deposed", "foreign", "down", "unknown"]
     reason: str | None
     since: float
     ejections: int
@@ -38,3 +43,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     replay_lag_bytes: int | None
     replay_lag_s: float | None
     timeline: int | None
+    system: str | None = None
+    holds_shard: str | None = None
+    holds_map: int | None = None
+    lost_bytes: int = 0

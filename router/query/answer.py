@@ -68,6 +68,7 @@ def coverage_of(reports: Sequence[ShardReport], total: int) -> Coverage:
             [Failure(report.shard, report.state, report.error or "unknown error") for report in missing]
         ),
         stale=tuple([report.shard for report in reports if report.stale]),
+        lost=tuple([report.shard for report in reports if report.lost]),
     )
 
 

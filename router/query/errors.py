@@ -13,6 +13,8 @@
     ├── UnavailableError          no shard, or not every required shard, could answer
     └── DeadlineError             time ran out first
 
+`StartRefusedError` is of no request: the router does not start, and has said why.
+
 Problems of single shards are data in an answer (`router.query.types.ShardReport`), not exceptions;
 only when they leave nothing to answer with do they become one of these.
 """
@@ -35,6 +37,7 @@ __all__ = [
     "Problem",
     "RequestError",
     "RouterError",
+    "StartRefusedError",
     "TooLargeError",
     "UnavailableError",
 ]
@@ -59,6 +62,10 @@ class RouterError(Exception):
         super().__init__(_encodable(detail))
         self.detail = _encodable(detail)
         self.problems = tuple(problems)
+
+
+class StartRefusedError(Exception):
+    """The router cannot be started as it is configured; whoever raises this has said why."""
 
 
 class RequestError(RouterError):

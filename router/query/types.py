@@ -230,7 +230,8 @@ class ShardReport(msgspec.Struct, frozen=True):
     `hedged`: a second node was asked as well; `hedge` says what came of that, or that the budget forbade it.
     `together` counts the searches that one statement answered. `asked` is that of `router.query.plan.Plan`.
     `lsn` is a write-ahead log position up to which the rows are known to be complete. `fault`: it has failed
-    for a reason that lasts, which lies with the request or with its servers.
+    for a reason that lasts, which lies with the request or with its servers. `lost`: the shard's log lacks
+    what was acknowledged.
 
     Of a search with a filter: `choice` is the way that it was to take, `matched` how many rows matched where
     they were counted, `visited` how many a scan of the vector index visited, and `again` the reason for
@@ -245,6 +246,7 @@ class ShardReport(msgspec.Struct, frozen=True):
     hedged: bool = False
     hedge: Hedge | None = None
     stale: bool = False
+    lost: bool = False
     lsn: int = 0
     queue_ms: float = 0.0
     execute_ms: float = 0.0
@@ -285,12 +287,16 @@ class ShardCounts(msgspec.Struct, frozen=True):
 
 
 class Coverage(msgspec.Struct, frozen=True):
-    """Which shards an answer rests on; `stale` names those read from a node behind our own writes."""
+    """Which shards an answer rests on; `stale` names those read from a node behind our own writes.
+
+    `lost` names those that have lost writes that were acknowledged: what is missing there is nowhere else.
+    """
 
     full: bool
     shards: ShardCounts
     failures: tuple[Failure, ...] = ()
     stale: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 class Shortfall(msgspec.Struct, frozen=True):

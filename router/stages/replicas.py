@@ -324,7 +324,7 @@ class Ask:
         while self._order:
             index, stale = self._order.popleft()
             node = self._replicas.nodes[index]
-            if node.state.health is Health.DOWN:
+            if node.state.health in (Health.DOWN, Health.FOREIGN):
                 continue  # since the order was made
             self._attempts += 1
             # Known before the statement starts, so that its rows hold at least this much.
@@ -446,6 +446,7 @@ class Ask:
             hedged=self._second is not None,
             hedge=self._hedge_outcome(attempt),
             stale=attempt.stale,
+            lost=node.state.lost > 0,
             lsn=attempt.lsn,
             queue_ms=fetched.queue_ms,
             execute_ms=fetched.execute_ms,

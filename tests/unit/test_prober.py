@@ -6,8 +6,9 @@ import asyncio
 
 import msgspec
 
+from router.nodes.group import Group
 from router.nodes.node import Node
-from router.nodes.prober import Prober, _Group
+from router.nodes.prober import Prober
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState, Role
 from router.query.types import Position
@@ -21,19 +22,19 @@ class Shard:
 
     def __init__(self, *names: str) -> None:
         self.nodes = {name: Node(model.Node(name, ""), "s0", Settings(), Limit(1, 1)) for name in names}
-        self.group = _Group(list(self.nodes.values()))
+        self.group = Group(list(self.nodes.values()))
         self.now = 0.0
 
     def probe(self, name: str, role: Role, lsn: int, *, timeline: int = 0, started: float = 1.0) -> None:
         self.now += 1
         state = NodeState(Health.UP, role, lsn, timeline=timeline, started=started, age=0.0)
-        self.group.observe(self.nodes[name], state, self.now, self.group.replayed())
+        self.group.observe(self.nodes[name], state, self.now, self.group.before())
         self.nodes[name].probed = self.now
 
     def down(self, name: str) -> None:
         node = self.nodes[name]
         state = msgspec.structs.replace(node.state, health=Health.DOWN)
-        self.group.observe(node, state, self.now, self.group.replayed())
+        self.group.observe(node, state, self.now, self.group.before())
 
     def deposed(self) -> set[str]:
         return {name for name, node in self.nodes.items() if node.state.deposed}
@@ -67,7 +68,7 @@ def test_a_replica_that_has_replayed_since_its_primary_was_asked_is_well() -> No
     shard = Shard("a", "b")
     shard.probe("a", Role.PRIMARY, 50, timeline=1)
     shard.probe("b", Role.REPLICA, 50)
-    before = shard.group.replayed()
+    before = shard.group.before()
     shard.probe("b", Role.REPLICA, 60)
     state = NodeState(Health.UP, Role.PRIMARY, 55, timeline=1)
     shard.group.observe(shard.nodes["a"], state, 10.0, before)
