@@ -1,4 +1,4 @@
-"""`pgscatter map`: validate, show and ask a shard map, without any server; and check it against its shards."""
+"""`pgscatter map`: validate, show and ask a shard map without any server, and check it against its shards."""
 
 from __future__ import annotations
 
@@ -45,8 +45,9 @@ def add_parser(subparsers: Any) -> None:
     check = verbs.add_parser(
         "check",
         help="compare a map with what lies on its shards",
-        description="Ask every node which shard it is, and read every row's key on the shards: the exit status"
-        " is 1 if a node or a row is not where the map says. Changes nothing; a role that may SELECT will do.",
+        description="Ask every node which shard it is, and read every row's key on the shards: the exit"
+        " status is 1 if a node or a row is not where the map says. Changes nothing; a role that may SELECT"
+        " will do.",
     )
     check.add_argument("--map", dest="file", required=True, metavar="FILE", help="the shard map")
     check.set_defaults(run=_check)

@@ -109,8 +109,8 @@ class Freshness:
         for collection in self._token_ttls:
             if self._link is not None:
                 self._unsent[collection][shard] = end
+                self._publish_soon(collection)
             self.wrote(collection)
-            self._publish_soon(collection)
 
     @asynccontextmanager
     async def writing(self, collection: str) -> AsyncIterator[None]:

@@ -71,7 +71,7 @@ async def require_placement(shard_map: ShardMap, collection: Collection, primary
         if point.kind == "shard" or point.collection == collection.name:
             raise NodeError(
                 ErrorKind.FATAL,
-                f"{primary.node.name} {point.text}: rows would be misplaced; `pgscatter map check` tells more",
+                f"{primary.node.name} {point.text}: rows would be misplaced; see `pgscatter map check`",
             )
 
 

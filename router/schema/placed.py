@@ -168,7 +168,7 @@ async def _rows(
 
 
 def _stretch(first: int, pages: int) -> str:
-    """Rows of some of the table's pages; of the last ones also those that have come since they were counted."""
+    """Rows of some of the table's pages; with the last ones come those of pages that are new since."""
     last = first + _PAGES
     end = "" if last >= pages else f" AND ctid < '({last},0)'"
     return f" WHERE ctid >= '({first},0)'{end}"
@@ -188,7 +188,8 @@ async def _misplaced(
         f"SELECT {owner} AS owner, count(*) AS rows FROM {table} WHERE {wrong} GROUP BY 1 ORDER BY 2 DESC, 1"
     )
     examples = await connection.fetch(
-        f"SELECT {id_}::text AS id, {owner} AS owner FROM {table} WHERE {wrong} ORDER BY {id_} LIMIT {_EXAMPLES}"
+        f"SELECT {id_}::text AS id, {owner} AS owner FROM {table}"
+        f" WHERE {wrong} ORDER BY {id_} LIMIT {_EXAMPLES}"
     )
     owners = ", ".join(f"{share['rows']:,} on {share['owner']}" for share in shares)
     shown = ", ".join(f"{example['id']!r} ({example['owner']})" for example in examples)

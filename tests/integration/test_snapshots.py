@@ -21,6 +21,8 @@ from tests.integration.worlds import World, execute, hits, world
 
 QUICK = Settings(probe_interval=0.1, failover_wait=3.0)
 ORIGIN = [0.0] * 8
+# That a snapshot adds to each node: the replica set, and the comparison of the map with the shard.
+SETS = 2
 
 
 def next_map(shard_map: model.ShardMap) -> model.ShardMap:
