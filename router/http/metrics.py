@@ -208,7 +208,7 @@ class Metrics:
         self._l1_entries.set(float(stats.get("l1_entries", 0)))
         self._map_version.set(backend.shard_map.version)
         nodes = {(node.shard, node.name): node for node in backend.nodes()}
-        claims = [node.shard for node in nodes.values() if node.role == "primary" and node.state != "down"]
+        claims = [node.shard for node in nodes.values() if node.role == "primary" and _answers(node)]
         lost = {node.shard: node.lost_bytes for node in nodes.values() if node.lost_bytes}
         differing = [shard for shard, _ in backend.disagreements()]
         silent = set(backend.unidentified())
@@ -274,7 +274,7 @@ class Metrics:
             (self._role_changes, node.role_changes, before.role_changes if before else 0),
         ):
             self._child(counter, *labels).inc(max(0, count - counted))
-        self._child(self._node_primary, *labels).set(node.role == "primary")
+        self._child(self._node_primary, *labels).set(node.role == "primary" and node.state != "foreign")
         self._child(self._node_lag, *labels).set(node.replay_lag_bytes or 0)
         self._child(self._node_lag_seconds, *labels).set(node.replay_lag_s or 0)
         self._child(self._node_in_flight, *labels).set(node.in_flight)
@@ -328,3 +328,8 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode=mode,  # type: ignore[arg-type]
         )
+
+
+def _answers(node: NodeStatus) -> bool:
+    """Whether it is one of its shard's nodes that answer probes."""
+    return node.state not in ("down", "foreign")

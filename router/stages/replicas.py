@@ -98,7 +98,7 @@ class ReplicaSet:
     @property
     def timeline(self) -> int:
         """The latest that a primary of the set is known to have been on; 0 if none was seen."""
-        return max([node.state.timeline for node in self.nodes])
+        return max([node.state.timeline for node in self._own()], default=0)
 
     def head(self, since: float) -> Position | None:
         """Where the log ended when probes that began after `since`, by the loop's clock, found out.
@@ -112,9 +112,13 @@ class ReplicaSet:
             return None
         if (primary := self.primary()) is not None:
             return Position(primary.state.timeline, primary.state.lsn)
-        if any(node.state.role is Role.PRIMARY for node in self.nodes):
+        if any(node.state.role is Role.PRIMARY for node in self._own()):
             return None
         return Position(0, max(node.state.lsn for node in up))
+
+    def _own(self) -> list[Node]:
+        """Those that are the shard's."""
+        return [node for node in self.nodes if node.state.health is not Health.FOREIGN]
 
     async def primary_within(self, seconds: float) -> Node | None:
         """`primary`, as soon as there is one; None if there is none in that time."""

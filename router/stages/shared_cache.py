@@ -181,6 +181,12 @@ class SharedCache:
         values = await self._lookups.get(*map(token.key_of, names)) if names else None
         if values is not None:
             await asyncio.gather(*map(self._note_token, names, values))
+        # Shards that were restored while no router of this cache ran have lost what Redis knows of.
+        for name, seen in self._seen.items():
+            held = self._map.shards_of(self._map.collections[name])
+            for shard, position in seen.token.written.items():
+                if shard in held:
+                    self._freshness.acknowledged.note(shard, position)
 
     async def close(self) -> None:
         await self._lookups.close()
