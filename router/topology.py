@@ -339,7 +339,12 @@ class Snapshot:
     def disagreements(self) -> list[tuple[str, Disagreement]]:
         """In what the map and its shards differ, by what they say of themselves; with the shards' names."""
         misplaced = [
-            (node.shard, Disagreement("shard", f"lists {node.config.name}, of which {node.state.reason}"))
+            (
+                node.shard,
+                Disagreement(
+                    "shard", f"has the node {node.config.name}, which says that it is the shard {says.shard}"
+                ),
+            )
             for replicas in self._sets.values()
             for node in replicas.nodes
             if (says := node.state.identity) is not None and says.shard != node.shard

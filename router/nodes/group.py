@@ -66,6 +66,7 @@ class Group:
         self._head: Position | None = None  # where the primary's log ended when it was last probed
         self._acknowledged: Position | None = None  # up to where writes were, at that time
         self._lost = 0
+        self._away = False  # what is lost may be on a later primary
 
     def before(self) -> Before:
         """What the answer to a probe that begins now is to be judged by.
@@ -111,9 +112,6 @@ class Group:
             for index, known in enumerate(answered)
         ]
         latest = max(self._timeline, *(known.timeline for known in states if claims(known)), 0)
-        if before is not None and before.acknowledged is not None:
-            # Redis may tell of a primary that this process never saw.
-            latest = max(latest, before.acknowledged.timeline)
         if latest > self._timeline:
             # On a new timeline earlier verdicts are void: a replica that was ahead of the old primary may
             # follow the new one.
@@ -206,7 +204,12 @@ class Group:
         # Where commits wait for replicas, what this log had beyond the last commit may come to them later.
         mark = self._acknowledged if state.synchronous else acknowledged
         lost = lost_bytes(state, mark, self._head)
-        if lost:
+        # Redis knows of a successor that this process never saw; what it had is there again when it is.
+        away = mark is not None and mark.timeline > state.timeline
+        if self._away and not away:
+            self._lost = 0
+        self._away = away
+        if lost > self._lost or (lost and not away):
             self._lost = max(self._lost, lost)
             recovered = None if state.recovered is None else Position(state.timeline, state.recovered)
             _logger.error(
@@ -221,9 +224,9 @@ class Group:
                     "replay_ended": _shown(recovered),
                 },
             )
-            if self._freshness is not None:
+            if self._freshness is not None and not away:
                 self._freshness.lost(self._shard, Position(state.timeline, state.written))
-            acknowledged = None
+                acknowledged = None
         self._head = Position(state.timeline, state.lsn)
         self._acknowledged = acknowledged
 

@@ -249,23 +249,28 @@ class _Watch:
         return await self._state(self._connection)
 
     async def _state(self, connection: Connection) -> NodeState:
-        if self._asks_identity:
-            try:
-                row = await connection.fetchrow(_WITH_IDENTITY)
-            except UNREADABLE_ERRORS:
-                self._asks_identity = False
-        if not self._asks_identity:
+        row = await self._with_identity(connection) if self._asks_identity else None
+        if row is None:
+            asked, self._asks_identity = self._asks_identity, False
             row = await connection.fetchrow(_WITHOUT_IDENTITY)
-            self._asks_identity = row is not None and row["readable"]
-            if self._asks_identity:
-                return await self._state(connection)
-        assert row is not None, "it selects from one row"
+            assert row is not None, "it selects from one row"
+            if row["readable"] and not asked:
+                complete = await self._with_identity(connection)
+                if complete is not None:
+                    row, self._asks_identity = complete, True
         said = row["identity"] if self._asks_identity else None
         if said is None:
             self._identity = ("", None)
         elif said != self._identity[0]:
             self._identity = (said, await read_identity(connection))
         return _state(row, self._identity[1])
+
+    async def _with_identity(self, connection: Connection) -> asyncpg.Record | None:
+        """The whole answer, or None if the table of identities cannot be read."""
+        try:
+            return await connection.fetchrow(_WITH_IDENTITY)
+        except UNREADABLE_ERRORS:
+            return None
 
     def _drop(self) -> None:
         if self._connection is not None:

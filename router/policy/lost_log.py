@@ -35,4 +35,7 @@ def lost_bytes(state: NodeState, acknowledged: Position | None, seen: Position |
             # What it replayed before it was promoted is all that it has of the earlier timeline.
             end = state.written if state.recovered is None else state.recovered
             lost = max(lost, acknowledged.lsn - end)
+        else:
+            # It was replaced by one that took the write, which is away: how much that had is not known.
+            lost = max(lost, acknowledged.lsn - state.written, 1)
     return max(lost, 0)

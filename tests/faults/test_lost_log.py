@@ -64,6 +64,9 @@ async def test_a_shard_that_was_restored_from_an_older_backup_says_what_it_has_l
             body = {"vector": ORIGIN, "k": 1}
             answer = (await client.post("http://router/v1/collections/docs/search", json=body)).json()
             assert answer["coverage"]["lost"] == ["s0"]
+            missing = await client.get(f"http://router/v1/collections/docs/documents/{ROWS}")
+            assert missing.status_code == 404
+            assert "s0 has lost writes that were acknowledged" in missing.json()["detail"]
         # What is written from now on is there, and no new loss.
         await w.put(w.document(1000, ORIGIN))
         await asyncio.sleep(3 * FAST.probe_interval)

@@ -215,7 +215,7 @@ async def test_a_node_of_another_shard_is_never_read(pair: Cluster, path: Path) 
             assert (answer.count, answer.coverage.full) == (ROWS, True)
         ((shard, point),) = w.router.disagreements()
         assert (shard, point.kind) == ("s0", "shard")
-        assert point.text == "lists wrong, of which it says that it is the shard s1"
+        assert point.text == "has the node wrong, which says that it is the shard s1"
     # A cluster from before shards said who they are: the system tells.
     for node in (a, c):
         await execute(node.dsn, "TRUNCATE pgscatter.map")

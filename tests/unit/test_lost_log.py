@@ -42,5 +42,6 @@ def test_a_page_that_was_flushed_within_a_record_proves_nothing() -> None:
     assert lost_bytes(primary(1, 8000), Position(1, 8193), None) == 193
 
 
-def test_a_primary_on_an_earlier_timeline_was_replaced_and_not_robbed() -> None:
-    assert lost_bytes(primary(1, 60), Position(2, 100), None) == 0
+def test_a_primary_on_an_earlier_timeline_than_was_written_on_lacks_something() -> None:
+    assert lost_bytes(primary(1, 60), Position(2, 100), None) == 40
+    assert lost_bytes(primary(1, 160), Position(2, 100), None) == 1

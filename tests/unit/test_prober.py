@@ -226,12 +226,17 @@ def test_where_commits_wait_for_replicas_only_what_had_time_to_come_there_can_be
     assert shard.lost() == 0
 
 
-def test_a_primary_on_an_earlier_timeline_than_was_written_on_is_deposed_after_a_restart_too() -> None:
+def test_what_a_successor_has_that_is_away_is_lost_until_it_is_back() -> None:
     freshness = Freshness(queries.shard_map())
     freshness.acknowledged.note("s0", Position(2, 80))  # as Redis tells it
-    shard = Shard("a", shard="s0", freshness=freshness)
+    shard = Shard("a", "b", shard="s0", freshness=freshness)
+    shard.probe("a", Role.PRIMARY, 60, timeline=1)
     shard.probe("a", Role.PRIMARY, 90, timeline=1)
-    assert shard.deposed() == {"a"}
+    assert shard.lost() == 20
+    assert freshness.acknowledged.newest("s0") == Position(2, 80)
+    shard.probe("b", Role.PRIMARY, 85, timeline=2, recovered=50)
+    shard.probe("a", Role.PRIMARY, 90, timeline=1)
+    assert (shard.lost(), shard.deposed()) == (0, {"a"})
 
 
 def test_a_replica_that_nobody_sends_the_log_says_so_when_it_is_behind() -> None:
