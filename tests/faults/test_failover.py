@@ -263,7 +263,7 @@ async def test_a_probe_that_fails_in_an_unforeseen_way_is_not_the_last_one(
 ) -> None:
     async with filled(pair) as w:
         with monkeypatch.context() as patched:
-            patched.setattr("router.nodes.prober._QUERY", "SELECT 1 AS one")
+            patched.setattr("router.nodes.prober._WITHOUT_IDENTITY", "SELECT 1 AS one")
             status = await until(w, "s0-b", state="down")
             assert status.reason == "its probe failed; the log says how"
             async with asyncio.timeout(5):
