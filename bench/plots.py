@@ -59,7 +59,7 @@ def _draw_timeline(wanted: Timeline, places: Any, title: str) -> None:
     complete.plot(at, [100 * value for value in answered], label="answered")
     complete.plot(at, [100 * value for value in full], linestyle="--", label="with all shards")
     complete.set(ylabel="% of searches", ylim=(-5, 105))
-    levels = ("unknown", "down", "deposed", "ejected", "up")
+    levels = ("unknown", "down", "foreign", "deposed", "ejected", "up")
     for name, known in wanted.states.items():
         nodes.step(
             [when for when, _ in known], [levels.index(state) for _, state in known], where="post", label=name

@@ -21,10 +21,11 @@ from router.http.keys_watch import KeysWatch, watching
 from router.http.life import Life
 from router.http.metrics import Metrics
 from router.logs import AccessLog, configure
-from router.query.errors import MisconfiguredError
+from router.nodes.agreement import refusal
+from router.query.errors import MisconfiguredError, StartRefusedError
 from router.serve_config import ServeConfig, from_env
 from router.text import TextModels
-from router.topology import Parts, Topology
+from router.topology import Parts, Snapshot, Topology
 from shard_config import ShardMap
 from shard_config.file import codec
 
@@ -72,6 +73,8 @@ def application(
     async def lifespan() -> AsyncIterator[None]:
         try:
             await _unless_ending(topology.open(), life)
+            if not life.ending:
+                _compare(topology.snapshot, config.map_path)
             await _unless_ending(_warm(models, topology.snapshot.shard_map), life)
             _relieve_collector()
             with ExitStack() as stack:
@@ -105,6 +108,25 @@ async def _unless_ending(start: Coroutine[object, object, None], life: Life) -> 
         outcome = (await asyncio.gather(task, return_exceptions=True))[0]
     if isinstance(outcome, Exception):
         raise outcome
+
+
+def _compare(snapshot: Snapshot, path: str) -> None:
+    """
+    Raises:
+        StartRefusedError: shards that answer hold something else than the map says. Those that do not are
+            compared when they do.
+    """
+    points = snapshot.disagreements()
+    if points:
+        lines = refusal(path, points)
+        print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201 - for whoever started it
+        raise StartRefusedError(lines[0])
+    silent = snapshot.unidentified()
+    if silent:
+        _logger.warning(
+            "identity of shards unknown",
+            extra={"shards": silent, "reason": "pgscatter.map is missing, empty, or must not be read"},
+        )
 
 
 def _shard_map(config: ServeConfig) -> ShardMap:

@@ -28,6 +28,7 @@ from router.freshness.freshness import Freshness
 from router.freshness.redis_link import RedisLink
 from router.network.dial import Network
 from router.network.names import Names
+from router.nodes.agreement import Agreement
 from router.nodes.node import Node
 from router.nodes.opening import Turns
 from router.nodes.prober import Prober
@@ -58,6 +59,7 @@ from router.stages.shared_cache import SharedCache
 from router.stages.stage import Figures, Stage
 from shard_config import model
 from shard_config.dsn import server
+from shard_config.identity import Disagreement
 from shard_config.model import Collection, ShardMap
 
 __all__ = ["Parts", "Snapshot", "Topology", "assemble"]
@@ -147,7 +149,7 @@ class Parts:
         self.store = Store(settings.l1_bytes)
         self.memory = AnswerMemory(settings.max_answer_bytes, settings.answer_memory_bytes)
         self.batches = Batches(settings.node_queue)
-        self.prober = Prober(self.nodes, settings)
+        self.prober = Prober(self.nodes, settings, self.freshness)
         self.statistics = Statistics(self.nodes, shard_map.collections.values(), settings)
         self.schema = SchemaWatch(self.nodes, shard_map, settings)
         self.unconfirmed = UnconfirmedWrites(self.freshness, self.prober, settings.write_timeout)
@@ -266,6 +268,7 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         shared_cache=shared_cache,
         writer=Writer(shard_map, primaries),
         reader=Reader(shard_map, fanout, freshness, parts.memory),
+        agreement=Agreement(shard_map, nodes),
     )
 
 
@@ -284,6 +287,7 @@ class Snapshot:
         shared_cache: SharedCache | None,
         writer: Writer,
         reader: Reader,
+        agreement: Agreement,
     ) -> None:
         """
         Args:
@@ -299,6 +303,7 @@ class Snapshot:
         self._shared_cache = shared_cache
         self._writer = writer
         self._reader = reader
+        self._agreement = agreement
 
     def __repr__(self) -> str:
         return f"<Snapshot map {self.shard_map.version}: {self._search!r}>"
@@ -309,6 +314,7 @@ class Snapshot:
             await self._shared_cache.read_tokens()
 
     async def search(self, query: SearchQuery, deadline: float) -> Found:
+        self._agreement.require(query.collection.name)
         return await self._search.search(query, deadline)
 
     async def rank(self, query: SearchQuery, deadline: float) -> RankedAnswer:
@@ -326,6 +332,7 @@ class Snapshot:
     async def upsert(
         self, collection: Collection, documents: Sequence[Document], deadline: float
     ) -> UpsertOutcome:
+        self._agreement.require(collection.name)
         return await self._writer.upsert(collection, documents, deadline)
 
     async def read(
@@ -336,15 +343,19 @@ class Snapshot:
         deadline: float,
         vector_format: VectorFormat = "float",
     ) -> ReadAnswer | None:
+        self._agreement.require(collection.name)
         return await self._reader.read(collection, id, include, deadline, vector_format)
 
     async def delete(self, collection: Collection, ids: Sequence[object], deadline: float) -> DeleteOutcome:
+        self._agreement.require(collection.name)
         return await self._writer.delete(collection, ids, deadline)
 
     async def delete_matching(self, collection: Collection, filter: Filter, deadline: float) -> DeleteOutcome:
+        self._agreement.require(collection.name)
         return await self._writer.delete_matching(collection, filter, deadline)
 
     async def count(self, collection: Collection, filter: Filter | None, deadline: float) -> CountAnswer:
+        self._agreement.require(collection.name)
         return await self._reader.count(collection, filter, deadline)
 
     def discard_plans(self) -> None:
@@ -375,6 +386,25 @@ class Snapshot:
             for node in replicas.nodes
         ]
 
+    def disagreements(self) -> list[tuple[str, Disagreement]]:
+        """In what the map and its shards differ, by what they say of themselves; with the shards' names."""
+        misplaced = [
+            (
+                node.shard,
+                Disagreement(
+                    "shard", f"has the node {node.config.name}, which says that it is the shard {says.shard}"
+                ),
+            )
+            for replicas in self._sets.values()
+            for node in replicas.nodes
+            if (says := node.state.identity) is not None and says.shard != node.shard
+        ]
+        return [*misplaced, *self._agreement.points()]
+
+    def unidentified(self) -> list[str]:
+        """The shards that have a node up and do not say who they are."""
+        return self._agreement.unknown()
+
     def ready(self) -> tuple[bool, dict[str, bool]]:
         """Whether a search has a chance, and which shards can be searched for all collections they hold."""
         readable = {name: replicas.readable for name, replicas in self._sets.items()}
@@ -404,6 +434,7 @@ class Snapshot:
 
     async def close(self) -> None:
         """To be called when no request uses it any more; the parts stay as they are."""
+        self._agreement.close()
         for replicas in self._sets.values():
             replicas.close()
         if self._shared_cache is not None:

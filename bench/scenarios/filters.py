@@ -316,6 +316,7 @@ def _indexed(world: World) -> Path:
     """The map with indexes on everything that is filtered by."""
     path = world.map_path.with_name("indexed.yaml")
     tree = yaml.safe_load(world.map_path.read_text())
+    tree["version"] += 1
     collection = tree["collections"][COLLECTION]
     collection["columns"] = {name: {"type": type_, "index": True} for name, type_ in COLUMNS.items()}
     collection["metadata"] = {"column": "metadata", "indexes": METADATA_INDEXES}

@@ -6,13 +6,13 @@ import asyncio
 from collections.abc import Sequence
 
 from router.bulk import resume
-from router.bulk.duplicates import ids_in_order, repeated
 from router.bulk.errors import ShardError
 from router.bulk.start import shard_error
 from router.bulk.target import Target
 from router.postgres.connection import NodeError
 from router.schema import ddl
 from router.schema.build import BuildLimits, build_index, graph_bytes, sort_bytes
+from router.schema.duplicates import ids_in_order, repeated
 from router.schema.inspect import Found, inspect
 from router.schema.primary import on_each
 from router.schema.replicas import Lag, wait_replayed

@@ -18,6 +18,7 @@ from router.bulk.resume import Job, Load
 from router.bulk.target import Target
 from router.postgres.connection import ErrorKind, NodeError
 from router.schema import ddl
+from router.schema.identity import require_placement
 from router.schema.inspect import Found, inspect
 from router.schema.load_lock import load_lock
 from router.schema.load_tables import create_load_tables
@@ -60,12 +61,18 @@ async def find_primaries(shard_map: ShardMap, collection: Collection) -> dict[st
     """The primaries of all shards of the collection; the caller closes them.
 
     Raises:
-        ShardError: with a line for each shard that has none.
+        ShardError: with a line for each shard that has none, or that rows would be misplaced on.
     """
 
     async def one(shard: str) -> Primary:
         settings = {"lock_timeout": str(_TABLE_LOCK_MS)}
-        return await primary_of(shard_map.shards[shard], "pgscatter load", **settings)
+        primary = await primary_of(shard_map.shards[shard], "pgscatter load", **settings)
+        try:
+            await require_placement(shard_map, collection, primary)
+        except BaseException:
+            primary.close()
+            raise
+        return primary
 
     found, failed = await on_each(shard_names(collection.sharding), one, _TIMEOUT)
     if failed:

@@ -46,6 +46,7 @@ class _Coverage(msgspec.Struct):
     shards: _Counts
     failures: list[_Failure] = []
     stale: list[str] = []
+    lost: list[str] = []
 
 
 class _Short(msgspec.Struct):
@@ -139,6 +140,8 @@ def _warnings(answer: CommandAnswer) -> list[str]:
         warnings += [_line(f"  {it.shard} {it.state}: {it.error}") for it in coverage.failures]
     if coverage.stale:
         warnings.append(f"OUT OF DATE: {', '.join(coverage.stale)} lag behind what was written")
+    if coverage.lost:
+        warnings.append(f"LOST: {', '.join(coverage.lost)} lack writes that were acknowledged")
     for one in answer.unsettled:
         warnings.append(_line(f"UNSETTLED: {one.shard}: {_UNSETTLED.get(one.reason, one.reason)}"))
     return warnings

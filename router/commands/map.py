@@ -1,8 +1,9 @@
-"""`pgscatter map`: check, show and ask a shard map, without any server."""
+"""`pgscatter map`: validate, show and ask a shard map without any server, and check it against its shards."""
 
 from __future__ import annotations
 
 import argparse
+import asyncio
 import json
 import sys
 from typing import Any
@@ -12,6 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from router.postgres.dsn_files import files_of_map
+from router.terminal import Display
 from shard_config import partition, values
 from shard_config.dsn import redact
 from shard_config.file import codec
@@ -41,6 +43,15 @@ def add_parser(subparsers: Any) -> None:
     locate.set_defaults(run=_locate)
     for verb in (validate, show, locate):
         verb.add_argument("file", metavar="FILE", help="the shard map")
+    check = verbs.add_parser(
+        "check",
+        help="compare a map with what lies on its shards",
+        description="Ask every node which shard it is, and read every row's key on the shards: the exit"
+        " status is 1 if a node or a row is not where the map says. Changes nothing; a role that may SELECT"
+        " will do.",
+    )
+    check.add_argument("--map", dest="file", required=True, metavar="FILE", help="the shard map")
+    check.set_defaults(run=_check)
     schema = verbs.add_parser("schema", help="print the JSON Schema of the format, for editors")
     schema.set_defaults(run=_schema)
 
@@ -105,6 +116,26 @@ def _locate(args: argparse.Namespace) -> int:
     print(f"shard: {shard}")
     if isinstance(sharding, HashSharding):
         print(f"bucket: {partition.bucket(sharding, value)} of {sharding.buckets}")
+    return 0
+
+
+def _check(args: argparse.Namespace) -> int:
+    # Imported here, because no other verb talks to servers.
+    from router.schema.placed import check
+
+    shard_map = _load(args.file)
+    if shard_map is None:
+        return 1
+    with Display() as display:
+        findings = asyncio.run(check(shard_map, display))
+    for finding in findings:
+        for line in finding.lines:
+            print(f"{finding.shard}: {line}")
+        for line in finding.errors:
+            print(f"{finding.shard}: {line}", file=sys.stderr)
+    if any(finding.errors for finding in findings):
+        return 1
+    print(f"every row that {args.file} speaks of is where it says")
     return 0
 
 

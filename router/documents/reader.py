@@ -10,7 +10,7 @@ from router.freshness.freshness import Freshness
 from router.policy.deadline import stop_before
 from router.postgres import sql
 from router.query.answer import coverage_of, raise_if_unanswered
-from router.query.errors import Problem, UnavailableError
+from router.query.errors import NotFoundError, Problem, UnavailableError
 from router.query.filter import Filter
 from router.query.hits import field_values, fields_of
 from router.query.plan import targets
@@ -53,6 +53,7 @@ class Reader:
 
         Raises:
             AnswerTooLargeError, OverloadedError: the document is, or there is no memory for it.
+            NotFoundError: it is not there, and may have been lost.
             UnavailableError, DeadlineError: a shard that may hold it did not answer, or was read from a node
                 that is behind, which cannot prove that it is not there.
         """
@@ -85,6 +86,10 @@ class Reader:
         reports = [part.report for part in parts.values()]
         raise_if_unanswered(coverage_of(reports, len(shards)), reports, allow_partial=False)
         _raise_if_stale(reports)
+        if lost := [report.shard for report in reports if report.lost]:
+            raise NotFoundError(
+                f"no document with this id; {', '.join(lost)} has lost writes that were acknowledged"
+            )
         return None
 
     async def count(self, collection: Collection, filter: Filter | None, deadline: float) -> CountAnswer:

@@ -34,6 +34,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 from router.freshness import token
+from router.freshness.acknowledged import Acknowledged
 from router.freshness.redis_link import RedisLink
 from router.freshness.worker_counters import WorkerCounters
 from router.query.types import Position
@@ -53,6 +54,7 @@ class Freshness:
     Attributes:
         version: of a collection, how many writes to it the workers have finished.
         position: of a shard, a log position that holds everything written through any worker.
+        acknowledged: of a shard, how far its log is known to have reached, with the timeline.
     """
 
     def __init__(
@@ -70,6 +72,7 @@ class Freshness:
         # The counters' own methods: every search asks several times, and a call in between would cost it.
         self.version: Callable[[str], int] = self._counters.version
         self.position: Callable[[str], int] = self._counters.position
+        self.acknowledged = Acknowledged()
         self._link = link
         self._token_ttls = {
             name: max(_TOKEN_TTL_FACTOR * one.cache.ttl, _TOKEN_TTL_LEAST)
@@ -86,6 +89,7 @@ class Freshness:
     def committed(self, collection: str, shard: str, position: Position) -> None:
         """A write to `collection` is in the log of `shard` up to `position`; to be called before `wrote`."""
         self._counters.note(shard, position.lsn)
+        self.acknowledged.note(shard, position)
         if self._link is not None:
             unsent = self._unsent[collection]
             unsent[shard] = max(position, unsent.get(shard, position))
@@ -95,6 +99,18 @@ class Freshness:
         if self._link is not None:
             self._counters.mark_pending(collection)
         self._counters.bump(collection)
+
+    def lost(self, shard: str, end: Position) -> None:
+        """The log of `shard` ends at `end`, before what was acknowledged: what is cached shows lost rows.
+
+        Redis gets the lower position too, so that it is not refused for ever.
+        """
+        self.acknowledged.forget(shard)
+        for collection in self._token_ttls:
+            if self._link is not None:
+                self._unsent[collection][shard] = end
+                self._publish_soon(collection)
+            self.wrote(collection)
 
     @asynccontextmanager
     async def writing(self, collection: str) -> AsyncIterator[None]:

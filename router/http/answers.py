@@ -33,6 +33,7 @@ __all__ = [
     "CountView",
     "CoverageView",
     "DeleteAnswer",
+    "DisagreementView",
     "Explanation",
     "Fields",
     "Health",
@@ -68,12 +69,17 @@ class Fields(msgspec.Struct):
 
 
 class CoverageView(msgspec.Struct, frozen=True):
-    """Which shards the answer rests on; `stale` is there only if a shard lags behind our writes."""
+    """Which shards the answer rests on.
+
+    `stale` is there only if a shard lags behind our writes, and `lost` only if one has lost writes that were
+    acknowledged.
+    """
 
     full: bool
     shards: ShardCounts
     failures: tuple[Failure, ...]
     stale: tuple[str, ...] | UnsetType = UNSET
+    lost: tuple[str, ...] | UnsetType = UNSET
 
 
 class NodeFault(msgspec.Struct, frozen=True):
@@ -245,11 +251,23 @@ class Ready(msgspec.Struct, frozen=True):
     draining: bool | UnsetType = UNSET
 
 
-class Health(msgspec.Struct, frozen=True):
-    """`ok`: every shard can be searched, every node is up, and nothing fails on a shard's tables; `degraded`:
-    some; `unavailable`: none. `schema` is what is not as the map says, and there only if something is.
+class DisagreementView(msgspec.Struct, frozen=True):
+    """One point in which a shard differs from the map; see `shard_config.identity.Disagreement`."""
 
-    `keys`: `outdated` if their file has changed to what cannot be used, so that those before are in force.
+    shard: str
+    kind: Literal["shard", "older", "content", "placement"]
+    reason: str | UnsetType = UNSET
+    collection: str | None = None
+
+
+class Health(msgspec.Struct, frozen=True):
+    """`ok`: every shard can be searched, every node is up, nothing fails on a shard's tables, and the map
+    agrees with the shards; `degraded`: not all of that; `unavailable`: no search has a chance.
+
+    `schema` is what is not as the map says, and there only if something is. `keys`: `outdated` if their file
+    has changed to what cannot be used, so that those before are in force. `unidentified` are shards that do
+    not say which they are, so that the map cannot be compared with them. `lost_bytes` is, by shard, how much
+    log is gone that had been written.
     """
 
     status: str
@@ -262,6 +280,9 @@ class Health(msgspec.Struct, frozen=True):
     schema: tuple[Finding, ...] | UnsetType = UNSET
     nodes: list[NodeStatus] | UnsetType = UNSET
     keys: Literal["current", "outdated"] | UnsetType = UNSET
+    disagreements: list[DisagreementView] = []
+    unidentified: list[str] = []
+    lost_bytes: dict[str, int] = {}
 
 
 def node_faults(nodes: Iterable[NodeStatus]) -> list[NodeFault]:
@@ -280,7 +301,9 @@ def coverage_view(coverage: Coverage, *, inside: bool) -> CoverageView:
         failures = tuple(
             [msgspec.structs.replace(one, error=redacted(one.cause, one.error)) for one in failures]
         )
-    return CoverageView(coverage.full, coverage.shards, failures, coverage.stale or UNSET)
+    return CoverageView(
+        coverage.full, coverage.shards, failures, coverage.stale or UNSET, coverage.lost or UNSET
+    )
 
 
 def search_answer(

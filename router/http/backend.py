@@ -20,6 +20,7 @@ from router.query.types import Found, SearchQuery, VectorFormat
 from router.recall.sampling import RecallSeen
 from router.schema.watch import SchemaState
 from router.stages.answer_memory import BatchRoom
+from shard_config.identity import Disagreement
 from shard_config.model import Collection, ShardMap
 
 __all__ = ["Backend", "Embed", "NodeStatus"]
@@ -74,6 +75,14 @@ class Backend(Protocol):
 
     def nodes(self) -> list[NodeStatus]:
         """Every node of the map, in the map's order."""
+        ...
+
+    def disagreements(self) -> list[tuple[str, Disagreement]]:
+        """In what the map and its shards differ, by what they say of themselves; with the shards' names."""
+        ...
+
+    def unidentified(self) -> list[str]:
+        """The shards that have a node up and do not say who they are."""
         ...
 
     def ready(self) -> tuple[bool, dict[str, bool]]:

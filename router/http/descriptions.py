@@ -63,6 +63,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "shards": "How many shards were asked, and answered.",
         "failures": "The shards that are missing.",
         "stale": "Shards that were read from a node that may be behind.",
+        "lost": "Shards that have lost writes which had been acknowledged.",
     },
     "DeleteAnswer": {
         "deleted": "Documents known to be deleted.",
@@ -113,6 +114,15 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "schema": "What is not as the map says on the shards' tables, if anything; for other scopes than "
         "`admin` without nodes and messages.",
         "keys": "`outdated` while the file of keys has changed to what cannot be used.",
+        "disagreements": "Points in which shards differ from the map.",
+        "unidentified": "Shards that do not say which they are.",
+        "lost_bytes": "Log that was written and is gone, by shard.",
+    },
+    "DisagreementView": {
+        "shard": "The shard's name.",
+        "kind": "Whether it is another shard, or has a newer map, another of this version, or other rows.",
+        "reason": "What the shard says, to be read after its name; for the scope `admin` alone.",
+        "collection": "Of which collection it holds other rows.",
     },
     "Hit": {
         "id": "The document's id, of the collection's id type.",
@@ -151,6 +161,10 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "replay_lag_bytes": "How far a replica is behind its primary.",
         "replay_lag_s": "For how many seconds it has been.",
         "timeline": "PostgreSQL's timeline.",
+        "system": "PostgreSQL's system identifier, the same for all copies of one primary.",
+        "holds_shard": "The shard that it says it is; null if it does not say.",
+        "holds_map": "The version of the map that was applied to it last.",
+        "lost_bytes": "Of the shard's log, how much was written and is gone.",
     },
     "Problem": {
         "path": "Where in the request, or which shard; empty for the whole.",
@@ -201,6 +215,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "hedged": "Whether a second node was asked meanwhile.",
         "hedge": "What came of that.",
         "stale": "Whether the node may be behind.",
+        "lost": "Whether the shard has lost writes which had been acknowledged.",
         "lsn": "A position of the write-ahead log up to which the rows are complete.",
         "queue_ms": "Milliseconds in the queue.",
         "execute_ms": "Milliseconds executing.",

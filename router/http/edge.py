@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Callable, Mapping
 from contextlib import AbstractAsyncContextManager
 from time import perf_counter
@@ -16,7 +17,7 @@ from typing import Any
 
 from starlette.requests import ClientDisconnect
 from starlette.routing import Router
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from router.http.backend import Backend
 from router.http.compression import Coding, negotiate
@@ -32,7 +33,7 @@ from router.http.send import send_at_once, send_reply
 from router.http.url import path_of, query_of, segment
 from router.logs import AccessLog
 from router.query.answer import faults_of
-from router.query.errors import OverloadedError, RouterError, UnavailableError
+from router.query.errors import OverloadedError, RouterError, StartRefusedError, UnavailableError
 from router.query.redaction import ShardFault, worst
 from router.settings import Settings
 from router.stages.answer_memory import MemoryFullError
@@ -97,7 +98,7 @@ class Edge:
         if scope["type"] == "http":
             await self._serve(scope, receive, send)
         elif scope["type"] == "lifespan":
-            await self._lifespan(scope, receive, send)
+            await self._lifespan(scope, receive, _without_traceback(send))
         else:
             await send({"type": "websocket.close", "code": 1000})
 
@@ -258,3 +259,14 @@ async def _send(exchange: _Exchange, send: Send, seconds: float) -> None:
     if exchange.coding == "identity" and send_at_once(reply, headers, exchange.scope):
         return
     await send_reply(reply, headers, exchange.coding, exchange.scope, send, seconds)
+
+
+def _without_traceback(send: Send) -> Send:
+    """Of a start that was refused on purpose, no traceback: the reason has been said."""
+
+    async def told(message: Message) -> None:
+        if message["type"] == "lifespan.startup.failed" and isinstance(sys.exception(), StartRefusedError):
+            message = {**message, "message": ""}
+        await send(message)
+
+    return told

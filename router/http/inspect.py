@@ -12,6 +12,7 @@ from msgspec import UNSET
 from router.http.answers import (
     CollectionList,
     CollectionView,
+    DisagreementView,
     Health,
     Live,
     Location,
@@ -20,14 +21,13 @@ from router.http.answers import (
     RecallView,
     node_faults,
 )
-from router.http.backend import NodeStatus
+from router.http.backend import Backend, NodeStatus
 from router.http.keys import Keys
 from router.http.life import Life
 from router.http.message import Reply, Request
 from router.query.errors import InvalidError, NotFoundError
 from router.recall.sampling import RecallSeen
 from router.schema.findings import redacted
-from router.schema.watch import SchemaState
 from shard_config import partition, to_json
 from shard_config.file.collection import INDEX, SEARCH
 from shard_config.file.fields import shown
@@ -111,7 +111,7 @@ class Inspection:
         hidden = () if request.inside else _INSIDE
         return self._reply(
             Health(
-                status=_status(nodes, backend.schema(), ready, shards),
+                status=_status(backend, nodes, ready, shards),
                 version=self._version,
                 map_version=backend.shard_map.version,
                 uptime_s=round(time.monotonic() - self._started, 3),
@@ -121,6 +121,14 @@ class Inspection:
                 nodes=nodes if request.inside else UNSET,
                 schema=(found if request.inside else redacted(found)) or UNSET,
                 keys=UNSET if self._keys is None else "outdated" if self._keys.outdated else "current",
+                disagreements=[
+                    DisagreementView(
+                        shard, point.kind, point.text if request.inside else UNSET, point.collection
+                    )
+                    for shard, point in backend.disagreements()
+                ],
+                unidentified=backend.unidentified(),
+                lost_bytes={node.shard: node.lost_bytes for node in nodes if node.lost_bytes},
             )
         )
 
@@ -166,8 +174,9 @@ def _sharding_view(collection: Collection, shard_map: ShardMap) -> dict[str, Any
             return {"strategy": "range", **view}
 
 
-def _status(nodes: Sequence[NodeStatus], schema: SchemaState, ready: bool, shards: dict[str, bool]) -> str:
+def _status(backend: Backend, nodes: Sequence[NodeStatus], ready: bool, shards: dict[str, bool]) -> str:
     if not ready:
         return "unavailable"
-    whole = all(shards.values()) and not node_faults(nodes)
-    return "ok" if whole and not schema.wrong else "degraded"
+    wrong = node_faults(nodes) or backend.schema().wrong or backend.disagreements()
+    whole = all(shards.values()) and not wrong and not any(node.lost_bytes for node in nodes)
+    return "ok" if whole else "degraded"

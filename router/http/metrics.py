@@ -175,6 +175,18 @@ class Metrics:
         self._node_ejected = self._gauge(
             "node_ejected", "Whether a node is left out for its silence.", _NODE, "livemax"
         )
+        self._node_state = self._gauge(
+            "node_state", "Whether a node is in this state.", [*_NODE, "state"], "livemax"
+        )
+        self._shard_lost = self._gauge(
+            "shard_lost_bytes", "Log that was written to a shard and is gone.", ["shard"], "livemax"
+        )
+        self._shard_disagreements = self._gauge(
+            "shard_disagreements", "Points in which a shard differs from the map.", ["shard"], "livemax"
+        )
+        self._shard_identified = self._gauge(
+            "shard_identified", "Whether a shard says which it is.", ["shard"], "livemin"
+        )
         self._node_changed = self._gauge(
             "node_changed_timestamp_seconds", "When a node's state changed last.", _NODE, "livemax"
         )
@@ -236,9 +248,15 @@ class Metrics:
         self._keys_outdated.set(self.keys is not None and self.keys.outdated)
         self._map_version.set(backend.shard_map.version)
         nodes = {(node.shard, node.name): node for node in backend.nodes()}
-        claims = [node.shard for node in nodes.values() if node.role == "primary" and node.state != "down"]
+        claims = [node.shard for node in nodes.values() if node.role == "primary" and _answers(node)]
+        lost = {node.shard: node.lost_bytes for node in nodes.values() if node.lost_bytes}
+        differing = [shard for shard, _ in backend.disagreements()]
+        silent = set(backend.unidentified())
         for shard, ready in backend.ready()[1].items():
             self._child(self._shard_ready, shard).set(ready)
+            self._child(self._shard_lost, shard).set(lost.get(shard, 0))
+            self._child(self._shard_disagreements, shard).set(differing.count(shard))
+            self._child(self._shard_identified, shard).set(shard not in silent)
             self._child(self._shard_primaries, shard).set(claims.count(shard))
         self._schema_of(backend)
         for gone in self._nodes.keys() - nodes.keys():
@@ -312,12 +330,15 @@ class Metrics:
         self._child(self._node_ejected, *labels).set(node.state == "ejected")
         self._child(self._node_changed, *labels).set(node.since)
         before = self._nodes.get(labels)
+        if before is not None and before.state != node.state:
+            self._child(self._node_state, *labels, before.state).set(0)
+        self._child(self._node_state, *labels, node.state).set(1)
         for counter, count, counted in (
             (self._ejections, node.ejections, before.ejections if before else 0),
             (self._role_changes, node.role_changes, before.role_changes if before else 0),
         ):
             self._child(counter, *labels).inc(max(0, count - counted))
-        self._child(self._node_primary, *labels).set(node.role == "primary")
+        self._child(self._node_primary, *labels).set(node.role == "primary" and node.state != "foreign")
         self._child(self._node_lag, *labels).set(node.replay_lag_bytes or 0)
         self._child(self._node_lag_seconds, *labels).set(node.replay_lag_s or 0)
         self._child(self._node_in_flight, *labels).set(node.in_flight)
@@ -325,6 +346,11 @@ class Metrics:
         self._child(self._node_connections, *labels).set(node.connections)
 
     def _forget(self, labels: tuple[str, str]) -> None:
+        for metric, *rest in list(self._children):
+            if metric is self._node_state and tuple(rest[:2]) == labels:
+                self._child(self._node_state, *map(str, rest)).set(0)
+                self._node_state.remove(*map(str, rest))
+                del self._children[metric, *rest]
         for gauge in (
             self._node_up,
             self._node_ejected,
@@ -366,3 +392,8 @@ class Metrics:
             registry=self.registry,
             multiprocess_mode=mode,  # type: ignore[arg-type]
         )
+
+
+def _answers(node: NodeStatus) -> bool:
+    """Whether it is one of its shard's nodes that answer probes."""
+    return node.state not in ("down", "foreign")

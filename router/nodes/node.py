@@ -99,6 +99,7 @@ class Node:
         self.ejected_for = ""
         self.login_refused: str | None = None  # why it let no new connection in, the last time
         self.sets: list[NodeSet] = []  # more than one while a snapshot replaces another
+        self.listeners: list[Callable[[], None]] = []  # called when `state` is new
         self.role_changes = 0
         self.probed = float("-inf")  # when the last probe that it answered began, by the loop's clock
         self._warm_at = float("-inf")
@@ -132,7 +133,7 @@ class Node:
     @property
     def ejected(self) -> bool:
         """Left out, although probes find it well."""
-        return self.ejection.out and self.state.health is not Health.DOWN
+        return self.ejection.out and self.state.health in (Health.UP, Health.UNKNOWN)
 
     def mean(self, work: Work, now: float) -> float:
         """Seconds that it took lately, by the clock of whoever says `answered`."""
@@ -171,6 +172,10 @@ class Node:
             replay_lag_s=state.lag if replica else None,
             timeline=state.timeline or None,
             cause=self._cause(label) if reason or self.login_refused else None,
+            system=str(state.system) if state.system else None,
+            holds_shard=None if state.identity is None else state.identity.shard,
+            holds_map=None if state.identity is None else state.identity.version,
+            lost_bytes=state.lost,
         )
 
     def answered(self, work: Work, seconds: float, now: float) -> None:
@@ -256,7 +261,7 @@ class Node:
         known = self.state
         changed = (state.health, state.role, state.deposed) != (known.health, known.role, known.deposed)
         since = time.time() if changed else self.state.since
-        if changed and state.health is Health.DOWN:
+        if changed and state.health in (Health.DOWN, Health.FOREIGN):
             self.reads.discard_idle()
             self.writes.discard_idle()
         if state.health is Health.UP and self.state.health is Health.DOWN:
@@ -271,6 +276,8 @@ class Node:
         self.state = msgspec.structs.replace(state, since=since)
         for one in list(self.sets):
             one.observed()
+        for listener in list(self.listeners):
+            listener()
         if changed or state.reason != known.reason:
             self._changed(self)
 
@@ -329,7 +336,9 @@ class Node:
         if label == "down":
             return self.state.cause or "unreachable"
         if label == "up":
-            return "misconfigured" if self.state.reason else "authentication"
+            if self.state.reason is None:
+                return "authentication"
+            return "lagging" if self.state.searchable else "misconfigured"
         return label
 
     def _has_room(self) -> bool:

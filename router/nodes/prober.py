@@ -21,18 +21,21 @@ import asyncio
 import contextlib
 import logging
 import random
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from functools import partial
 from math import inf
 from time import monotonic
 
+import asyncpg
 import msgspec
 
+from router.freshness.freshness import Freshness
+from router.nodes.group import Group, Registry
 from router.nodes.node import Node
 from router.nodes.patroni import Patroni
 from router.policy import backoff
 from router.policy.openings import Urgency
-from router.policy.replication import Heads, claims, elect
+from router.policy.replication import claims
 from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import (
     LASTING,
@@ -44,21 +47,30 @@ from router.postgres.connection import (
     node_error,
     open_connection,
 )
+from router.postgres.identity import IDENTITY_COLUMN, READABLE, UNREADABLE_ERRORS, read_identity
 from router.postgres.pooler import SHARED
-from router.postgres.wal import STATE_COLUMNS, STATE_SOURCE
+from router.postgres.wal import LOG_COLUMNS, STATE_COLUMNS, STATE_SOURCE
 from router.settings import Settings
+from shard_config.identity import Identity
 
 __all__ = ["Prober"]
 
 _QUERY = f"""
 SELECT {STATE_COLUMNS},
+       {LOG_COLUMNS},
+       (SELECT system_identifier FROM pg_control_system()) AS system,
+       current_database()::text AS database,
        extract(epoch FROM pg_postmaster_start_time())::float8 AS started,
        CASE WHEN r.standby
             THEN extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 END AS age,
        EXISTS (SELECT FROM pg_extension WHERE extname = 'vector') AS vector,
-       pg_backend_pid() AS process
+       pg_backend_pid() AS process,
+       {{identity}}
 FROM {STATE_SOURCE}
 """
+# A statement that names a table fails where there is none, or none that this role may read.
+_WITHOUT_IDENTITY = _QUERY.format(identity=f"{READABLE} AS readable")
+_WITH_IDENTITY = _QUERY.format(identity=IDENTITY_COLUMN)
 
 _logger = logging.getLogger(__name__)
 
@@ -78,14 +90,16 @@ _FIRST_TIMES = 2.0
 class Prober:
     """Keeps `Node.state` true; `start` and `close` frame its life."""
 
-    def __init__(self, nodes: Iterable[Node], settings: Settings) -> None:
+    def __init__(self, nodes: Iterable[Node], settings: Settings, freshness: Freshness | None = None) -> None:
+        """`freshness` knows which writes were acknowledged, and is told where they are lost."""
         shards: dict[str, list[Node]] = {}
         for node in nodes:
             shards.setdefault(node.shard, []).append(node)
         pace = _Pace(sum(map(len, shards.values())), settings)
+        registry = Registry()
         self._watches = [
             _Watch(node, group, pace, settings)
-            for group in (_Group(members) for members in shards.values())
+            for group in (Group(members, registry, freshness) for members in shards.values())
             for node in group.nodes
         ]
 
@@ -93,12 +107,18 @@ class Prober:
         return f"<Prober of {len(self._watches)} nodes>"
 
     async def start(self) -> None:
-        """Begin, and return when every node has been probed once, well or ill, or `_START_SECONDS` later."""
+        """Begin, and return when every node has been probed once, well or ill, or `_START_SECONDS` later.
+
+        Primaries are probed once more where a replica is ahead of what they had written when they were asked:
+        it may have followed another primary, or been asked later.
+        """
         for watch in self._watches:
             watch.start()
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(_START_SECONDS):
                 await asyncio.gather(*(watch.probed_once.wait() for watch in self._watches))
+                doubtful = [watch for watch in self._watches if watch.is_doubted()]
+                await asyncio.gather(*(watch.probe_again() for watch in doubtful))
 
     def expect(self, shard: str, lsn: int) -> None:
         """Probe the shard's nodes at short intervals until they have replayed `lsn`."""
@@ -143,81 +163,10 @@ class _Pace:
         )
 
 
-class _Group:
-    """The nodes of one shard: what one of them says is judged by what the others do."""
-
-    def __init__(self, nodes: Sequence[Node]) -> None:
-        self.nodes = nodes
-        self.tried: set[Node] = set()  # those that a connection for probes is being opened to
-        self._heads = Heads()
-        self._timeline = 0  # the latest that any of them was on
-        self._diverged: dict[Node, float] = {}  # when the server was started that has diverged
-
-    @property
-    def lacking(self) -> bool:
-        """Whether no node is up, or no primary: then each of the others may be the one that is needed."""
-        return not any(claims(node.state) and not node.state.deposed for node in self.nodes)
-
-    def replayed(self) -> list[tuple[Node, NodeState]]:
-        """The replicas, as they are known now."""
-        states = ((node, node.state) for node in self.nodes)
-        return [pair for pair in states if pair[1].health is Health.UP and pair[1].role is Role.REPLICA]
-
-    def observe(
-        self, node: Node, state: NodeState, now: float, before: Sequence[tuple[Node, NodeState]]
-    ) -> None:
-        """Take over what a probe of `node` has found; `before` is what `replayed` said when it began."""
-        states = [state if other is node else other.state for other in self.nodes]
-        latest = max(self._timeline, *(known.timeline for known in states if claims(known)), 0)
-        if latest > self._timeline:
-            # On a new timeline earlier verdicts are void: a replica that was ahead of the old primary may
-            # follow the new one.
-            self._timeline = latest
-            self._diverged.clear()
-        elected = elect(states, self._timeline)
-        first = False  # whether this is the first known end of the log, which all lags are told by
-        if elected is not None and self.nodes[elected] is node:
-            first = not self._heads.known
-            self._heads.saw(state.lsn, now)
-            self._find_diverged(before, state.lsn)
-        for index, (other, known) in enumerate(zip(self.nodes, states, strict=True)):
-            replica = known.health is Health.UP and known.role is Role.REPLICA
-            diverged = replica and self._diverged.get(other) == known.started
-            deposed = diverged or (claims(known) and index != elected)
-            if other is not node and deposed == known.deposed and not (first and replica):
-                continue
-            lag = self._heads.lag(known.lsn, now, known.age) if replica else 0.0
-            up = known.health is Health.UP and known.searchable
-            reason = known.reason if not up else self._why(known) if deposed else None
-            other.observe(msgspec.structs.replace(known, deposed=deposed, lag=lag, reason=reason))
-        if state.health is Health.DOWN and any(other.state.health is Health.UP for other in self.nodes):
-            # Its searches move on: somebody else can answer them.
-            node.abandon()
-
-    def _find_diverged(self, replicas: Sequence[tuple[Node, NodeState]], head: int) -> None:
-        """Remember replicas that have replayed more than the primary wrote: they followed another one.
-
-        It cannot find its way back but by pg_rewind or from a new copy, and with a restart either way;
-        until then its log's positions mean nothing, also when the primary's have overtaken them.
-        """
-        for replica, known in replicas:
-            if known.lsn > head:
-                self._diverged[replica] = known.started
-
-    def _why(self, state: NodeState) -> str:
-        if state.role is Role.REPLICA:
-            return "it has replayed what the primary never wrote: it followed another one"
-        if state.leads is False:
-            return "its Patroni says that it does not lead"
-        if state.timeline < self._timeline:
-            return f"its timeline is {state.timeline}, but a primary was on {self._timeline} since"
-        return f"another node claims to be the primary on timeline {state.timeline} too"
-
-
 class _Watch:
     """Probes one node, for ever."""
 
-    def __init__(self, node: Node, group: _Group, pace: _Pace, settings: Settings) -> None:
+    def __init__(self, node: Node, group: Group, pace: _Pace, settings: Settings) -> None:
         self.node = node
         self._group = group
         self._pace = pace
@@ -225,6 +174,9 @@ class _Watch:
         self._settings = settings
         self._patroni = Patroni(node.config.patroni, node.network) if node.config.patroni else None
         self._connection: Connection | None = None
+        self._asks_identity = False  # whether the node has a table of it that can be read
+        self._identity: tuple[str, Identity | None] = ("", None)  # as the probe tells it, and in full
+        self._again = asyncio.Event()
         self._expected = 0
         self._failures = 0  # in a row
         self._began = float("-inf")  # when the last probe did, by the loop's clock
@@ -234,6 +186,15 @@ class _Watch:
 
     def start(self) -> None:
         self._task = asyncio.create_task(self._run(), name=f"probe {self.node.config.name}")
+
+    def is_doubted(self) -> bool:
+        return self._group.is_doubted(self.node)
+
+    async def probe_again(self) -> None:
+        """Probe now, and return when that is done."""
+        self._again.clear()
+        self._wake.set()
+        await self._again.wait()
 
     def expect(self, lsn: int) -> None:
         # A writer and whoever reads after it may both say so; one round of probes will do. One that is down
@@ -277,6 +238,7 @@ class _Watch:
                     )
                 )
             self.probed_once.set()
+            self._again.set()
             state = self.node.state
             interval = self._interval(state)
             catching_up = state.health is Health.UP and state.lsn < self._expected
@@ -320,7 +282,7 @@ class _Watch:
     async def _probe(self) -> None:
         # Before the node is asked: what a replica has replayed by now, its primary must have written by the
         # time of its answer; what it replays meanwhile says nothing.
-        before = self._group.replayed()
+        before = self._group.before()
         self._began = asyncio.get_running_loop().time()
         try:
             state = await self._ask()
@@ -356,7 +318,7 @@ class _Watch:
             # It is down, or not known yet, and stays so until its turn has come and the connection is open.
             self._connection = await self._open()
             async with asyncio.timeout(self._settings.probe_timeout):
-                return await _state(self._connection)
+                return await self._state(self._connection)
         if self._connection.way.moved:
             self._drop()
             return await self._ask_anew()
@@ -386,7 +348,7 @@ class _Watch:
         timer = loop.call_later(self._settings.probe_timeout / 2, late)
         try:
             async with asyncio.timeout(None) as limit:
-                state = await _state(connection)
+                state = await self._state(connection)
         except (NodeError, *POSTGRES_ERRORS):
             # Perhaps for no other reason than this connection.
             waiting = False
@@ -414,7 +376,7 @@ class _Watch:
         async with asyncio.timeout(self._settings.probe_timeout / 2):
             connection = await self._open()
             try:
-                state = await _state(connection)
+                state = await self._state(connection)
             except BaseException:
                 connection.terminate()
                 raise
@@ -472,6 +434,32 @@ class _Watch:
         """One node at a time is what a shard needs most."""
         return Urgency.SHARD if self._group.lacking and not self._group.tried - {self.node} else Urgency.NODE
 
+    async def _state(self, connection: Connection) -> NodeState:
+        row = await self._with_identity(connection) if self._asks_identity else None
+        if row is None:
+            asked, self._asks_identity = self._asks_identity, False
+            row = await connection.fetchrow(_WITHOUT_IDENTITY)
+            assert row is not None, "it selects from one row"
+            if row["readable"] and not asked:
+                complete = await self._with_identity(connection)
+                if complete is not None:
+                    row, self._asks_identity = complete, True
+        if row["process"] != connection.process:
+            raise NodeError(ErrorKind.FATAL, SHARED)
+        said = row["identity"] if self._asks_identity else None
+        if said is None:
+            self._identity = ("", None)
+        elif said != self._identity[0]:
+            self._identity = (said, await read_identity(connection))
+        return _state(row, self._identity[1])
+
+    async def _with_identity(self, connection: Connection) -> asyncpg.Record | None:
+        """The whole answer, or None if the table of identities cannot be read."""
+        try:
+            return await connection.fetchrow(_WITH_IDENTITY)
+        except UNREADABLE_ERRORS:
+            return None
+
     def _drop(self) -> None:
         if self._connection is not None:
             self._connection.terminate()
@@ -484,21 +472,22 @@ async def _give_up(task: asyncio.Task[NodeState] | None) -> None:
         await asyncio.gather(task, return_exceptions=True)
 
 
-async def _state(connection: Connection) -> NodeState:
-    row = await connection.fetchrow(_QUERY)
-    if row is not None and row["process"] != connection.process:
-        raise NodeError(ErrorKind.FATAL, SHARED)
-    if row is None or row["lsn"] is None:
-        # A replica that has replayed nothing yet has no position.
-        return NodeState(Health.UP, Role.REPLICA, 0)
-    role = Role.REPLICA if row["standby"] else Role.PRIMARY
+def _state(row: asyncpg.Record, identity: Identity | None) -> NodeState:
+    standby = row["standby"]
     return NodeState(
         Health.UP,
-        role,
-        row["lsn"],
+        Role.REPLICA if standby else Role.PRIMARY,
+        row["lsn"] or 0,  # a replica that has replayed nothing yet has no position
         timeline=row["timeline"] or 0,
         started=row["started"],
         age=inf if row["age"] is None else max(row["age"], 0.0),
         searchable=row["vector"],
         reason=None if row["vector"] else MISSING_EXTENSION,
+        system=row["system"],
+        database=row["database"],
+        identity=identity,
+        written=row["written"] or 0,
+        recovered=row["recovered"],
+        synchronous=row["synchronous"],
+        receiving=row["receiving"],
     )

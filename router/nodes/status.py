@@ -8,7 +8,7 @@ import msgspec
 
 __all__ = ["NodeLabel", "NodeStatus"]
 
-NodeLabel: TypeAlias = Literal["up", "ejected", "deposed", "down", "unknown"]
+NodeLabel: TypeAlias = Literal["up", "ejected", "deposed", "foreign", "down", "unknown"]
 
 
 class NodeStatus(msgspec.Struct, frozen=True):
@@ -17,13 +17,18 @@ class NodeStatus(msgspec.Struct, frozen=True):
     Attributes:
         role: `primary` or `replica`; None while unknown.
         state: an `ejected` node answers probes, but has failed when it was searched; a `deposed` one says
-            that it is the primary, but another has a better right to, or has followed such a one.
-        reason: why it is down, ejected or deposed, or takes no new connections.
+            that it is the primary, but another has a better right to, or has followed such a one; a `foreign`
+            one is none of the shard's, and is neither read nor written.
+        reason: why it is down, ejected, deposed or foreign, takes no new connections, or will not catch up.
         cause: the same in a word out of few, which tells nothing of the inside: `timeout`, `unreachable`,
-            `authentication`, `busy`, `misconfigured`, or the state itself.
+            `authentication`, `busy`, `misconfigured`, `lagging`, or the state itself.
         since: when state or role changed last, in seconds since the epoch.
         ejections, role_changes: how many this process has seen.
         timeline: of a primary.
+        system: its server's system identifier, which all copies of one primary share.
+        holds_shard: the shard that it says it is; None if it does not say.
+        holds_map: the version of the map that was applied to it last.
+        lost_bytes: of the shard's log, that were written or acknowledged and are gone.
         in_flight, waiting, connections: this process's statements and connections.
     """
 
@@ -43,3 +48,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
     replay_lag_s: float | None
     timeline: int | None
     cause: str | None = None
+    system: str | None = None
+    holds_shard: str | None = None
+    holds_map: int | None = None
+    lost_bytes: int = 0

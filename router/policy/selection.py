@@ -10,6 +10,7 @@ from typing import Literal, Protocol, TypeAlias
 import msgspec
 
 from router.query.types import Work
+from shard_config.identity import Identity
 
 __all__ = ["Candidate", "Health", "LagPolicy", "NodeState", "PrimaryReads", "Reads", "Role", "rank"]
 
@@ -29,6 +30,7 @@ class Health(StrEnum):
     UP = "up"
     DOWN = "down"
     UNKNOWN = "unknown"
+    FOREIGN = "foreign"  # it answers, and is none of the shard's
 
 
 class NodeState(msgspec.Struct, frozen=True):
@@ -48,6 +50,13 @@ class NodeState(msgspec.Struct, frozen=True):
         permanent: it is down for a reason that lasts until somebody changes something.
         searchable: its database has the vector extension. A node without it is still asked, since the
             extension may have been created after the probe.
+        system, database: PostgreSQL's system identifier, which copies share, and the database's name.
+        identity: which shard it says it is; None if it does not say.
+        written: the end of a primary's log, flushed or not.
+        recovered: where a primary's replay ended when it was started or promoted; None if there was none.
+        synchronous: a primary's commits wait for replicas.
+        receiving: a replica is being sent the log.
+        lost: bytes of log that are gone from the shard, although writes had been acknowledged up to there.
     """
 
     health: Health = Health.UNKNOWN
@@ -64,6 +73,14 @@ class NodeState(msgspec.Struct, frozen=True):
     permanent: bool = False
     searchable: bool = True
     cause: str | None = None
+    system: int = 0
+    database: str = ""
+    identity: Identity | None = None
+    written: int = 0
+    recovered: int | None = None
+    synchronous: bool = False
+    receiving: bool = True
+    lost: int = 0
 
 
 class Reads(msgspec.Struct, frozen=True):
@@ -130,7 +147,7 @@ def rank(
 ) -> list[tuple[int, bool]]:
     """The nodes to try, in order, as (index, whether its answer may be stale).
 
-    1. Nodes that are down are never asked: a probe finds out when they return.
+    1. Nodes that are down are never asked: a probe finds out when they return; nor are those of other shards.
     2. Fresh nodes come first: the primary, and replicas that have replayed `min_lsn` and lag no more than
        `reads.max_lag`. Among them, first those in the router's zone, then the least busy, with ties
        broken by `random`, so that several routers do not herd. A node that is some times slower than
@@ -195,10 +212,10 @@ def _by_load(
 
 
 def _tier(state: NodeState, reads: Reads, primary_only: bool, min_lsn: int) -> _Tier | None:
-    if state.health is Health.DOWN or (primary_only and (state.role is Role.REPLICA or state.deposed)):
+    if primary_only and (state.role is Role.REPLICA or state.deposed):
         return None
-    if state.health is Health.UNKNOWN:
-        return _Tier.UNKNOWN
+    if state.health is not Health.UP:
+        return _Tier.UNKNOWN if state.health is Health.UNKNOWN else None
     if state.deposed:
         return _Tier.LAGGING
     if state.role is Role.PRIMARY:

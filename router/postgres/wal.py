@@ -9,7 +9,7 @@ from __future__ import annotations
 from router.postgres.connection import Connection
 from router.query.types import Position
 
-__all__ = ["FLUSHED", "REPLAYED", "STATE_COLUMNS", "STATE_SOURCE", "written_position"]
+__all__ = ["FLUSHED", "LOG_COLUMNS", "REPLAYED", "STATE_COLUMNS", "STATE_SOURCE", "written_position"]
 
 
 def _position(lsn: str) -> str:
@@ -28,6 +28,13 @@ REPLAYED = _position("pg_last_wal_replay_lsn()")
 STATE_COLUMNS = f"""r.standby,
        CASE WHEN r.standby THEN {REPLAYED} ELSE {FLUSHED} END AS lsn,
        CASE WHEN NOT r.standby THEN {_TIMELINE} END AS timeline"""
+# What tells that log is missing: where a primary's ends, flushed or not (`written`), where its replay ended
+# when it was started or promoted (`recovered`), and whether its commits wait for replicas; and of a replica,
+# whether it is being sent the log.
+LOG_COLUMNS = f"""CASE WHEN NOT r.standby THEN {_position("pg_current_wal_insert_lsn()")} END AS written,
+       CASE WHEN NOT r.standby THEN {REPLAYED} END AS recovered,
+       current_setting('synchronous_standby_names') <> '' AS synchronous,
+       NOT r.standby OR EXISTS (SELECT FROM pg_stat_wal_receiver) AS receiving"""
 STATE_SOURCE = "(SELECT pg_is_in_recovery() AS standby) r"
 
 # What the last commit wrote is in the log up to here. Without synchronous commit the flushed part may

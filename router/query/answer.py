@@ -76,6 +76,7 @@ def coverage_of(reports: Sequence[ShardReport], total: int) -> Coverage:
             [Failure(one.shard, one.state, one.error or "unknown error", _cause(one)) for one in missing]
         ),
         stale=tuple([report.shard for report in reports if report.stale]),
+        lost=tuple([report.shard for report in reports if report.lost]),
     )
 
 

@@ -14,6 +14,8 @@
     ├── UnavailableError          no shard, or not every required shard, could answer
     └── DeadlineError             time ran out first
 
+`StartRefusedError` is of no request: the router does not start, and has said why.
+
 Problems of single shards are data in an answer (`router.query.types.ShardReport`), not exceptions;
 only when they leave nothing to answer with do they become one of these.
 """
@@ -40,6 +42,7 @@ __all__ = [
     "Problem",
     "RequestError",
     "RouterError",
+    "StartRefusedError",
     "TooLargeError",
     "UnavailableError",
 ]
@@ -83,6 +86,10 @@ class RouterError(Exception):
         self.outside = (self.detail if detail is None else detail, tuple(problems))
         self.faults = tuple(faults)
         return self
+
+
+class StartRefusedError(Exception):
+    """The router cannot be started as it is configured; whoever raises this has said why."""
 
 
 class RequestError(RouterError):

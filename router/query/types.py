@@ -231,6 +231,7 @@ class ShardReport(msgspec.Struct, frozen=True):
     `together` counts the searches that one statement answered. `asked` is that of `router.query.plan.Plan`.
     `lsn` is a write-ahead log position up to which the rows are known to be complete. `fault`: it has failed
     for a reason that lasts, which lies with the request or with its servers; `cause` is the reason in a word.
+    `lost`: the shard's log lacks what was acknowledged.
 
     Of a search with a filter: `choice` is the way that it was to take, `matched` how many rows matched where
     they were counted, `visited` how many a scan of the vector index visited, and `again` the reason for
@@ -245,6 +246,7 @@ class ShardReport(msgspec.Struct, frozen=True):
     hedged: bool = False
     hedge: Hedge | None = None
     stale: bool = False
+    lost: bool = False
     lsn: int = 0
     queue_ms: float = 0.0
     execute_ms: float = 0.0
@@ -289,12 +291,16 @@ class ShardCounts(msgspec.Struct, frozen=True):
 
 
 class Coverage(msgspec.Struct, frozen=True):
-    """Which shards an answer rests on; `stale` names those read from a node behind our own writes."""
+    """Which shards an answer rests on; `stale` names those read from a node behind our own writes.
+
+    `lost` names those that have lost writes that were acknowledged: what is missing there is nowhere else.
+    """
 
     full: bool
     shards: ShardCounts
     failures: tuple[Failure, ...] = ()
     stale: tuple[str, ...] = ()
+    lost: tuple[str, ...] = ()
 
 
 class Shortfall(msgspec.Struct, frozen=True):

@@ -10,10 +10,13 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 
+import asyncpg
 import msgspec
 
 from router.postgres.connection import ErrorKind, NodeError
+from router.postgres.identity import read_identity
 from router.postgres.session_settings import set_search_path
+from router.schema import identity
 from router.schema.build import BuildLimits, build_index, graph_bytes, sort_bytes
 from router.schema.inspect import Misplaced, inspect, misplaced
 from router.schema.load_lock import load_lock
@@ -23,6 +26,7 @@ from router.schema.replicas import Lag, wait_replayed
 from router.schema.session import node_errors
 from router.schema.shape import Change, changes, mismatches, notes
 from router.terminal import Display
+from shard_config.identity import Identity
 from shard_config.model import Collection, ShardMap
 
 __all__ = ["ShardResult", "apply"]
@@ -63,6 +67,7 @@ async def apply(
         await run.lock()
         await run.check()
         await run.change()
+        await run.record()
         await run.replay()
     finally:
         run.close()
@@ -83,9 +88,12 @@ class _Run:
     ) -> None:
         self._map = shard_map
         self._of: dict[str, list[Collection]] = {}
+        self._collections = list(collections)
+        whole = len(self._collections) == len(shard_map.collections)
         for name in shard_map.shards:
             held = [c for c in collections if name in shard_map.shards_of(c)]
-            if held:
+            # With the whole map, also a shard that holds nothing is told which it is.
+            if held or whole:
                 self._of[name] = held
         self.results = {shard: ShardResult(shard) for shard in self._of}
         self._display = display
@@ -94,6 +102,7 @@ class _Run:
         self._replay_timeout = replay_timeout
         self._primaries: dict[str, Primary] = {}
         self._rows: dict[tuple[str, str], int] = {}
+        self._said: dict[str, Identity | None] = {}  # by each shard of itself
 
     async def connect(self) -> None:
         async def one(shard: str) -> None:
@@ -140,6 +149,8 @@ class _Run:
     async def _check_one(self, shard: str) -> None:
         connection = self._primaries[shard].connection
         result = self.results[shard]
+        said = self._said[shard] = await read_identity(connection)
+        result.errors += await identity.refusals(self._map, self._collections, self._primaries[shard], said)
         replicated = len(self._map.shards[shard].nodes) > 1
         for collection in self._of[shard]:
             found = await inspect(connection, collection)
@@ -231,6 +242,26 @@ class _Run:
             result.notes += [note] if note else []
         meter.end()
         result.done.append(change.what)
+
+    async def record(self) -> None:
+        """Let every shard that is as the map says say so itself."""
+
+        async def one(shard: str) -> None:
+            primary, result = self._primaries[shard], self.results[shard]
+            try:
+                done = await identity.record(self._map, self._collections, primary, self._said[shard])
+            except asyncpg.InsufficientPrivilegeError as exc:
+                result.notes.append(
+                    f"which shard this is could not be recorded ({exc.args[0]}), so that routers cannot see"
+                    " that a map is wrong: let a role run this once that may create the schema pgscatter"
+                )
+                return
+            if done is not None:
+                await primary.confirm()
+                result.done.append(done)
+
+        _, failed = await on_each(list(self._primaries), one, _LOCK_TIMEOUT)
+        self._fail(failed)
 
     async def replay(self) -> None:
         """Replicas are asked for the table as soon as the router is; they should know of it."""

@@ -105,7 +105,7 @@ class ReplicaSet:
     @property
     def timeline(self) -> int:
         """The latest that a primary of the set is known to have been on; 0 if none was seen."""
-        return max([node.state.timeline for node in self.nodes])
+        return max([node.state.timeline for node in self._own()], default=0)
 
     def head(self, since: float) -> Position | None:
         """Where the log ended when probes that began after `since`, by the loop's clock, found out.
@@ -119,9 +119,13 @@ class ReplicaSet:
             return None
         if (primary := self.primary()) is not None:
             return Position(primary.state.timeline, primary.state.lsn)
-        if any(node.state.role is Role.PRIMARY for node in self.nodes):
+        if any(node.state.role is Role.PRIMARY for node in self._own()):
             return None
         return Position(0, max(node.state.lsn for node in up))
+
+    def _own(self) -> list[Node]:
+        """Those that are the shard's."""
+        return [node for node in self.nodes if node.state.health is not Health.FOREIGN]
 
     async def primary_within(self, seconds: float) -> Node | None:
         """`primary`, as soon as there is one; None if there is none in that time."""
@@ -341,7 +345,7 @@ class Ask:
         while self._order:
             index, stale = self._order.popleft()
             node = self._replicas.nodes[index]
-            if node.state.health is Health.DOWN:
+            if node.state.health in (Health.DOWN, Health.FOREIGN):
                 continue  # since the order was made
             self._attempts += 1
             # Known before the statement starts, so that its rows hold at least this much.
@@ -467,6 +471,7 @@ class Ask:
             hedged=self._second is not None,
             hedge=self._hedge_outcome(attempt),
             stale=attempt.stale,
+            lost=node.state.lost > 0,
             lsn=attempt.lsn,
             queue_ms=fetched.queue_ms,
             execute_ms=fetched.execute_ms,

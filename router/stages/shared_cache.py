@@ -196,6 +196,12 @@ class SharedCache:
         """To be called before nodes are probed for the first time, so that the first answer can be stored."""
         names = [name for name, one in self._map.collections.items() if one.cache.ttl > 0]
         await asyncio.gather(*map(self._read_token, names))
+        # Shards that were restored while no router of this cache ran have lost what Redis knows of.
+        for name, seen in self._seen.items():
+            held = self._map.shards_of(self._map.collections[name])
+            for shard, position in seen.token.written.items():
+                if shard in held:
+                    self._freshness.acknowledged.note(shard, position)
 
     async def close(self) -> None:
         await self._lookups.close()

@@ -263,7 +263,7 @@ async def test_a_probe_that_fails_in_an_unforeseen_way_is_not_the_last_one(
 ) -> None:
     async with filled(pair) as w:
         with monkeypatch.context() as patched:
-            patched.setattr("router.nodes.prober._QUERY", "SELECT 1 AS one")
+            patched.setattr("router.nodes.prober._WITHOUT_IDENTITY", "SELECT 1 AS one")
             status = await until(w, "s0-b", state="down")
             assert status.reason == "its probe failed; the log says how"
             async with asyncio.timeout(5):
@@ -354,6 +354,14 @@ async def test_a_replica_that_followed_another_primary_is_not_taken_for_fresh() 
             await until(w, "s0-c", 10.0, role="primary")
             status = await until(w, "s0-b", state="deposed")
             assert status.reason == "it has replayed what the primary never wrote: it followed another one"
+            # A router that is started now knows that before its first search.
+            other = Topology(w.router.shard_map, Parts(w.router.shard_map, FAST))
+            await other.open()
+            try:
+                seen = {one.name: (one.state, one.reason) for one in other.snapshot.nodes()}
+            finally:
+                await other.close()
+            assert seen["s0-b"] == ("deposed", status.reason)
             await w.put(*(w.document(i, [float(i)] * 8, content="new") for i in range(ROWS)))
             # Also when the new primary has written as much.
             await execute(trio.node("s0-c").dsn, "CREATE TABLE more AS SELECT generate_series(1, 600000) n")

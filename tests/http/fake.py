@@ -48,6 +48,7 @@ from router.schema.watch import SchemaState
 from router.settings import Settings
 from router.stages.answer_memory import AnswerMemory, BatchRoom
 from shard_config import Collection, ShardMap, locate, parse
+from shard_config.identity import Disagreement
 from shard_config.model import VectorType
 
 MAP = """
@@ -109,6 +110,7 @@ class FakeBackend:
         self.measured: dict[str, RecallSeen] = {}
         self.tier = "miss"
         self.unsettled: tuple[Unsettled, ...] = ()
+        self.differing: list[tuple[str, Disagreement]] = []
         self.memory = AnswerMemory(64 << 20, 128 << 20)
         self.batches = Batches(512)
         self.seconds_each = 0.0  # that a search of a batch is expected to take
@@ -254,6 +256,12 @@ class FakeBackend:
             for shard in self.shard_map.shards.values()
             for node in shard.nodes
         ]
+
+    def disagreements(self) -> list[tuple[str, Disagreement]]:
+        return self.differing
+
+    def unidentified(self) -> list[str]:
+        return []
 
     def ready(self) -> tuple[bool, dict[str, bool]]:
         return self.is_ready, {name: name not in self.down for name in self.shard_map.shards}

@@ -20,6 +20,7 @@ from router.http.metrics import Metrics
 from router.query.types import Answer, Coverage, Found, Hedge, ShardCounts, ShardReport, ShardState
 from router.recall.sampling import RecallSeen
 from router.settings import Settings
+from shard_config.identity import Disagreement
 from tests.http.fake import FakeBackend, application
 
 C = "/v1/collections/documents"
@@ -176,6 +177,32 @@ async def test_nodes_that_left_the_map_are_forgotten(client: httpx.AsyncClient, 
     assert ("pgscatter_node_up", node) not in await scrape(client)
     backend.nodes = lambda: nodes  # type: ignore[method-assign]
     assert ("pgscatter_node_up", node) in await scrape(client)
+
+
+async def test_each_node_is_in_one_state_and_what_shards_differ_in_or_lost_is_counted(
+    client: httpx.AsyncClient, backend: FakeBackend
+) -> None:
+    nodes = backend.nodes()
+    for state, primaries in (("deposed", 1), ("foreign", 0), ("up", 1)):
+        first = msgspec.structs.replace(nodes[0], state=state, lost_bytes=17)
+        backend.nodes = lambda first=first: [first, *nodes[1:]]  # type: ignore[method-assign, misc]
+        backend.differing = [("s0", Disagreement("older", "has version 13 of the map"))]
+        found = await scrape(client)
+        of = {key[1]: value for key, value in found.items() if key[0] == "pgscatter_node_state"}
+        node = {"shard": "s0", "node": "s0-a"}
+        assert of[labels(**node, state=state)] == 1
+        assert sum(value for key, value in of.items() if ("node", "s0-a") in key) == 1
+        # A primary of another shard is none of this one.
+        assert found["pgscatter_shard_primaries", labels(shard="s0")] == primaries
+        assert found["pgscatter_node_primary", labels(**node)] == primaries
+        assert found["pgscatter_shard_lost_bytes", labels(shard="s0")] == 17
+        assert found["pgscatter_shard_disagreements", labels(shard="s0")] == 1
+        assert found["pgscatter_shard_identified", labels(shard="s0")] == 1
+    health = (await client.get("/health")).json()
+    assert (health["status"], health["lost_bytes"]) == ("degraded", {"s0": 17})
+    assert health["disagreements"] == [
+        {"shard": "s0", "kind": "older", "reason": "has version 13 of the map", "collection": None}
+    ]
 
 
 def test_what_became_of_hedges_retries_and_ejections_is_counted() -> None:

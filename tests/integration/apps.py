@@ -20,6 +20,8 @@ from router.cli import main
 __all__ = ["applied_map", "collection", "pgscatter", "write_map"]
 
 _numbers = itertools.count()
+# Not by one: some commands raise the version themselves.
+_versions = itertools.count(10, 10)
 _COMMAND_SECONDS = 100.0  # less than a test may take
 
 
@@ -42,12 +44,16 @@ def collection(**changes: Any) -> dict[str, Any]:
     return {**base, **changes}
 
 
-def write_map(cluster: Cluster, path: Path, collections: dict[str, Any], version: int = 1) -> Path:
+def write_map(cluster: Cluster, path: Path, collections: dict[str, Any], version: int | None = None) -> Path:
+    """Without `version` it is newer than every map before: tests share shards, which refuse older ones."""
     shards: dict[str, dict[str, list[dict[str, str]]]] = {}
     for node in cluster.nodes:
         shards.setdefault(node.shard, {"nodes": []})["nodes"].append({"name": node.name, "dsn": node.dsn})
     path.write_text(
-        yaml.safe_dump({"version": version, "shards": shards, "collections": collections}, sort_keys=False)
+        yaml.safe_dump(
+            {"version": version or next(_versions), "shards": shards, "collections": collections},
+            sort_keys=False,
+        )
     )
     return path
 

@@ -48,6 +48,7 @@ async def test_the_map_gets_an_ef_search_that_reaches_the_target_with_filters_an
     cluster: Cluster, tuned_map: Path
 ) -> None:
     filters = ["--filter", '{"price": {"$lt": 700}}']
+    version = yaml.safe_load(tuned_map.read_text())["version"]
     async with no_sequential_scans(cluster):
         done = pgscatter("tune", "--map", tuned_map, "--collection", "docs", "--queries", 200, *filters)
     found = re.search(r"docs: ef_search (\d+), written", done.stdout)
@@ -59,7 +60,7 @@ async def test_the_map_gets_an_ef_search_that_reaches_the_target_with_filters_an
     assert sum("category" in name for name in names) >= 1
     assert len(names) == 5
     written = yaml.safe_load(tuned_map.read_text())
-    assert written["version"] == 2
+    assert written["version"] == version + 1
     assert tuned_map.read_text().startswith(COMMENT)
     search = written["collections"]["docs"]["search"]
     assert search["ef_search"] == int(found[1]) >= 12

@@ -36,8 +36,11 @@ class Server:
     async def fetchrow(self, statement: str) -> dict[str, object]:
         if self.frozen:
             await asyncio.sleep(3600)
-        log = {"standby": True, "lsn": 50, "timeline": None, "started": 1.0, "age": 0.0}
-        return {**log, "vector": True, "process": self.process}
+        return {
+            **{"standby": True, "lsn": 50, "timeline": None, "started": 1.0, "age": 0.0, "vector": True},
+            **{"system": 1, "database": "x", "readable": False, "written": None, "recovered": None},
+            **{"synchronous": False, "receiving": True, "process": self.process},
+        }
 
     def terminate(self) -> None:
         pass

@@ -5,38 +5,68 @@ from __future__ import annotations
 import asyncio
 from math import inf
 from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 
+from router.freshness.freshness import Freshness
+from router.nodes.group import Before, Group, Registry
 from router.nodes.node import Node
-from router.nodes.prober import Prober, _Group
+from router.nodes.prober import Prober
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState, Role
 from router.query.types import Position
 from router.settings import Settings
 from router.stages.replicas import ReplicaSet
 from shard_config import model
+from tests.unit import queries
 
 
 class Shard:
     """Nodes that say what they are told to, probed one after the other."""
 
-    def __init__(self, *names: str) -> None:
-        self.nodes = {name: Node(model.Node(name, ""), "s0", Settings(), Limit(1, 1)) for name in names}
-        self.group = _Group(list(self.nodes.values()))
+    def __init__(
+        self,
+        *names: str,
+        shard: str = "s0",
+        registry: Registry | None = None,
+        freshness: Freshness | None = None,
+    ) -> None:
+        self.nodes = {name: Node(model.Node(name, ""), shard, Settings(), Limit(1, 1)) for name in names}
+        self.group = Group(list(self.nodes.values()), registry, freshness)
         self.now = 0.0
 
-    def probe(self, name: str, role: Role, lsn: int, *, timeline: int = 0, started: float = 1.0) -> None:
+    def probe(
+        self,
+        name: str,
+        role: Role,
+        lsn: int,
+        *,
+        timeline: int = 0,
+        started: float = 1.0,
+        at_once: bool = False,
+        **more: Any,
+    ) -> None:
         self.now += 1
-        state = NodeState(Health.UP, role, lsn, timeline=timeline, started=started, age=0.0)
-        self.group.observe(self.nodes[name], state, self.now, self.group.replayed())
+        state = NodeState(
+            Health.UP, role, lsn, timeline=timeline, started=started, age=0.0, **{"written": lsn, **more}
+        )
+        # At once with the probes before, it began when nothing was known of them.
+        before = Before() if at_once else self.group.before()
+        self.group.observe(self.nodes[name], state, self.now, before)
         self.nodes[name].probed = self.now
 
     def down(self, name: str) -> None:
         node = self.nodes[name]
         state = msgspec.structs.replace(node.state, health=Health.DOWN)
-        self.group.observe(node, state, self.now, self.group.replayed())
+        self.group.observe(node, state, self.now, self.group.before())
+
+    def states(self) -> dict[str, str]:
+        return {name: node.status(None).state for name, node in self.nodes.items()}
+
+    def lost(self) -> int:
+        return max(node.state.lost for node in self.nodes.values())
 
     def deposed(self) -> set[str]:
         return {name for name, node in self.nodes.items() if node.state.deposed}
@@ -70,7 +100,7 @@ def test_a_replica_that_has_replayed_since_its_primary_was_asked_is_well() -> No
     shard = Shard("a", "b")
     shard.probe("a", Role.PRIMARY, 50, timeline=1)
     shard.probe("b", Role.REPLICA, 50)
-    before = shard.group.replayed()
+    before = shard.group.before()
     shard.probe("b", Role.REPLICA, 60)
     state = NodeState(Health.UP, Role.PRIMARY, 55, timeline=1)
     shard.group.observe(shard.nodes["a"], state, 10.0, before)
@@ -112,14 +142,132 @@ def test_where_only_replicas_are_known_the_furthest_says_how_long_the_log_is() -
     assert logs.head(1.5) is None
 
 
+def test_a_replica_that_is_new_and_ahead_waits_until_its_primary_was_asked_again() -> None:
+    shard = Shard("a", "b")
+    primary = shard.nodes["a"]
+    shard.probe("b", Role.REPLICA, 60)
+    shard.probe("a", Role.PRIMARY, 50, timeline=1, at_once=True)
+    # Perhaps it was only asked later.
+    assert shard.deposed() == {"b"}
+    assert shard.group.is_doubted(primary)
+    shard.probe("a", Role.PRIMARY, 70, timeline=1)
+    assert shard.deposed() == set()
+    assert not shard.group.is_doubted(primary)
+    # It follows: now it may be ahead of what is known.
+    shard.probe("b", Role.REPLICA, 80)
+    assert shard.deposed() == set()
+    # As another server, it may not.
+    shard.probe("b", Role.REPLICA, 90, started=2.0)
+    assert shard.deposed() == {"b"}
+    shard.probe("a", Role.PRIMARY, 85, timeline=1)
+    assert (shard.deposed(), shard.group.is_doubted(primary)) == ({"b"}, False)
+
+
+def test_a_node_of_another_system_has_no_say_in_who_is_the_primary() -> None:
+    shard = Shard("a", "b", "x")
+    shard.probe("a", Role.PRIMARY, 50, timeline=1, system=1)
+    shard.probe("b", Role.REPLICA, 50, system=1, started=2.0)
+    shard.probe("x", Role.PRIMARY, 900, timeline=7, system=2)
+    assert shard.states() == {"a": "up", "b": "up", "x": "foreign"}
+    assert "its system identifier is 2" in (shard.nodes["x"].state.reason or "")
+    shard.down("a")
+    assert shard.states() == {"a": "down", "b": "up", "x": "foreign"}
+    # It was the wrong address for a while.
+    shard.probe("x", Role.REPLICA, 50, system=1, started=3.0)
+    assert shard.states() == {"a": "down", "b": "up", "x": "up"}
+
+
+def test_one_server_under_two_names_of_two_shards_is_found_whichever_is_asked_first() -> None:
+    for first, second in (("a", "b"), ("b", "a")):
+        registry = Registry()
+        shards = {
+            "a": Shard("a", shard="s0", registry=registry),
+            "b": Shard("b", shard="s1", registry=registry),
+        }
+        for name in (first, second):
+            shards[name].probe(name, Role.PRIMARY, 50, timeline=1, system=1)
+        assert shards["a"].states() == {"a": "up"}
+        assert shards["b"].states() == {"b": "foreign"}
+
+
+def test_a_log_that_lacks_what_was_acknowledged_is_lost_until_the_end() -> None:
+    freshness = Freshness(queries.shard_map())
+    shard = Shard("a", shard="s0", freshness=freshness)
+    shard.probe("a", Role.PRIMARY, 50, timeline=1)
+    freshness.committed("documents", "s0", Position(1, 80))
+    before = freshness.version("documents")
+    shard.probe("a", Role.PRIMARY, 80, timeline=1)
+    assert shard.lost() == 0
+    freshness.committed("documents", "s0", Position(1, 90))
+    assert freshness.version("documents") == before
+    shard.probe("a", Role.PRIMARY, 60, timeline=1, started=2.0)
+    assert shard.lost() == 30
+    # What caches keep shows rows that are gone.
+    assert freshness.version("documents") > before
+    freshness.committed("documents", "s0", Position(1, 65))
+    shard.probe("a", Role.PRIMARY, 70, timeline=1, started=2.0)
+    assert shard.lost() == 30
+
+
+def test_what_is_acknowledged_while_a_probe_is_under_way_is_not_lost() -> None:
+    freshness = Freshness(queries.shard_map())
+    shard = Shard("a", shard="s0", freshness=freshness)
+    before = shard.group.before()
+    freshness.committed("documents", "s0", Position(1, 80))
+    state = NodeState(Health.UP, Role.PRIMARY, 70, timeline=1, written=70)
+    shard.group.observe(shard.nodes["a"], state, 1.0, before)
+    assert shard.lost() == 0
+
+
+def test_where_commits_wait_for_replicas_only_what_had_time_to_come_there_can_be_lost() -> None:
+    freshness = Freshness(queries.shard_map())
+    shard = Shard("a", "b", shard="s0", freshness=freshness)
+    shard.probe("a", Role.PRIMARY, 50, timeline=1, synchronous=True)
+    freshness.committed("documents", "s0", Position(1, 80))
+    shard.down("a")
+    shard.probe("b", Role.PRIMARY, 90, timeline=2, recovered=70, synchronous=True)
+    assert shard.lost() == 0
+
+
+def test_what_a_successor_has_that_is_away_is_lost_until_it_is_back() -> None:
+    freshness = Freshness(queries.shard_map())
+    freshness.acknowledged.note("s0", Position(2, 80))  # as Redis tells it
+    shard = Shard("a", "b", shard="s0", freshness=freshness)
+    shard.probe("a", Role.PRIMARY, 60, timeline=1)
+    shard.probe("a", Role.PRIMARY, 90, timeline=1)
+    assert shard.lost() == 20
+    assert freshness.acknowledged.newest("s0") == Position(2, 80)
+    shard.probe("b", Role.PRIMARY, 85, timeline=2, recovered=50)
+    shard.probe("a", Role.PRIMARY, 90, timeline=1)
+    assert (shard.lost(), shard.deposed()) == (0, {"a"})
+
+
+def test_a_replica_that_nobody_sends_the_log_says_so_when_it_is_behind() -> None:
+    shard = Shard("a", "b")
+    shard.probe("a", Role.PRIMARY, 50, timeline=1)
+    shard.probe("b", Role.REPLICA, 50, receiving=False)
+    assert shard.nodes["b"].state.reason is None
+    shard.probe("a", Role.PRIMARY, 60, timeline=1)
+    shard.probe("b", Role.REPLICA, 50, receiving=False)
+    lag = shard.nodes["b"].state.lag
+    shard.probe("b", Role.REPLICA, 50, receiving=False)
+    assert shard.nodes["b"].state.lag > lag > 0
+    assert "nothing is sending it any" in (shard.nodes["b"].state.reason or "")
+
+
 class Replica:
     """A server that answers at once."""
 
     expires = inf
+    process = 1
     way = SimpleNamespace(moved=False)
 
     async def fetchrow(self, statement: str) -> dict[str, object]:
-        return {"standby": True, "lsn": 50, "timeline": None, "started": 1.0, "age": 0.0, "vector": True}
+        return {
+            **{"standby": True, "lsn": 50, "timeline": None, "started": 1.0, "age": 0.0, "vector": True},
+            **{"system": 1, "database": "x", "readable": False, "written": None, "recovered": None},
+            **{"synchronous": False, "receiving": True, "process": self.process},
+        }
 
     def terminate(self) -> None:
         pass

@@ -209,7 +209,8 @@ def test_a_node_that_is_down_is_never_asked_and_no_other_is_forgotten(
     asked = [index for index, _ in ranked]
     assert len(asked) == len(set(asked))
     for index, state in enumerate(states):
-        excluded = state.health is Health.DOWN or (primary_only and state.role is Role.REPLICA)
+        never = state.health in (Health.DOWN, Health.FOREIGN)
+        excluded = never or (primary_only and state.role is Role.REPLICA)
         assert (index in asked) is not excluded
     for index, stale in ranked:
         state = states[index]

@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.bulk.duplicates import repeated
+from router.schema.duplicates import repeated
 
 
 async def streamed(ids: set[int]) -> AsyncIterator[int]:

@@ -1,0 +1,95 @@
+"""Where a shard keeps its word about itself: `pgscatter.map`, a row for each version of the map it was given.
+
+The newest version is the one in force. Everybody who may connect may read it, since it holds no address and
+no password; only its owner writes it.
+"""
+
+from __future__ import annotations
+
+import asyncpg
+import msgspec
+
+from shard_config.identity import Holding, Identity
+
+__all__ = ["IDENTITY_COLUMN", "READABLE", "UNREADABLE_ERRORS", "create", "read_identity", "write_identity"]
+
+# Whether there is a table that this session may read. Looked up by name in the catalog: `to_regclass` fails
+# for a role that may not use the schema.
+READABLE = """
+EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+        WHERE n.nspname = 'pgscatter' AND c.relname = 'map'
+          AND has_schema_privilege(n.oid, 'USAGE') AND has_table_privilege(c.oid, 'SELECT'))
+"""
+
+_NEWEST = "FROM pgscatter.map ORDER BY version DESC LIMIT 1"
+# For a probe: NULL where the table is empty.
+IDENTITY_COLUMN = f"(SELECT jsonb_build_array(shard, version, digest)::text {_NEWEST}) AS identity"
+_CURRENT = f"SELECT shard, version, digest, holds::text, content::text {_NEWEST}"
+
+# "pgscmap" in ASCII: two runs at once must not both create it.
+_LOCK = 0x706773636D6170
+_CREATE = f"""
+SELECT pg_advisory_xact_lock({_LOCK});
+CREATE SCHEMA IF NOT EXISTS pgscatter;
+GRANT USAGE ON SCHEMA pgscatter TO PUBLIC;
+CREATE TABLE IF NOT EXISTS pgscatter.map (
+    version bigint PRIMARY KEY,
+    digest text NOT NULL,
+    shard text NOT NULL,
+    holds jsonb NOT NULL,
+    content jsonb NOT NULL,
+    applied_at timestamptz NOT NULL DEFAULT now()
+);
+COMMENT ON TABLE pgscatter.map IS 'which shard this is, by version of the map; the newest is in force';
+GRANT SELECT ON pgscatter.map TO PUBLIC;
+"""
+# Versions that are kept.
+_KEPT = 100
+
+# The table cannot be read after all: it was dropped, or a right taken, since it was looked for.
+UNREADABLE_ERRORS = (
+    asyncpg.UndefinedTableError,
+    asyncpg.UndefinedColumnError,
+    asyncpg.InsufficientPrivilegeError,
+    asyncpg.InvalidSchemaNameError,
+)
+
+_holds = msgspec.json.Decoder(dict[str, Holding])
+
+
+async def read_identity(connection: asyncpg.Connection) -> Identity | None:
+    """What the shard says of itself; None if it says nothing that this session may read."""
+    if not await connection.fetchval(f"SELECT {READABLE}"):
+        return None
+    try:
+        row = await connection.fetchrow(_CURRENT)
+    except UNREADABLE_ERRORS:
+        return None
+    if row is None:
+        return None
+    shard, version, digest, holds, content = row
+    return Identity(shard, version, digest, _holds.decode(holds), msgspec.json.decode(content))
+
+
+async def create(connection: asyncpg.Connection) -> None:
+    """Make the table if there is none; within a transaction."""
+    if not await connection.fetchval(f"SELECT {READABLE}"):
+        await connection.execute(_CREATE)
+
+
+async def write_identity(connection: asyncpg.Connection, identity: Identity) -> None:
+    """Put `identity` in force; within a transaction, after `create`."""
+    await connection.execute(
+        "INSERT INTO pgscatter.map (version, digest, shard, holds, content) VALUES ($1, $2, $3, $4, $5)"
+        " ON CONFLICT (version) DO UPDATE SET digest = EXCLUDED.digest, shard = EXCLUDED.shard,"
+        " holds = EXCLUDED.holds, content = EXCLUDED.content, applied_at = now()",
+        identity.version,
+        identity.digest,
+        identity.shard,
+        msgspec.json.encode(identity.holds).decode(),
+        msgspec.json.encode(identity.content).decode(),
+    )
+    await connection.execute(
+        "DELETE FROM pgscatter.map WHERE version NOT IN"
+        f" (SELECT version FROM pgscatter.map ORDER BY version DESC LIMIT {_KEPT})"
+    )

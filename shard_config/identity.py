@@ -1,0 +1,216 @@
+"""What a shard keeps about itself: which shard of which map it is, and which rows it was given. Pure.
+
+`schema apply` writes it into the shard's own database once it has seen that the rows there lie as the map
+says; routers and commands compare their map with it before they read or write. Nodes, addresses and
+passwords are no part of it: another address does not make another shard, and routers may know different ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from hashlib import blake2b
+from typing import Any, Literal
+
+import msgspec
+
+from shard_config.file.codec import to_json
+from shard_config.file.view import as_runs, sharding_view
+from shard_config.model import Collection, HashSharding, ListSharding, ShardMap
+from shard_config.partition import shard_names
+
+__all__ = ["Disagreement", "Holding", "Identity", "content", "disagreements", "holdings", "identity_of"]
+
+# Text models are files, which lie elsewhere on another machine.
+_LOCAL = ("text_model",)
+_SHOWN = 8
+_DIFFERENCES = 5
+
+
+class Holding(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What one shard holds of one table.
+
+    Attributes:
+        key: the column that places a row.
+        parts: runs of buckets, values, or ranges, as a map writes them.
+        buckets: the modulus, of the strategy hash.
+        others: the shard holds every value but `parts`, which are on other shards.
+    """
+
+    collection: str
+    strategy: str
+    key: str
+    parts: tuple[Any, ...] = ()
+    buckets: int = 0
+    others: bool = False
+
+    def __str__(self) -> str:
+        shown = [_part(part) for part in self.parts[:_SHOWN]]
+        more = f" and {len(self.parts) - _SHOWN} more" if len(self.parts) > _SHOWN else ""
+        listed = f"{', '.join(shown)}{more}"
+        match self.strategy:
+            case "hash":
+                return f"buckets {listed} of {self.buckets} by {self.key}"
+            case "list":
+                rest = f"all {self.key} but {listed}" if listed else f"every {self.key}"
+                return rest if self.others else f"{self.key} {listed}"
+        return f"{self.key} {listed}"
+
+
+class Identity(msgspec.Struct, frozen=True):
+    """A shard's word about itself, as of the newest map that was applied to it.
+
+    Attributes:
+        digest: of `content`, to compare without reading that.
+        holds: by table.
+        content: the map's collections as JSON values, every default written out.
+    """
+
+    shard: str
+    version: int
+    digest: str
+    holds: dict[str, Holding] = {}
+    content: dict[str, Any] = {}
+
+
+class Disagreement(msgspec.Struct, frozen=True):
+    """One point in which a map and a shard differ; `text` reads on after the shard's name.
+
+    `shard`: it is another shard. `older`: it has a newer version. `content`: it has another map of the same
+    version. `placement`: rows of `collection` lie otherwise than the map says.
+    """
+
+    kind: Literal["shard", "older", "content", "placement"]
+    text: str
+    collection: str | None = None
+
+
+def content(shard_map: ShardMap) -> dict[str, Any]:
+    """What every router of the map must agree on: all that it says of collections."""
+    collections: dict[str, dict[str, Any]] = to_json(shard_map)["collections"]
+    return {
+        name: {field: value for field, value in one.items() if field not in _LOCAL}
+        for name, one in collections.items()
+    }
+
+
+def identity_of(shard_map: ShardMap, shard: str) -> Identity:
+    """What `shard` is to say of itself under this map."""
+    said = msgspec.json.decode(msgspec.json.encode(content(shard_map), order="deterministic"))
+    digest = blake2b(msgspec.json.encode(said, order="deterministic"), digest_size=16).hexdigest()
+    return Identity(shard, shard_map.version, digest, holdings(shard_map, shard), said)
+
+
+def holdings(shard_map: ShardMap, shard: str) -> dict[str, Holding]:
+    """What the map gives to `shard`, by table."""
+    return {
+        str(one.table): _holding(one, shard)
+        for one in shard_map.collections.values()
+        if shard in shard_names(one.sharding)
+    }
+
+
+def disagreements(shard_map: ShardMap, mine: Identity, found: Identity) -> list[Disagreement]:
+    """In what `found`, a shard's word, differs from `mine`, what `shard_map` expects of that shard.
+
+    A map that is newer, or gives the shard a table that it was never told of, differs in nothing: it was not
+    applied yet.
+    """
+    if found.shard != mine.shard:
+        return [Disagreement("shard", f"says that it is the shard {found.shard}")]
+    points: list[Disagreement] = []
+    if mine.version < found.version:
+        older = f"has version {found.version} of the map, and this is version {mine.version}"
+        points.append(Disagreement("older", older))
+    elif mine.version == found.version and mine.digest != found.digest:
+        # A later release may know more fields, or none of some: only what both know can differ.
+        differing = list(_differing(found.content, mine.content))
+        if differing:
+            more = f" and {len(differing) - _DIFFERENCES} more" if len(differing) > _DIFFERENCES else ""
+            text = f"{'; '.join(differing[:_DIFFERENCES])}{more}"
+            points.append(
+                Disagreement("content", f"has another map of the same version {mine.version}: {text}")
+            )
+    return points + [
+        Disagreement("placement", text, name) for name, text in _misplaced(shard_map, mine.holds, found.holds)
+    ]
+
+
+def _misplaced(
+    shard_map: ShardMap, mine: Mapping[str, Holding], found: Mapping[str, Holding]
+) -> Iterator[tuple[str, str]]:
+    for collection in shard_map.collections.values():
+        table = str(collection.table)
+        held, placed = found.get(table), mine.get(table)
+        if held is not None and (placed is None or not _same_rows(placed, held)):
+            wanted = "nothing" if placed is None else placed
+            yield collection.name, f"holds {held} of {collection.name}, and the map places {wanted} there"
+
+
+def _holding(collection: Collection, shard: str) -> Holding:
+    sharding = collection.sharding
+    view = sharding_view(sharding)
+    name, strategy, key = collection.name, view["strategy"], sharding.key.column
+    placement: dict[str, Sequence[Any]] = view["placement"]
+    if isinstance(sharding, HashSharding):
+        return Holding(name, strategy, key, tuple(placement[shard]), sharding.buckets)
+    if isinstance(sharding, ListSharding) and sharding.default == shard:
+        elsewhere = [value for owner, values in placement.items() if owner != shard for value in values]
+        return Holding(name, strategy, key, _sorted(elsewhere), others=True)
+    return Holding(name, strategy, key, _sorted(placement[shard]))
+
+
+def _sorted(parts: Sequence[Any]) -> tuple[Any, ...]:
+    # As JSON, since the shard keeps it as that, and in an order that does not depend on the file's.
+    encoded = sorted(msgspec.json.encode(part, order="deterministic") for part in parts)
+    return tuple(msgspec.json.decode(part) for part in encoded)
+
+
+def _same_rows(one: Holding, other: Holding) -> bool:
+    """Whether both mean the same rows; twice the buckets, split alike, do."""
+    if (one.strategy, one.key) != (other.strategy, other.key):
+        return False
+    if one.strategy == "hash":
+        return _reduced(one) == _reduced(other)
+    return (one.parts, one.others) == (other.parts, other.others)
+
+
+def _reduced(holding: Holding) -> tuple[int, tuple[str, ...]]:
+    """The buckets under the smallest modulus that halving reaches: h mod 2N says h mod N."""
+    modulus, owned = holding.buckets, set(_numbers(holding.parts))
+    while modulus % 2 == 0:
+        half = modulus // 2
+        lower = {bucket for bucket in owned if bucket < half}
+        if {bucket - half for bucket in owned - lower} != lower:
+            break
+        modulus, owned = half, lower
+    return modulus, tuple(as_runs(sorted(owned)))
+
+
+def _numbers(runs: Sequence[Any]) -> Iterator[int]:
+    for run in runs:
+        first, _, last = str(run).partition("-")
+        yield from range(int(first), int(last or first) + 1)
+
+
+def _part(part: Any) -> str:
+    if not isinstance(part, dict):
+        return str(part)
+    ends = [f"{word} {part[end]}" for end, word in (("from", "from"), ("to", "below")) if end in part]
+    return " ".join(ends) or "everything"
+
+
+def _differing(found: Any, mine: Any, path: str = "") -> Iterator[str]:
+    """Where two JSON values differ that are under the same keys, with both values."""
+    if isinstance(found, dict) and isinstance(mine, dict):
+        if not path:
+            for name in sorted(found.keys() ^ mine.keys()):
+                yield f"{name} is only in the {'shard' if name in found else 'file'}"
+        for key in found.keys() & mine.keys():
+            yield from _differing(found[key], mine[key], f"{path}.{key}" if path else key)
+    elif found != mine:
+        yield f"{path} is {_short(found)} there and {_short(mine)} here"
+
+
+def _short(value: Any) -> str:
+    text = msgspec.json.encode(value).decode()
+    return text if len(text) <= 60 else f"{text[:57]}..."

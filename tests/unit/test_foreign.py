@@ -1,0 +1,97 @@
+"""Which nodes are none of the shard that they are listed for."""
+
+from __future__ import annotations
+
+from router.policy.foreign import Servers, judge
+from router.policy.selection import Health, NodeState, Role
+from shard_config.identity import Identity
+
+
+def node(system: int, *, primary: bool = False, says: str | None = None, started: float = 0.0) -> NodeState:
+    identity = None if says is None else Identity(says, 1, "")
+    role = Role.PRIMARY if primary else Role.REPLICA
+    return NodeState(Health.UP, role, 1, system=system, identity=identity, started=started, database="x")
+
+
+def test_a_node_that_says_it_is_another_shard_is_foreign_even_if_the_system_is_the_same() -> None:
+    verdict = judge("s0", [node(1, primary=True, says="s0"), node(1, says="s1")])
+    assert verdict.foreign == {1: "it says that it is the shard s1"}
+    assert verdict.system == 1
+
+
+def test_a_node_of_another_system_than_the_primary_is_foreign() -> None:
+    for states in ([node(1, primary=True), node(2)], [node(2), node(1, primary=True)]):
+        verdict = judge("s0", states)
+        (index,) = verdict.foreign
+        assert states[index].system == 2
+        assert verdict.foreign[index] == "its system identifier is 2, and that of s0 is 1: it is no copy"
+        assert verdict.system == 1
+
+
+def test_of_two_primaries_the_one_that_says_it_is_the_shard_is_right() -> None:
+    assert set(judge("s0", [node(1, primary=True), node(2, primary=True, says="s0")]).foreign) == {0}
+
+
+def test_where_nobody_can_tell_nobody_is_read() -> None:
+    both = [node(1, primary=True), node(2, primary=True)]
+    assert set(judge("s0", both).foreign) == {0, 1}
+    assert set(judge("s0", [node(1), node(2)]).foreign) == {0, 1}
+    both = [node(1, primary=True, says="s0"), node(2, primary=True, says="s0")]
+    verdict = judge("s0", both)
+    assert set(verdict.foreign) == {0, 1}
+    assert "different systems, 1 and 2" in verdict.foreign[0]
+    # But a router that has seen one of them as the primary before knows.
+    assert set(judge("s0", both, known=2).foreign) == {0}
+
+
+def test_while_the_primary_is_away_a_stranger_is_not_taken_for_the_shard() -> None:
+    down = NodeState(Health.DOWN, Role.PRIMARY, system=1)
+    assert set(judge("s0", [down, node(2)], known=1, members=[0]).foreign) == {1}
+    assert set(judge("s0", [down, node(2, primary=True)], known=1, members=[0]).foreign) == {1}
+
+
+def test_a_shard_that_was_built_anew_is_taken_as_it_is_now() -> None:
+    assert judge("s0", [node(2, primary=True)], known=1, members=[0]) == ({}, 2)
+    assert judge("s0", [node(2, primary=True, says="s0")], known=1) == ({}, 2)
+    # Its old replica is no copy of it, and does not say which is right either.
+    assert judge("s0", [node(2, primary=True), node(1)], known=1, members=[0, 1]).foreign.keys() == {0}
+
+
+def test_nodes_that_say_nothing_of_their_system_are_not_judged() -> None:
+    assert judge("s0", [NodeState(), NodeState(Health.UP, Role.PRIMARY)]) == ({}, 0)
+
+
+def test_the_second_name_of_a_server_is_foreign_until_the_first_is_gone() -> None:
+    servers: Servers[str] = Servers()
+    servers.saw("a", 0, "s0-a", "s0", node(1, primary=True))
+    assert servers.saw("b", 1, "s0-b", "s0", node(1, primary=True)) == {"a"}
+    assert servers.twice("a") is None
+    assert servers.twice("b") == "it is the server that is listed as s0-a of s0 already"
+    assert servers.saw("a", 0, "s0-a", "s0", NodeState(Health.DOWN)) == {"b"}
+    assert servers.twice("b") is None
+    # It was started again meanwhile, and is asked under one name sooner than under the other.
+    servers.saw("a", 0, "s0-a", "s0", node(1, primary=True, started=1.0))
+    assert (servers.twice("a"), servers.twice("b")) == (None, None)
+    servers.saw("b", 1, "s0-b", "s0", node(1, primary=True, started=1.0))
+    assert servers.twice("b") is not None
+
+
+def test_a_server_under_two_shards_is_the_one_that_it_says() -> None:
+    servers: Servers[str] = Servers()
+    servers.saw("a", 0, "s0-a", "s0", node(1, primary=True, says="s1"))
+    servers.saw("b", 1, "s1-a", "s1", node(1, primary=True, says="s1"))
+    assert servers.twice("a") == "it is the server that is listed as s1-a of s1 already"
+    assert servers.twice("b") is None
+
+
+def test_copies_and_other_databases_are_servers_of_their_own() -> None:
+    servers: Servers[str] = Servers()
+    primary = node(1, primary=True, started=1.0)
+    servers.saw("a", 0, "s0-a", "s0", primary)
+    servers.saw("b", 1, "s0-b", "s0", node(1, started=2.0))
+    servers.saw("c", 2, "s1-a", "s1", NodeState(**{**_fields(primary), "database": "y"}))  # type: ignore[arg-type]
+    assert [servers.twice(key) for key in "abc"] == [None, None, None]
+
+
+def _fields(state: NodeState) -> dict[str, object]:
+    return {name: getattr(state, name) for name in state.__struct_fields__}

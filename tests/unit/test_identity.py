@@ -1,0 +1,154 @@
+"""What a shard says of itself, and in what a map differs from that."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from shard_config import ShardMap
+from shard_config.identity import Disagreement, Identity, disagreements, holdings, identity_of
+from tests.unit.shard_config_maps import document, parse
+
+
+def mapped(version: int = 12, /, changes: dict[str, Any] | None = None, **sharding: Any) -> ShardMap:
+    return parse(document({"version": version, **(changes or {})}, **sharding))
+
+
+def by_hash(buckets: int, **placement: list[Any]) -> dict[str, Any]:
+    return {"strategy": "hash", "key": "id", "buckets": buckets, "placement": placement}
+
+
+def by_list(default: str | None = None, **placement: list[str]) -> dict[str, Any]:
+    rest = {} if default is None else {"default": default}
+    return {"strategy": "list", "key": "tenant", "placement": placement, **rest}
+
+
+def by_range(**placement: list[dict[str, int]]) -> dict[str, Any]:
+    return {"strategy": "range", "key": "id", "placement": placement}
+
+
+def stored(identity: Identity) -> Identity:
+    """As it comes back from the shard, which keeps it as JSON."""
+    return msgspec.json.decode(msgspec.json.encode(identity), type=Identity)
+
+
+def compared(before: ShardMap, now: ShardMap, shard: str = "s0") -> list[Disagreement]:
+    return disagreements(now, identity_of(now, shard), stored(identity_of(before, shard)))
+
+
+HASHED = by_hash(8, s0=["0-3"], s1=["4-7"])
+
+
+def test_a_map_agrees_with_itself_whatever_its_nodes() -> None:
+    before = mapped(**HASHED)
+    assert compared(before, before) == []
+    moved = {"shards.s0.nodes": [{"name": "other", "dsn": "postgresql://me:secret@elsewhere/x"}]}
+    assert compared(before, mapped(12, moved, **HASHED)) == []
+    assert b"secret" not in msgspec.json.encode(identity_of(mapped(12, moved, **HASHED), "s0"))
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "text"),
+    [
+        (
+            HASHED,
+            by_hash(8, s0=["4-7"], s1=["0-3"]),
+            "holds buckets 0-3 of 8 by doc_id of documents,"
+            " and the map places buckets 4-7 of 8 by doc_id there",
+        ),
+        (
+            HASHED,
+            by_hash(8, s1=["0-7"]),
+            "holds buckets 0-3 of 8 by doc_id of documents, and the map places nothing there",
+        ),
+        (
+            by_list(s0=["a", "b"], s1=["c"]),
+            by_list(s0=["a"], s1=["b", "c"]),
+            "holds tenant_id a, b of documents, and the map places tenant_id a there",
+        ),
+        (
+            by_list("s0", s1=["c"]),
+            by_list("s0", s1=["c", "d"]),
+            "holds all tenant_id but c of documents, and the map places all tenant_id but c, d there",
+        ),
+        (
+            by_range(s0=[{"to": 10}], s1=[{"from": 10}]),
+            by_range(s0=[{"to": 20}], s1=[{"from": 20}]),
+            "holds doc_id below 10 of documents, and the map places doc_id below 20 there",
+        ),
+        (
+            HASHED,
+            by_range(s0=[{"to": 10}], s1=[{"from": 10}]),
+            "holds buckets 0-3 of 8 by doc_id of documents, and the map places doc_id below 10 there",
+        ),
+    ],
+)
+def test_rows_that_are_placed_otherwise_are_named_with_what_both_say(
+    before: dict[str, Any], now: dict[str, Any], text: str
+) -> None:
+    assert compared(mapped(12, **before), mapped(13, **now)) == [Disagreement("placement", text, "documents")]
+
+
+@pytest.mark.parametrize(
+    ("before", "now"),
+    [
+        # Twice the buckets, split alike: h mod 16 says h mod 8.
+        (HASHED, by_hash(16, s0=["0-3", "8-11"], s1=["4-7", "12-15"])),
+        (by_hash(2, s0=[0], s1=[1]), by_hash(4, s0=[0, 2], s1=[1, 3])),
+        # The order of the file means nothing.
+        (by_list(s0=["a", "b"], s1=["c"]), by_list(s1=["c"], s0=["b", "a"])),
+        # A range that nothing had before is new for a shard that does not know of it.
+        (by_range(s0=[{"to": 10}]), by_range(s0=[{"to": 10}], s1=[{"from": 10}])),
+    ],
+)
+def test_the_same_rows_in_other_words_are_no_difference(before: dict[str, Any], now: dict[str, Any]) -> None:
+    for shard in ("s0", "s1"):
+        assert compared(mapped(12, **before), mapped(13, **now), shard) == []
+
+
+def test_thrice_the_buckets_are_not_taken_for_the_same_rows() -> None:
+    points = compared(
+        mapped(12, **by_hash(3, s0=[0], s1=[1, 2])), mapped(13, **by_hash(4, s0=[0], s1=["1-3"]))
+    )
+    assert [point.kind for point in points] == ["placement"]
+
+
+def test_a_newer_map_differs_only_in_placement_and_an_older_one_in_that_it_is_older() -> None:
+    wider = {"collections.documents.search": {"ef_search": 99}}
+    assert compared(mapped(12, **HASHED), mapped(13, wider, **HASHED)) == []
+    (point,) = compared(mapped(13, wider, **HASHED), mapped(12, **HASHED))
+    assert (point.kind, point.text) == ("older", "has version 13 of the map, and this is version 12")
+
+
+def test_another_map_of_the_same_version_is_told_by_what_differs() -> None:
+    wider = {"collections.documents.search": {"ef_search": 99}}
+    (point,) = compared(mapped(12, **HASHED), mapped(12, wider, **HASHED))
+    assert point.kind == "content"
+    assert point.text == (
+        "has another map of the same version 12: documents.search.ef_search is 40 there and 99 here"
+    )
+
+
+def test_a_field_that_one_release_does_not_know_is_no_difference() -> None:
+    now = mapped(12, **HASHED)
+    mine = identity_of(now, "s0")
+    content: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(mine.content))
+    content["documents"]["novelty"] = 1
+    del content["documents"]["cache"]
+    found = msgspec.structs.replace(mine, digest="other", content=content)
+    assert disagreements(now, mine, found) == []
+
+
+def test_a_shard_that_is_another_one_says_nothing_else() -> None:
+    now = mapped(12, **HASHED)
+    found = identity_of(mapped(13, **by_hash(8, s0=["4-7"], s1=["0-3"])), "s1")
+    points = disagreements(now, identity_of(now, "s0"), found)
+    assert points == [Disagreement("shard", "says that it is the shard s1")]
+
+
+def test_a_shard_holds_what_is_placed_there_alone() -> None:
+    now = mapped(12, **by_hash(8, s1=["0-7"]))
+    assert holdings(now, "s0") == {}
+    assert [str(held) for held in holdings(now, "s1").values()] == ["buckets 0-7 of 8 by doc_id"]
