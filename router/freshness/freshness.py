@@ -53,6 +53,7 @@ class Freshness:
     Attributes:
         version: of a collection, how many writes to it the workers have finished.
         position: of a shard, a log position that holds everything written through any worker.
+        counters: what the workers share, for others than writes.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Freshness:
         # The counters' own methods: every search asks several times, and a call in between would cost it.
         self.version: Callable[[str], int] = self._counters.version
         self.position: Callable[[str], int] = self._counters.position
+        self.counters = self._counters
         self._link = link
         self._token_ttls = {
             name: max(_TOKEN_TTL_FACTOR * one.cache.ttl, _TOKEN_TTL_LEAST)

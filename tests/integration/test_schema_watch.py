@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,11 +15,14 @@ import httpx
 import pytest
 
 from deploy.local import Cluster
+from router.freshness.worker_counters import create
 from router.query.types import Found
 from router.schema.findings import Severity
 from router.settings import Settings
+from router.topology import Parts, Topology
+from shard_config import load
 from tests.conftest import Serve
-from tests.integration.apps import collection, pgscatter, write_map
+from tests.integration.apps import applied_map, collection, pgscatter, write_map
 from tests.integration.worlds import World, execute, world
 
 SHARDS = ("s0", "s1", "s2", "s3")
@@ -95,6 +100,36 @@ async def test_a_write_that_the_table_refuses_for_good_has_the_shard_looked_at(c
         assert (finding.shard, finding.message.split(";")[0]) == ("s1", "column price is missing")
         # Searches do without it.
         assert w.router.ready()[1]["s1"]
+
+
+OTHER_WORKER = """
+import sys
+from pathlib import Path
+from router.freshness.worker_counters import WorkerCounters
+from shard_config import load
+WorkerCounters(load(sys.argv[1]), Path(sys.argv[2])).note_schema("s1")
+"""
+
+
+async def test_a_worker_looks_where_another_has_found_a_change(cluster: Cluster, tmp_path: Path) -> None:
+    path = applied_map(cluster, tmp_path, docs=collection())
+    shard_map, shared = load(path), tmp_path / "shared"
+    create(shared, shard_map)
+    topology = Topology(
+        shard_map, Parts(shard_map, Settings(schema_check_interval=1000.0), shared_path=shared)
+    )
+    await topology.open()
+    try:
+        table = shard_map.collections["docs"].table
+        await execute(cluster.node("s1-a").dsn, f"DROP TABLE {table}")
+        await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-c", OTHER_WORKER, str(path), str(shared)], check=True
+        )
+        # Nobody has searched here.
+        await until(lambda: topology.snapshot.schema().wrong, 15.0)
+        assert not topology.snapshot.ready()[1]["s1"]
+    finally:
+        await topology.close()
 
 
 async def test_an_interval_of_zero_looks_at_nothing(cluster: Cluster) -> None:
