@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Annotated, Any
 
@@ -22,7 +23,7 @@ from router.query.types import (
     Unsettled,
 )
 from router.query.way import rounded
-from router.schema.findings import Finding
+from router.schema.findings import Finding, Severity
 
 __all__ = [
     "BatchAnswer",
@@ -41,13 +42,18 @@ __all__ = [
     "NodeList",
     "Ready",
     "RecallView",
+    "SchemaView",
     "SearchAnswer",
     "ShardOutcome",
     "UpsertAnswer",
     "UpsertProblem",
     "coverage_view",
+    "schema_view",
     "search_answer",
 ]
+
+# A thousand shards may all lack the same table.
+_MOST_FINDINGS = 100
 
 
 class Hit(msgspec.Struct):
@@ -229,6 +235,16 @@ class Ready(msgspec.Struct, frozen=True):
     shards: dict[str, bool]
 
 
+class SchemaView(msgspec.Struct, frozen=True):
+    """What is not as the map says on the shards' tables: the gravest findings, and how many there are of each
+    severity."""
+
+    error: int
+    warning: int
+    note: int
+    findings: tuple[Finding, ...]
+
+
 class Health(msgspec.Struct, frozen=True):
     """`ok`: every shard can be searched, every node is up, and nothing fails on a shard's tables; `degraded`:
     some; `unavailable`: none. `schema` is what is not as the map says, and there only if something is."""
@@ -240,11 +256,25 @@ class Health(msgspec.Struct, frozen=True):
     shards: dict[str, bool]
     nodes: list[NodeStatus]
     caches: dict[str, Any]
-    schema: tuple[Finding, ...] | UnsetType = UNSET
+    schema: SchemaView | UnsetType = UNSET
 
 
 def coverage_view(coverage: Coverage) -> CoverageView:
     return CoverageView(coverage.full, coverage.shards, coverage.failures, coverage.stale or UNSET)
+
+
+def schema_view(findings: Sequence[Finding]) -> SchemaView | UnsetType:
+    """Nothing where all is as the map says."""
+    if not findings:
+        return UNSET
+    gravest = sorted(findings, key=lambda finding: list(Severity).index(finding.severity))
+    counts = Counter(finding.severity for finding in findings)
+    return SchemaView(
+        counts[Severity.ERROR],
+        counts[Severity.WARNING],
+        counts[Severity.NOTE],
+        tuple(gravest[:_MOST_FINDINGS]),
+    )
 
 
 def search_answer(

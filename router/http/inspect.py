@@ -17,6 +17,7 @@ from router.http.answers import (
     NodeList,
     Ready,
     RecallView,
+    schema_view,
 )
 from router.http.backend import Backend
 from router.http.message import Reply, Request
@@ -104,7 +105,7 @@ class Inspection:
                 shards=shards,
                 nodes=backend.nodes(),
                 caches=dict(backend.cache_stats()),
-                schema=backend.schema().findings or UNSET,
+                schema=schema_view(backend.schema().findings),
             )
         )
 

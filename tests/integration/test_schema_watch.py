@@ -176,7 +176,8 @@ def test_serve_starts_without_tables_and_says_so_until_they_are_there(
             "collection": "other",
             "nodes": [],
             "searchable": False,
-        } in health["schema"]
+        } in health["schema"]["findings"]
+        assert health["schema"]["error"] == 4
         assert metrics()["s3"] >= 1
         search = {"vector": [1, 2, 3, 4], "k": 1}
         full = httpx.post(f"{url}/v1/collections/docs/search", json=search).json()["coverage"]["full"]
