@@ -12,6 +12,7 @@ from pathlib import Path
 
 import asyncpg
 import httpx
+import msgspec
 import pytest
 
 from deploy.local import Cluster
@@ -23,7 +24,7 @@ from router.topology import Parts, Topology
 from shard_config import load
 from tests.conftest import Serve
 from tests.integration.apps import applied_map, collection, pgscatter, write_map
-from tests.integration.worlds import World, execute, world
+from tests.integration.worlds import World, execute, hits, world
 
 SHARDS = ("s0", "s1", "s2", "s3")
 
@@ -87,6 +88,24 @@ async def test_a_shard_whose_searches_fail_is_not_ready_until_it_is_mended(
         await until(lambda: w.router.ready()[1]["s1"])
         assert not w.router.schema().wrong
         assert failed(await w.search([1.0] * 8, k=9)) == []
+
+
+@pytest.mark.parametrize("type_", ["halfvec(8)", "sparsevec(8)"])
+async def test_vectors_of_another_type_on_one_shard_are_shown_as_they_are(
+    cluster: Cluster, type_: str
+) -> None:
+    """Their bytes mean something else: they would be read as other vectors, or not at all."""
+    async with world(cluster, Settings(schema_check_interval=0.0)) as w:
+        await w.put(*(w.document(i, [float(i), *[1.0] * 7]) for i in range(30)))
+        await on_s1(w, f"ALTER TABLE {{table}} ALTER COLUMN embedding TYPE {type_} USING embedding::{type_}")
+        for exact in (False, True):
+            found = await w.search([0.0] * 8, k=30, exact=exact, include=frozenset({"vector"}))
+            shown = {hit["id"]: hit["vector"] for hit in hits(found)}
+            assert shown == {i: [float(i), *[1.0] * 7] for i in range(30)}
+        moved = next(hit["id"] for hit in hits(found) if hit["shard"] == "s1")
+        read = await w.router.read(w.collection, moved, frozenset({"vector"}), w.soon())
+        assert read is not None
+        assert msgspec.json.decode(msgspec.json.encode(read.document))["vector"] == shown[moved]
 
 
 async def test_a_write_that_the_table_refuses_for_good_has_the_shard_looked_at(cluster: Cluster) -> None:
