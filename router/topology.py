@@ -151,7 +151,7 @@ class Parts:
         self.batches = Batches(settings.node_queue)
         self.prober = Prober(self.nodes, settings, self.freshness)
         self.statistics = Statistics(self.nodes, shard_map.collections.values(), settings)
-        self.schema = SchemaWatch(self.nodes, shard_map, settings)
+        self.schema = SchemaWatch(self.nodes, shard_map, settings, self.freshness.counters)
         self.unconfirmed = UnconfirmedWrites(self.freshness, self.prober, settings.write_timeout)
         self.recall = LiveRecall(
             RecallSampler(settings.recall_sample_rate, settings.recall_budget),

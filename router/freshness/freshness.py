@@ -55,6 +55,7 @@ class Freshness:
         version: of a collection, how many writes to it the workers have finished.
         position: of a shard, a log position that holds everything written through any worker.
         acknowledged: of a shard, how far its log is known to have reached, with the timeline.
+        counters: what the workers share, for others than writes.
     """
 
     def __init__(
@@ -73,6 +74,7 @@ class Freshness:
         self.version: Callable[[str], int] = self._counters.version
         self.position: Callable[[str], int] = self._counters.position
         self.acknowledged = Acknowledged()
+        self.counters = self._counters
         self._link = link
         self._token_ttls = {
             name: max(_TOKEN_TTL_FACTOR * one.cache.ttl, _TOKEN_TTL_LEAST)

@@ -2,9 +2,9 @@
 
 Each worker has a slot of a common file that only it writes: per collection, how many writes it has
 finished, how many of them Redis has to hear of and how many Redis has heard of; per shard, how far the
-write-ahead log reached after its last write. A reader takes the sum or the maximum over all slots, so
-that a write through one worker is known to all others at once, without a message. A router of one worker
-keeps its only slot in plain memory.
+write-ahead log reached after its last write, and how often it found the shard's tables changed. A reader
+takes the sum or the maximum over all slots, so that a write through one worker is known to all others at
+once, without a message. A router of one worker keeps its only slot in plain memory.
 
 Invariant: no cell ever decreases while the file exists, not even when a worker dies and another one takes
 its slot. So a version that was read before a search is never the present one again after a write.
@@ -26,7 +26,7 @@ _WORD_BYTES = 8
 
 
 def _words(shard_map: ShardMap) -> int:
-    return 1 + 3 * len(shard_map.collections) + len(shard_map.shards)
+    return 2 + 3 * len(shard_map.collections) + 2 * len(shard_map.shards)
 
 
 def create(path: Path, shard_map: ShardMap) -> None:
@@ -51,7 +51,9 @@ class WorkerCounters:
         self._versions, self._marked, self._sent = (
             dict(zip(shard_map.collections, columns, strict=False)) for _ in range(3)
         )
-        self._positions = dict(zip(shard_map.shards, columns, strict=True))
+        self._positions = dict(zip(shard_map.shards, columns, strict=False))
+        self._schemas = dict(zip(shard_map.shards, columns, strict=False))
+        (self._schemas_of_all,) = columns
         self._file: int | None = None
         slot, slots = 0, 1
         memory: mmap.mmap | bytearray = bytearray(self._width * _WORD_BYTES)
@@ -120,6 +122,21 @@ class WorkerCounters:
         cell = self._own + self._sent[collection]
         # Of two commands under way at once, the one that was sent first may be answered last.
         self._cells[cell] = max(self._cells[cell], number)
+
+    @property
+    def shared(self) -> bool:
+        """Whether there may be other workers."""
+        return self._file is not None
+
+    def note_schema(self, shard: str) -> None:
+        """Count that this worker has found other faults in the tables of `shard` than before, or none."""
+        self._cells[self._own + self._schemas[shard]] += 1
+        self._cells[self._own + self._schemas_of_all] += 1
+
+    def schemas_noted(self, shard: str | None = None) -> int:
+        """How often the other workers have, on `shard` or on all together."""
+        column = self._schemas_of_all if shard is None else self._schemas[shard]
+        return sum([self._cells[slot + column] for slot in self._slots if slot != self._own])
 
     def close(self) -> None:
         self._cells.release()

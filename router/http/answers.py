@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
@@ -23,7 +24,7 @@ from router.query.types import (
     Unsettled,
 )
 from router.query.way import rounded
-from router.schema.findings import Finding
+from router.schema.findings import Finding, Severity
 
 __all__ = [
     "BatchAnswer",
@@ -44,14 +45,19 @@ __all__ = [
     "NodeList",
     "Ready",
     "RecallView",
+    "SchemaView",
     "SearchAnswer",
     "ShardOutcome",
     "UpsertAnswer",
     "UpsertProblem",
     "coverage_view",
     "node_faults",
+    "schema_view",
     "search_answer",
 ]
+
+# A thousand shards may all lack the same table.
+_MOST_FINDINGS = 100
 
 
 class Hit(msgspec.Struct):
@@ -260,6 +266,16 @@ class DisagreementView(msgspec.Struct, frozen=True):
     collection: str | None = None
 
 
+class SchemaView(msgspec.Struct, frozen=True):
+    """What is not as the map says on the shards' tables: the gravest findings, and how many there are of each
+    severity."""
+
+    error: int
+    warning: int
+    note: int
+    findings: tuple[Finding, ...]
+
+
 class Health(msgspec.Struct, frozen=True):
     """`ok`: every shard can be searched, every node is up, nothing fails on a shard's tables, and the map
     agrees with the shards; `degraded`: not all of that; `unavailable`: no search has a chance.
@@ -277,7 +293,7 @@ class Health(msgspec.Struct, frozen=True):
     shards: dict[str, bool]
     faults: list[NodeFault]
     caches: dict[str, Any]
-    schema: tuple[Finding, ...] | UnsetType = UNSET
+    schema: SchemaView | UnsetType = UNSET
     nodes: list[NodeStatus] | UnsetType = UNSET
     keys: Literal["current", "outdated"] | UnsetType = UNSET
     disagreements: list[DisagreementView] = []
@@ -303,6 +319,20 @@ def coverage_view(coverage: Coverage, *, inside: bool) -> CoverageView:
         )
     return CoverageView(
         coverage.full, coverage.shards, failures, coverage.stale or UNSET, coverage.lost or UNSET
+    )
+
+
+def schema_view(findings: Sequence[Finding]) -> SchemaView | UnsetType:
+    """Nothing where all is as the map says."""
+    if not findings:
+        return UNSET
+    gravest = sorted(findings, key=lambda finding: list(Severity).index(finding.severity))
+    counts = Counter(finding.severity for finding in findings)
+    return SchemaView(
+        counts[Severity.ERROR],
+        counts[Severity.WARNING],
+        counts[Severity.NOTE],
+        tuple(gravest[:_MOST_FINDINGS]),
     )
 
 

@@ -180,6 +180,12 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "at_k": "Mean recall at the searches' own k, 0 to 1.",
         "samples": "Searches that it is the mean of.",
     },
+    "SchemaView": {
+        "error": "How many findings mean that searches or writes fail, or are wrong.",
+        "warning": "How many mean that they are slower, or other than the map says.",
+        "note": "How many may be meant so.",
+        "findings": "The gravest of them, 100 at most.",
+    },
     "SearchAnswer": {
         "hits": "Nearest first, equal distances by id.",
         "took_ms": "Milliseconds that the search took.",

@@ -20,6 +20,7 @@ from router.http.answers import (
     Ready,
     RecallView,
     node_faults,
+    schema_view,
 )
 from router.http.backend import Backend, NodeStatus
 from router.http.keys import Keys
@@ -119,7 +120,7 @@ class Inspection:
                 faults=node_faults(nodes),
                 caches={name: figure for name, figure in caches.items() if name not in hidden},
                 nodes=nodes if request.inside else UNSET,
-                schema=(found if request.inside else redacted(found)) or UNSET,
+                schema=schema_view(found if request.inside else redacted(found)),
                 keys=UNSET if self._keys is None else "outdated" if self._keys.outdated else "current",
                 disagreements=[
                     DisagreementView(

@@ -13,7 +13,7 @@ import msgspec
 from cachetools import LRUCache
 
 from router.postgres.conditions import PlainParams, where
-from router.postgres.sql import Statement, distance_operator, result_columns, variable_bytes
+from router.postgres.sql import Statement, distance_operator, read_as, result_columns, variable_bytes
 from router.query.filter import Filter
 from router.query.sizes import Layout, variable_columns
 from router.query.types import Scan, Shape
@@ -182,7 +182,7 @@ def _nearest(
 ) -> str:
     """The candidates, each with its full distance, as (_id, _d, *columns, _seen)."""
     columns = [column for _, column in result_columns(collection, include)]
-    read = "".join(f", {column} AS _c{i}" for i, column in enumerate(columns))
+    read = "".join(f", {read_as(collection, column)} AS _c{i}" for i, column in enumerate(columns))
     passed = "".join(f", _c{i}" for i in range(len(columns)))
     operator = distance_operator(collection.vector.metric)
     distance = f"{collection.vector.column} {operator} {query}"
@@ -274,7 +274,7 @@ def _many_exact(collection: Collection, condition: str, counted: bool, layout: L
     brought, wanted = arguments.add(None, "int"), arguments.add(None, "int")
     most = arguments.add(None, "int") if layout.guarded else ""
     columns = [column for _, column in result_columns(collection, layout.inline)]
-    read = "".join(f", {column} AS _c{i}" for i, column in enumerate(columns))
+    read = "".join(f", {read_as(collection, column)} AS _c{i}" for i, column in enumerate(columns))
     passed = "".join(f", _c{i}" for i in range(len(columns)))
     kept = (
         f"SELECT {_id(collection)} AS _id, {collection.vector.column} AS _e{read}"

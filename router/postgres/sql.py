@@ -26,6 +26,7 @@ __all__ = [
     "distance_operator",
     "existing_ids",
     "mapped_columns",
+    "read_as",
     "result_columns",
     "sample",
     "select_by_id",
@@ -73,6 +74,14 @@ def mapped_columns(collection: Collection) -> dict[str, str]:
     return columns | {column.column: str(column.type) for column in collection.columns.values()}
 
 
+def read_as(collection: Collection, column: str) -> str:
+    """`column` in the form that answers are made from.
+
+    A vector that is of another type than the map says, as after an ALTER TABLE on one shard, is converted.
+    """
+    return f"{column}::{collection.vector.type}" if column == collection.vector.column else column
+
+
 def select_by_id(collection: Collection, id_: object, include: frozenset[str], most: int) -> Statement:
     """One row as (id, *included columns, their size).
 
@@ -81,7 +90,8 @@ def select_by_id(collection: Collection, id_: object, include: frozenset[str], m
     params = PlainParams()
     columns = [column for _, column in result_columns(collection, include)]
     condition = f"{collection.id.column} = {params.add(id_, collection.id.type)}"
-    selected = f"{collection.id.column} AS _id{_list(columns, 'AS _c')}"
+    read = [read_as(collection, column) for column in columns]
+    selected = f"{collection.id.column} AS _id{_list(read, 'AS _c')}"
     size = variable_bytes(variable_columns(collection, include))
     given = "".join(
         f", CASE WHEN _size <= {params.add(most, 'int')} THEN _c{i} END" for i in range(len(columns))
@@ -97,7 +107,9 @@ def select_by_ids(
     collection: Collection, ids: Sequence[object], include: frozenset[str], filter: Filter | None = None
 ) -> Statement:
     """Rows as (id, *included columns), of those of `ids` that match `filter`."""
-    selected = "".join(f", {column}" for _, column in result_columns(collection, include))
+    selected = "".join(
+        f", {read_as(collection, column)}" for _, column in result_columns(collection, include)
+    )
     return _by_ids(collection, ids, selected, filter)
 
 

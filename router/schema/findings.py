@@ -134,9 +134,7 @@ def version_findings(versions: Mapping[tuple[str, str], Versions]) -> list[Findi
 def redacted(findings: Iterable[Finding]) -> tuple[Finding, ...]:
     """The same for who may not know of tables, roles and servers: where, how badly, and what fails by it."""
     told = "told to the scope admin, by the router's log, and by `pgscatter schema check`"
-    return tuple(
-        dict.fromkeys(msgspec.structs.replace(finding, message=told, nodes=()) for finding in findings)
-    )
+    return tuple(msgspec.structs.replace(finding, message=told, nodes=()) for finding in findings)
 
 
 def _with_works(facts: Sequence[NodeFacts]) -> list[NodeFacts]:

@@ -3,6 +3,7 @@
 Invariant: no search waits for a check, and none is kept from a shard by one: what is found is told, so that
 readiness and alerts do not stay green while searches fail. A shard on which a statement fails for a reason
 that lasts is looked at within a second, and one on which something is wrong every few, until it is mended.
+Each worker looks for itself, and where one finds a change, the others look as well.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from functools import partial
 
 import msgspec
 
+from router.freshness.worker_counters import WorkerCounters
 from router.nodes.node import Node
 from router.policy.selection import Health
 from router.postgres.connection import POSTGRES_ERRORS, ErrorKind, NodeError, node_error
@@ -40,6 +42,8 @@ _LOCK_MS = 200
 _FIRST_SECONDS = 3.0
 # Between two checks of a shard on which something is wrong, and at least between any two.
 _SOON, _LEAST = 2.0, 1.0
+# Until a change that another worker has found is heard of.
+_LISTEN = 1.0
 # Seconds more for each shard on which something is wrong: a map whose tables are missing everywhere costs a
 # hundredth of a processor, and not all of it.
 _SOON_EACH, _LEAST_EACH = 0.2, 0.05
@@ -73,12 +77,14 @@ class SchemaWatch:
         nodes: Iterable[Node],
         shard_map: ShardMap,
         settings: Settings,
+        counters: WorkerCounters,
         *,
         ask: Callable[[Node, list[Collection]], Awaitable[NodeFacts]] | None = None,
         rng: Callable[[float, float], float] = random.uniform,
     ) -> None:
         """`ask` takes the place of the servers, where they are simulated."""
         self._ask = ask or _ask
+        self._counters = counters
         self._interval = settings.schema_check_interval
         self._rng = rng
         self._collections = collections_by_shard(shard_map, list(shard_map.collections.values()))
@@ -116,6 +122,8 @@ class SchemaWatch:
             asyncio.create_task(self._run(shard, first), name=f"check the schema of {shard}")
             for shard, first in zip(self._nodes, looked, strict=True)
         ]
+        if self._counters.shared:
+            self._tasks.append(asyncio.create_task(self._listen(), name="hear of changed schemas"))
         with suppress(TimeoutError):
             async with asyncio.timeout(_FIRST_SECONDS):
                 await asyncio.gather(*(first.wait() for first in looked))
@@ -153,6 +161,18 @@ class SchemaWatch:
                 async with asyncio.timeout(pause - least):
                     await woken.wait()
 
+    async def _listen(self) -> None:
+        """Look where another worker has found a change: the search that failed may have been that one's."""
+        noted, heard = 0, dict.fromkeys(self._nodes, 0)
+        while True:
+            if (latest := self._counters.schemas_noted()) != noted:
+                noted = latest
+                for shard, before in heard.items():
+                    heard[shard] = self._counters.schemas_noted(shard)
+                    if heard[shard] != before:
+                        self.suspect(shard)
+            await asyncio.sleep(_LISTEN)
+
     async def _look(self, shard: str) -> None:
         facts: list[NodeFacts] = []
         for node in self._nodes[shard]:
@@ -174,6 +194,8 @@ class SchemaWatch:
         found = shard_findings(shard, held, facts, nodes=len(self._nodes[shard]))
         self._versions |= {(shard, one.node): one.versions for one in facts}
         self._state = None
+        if found != self._found.get(shard, []):
+            self._counters.note_schema(shard)
         self._tell(shard, _graver(self._found.get(shard, [])), _graver(found))
         self._found[shard] = found
         if any(finding.severity is Severity.ERROR for finding in found):

@@ -11,6 +11,8 @@ import pytest
 
 from router.query.filter import Compare
 from router.recall.sampling import RecallSeen
+from router.schema.findings import Finding, Severity
+from router.schema.watch import SchemaState
 from router.settings import Settings
 from shard_config.model import Tuned
 from tests.http.fake import FakeBackend, LogLines, application
@@ -293,6 +295,14 @@ async def test_probes_tell_whether_to_send_traffic(client: httpx.AsyncClient, ba
     assert (health["status"], health["map_version"], health["caches"]["l1_entries"]) == ("ok", 12, 2)
     backend.down = {"s1"}
     assert (await client.get("/health")).json()["status"] == "degraded"
+    backend.down = set()
+    many = tuple(Finding(f"s{i % 2}", Severity.WARNING, f"lacks index {i}", "documents") for i in range(300))
+    backend.schema_state = SchemaState(many)
+    assert (await client.get("/health")).json()["status"] == "ok"
+    backend.schema_state = SchemaState((*many, Finding("s1", Severity.ERROR, "lacks table public.documents")))
+    health = (await client.get("/health")).json()
+    assert (health["status"], health["schema"]["error"], health["schema"]["warning"]) == ("degraded", 1, 300)
+    assert [one["severity"] for one in health["schema"]["findings"]] == ["error"] + 99 * ["warning"]
     backend.is_ready = False
     response = await client.get("/readyz")
     assert (response.status_code, response.json()["ready"]) == (503, False)

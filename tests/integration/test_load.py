@@ -601,12 +601,17 @@ async def test_two_loads_of_one_table_do_not_run_at_once(cluster: Cluster, tmp_p
 
 async def begun(source: Path, path: Path, table: str) -> subprocess.Popen[str]:
     """A load that has put off the index of every shard, and is stopped before its end."""
-    running = began(source, path, "--chunk-rows", 100)
-    async with asyncio.timeout(30):
-        while any(await hnsw(path, table)):
-            await asyncio.sleep(0.01)
-    running.send_signal(signal.SIGSTOP)
-    assert running.poll() is None
+    running = began(source, path, "--chunk-rows", 20)
+    try:
+        async with asyncio.timeout(60):
+            while any(await hnsw(path, table)):
+                await asyncio.sleep(0.01)
+        running.send_signal(signal.SIGSTOP)
+        assert running.poll() is None
+    except BaseException:
+        running.kill()
+        running.communicate(timeout=30)
+        raise
     return running
 
 
@@ -615,22 +620,24 @@ async def test_schema_apply_leaves_the_index_to_a_load_at_work_and_not_to_one_th
 ) -> None:
     table = fresh()
     path = applied_map(cluster, tmp_path, docs=collection(table=table))
-    vectors = sample(20_000)
+    vectors = sample(4_000)
     source = npy(tmp_path, vectors)
     running = await begun(source, path, table)
-    beside = pgscatter("schema", "apply", "--map", path)
-    assert await hnsw(path, table) == [0, 0, 0, 0]
-    left = f"docs: left to the load that is at work on {table}, which builds it when the rows are in: index"
-    assert beside.stdout.count(left) == 4
-    # Nothing is wrong as long as the load lives.
-    checked = pgscatter("schema", "check", "--map", path)
-    assert checked.stdout.count("a load is at work") == 4
-    running.kill()
-    running.communicate(timeout=30)
+    try:
+        beside = pgscatter("schema", "apply", "--map", path)
+        assert await hnsw(path, table) == [0, 0, 0, 0]
+        left = f"docs: left to the load that is at work on {table}, which builds it when the rows are in: "
+        assert beside.stdout.count(left) == 4
+        # Nothing is wrong as long as the load lives.
+        checked = pgscatter("schema", "check", "--map", path)
+        assert checked.stdout.count("a load is at work") == 4
+    finally:
+        running.kill()
+        running.communicate(timeout=30)
     done = pgscatter("schema", "apply", "--map", path)
     assert done.stdout.count("created index") == 4
     assert await hnsw(path, table) == [1, 1, 1, 1]
-    load(source, path, "--chunk-rows", 100)
+    load(source, path, "--chunk-rows", 20)
     await check(path, vectors, table)
 
 

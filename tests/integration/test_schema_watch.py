@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import asyncio
 import re
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import asyncpg
 import httpx
+import msgspec
 import pytest
 
 from deploy.local import Cluster
+from router.freshness.worker_counters import create
 from router.query.types import Found
 from router.schema.findings import Severity
 from router.settings import Settings
+from router.topology import Parts, Topology
+from shard_config import load
 from tests.conftest import Serve
-from tests.integration.apps import collection, pgscatter, write_map
-from tests.integration.worlds import World, execute, world
+from tests.integration.apps import applied_map, collection, pgscatter, write_map
+from tests.integration.worlds import World, execute, hits, world
 
 SHARDS = ("s0", "s1", "s2", "s3")
 
@@ -84,6 +90,24 @@ async def test_a_shard_whose_searches_fail_is_not_ready_until_it_is_mended(
         assert failed(await w.search([1.0] * 8, k=9)) == []
 
 
+@pytest.mark.parametrize("type_", ["halfvec(8)", "sparsevec(8)"])
+async def test_vectors_of_another_type_on_one_shard_are_shown_as_they_are(
+    cluster: Cluster, type_: str
+) -> None:
+    """Their bytes mean something else: they would be read as other vectors, or not at all."""
+    async with world(cluster, Settings(schema_check_interval=0.0)) as w:
+        await w.put(*(w.document(i, [float(i), *[1.0] * 7]) for i in range(30)))
+        await on_s1(w, f"ALTER TABLE {{table}} ALTER COLUMN embedding TYPE {type_} USING embedding::{type_}")
+        for exact in (False, True):
+            found = await w.search([0.0] * 8, k=30, exact=exact, include=frozenset({"vector"}))
+            shown = {hit["id"]: hit["vector"] for hit in hits(found)}
+            assert shown == {i: [float(i), *[1.0] * 7] for i in range(30)}
+        moved = next(hit["id"] for hit in hits(found) if hit["shard"] == "s1")
+        read = await w.router.read(w.collection, moved, frozenset({"vector"}), w.soon())
+        assert read is not None
+        assert msgspec.json.decode(msgspec.json.encode(read.document))["vector"] == shown[moved]
+
+
 async def test_a_write_that_the_table_refuses_for_good_has_the_shard_looked_at(cluster: Cluster) -> None:
     async with world(cluster, Settings(schema_check_interval=1000.0)) as w:
         await on_s1(w, "ALTER TABLE {table} DROP COLUMN price")
@@ -95,6 +119,36 @@ async def test_a_write_that_the_table_refuses_for_good_has_the_shard_looked_at(c
         assert (finding.shard, finding.message.split(";")[0]) == ("s1", "column price is missing")
         # Searches do without it.
         assert w.router.ready()[1]["s1"]
+
+
+OTHER_WORKER = """
+import sys
+from pathlib import Path
+from router.freshness.worker_counters import WorkerCounters
+from shard_config import load
+WorkerCounters(load(sys.argv[1]), Path(sys.argv[2])).note_schema("s1")
+"""
+
+
+async def test_a_worker_looks_where_another_has_found_a_change(cluster: Cluster, tmp_path: Path) -> None:
+    path = applied_map(cluster, tmp_path, docs=collection())
+    shard_map, shared = load(path), tmp_path / "shared"
+    create(shared, shard_map)
+    topology = Topology(
+        shard_map, Parts(shard_map, Settings(schema_check_interval=1000.0), shared_path=shared)
+    )
+    await topology.open()
+    try:
+        table = shard_map.collections["docs"].table
+        await execute(cluster.node("s1-a").dsn, f"DROP TABLE {table}")
+        await asyncio.to_thread(
+            subprocess.run, [sys.executable, "-c", OTHER_WORKER, str(path), str(shared)], check=True
+        )
+        # Nobody has searched here.
+        await until(lambda: topology.snapshot.schema().wrong, 15.0)
+        assert not topology.snapshot.ready()[1]["s1"]
+    finally:
+        await topology.close()
 
 
 async def test_an_interval_of_zero_looks_at_nothing(cluster: Cluster) -> None:
@@ -141,7 +195,8 @@ def test_serve_starts_without_tables_and_says_so_until_they_are_there(
             "collection": "other",
             "nodes": [],
             "searchable": False,
-        } in health["schema"]
+        } in health["schema"]["findings"]
+        assert health["schema"]["error"] == 4
         assert metrics()["s3"] >= 1
         search = {"vector": [1, 2, 3, 4], "k": 1}
         full = httpx.post(f"{url}/v1/collections/docs/search", json=search).json()["coverage"]["full"]

@@ -8,6 +8,7 @@ from collections import Counter
 import msgspec
 
 from bench.simulation.virtual_time import run
+from router.freshness.worker_counters import WorkerCounters
 from router.nodes.node import Node
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState
@@ -42,7 +43,7 @@ class World:
         self.broken: set[str] = set()
         self.looks: Counter[str] = Counter()
         self.at_once = self.most_at_once = 0
-        self.watch = SchemaWatch(self.nodes, self.map, SETTINGS, ask=self.ask)
+        self.watch = SchemaWatch(self.nodes, self.map, SETTINGS, WorkerCounters(self.map), ask=self.ask)
 
     async def ask(self, node: Node, collections: list[model.Collection]) -> NodeFacts:
         self.looks[node.shard] += 1

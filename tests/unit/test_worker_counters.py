@@ -46,6 +46,19 @@ def test_workers_see_each_others_writes_and_nothing_goes_back_when_one_dies(tmp_
     ours.close()
 
 
+def test_what_other_workers_found_of_the_tables_is_counted_by_shard(tmp_path: Path) -> None:
+    path = tmp_path / "shared"
+    create(path, shard_map())
+    ours = WorkerCounters(shard_map(), path)
+    ours.note_schema("s0")
+    assert (ours.shared, ours.schemas_noted(), ours.schemas_noted("s0")) == (True, 0, 0)
+    noting = WORKER.replace("sys.stdin.read()", "counters.note_schema('s1'); counters.note_schema('s1')")
+    subprocess.run([sys.executable, "-c", noting, str(path)], check=True, stdout=subprocess.DEVNULL)
+    assert (ours.schemas_noted(), ours.schemas_noted("s0"), ours.schemas_noted("s1")) == (2, 0, 2)
+    ours.close()
+    assert not WorkerCounters(shard_map()).shared
+
+
 def start_worker(path: Path) -> subprocess.Popen[str]:
     command = [sys.executable, "-c", WORKER, str(path)]
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
