@@ -185,10 +185,13 @@ def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2", "--drain-delay", "60") as router:
         workers = workers_of(router)
         assert len(workers) == 2
-        with connected(router) as idle:
+        with connected(router) as idle, connected(router) as busy:
+            busy.sendall(b"PUT /v1/collections/documents/documents HTTP/1.1\r\nhost: r\r\n")
+            busy.sendall(b"content-type: application/json\r\ncontent-length: 100\r\n\r\n{")
             os.kill(router.process.pid, signal.SIGKILL)
             until(lambda: not any(Path(f"/proc/{pid}/status").exists() for pid in workers))
             assert idle.recv(10) == b""
+            assert busy.recv(1000).startswith(b"HTTP/1.1 503 ")
         with socket.create_server(("127.0.0.1", port_of(router))):  # the port is free
             pass
         assert "the supervisor is gone" in router.log
