@@ -39,6 +39,8 @@ CLOSING = 10.0
 # Seconds. An orphan finishes no longer than that: its port and its connections are wanted by its successor.
 _ORPHAN_FINISH = 1.0
 _LOOK = 0.05
+# Seconds for what is cut off to say so, and for connections to the nodes when nobody wants to wait.
+_AT_ONCE = 1.0
 # Seconds between the announcement of the end, or the end of the delay, and the end of listening.
 _LAST_LOOK = 0.1
 
@@ -159,12 +161,12 @@ class _Server(uvicorn.Server):
             await self._drain()
         await self._stop_listening(sockets or [])
         await self._finish()
-        if self._life.phase is not Phase.LEAVING:
-            try:
-                async with asyncio.timeout(CLOSING):
-                    await self.lifespan.shutdown()
-            except TimeoutError:
-                _logger.error("connections to the nodes not closed", extra={"seconds": CLOSING})
+        seconds = _AT_ONCE if self._life.phase is Phase.LEAVING else CLOSING
+        try:
+            async with asyncio.timeout(seconds):
+                await self.lifespan.shutdown()
+        except TimeoutError:
+            _logger.error("connections to the nodes not closed", extra={"seconds": seconds})
 
     async def _drain(self) -> None:
         for connection in list(self.server_state.connections):
@@ -199,13 +201,17 @@ class _Server(uvicorn.Server):
         seconds = self._bounds.drain_timeout
         if self._life.orphaned:
             seconds = min(seconds, _ORPHAN_FINISH)
-        if await self._gone(seconds) or self._life.phase is Phase.LEAVING:
+        if await self._gone(seconds):
             return
         unfinished = list(state.tasks)
-        _logger.error("requests cut off", extra={"requests": len(unfinished), "seconds": seconds})
+        if not unfinished:
+            return
+        told = self._life.phase is Phase.LEAVING
+        reason = "a second Ctrl-C" if told else f"{seconds:g} s were not enough"
+        _logger.error("requests cut off", extra={"requests": len(unfinished), "reason": reason})
         for task in unfinished:
-            task.cancel("drain_timeout is over")
-        await self._gone(1.0)
+            task.cancel("the process ends")
+        await asyncio.wait(unfinished, timeout=_AT_ONCE)
 
     async def _gone(self, seconds: float) -> bool:
         """Whether all connections and tasks ended within `seconds`, before the process has to leave."""

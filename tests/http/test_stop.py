@@ -170,7 +170,21 @@ def test_what_is_not_done_in_time_is_refused_and_said(tmp_path: Path) -> None:
         assert '"event":"requests cut off","requests":1' in router.log and "Traceback" not in router.log
 
 
-@pytest.mark.parametrize("workers", ["1", "2"])
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.full)])
+def test_a_second_ctrl_c_leaves_at_once(tmp_path: Path, workers: str) -> None:
+    with serving(tmp_path, "--workers", workers) as router, connected(router) as slow:
+        slow.sendall(b"PUT /v1/collections/documents/documents HTTP/1.1\r\nhost: r\r\n")
+        slow.sendall(b"content-type: application/json\r\ncontent-length: 100\r\n\r\n{")
+        until(lambda: httpx.get(f"{router.url}/metrics").text.count("requests_in_flight 2.0"))
+        router.process.send_signal(INT)
+        time.sleep(0.5)
+        assert router.process.poll() is None
+        assert router.stop(INT) == 0
+        assert slow.recv(1000).startswith(b"HTTP/1.1 503 ")
+        assert "Traceback" not in router.log
+
+
+@pytest.mark.parametrize("workers", ["1", pytest.param("2", marks=pytest.mark.full)])
 def test_sighup_ends_nothing(tmp_path: Path, workers: str) -> None:
     with serving(tmp_path, "--workers", workers) as router:
         for pid in (router.process.pid, *map(int, workers_of(router))):
@@ -185,10 +199,13 @@ def test_workers_end_when_their_supervisor_is_killed(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2", "--drain-delay", "60") as router:
         workers = workers_of(router)
         assert len(workers) == 2
-        with connected(router) as idle:
+        with connected(router) as idle, connected(router) as busy:
+            busy.sendall(b"PUT /v1/collections/documents/documents HTTP/1.1\r\nhost: r\r\n")
+            busy.sendall(b"content-type: application/json\r\ncontent-length: 100\r\n\r\n{")
             os.kill(router.process.pid, signal.SIGKILL)
             until(lambda: not any(Path(f"/proc/{pid}/status").exists() for pid in workers))
             assert idle.recv(10) == b""
+            assert busy.recv(1000).startswith(b"HTTP/1.1 503 ")
         with socket.create_server(("127.0.0.1", port_of(router))):  # the port is free
             pass
         assert "the supervisor is gone" in router.log
@@ -205,7 +222,7 @@ def test_a_worker_that_hangs_does_not_keep_the_others_from_ending(tmp_path: Path
         assert router.process.wait(20) == 0
 
 
-@pytest.mark.parametrize(("workers", "number"), [("1", TERM), ("2", INT)])
+@pytest.mark.parametrize(("workers", "number"), [("1", TERM), pytest.param("2", INT, marks=pytest.mark.full)])
 def test_a_start_that_waits_for_nodes_ends_when_told_to(tmp_path: Path, workers: str, number: int) -> None:
     """The node takes connections and says nothing."""
     with socket.create_server(("127.0.0.1", 0)) as silent:
