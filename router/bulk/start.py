@@ -17,13 +17,13 @@ from router.bulk.errors import ShardError
 from router.bulk.resume import Job, Load
 from router.bulk.target import Target
 from router.postgres.connection import ErrorKind, NodeError
+from router.postgres.rights import Held, Use, held_rights, missing_rights
 from router.schema import ddl
 from router.schema.identity import require_placement
 from router.schema.inspect import Found, inspect
 from router.schema.load_lock import load_lock
 from router.schema.load_tables import create_load_tables
 from router.schema.primary import Primary, on_each, primary_of
-from router.schema.rights import Held, Use, held_rights, missing_rights
 from router.schema.session import node_errors
 from router.schema.shape import mismatches, vector_index
 from shard_config.model import Collection, ShardMap

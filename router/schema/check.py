@@ -13,6 +13,7 @@ from contextlib import suppress
 import asyncpg
 import msgspec
 
+from router.postgres.rights import Held, held_rights
 from router.schema.findings import (
     Finding,
     NodeFacts,
@@ -23,7 +24,6 @@ from router.schema.findings import (
 )
 from router.schema.inspect import Found, inspect
 from router.schema.primary import on_each
-from router.schema.rights import Held, held_rights
 from router.schema.session import connect
 from router.terminal import Display
 from shard_config.model import Collection, ShardMap

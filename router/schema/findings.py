@@ -12,9 +12,9 @@ from enum import StrEnum
 
 import msgspec
 
+from router.postgres.rights import Held, Use, missing_rights
 from router.schema.inspect import Found
 from router.schema.minima import LEAST_POSTGRESQL, WANTED_POSTGRESQL, numbers
-from router.schema.rights import Held, Use, missing_rights
 from router.schema.shape import changes, differences, mismatches, remarks, unsearchable
 from shard_config.model import Collection
 from shard_config.values import ValueType

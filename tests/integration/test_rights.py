@@ -21,9 +21,9 @@ import pytest
 from deploy.local import Cluster
 from router.bulk.errors import LoadError
 from router.bulk.load import Options, Summary, load
+from router.postgres.rights import Use, held_rights, missing_rights
 from router.postgres.sql import mapped_columns
 from router.schema.apply import ShardResult, apply
-from router.schema.rights import Use, held_rights, missing_rights
 from router.settings import Settings
 from router.terminal import Display
 from router.topology import Parts, Topology

@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from router.postgres.rights import Held
 from router.schema.ddl import stored_types
 from router.schema.findings import (
     Finding,
@@ -20,7 +21,6 @@ from router.schema.findings import (
 )
 from router.schema.inspect import Found
 from router.schema.minima import LEAST_PGVECTOR, LEAST_POSTGRESQL, WANTED_POSTGRESQL, shown
-from router.schema.rights import Held
 from shard_config.model import Collection
 from tests.unit.shard_config_maps import document, parse
 from tests.unit.test_schema_shape import HNSW, PRIMARY_KEY, collection, column, table
