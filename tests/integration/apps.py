@@ -16,12 +16,11 @@ import yaml
 
 from deploy.local import Cluster
 from router.cli import main
+from tests.integration.worlds import VERSIONS
 
 __all__ = ["applied_map", "collection", "pgscatter", "write_map"]
 
 _numbers = itertools.count()
-# Not by one: some commands raise the version themselves.
-_versions = itertools.count(10, 10)
 _COMMAND_SECONDS = 100.0  # less than a test may take
 
 
@@ -51,7 +50,7 @@ def write_map(cluster: Cluster, path: Path, collections: dict[str, Any], version
         shards.setdefault(node.shard, {"nodes": []})["nodes"].append({"name": node.name, "dsn": node.dsn})
     path.write_text(
         yaml.safe_dump(
-            {"version": version or next(_versions), "shards": shards, "collections": collections},
+            {"version": version or next(VERSIONS), "shards": shards, "collections": collections},
             sort_keys=False,
         )
     )

@@ -180,7 +180,10 @@ async def test_a_router_that_starts_again_gets_nothing_from_before_its_last_writ
 
 
 async def test_maps_of_one_version_share_no_entries(cluster: Cluster) -> None:
-    async with world(cluster, QUICK, redis=True) as ours, world(cluster, QUICK, redis=True) as theirs:
+    async with (
+        world(cluster, QUICK, redis=True, version=1) as ours,
+        world(cluster, QUICK, redis=True, version=1) as theirs,
+    ):
         assert ours.router.shard_map.version == theirs.router.shard_map.version
         await store(ours, "ours")
         await store(theirs, "theirs")

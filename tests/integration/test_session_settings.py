@@ -101,7 +101,7 @@ def map_of(cluster: Cluster, database: str) -> model.ShardMap:
         )
         for name, shard in whole.shards.items()
     }
-    return msgspec.structs.replace(whole, shards=shards)
+    return msgspec.structs.replace(whole, version=1, shards=shards)
 
 
 async def all_that_a_router_does(cluster: Cluster, database: str, folder: Path) -> list[Any]:

@@ -24,11 +24,13 @@ from shard_config import model
 from shard_config.values import ValueType
 from tests.http.fake import application
 
-__all__ = ["Vectors", "World", "column", "shard_map", "world"]
+__all__ = ["VERSIONS", "Vectors", "World", "column", "shard_map", "world"]
 
 Vectors = NDArray[np.float32]
 
 _numbers = itertools.count()
+# Of maps: tests share shards, which refuse older ones. Not by one, since some commands raise a version.
+VERSIONS = itertools.count(10, 10)
 _OPCLASSES = {
     model.Metric.L2: "l2_ops",
     model.Metric.COSINE: "cosine_ops",
@@ -41,7 +43,7 @@ def column(name: str, type_: ValueType) -> model.Column:
     return model.Column(name, name, type_)
 
 
-def shard_map(cluster: Cluster, **changes: Any) -> model.ShardMap:
+def shard_map(cluster: Cluster, *, version: int | None = None, **changes: Any) -> model.ShardMap:
     """The cluster's nodes and one collection `docs` in a table that nobody else uses."""
     shards: dict[str, model.Shard] = {}
     for node in cluster.nodes:
@@ -62,7 +64,9 @@ def shard_map(cluster: Cluster, **changes: Any) -> model.ShardMap:
         search=model.SearchDefaults(40, 2.0, 5.0, 1000),
         cache=model.Cache(60.0),
     )
-    return model.ShardMap(1, shards, {"docs": msgspec.structs.replace(base, **changes)})
+    return model.ShardMap(
+        version or next(VERSIONS), shards, {"docs": msgspec.structs.replace(base, **changes)}
+    )
 
 
 class World:
