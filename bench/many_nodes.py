@@ -233,15 +233,23 @@ class _Router:
     def cpu(self) -> float:
         return usage([self.pid]).cpu_seconds
 
-    def up(self) -> int:
-        nodes = self.http.get("/v1/nodes").json()["nodes"]
-        return sum(node["state"] == "up" for node in nodes)
+    def nodes(self) -> list[dict[str, Any]]:
+        nodes: list[dict[str, Any]] = self.http.get("/v1/nodes").json()["nodes"]
+        return nodes
 
-    def until_up(self, wanted: int) -> tuple[float, int]:
+    def up(self) -> int:
+        return sum(node["state"] == "up" for node in self.nodes())
+
+    def warm(self) -> int:
+        """Nodes that have the connection that is opened ahead."""
+        return sum(node["connections"] > 0 for node in self.nodes())
+
+    def until(self, count: Callable[[], int], wanted: int) -> tuple[float, int]:
+        """When so many are, and how many are then."""
         began = time.monotonic()
-        while (up := self.up()) < wanted and time.monotonic() - began < _PATIENCE:
+        while (found := count()) < wanted and time.monotonic() - began < _PATIENCE:
             time.sleep(0.1)
-        return time.monotonic() - began, up
+        return time.monotonic() - began, found
 
     def share(self, seconds: float) -> float:
         """Of one core, over `seconds`."""
@@ -278,10 +286,11 @@ def measure(nodes: int, seconds: float) -> None:
                 with listening(command, folder / "log") as running:
                     router = _Router(running.url, running.pid)
                     say(f"serves after {time.monotonic() - began:.1f} s, {router.cpu():.1f} s of a core")
-                    router.until_up(nodes)
-                    up = router.up()
+                    _, up = router.until(router.up, nodes)
                     say(f"{up} of {nodes} up {time.monotonic() - began:.1f} s after the start")
-                    time.sleep(5)
+                    router.until(router.warm, nodes)
+                    say(f"{router.warm()} warm {time.monotonic() - began:.1f} s after the start")
+                    time.sleep(3)
                     say(
                         f"idle: {router.share(seconds):.1%} of a core,"
                         f" {usage([router.pid]).rss_bytes >> 20} MiB"
@@ -295,7 +304,7 @@ def measure(nodes: int, seconds: float) -> None:
                         time.sleep(_BLIP_SECONDS)
                         before = router.cpu()
                         tell(end)
-                        took, up = router.until_up(nodes)
+                        took, up = router.until(router.up, nodes)
                         say(
                             f"{name} for {_BLIP_SECONDS} s: {up} up after {took:.1f} s more,"
                             f" {router.cpu() - before:.1f} s of a core"

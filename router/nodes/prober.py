@@ -82,7 +82,7 @@ _CATCH_UP_FIRST = 0.002
 _CATCH_UP_FACTOR = 2.0
 # Of the interval, before a probe is made for somebody who asks for one: ten a second at most by default.
 _SOONEST_SHARE = 0.2
-_TOGETHER_SECONDS = 0.05
+_TOGETHER_SECONDS = 0.1
 # Of a probe's time, to open a connection to a node that nothing is known of.
 _FIRST_TIMES = 2.0
 
