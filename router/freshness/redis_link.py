@@ -273,12 +273,7 @@ class RedisLink:
         while True:
             await asyncio.sleep(self._pause)
             try:
-                # Connections that have been lost without a word would each cost a turn.
-                await self.client.connection_pool.disconnect(inuse_connections=False)
-                async with asyncio.timeout(_CONNECT_SECONDS + self.budget):
-                    await self.client.ping()
-                async with asyncio.timeout(self.budget):
-                    await self._verify()
+                await self._try_again()
             except (RedisError, OSError, TimeoutError) as exc:
                 self.reason, self.cause = described(exc), cause_of(exc)
             except Exception:
@@ -289,6 +284,18 @@ class RedisLink:
                 self._recovery = None
                 self._changed(self)
                 return
+
+    async def _try_again(self) -> None:
+        """
+        Raises:
+            RedisError, OSError, TimeoutError: it cannot be used yet.
+        """
+        # Connections that have been lost without a word would each cost a turn.
+        await self.client.connection_pool.disconnect(inuse_connections=False)
+        async with asyncio.timeout(_CONNECT_SECONDS + self.budget):
+            await self.client.ping()
+        async with asyncio.timeout(self.budget):
+            await self._verify()
 
     async def close(self) -> None:
         self._closed = True

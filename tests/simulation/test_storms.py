@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import zlib
 from collections.abc import Callable, Coroutine
 from math import inf
 from types import SimpleNamespace
@@ -52,6 +53,7 @@ class Network:
 
 
 class Server:
+    process = 1
     expires = inf
     way = SimpleNamespace(moved=False)
 
@@ -65,13 +67,13 @@ class Server:
             self._closed = True
             raise NodeError(ErrorKind.LOST, "the connection was lost")
         replica = self._dsn.endswith("b")
+        shard = zlib.crc32(self._dsn[:-1].encode())
         return {
-            "standby": replica,
-            "lsn": 50,
-            "timeline": None if replica else 1,
-            "started": 1.0,
-            "age": 0.0 if replica else None,
-            "vector": True,
+            **{"standby": replica, "lsn": 50, "timeline": None if replica else 1, "vector": True},
+            # Every server was started at another time, and the two of a shard are of one system.
+            **{"started": float(shard + replica), "age": 0.0 if replica else None, "system": shard},
+            **{"database": "x", "readable": False, "written": 50, "recovered": None, "process": 1},
+            **{"synchronous": False, "receiving": replica},
         }
 
     def terminate(self) -> None:

@@ -36,11 +36,11 @@ async def test_whatever_goes_wrong_while_it_is_off_it_comes_on_again(monkeypatch
     assert await link.call(lambda client: client.get("x")) is None and not link.on
     faults = [RuntimeError("not foreseen"), ValueError("nor this")]
 
-    async def verify() -> None:
+    async def try_again() -> None:
         if faults:
             raise faults.pop()
 
-    monkeypatch.setattr(link, "_verify", verify)
+    monkeypatch.setattr(link, "_try_again", try_again)
     async with asyncio.timeout(5):
         while not link.on:
             await asyncio.sleep(0.01)
