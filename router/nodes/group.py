@@ -135,14 +135,15 @@ class Group:
             health = other.state.health
             replica = known.health is Health.UP and known.role is Role.REPLICA
             deposed = self._strayed(other, known) if replica else claims(known) and index != elected
-            same = deposed == known.deposed and (known.health is Health.FOREIGN) == (health is Health.FOREIGN)
-            if other is not node and same and not (first and replica):
-                continue
             lag = self._heads.lag(known.lsn, now, known.age) if replica else 0.0
             up = known.health is Health.UP and known.searchable
             reason = known.reason if not up else self._why(other, known) if deposed else _slow(known, lag)
             if index in foreign:
                 reason, deposed = foreign[index], False
+            same = (deposed, reason) == (other.state.deposed, other.state.reason)
+            same &= (known.health is Health.FOREIGN) == (health is Health.FOREIGN)
+            if other is not node and same and not (first and replica):
+                continue
             other.observe(
                 msgspec.structs.replace(known, deposed=deposed, lag=lag, reason=reason, lost=self._lost)
             )

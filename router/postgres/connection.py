@@ -189,6 +189,7 @@ _CAUSES = {
     ErrorKind.READ_ONLY: "no_primary",
     ErrorKind.DATA: "invalid",
     ErrorKind.FATAL: "misconfigured",
+    ErrorKind.DENIED: "misconfigured",
 }
 
 

@@ -10,6 +10,7 @@ import schemathesis
 
 from deploy.local import Cluster
 from router.app import create_app
+from router.http.life import Life
 from router.serve_config import ServeConfig, export
 from tests.http.conformance import assert_conforms
 from tests.integration.apps import applied_map, collection
@@ -41,7 +42,7 @@ def test_no_request_finds_a_500_or_an_undocumented_status(
     search = {"vector": [1, 2, 3, 4], "k": 2, "filter": {"metadata.a": {"$gte": 1}}, "explain_plan": True}
     one: dict[str, Any] = {"path_parameters": {"collection": "documents"}, "media_type": "application/json"}
     statuses = assert_conforms(
-        create_app(),
+        create_app(Life()),
         examples=10,
         path_parameters={"collection": ["documents", "halves"], "id": ["1", "a"]},
         samples={

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import uvloop
 
 from deploy.local import Cluster
-from router.freshness.lookups import Lookups
+from router.freshness.lookups import UNKNOWN, Lookups
 from router.freshness.redis_link import RedisLink
 
 
@@ -36,7 +36,10 @@ async def test_what_is_asked_at_the_same_time_leaves_in_few_commands(cluster: Cl
         before = await commands(link)
         keys = [("lookups:0", f"lookups:{i}") for i in range(200)]
         found = await asyncio.gather(*(reads.get(*pair) for pair in keys), reads.get("lookups:none"))
-        assert found == [*([b"0", b"%d" % i] for i in range(200)), [None]]
+        assert found == [
+            *(([b"0", b"%d" % i], UNKNOWN) for i in range(200)),
+            ([None], -2),
+        ]  # as Redis says that there is none
         assert await commands(link) - before == 4  # of 64 at most
         assert repr(reads) == "<Lookups 0 waiting, none under way>"
 
@@ -48,7 +51,7 @@ async def test_one_that_leaves_costs_the_others_nothing(cluster: Cluster) -> Non
         for task in tasks[::2]:
             task.cancel()
         found = await asyncio.gather(*tasks, return_exceptions=True)
-        assert found[1::2] == [[b"%d" % i] for i in range(1, 100, 2)]
+        assert found[1::2] == [([b"%d" % i], UNKNOWN) for i in range(1, 100, 2)]
         assert all(isinstance(one, asyncio.CancelledError) for one in found[::2])
 
 
@@ -70,19 +73,19 @@ async def test_a_hanging_redis_costs_each_read_one_budget_even_behind_another(cl
         finally:
             cluster.resume("redis")
         await asyncio.sleep(0.3)
-        assert await reads.get("lookups:1") == [b"1"]
+        assert await reads.get("lookups:1") == ([b"1"], UNKNOWN)
 
 
 def test_an_answer_that_is_here_counts_when_it_was_us_who_were_late(cluster: Cluster) -> None:
     async def late() -> None:
         async with lookups(cluster, budget=0.1) as (reads, link):
-            assert await reads.get("lookups:1") == [b"1"]
+            assert await reads.get("lookups:1") == ([b"1"], UNKNOWN)
             cluster.pause("redis")
             asked = asyncio.create_task(reads.get("lookups:2"))
             await asyncio.sleep(0.02)
             cluster.resume("redis")
             time.sleep(0.2)
-            assert await asked == [b"2"]
+            assert await asked == ([b"2"], UNKNOWN)
             assert link.failures == 0
 
     uvloop.run(late())

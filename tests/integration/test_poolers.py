@@ -17,12 +17,17 @@ import pytest
 from deploy.local import Cluster
 from router.bulk.errors import LoadError
 from router.bulk.load import Options, load
-from router.nodes.prober import _state
+from router.nodes.group import Group
+from router.nodes.node import Node
+from router.nodes.prober import _Pace, _Watch
+from router.policy.limit import Limit
 from router.postgres.connection import Connection, ErrorKind, NodeError, open_connection
 from router.postgres.pooler import SHARED
 from router.query.errors import RouterError
 from router.schema.apply import apply
+from router.settings import Settings
 from router.terminal import Display
+from shard_config import model
 from tests.integration.test_session_settings import all_that_a_router_does, in_database, primary
 from tests.integration.worlds import World, execute, shard_map, world
 from tests.poolers import POOLERS, Pooler, stand_in
@@ -133,7 +138,6 @@ async def on_replica(cluster: Cluster, database: str) -> None:
 
 @asynccontextmanager
 async def routed(cluster: Cluster) -> AsyncIterator[World]:
-    from router.settings import Settings
     from router.topology import Parts, Topology
 
     shards = shard_map(cluster)
@@ -234,10 +238,12 @@ async def test_a_pooler_without_a_second_session_says_which_limit_to_raise(pair:
 async def test_a_probe_that_another_process_answers_than_before_is_a_shared_session(pair: Cluster) -> None:
     connection = await checked(primary(pair))
     try:
-        assert (await _state(connection)).reason is None
+        node = Node(model.Node("a", primary(pair)), "s0", Settings(), Limit(1, 1))
+        watch = _Watch(node, Group([node]), _Pace(1, Settings()), Settings())
+        assert (await watch._state(connection)).reason is None
         connection.process += 1  # as if the last probe had been answered there
         with pytest.raises(NodeError, match="shares server processes"):
-            await _state(connection)
+            await watch._state(connection)
     finally:
         connection.terminate()
 

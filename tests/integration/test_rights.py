@@ -308,9 +308,12 @@ async def loaded(made: Tables, source: Path) -> Summary:
         return await load(shards, made.collection, source, Options(), display)
 
 
-async def applied(made: Tables) -> list[ShardResult]:
+def owners_map(made: Tables) -> model.ShardMap:
+    return msgspec.structs.replace(shard_map(made.cluster), collections={"docs": made.collection})
+
+
+async def applied(made: Tables, shards: model.ShardMap) -> list[ShardResult]:
     """What `schema apply` by the owner has done."""
-    shards = msgspec.structs.replace(shard_map(made.cluster), collections={"docs": made.collection})
     with Display(io.StringIO()) as display:
         return await apply(shards, [made.collection], display)
 
@@ -325,9 +328,10 @@ async def test_a_load_by_a_role_that_owns_nothing_says_what_to_grant_and_then_wo
 ) -> None:
     async with tables(owned) as made:
         await made.grant("TRUNCATE {table}")
-        for result in await applied(made):
+        shards = owners_map(made)
+        for result in await applied(made, shards):
             assert result.errors == []
-        assert not any(result.done for result in await applied(made))
+        assert not any(result.done for result in await applied(made, shards))
         with pytest.raises(LoadError, match="may not load into") as caught:
             await loaded(made, source(tmp_path))
         assert caught.value.lines[0].startswith("s0: ")
@@ -363,7 +367,7 @@ async def test_a_role_that_may_not_create_the_tables_of_a_load_is_told_who_does(
         )
         with pytest.raises(LoadError, match="run `pgscatter schema apply` as one with CREATE") as caught:
             await loaded(made, source(tmp_path))
-        for result in await applied(made):
+        for result in await applied(made, owners_map(made)):
             assert "created the tables of `load` in schema pgscatter" in result.done
         await made.grant(*caught.value.lines[0].rsplit("then: ", 1)[1].split("; "))
         summary = await loaded(made, source(tmp_path))
@@ -386,5 +390,5 @@ async def test_whoever_applies_a_schema_without_creating_schemas_is_told_that_lo
         with Display(io.StringIO()) as display:
             for result in await apply(shards, [made.collection], display):
                 assert result.errors == []
-                assert ["may not create them" in note for note in result.notes] == [True]
+                assert sum("may not create them" in note for note in result.notes) == 1
         await made.grant("ALTER TABLE {table} OWNER TO postgres")

@@ -9,7 +9,7 @@ import ssl
 import asyncpg
 import pytest
 
-from router.postgres.connection import ErrorKind, node_error
+from router.postgres.connection import ErrorKind, NodeError, node_error
 
 LOST, NONE = "the connection was lost", "no connection to be had"
 
@@ -88,3 +88,9 @@ def test_neither_the_drivers_words_nor_pythons_reach_a_client(
 def test_a_value_that_cannot_be_sent_is_neither_told_nor_logged(caplog: pytest.LogCaptureFixture) -> None:
     error = node_error(asyncpg.exceptions._base.DataError("invalid input for query argument $1: 'secret'"))
     assert (error.kind, "secret" in str(error) + caplog.text) == (ErrorKind.DATA, False)
+
+
+@pytest.mark.parametrize("kind", ErrorKind)
+def test_every_kind_of_error_has_a_cause_that_anybody_may_read(kind: ErrorKind) -> None:
+    """One without would end the task that answers a search, which would then wait for its deadline."""
+    assert NodeError(kind, "x").cause
