@@ -39,13 +39,13 @@ async def filled(cluster: Cluster, settings: Settings = FAST, **changes: Any) ->
                 await asyncio.to_thread(cluster.start, name)
 
 
-async def has_rows(cluster: Cluster, name: str, w: World) -> None:
+async def has_rows(cluster: Cluster, name: str, w: World, rows: int = ROWS) -> None:
     connection = await asyncpg.connect(cluster.node(name).dsn)
     try:
         async with asyncio.timeout(20):
             while await connection.fetchval("SELECT to_regclass($1)", str(w.collection.table)) is None:
                 await asyncio.sleep(0.01)
-            while await connection.fetchval(f"SELECT count(*) FROM {w.collection.table}") < ROWS:
+            while await connection.fetchval(f"SELECT count(*) FROM {w.collection.table}") < rows:
                 await asyncio.sleep(0.01)
     finally:
         await connection.close()
