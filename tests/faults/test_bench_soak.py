@@ -34,6 +34,7 @@ async def nothing(b: Broken) -> None:
     pass
 
 
+@pytest.mark.full
 def test_documents_that_are_lost_fail_the_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     thief = Fault("theft", "documents stolen", "primary", steal, nothing, seconds=1)
     monkeypatch.setattr("bench.soak.course.EARLY", ())

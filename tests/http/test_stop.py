@@ -135,6 +135,7 @@ def test_a_successor_on_the_same_port_takes_over_without_a_failed_request(
     asyncio.run(restart())
 
 
+@pytest.mark.full
 async def test_behind_a_load_balancer_that_asks_for_readiness_no_request_fails(tmp_path: Path) -> None:
     flags = ("--drain-delay", "1")
     with serving(folder(tmp_path, "a"), *flags) as a, serving(folder(tmp_path, "b"), *flags) as b:

@@ -137,6 +137,7 @@ def test_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert all(series.points[0][0] <= series.points[1][0] for series in figure.series)
 
 
+@pytest.mark.full
 def test_scaling_searches_the_same_rows_on_more_and_more_shards(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -222,6 +223,7 @@ def test_soak_watches_what_grows(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert metrics["growth of tasks"].unit == "/h"
 
 
+@pytest.mark.full
 def test_peers(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     _, metrics = measured("peers", tmp_path, capsys, "--clients", "4", *ONCE)
     for name in ("direct gather", "direct gather, not tuned", "one table, no router"):

@@ -174,6 +174,7 @@ def test_a_demo_that_is_killed_takes_its_servers_along(
     assert running(temporary) == []
 
 
+@pytest.mark.full
 def test_data_that_are_kept_can_be_shown_again(start: Start, small: list[str], tmp_path: Path) -> None:
     kept = tmp_path / "kept"
     shape = ["--shards", "1", "--replicas", "0", "--port", "0"]
