@@ -39,6 +39,8 @@ _FIRST_PORT = 12_000  # below what the system gives to outgoing connections
 _PASSWORD = "measured"
 _BLIP_SECONDS = 2.5
 _PATIENCE = 60.0
+# After the start, statistics and tables of all shards are read for the first time, in the background.
+_SETTLED_SECONDS = 45.0
 
 
 class _Pipe(asyncio.Protocol):
@@ -290,7 +292,7 @@ def measure(nodes: int, seconds: float) -> None:
                     say(f"{up} of {nodes} up {time.monotonic() - began:.1f} s after the start")
                     router.until(router.warm, nodes)
                     say(f"{router.warm()} warm {time.monotonic() - began:.1f} s after the start")
-                    time.sleep(3)
+                    time.sleep(_SETTLED_SECONDS)
                     say(
                         f"idle: {router.share(seconds):.1%} of a core,"
                         f" {usage([router.pid]).rss_bytes >> 20} MiB"

@@ -166,7 +166,7 @@ class Settings(msgspec.Struct, frozen=True):
         Rate,
         "probes of all nodes together per second and process at most; where `probe_interval` would need "
         "more, each node is probed less often",
-    ] = 400.0
+    ] = 300.0
     probe_connect_timeout: Annotated[
         Seconds, "time to open a connection for probes to a node that is down, once its turn has come"
     ] = 5.0

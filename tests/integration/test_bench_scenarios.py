@@ -130,6 +130,7 @@ def test_concurrency(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert "+0.0% | within the spread" in capsys.readouterr().out
 
 
+@pytest.mark.full
 def test_recall(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, _ = measured("recall", tmp_path, capsys, "--clients", "4", "--ef-search", "10,200", *ONCE)
     (figure,) = run.outcome.figures
