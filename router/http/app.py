@@ -86,6 +86,7 @@ async def _sampling(metrics: Metrics, backend: Callable[[], Backend]) -> AsyncIt
     finally:
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
+        metrics.write()
 
 
 @asynccontextmanager

@@ -23,6 +23,7 @@ from router.http.backend import Backend, NodeStatus
 from router.http.keys import Keys
 from router.http.message import Reply, Written
 from router.http.process_metrics import ProcessMetrics
+from router.http.tally import TallyCounter, TallyHistogram, Unwritten
 from router.query.types import Found
 from router.recall.sampling import RecallSeen
 from router.schema.findings import Severity
@@ -92,6 +93,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
+        self._unwritten = Unwritten()
         self._requests = self._counter("requests", "Requests answered.", ["method", "route", "status"])
         self._seconds = self._histogram(
             "request_seconds",
@@ -234,8 +236,18 @@ class Metrics:
     def recall_dropped(self, reason: str) -> None:
         self._child(self._recall_dropped, reason).inc()
 
+    def write(self) -> None:
+        """Let scrapes, also those of other workers, see what has been counted."""
+        self._unwritten.write()
+
     def sample(self, backend: Backend) -> None:
-        """Bring the gauges up to date."""
+        """Bring all metrics up to date."""
+        try:
+            self._gauges(backend)
+        finally:
+            self.write()
+
+    def _gauges(self, backend: Backend) -> None:
         self._open.set(self.in_flight)
         with contextlib.suppress(RuntimeError):  # no loop is running
             self._tasks.set(len(asyncio.all_tasks()))
@@ -376,13 +388,19 @@ class Metrics:
         child = self._children.get((metric, *labels))
         if child is None:
             child = self._children[metric, *labels] = metric.labels(*labels)
+            if isinstance(child, TallyCounter | TallyHistogram):
+                child.unwritten = self._unwritten
         return child  # type: ignore[return-value]
 
     def _counter(self, name: str, text: str, labels: list[str]) -> Counter:
-        return Counter(f"pgscatter_{name}", text, labels, registry=self.registry)
+        counter = TallyCounter(f"pgscatter_{name}", text, labels, registry=self.registry)
+        counter.unwritten = self._unwritten
+        return counter
 
     def _histogram(self, name: str, text: str, labels: list[str], buckets: tuple[float, ...]) -> Histogram:
-        return Histogram(f"pgscatter_{name}", text, labels, registry=self.registry, buckets=buckets)
+        histogram = TallyHistogram(f"pgscatter_{name}", text, labels, registry=self.registry, buckets=buckets)
+        histogram.unwritten = self._unwritten
+        return histogram
 
     def _gauge(self, name: str, text: str, labels: list[str], mode: str) -> Gauge:
         return Gauge(
