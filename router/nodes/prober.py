@@ -83,6 +83,8 @@ _CATCH_UP_FACTOR = 2.0
 # Of the interval, before a probe is made for somebody who asks for one: ten a second at most by default.
 _SOONEST_SHARE = 0.2
 _TOGETHER_SECONDS = 0.1
+# Of a probe's time, for the table of identities to be unlocked.
+_LOCK_SHARE = 0.1
 # Of a probe's time, to open a connection to a node that nothing is known of.
 _FIRST_TIMES = 2.0
 
@@ -403,6 +405,7 @@ class _Watch:
             network=self.node.network,
             lifetime=self._settings.connection_max_age,
             searches=False,
+            lock_timeout=_LOCK_SHARE * self._settings.probe_timeout,
         )
         try:
             connection = await self.node.open(lambda: urgency or self._urgency(), opened, self._turn)
@@ -435,6 +438,22 @@ class _Watch:
         return Urgency.SHARD if self._group.lacking and not self._group.tried - {self.node} else Urgency.NODE
 
     async def _state(self, connection: Connection) -> NodeState:
+        try:
+            row = await self._identified(connection)
+        except asyncpg.LockNotAvailableError:
+            # Somebody is changing that table, and may take his time; its last word stands meanwhile.
+            row = await connection.fetchrow(_WITHOUT_IDENTITY)
+            assert row is not None, "it selects from one row"
+        if row["process"] != connection.process:
+            raise NodeError(ErrorKind.FATAL, SHARED)
+        return _state(row, self._identity[1])
+
+    async def _identified(self, connection: Connection) -> asyncpg.Record:
+        """What the node says; `_identity` is up to date then.
+
+        Raises:
+            asyncpg.LockNotAvailableError: it could not be.
+        """
         row = await self._with_identity(connection) if self._asks_identity else None
         if row is None:
             asked, self._asks_identity = self._asks_identity, False
@@ -444,14 +463,20 @@ class _Watch:
                 complete = await self._with_identity(connection)
                 if complete is not None:
                     row, self._asks_identity = complete, True
-        if row["process"] != connection.process:
-            raise NodeError(ErrorKind.FATAL, SHARED)
         said = row["identity"] if self._asks_identity else None
         if said is None:
             self._identity = ("", None)
         elif said != self._identity[0]:
-            self._identity = (said, await read_identity(connection))
-        return _state(row, self._identity[1])
+            try:
+                identity = await read_identity(connection)
+            except NodeError as exc:
+                extra = {"node": self.node.config.name, "shard": self.node.shard, "reason": str(exc)}
+                _logger.error("identity not understood", extra=extra)
+                self._identity = (said, None)
+            else:
+                # If there is none, the table was changed in between, and is read again.
+                self._identity = ("" if identity is None else said, identity)
+        return row
 
     async def _with_identity(self, connection: Connection) -> asyncpg.Record | None:
         """The whole answer, or None if the table of identities cannot be read."""

@@ -203,6 +203,7 @@ async def open_connection(
     network: Network | None = None,
     lifetime: float = inf,
     searches: bool = True,
+    lock_timeout: float = 0.0,
 ) -> Connection:
     """A connection ready for vector statements, within `connect_timeout` seconds.
 
@@ -239,6 +240,7 @@ async def open_connection(
     own = {
         "application_name": name,
         "statement_timeout": timeout_ms,
+        "lock_timeout": str(int(lock_timeout * 1000)),  # 0 for none
         # A frozen router keeps no rows locked for longer than one that works may.
         "idle_in_transaction_session_timeout": timeout_ms,
     }

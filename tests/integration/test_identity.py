@@ -333,6 +333,66 @@ async def test_a_shard_that_does_not_say_who_it_is_is_served_with_a_word_about_i
     pgscatter("schema", "apply", "--map", path)
 
 
+async def test_a_shard_whose_word_is_locked_or_cannot_be_understood_is_served(
+    pair: Cluster, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(pair, load(path)) as w:
+        connection = await asyncpg.connect(pair.node("s0-a").dsn)
+        async with connection.transaction():
+            # Somebody drops it, and has not decided yet. It is locked on the replica as well.
+            await connection.execute("LOCK TABLE pgscatter.map IN ACCESS EXCLUSIVE MODE")
+            await asyncio.sleep(2 * QUICK.probe_timeout)
+            assert set(states(w).values()) == {"up"}
+            assert w.router.unidentified() == []
+        newest = "WHERE version = (SELECT max(version) FROM pgscatter.map)"
+        spoilt = await connection.fetchval(f"SELECT holds::text FROM pgscatter.map {newest}")
+        await connection.execute(f"UPDATE pgscatter.map SET holds = '[1]' {newest}")
+        await until(w, "s0-a", "up")
+        async with asyncio.timeout(5):
+            while w.router.unidentified() != ["s0"]:
+                await asyncio.sleep(0.02)
+        assert set(states(w).values()) == {"up"}
+        said = [record for record in caplog.records if record.message == "identity not understood"]
+        assert {record.__dict__["node"] for record in said} <= {"s0-a", "s0-b"}
+        assert "run `pgscatter schema apply`" in said[0].__dict__["reason"]
+        done = pgscatter("map", "check", "--map", path, check=False)
+        assert f"s0: s0-a cannot be asked: version {load(path).version} in pgscatter.map" in done.stderr
+        # The same version, and the same digest.
+        moved = spoilt.replace('"0-1"', '"2-3"')
+        await connection.execute(f"UPDATE pgscatter.map SET holds = $1 {newest}", moved)
+        async with asyncio.timeout(5):
+            while [point.kind for _, point in w.router.disagreements()] != ["placement"]:
+                await asyncio.sleep(0.02)
+        await connection.execute(f"UPDATE pgscatter.map SET holds = $1 {newest}", spoilt)
+        await connection.close()
+
+
+async def test_a_node_that_leads_to_another_database_of_its_server_is_never_read(
+    pair: Cluster, path: Path
+) -> None:
+    shard_map = load(path)
+    a, b = shard_map.shards["s0"].nodes
+    table = shard_map.collections["docs"].table
+    await execute(a.dsn, "CREATE DATABASE another")
+    columns = "id bigint PRIMARY KEY, embedding vector(4), content text, metadata jsonb"
+    await execute(
+        another(a).dsn,
+        f"CREATE EXTENSION vector; CREATE TABLE {table} ({columns}, category text, price float8)",
+    )
+    async with opened(pair, replaced(shard_map, s0=(a, another(b)))) as w:
+        await until(w, "s0-b", "foreign")
+        for _ in range(20):
+            answer = await w.router.count(w.collection, None, w.soon())
+            assert (answer.count, answer.coverage.full) == (ROWS, True)
+        reasons = {node.name: node.reason for node in w.router.nodes()}
+        assert reasons["s0-b"] == "its database is another, and that of s0 is postgres"
+    await execute(a.dsn, "DROP DATABASE another WITH (FORCE)")
+
+
+def another(node: model.Node) -> model.Node:
+    return msgspec.structs.replace(node, dsn=node.dsn.removesuffix("postgres") + "another")
+
+
 async def test_rows_that_were_put_behind_the_routers_back_are_found(pair: Cluster, path: Path) -> None:
     checked = pgscatter("map", "check", "--map", path)
     assert checked.stdout.splitlines()[-1] == f"every row that {path} speaks of is where it says"
