@@ -442,8 +442,7 @@ class _Watch:
             row = await self._identified(connection)
         except asyncpg.LockNotAvailableError:
             # Somebody is changing that table, and may take his time; its last word stands meanwhile.
-            row = await connection.fetchrow(_WITHOUT_IDENTITY)
-            assert row is not None, "it selects from one row"
+            row = await _without_identity(connection)
         if row["process"] != connection.process:
             raise NodeError(ErrorKind.FATAL, SHARED)
         return _state(row, self._identity[1])
@@ -457,8 +456,7 @@ class _Watch:
         row = await self._with_identity(connection) if self._asks_identity else None
         if row is None:
             asked, self._asks_identity = self._asks_identity, False
-            row = await connection.fetchrow(_WITHOUT_IDENTITY)
-            assert row is not None, "it selects from one row"
+            row = await _without_identity(connection)
             if row["readable"] and not asked:
                 complete = await self._with_identity(connection)
                 if complete is not None:
@@ -489,6 +487,12 @@ class _Watch:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
+
+
+async def _without_identity(connection: Connection) -> asyncpg.Record:
+    row = await connection.fetchrow(_WITHOUT_IDENTITY)
+    assert row is not None, "it selects from one row"
+    return row
 
 
 async def _give_up(task: asyncio.Task[NodeState] | None) -> None:

@@ -7,9 +7,10 @@ import contextlib
 import itertools
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
@@ -17,6 +18,7 @@ import pytest
 import yaml
 
 from deploy.local import Cluster
+from router.policy.selection import Health
 from router.query.errors import UnavailableError
 from router.settings import Settings
 from router.topology import Parts, Topology
@@ -387,6 +389,81 @@ async def test_a_node_that_leads_to_another_database_of_its_server_is_never_read
         reasons = {node.name: node.reason for node in w.router.nodes()}
         assert reasons["s0-b"] == "its database is another, and that of s0 is postgres"
     await execute(a.dsn, "DROP DATABASE another WITH (FORCE)")
+
+
+async def test_an_address_that_leads_to_servers_of_several_shards_brings_no_rows_of_another(
+    pair: Cluster, path: Path
+) -> None:
+    shard_map = load(path)
+    a, c = shard_map.shards["s0"].nodes[0], shard_map.shards["s1"].nodes[0]
+    async with forwarding(a) as (address, lead):
+        async with opened(pair, replaced(shard_map, s0=(address,), s1=(c,))) as w:
+            assert (await w.router.count(w.collection, None, w.soon())).count == ROWS
+            # The connection for probes stays where it is.
+            lead(c)
+            (node,) = (one for one in w.topology.parts.nodes if one.shard == "s0")
+            node.reads.discard_idle()
+            answer = await w.router.count(w.collection, None, w.soon())
+            assert answer.count < ROWS
+            (failure,) = answer.coverage.failures
+            assert "its address leads to more than one server" in failure.error
+            assert states(w)["s0-a"] == "up"
+            lead(a)
+            assert (await w.router.count(w.collection, None, w.soon())).count == ROWS
+
+
+async def test_what_a_node_answers_that_was_found_to_be_foreign_meanwhile_does_not_count(
+    pair: Cluster, path: Path
+) -> None:
+    shard_map = load(path)
+    async with opened(pair, shard_map) as w:
+        table = w.collection.table
+        (a, b) = (node for node in w.topology.parts.nodes if node.shard == "s0")
+        b.observe(msgspec.structs.replace(b.state, health=Health.DOWN))
+        blocker = await asyncpg.connect(pair.node("s0-a").dsn)
+        async with blocker.transaction():
+            await blocker.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+            counting = asyncio.create_task(w.router.count(w.collection, None, w.soon()))
+            while not a.reads.in_flight:
+                await asyncio.sleep(0.01)
+            a.observe(msgspec.structs.replace(a.state, health=Health.FOREIGN))
+            b.observe(msgspec.structs.replace(b.state, health=Health.FOREIGN))
+        await blocker.close()
+        answer = await counting
+        assert not answer.coverage.full
+        (failure,) = answer.coverage.failures
+        assert "the node is none of this shard" in failure.error
+        # Nor is the connection used again.
+        async with asyncio.timeout(5):
+            while a.reads.in_flight:
+                await asyncio.sleep(0.01)
+        assert a.reads.connections == 0
+
+
+@contextlib.asynccontextmanager
+async def forwarding(node: model.Node) -> AsyncIterator[tuple[model.Node, Callable[[model.Node], None]]]:
+    """The node at an address from which new connections can be led to another one."""
+    parts, target = urlsplit(node.dsn), [node]
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to = urlsplit(target[0].dsn)
+        far_reader, far_writer = await asyncio.open_connection(to.hostname, to.port)
+        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    moved = parts._replace(netloc=f"{parts.username}@127.0.0.1:{port}").geturl()
+    try:
+        yield msgspec.structs.replace(node, dsn=moved), lambda to: target.__setitem__(0, to)
+    finally:
+        server.close()
 
 
 def another(node: model.Node) -> model.Node:
