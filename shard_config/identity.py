@@ -17,6 +17,7 @@ from shard_config.file.codec import to_json
 from shard_config.file.view import as_runs, sharding_view
 from shard_config.model import Collection, HashSharding, ListSharding, ShardMap
 from shard_config.partition import shard_names
+from shard_config.values import ValueType
 
 __all__ = ["Disagreement", "Holding", "Identity", "content", "disagreements", "holdings", "identity_of"]
 
@@ -24,6 +25,8 @@ __all__ = ["Disagreement", "Holding", "Identity", "content", "disagreements", "h
 _LOCAL = ("text_model",)
 _SHOWN = 8
 _DIFFERENCES = 5
+# Of these, equal values have equal hashes.
+_INTEGERS = (ValueType.SMALLINT, ValueType.INTEGER, ValueType.BIGINT)
 
 
 class Holding(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -34,6 +37,7 @@ class Holding(msgspec.Struct, frozen=True, omit_defaults=True):
         parts: runs of buckets, values, or ranges, as a map writes them.
         buckets: the modulus, of the strategy hash.
         others: the shard holds every value but `parts`, which are on other shards.
+        type: of the key; empty where an earlier release wrote it.
     """
 
     collection: str
@@ -42,6 +46,7 @@ class Holding(msgspec.Struct, frozen=True, omit_defaults=True):
     parts: tuple[Any, ...] = ()
     buckets: int = 0
     others: bool = False
+    type: str = ""
 
     def __str__(self) -> str:
         shown = [_part(part) for part in self.parts[:_SHOWN]]
@@ -142,21 +147,24 @@ def _misplaced(
         table = str(collection.table)
         held, placed = found.get(table), mine.get(table)
         if held is not None and (placed is None or not _same_rows(placed, held)):
-            wanted = "nothing" if placed is None else placed
-            yield collection.name, f"holds {held} of {collection.name}, and the map places {wanted} there"
+            wanted = "nothing" if placed is None else str(placed)
+            here = str(held)
+            if placed is not None and not _same_type(placed, held):
+                wanted, here = f"{wanted} as {placed.type}", f"{here} as {held.type}"
+            yield collection.name, f"holds {here} of {collection.name}, and the map places {wanted} there"
 
 
 def _holding(collection: Collection, shard: str) -> Holding:
     sharding = collection.sharding
     view = sharding_view(sharding)
-    name, strategy, key = collection.name, view["strategy"], sharding.key.column
+    name, strategy, key, type_ = collection.name, view["strategy"], sharding.key.column, sharding.key.type
     placement: dict[str, Sequence[Any]] = view["placement"]
     if isinstance(sharding, HashSharding):
-        return Holding(name, strategy, key, tuple(placement[shard]), sharding.buckets)
+        return Holding(name, strategy, key, tuple(placement[shard]), sharding.buckets, type=type_)
     if isinstance(sharding, ListSharding) and sharding.default == shard:
         elsewhere = [value for owner, values in placement.items() if owner != shard for value in values]
-        return Holding(name, strategy, key, _sorted(elsewhere), others=True)
-    return Holding(name, strategy, key, _sorted(placement[shard]))
+        return Holding(name, strategy, key, _sorted(elsewhere), others=True, type=type_)
+    return Holding(name, strategy, key, _sorted(placement[shard]), type=type_)
 
 
 def _sorted(parts: Sequence[Any]) -> tuple[Any, ...]:
@@ -166,12 +174,34 @@ def _sorted(parts: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _same_rows(one: Holding, other: Holding) -> bool:
-    """Whether both mean the same rows; twice the buckets, split alike, do."""
-    if (one.strategy, one.key) != (other.strategy, other.key):
+    """Whether both mean the same rows; twice the buckets, split alike, do, and ranges that were cut in two."""
+    if (one.strategy, one.key) != (other.strategy, other.key) or not _same_type(one, other):
         return False
-    if one.strategy == "hash":
-        return _reduced(one) == _reduced(other)
+    match one.strategy:
+        case "hash":
+            return _reduced(one) == _reduced(other)
+        case "range":
+            return _joined(one) == _joined(other)
     return (one.parts, one.others) == (other.parts, other.others)
+
+
+def _same_type(one: Holding, other: Holding) -> bool:
+    known = {holding.type for holding in (one, other) if holding.type}
+    return len(known) < 2 or known.issubset(_INTEGERS)
+
+
+def _joined(holding: Holding) -> set[tuple[Any, Any]]:
+    """The ranges, as (from, to), after those that meet are made one; None is no end."""
+    ranges = {part.get("from"): part.get("to") for part in holding.parts}
+    inner = {start for start in ranges if start is not None} & set(ranges.values())
+    joined = set()
+    for start in ranges.keys() - inner:
+        end = ranges[start]
+        while end in inner:
+            inner.discard(end)
+            end = ranges[end]
+        joined.add((start, end))
+    return joined
 
 
 def _reduced(holding: Holding) -> tuple[int, tuple[str, ...]]:

@@ -83,6 +83,11 @@ def test_a_map_agrees_with_itself_whatever_its_nodes() -> None:
             by_range(s0=[{"to": 10}], s1=[{"from": 10}]),
             "holds buckets 0-3 of 8 by doc_id of documents, and the map places doc_id below 10 there",
         ),
+        (
+            by_range(s0=[{"to": 4}, {"from": 7, "to": 10}], s1=[{"from": 4, "to": 7}, {"from": 10}]),
+            by_range(s0=[{"to": 7}], s1=[{"from": 7}]),
+            "holds doc_id from 7 below 10, below 4 of documents, and the map places doc_id below 7 there",
+        ),
     ],
 )
 def test_rows_that_are_placed_otherwise_are_named_with_what_both_say(
@@ -99,6 +104,11 @@ def test_rows_that_are_placed_otherwise_are_named_with_what_both_say(
         (by_hash(2, s0=[0], s1=[1]), by_hash(4, s0=[0, 2], s1=[1, 3])),
         # The order of the file means nothing.
         (by_list(s0=["a", "b"], s1=["c"]), by_list(s1=["c"], s0=["b", "a"])),
+        # A range that is cut in two on its shard.
+        (
+            by_range(s0=[{"to": 10}], s1=[{"from": 10}]),
+            by_range(s0=[{"to": 4}, {"from": 4, "to": 7}, {"from": 7, "to": 10}], s1=[{"from": 10}]),
+        ),
         # A range that nothing had before is new for a shard that does not know of it.
         (by_range(s0=[{"to": 10}]), by_range(s0=[{"to": 10}], s1=[{"from": 10}])),
     ],
@@ -106,6 +116,22 @@ def test_rows_that_are_placed_otherwise_are_named_with_what_both_say(
 def test_the_same_rows_in_other_words_are_no_difference(before: dict[str, Any], now: dict[str, Any]) -> None:
     for shard in ("s0", "s1"):
         assert compared(mapped(12, **before), mapped(13, **now), shard) == []
+
+
+def test_a_key_of_another_type_has_other_hashes_and_an_integer_of_another_width_has_not() -> None:
+    def of(version: int, type_: str) -> ShardMap:
+        return mapped(version, {"collections.documents.id": {"column": "doc_id", "type": type_}}, **HASHED)
+
+    (point,) = compared(of(12, "bigint"), of(13, "text"))
+    assert point.text == (
+        "holds buckets 0-3 of 8 by doc_id as bigint of documents,"
+        " and the map places buckets 0-3 of 8 by doc_id as text there"
+    )
+    before, now = of(12, "bigint"), of(13, "bigint")
+    found = identity_of(before, "s0")
+    for known in ("", "integer"):  # earlier releases did not say
+        holds = {table: msgspec.structs.replace(held, type=known) for table, held in found.holds.items()}
+        assert disagreements(now, identity_of(now, "s0"), msgspec.structs.replace(found, holds=holds)) == []
 
 
 def test_thrice_the_buckets_are_not_taken_for_the_same_rows() -> None:
