@@ -174,7 +174,7 @@ def _sorted(parts: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _same_rows(one: Holding, other: Holding) -> bool:
-    """Whether both mean the same rows; twice the buckets, split alike, do, and ranges that were cut in two."""
+    """Whether both mean the same rows: also with twice the buckets split alike, and ranges cut in two."""
     if (one.strategy, one.key) != (other.strategy, other.key) or not _same_type(one, other):
         return False
     match one.strategy:

@@ -136,6 +136,7 @@ class Group:
             self._heads.saw(state.lsn, now)
             self._find_diverged(before.replicas, state.lsn)
             self._find_lost(node, state, before.acknowledged)
+        lost = self._lost if self._freshness is None else self._freshness.counters.lost(self._shard)
         for index, (other, known) in enumerate(zip(self.nodes, states, strict=True)):
             health = other.state.health
             replica = known.health is Health.UP and known.role is Role.REPLICA
@@ -150,7 +151,7 @@ class Group:
             if other is not node and same and not (first and replica):
                 continue
             other.observe(
-                msgspec.structs.replace(known, deposed=deposed, lag=lag, reason=reason, lost=self._lost)
+                msgspec.structs.replace(known, deposed=deposed, lag=lag, reason=reason, lost=lost)
             )
         if state.health is Health.DOWN and any(other.state.health is Health.UP for other in self.nodes):
             # Its searches move on: somebody else can answer them.
@@ -241,10 +242,10 @@ class Group:
         # Redis knows of a successor that this process never saw; what it had is there again when it is.
         away = mark is not None and mark.timeline > state.timeline
         if self._away and not away:
-            self._lost = 0
+            self._note_lost(0)
         self._away = away
         if lost > self._lost or (lost and not away):
-            self._lost = max(self._lost, lost)
+            self._note_lost(max(self._lost, lost))
             recovered = None if state.recovered is None else Position(state.timeline, state.recovered)
             _logger.error(
                 "shard has lost log",
@@ -263,6 +264,11 @@ class Group:
                 acknowledged = None
         self._head = Position(state.timeline, state.lsn)
         self._acknowledged, self._synchronous = acknowledged, state.synchronous
+
+    def _note_lost(self, size_bytes: int) -> None:
+        self._lost = size_bytes
+        if self._freshness is not None:
+            self._freshness.counters.note_lost(self._shard, size_bytes)
 
     def _why(self, node: Node, state: NodeState) -> str:
         if state.role is Role.REPLICA:

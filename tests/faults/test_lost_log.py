@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from deploy.local import Cluster
@@ -106,17 +108,34 @@ async def test_a_router_that_is_started_after_the_restore_learns_of_the_loss_fro
             await until(w, "s0-a", state="up")
 
 
-async def test_a_failover_to_a_replica_that_lacked_the_last_write_is_a_loss(pair: Cluster) -> None:
-    async with filled(pair) as w:
+async def test_a_failover_to_a_replica_that_lacked_the_last_write_is_a_loss_to_every_router(
+    pair: Cluster,
+) -> None:
+    async with filled(pair, redis=True) as w, beside(pair, w) as other:
         await asyncio.to_thread(pair.kill, "s0-b")
         await until(w, "s0-b", state="down")
         await w.put(w.document(ROWS, ORIGIN))
+        # It learns of the write by a search that may be answered from Redis.
+        await other.search(ORIGIN)
         await asyncio.to_thread(pair.kill, "s0-a")
         await promoted(pair, w)
-        bytes_ = await lost(w, "s0-b")
-        # The end of recovery alone has written more than that since.
-        assert 0 < bytes_ < 8192
-        assert (await w.router.count(w.collection, None, w.soon())).coverage.lost == ("s0",)
+        for one in (w, other):
+            bytes_ = await lost(one, "s0-b")
+            # The end of recovery alone has written more than that since.
+            assert 0 < bytes_ < 8192
+            assert (await one.router.count(w.collection, None, w.soon())).coverage.lost == ("s0",)
+
+
+@asynccontextmanager
+async def beside(cluster: Cluster, w: World) -> AsyncIterator[World]:
+    """A second router of the same map and Redis."""
+    shard_map = w.router.shard_map
+    topology = Topology(shard_map, Parts(shard_map, FAST, redis_url=cluster.redis_url))
+    await topology.open()
+    try:
+        yield World(cluster, topology)
+    finally:
+        await topology.close()
 
 
 async def test_a_failover_and_a_crash_that_lose_nothing_are_no_loss(pair: Cluster) -> None:

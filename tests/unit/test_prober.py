@@ -231,6 +231,15 @@ def test_a_log_that_lacks_what_was_acknowledged_is_lost_until_the_end() -> None:
     assert shard.lost() == 30
 
 
+def test_what_another_worker_has_found_to_be_lost_is_shown_by_all() -> None:
+    freshness = Freshness(queries.shard_map())
+    shard = Shard("a", shard="s0", freshness=freshness)
+    shard.probe("a", Role.PRIMARY, 50, timeline=2)
+    freshness.counters.note_lost("s0", 7)
+    shard.probe("a", Role.PRIMARY, 50, timeline=2)
+    assert shard.lost() == 7
+
+
 def test_what_is_acknowledged_while_a_probe_is_under_way_is_not_lost() -> None:
     freshness = Freshness(queries.shard_map())
     shard = Shard("a", shard="s0", freshness=freshness)
@@ -266,6 +275,7 @@ def test_what_a_successor_has_that_is_away_is_lost_until_it_is_back() -> None:
     shard.probe("b", Role.PRIMARY, 85, timeline=2, recovered=50)
     shard.probe("a", Role.PRIMARY, 90, timeline=1)
     assert (shard.lost(), shard.deposed()) == (0, {"a"})
+    assert freshness.counters.lost("s0") == 0
 
 
 def test_a_replica_that_nobody_sends_the_log_says_so_when_it_is_behind() -> None:
