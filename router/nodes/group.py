@@ -150,9 +150,7 @@ class Group:
             same &= (known.health is Health.FOREIGN) == (health is Health.FOREIGN)
             if other is not node and same and not (first and replica):
                 continue
-            other.observe(
-                msgspec.structs.replace(known, deposed=deposed, lag=lag, reason=reason, lost=lost)
-            )
+            other.observe(msgspec.structs.replace(known, deposed=deposed, lag=lag, reason=reason, lost=lost))
         if state.health is Health.DOWN and any(other.state.health is Health.UP for other in self.nodes):
             # Its searches move on: somebody else can answer them.
             node.abandon()
