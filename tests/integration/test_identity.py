@@ -23,6 +23,7 @@ from router.query.errors import UnavailableError
 from router.settings import Settings
 from router.topology import Parts, Topology
 from shard_config import ShardMap, load, model
+from shard_config.partition import locate
 from tests.integration.apps import collection, pgscatter, write_map
 from tests.integration.worlds import World, execute
 
@@ -493,6 +494,29 @@ async def test_rows_that_were_put_behind_the_routers_back_are_found(pair: Cluste
     ]
 
 
+async def test_a_large_table_is_checked_in_stretches_that_miss_no_row(
+    pair: Cluster, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.schema.placed._PAGES", 3)
+    docs = load(path).collections["docs"]
+    ids = range(10_000, 12_000)
+    await execute(
+        pair.node("s0-a").dsn,
+        f"INSERT INTO {docs.table} (id, embedding)"
+        f" SELECT id, '[1,2,3,4]' FROM generate_series({ids.start}, {ids.stop - 1}) id;"
+        # Pages without rows, and rows in other places than they were.
+        f" DELETE FROM {docs.table} WHERE id BETWEEN 10100 AND 10499;"
+        f" UPDATE {docs.table} SET content = 'moved' WHERE id BETWEEN 10500 AND 10599",
+    )
+    wrong = [i for i in ids if not 10_100 <= i < 10_500 and locate(docs.sharding, i) == "s1"]
+    right = [i for i in range(ROWS) if locate(docs.sharding, i) == "s0"]
+    done = pgscatter("map", "check", "--map", path, check=False)
+    rows = f"{len(ids) - 400 + len(right):,} rows of {docs.table}"
+    assert f"{len(wrong)} of {rows} belong elsewhere" in done.stderr
+    await execute(pair.node("s0-a").dsn, f"DELETE FROM {docs.table} WHERE id >= {ids.start}")
+    assert pgscatter("map", "check", "--map", path).returncode == 0
+
+
 async def test_a_check_names_wrong_nodes_wrong_placement_and_ids_that_stand_twice(
     pair: Cluster, tmp_path: Path
 ) -> None:
@@ -522,6 +546,62 @@ async def test_a_check_names_wrong_nodes_wrong_placement_and_ids_that_stand_twic
         in wrong
     )
     assert "s0: docs: the id '7' stands on s0 and s1" in wrong
+
+
+@pytest.mark.parametrize(
+    ("key", "placement", "rows", "wrong"),
+    [
+        (
+            "price",
+            {"s0": [{"from": 0, "to": 10}, {"from": 20, "to": 30}], "s1": [{"from": 10, "to": 20}]},
+            {
+                "s0": ["0", "-0.0", "9.999999999999998", "20", "10", "30", "-1e-300", "'NaN'", "NULL"],
+                "s1": ["10", "19.999999999999996", "20", "'Infinity'", "9.999999999999998"],
+            },
+            {
+                "s0": "5 of 9 rows of {} belong elsewhere by this map: 4 on no shard, 1 on s1; the first are"
+                " id '4' (s1), '5' (no shard), '6' (no shard), '7' (no shard), '8' (no shard)",
+                "s1": "3 of 5 rows of {} belong elsewhere by this map: 2 on s0, 1 on no shard; the first are"
+                " id '102' (s0), '103' (no shard), '104' (s0)",
+            },
+        ),
+        (
+            "category",
+            {"s0": [{"to": "m"}], "s1": [{"from": "m"}]},
+            {"s0": ["''", "'M'", "'l~'", "'m'", "NULL"], "s1": ["'m'", "'m '", "'Z'", "U&'\\00e9'"]},
+            {
+                # By code points, as the map has them, whatever the database sorts by.
+                "s0": "2 of 5 rows of {} belong elsewhere by this map: 1 on no shard, 1 on s1; the first are"
+                " id '3' (s1), '4' (no shard)",
+                "s1": "1 of 4 rows of {} belong elsewhere by this map: 1 on s0; the first are id '102' (s0)",
+            },
+        ),
+    ],
+)
+async def test_a_check_knows_the_ends_of_ranges_and_that_a_null_key_has_no_place(
+    pair: Cluster,
+    tmp_path: Path,
+    key: str,
+    placement: dict[str, Any],
+    rows: dict[str, list[str]],
+    wrong: dict[str, str],
+) -> None:
+    sharding = {"strategy": "range", "key": key, "placement": placement}
+    made = write_map(pair, tmp_path / "map.yaml", {"docs": collection(sharding=sharding)})
+    pgscatter("schema", "apply", "--map", made)
+    assert pgscatter("map", "check", "--map", made).returncode == 0
+    table = load(made).collections["docs"].table
+    for at, (shard, values) in enumerate(rows.items()):
+        listed = ", ".join(f"({100 * at + n}, '[1,2,3,4]', {value})" for n, value in enumerate(values))
+        await execute(
+            pair.node(f"{shard}-a").dsn,
+            f"ALTER TABLE {table} ALTER {key} DROP NOT NULL;"
+            f" INSERT INTO {table} (id, embedding, {key}) VALUES {listed}",
+        )
+    done = pgscatter("map", "check", "--map", made, check=False)
+    assert done.returncode == 1
+    expected = [f"{shard}: docs: {line.format(table)}" for shard, line in wrong.items()]
+    assert done.stderr.splitlines() == expected
 
 
 async def until(world: World, name: str, state: str, seconds: float = 5.0) -> None:
