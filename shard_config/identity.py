@@ -19,7 +19,7 @@ from shard_config.model import Collection, HashSharding, ListSharding, ShardMap
 from shard_config.partition import shard_names
 from shard_config.values import ValueType
 
-__all__ = ["Disagreement", "Holding", "Identity", "content", "disagreements", "holdings", "identity_of"]
+__all__ = ["Disagreement", "Holding", "Identity", "disagreements", "identities"]
 
 # Text models are files, which lie elsewhere on another machine.
 _LOCAL = ("text_model",)
@@ -89,29 +89,15 @@ class Disagreement(msgspec.Struct, frozen=True):
     collection: str | None = None
 
 
-def content(shard_map: ShardMap) -> dict[str, Any]:
-    """What every router of the map must agree on: all that it says of collections."""
-    collections: dict[str, dict[str, Any]] = to_json(shard_map)["collections"]
-    return {
-        name: {field: value for field, value in one.items() if field not in _LOCAL}
-        for name, one in collections.items()
-    }
-
-
-def identity_of(shard_map: ShardMap, shard: str) -> Identity:
-    """What `shard` is to say of itself under this map."""
-    said = msgspec.json.decode(msgspec.json.encode(content(shard_map), order="deterministic"))
+def identities(shard_map: ShardMap) -> dict[str, Identity]:
+    """What each shard is to say of itself under this map; all at once, since they share most of it."""
+    said = msgspec.json.decode(msgspec.json.encode(_content(shard_map), order="deterministic"))
     digest = blake2b(msgspec.json.encode(said, order="deterministic"), digest_size=16).hexdigest()
-    return Identity(shard, shard_map.version, digest, holdings(shard_map, shard), said)
-
-
-def holdings(shard_map: ShardMap, shard: str) -> dict[str, Holding]:
-    """What the map gives to `shard`, by table."""
-    return {
-        str(one.table): _holding(one, shard)
-        for one in shard_map.collections.values()
-        if shard in shard_names(one.sharding)
-    }
+    holds: dict[str, dict[str, Holding]] = {shard: {} for shard in shard_map.shards}
+    for collection in shard_map.collections.values():
+        for shard, holding in _holdings(collection):
+            holds[shard][str(collection.table)] = holding
+    return {shard: Identity(shard, shard_map.version, digest, held, said) for shard, held in holds.items()}
 
 
 def disagreements(shard_map: ShardMap, mine: Identity, found: Identity) -> list[Disagreement]:
@@ -154,17 +140,30 @@ def _misplaced(
             yield collection.name, f"holds {here} of {collection.name}, and the map places {wanted} there"
 
 
-def _holding(collection: Collection, shard: str) -> Holding:
+def _content(shard_map: ShardMap) -> dict[str, Any]:
+    """What every router of the map must agree on: all that it says of collections."""
+    collections: dict[str, dict[str, Any]] = to_json(shard_map)["collections"]
+    return {
+        name: {field: value for field, value in one.items() if field not in _LOCAL}
+        for name, one in collections.items()
+    }
+
+
+def _holdings(collection: Collection) -> Iterator[tuple[str, Holding]]:
+    """What each shard holds of it that holds any."""
     sharding = collection.sharding
     view = sharding_view(sharding)
     name, strategy, key, type_ = collection.name, view["strategy"], sharding.key.column, sharding.key.type
     placement: dict[str, Sequence[Any]] = view["placement"]
-    if isinstance(sharding, HashSharding):
-        return Holding(name, strategy, key, tuple(placement[shard]), sharding.buckets, type=type_)
-    if isinstance(sharding, ListSharding) and sharding.default == shard:
-        elsewhere = [value for owner, values in placement.items() if owner != shard for value in values]
-        return Holding(name, strategy, key, _sorted(elsewhere), others=True, type=type_)
-    return Holding(name, strategy, key, _sorted(placement[shard]), type=type_)
+    for shard in shard_names(sharding):
+        if isinstance(sharding, HashSharding):
+            parts = tuple(placement[shard])
+            yield shard, Holding(name, strategy, key, parts, sharding.buckets, type=type_)
+        elif isinstance(sharding, ListSharding) and sharding.default == shard:
+            elsewhere = [one for owner, values in placement.items() if owner != shard for one in values]
+            yield shard, Holding(name, strategy, key, _sorted(elsewhere), others=True, type=type_)
+        else:
+            yield shard, Holding(name, strategy, key, _sorted(placement[shard]), type=type_)
 
 
 def _sorted(parts: Sequence[Any]) -> tuple[Any, ...]:

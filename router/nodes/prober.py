@@ -25,6 +25,7 @@ from collections.abc import Iterable
 from functools import partial
 from math import inf
 from time import monotonic
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -99,8 +100,9 @@ class Prober:
             shards.setdefault(node.shard, []).append(node)
         pace = _Pace(sum(map(len, shards.values())), settings)
         registry = Registry()
+        contents: dict[str, dict[str, Any]] = {}
         self._watches = [
-            _Watch(node, group, pace, settings)
+            _Watch(node, group, pace, settings, contents)
             for group in (Group(members, registry, freshness) for members in shards.values())
             for node in group.nodes
         ]
@@ -168,7 +170,15 @@ class _Pace:
 class _Watch:
     """Probes one node, for ever."""
 
-    def __init__(self, node: Node, group: Group, pace: _Pace, settings: Settings) -> None:
+    def __init__(
+        self,
+        node: Node,
+        group: Group,
+        pace: _Pace,
+        settings: Settings,
+        contents: dict[str, dict[str, Any]],
+    ) -> None:
+        """`contents` of maps are shared with the other nodes, see `read_identity`."""
         self.node = node
         self._group = group
         self._pace = pace
@@ -176,6 +186,7 @@ class _Watch:
         self._settings = settings
         self._patroni = Patroni(node.config.patroni, node.network) if node.config.patroni else None
         self._connection: Connection | None = None
+        self._contents = contents
         self._asks_identity = False  # whether the node has a table of it that can be read
         self._identity: tuple[str, Identity | None] = ("", None)  # as the probe tells it, and in full
         self._again = asyncio.Event()
@@ -466,7 +477,7 @@ class _Watch:
             self._identity = ("", None)
         elif said != self._identity[0]:
             try:
-                identity = await read_identity(connection)
+                identity = await read_identity(connection, self._contents)
             except NodeError as exc:
                 extra = {"node": self.node.config.name, "shard": self.node.shard, "reason": str(exc)}
                 _logger.error("identity not understood", extra=extra)

@@ -28,7 +28,12 @@ _NEWEST = "FROM pgscatter.map ORDER BY version DESC LIMIT 1"
 # For a probe: another text whenever the row in force is another one or was changed (`xmin`, which replicas
 # have too); NULL where the table is empty.
 IDENTITY_COLUMN = f"(SELECT concat_ws(' ', version, digest, xmin) {_NEWEST}) AS identity"
-_CURRENT = f"SELECT shard, version, digest, holds::text, content::text {_NEWEST}"
+_CURRENT = f"""
+SELECT shard, version, digest, holds::text, CASE WHEN digest <> ALL ($1::text[]) THEN content::text END
+{_NEWEST}
+"""
+# Maps that are in force on different shards while a newer one is applied, and some more.
+_CONTENTS_KEPT = 4
 
 # "pgscmap" in ASCII: two runs at once must not both create it.
 _LOCK = 0x706773636D6170
@@ -62,23 +67,33 @@ _holds = msgspec.json.Decoder(dict[str, Holding])
 _content = msgspec.json.Decoder(dict[str, Any])
 
 
-async def read_identity(connection: asyncpg.Connection) -> Identity | None:
+async def read_identity(
+    connection: asyncpg.Connection, contents: dict[str, dict[str, Any]] | None = None
+) -> Identity | None:
     """What the shard says of itself; None if it says nothing that this session may read.
+
+    `contents` has some by their digests: all shards keep the same one, which is large where shards are many.
 
     Raises:
         NodeError: what it says cannot be understood.
     """
     if not await connection.fetchval(f"SELECT {READABLE}"):
         return None
+    contents = {} if contents is None else contents
+    known = dict(contents)  # others change it while this waits
     try:
-        row = await connection.fetchrow(_CURRENT)
+        row = await connection.fetchrow(_CURRENT, list(known))
     except UNREADABLE_ERRORS:
         return None
     if row is None:
         return None
-    shard, version, digest, holds, content = row
+    shard, version, digest, holds, said = row
     try:
-        return Identity(shard, version, digest, _holds.decode(holds), _content.decode(content))
+        if digest not in contents:
+            if len(contents) == _CONTENTS_KEPT:
+                contents.clear()
+            contents[digest] = known[digest] if said is None else _content.decode(said)
+        return Identity(shard, version, digest, _holds.decode(holds), contents[digest])
     except msgspec.DecodeError as exc:
         raise NodeError(
             ErrorKind.FATAL,

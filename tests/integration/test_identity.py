@@ -108,6 +108,10 @@ async def test_what_a_shard_was_given_is_written_there_and_shown(pair: Cluster, 
         assert shown == {f"s{i}-{j}": (f"s{i}", version, "up") for i in (0, 1) for j in "ab"}
         systems = {node.shard: node.system for node in w.router.nodes()}
         assert len(set(systems.values())) == 2
+        # Most of it is the same on all nodes, and large where shards are many: one copy is kept.
+        said = [node.state.identity for node in w.topology.parts.nodes]
+        assert len({id(one.content) for one in said if one is not None}) == 1
+        assert said[0] is not None and set(said[0].content) == {"docs"}
 
 
 async def test_a_map_that_swaps_buckets_is_not_served(pair: Cluster, path: Path, tmp_path: Path) -> None:

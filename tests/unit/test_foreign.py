@@ -91,6 +91,12 @@ def test_another_database_of_the_same_servers_is_foreign() -> None:
     assert judge("s0", [node(1, primary=True, database="y")], known=of(1), members=[0]) == ({}, of(1, "y"))
 
 
+def test_whose_copies_the_replicas_are_only_a_primary_tells() -> None:
+    assert judge("s0", [node(2)]) == ({}, UNKNOWN)
+    # So the first to be asked does not decide.
+    assert set(judge("s0", [node(2), node(1, primary=True)]).foreign) == {0}
+
+
 def test_nodes_that_say_nothing_of_their_system_are_not_judged() -> None:
     assert judge("s0", [NodeState(), NodeState(Health.UP, Role.PRIMARY)]) == ({}, UNKNOWN)
 

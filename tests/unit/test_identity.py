@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from shard_config import ShardMap
-from shard_config.identity import Disagreement, Identity, disagreements, holdings, identity_of
+from shard_config.identity import Disagreement, Identity, disagreements, identities
 from tests.unit.shard_config_maps import document, parse
 
 
@@ -35,7 +35,7 @@ def stored(identity: Identity) -> Identity:
 
 
 def compared(before: ShardMap, now: ShardMap, shard: str = "s0") -> list[Disagreement]:
-    return disagreements(now, identity_of(now, shard), stored(identity_of(before, shard)))
+    return disagreements(now, identities(now)[shard], stored(identities(before)[shard]))
 
 
 HASHED = by_hash(8, s0=["0-3"], s1=["4-7"])
@@ -46,7 +46,7 @@ def test_a_map_agrees_with_itself_whatever_its_nodes() -> None:
     assert compared(before, before) == []
     moved = {"shards.s0.nodes": [{"name": "other", "dsn": "postgresql://me:secret@elsewhere/x"}]}
     assert compared(before, mapped(12, moved, **HASHED)) == []
-    assert b"secret" not in msgspec.json.encode(identity_of(mapped(12, moved, **HASHED), "s0"))
+    assert b"secret" not in msgspec.json.encode(identities(mapped(12, moved, **HASHED))["s0"])
 
 
 @pytest.mark.parametrize(
@@ -128,10 +128,10 @@ def test_a_key_of_another_type_has_other_hashes_and_an_integer_of_another_width_
         " and the map places buckets 0-3 of 8 by doc_id as text there"
     )
     before, now = of(12, "bigint"), of(13, "bigint")
-    found = identity_of(before, "s0")
+    found = identities(before)["s0"]
     for known in ("", "integer"):  # earlier releases did not say
         holds = {table: msgspec.structs.replace(held, type=known) for table, held in found.holds.items()}
-        assert disagreements(now, identity_of(now, "s0"), msgspec.structs.replace(found, holds=holds)) == []
+        assert disagreements(now, identities(now)["s0"], msgspec.structs.replace(found, holds=holds)) == []
 
 
 def test_thrice_the_buckets_are_not_taken_for_the_same_rows() -> None:
@@ -159,7 +159,7 @@ def test_another_map_of_the_same_version_is_told_by_what_differs() -> None:
 
 def test_a_field_that_one_release_does_not_know_is_no_difference() -> None:
     now = mapped(12, **HASHED)
-    mine = identity_of(now, "s0")
+    mine = identities(now)["s0"]
     content: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(mine.content))
     content["documents"]["novelty"] = 1
     del content["documents"]["cache"]
@@ -169,12 +169,12 @@ def test_a_field_that_one_release_does_not_know_is_no_difference() -> None:
 
 def test_a_shard_that_is_another_one_says_nothing_else() -> None:
     now = mapped(12, **HASHED)
-    found = identity_of(mapped(13, **by_hash(8, s0=["4-7"], s1=["0-3"])), "s1")
-    points = disagreements(now, identity_of(now, "s0"), found)
+    found = identities(mapped(13, **by_hash(8, s0=["4-7"], s1=["0-3"])))["s1"]
+    points = disagreements(now, identities(now)["s0"], found)
     assert points == [Disagreement("shard", "says that it is the shard s1")]
 
 
 def test_a_shard_holds_what_is_placed_there_alone() -> None:
     now = mapped(12, **by_hash(8, s1=["0-7"]))
-    assert holdings(now, "s0") == {}
-    assert [str(held) for held in holdings(now, "s1").values()] == ["buckets 0-7 of 8 by doc_id"]
+    assert identities(now)["s0"].holds == {}
+    assert [str(held) for held in identities(now)["s1"].holds.values()] == ["buckets 0-7 of 8 by doc_id"]

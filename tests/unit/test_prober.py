@@ -231,6 +231,17 @@ def test_a_log_that_lacks_what_was_acknowledged_is_lost_until_the_end() -> None:
     assert shard.lost() == 30
 
 
+def test_a_loss_is_said_once_also_where_commits_wait_for_replicas(caplog: pytest.LogCaptureFixture) -> None:
+    freshness = Freshness(queries.shard_map())
+    shard = Shard("a", shard="s0", freshness=freshness)
+    shard.probe("a", Role.PRIMARY, 50, timeline=1, synchronous=True)
+    freshness.committed("documents", "s0", Position(1, 90))
+    for lsn in (90, 60, 61, 62):
+        shard.probe("a", Role.PRIMARY, lsn, timeline=1, synchronous=True)
+    assert shard.lost() == 30
+    assert [record.message for record in caplog.records] == ["shard has lost log"]
+
+
 def test_what_another_worker_has_found_to_be_lost_is_shown_by_all() -> None:
     freshness = Freshness(queries.shard_map())
     shard = Shard("a", shard="s0", freshness=freshness)
@@ -264,13 +275,16 @@ def test_where_commits_wait_for_replicas_only_what_had_time_to_come_there_can_be
     assert shard.lost() == 3
 
 
-def test_what_a_successor_has_that_is_away_is_lost_until_it_is_back() -> None:
+def test_what_a_successor_has_that_is_away_is_lost_until_it_is_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     freshness = Freshness(queries.shard_map())
     freshness.acknowledged.note("s0", Position(2, 80))  # as Redis tells it
     shard = Shard("a", "b", shard="s0", freshness=freshness)
     shard.probe("a", Role.PRIMARY, 60, timeline=1)
     shard.probe("a", Role.PRIMARY, 90, timeline=1)
     assert shard.lost() == 20
+    assert len(caplog.records) == 1
     assert freshness.acknowledged.newest("s0") == Position(2, 80)
     shard.probe("b", Role.PRIMARY, 85, timeline=2, recovered=50)
     shard.probe("a", Role.PRIMARY, 90, timeline=1)
