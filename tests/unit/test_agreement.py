@@ -73,6 +73,13 @@ def test_the_primary_has_the_word_and_without_one_whoever_knows_the_newest_map()
     shards.down("s0")
     shards.up("s0", identities(SWAPPED)["s0"], at=1, role=Role.REPLICA)
     assert ("s0", "placement") in shards.kinds()
+    # One that was replaced, or is behind, may not know of it yet.
+    for node in (
+        NodeState(Health.UP, Role.PRIMARY, 1, deposed=True, identity=identities(MAP)["s0"]),
+        NodeState(Health.UP, Role.REPLICA, 1, identity=identities(MAP)["s0"]),
+    ):
+        shards.nodes["s0"][0].observe(node)
+        assert ("s0", "placement") in shards.kinds()
 
 
 def test_a_shard_that_says_nothing_is_unidentified_while_it_is_up() -> None:

@@ -44,6 +44,8 @@ HASHED = by_hash(8, s0=["0-3"], s1=["4-7"])
 def test_a_map_agrees_with_itself_whatever_its_nodes() -> None:
     before = mapped(**HASHED)
     assert compared(before, before) == []
+    models = [{"collections.documents.text_model": f"/{folder}/model.npz"} for folder in "ab"]
+    assert compared(mapped(12, models[0], **HASHED), mapped(12, models[1], **HASHED)) == []
     moved = {"shards.s0.nodes": [{"name": "other", "dsn": "postgresql://me:secret@elsewhere/x"}]}
     assert compared(before, mapped(12, moved, **HASHED)) == []
     assert b"secret" not in msgspec.json.encode(identities(mapped(12, moved, **HASHED))["s0"])
