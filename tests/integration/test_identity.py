@@ -150,6 +150,44 @@ async def test_a_map_that_swaps_buckets_is_not_served(pair: Cluster, path: Path,
     assert "s0: s0-a holds buckets 0-1 of 4 by id of docs" in loaded.stderr
 
 
+async def test_a_map_whose_shards_are_crossed_is_neither_served_nor_applied_nor_loaded_by(
+    pair: Cluster, path: Path, tmp_path: Path
+) -> None:
+    tree = yaml.safe_load(path.read_text())
+    shards = tree["shards"]
+    shards["s0"], shards["s1"] = shards["s1"], shards["s0"]
+    tree["version"] += 1
+    crossed = tmp_path / "crossed.yaml"
+    crossed.write_text(yaml.safe_dump(tree, sort_keys=False))
+    assert {(shard, kind) for shard, kind, _ in await differences(pair, crossed)} == {
+        ("s0", "shard"),
+        ("s1", "shard"),
+    }
+    applied = pgscatter("schema", "apply", "--map", crossed, check=False)
+    assert applied.returncode == 1
+    assert "s0: s1-a says that it is the shard s1; list it there" in applied.stderr
+    source = tmp_path / "more.jsonl"
+    source.write_text('{"id": 1000, "vector": [1, 2, 3, 4]}\n')
+    loaded = pgscatter("load", source, "--map", crossed, "--collection", "docs", check=False)
+    assert loaded.returncode == 1
+    assert "s0: s1-a says that it is the shard s1: rows would be misplaced" in loaded.stderr
+
+
+async def test_to_apply_one_collection_says_nothing_of_what_a_shard_holds_of_another(
+    pair: Cluster, tmp_path: Path
+) -> None:
+    collections = {name: collection(sharding=hashed()) for name in ("docs", "notes")}
+    made = write_map(pair, tmp_path / "map.yaml", collections)
+    tables = {name: str(one.table) for name, one in load(made).collections.items()}
+    connection = await asyncpg.connect(pair.node("s0-a").dsn)
+    held = "SELECT holds::text FROM pgscatter.map ORDER BY version DESC LIMIT 1"
+    pgscatter("schema", "apply", "--map", made, "--collection", "docs")
+    assert set(msgspec.json.decode(await connection.fetchval(held))) == {tables["docs"]}
+    pgscatter("schema", "apply", "--map", made, "--collection", "notes")
+    assert set(msgspec.json.decode(await connection.fetchval(held))) == set(tables.values())
+    await connection.close()
+
+
 async def test_maps_of_an_older_version_and_of_the_same_with_other_content_are_told(
     pair: Cluster, path: Path
 ) -> None:
