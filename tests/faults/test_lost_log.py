@@ -155,6 +155,25 @@ async def test_a_failover_and_a_crash_that_lose_nothing_are_no_loss(pair: Cluste
         assert {status.lost_bytes for status in w.router.nodes()} == {0}
 
 
+async def test_commits_that_do_not_wait_for_the_disk_are_no_loss_while_the_server_lives(
+    pair: Cluster,
+) -> None:
+    primary = pair.node("s0-a").dsn
+    for name, value in (("synchronous_commit", "off"), ("wal_writer_delay", "'10s'")):
+        await execute(primary, f"ALTER SYSTEM SET {name} = {value}")
+    await execute(primary, "SELECT pg_reload_conf()")
+    try:
+        async with filled(pair) as w:
+            for i in range(3):
+                await w.put(w.document(ROWS + i, ORIGIN))
+                await asyncio.sleep(2 * FAST.probe_interval)
+                assert {status.lost_bytes for status in w.router.nodes()} == {0}
+    finally:
+        for name in ("synchronous_commit", "wal_writer_delay"):
+            await execute(primary, f"ALTER SYSTEM RESET {name}")
+        await execute(primary, "SELECT pg_reload_conf()")
+
+
 async def promoted(cluster: Cluster, w: World) -> None:
     """Make s0-b the primary, and wait until the router knows."""
     if node(w, "s0-b").state == "down":

@@ -20,6 +20,8 @@ import yaml
 from deploy.local import Cluster
 from router.policy.selection import Health
 from router.query.errors import UnavailableError
+from router.query.filter import parse
+from router.query.types import SearchQuery
 from router.settings import Settings
 from router.topology import Parts, Topology
 from shard_config import ShardMap, load, model
@@ -220,8 +222,16 @@ async def test_a_newer_map_is_served_before_it_is_applied_and_halfway(pair: Clus
     halfway = await differences(pair, path)
     assert [(shard, kind) for shard, kind, _ in halfway] == [("s1", "older")]
     await execute(pair.node("s1-a").dsn, "DELETE FROM pgscatter.map WHERE digest = 'x'")
+    await execute(
+        pair.node("s1-a").dsn,
+        "INSERT INTO pgscatter.map SELECT n, digest, shard, holds, content"
+        " FROM generate_series(-150, -1) n, LATERAL (SELECT * FROM pgscatter.map LIMIT 1) one",
+    )
     pgscatter("schema", "apply", "--map", newer)
     assert await differences(pair, newer) == []
+    connection = await asyncpg.connect(pair.node("s1-a").dsn)
+    assert await connection.fetchval("SELECT count(*) FROM pgscatter.map") == 100
+    await connection.close()
     assert (await differences(pair, path))[0][1] == "older"
     assert shard_map.version == load(path).version + 1
 
@@ -313,6 +323,8 @@ async def test_a_placement_that_changes_under_a_router_stops_that_collection_alo
             w.router.read(other, 1, frozenset(), w.soon()),
             w.router.delete(other, [1], w.soon()),
             w.router.count(other, None, w.soon()),
+            w.router.search(SearchQuery(other, bytes(16), 1), w.soon()),
+            w.router.delete_matching(other, parse(other, {"id": 1}, QUICK), w.soon()),
         ):
             with pytest.raises(UnavailableError, match="does not say where the rows of other are") as caught:
                 await refused
