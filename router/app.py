@@ -29,7 +29,7 @@ from router.topology import Parts, Snapshot, Topology
 from shard_config import ShardMap
 from shard_config.file import codec
 
-__all__ = ["application", "create_app"]
+__all__ = ["application", "compare", "create_app"]
 
 # More than 64 searches in flight hold; at 700, the default, young collections take 6 % of the router's time.
 _ALLOCATIONS = 50_000
@@ -74,7 +74,7 @@ def application(
         try:
             await _unless_ending(topology.open(), life)
             if not life.ending:
-                _compare(topology.snapshot, config.map_path)
+                compare(topology.snapshot, config)
             await _unless_ending(_warm(models, topology.snapshot.shard_map), life)
             _relieve_collector()
             with ExitStack() as stack:
@@ -110,16 +110,18 @@ async def _unless_ending(start: Coroutine[object, object, None], life: Life) -> 
         raise outcome
 
 
-def _compare(snapshot: Snapshot, path: str) -> None:
-    """
+def compare(snapshot: Snapshot, config: ServeConfig) -> None:
+    """See whether this map may be served.
+
     Raises:
         StartRefusedError: shards that answer hold something else than the map says. Those that do not are
             compared when they do.
     """
     points = snapshot.disagreements()
-    if points:
-        lines = refusal(path, points)
-        print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201 - for whoever started it
+    if points and not config.replaces:
+        lines = refusal(config.map_path, points)
+        if _is_first_to_refuse(config):
+            print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201 - for whoever started it
         raise StartRefusedError(lines[0])
     silent = snapshot.unidentified()
     if silent:
@@ -127,6 +129,17 @@ def _compare(snapshot: Snapshot, path: str) -> None:
             "identity of shards unknown",
             extra={"shards": silent, "reason": "pgscatter.map is missing, empty, or must not be read"},
         )
+
+
+def _is_first_to_refuse(config: ServeConfig) -> bool:
+    """Of several workers one says why; the others see the same."""
+    if config.shared_path is None:
+        return True
+    try:
+        Path(config.shared_path).with_name("refused").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _shard_map(config: ServeConfig) -> ShardMap:

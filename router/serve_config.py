@@ -30,6 +30,8 @@ class ServeConfig(msgspec.Struct, frozen=True):
         map_copy: the map's text as it was when the command started, if there are several workers: one
             that replaces another must serve what the others serve, whatever became of the file.
         keys_copy: the same of the keys, as `router.http.keys_file.save` writes them; None if all is open.
+        replaces: the worker takes the place of one that served. What would be a reason not to start is none
+            then: the others go on, and an end of this one would end them all.
     """
 
     map_path: str
@@ -40,6 +42,7 @@ class ServeConfig(msgspec.Struct, frozen=True):
     shared_path: str | None = None
     map_copy: str | None = None
     keys_copy: str | None = None
+    replaces: bool = False
 
 
 def export(config: ServeConfig, env: MutableMapping[str, str]) -> None:

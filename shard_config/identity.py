@@ -17,13 +17,16 @@ from shard_config.file.codec import to_json
 from shard_config.file.view import as_runs, sharding_view
 from shard_config.model import Collection, HashSharding, ListSharding, ShardMap
 from shard_config.partition import shard_names
+from shard_config.values import ValueType
 
-__all__ = ["Disagreement", "Holding", "Identity", "content", "disagreements", "holdings", "identity_of"]
+__all__ = ["Disagreement", "Holding", "Identity", "disagreements", "identities"]
 
 # Text models are files, which lie elsewhere on another machine.
 _LOCAL = ("text_model",)
 _SHOWN = 8
 _DIFFERENCES = 5
+# Of these, equal values have equal hashes.
+_INTEGERS = (ValueType.SMALLINT, ValueType.INTEGER, ValueType.BIGINT)
 
 
 class Holding(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -34,6 +37,7 @@ class Holding(msgspec.Struct, frozen=True, omit_defaults=True):
         parts: runs of buckets, values, or ranges, as a map writes them.
         buckets: the modulus, of the strategy hash.
         others: the shard holds every value but `parts`, which are on other shards.
+        type: of the key; empty where an earlier release wrote it.
     """
 
     collection: str
@@ -42,6 +46,7 @@ class Holding(msgspec.Struct, frozen=True, omit_defaults=True):
     parts: tuple[Any, ...] = ()
     buckets: int = 0
     others: bool = False
+    type: str = ""
 
     def __str__(self) -> str:
         shown = [_part(part) for part in self.parts[:_SHOWN]]
@@ -84,29 +89,15 @@ class Disagreement(msgspec.Struct, frozen=True):
     collection: str | None = None
 
 
-def content(shard_map: ShardMap) -> dict[str, Any]:
-    """What every router of the map must agree on: all that it says of collections."""
-    collections: dict[str, dict[str, Any]] = to_json(shard_map)["collections"]
-    return {
-        name: {field: value for field, value in one.items() if field not in _LOCAL}
-        for name, one in collections.items()
-    }
-
-
-def identity_of(shard_map: ShardMap, shard: str) -> Identity:
-    """What `shard` is to say of itself under this map."""
-    said = msgspec.json.decode(msgspec.json.encode(content(shard_map), order="deterministic"))
+def identities(shard_map: ShardMap) -> dict[str, Identity]:
+    """What each shard is to say of itself under this map; all at once, since they share most of it."""
+    said = msgspec.json.decode(msgspec.json.encode(_content(shard_map), order="deterministic"))
     digest = blake2b(msgspec.json.encode(said, order="deterministic"), digest_size=16).hexdigest()
-    return Identity(shard, shard_map.version, digest, holdings(shard_map, shard), said)
-
-
-def holdings(shard_map: ShardMap, shard: str) -> dict[str, Holding]:
-    """What the map gives to `shard`, by table."""
-    return {
-        str(one.table): _holding(one, shard)
-        for one in shard_map.collections.values()
-        if shard in shard_names(one.sharding)
-    }
+    holds: dict[str, dict[str, Holding]] = {shard: {} for shard in shard_map.shards}
+    for collection in shard_map.collections.values():
+        for shard, holding in _holdings(collection):
+            holds[shard][str(collection.table)] = holding
+    return {shard: Identity(shard, shard_map.version, digest, held, said) for shard, held in holds.items()}
 
 
 def disagreements(shard_map: ShardMap, mine: Identity, found: Identity) -> list[Disagreement]:
@@ -142,21 +133,37 @@ def _misplaced(
         table = str(collection.table)
         held, placed = found.get(table), mine.get(table)
         if held is not None and (placed is None or not _same_rows(placed, held)):
-            wanted = "nothing" if placed is None else placed
-            yield collection.name, f"holds {held} of {collection.name}, and the map places {wanted} there"
+            wanted = "nothing" if placed is None else str(placed)
+            here = str(held)
+            if placed is not None and not _same_type(placed, held):
+                wanted, here = f"{wanted} as {placed.type}", f"{here} as {held.type}"
+            yield collection.name, f"holds {here} of {collection.name}, and the map places {wanted} there"
 
 
-def _holding(collection: Collection, shard: str) -> Holding:
+def _content(shard_map: ShardMap) -> dict[str, Any]:
+    """What every router of the map must agree on: all that it says of collections."""
+    collections: dict[str, dict[str, Any]] = to_json(shard_map)["collections"]
+    return {
+        name: {field: value for field, value in one.items() if field not in _LOCAL}
+        for name, one in collections.items()
+    }
+
+
+def _holdings(collection: Collection) -> Iterator[tuple[str, Holding]]:
+    """What each shard holds of it that holds any."""
     sharding = collection.sharding
     view = sharding_view(sharding)
-    name, strategy, key = collection.name, view["strategy"], sharding.key.column
+    name, strategy, key, type_ = collection.name, view["strategy"], sharding.key.column, sharding.key.type
     placement: dict[str, Sequence[Any]] = view["placement"]
-    if isinstance(sharding, HashSharding):
-        return Holding(name, strategy, key, tuple(placement[shard]), sharding.buckets)
-    if isinstance(sharding, ListSharding) and sharding.default == shard:
-        elsewhere = [value for owner, values in placement.items() if owner != shard for value in values]
-        return Holding(name, strategy, key, _sorted(elsewhere), others=True)
-    return Holding(name, strategy, key, _sorted(placement[shard]))
+    for shard in shard_names(sharding):
+        if isinstance(sharding, HashSharding):
+            parts = tuple(placement[shard])
+            yield shard, Holding(name, strategy, key, parts, sharding.buckets, type=type_)
+        elif isinstance(sharding, ListSharding) and sharding.default == shard:
+            elsewhere = [one for owner, values in placement.items() if owner != shard for one in values]
+            yield shard, Holding(name, strategy, key, _sorted(elsewhere), others=True, type=type_)
+        else:
+            yield shard, Holding(name, strategy, key, _sorted(placement[shard]), type=type_)
 
 
 def _sorted(parts: Sequence[Any]) -> tuple[Any, ...]:
@@ -166,12 +173,34 @@ def _sorted(parts: Sequence[Any]) -> tuple[Any, ...]:
 
 
 def _same_rows(one: Holding, other: Holding) -> bool:
-    """Whether both mean the same rows; twice the buckets, split alike, do."""
-    if (one.strategy, one.key) != (other.strategy, other.key):
+    """Whether both mean the same rows: also with twice the buckets split alike, and ranges cut in two."""
+    if (one.strategy, one.key) != (other.strategy, other.key) or not _same_type(one, other):
         return False
-    if one.strategy == "hash":
-        return _reduced(one) == _reduced(other)
+    match one.strategy:
+        case "hash":
+            return _reduced(one) == _reduced(other)
+        case "range":
+            return _joined(one) == _joined(other)
     return (one.parts, one.others) == (other.parts, other.others)
+
+
+def _same_type(one: Holding, other: Holding) -> bool:
+    known = {holding.type for holding in (one, other) if holding.type}
+    return len(known) < 2 or known.issubset(_INTEGERS)
+
+
+def _joined(holding: Holding) -> set[tuple[Any, Any]]:
+    """The ranges, as (from, to), after those that meet are made one; None is no end."""
+    ranges = {part.get("from"): part.get("to") for part in holding.parts}
+    inner = {start for start in ranges if start is not None} & set(ranges.values())
+    joined = set()
+    for start in ranges.keys() - inner:
+        end = ranges[start]
+        while end in inner:
+            inner.discard(end)
+            end = ranges[end]
+        joined.add((start, end))
+    return joined
 
 
 def _reduced(holding: Holding) -> tuple[int, tuple[str, ...]]:

@@ -26,6 +26,7 @@ from router.schema.load_tables import create_load_tables
 from router.schema.primary import Primary, on_each, primary_of
 from router.schema.session import node_errors
 from router.schema.shape import mismatches, vector_index
+from shard_config.identity import identities
 from shard_config.model import Collection, ShardMap
 from shard_config.partition import shard_names
 
@@ -64,11 +65,13 @@ async def find_primaries(shard_map: ShardMap, collection: Collection) -> dict[st
         ShardError: with a line for each shard that has none, or that rows would be misplaced on.
     """
 
+    expected = identities(shard_map)
+
     async def one(shard: str) -> Primary:
         settings = {"lock_timeout": str(_TABLE_LOCK_MS)}
         primary = await primary_of(shard_map.shards[shard], "pgscatter load", **settings)
         try:
-            await require_placement(shard_map, collection, primary)
+            await require_placement(shard_map, collection, primary, expected[shard])
         except BaseException:
             primary.close()
             raise

@@ -157,7 +157,7 @@ class _Service:
                 self._life,
                 self._bounds,
                 workers=config.workers,
-                ready=self._ready,
+                ready=partial(self._all_ready, config),
                 ending=self._ending,
             )
 
@@ -167,6 +167,10 @@ class _Service:
 
         settings = self._config.settings
         return Bounds(settings.drain_delay, settings.drain_timeout)
+
+    def _all_ready(self, config: ServeConfig) -> None:
+        export(msgspec.structs.replace(config, replaces=True), os.environ)
+        self._ready()
 
     def _ready(self) -> None:
         _say(f"pgscatter serves map version {self._shard_map.version} on http://{_address(self._listener)}")

@@ -125,7 +125,7 @@ def _raise_if_stale(reports: Sequence[ShardReport]) -> None:
     """
     stale = [report for report in reports if report.stale]
     if stale:
-        rest = "may be behind, and nothing fresher can be read"
+        rest = "may be behind, and no node that is well is fresher"
         problems = [Problem(f"shards.{one.shard}", f"stale: {one.node} {rest}") for one in stale]
         outside = [Problem(f"shards.{one.shard}", f"stale: its node {rest}") for one in stale]
         what = f"{len(stale)} of {len(reports)} shards could be read only as they were"

@@ -1,7 +1,7 @@
-"""How far each shard's log reached when this process was told that a write is committed.
+"""How far each shard's log reached when a write to it was known to be committed.
 
-A primary whose log ends before that has lost it; the prober compares. Positions that Redis holds from before
-this process was started count too.
+A primary whose log ends before that has lost it; the prober compares. Positions count that this process was
+told by primaries, and those that Redis was told by other routers, or before this process was started.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ __all__ = ["Acknowledged"]
 
 
 class Acknowledged:
-    """The newest position of each shard; writers tell it, the prober asks."""
+    """The newest position of each shard; writers and the shared cache tell it, the prober asks."""
 
     def __init__(self) -> None:
         self._newest: dict[str, Position] = {}

@@ -2,12 +2,13 @@
 
 Each worker has a slot of a common file that only it writes: per collection, how many writes it has
 finished, how many of them Redis has to hear of and how many Redis has heard of; per shard, how far the
-write-ahead log reached after its last write, and how often it found the shard's tables changed. A reader
-takes the sum or the maximum over all slots, so that a write through one worker is known to all others at
-once, without a message. A router of one worker keeps its only slot in plain memory.
+write-ahead log reached after its last write, how often it found the shard's tables changed, and how much of
+the log it has found to be lost. A reader takes the sum or the maximum over all slots, so that a write through
+one worker is known to all others at once, without a message. A router of one worker keeps its only slot in
+plain memory.
 
-Invariant: no cell ever decreases while the file exists, not even when a worker dies and another one takes
-its slot. So a version that was read before a search is never the present one again after a write.
+Invariant: no cell but the last ever decreases while the file exists, not even when a worker dies and another
+one takes its slot. So a version that was read before a search is never the present one again after a write.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ _WORD_BYTES = 8
 
 
 def _words(shard_map: ShardMap) -> int:
-    return 2 + 3 * len(shard_map.collections) + 2 * len(shard_map.shards)
+    return 2 + 3 * len(shard_map.collections) + 3 * len(shard_map.shards)
 
 
 def create(path: Path, shard_map: ShardMap) -> None:
@@ -53,6 +54,7 @@ class WorkerCounters:
         )
         self._positions = dict(zip(shard_map.shards, columns, strict=False))
         self._schemas = dict(zip(shard_map.shards, columns, strict=False))
+        self._lost = dict(zip(shard_map.shards, columns, strict=False))
         (self._schemas_of_all,) = columns
         self._file: int | None = None
         slot, slots = 0, 1
@@ -137,6 +139,18 @@ class WorkerCounters:
         """How often the other workers have, on `shard` or on all together."""
         column = self._schemas_of_all if shard is None else self._schemas[shard]
         return sum([self._cells[slot + column] for slot in self._slots if slot != self._own])
+
+    def note_lost(self, shard: str, size_bytes: int) -> None:
+        """So many bytes of the shard's log are lost, as far as this worker knows.
+
+        Only the worker that was told of a write can tell that it is lost, and the others answer too.
+        """
+        self._cells[self._own + self._lost[shard]] = size_bytes
+
+    def lost(self, shard: str) -> int:
+        """The most that any worker has found to be."""
+        column, cells = self._lost[shard], self._cells
+        return max([cells[slot + column] for slot in self._slots])
 
     def close(self) -> None:
         self._cells.release()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from router.nodes.node import Node
 from router.policy.selection import Health, NodeState, Role
 from router.query.errors import Problem, UnavailableError
-from shard_config.identity import Disagreement, Identity, disagreements, identity_of
+from shard_config.identity import Disagreement, Identity, disagreements, identities
 from shard_config.model import ShardMap
 
 __all__ = ["Agreement", "refusal"]
@@ -37,9 +37,11 @@ class Agreement:
     """Compares one map with its shards; `close` it with the snapshot that it belongs to."""
 
     def __init__(self, shard_map: ShardMap, nodes: Mapping[str, Sequence[Node]]) -> None:
+        self._map = shard_map
+        self._expected: dict[str, Identity] = {}  # by shard; made for the first one that says anything
         self._disputed: dict[str, list[Problem]] = {}  # by collection
         self._shards = {
-            name: _Shard(shard_map, name, members, self._changed) for name, members in nodes.items()
+            name: _Shard(name, members, self._differing, self._changed) for name, members in nodes.items()
         }
         for shard in self._shards.values():
             shard.observed()
@@ -72,6 +74,11 @@ class Agreement:
                 retry_after=_RETRY_AFTER,
             )
 
+    def _differing(self, shard: str, word: Identity) -> list[Disagreement]:
+        if not self._expected:
+            self._expected = identities(self._map)
+        return disagreements(self._map, self._expected[shard], word)
+
     def _changed(self) -> None:
         disputed: dict[str, list[Problem]] = {}
         for name, point in self.points():
@@ -84,14 +91,17 @@ class _Shard:
     """One shard's word; nodes tell it when their states are new."""
 
     def __init__(
-        self, shard_map: ShardMap, name: str, nodes: Sequence[Node], changed: Callable[[], None]
+        self,
+        name: str,
+        nodes: Sequence[Node],
+        differing: Callable[[str, Identity], list[Disagreement]],
+        changed: Callable[[], None],
     ) -> None:
         self.points: list[Disagreement] = []
-        self._map = shard_map
         self._name = name
         self._nodes = nodes
+        self._differing = differing
         self._changed = changed
-        self._mine: Identity | None = None
         self._word: Identity | None = None
         for node in nodes:
             node.listeners.append(self.observed)
@@ -110,13 +120,8 @@ class _Shard:
         # While nobody answers, the last word stands; not when it was taken back, by dropping the table.
         if word is self._word or (word is None and not any(state.health is Health.UP for state in states)):
             return
-        known, self._word = self._word, word
-        if word is None or (known is not None and known == word):
-            points = [] if word is None else self.points
-        else:
-            if self._mine is None:
-                self._mine = identity_of(self._map, self._name)
-            points = disagreements(self._map, self._mine, word)
+        self._word = word
+        points = [] if word is None else self._differing(self._name, word)
         if points == self.points:
             return
         self.points = points

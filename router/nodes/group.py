@@ -14,7 +14,7 @@ import msgspec
 
 from router.freshness.freshness import Freshness
 from router.nodes.node import Node
-from router.policy.foreign import Servers, judge
+from router.policy.foreign import UNKNOWN, Servers, judge
 from router.policy.lost_log import lost_bytes
 from router.policy.replication import Heads, claims, elect
 from router.policy.selection import Health, NodeState, Role
@@ -62,10 +62,12 @@ class Group:
         # Replicas that were no further than their primary, and when their servers were started: what such a
         # one replays from then on, it gets from that primary.
         self._followed: dict[Node, float] = {}
-        self._system = 0  # PostgreSQL's identifier of the shard's primary
+        self._origin = UNKNOWN  # that of the shard's primary
         self._members: set[Node] = set()  # found to be the shard's
+        self._identified = False  # whether one of them has said which shard it is
         self._head: Position | None = None  # where the primary's log ended when it was last probed
         self._acknowledged: Position | None = None  # up to where writes were, at that time
+        self._synchronous = False  # whether its commits waited for replicas, at that time
         self._lost = 0
         self._away = False  # what is lost may be on a later primary
 
@@ -112,7 +114,10 @@ class Group:
 
     def _judge(self, node: Node, state: NodeState, now: float, before: Before | None) -> None:
         answered = [state if other is node else _answered(other.state) for other in self.nodes]
+        system = self._origin.system
         foreign = self._strangers(answered)
+        if before is not None and system not in (0, self._origin.system):
+            before = Before()  # that was known of another log
         states = [
             msgspec.structs.replace(known, health=Health.FOREIGN) if index in foreign else known
             for index, known in enumerate(answered)
@@ -131,6 +136,7 @@ class Group:
             self._heads.saw(state.lsn, now)
             self._find_diverged(before.replicas, state.lsn)
             self._find_lost(node, state, before.acknowledged)
+        lost = self._lost if self._freshness is None else self._freshness.counters.lost(self._shard)
         for index, (other, known) in enumerate(zip(self.nodes, states, strict=True)):
             health = other.state.health
             replica = known.health is Health.UP and known.role is Role.REPLICA
@@ -144,9 +150,7 @@ class Group:
             same &= (known.health is Health.FOREIGN) == (health is Health.FOREIGN)
             if other is not node and same and not (first and replica):
                 continue
-            other.observe(
-                msgspec.structs.replace(known, deposed=deposed, lag=lag, reason=reason, lost=self._lost)
-            )
+            other.observe(msgspec.structs.replace(known, deposed=deposed, lag=lag, reason=reason, lost=lost))
         if state.health is Health.DOWN and any(other.state.health is Health.UP for other in self.nodes):
             # Its searches move on: somebody else can answer them.
             node.abandon()
@@ -159,19 +163,38 @@ class Group:
             if (reason := self._registry.servers.twice(node)) is not None
         }
         members = [index for index, node in enumerate(self.nodes) if node in self._members]
-        verdict = judge(self._shard, states, known=self._system, members=members, twice=twice)
-        if self._system not in (0, verdict.system):
-            self._begin_anew()
-        self._system = verdict.system
-        self._members |= {
-            node
+        verdict = judge(
+            self._shard,
+            states,
+            known=self._origin,
+            members=members,
+            identified=self._identified,
+            twice=twice,
+        )
+        own = [
+            (node, state)
             for index, (node, state) in enumerate(zip(self.nodes, states, strict=True))
-            if state.system == verdict.system != 0 and index not in verdict.foreign
-        }
+            if (state.system, state.database) == verdict.origin != UNKNOWN and index not in verdict.foreign
+        ]
+        if self._origin.system not in (0, verdict.origin.system):
+            self._begin_anew(verdict.origin.system, [state for _, state in own if claims(state)])
+        self._origin = verdict.origin
+        self._members |= {node for node, _ in own}
+        self._identified = self._identified or any(state.identity is not None for _, state in own)
         return verdict.foreign
 
-    def _begin_anew(self) -> None:
+    def _begin_anew(self, system: int, primaries: Sequence[NodeState]) -> None:
         """The shard was built anew: timelines and positions are those of another log."""
+        _logger.error(
+            "shard was built anew",
+            extra={
+                "shard": self._shard,
+                "from": self._origin.system,
+                "to": system,
+                "reason": "its primary has another system identifier: whether acknowledged writes are there"
+                " cannot be told by its log",
+            },
+        )
         self._heads = Heads()
         self._timeline = 0
         self._diverged.clear()
@@ -179,7 +202,8 @@ class Group:
         self._members.clear()
         self._head = self._acknowledged = None
         if self._freshness is not None:
-            self._freshness.acknowledged.forget(self._shard)
+            for state in primaries:
+                self._freshness.lost(self._shard, Position(state.timeline, state.written))
 
     def _find_diverged(self, replicas: Sequence[tuple[Node, NodeState]], head: int) -> None:
         """Remember replicas that have replayed more than the primary wrote: they followed another one.
@@ -208,16 +232,18 @@ class Group:
 
     def _find_lost(self, node: Node, state: NodeState, acknowledged: Position | None) -> None:
         """See whether the primary's log holds what was written to the shard; say so once if it does not."""
-        # Where commits wait for replicas, what this log had beyond the last commit may come to them later.
-        mark = self._acknowledged if state.synchronous else acknowledged
+        # Where commits waited for replicas, what the log had beyond the last one may have come to them later.
+        # A successor that is left alone waits for nobody: it is the earlier primary's word that counts.
+        waited = state.synchronous if self._head is None else self._synchronous
+        mark = self._acknowledged if waited else acknowledged
         lost = lost_bytes(state, mark, self._head)
         # Redis knows of a successor that this process never saw; what it had is there again when it is.
         away = mark is not None and mark.timeline > state.timeline
         if self._away and not away:
-            self._lost = 0
+            self._note_lost(0)
         self._away = away
         if lost > self._lost or (lost and not away):
-            self._lost = max(self._lost, lost)
+            self._note_lost(max(self._lost, lost))
             recovered = None if state.recovered is None else Position(state.timeline, state.recovered)
             _logger.error(
                 "shard has lost log",
@@ -235,7 +261,12 @@ class Group:
                 self._freshness.lost(self._shard, Position(state.timeline, state.written))
                 acknowledged = None
         self._head = Position(state.timeline, state.lsn)
-        self._acknowledged = acknowledged
+        self._acknowledged, self._synchronous = acknowledged, state.synchronous
+
+    def _note_lost(self, size_bytes: int) -> None:
+        self._lost = size_bytes
+        if self._freshness is not None:
+            self._freshness.counters.note_lost(self._shard, size_bytes)
 
     def _why(self, node: Node, state: NodeState) -> str:
         if state.role is Role.REPLICA:

@@ -261,7 +261,7 @@ class Node:
         known = self.state
         changed = (state.health, state.role, state.deposed) != (known.health, known.role, known.deposed)
         since = time.time() if changed else self.state.since
-        if changed and state.health in (Health.DOWN, Health.FOREIGN):
+        if changed and state.health is Health.DOWN:
             self.reads.discard_idle()
             self.writes.discard_idle()
         if state.health is Health.UP and self.state.health is Health.DOWN:
@@ -274,6 +274,11 @@ class Node:
         if state.role is not self.state.role and None not in (state.role, self.state.role):
             self.role_changes += 1
         self.state = msgspec.structs.replace(state, since=since)
+        if changed and state.health is Health.FOREIGN:
+            self.reads.retire()
+            self.writes.retire()
+            # Whatever comes from there is of other rows.
+            self.dispatcher.abandon(NodeError(ErrorKind.LOST, "given up: the node is none of this shard"))
         for one in list(self.sets):
             one.observed()
         for listener in list(self.listeners):
@@ -399,9 +404,26 @@ class Node:
                     self.login(str(exc))
                 raise
             self.login(None)
+            self._require_origin(connection)
             return connection
 
         return open_one
+
+    def _require_origin(self, connection: Connection) -> None:
+        """See that the address has led to what the probes were answered by: it may stand for several servers.
+
+        Raises:
+            NodeError: it has not; the connection is closed then.
+        """
+        state = self.state
+        if state.health is Health.UP and state.system and connection.origin != (state.system, state.database):
+            connection.terminate()
+            system, database = connection.origin or (0, "")
+            raise NodeError(
+                ErrorKind.TRANSIENT,
+                f"its address leads to more than one server: to the system {state.system}, database"
+                f" {state.database}, and to the system {system}, database {database}",
+            )
 
     def _pool(
         self, kind: str, size: int, statement_timeout: float, freed: Callable[[], None] = lambda: None

@@ -25,6 +25,7 @@ from collections.abc import Iterable
 from functools import partial
 from math import inf
 from time import monotonic
+from typing import Any
 
 import asyncpg
 import msgspec
@@ -83,6 +84,8 @@ _CATCH_UP_FACTOR = 2.0
 # Of the interval, before a probe is made for somebody who asks for one: ten a second at most by default.
 _SOONEST_SHARE = 0.2
 _TOGETHER_SECONDS = 0.1
+# Of a probe's time, for the table of identities to be unlocked.
+_LOCK_SHARE = 0.1
 # Of a probe's time, to open a connection to a node that nothing is known of.
 _FIRST_TIMES = 2.0
 
@@ -97,8 +100,9 @@ class Prober:
             shards.setdefault(node.shard, []).append(node)
         pace = _Pace(sum(map(len, shards.values())), settings)
         registry = Registry()
+        contents: dict[str, dict[str, Any]] = {}
         self._watches = [
-            _Watch(node, group, pace, settings)
+            _Watch(node, group, pace, settings, contents)
             for group in (Group(members, registry, freshness) for members in shards.values())
             for node in group.nodes
         ]
@@ -166,7 +170,15 @@ class _Pace:
 class _Watch:
     """Probes one node, for ever."""
 
-    def __init__(self, node: Node, group: Group, pace: _Pace, settings: Settings) -> None:
+    def __init__(
+        self,
+        node: Node,
+        group: Group,
+        pace: _Pace,
+        settings: Settings,
+        contents: dict[str, dict[str, Any]],
+    ) -> None:
+        """`contents` of maps are shared with the other nodes, see `read_identity`."""
         self.node = node
         self._group = group
         self._pace = pace
@@ -174,6 +186,7 @@ class _Watch:
         self._settings = settings
         self._patroni = Patroni(node.config.patroni, node.network) if node.config.patroni else None
         self._connection: Connection | None = None
+        self._contents = contents
         self._asks_identity = False  # whether the node has a table of it that can be read
         self._identity: tuple[str, Identity | None] = ("", None)  # as the probe tells it, and in full
         self._again = asyncio.Event()
@@ -403,6 +416,7 @@ class _Watch:
             network=self.node.network,
             lifetime=self._settings.connection_max_age,
             searches=False,
+            lock_timeout=_LOCK_SHARE * self._settings.probe_timeout,
         )
         try:
             connection = await self.node.open(lambda: urgency or self._urgency(), opened, self._turn)
@@ -435,23 +449,43 @@ class _Watch:
         return Urgency.SHARD if self._group.lacking and not self._group.tried - {self.node} else Urgency.NODE
 
     async def _state(self, connection: Connection) -> NodeState:
+        try:
+            row = await self._identified(connection)
+        except asyncpg.LockNotAvailableError:
+            # Somebody is changing that table, and may take his time; its last word stands meanwhile.
+            row = await _without_identity(connection)
+        if row["process"] != connection.process:
+            raise NodeError(ErrorKind.FATAL, SHARED)
+        return _state(row, self._identity[1])
+
+    async def _identified(self, connection: Connection) -> asyncpg.Record:
+        """What the node says; `_identity` is up to date then.
+
+        Raises:
+            asyncpg.LockNotAvailableError: it could not be.
+        """
         row = await self._with_identity(connection) if self._asks_identity else None
         if row is None:
             asked, self._asks_identity = self._asks_identity, False
-            row = await connection.fetchrow(_WITHOUT_IDENTITY)
-            assert row is not None, "it selects from one row"
+            row = await _without_identity(connection)
             if row["readable"] and not asked:
                 complete = await self._with_identity(connection)
                 if complete is not None:
                     row, self._asks_identity = complete, True
-        if row["process"] != connection.process:
-            raise NodeError(ErrorKind.FATAL, SHARED)
         said = row["identity"] if self._asks_identity else None
         if said is None:
             self._identity = ("", None)
         elif said != self._identity[0]:
-            self._identity = (said, await read_identity(connection))
-        return _state(row, self._identity[1])
+            try:
+                identity = await read_identity(connection, self._contents)
+            except NodeError as exc:
+                extra = {"node": self.node.config.name, "shard": self.node.shard, "reason": str(exc)}
+                _logger.error("identity not understood", extra=extra)
+                self._identity = (said, None)
+            else:
+                # If there is none, the table was changed in between, and is read again.
+                self._identity = ("" if identity is None else said, identity)
+        return row
 
     async def _with_identity(self, connection: Connection) -> asyncpg.Record | None:
         """The whole answer, or None if the table of identities cannot be read."""
@@ -464,6 +498,12 @@ class _Watch:
         if self._connection is not None:
             self._connection.terminate()
             self._connection = None
+
+
+async def _without_identity(connection: Connection) -> asyncpg.Record:
+    row = await connection.fetchrow(_WITHOUT_IDENTITY)
+    assert row is not None, "it selects from one row"
+    return row
 
 
 async def _give_up(task: asyncio.Task[NodeState] | None) -> None:

@@ -1,7 +1,8 @@
 """Which of the nodes listed for a shard are none of it. Pure.
 
-Three things tell: what the node says of itself (`shard_config.identity`), PostgreSQL's system identifier,
-which a primary and all its copies share and no other server has, and whether two names lead to one server.
+Three things tell: what the node says of itself (`shard_config.identity`), its origin (PostgreSQL's system
+identifier and the database, which a primary and all its copies share, and nobody else), and whether two names
+lead to one server.
 """
 
 from __future__ import annotations
@@ -12,38 +13,51 @@ from typing import Generic, NamedTuple, TypeVar
 from router.policy.replication import claims
 from router.policy.selection import Health, NodeState
 
-__all__ = ["Servers", "Verdict", "judge"]
+__all__ = ["UNKNOWN", "Origin", "Servers", "Verdict", "judge"]
 
 K = TypeVar("K", bound=Hashable)
 
 
+class Origin(NamedTuple):
+    """What a primary and all its copies share: the system identifier, and the database's name."""
+
+    system: int
+    database: str
+
+
+UNKNOWN = Origin(0, "")
+
+
 class Verdict(NamedTuple):
-    """`foreign`: why, by index, a node is none of the shard's. `system`: the shard's own, 0 if not known."""
+    """`foreign`: why, by index, a node is none of the shard's. `origin`: the shard's own, if it is known."""
 
     foreign: dict[int, str]
-    system: int
+    origin: Origin
 
 
 def judge(
     shard: str,
     states: Sequence[NodeState],
     *,
-    known: int = 0,
+    known: Origin = UNKNOWN,
     members: Collection[int] = (),
+    identified: bool = False,
     twice: Mapping[int, str] | None = None,
 ) -> Verdict:
     """Tell strangers among the nodes of `shard` that answer.
 
     1. A node that says it is another shard is one, and so is what leads to a server that is listed before.
-    2. All others should be of one system. If they are not, the shard's own is the one that it was `known` to
+    2. All others should be of one origin. If they are not, the shard's own is the one that it was `known` to
        have, or else that of the only primary, or of the only primary that says it is this shard.
     3. Where nobody can tell, nobody is read: half of the answers would be wrong.
-    4. If all that answer are of a system that is not the `known` one, the shard may have been built anew: it
-       was, if they say they are this shard, or were `members` of it under their names.
+    4. If all that answer are of an origin that is not the `known` one, the shard may have been built anew: it
+       was, if they say they are this shard. Where it never said so before, it also was if they were `members`
+       of it under their names; where it did, a server that says nothing is more likely an empty one.
 
     Args:
-        known: the system that the shard's primary was last seen to have.
+        known: the origin that the shard's primary was last seen to have.
         members: indexes of nodes that were found to be the shard's before.
+        identified: the shard has said before which it is.
         twice: by index, why a node is another one under a second name.
     """
     foreign = dict(twice or {})
@@ -53,39 +67,54 @@ def judge(
         if identity is not None and identity.shard != shard:
             foreign[index] = f"it says that it is the shard {identity.shard}"
     answering = [index for index in answering if index not in foreign]
-    systems = {states[index].system for index in answering}
-    own = _own([states[index] for index in answering], systems, known)
-    if len(systems) == 1 and known and own != known:
+    origins = {_origin(states[index]) for index in answering}
+    own = _own([states[index] for index in answering], origins, known)
+    if len(origins) == 1 and known != UNKNOWN and own != known:
         says = any(states[index].identity is not None for index in answering)
-        if not says and not any(index in members for index in answering):
+        if not says and (identified or not any(index in members for index in answering)):
             own = known
     for index in answering:
-        system = states[index].system
         if own is None:
-            listed = " and ".join(map(str, sorted(systems)))
-            foreign[index] = (
-                f"nodes of different systems, {listed}, are listed for {shard}, and nothing says which is"
-                " right: take the wrong one out of the map"
-            )
-        elif system != own:
-            foreign[index] = f"its system identifier is {system}, and that of {shard} is {own}: it is no copy"
+            foreign[index] = _nobody_can_tell(shard, origins)
+        elif _origin(states[index]) != own:
+            foreign[index] = _no_copy(shard, _origin(states[index]), own)
     sure = own is not None and any(
-        claims(states[index]) for index in answering if states[index].system == own
+        claims(states[index]) for index in answering if _origin(states[index]) == own
     )
     return Verdict(foreign, own if own is not None and sure else known)
 
 
-def _own(states: Sequence[NodeState], systems: set[int], known: int) -> int | None:
-    if len(systems) <= 1:
-        return next(iter(systems), known)
-    if known in systems:
+def _origin(state: NodeState) -> Origin:
+    return Origin(state.system, state.database)
+
+
+def _own(states: Sequence[NodeState], origins: set[Origin], known: Origin) -> Origin | None:
+    if len(origins) <= 1:
+        return next(iter(origins), known)
+    if known in origins:
         return known
     leading = [state for state in states if claims(state)]
     for candidates in (leading, [state for state in leading or states if state.identity is not None]):
-        found = {state.system for state in candidates}
+        found = {_origin(state) for state in candidates}
         if len(found) == 1:
             return found.pop()
     return None
+
+
+def _nobody_can_tell(shard: str, origins: set[Origin]) -> str:
+    what, names = "systems", {str(origin.system) for origin in origins}
+    if len(names) == 1:
+        what, names = "databases", {origin.database for origin in origins}
+    return (
+        f"nodes of different {what}, {' and '.join(sorted(names))}, are listed for {shard}, and nothing says"
+        " which is right: take the wrong one out of the map"
+    )
+
+
+def _no_copy(shard: str, origin: Origin, own: Origin) -> str:
+    if origin.system != own.system:
+        return f"its system identifier is {origin.system}, and that of {shard} is {own.system}: it is no copy"
+    return f"its database is {origin.database}, and that of {shard} is {own.database}"
 
 
 class _Name(NamedTuple):

@@ -84,10 +84,11 @@ class _Session(asyncpg.Connection):
         folding: the collation that stands in for FOLDING, where the server lacks it.
         opened, expires, used: when, by `time.monotonic`; the last as far as its pool knows.
         process: the number of the server's process; a pooler in between tells the driver another one.
+        origin: the system identifier and the database that it leads to, of one for searches.
         knows_vectors: whether pgvector's types have their codecs; from then on they must not change.
     """
 
-    __slots__ = ("ef_search", "expires", "folding", "knows_vectors", "opened", "process", "used")
+    __slots__ = ("ef_search", "expires", "folding", "knows_vectors", "opened", "origin", "process", "used")
 
     ef_search: int | None
     expires: float
@@ -95,6 +96,7 @@ class _Session(asyncpg.Connection):
     knows_vectors: bool
     opened: float
     process: int
+    origin: tuple[int, str] | None
     used: float
 
     @property
@@ -203,6 +205,7 @@ async def open_connection(
     network: Network | None = None,
     lifetime: float = inf,
     searches: bool = True,
+    lock_timeout: float = 0.0,
 ) -> Connection:
     """A connection ready for vector statements, within `connect_timeout` seconds.
 
@@ -233,12 +236,14 @@ async def open_connection(
     connection.ef_search = None
     connection.knows_vectors = False
     connection.folding = None
+    connection.origin = None
     connection.opened = connection.used = monotonic()
     connection.expires = connection.opened + lifetime * random.uniform(1.0 - _AGE_JITTER, 1.0)
     timeout_ms = str(int(statement_timeout * 1000))
     own = {
         "application_name": name,
         "statement_timeout": timeout_ms,
+        "lock_timeout": str(int(lock_timeout * 1000)),  # 0 for none
         # A frozen router keeps no rows locked for longer than one that works may.
         "idle_in_transaction_session_timeout": timeout_ms,
     }
@@ -273,7 +278,8 @@ async def _set_codecs(connection: Connection) -> None:
     """
     # As text: asyncpg would look the type of an array of names up, which takes milliseconds.
     rows = await connection.fetch(
-        "SELECT t.typname, n.nspname, t.oid, t.typarray"
+        "SELECT t.typname, n.nspname, t.oid, t.typarray,"
+        " (SELECT system_identifier FROM pg_control_system()) AS system, current_database()::text AS database"
         " FROM pg_extension e JOIN pg_namespace n ON n.oid = e.extnamespace"
         " JOIN pg_type t ON t.typnamespace = n.oid"
         " WHERE e.extname = 'vector' AND t.typname::text = ANY($1::text[]) AND t.typtype = 'b'",
@@ -281,6 +287,7 @@ async def _set_codecs(connection: Connection) -> None:
     )
     if not rows:
         raise NodeError(ErrorKind.FATAL, MISSING_EXTENSION)
+    connection.origin = rows[0]["system"], rows[0]["database"]
     for row in rows:
         await connection.set_type_codec(
             row["typname"], schema=row["nspname"], encoder=bytes, decoder=bytes, format="binary"

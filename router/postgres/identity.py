@@ -6,9 +6,12 @@ no password; only its owner writes it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import asyncpg
 import msgspec
 
+from router.postgres.connection import ErrorKind, NodeError
 from shard_config.identity import Holding, Identity
 
 __all__ = ["IDENTITY_COLUMN", "READABLE", "UNREADABLE_ERRORS", "create", "read_identity", "write_identity"]
@@ -22,9 +25,15 @@ EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 """
 
 _NEWEST = "FROM pgscatter.map ORDER BY version DESC LIMIT 1"
-# For a probe: NULL where the table is empty.
-IDENTITY_COLUMN = f"(SELECT jsonb_build_array(shard, version, digest)::text {_NEWEST}) AS identity"
-_CURRENT = f"SELECT shard, version, digest, holds::text, content::text {_NEWEST}"
+# For a probe: another text whenever the row in force is another one or was changed (`xmin`, which replicas
+# have too); NULL where the table is empty.
+IDENTITY_COLUMN = f"(SELECT concat_ws(' ', version, digest, xmin) {_NEWEST}) AS identity"
+_CURRENT = f"""
+SELECT shard, version, digest, holds::text, CASE WHEN digest <> ALL ($1::text[]) THEN content::text END
+{_NEWEST}
+"""
+# Maps that are in force on different shards while a newer one is applied, and some more.
+_CONTENTS_KEPT = 4
 
 # "pgscmap" in ASCII: two runs at once must not both create it.
 _LOCK = 0x706773636D6170
@@ -55,20 +64,42 @@ UNREADABLE_ERRORS = (
 )
 
 _holds = msgspec.json.Decoder(dict[str, Holding])
+_content = msgspec.json.Decoder(dict[str, Any])
 
 
-async def read_identity(connection: asyncpg.Connection) -> Identity | None:
-    """What the shard says of itself; None if it says nothing that this session may read."""
+async def read_identity(
+    connection: asyncpg.Connection, contents: dict[str, dict[str, Any]] | None = None
+) -> Identity | None:
+    """What the shard says of itself; None if it says nothing that this session may read.
+
+    `contents` has some by their digests: all shards keep the same one, which is large where shards are many.
+
+    Raises:
+        NodeError: what it says cannot be understood.
+    """
     if not await connection.fetchval(f"SELECT {READABLE}"):
         return None
+    contents = {} if contents is None else contents
+    known = dict(contents)  # others change it while this waits
     try:
-        row = await connection.fetchrow(_CURRENT)
+        row = await connection.fetchrow(_CURRENT, list(known))
     except UNREADABLE_ERRORS:
         return None
     if row is None:
         return None
-    shard, version, digest, holds, content = row
-    return Identity(shard, version, digest, _holds.decode(holds), msgspec.json.decode(content))
+    shard, version, digest, holds, said = row
+    try:
+        if digest not in contents:
+            if len(contents) == _CONTENTS_KEPT:
+                contents.clear()
+            contents[digest] = known[digest] if said is None else _content.decode(said)
+        return Identity(shard, version, digest, _holds.decode(holds), contents[digest])
+    except msgspec.DecodeError as exc:
+        raise NodeError(
+            ErrorKind.FATAL,
+            f"version {version} in pgscatter.map cannot be understood ({exc}): DROP TABLE pgscatter.map"
+            " there, then run `pgscatter schema apply` with the map in force",
+        ) from exc
 
 
 async def create(connection: asyncpg.Connection) -> None:

@@ -204,6 +204,12 @@ class Pool:
         while self._idle:
             self._idle.pop().terminate()
 
+    def retire(self) -> None:
+        """Use no connection again that is open now: they lead to another server than they should."""
+        self.discard_idle()
+        for connection in self._known:
+            connection.expires = -inf
+
     async def close(self) -> None:
         """Terminate what is idle and wait for what is being mended; bounded by `cancel_timeout`."""
         self._closed = True

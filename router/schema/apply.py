@@ -26,7 +26,7 @@ from router.schema.replicas import Lag, wait_replayed
 from router.schema.session import node_errors
 from router.schema.shape import Change, changes, mismatches, notes
 from router.terminal import Display
-from shard_config.identity import Identity
+from shard_config.identity import Identity, identities
 from shard_config.model import Collection, ShardMap
 
 __all__ = ["ShardResult", "apply"]
@@ -102,6 +102,7 @@ class _Run:
         self._replay_timeout = replay_timeout
         self._primaries: dict[str, Primary] = {}
         self._rows: dict[tuple[str, str], int] = {}
+        self._expected = identities(shard_map)
         self._said: dict[str, Identity | None] = {}  # by each shard of itself
 
     async def connect(self) -> None:
@@ -150,7 +151,9 @@ class _Run:
         connection = self._primaries[shard].connection
         result = self.results[shard]
         said = self._said[shard] = await read_identity(connection)
-        result.errors += await identity.refusals(self._map, self._collections, self._primaries[shard], said)
+        result.errors += await identity.refusals(
+            self._map, self._collections, self._primaries[shard], self._expected[shard], said
+        )
         replicated = len(self._map.shards[shard].nodes) > 1
         for collection in self._of[shard]:
             found = await inspect(connection, collection)
@@ -249,7 +252,9 @@ class _Run:
         async def one(shard: str) -> None:
             primary, result = self._primaries[shard], self.results[shard]
             try:
-                done = await identity.record(self._map, self._collections, primary, self._said[shard])
+                done = await identity.record(
+                    self._collections, primary, self._expected[shard], self._said[shard]
+                )
             except asyncpg.InsufficientPrivilegeError as exc:
                 result.notes.append(
                     f"which shard this is could not be recorded ({exc.args[0]}), so that routers cannot see"

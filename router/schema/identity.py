@@ -11,7 +11,7 @@ import asyncpg
 from router.postgres.connection import ErrorKind, NodeError
 from router.postgres.identity import create, read_identity, write_identity
 from router.schema.primary import Primary
-from shard_config.identity import Identity, disagreements, identity_of
+from shard_config.identity import Identity, disagreements
 from shard_config.model import Collection, ShardMap
 
 __all__ = ["record", "refusals", "require_placement"]
@@ -20,9 +20,13 @@ _RAISE = "give the changed map a higher version"
 
 
 async def refusals(
-    shard_map: ShardMap, collections: list[Collection], primary: Primary, found: Identity | None
+    shard_map: ShardMap,
+    collections: list[Collection],
+    primary: Primary,
+    mine: Identity,
+    found: Identity | None,
 ) -> list[str]:
-    """Why the map must not be applied to a shard, by its own word `found`.
+    """Why the map, which expects `mine`, must not be applied to a shard, by its own word `found`.
 
     A changed placement is none as long as no row lies otherwise, which is seen where the collection's rows
     are read; here only rows are counted that nobody else looks at.
@@ -31,7 +35,7 @@ async def refusals(
         return []
     names = {collection.name for collection in collections}
     errors: list[str] = []
-    for point in disagreements(shard_map, identity_of(shard_map, primary.shard), found):
+    for point in disagreements(shard_map, mine, found):
         if point.kind == "shard":
             errors.append(f"{primary.node.name} {point.text}; list it there, or see docs/operations.md")
         elif point.kind == "older":
@@ -59,7 +63,9 @@ async def _left(primary: Primary, collection: Collection) -> list[str]:
     return [f"{collection.name}: {what}; move them, or change the map"]
 
 
-async def require_placement(shard_map: ShardMap, collection: Collection, primary: Primary) -> None:
+async def require_placement(
+    shard_map: ShardMap, collection: Collection, primary: Primary, mine: Identity
+) -> None:
     """
     Raises:
         NodeError: by its own word, rows that the map places on the shard do not belong there.
@@ -67,7 +73,7 @@ async def require_placement(shard_map: ShardMap, collection: Collection, primary
     found = await read_identity(primary.connection)
     if found is None:
         return
-    for point in disagreements(shard_map, identity_of(shard_map, primary.shard), found):
+    for point in disagreements(shard_map, mine, found):
         if point.kind == "shard" or point.collection == collection.name:
             raise NodeError(
                 ErrorKind.FATAL,
@@ -76,14 +82,13 @@ async def require_placement(shard_map: ShardMap, collection: Collection, primary
 
 
 async def record(
-    shard_map: ShardMap, collections: list[Collection], primary: Primary, found: Identity | None
+    collections: list[Collection], primary: Primary, mine: Identity, found: Identity | None
 ) -> str | None:
     """Let the shard say what it is by this map; returns what was done in a few words, None if nothing.
 
     Raises:
         asyncpg.InsufficientPrivilegeError: the role may not.
     """
-    mine = identity_of(shard_map, primary.shard)
     applied = {str(collection.table) for collection in collections}
     known = {} if found is None else found.holds
     # Of the other tables nobody has looked at the rows now.

@@ -21,7 +21,7 @@ from router.schema.duplicates import ids_in_order, repeated
 from router.schema.primary import on_each, primary_of
 from router.schema.session import Connection, connect, node_errors
 from router.terminal import Display
-from shard_config.identity import disagreements, identity_of
+from shard_config.identity import Identity, disagreements, identities
 from shard_config.model import Collection, Node, ShardMap
 from shard_config.partition import sql_predicate
 
@@ -85,6 +85,7 @@ async def _identify(shard_map: ShardMap, findings: dict[str, Finding]) -> None:
     for at, error in failed.items():
         shard, node = listed[at]
         findings[shard].errors.append(f"{node.name} cannot be asked: {error}")
+    expected = identities(shard_map)
     servers: Servers[int] = Servers()
     for at, state in states.items():
         shard, node = listed[at]
@@ -96,10 +97,10 @@ async def _identify(shard_map: ShardMap, findings: dict[str, Finding]) -> None:
         for i, why in verdict.foreign.items():
             findings[shard].errors.append(f"{listed[places[i]][1].name} is none of this shard: {why}")
         own = [states[at] for i, at in enumerate(places) if i not in verdict.foreign]
-        _compare(shard_map, findings[shard], own)
+        _compare(shard_map, findings[shard], expected[shard], own)
 
 
-def _compare(shard_map: ShardMap, finding: Finding, states: Sequence[NodeState]) -> None:
+def _compare(shard_map: ShardMap, finding: Finding, mine: Identity, states: Sequence[NodeState]) -> None:
     words = [state.identity for state in states if state.identity is not None]
     if not words:
         if states:
@@ -107,7 +108,7 @@ def _compare(shard_map: ShardMap, finding: Finding, states: Sequence[NodeState])
         return
     word = max(words, key=lambda one: one.version)
     finding.lines.append(f"is {word.shard} of version {word.version} of the map")
-    points = disagreements(shard_map, identity_of(shard_map, finding.shard), word)
+    points = disagreements(shard_map, mine, word)
     finding.errors += [point.text for point in points]
 
 

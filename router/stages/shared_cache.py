@@ -196,12 +196,6 @@ class SharedCache:
         """To be called before nodes are probed for the first time, so that the first answer can be stored."""
         names = [name for name, one in self._map.collections.items() if one.cache.ttl > 0]
         await asyncio.gather(*map(self._read_token, names))
-        # Shards that were restored while no router of this cache ran have lost what Redis knows of.
-        for name, seen in self._seen.items():
-            held = self._map.shards_of(self._map.collections[name])
-            for shard, position in seen.token.written.items():
-                if shard in held:
-                    self._freshness.acknowledged.note(shard, position)
 
     async def close(self) -> None:
         await self._lookups.close()
@@ -247,6 +241,10 @@ class SharedCache:
         seen = self._seen.get(collection)
         if seen is None or seen.value != value:
             seen = self._seen[collection] = _SeenToken(value, asyncio.get_running_loop().time(), seen)
+            # Where a shard has lost what was written through another router, or before this one was started.
+            for shard in self._map.shards_of(self._map.collections[collection]):
+                if (position := seen.token.written.get(shard)) is not None:
+                    self._freshness.acknowledged.note(shard, position)
         return seen
 
     def _found(self, seen: _SeenToken, left_ms: int, data: bytes, ttl: float) -> Found | None:

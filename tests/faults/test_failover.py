@@ -399,7 +399,8 @@ async def test_a_document_from_a_replica_that_is_behind_says_so_and_none_is_no_p
         lost = await client.get("/documents/100")
         assert (lost.status_code, lost.headers["retry-after"]) == (503, "1")
         assert [error["path"] for error in lost.json()["errors"]] == ["shards.s0"]
-        assert "s0-b may be behind" in lost.json()["errors"][0]["message"]
+        said = lost.json()["errors"][0]["message"]
+        assert "s0-b may be behind, and no node that is well is fresher" in said
 
         await asyncio.to_thread(pair.start, "s0-a")
         await until(w, "s0-a", state="up")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import shutil
 import subprocess
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 from deploy.local import Cluster
@@ -106,17 +108,34 @@ async def test_a_router_that_is_started_after_the_restore_learns_of_the_loss_fro
             await until(w, "s0-a", state="up")
 
 
-async def test_a_failover_to_a_replica_that_lacked_the_last_write_is_a_loss(pair: Cluster) -> None:
-    async with filled(pair) as w:
+async def test_a_failover_to_a_replica_that_lacked_the_last_write_is_a_loss_to_every_router(
+    pair: Cluster,
+) -> None:
+    async with filled(pair, redis=True) as w, beside(pair, w) as other:
         await asyncio.to_thread(pair.kill, "s0-b")
         await until(w, "s0-b", state="down")
         await w.put(w.document(ROWS, ORIGIN))
+        # It learns of the write by a search that may be answered from Redis.
+        await other.search(ORIGIN)
         await asyncio.to_thread(pair.kill, "s0-a")
         await promoted(pair, w)
-        bytes_ = await lost(w, "s0-b")
-        # The end of recovery alone has written more than that since.
-        assert 0 < bytes_ < 8192
-        assert (await w.router.count(w.collection, None, w.soon())).coverage.lost == ("s0",)
+        for one in (w, other):
+            bytes_ = await lost(one, "s0-b")
+            # The end of recovery alone has written more than that since.
+            assert 0 < bytes_ < 8192
+            assert (await one.router.count(w.collection, None, w.soon())).coverage.lost == ("s0",)
+
+
+@asynccontextmanager
+async def beside(cluster: Cluster, w: World) -> AsyncIterator[World]:
+    """A second router of the same map and Redis."""
+    shard_map = w.router.shard_map
+    topology = Topology(shard_map, Parts(shard_map, FAST, redis_url=cluster.redis_url))
+    await topology.open()
+    try:
+        yield World(cluster, topology)
+    finally:
+        await topology.close()
 
 
 async def test_a_failover_and_a_crash_that_lose_nothing_are_no_loss(pair: Cluster) -> None:
@@ -134,6 +153,25 @@ async def test_a_failover_and_a_crash_that_lose_nothing_are_no_loss(pair: Cluste
         await w.put(w.document(ROWS + 9, ORIGIN))
         await asyncio.sleep(3 * FAST.probe_interval)
         assert {status.lost_bytes for status in w.router.nodes()} == {0}
+
+
+async def test_commits_that_do_not_wait_for_the_disk_are_no_loss_while_the_server_lives(
+    pair: Cluster,
+) -> None:
+    primary = pair.node("s0-a").dsn
+    for name, value in (("synchronous_commit", "off"), ("wal_writer_delay", "'10s'")):
+        await execute(primary, f"ALTER SYSTEM SET {name} = {value}")
+    await execute(primary, "SELECT pg_reload_conf()")
+    try:
+        async with filled(pair) as w:
+            for i in range(3):
+                await w.put(w.document(ROWS + i, ORIGIN))
+                await asyncio.sleep(2 * FAST.probe_interval)
+                assert {status.lost_bytes for status in w.router.nodes()} == {0}
+    finally:
+        for name in ("synchronous_commit", "wal_writer_delay"):
+            await execute(primary, f"ALTER SYSTEM RESET {name}")
+        await execute(primary, "SELECT pg_reload_conf()")
 
 
 async def promoted(cluster: Cluster, w: World) -> None:

@@ -7,9 +7,10 @@ import contextlib
 import itertools
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import msgspec
@@ -17,10 +18,14 @@ import pytest
 import yaml
 
 from deploy.local import Cluster
+from router.policy.selection import Health
 from router.query.errors import UnavailableError
+from router.query.filter import parse
+from router.query.types import SearchQuery
 from router.settings import Settings
 from router.topology import Parts, Topology
 from shard_config import ShardMap, load, model
+from shard_config.partition import locate
 from tests.integration.apps import collection, pgscatter, write_map
 from tests.integration.worlds import World, execute
 
@@ -105,6 +110,10 @@ async def test_what_a_shard_was_given_is_written_there_and_shown(pair: Cluster, 
         assert shown == {f"s{i}-{j}": (f"s{i}", version, "up") for i in (0, 1) for j in "ab"}
         systems = {node.shard: node.system for node in w.router.nodes()}
         assert len(set(systems.values())) == 2
+        # Most of it is the same on all nodes, and large where shards are many: one copy is kept.
+        said = [node.state.identity for node in w.topology.parts.nodes]
+        assert len({id(one.content) for one in said if one is not None}) == 1
+        assert said[0] is not None and set(said[0].content) == {"docs"}
 
 
 async def test_a_map_that_swaps_buckets_is_not_served(pair: Cluster, path: Path, tmp_path: Path) -> None:
@@ -143,6 +152,44 @@ async def test_a_map_that_swaps_buckets_is_not_served(pair: Cluster, path: Path,
     assert "s0: s0-a holds buckets 0-1 of 4 by id of docs" in loaded.stderr
 
 
+async def test_a_map_whose_shards_are_crossed_is_neither_served_nor_applied_nor_loaded_by(
+    pair: Cluster, path: Path, tmp_path: Path
+) -> None:
+    tree = yaml.safe_load(path.read_text())
+    shards = tree["shards"]
+    shards["s0"], shards["s1"] = shards["s1"], shards["s0"]
+    tree["version"] += 1
+    crossed = tmp_path / "crossed.yaml"
+    crossed.write_text(yaml.safe_dump(tree, sort_keys=False))
+    assert {(shard, kind) for shard, kind, _ in await differences(pair, crossed)} == {
+        ("s0", "shard"),
+        ("s1", "shard"),
+    }
+    applied = pgscatter("schema", "apply", "--map", crossed, check=False)
+    assert applied.returncode == 1
+    assert "s0: s1-a says that it is the shard s1; list it there" in applied.stderr
+    source = tmp_path / "more.jsonl"
+    source.write_text('{"id": 1000, "vector": [1, 2, 3, 4]}\n')
+    loaded = pgscatter("load", source, "--map", crossed, "--collection", "docs", check=False)
+    assert loaded.returncode == 1
+    assert "s0: s1-a says that it is the shard s1: rows would be misplaced" in loaded.stderr
+
+
+async def test_to_apply_one_collection_says_nothing_of_what_a_shard_holds_of_another(
+    pair: Cluster, tmp_path: Path
+) -> None:
+    collections = {name: collection(sharding=hashed()) for name in ("docs", "notes")}
+    made = write_map(pair, tmp_path / "map.yaml", collections)
+    tables = {name: str(one.table) for name, one in load(made).collections.items()}
+    connection = await asyncpg.connect(pair.node("s0-a").dsn)
+    held = "SELECT holds::text FROM pgscatter.map ORDER BY version DESC LIMIT 1"
+    pgscatter("schema", "apply", "--map", made, "--collection", "docs")
+    assert set(msgspec.json.decode(await connection.fetchval(held))) == {tables["docs"]}
+    pgscatter("schema", "apply", "--map", made, "--collection", "notes")
+    assert set(msgspec.json.decode(await connection.fetchval(held))) == set(tables.values())
+    await connection.close()
+
+
 async def test_maps_of_an_older_version_and_of_the_same_with_other_content_are_told(
     pair: Cluster, path: Path
 ) -> None:
@@ -175,8 +222,16 @@ async def test_a_newer_map_is_served_before_it_is_applied_and_halfway(pair: Clus
     halfway = await differences(pair, path)
     assert [(shard, kind) for shard, kind, _ in halfway] == [("s1", "older")]
     await execute(pair.node("s1-a").dsn, "DELETE FROM pgscatter.map WHERE digest = 'x'")
+    await execute(
+        pair.node("s1-a").dsn,
+        "INSERT INTO pgscatter.map SELECT n, digest, shard, holds, content"
+        " FROM generate_series(-150, -1) n, LATERAL (SELECT * FROM pgscatter.map LIMIT 1) one",
+    )
     pgscatter("schema", "apply", "--map", newer)
     assert await differences(pair, newer) == []
+    connection = await asyncpg.connect(pair.node("s1-a").dsn)
+    assert await connection.fetchval("SELECT count(*) FROM pgscatter.map") == 100
+    await connection.close()
     assert (await differences(pair, path))[0][1] == "older"
     assert shard_map.version == load(path).version + 1
 
@@ -268,6 +323,8 @@ async def test_a_placement_that_changes_under_a_router_stops_that_collection_alo
             w.router.read(other, 1, frozenset(), w.soon()),
             w.router.delete(other, [1], w.soon()),
             w.router.count(other, None, w.soon()),
+            w.router.search(SearchQuery(other, bytes(16), 1), w.soon()),
+            w.router.delete_matching(other, parse(other, {"id": 1}, QUICK), w.soon()),
         ):
             with pytest.raises(UnavailableError, match="does not say where the rows of other are") as caught:
                 await refused
@@ -333,6 +390,141 @@ async def test_a_shard_that_does_not_say_who_it_is_is_served_with_a_word_about_i
     pgscatter("schema", "apply", "--map", path)
 
 
+async def test_a_shard_whose_word_is_locked_or_cannot_be_understood_is_served(
+    pair: Cluster, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with opened(pair, load(path)) as w:
+        connection = await asyncpg.connect(pair.node("s0-a").dsn)
+        async with connection.transaction():
+            # Somebody drops it, and has not decided yet. It is locked on the replica as well.
+            await connection.execute("LOCK TABLE pgscatter.map IN ACCESS EXCLUSIVE MODE")
+            await asyncio.sleep(2 * QUICK.probe_timeout)
+            assert set(states(w).values()) == {"up"}
+            assert w.router.unidentified() == []
+        newest = "WHERE version = (SELECT max(version) FROM pgscatter.map)"
+        spoilt = await connection.fetchval(f"SELECT holds::text FROM pgscatter.map {newest}")
+        await connection.execute(f"UPDATE pgscatter.map SET holds = '[1]' {newest}")
+        await until(w, "s0-a", "up")
+        async with asyncio.timeout(5):
+            while w.router.unidentified() != ["s0"]:
+                await asyncio.sleep(0.02)
+        assert set(states(w).values()) == {"up"}
+        said = [record for record in caplog.records if record.message == "identity not understood"]
+        assert {record.__dict__["node"] for record in said} <= {"s0-a", "s0-b"}
+        assert "run `pgscatter schema apply`" in said[0].__dict__["reason"]
+        done = pgscatter("map", "check", "--map", path, check=False)
+        assert f"s0: s0-a cannot be asked: version {load(path).version} in pgscatter.map" in done.stderr
+        # The same version, and the same digest.
+        moved = spoilt.replace('"0-1"', '"2-3"')
+        await connection.execute(f"UPDATE pgscatter.map SET holds = $1 {newest}", moved)
+        async with asyncio.timeout(5):
+            while [point.kind for _, point in w.router.disagreements()] != ["placement"]:
+                await asyncio.sleep(0.02)
+        await connection.execute(f"UPDATE pgscatter.map SET holds = $1 {newest}", spoilt)
+        await connection.close()
+
+
+async def test_a_node_that_leads_to_another_database_of_its_server_is_never_read(
+    pair: Cluster, path: Path
+) -> None:
+    shard_map = load(path)
+    a, b = shard_map.shards["s0"].nodes
+    table = shard_map.collections["docs"].table
+    await execute(a.dsn, "CREATE DATABASE another")
+    columns = "id bigint PRIMARY KEY, embedding vector(4), content text, metadata jsonb"
+    await execute(
+        another(a).dsn,
+        f"CREATE EXTENSION vector; CREATE TABLE {table} ({columns}, category text, price float8)",
+    )
+    async with opened(pair, replaced(shard_map, s0=(a, another(b)))) as w:
+        await until(w, "s0-b", "foreign")
+        for _ in range(20):
+            answer = await w.router.count(w.collection, None, w.soon())
+            assert (answer.count, answer.coverage.full) == (ROWS, True)
+        reasons = {node.name: node.reason for node in w.router.nodes()}
+        assert reasons["s0-b"] == "its database is another, and that of s0 is postgres"
+    await execute(a.dsn, "DROP DATABASE another WITH (FORCE)")
+
+
+async def test_an_address_that_leads_to_servers_of_several_shards_brings_no_rows_of_another(
+    pair: Cluster, path: Path
+) -> None:
+    shard_map = load(path)
+    a, c = shard_map.shards["s0"].nodes[0], shard_map.shards["s1"].nodes[0]
+    async with forwarding(a) as (address, lead):
+        async with opened(pair, replaced(shard_map, s0=(address,), s1=(c,))) as w:
+            assert (await w.router.count(w.collection, None, w.soon())).count == ROWS
+            # The connection for probes stays where it is.
+            lead(c)
+            (node,) = (one for one in w.topology.parts.nodes if one.shard == "s0")
+            node.reads.discard_idle()
+            answer = await w.router.count(w.collection, None, w.soon())
+            assert answer.count < ROWS
+            (failure,) = answer.coverage.failures
+            assert "its address leads to more than one server" in failure.error
+            assert states(w)["s0-a"] == "up"
+            lead(a)
+            assert (await w.router.count(w.collection, None, w.soon())).count == ROWS
+
+
+async def test_what_a_node_answers_that_was_found_to_be_foreign_meanwhile_does_not_count(
+    pair: Cluster, path: Path
+) -> None:
+    shard_map = load(path)
+    async with opened(pair, shard_map) as w:
+        table = w.collection.table
+        (a, b) = (node for node in w.topology.parts.nodes if node.shard == "s0")
+        b.observe(msgspec.structs.replace(b.state, health=Health.DOWN))
+        blocker = await asyncpg.connect(pair.node("s0-a").dsn)
+        async with blocker.transaction():
+            await blocker.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
+            counting = asyncio.create_task(w.router.count(w.collection, None, w.soon()))
+            while not a.reads.in_flight:
+                await asyncio.sleep(0.01)
+            a.observe(msgspec.structs.replace(a.state, health=Health.FOREIGN))
+            b.observe(msgspec.structs.replace(b.state, health=Health.FOREIGN))
+        await blocker.close()
+        answer = await counting
+        assert not answer.coverage.full
+        (failure,) = answer.coverage.failures
+        assert "the node is none of this shard" in failure.error
+        # Nor is the connection used again.
+        async with asyncio.timeout(5):
+            while a.reads.in_flight:
+                await asyncio.sleep(0.01)
+        assert a.reads.connections == 0
+
+
+@contextlib.asynccontextmanager
+async def forwarding(node: model.Node) -> AsyncIterator[tuple[model.Node, Callable[[model.Node], None]]]:
+    """The node at an address from which new connections can be led to another one."""
+    parts, target = urlsplit(node.dsn), [node]
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with contextlib.suppress(OSError):
+            while data := await reader.read(65536):
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        to = urlsplit(target[0].dsn)
+        far_reader, far_writer = await asyncio.open_connection(to.hostname, to.port)
+        await asyncio.gather(pump(reader, far_writer), pump(far_reader, writer))
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    moved = parts._replace(netloc=f"{parts.username}@127.0.0.1:{port}").geturl()
+    try:
+        yield msgspec.structs.replace(node, dsn=moved), lambda to: target.__setitem__(0, to)
+    finally:
+        server.close()
+
+
+def another(node: model.Node) -> model.Node:
+    return msgspec.structs.replace(node, dsn=node.dsn.removesuffix("postgres") + "another")
+
+
 async def test_rows_that_were_put_behind_the_routers_back_are_found(pair: Cluster, path: Path) -> None:
     checked = pgscatter("map", "check", "--map", path)
     assert checked.stdout.splitlines()[-1] == f"every row that {path} speaks of is where it says"
@@ -354,6 +546,29 @@ async def test_rows_that_were_put_behind_the_routers_back_are_found(pair: Cluste
         f"s0: docs: 2 of {counts['s0'] + 2} rows of {table} belong elsewhere by this map: 2 on s1;"
         f" the first are id '{ids[0]}' (s1), '{ids[1]}' (s1)"
     ]
+
+
+async def test_a_large_table_is_checked_in_stretches_that_miss_no_row(
+    pair: Cluster, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("router.schema.placed._PAGES", 3)
+    docs = load(path).collections["docs"]
+    ids = range(10_000, 12_000)
+    await execute(
+        pair.node("s0-a").dsn,
+        f"INSERT INTO {docs.table} (id, embedding)"
+        f" SELECT id, '[1,2,3,4]' FROM generate_series({ids.start}, {ids.stop - 1}) id;"
+        # Pages without rows, and rows in other places than they were.
+        f" DELETE FROM {docs.table} WHERE id BETWEEN 10100 AND 10499;"
+        f" UPDATE {docs.table} SET content = 'moved' WHERE id BETWEEN 10500 AND 10599",
+    )
+    wrong = [i for i in ids if not 10_100 <= i < 10_500 and locate(docs.sharding, i) == "s1"]
+    right = [i for i in range(ROWS) if locate(docs.sharding, i) == "s0"]
+    done = pgscatter("map", "check", "--map", path, check=False)
+    rows = f"{len(ids) - 400 + len(right):,} rows of {docs.table}"
+    assert f"{len(wrong)} of {rows} belong elsewhere" in done.stderr
+    await execute(pair.node("s0-a").dsn, f"DELETE FROM {docs.table} WHERE id >= {ids.start}")
+    assert pgscatter("map", "check", "--map", path).returncode == 0
 
 
 async def test_a_check_names_wrong_nodes_wrong_placement_and_ids_that_stand_twice(
@@ -385,6 +600,62 @@ async def test_a_check_names_wrong_nodes_wrong_placement_and_ids_that_stand_twic
         in wrong
     )
     assert "s0: docs: the id '7' stands on s0 and s1" in wrong
+
+
+@pytest.mark.parametrize(
+    ("key", "placement", "rows", "wrong"),
+    [
+        (
+            "price",
+            {"s0": [{"from": 0, "to": 10}, {"from": 20, "to": 30}], "s1": [{"from": 10, "to": 20}]},
+            {
+                "s0": ["0", "-0.0", "9.999999999999998", "20", "10", "30", "-1e-300", "'NaN'", "NULL"],
+                "s1": ["10", "19.999999999999996", "20", "'Infinity'", "9.999999999999998"],
+            },
+            {
+                "s0": "5 of 9 rows of {} belong elsewhere by this map: 4 on no shard, 1 on s1; the first are"
+                " id '4' (s1), '5' (no shard), '6' (no shard), '7' (no shard), '8' (no shard)",
+                "s1": "3 of 5 rows of {} belong elsewhere by this map: 2 on s0, 1 on no shard; the first are"
+                " id '102' (s0), '103' (no shard), '104' (s0)",
+            },
+        ),
+        (
+            "category",
+            {"s0": [{"to": "m"}], "s1": [{"from": "m"}]},
+            {"s0": ["''", "'M'", "'l~'", "'m'", "NULL"], "s1": ["'m'", "'m '", "'Z'", "U&'\\00e9'"]},
+            {
+                # By code points, as the map has them, whatever the database sorts by.
+                "s0": "2 of 5 rows of {} belong elsewhere by this map: 1 on no shard, 1 on s1; the first are"
+                " id '3' (s1), '4' (no shard)",
+                "s1": "1 of 4 rows of {} belong elsewhere by this map: 1 on s0; the first are id '102' (s0)",
+            },
+        ),
+    ],
+)
+async def test_a_check_knows_the_ends_of_ranges_and_that_a_null_key_has_no_place(
+    pair: Cluster,
+    tmp_path: Path,
+    key: str,
+    placement: dict[str, Any],
+    rows: dict[str, list[str]],
+    wrong: dict[str, str],
+) -> None:
+    sharding = {"strategy": "range", "key": key, "placement": placement}
+    made = write_map(pair, tmp_path / "map.yaml", {"docs": collection(sharding=sharding)})
+    pgscatter("schema", "apply", "--map", made)
+    assert pgscatter("map", "check", "--map", made).returncode == 0
+    table = load(made).collections["docs"].table
+    for at, (shard, values) in enumerate(rows.items()):
+        listed = ", ".join(f"({100 * at + n}, '[1,2,3,4]', {value})" for n, value in enumerate(values))
+        await execute(
+            pair.node(f"{shard}-a").dsn,
+            f"ALTER TABLE {table} ALTER {key} DROP NOT NULL;"
+            f" INSERT INTO {table} (id, embedding, {key}) VALUES {listed}",
+        )
+    done = pgscatter("map", "check", "--map", made, check=False)
+    assert done.returncode == 1
+    expected = [f"{shard}: docs: {line.format(table)}" for shard, line in wrong.items()]
+    assert done.stderr.splitlines() == expected
 
 
 async def until(world: World, name: str, state: str, seconds: float = 5.0) -> None:

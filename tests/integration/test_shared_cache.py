@@ -125,6 +125,21 @@ async def test_what_was_read_before_a_write_is_not_kept_behind_it(cluster: Clust
         assert await a.asks() == ("new", "l2")
 
 
+async def test_what_one_router_was_told_is_committed_the_others_know_from_their_next_search_on(
+    cluster: Cluster,
+) -> None:
+    async with routers(cluster) as (a, b, _):
+        await a.writes(100, "new")
+        assert b.freshness.acknowledged.newest("s0") is None
+        await b.asks()
+        assert b.freshness.acknowledged.newest("s0") == Position(1, 100)
+        assert b.freshness.acknowledged.newest("s1") is None
+        # It has found that to be lost, and looks at the same token once more: that says nothing new.
+        b.freshness.acknowledged.forget("s0")
+        await b.asks()
+        assert b.freshness.acknowledged.newest("s0") is None
+
+
 async def test_a_writer_keeps_what_it_reads_right_after_its_write(cluster: Cluster) -> None:
     async with routers(cluster) as (a, b, _):
         for number in range(3):

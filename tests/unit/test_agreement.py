@@ -14,7 +14,7 @@ from router.policy.selection import Health, NodeState, Role
 from router.query.errors import UnavailableError
 from router.settings import Settings
 from shard_config import ShardMap
-from shard_config.identity import Identity, identity_of
+from shard_config.identity import Identity, identities
 from tests.unit.shard_config_maps import document, parse
 
 
@@ -49,9 +49,9 @@ def test_a_shard_that_comes_up_late_is_compared_before_it_is_asked() -> None:
     shards = Shards(MAP)
     assert shards.kinds() == set()
     shards.agreement.require("documents")
-    shards.up("s0", identity_of(MAP, "s0"))
+    shards.up("s0", identities(MAP)["s0"])
     shards.agreement.require("documents")
-    shards.up("s1", identity_of(SWAPPED, "s1"))
+    shards.up("s1", identities(SWAPPED)["s1"])
     assert shards.kinds() == {("s1", "older"), ("s1", "placement")}
     with pytest.raises(UnavailableError, match="where the rows of documents are"):
         shards.agreement.require("documents")
@@ -59,20 +59,27 @@ def test_a_shard_that_comes_up_late_is_compared_before_it_is_asked() -> None:
     shards.down("s1")
     with pytest.raises(UnavailableError):
         shards.agreement.require("documents")
-    shards.up("s1", identity_of(MAP, "s1"))
+    shards.up("s1", identities(MAP)["s1"])
     shards.agreement.require("documents")
 
 
 def test_the_primary_has_the_word_and_without_one_whoever_knows_the_newest_map() -> None:
     shards = Shards(MAP)
-    shards.up("s0", identity_of(SWAPPED, "s0"))
-    shards.up("s0", identity_of(MAP, "s0"), at=1, role=Role.REPLICA)
+    shards.up("s0", identities(SWAPPED)["s0"])
+    shards.up("s0", identities(MAP)["s0"], at=1, role=Role.REPLICA)
     assert ("s0", "placement") in shards.kinds()
-    shards.up("s0", identity_of(MAP, "s0"))
+    shards.up("s0", identities(MAP)["s0"])
     assert shards.kinds() == set()
     shards.down("s0")
-    shards.up("s0", identity_of(SWAPPED, "s0"), at=1, role=Role.REPLICA)
+    shards.up("s0", identities(SWAPPED)["s0"], at=1, role=Role.REPLICA)
     assert ("s0", "placement") in shards.kinds()
+    # One that was replaced, or is behind, may not know of it yet.
+    for node in (
+        NodeState(Health.UP, Role.PRIMARY, 1, deposed=True, identity=identities(MAP)["s0"]),
+        NodeState(Health.UP, Role.REPLICA, 1, identity=identities(MAP)["s0"]),
+    ):
+        shards.nodes["s0"][0].observe(node)
+        assert ("s0", "placement") in shards.kinds()
 
 
 def test_a_shard_that_says_nothing_is_unidentified_while_it_is_up() -> None:
@@ -80,21 +87,37 @@ def test_a_shard_that_says_nothing_is_unidentified_while_it_is_up() -> None:
     assert shards.agreement.unknown() == []
     shards.up("s0", None)
     assert shards.agreement.unknown() == ["s0"]
-    shards.up("s0", identity_of(SWAPPED, "s0"))
+    shards.up("s0", identities(SWAPPED)["s0"])
     assert shards.agreement.unknown() == []
     # The table was emptied: nothing is known, and nothing is claimed.
     shards.up("s0", None)
     assert (shards.agreement.unknown(), shards.kinds()) == (["s0"], set())
 
 
+def test_what_is_expected_is_made_once_for_all_shards(monkeypatch: pytest.MonkeyPatch) -> None:
+    # For each of 500 shards it would be the whole map's placement: 30 s, in which nothing else goes on.
+    made: list[ShardMap] = []
+
+    def counted(shard_map: ShardMap) -> dict[str, Identity]:
+        made.append(shard_map)
+        return identities(shard_map)
+
+    monkeypatch.setattr("router.nodes.agreement.identities", counted)
+    shards = Shards(MAP)
+    for shard in ("s0", "s1"):
+        shards.up(shard, identities(SWAPPED)[shard])
+    assert len(shards.agreement.points()) == 4
+    assert made == [MAP]
+
+
 def test_a_change_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
     shards = Shards(MAP)
     with caplog.at_level(logging.INFO):
         for _ in range(3):
-            shards.up("s0", identity_of(SWAPPED, "s0"))
-        shards.up("s0", identity_of(MAP, "s0"))
+            shards.up("s0", identities(SWAPPED)["s0"])
+        shards.up("s0", identities(MAP)["s0"])
         shards.agreement.close()
-        shards.up("s0", identity_of(SWAPPED, "s0"))
+        shards.up("s0", identities(SWAPPED)["s0"])
     assert [(record.levelname, record.message) for record in caplog.records] == [
         ("WARNING", "shard disagrees with the map"),
         ("ERROR", "shard disagrees with the map"),

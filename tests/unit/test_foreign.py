@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
-from router.policy.foreign import Servers, judge
+from router.policy.foreign import UNKNOWN, Origin, Servers, judge
 from router.policy.selection import Health, NodeState, Role
 from shard_config.identity import Identity
 
 
-def node(system: int, *, primary: bool = False, says: str | None = None, started: float = 0.0) -> NodeState:
+def node(
+    system: int,
+    *,
+    primary: bool = False,
+    says: str | None = None,
+    started: float = 0.0,
+    database: str = "x",
+) -> NodeState:
     identity = None if says is None else Identity(says, 1, "")
     role = Role.PRIMARY if primary else Role.REPLICA
-    return NodeState(Health.UP, role, 1, system=system, identity=identity, started=started, database="x")
+    return NodeState(Health.UP, role, 1, system=system, identity=identity, started=started, database=database)
+
+
+def of(system: int, database: str = "x") -> Origin:
+    return Origin(system, database)
 
 
 def test_a_node_that_says_it_is_another_shard_is_foreign_even_if_the_system_is_the_same() -> None:
     verdict = judge("s0", [node(1, primary=True, says="s0"), node(1, says="s1")])
     assert verdict.foreign == {1: "it says that it is the shard s1"}
-    assert verdict.system == 1
+    assert verdict.origin == of(1)
 
 
 def test_a_node_of_another_system_than_the_primary_is_foreign() -> None:
@@ -25,7 +36,7 @@ def test_a_node_of_another_system_than_the_primary_is_foreign() -> None:
         (index,) = verdict.foreign
         assert states[index].system == 2
         assert verdict.foreign[index] == "its system identifier is 2, and that of s0 is 1: it is no copy"
-        assert verdict.system == 1
+        assert verdict.origin == of(1)
 
 
 def test_of_two_primaries_the_one_that_says_it_is_the_shard_is_right() -> None:
@@ -41,24 +52,53 @@ def test_where_nobody_can_tell_nobody_is_read() -> None:
     assert set(verdict.foreign) == {0, 1}
     assert "different systems, 1 and 2" in verdict.foreign[0]
     # But a router that has seen one of them as the primary before knows.
-    assert set(judge("s0", both, known=2).foreign) == {0}
+    assert set(judge("s0", both, known=of(2)).foreign) == {0}
 
 
 def test_while_the_primary_is_away_a_stranger_is_not_taken_for_the_shard() -> None:
     down = NodeState(Health.DOWN, Role.PRIMARY, system=1)
-    assert set(judge("s0", [down, node(2)], known=1, members=[0]).foreign) == {1}
-    assert set(judge("s0", [down, node(2, primary=True)], known=1, members=[0]).foreign) == {1}
+    assert set(judge("s0", [down, node(2)], known=of(1), members=[0]).foreign) == {1}
+    assert set(judge("s0", [down, node(2, primary=True)], known=of(1), members=[0]).foreign) == {1}
 
 
 def test_a_shard_that_was_built_anew_is_taken_as_it_is_now() -> None:
-    assert judge("s0", [node(2, primary=True)], known=1, members=[0]) == ({}, 2)
-    assert judge("s0", [node(2, primary=True, says="s0")], known=1) == ({}, 2)
+    assert judge("s0", [node(2, primary=True)], known=of(1), members=[0]) == ({}, of(2))
+    assert judge("s0", [node(2, primary=True, says="s0")], known=of(1)) == ({}, of(2))
     # Its old replica is no copy of it, and does not say which is right either.
-    assert judge("s0", [node(2, primary=True), node(1)], known=1, members=[0, 1]).foreign.keys() == {0}
+    assert judge("s0", [node(2, primary=True), node(1)], known=of(1), members=[0, 1]).foreign.keys() == {0}
+
+
+def test_a_server_that_says_nothing_does_not_take_the_place_of_a_shard_that_said_who_it_is() -> None:
+    empty = judge("s0", [node(2, primary=True)], known=of(1), members=[0], identified=True)
+    assert empty == ({0: "its system identifier is 2, and that of s0 is 1: it is no copy"}, of(1))
+    anew = [node(2, primary=True, says="s0")]
+    assert judge("s0", anew, known=of(1), members=[0], identified=True) == ({}, of(2))
+
+
+def test_another_database_of_the_same_servers_is_foreign() -> None:
+    for states in (
+        [node(1, primary=True), node(1, database="y")],
+        [node(1), node(1, database="y", says="s0"), node(1, primary=True)],
+        [node(1, primary=True, says="s0"), node(1, primary=True, database="y")],
+    ):
+        wrong = next(index for index, state in enumerate(states) if state.database == "y")
+        verdict = judge("s0", states)
+        assert verdict == ({wrong: "its database is y, and that of s0 is x"}, of(1))
+    verdict = judge("s0", [node(1), node(1, database="y")])
+    assert set(verdict.foreign) == {0, 1}
+    assert "different databases, x and y," in verdict.foreign[0]
+    # Renamed, under a pooler that leads there by another name: the log is the same.
+    assert judge("s0", [node(1, primary=True, database="y")], known=of(1), members=[0]) == ({}, of(1, "y"))
+
+
+def test_whose_copies_the_replicas_are_only_a_primary_tells() -> None:
+    assert judge("s0", [node(2)]) == ({}, UNKNOWN)
+    # So the first to be asked does not decide.
+    assert set(judge("s0", [node(2), node(1, primary=True)]).foreign) == {0}
 
 
 def test_nodes_that_say_nothing_of_their_system_are_not_judged() -> None:
-    assert judge("s0", [NodeState(), NodeState(Health.UP, Role.PRIMARY)]) == ({}, 0)
+    assert judge("s0", [NodeState(), NodeState(Health.UP, Role.PRIMARY)]) == ({}, UNKNOWN)
 
 
 def test_the_second_name_of_a_server_is_foreign_until_the_first_is_gone() -> None:

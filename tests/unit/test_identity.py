@@ -8,7 +8,7 @@ import msgspec
 import pytest
 
 from shard_config import ShardMap
-from shard_config.identity import Disagreement, Identity, disagreements, holdings, identity_of
+from shard_config.identity import Disagreement, Identity, disagreements, identities
 from tests.unit.shard_config_maps import document, parse
 
 
@@ -35,7 +35,7 @@ def stored(identity: Identity) -> Identity:
 
 
 def compared(before: ShardMap, now: ShardMap, shard: str = "s0") -> list[Disagreement]:
-    return disagreements(now, identity_of(now, shard), stored(identity_of(before, shard)))
+    return disagreements(now, identities(now)[shard], stored(identities(before)[shard]))
 
 
 HASHED = by_hash(8, s0=["0-3"], s1=["4-7"])
@@ -44,9 +44,11 @@ HASHED = by_hash(8, s0=["0-3"], s1=["4-7"])
 def test_a_map_agrees_with_itself_whatever_its_nodes() -> None:
     before = mapped(**HASHED)
     assert compared(before, before) == []
+    models = [{"collections.documents.text_model": f"/{folder}/model.npz"} for folder in "ab"]
+    assert compared(mapped(12, models[0], **HASHED), mapped(12, models[1], **HASHED)) == []
     moved = {"shards.s0.nodes": [{"name": "other", "dsn": "postgresql://me:secret@elsewhere/x"}]}
     assert compared(before, mapped(12, moved, **HASHED)) == []
-    assert b"secret" not in msgspec.json.encode(identity_of(mapped(12, moved, **HASHED), "s0"))
+    assert b"secret" not in msgspec.json.encode(identities(mapped(12, moved, **HASHED))["s0"])
 
 
 @pytest.mark.parametrize(
@@ -83,6 +85,11 @@ def test_a_map_agrees_with_itself_whatever_its_nodes() -> None:
             by_range(s0=[{"to": 10}], s1=[{"from": 10}]),
             "holds buckets 0-3 of 8 by doc_id of documents, and the map places doc_id below 10 there",
         ),
+        (
+            by_range(s0=[{"to": 4}, {"from": 7, "to": 10}], s1=[{"from": 4, "to": 7}, {"from": 10}]),
+            by_range(s0=[{"to": 7}], s1=[{"from": 7}]),
+            "holds doc_id from 7 below 10, below 4 of documents, and the map places doc_id below 7 there",
+        ),
     ],
 )
 def test_rows_that_are_placed_otherwise_are_named_with_what_both_say(
@@ -99,6 +106,11 @@ def test_rows_that_are_placed_otherwise_are_named_with_what_both_say(
         (by_hash(2, s0=[0], s1=[1]), by_hash(4, s0=[0, 2], s1=[1, 3])),
         # The order of the file means nothing.
         (by_list(s0=["a", "b"], s1=["c"]), by_list(s1=["c"], s0=["b", "a"])),
+        # A range that is cut in two on its shard.
+        (
+            by_range(s0=[{"to": 10}], s1=[{"from": 10}]),
+            by_range(s0=[{"to": 4}, {"from": 4, "to": 7}, {"from": 7, "to": 10}], s1=[{"from": 10}]),
+        ),
         # A range that nothing had before is new for a shard that does not know of it.
         (by_range(s0=[{"to": 10}]), by_range(s0=[{"to": 10}], s1=[{"from": 10}])),
     ],
@@ -106,6 +118,22 @@ def test_rows_that_are_placed_otherwise_are_named_with_what_both_say(
 def test_the_same_rows_in_other_words_are_no_difference(before: dict[str, Any], now: dict[str, Any]) -> None:
     for shard in ("s0", "s1"):
         assert compared(mapped(12, **before), mapped(13, **now), shard) == []
+
+
+def test_a_key_of_another_type_has_other_hashes_and_an_integer_of_another_width_has_not() -> None:
+    def of(version: int, type_: str) -> ShardMap:
+        return mapped(version, {"collections.documents.id": {"column": "doc_id", "type": type_}}, **HASHED)
+
+    (point,) = compared(of(12, "bigint"), of(13, "text"))
+    assert point.text == (
+        "holds buckets 0-3 of 8 by doc_id as bigint of documents,"
+        " and the map places buckets 0-3 of 8 by doc_id as text there"
+    )
+    before, now = of(12, "bigint"), of(13, "bigint")
+    found = identities(before)["s0"]
+    for known in ("", "integer"):  # earlier releases did not say
+        holds = {table: msgspec.structs.replace(held, type=known) for table, held in found.holds.items()}
+        assert disagreements(now, identities(now)["s0"], msgspec.structs.replace(found, holds=holds)) == []
 
 
 def test_thrice_the_buckets_are_not_taken_for_the_same_rows() -> None:
@@ -133,7 +161,7 @@ def test_another_map_of_the_same_version_is_told_by_what_differs() -> None:
 
 def test_a_field_that_one_release_does_not_know_is_no_difference() -> None:
     now = mapped(12, **HASHED)
-    mine = identity_of(now, "s0")
+    mine = identities(now)["s0"]
     content: dict[str, Any] = msgspec.json.decode(msgspec.json.encode(mine.content))
     content["documents"]["novelty"] = 1
     del content["documents"]["cache"]
@@ -143,12 +171,12 @@ def test_a_field_that_one_release_does_not_know_is_no_difference() -> None:
 
 def test_a_shard_that_is_another_one_says_nothing_else() -> None:
     now = mapped(12, **HASHED)
-    found = identity_of(mapped(13, **by_hash(8, s0=["4-7"], s1=["0-3"])), "s1")
-    points = disagreements(now, identity_of(now, "s0"), found)
+    found = identities(mapped(13, **by_hash(8, s0=["4-7"], s1=["0-3"])))["s1"]
+    points = disagreements(now, identities(now)["s0"], found)
     assert points == [Disagreement("shard", "says that it is the shard s1")]
 
 
 def test_a_shard_holds_what_is_placed_there_alone() -> None:
     now = mapped(12, **by_hash(8, s1=["0-7"]))
-    assert holdings(now, "s0") == {}
-    assert [str(held) for held in holdings(now, "s1").values()] == ["buckets 0-7 of 8 by doc_id"]
+    assert identities(now)["s0"].holds == {}
+    assert [str(held) for held in identities(now)["s1"].holds.values()] == ["buckets 0-7 of 8 by doc_id"]

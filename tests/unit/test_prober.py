@@ -20,6 +20,7 @@ from router.query.types import Position
 from router.settings import Settings
 from router.stages.replicas import ReplicaSet
 from shard_config import model
+from shard_config.identity import Identity
 from tests.unit import queries
 
 
@@ -177,6 +178,27 @@ def test_a_node_of_another_system_has_no_say_in_who_is_the_primary() -> None:
     assert shard.states() == {"a": "down", "b": "up", "x": "up"}
 
 
+def test_a_shard_that_is_built_anew_says_so_and_what_is_cached_of_the_old_one_is_dropped(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    freshness = Freshness(queries.shard_map())
+    shard = Shard("a", shard="s0", freshness=freshness)
+    shard.probe("a", Role.PRIMARY, 500, timeline=3, system=1, identity=Identity("s0", 1, ""))
+    freshness.committed("documents", "s0", Position(3, 500))
+    version = freshness.version("documents")
+    # An empty server at its address.
+    shard.probe("a", Role.PRIMARY, 40, timeline=1, system=2, started=2.0)
+    assert shard.states() == {"a": "foreign"}
+    assert (freshness.version("documents"), len(caplog.records)) == (version, 0)
+    # A dump was restored, or `schema apply` run.
+    shard.probe("a", Role.PRIMARY, 50, timeline=1, system=2, started=2.0, identity=Identity("s0", 1, ""))
+    assert shard.states() == {"a": "up"}
+    assert freshness.version("documents") > version
+    assert (shard.lost(), freshness.acknowledged.newest("s0")) == (0, None)
+    (record,) = caplog.records
+    assert (record.levelname, record.message) == ("ERROR", "shard was built anew")
+
+
 def test_one_server_under_two_names_of_two_shards_is_found_whichever_is_asked_first() -> None:
     for first, second in (("a", "b"), ("b", "a")):
         registry = Registry()
@@ -209,6 +231,26 @@ def test_a_log_that_lacks_what_was_acknowledged_is_lost_until_the_end() -> None:
     assert shard.lost() == 30
 
 
+def test_a_loss_is_said_once_also_where_commits_wait_for_replicas(caplog: pytest.LogCaptureFixture) -> None:
+    freshness = Freshness(queries.shard_map())
+    shard = Shard("a", shard="s0", freshness=freshness)
+    shard.probe("a", Role.PRIMARY, 50, timeline=1, synchronous=True)
+    freshness.committed("documents", "s0", Position(1, 90))
+    for lsn in (90, 60, 61, 62):
+        shard.probe("a", Role.PRIMARY, lsn, timeline=1, synchronous=True)
+    assert shard.lost() == 30
+    assert [record.message for record in caplog.records] == ["shard has lost log"]
+
+
+def test_what_another_worker_has_found_to_be_lost_is_shown_by_all() -> None:
+    freshness = Freshness(queries.shard_map())
+    shard = Shard("a", shard="s0", freshness=freshness)
+    shard.probe("a", Role.PRIMARY, 50, timeline=2)
+    freshness.counters.note_lost("s0", 7)
+    shard.probe("a", Role.PRIMARY, 50, timeline=2)
+    assert shard.lost() == 7
+
+
 def test_what_is_acknowledged_while_a_probe_is_under_way_is_not_lost() -> None:
     freshness = Freshness(queries.shard_map())
     shard = Shard("a", shard="s0", freshness=freshness)
@@ -225,21 +267,29 @@ def test_where_commits_wait_for_replicas_only_what_had_time_to_come_there_can_be
     shard.probe("a", Role.PRIMARY, 50, timeline=1, synchronous=True)
     freshness.committed("documents", "s0", Position(1, 80))
     shard.down("a")
-    shard.probe("b", Role.PRIMARY, 90, timeline=2, recovered=70, synchronous=True)
+    # The last one left waits for nobody.
+    shard.probe("b", Role.PRIMARY, 90, timeline=2, recovered=70, synchronous=False)
     assert shard.lost() == 0
+    freshness.committed("documents", "s0", Position(2, 95))
+    shard.probe("b", Role.PRIMARY, 92, timeline=2)
+    assert shard.lost() == 3
 
 
-def test_what_a_successor_has_that_is_away_is_lost_until_it_is_back() -> None:
+def test_what_a_successor_has_that_is_away_is_lost_until_it_is_back(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
     freshness = Freshness(queries.shard_map())
     freshness.acknowledged.note("s0", Position(2, 80))  # as Redis tells it
     shard = Shard("a", "b", shard="s0", freshness=freshness)
     shard.probe("a", Role.PRIMARY, 60, timeline=1)
     shard.probe("a", Role.PRIMARY, 90, timeline=1)
     assert shard.lost() == 20
+    assert len(caplog.records) == 1
     assert freshness.acknowledged.newest("s0") == Position(2, 80)
     shard.probe("b", Role.PRIMARY, 85, timeline=2, recovered=50)
     shard.probe("a", Role.PRIMARY, 90, timeline=1)
     assert (shard.lost(), shard.deposed()) == (0, {"a"})
+    assert freshness.counters.lost("s0") == 0
 
 
 def test_a_replica_that_nobody_sends_the_log_says_so_when_it_is_behind() -> None:

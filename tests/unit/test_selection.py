@@ -102,6 +102,7 @@ def test_a_node_that_is_slower_counts_as_so_much_busier() -> None:
 def test_an_ejected_node_comes_last_but_comes() -> None:
     older = NodeState(Health.UP, Role.REPLICA, 10)
     assert order([PRIMARY, REPLICA], [0, 99], ejected=[0]) == [(1, False), (0, False)]
+    # A stale answer that says so is worth more than none by the deadline.
     assert order([PRIMARY, older], ejected=[0], min_lsn=50) == [(1, True), (0, False)]
     assert order([PRIMARY, REPLICA], ejected=[0, 1]) != []
 

@@ -46,6 +46,19 @@ def test_workers_see_each_others_writes_and_nothing_goes_back_when_one_dies(tmp_
     ours.close()
 
 
+def test_what_one_worker_has_found_to_be_lost_all_know_and_also_after_its_end(tmp_path: Path) -> None:
+    path = tmp_path / "shared"
+    create(path, shard_map())
+    ours = WorkerCounters(shard_map(), path)
+    noting = WORKER.replace("sys.stdin.read()", "counters.note_lost('s1', 7)")
+    subprocess.run([sys.executable, "-c", noting, str(path)], check=True, stdout=subprocess.DEVNULL)
+    assert (ours.lost("s0"), ours.lost("s1")) == (0, 7)
+    ours.note_lost("s1", 9)
+    ours.note_lost("s1", 0)  # what was lost is there again, as far as this one knows
+    assert ours.lost("s1") == 7
+    ours.close()
+
+
 def test_what_other_workers_found_of_the_tables_is_counted_by_shard(tmp_path: Path) -> None:
     path = tmp_path / "shared"
     create(path, shard_map())
