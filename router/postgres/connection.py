@@ -218,6 +218,7 @@ async def open_connection(
     Raises:
         NodeError: when the node cannot be reached, refuses, or lacks the vector extension.
     """
+    deadline = asyncio.get_running_loop().time() + connect_timeout
     try:
         connection = await driver.connect(
             dsn,
@@ -247,7 +248,7 @@ async def open_connection(
         return await driver.connect(dsn, timeout=connect_timeout / 2, statement_cache_size=0, network=network)
 
     try:
-        async with asyncio.timeout(connect_timeout):
+        async with asyncio.timeout_at(deadline):
             # A connection is cut, without a word, when its node does not confirm a cancel.
             connection.process = await apply_settings(
                 connection, own | _SEARCH_SETTINGS if searches else own, another if check_pooler else None
