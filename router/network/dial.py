@@ -110,7 +110,7 @@ def watch(sock: socket.socket, silence: float, taking: float | None) -> None:
         ("TCP_KEEPIDLE", max(1, round(silence))),
         ("TCP_KEEPINTVL", max(1, round(silence / _KEEPALIVE_PROBES))),
         ("TCP_KEEPCNT", _KEEPALIVE_PROBES),
-        ("TCP_USER_TIMEOUT", round((taking or 0) * 1000)),  # 0 is the system's own
+        ("TCP_USER_TIMEOUT", 0 if taking is None else max(1, round(taking * 1000))),  # 0 is the system's own
     )
     for name, value in options:
         number = getattr(socket, name, None)
