@@ -63,6 +63,7 @@ SELECT {STATE_COLUMNS},
        extract(epoch FROM pg_postmaster_start_time())::float8 AS started,
        CASE WHEN r.standby
             THEN extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 END AS age,
+       extract(epoch FROM clock_timestamp())::float8 AS clock,
        EXISTS (SELECT FROM pg_extension WHERE extname = 'vector') AS vector,
        pg_backend_pid() AS process,
        {{identity}}
@@ -493,7 +494,8 @@ def _state(row: asyncpg.Record, identity: Identity | None) -> NodeState:
         row["lsn"] or 0,  # a replica that has replayed nothing yet has no position
         timeline=row["timeline"] or 0,
         started=row["started"],
-        age=inf if row["age"] is None else max(row["age"], 0.0),
+        age=inf if row["age"] is None else row["age"],
+        clock=row["clock"] - monotonic(),
         searchable=row["vector"],
         reason=None if row["vector"] else MISSING_EXTENSION,
         system=row["system"],

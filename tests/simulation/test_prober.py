@@ -39,7 +39,7 @@ class Server:
         return {
             **{"standby": True, "lsn": 50, "timeline": None, "started": 1.0, "age": 0.0, "vector": True},
             **{"system": 1, "database": "x", "readable": False, "written": None, "recovered": None},
-            **{"synchronous": False, "receiving": True, "process": self.process},
+            **{"synchronous": False, "clock": 0.0, "receiving": True, "process": self.process},
         }
 
     def terminate(self) -> None:

@@ -76,7 +76,7 @@ class Server:
             # Every server was started at another time, and the two of a shard are of one system.
             **{"started": float(shard + replica), "age": 0.0 if replica else None, "system": shard},
             **{"database": "x", "readable": False, "written": 50, "recovered": None, "process": 1},
-            **{"synchronous": False, "receiving": replica},
+            **{"synchronous": False, "clock": 0.0, "receiving": replica},
         }
 
     def terminate(self) -> None:
