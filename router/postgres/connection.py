@@ -113,6 +113,10 @@ class _Session(asyncpg.Connection):
         """`statement` as this server understands it. It holds no values, so that only a name is replaced."""
         return statement if self.folding is None else statement.replace(FOLDING, self.folding)
 
+    def is_in_transaction(self) -> bool:
+        """Also where BEGIN was cancelled: asyncpg would take the next transaction for one within it."""
+        return self._top_xact is not None or super().is_in_transaction()  # type: ignore[attr-defined]
+
     def get_reset_query(self) -> str:
         return ""
 
