@@ -27,6 +27,7 @@ from router.postgres import driver
 from router.postgres.collations import FOLDING, stand_in
 from router.postgres.pooler import PoolerError, PoolerFullError
 from router.postgres.session_settings import SettingsRefusedError, apply_settings
+from shard_config.dsn import parameters
 from shard_config.times import date_of, days_of, microseconds_of, timestamp_of, timestamptz_of
 
 __all__ = [
@@ -62,6 +63,7 @@ _SEARCH_SETTINGS = {
 
 MISSING_EXTENSION = "the vector extension is missing: run `pgscatter schema apply`"
 
+_WITHOUT_TLS = ("disable", "allow", "prefer")
 _VECTOR_TYPES = ("vector", "halfvec")
 # asyncpg's "tuple" of each is its count of days or microseconds.
 _TIMES = (
@@ -234,7 +236,7 @@ async def open_connection(
             network=network,
         )
     except POSTGRES_ERRORS as exc:
-        raise _connect_error(exc) from exc
+        raise _connect_error(exc, dsn) from exc
     connection.ef_search = None
     connection.knows_vectors = False
     connection.folding = None
@@ -317,7 +319,7 @@ def _array_type(row: asyncpg.Record) -> dict[str, object]:
     }
 
 
-def _connect_error(exc: BaseException) -> NodeError:
+def _connect_error(exc: BaseException, dsn: str) -> NodeError:
     """Wrong passwords and missing databases repeat; whatever else stops a connection may pass."""
     repeats = (
         asyncpg.InvalidAuthorizationSpecificationError,
@@ -331,6 +333,14 @@ def _connect_error(exc: BaseException) -> NodeError:
     if isinstance(exc, asyncpg.TooManyConnectionsError):
         # The node is well; it has no room for one more.
         return NodeError(ErrorKind.TRANSIENT, _message(exc))
+    own = isinstance(exc, ConnectionError) and exc.errno is None
+    if own or isinstance(exc, asyncpg.ConnectionDoesNotExistError):
+        # Tried again for as long as it is so: no line of the log for each.
+        mode = parameters(dsn).get("sslmode", "prefer")
+        no_tls = "" if mode in _WITHOUT_TLS else f", or takes no TLS, which sslmode={mode} asks for"
+        return NodeError(
+            ErrorKind.UNREACHABLE, f"the server ended the connection before it was ready{no_tls}"
+        )
     return NodeError(ErrorKind.UNREACHABLE, _message(exc))
 
 

@@ -229,6 +229,7 @@ async def test_a_socket_that_the_driver_does_not_take_is_closed(tmp_path: Path) 
     async with asyncio.timeout(5):
         await ended.wait()
     server.close()
+    await asyncio.sleep(0.05)
 
 
 async def test_a_connection_is_ready_within_its_time_or_not_at_all() -> None:
@@ -258,3 +259,38 @@ async def test_a_connection_is_ready_within_its_time_or_not_at_all() -> None:
         )
     assert 0.55 < time.monotonic() - began < 0.9
     server.close()
+    await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("answer", "mode", "more"),
+    [
+        (b"", "prefer", ""),
+        (b"", "disable", ""),
+        (b"HTTP/1.1 400 Bad Request", "prefer", ""),
+        (b"N", "require", ", or takes no TLS, which sslmode=require asks for"),
+    ],
+)
+async def test_a_server_that_hangs_up_on_who_connects_is_said_to_and_not_logged_each_time(
+    answer: bytes, mode: str, more: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a load balancer does that has no server behind it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readexactly(8)
+            writer.write(answer)
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    dsn = f"postgresql://u@127.0.0.1:{server.sockets[0].getsockname()[1]}/d?sslmode={mode}"
+    with caplog.at_level("INFO"), pytest.raises(NodeError) as caught:
+        await open_connection(dsn, connect_timeout=5, statement_timeout=5)
+    assert str(caught.value) == f"the server ended the connection before it was ready{more}"
+    assert caught.value.cause == "unreachable"
+    assert caplog.records == []
+    server.close()
+    await asyncio.sleep(0.05)  # the driver's second attempt, without TLS
