@@ -32,6 +32,8 @@ def _number(title: str, metavar: str, *, zero: bool, most: float = _MOST) -> Met
 Count = Annotated[int, _number("a whole number", "N", zero=False)]
 CountOrZero = Annotated[int, _number("a whole number", "N", zero=True)]
 Seconds = Annotated[float, _number("a number of seconds", "SECONDS", zero=False)]
+# Linux takes none that is longer for an idle connection: it would keep its own, which is two hours.
+TcpSeconds = Annotated[float, _number("a number of seconds", "SECONDS", zero=False, most=32767)]
 SecondsOrZero = Annotated[float, _number("a number of seconds", "SECONDS", zero=True)]
 Share = Annotated[float, _number("a share", "SHARE", zero=True, most=1)]
 Rate = Annotated[float, _number("a rate", "RATE", zero=False)]
@@ -142,7 +144,7 @@ class Settings(msgspec.Struct, frozen=True):
         "more are replaced",
     ] = 10.0
     tcp_timeout: Annotated[
-        Seconds,
+        TcpSeconds,
         "time after which a connection ends whose other end acknowledges nothing; an idle one is asked after "
         "as long, and ends after twice this time",
     ] = 15.0

@@ -260,21 +260,25 @@ class Metrics:
         self._keys_outdated.set(self.keys is not None and self.keys.outdated)
         self._map_version.set(backend.shard_map.version)
         nodes = {(node.shard, node.name): node for node in backend.nodes()}
-        claims = [node.shard for node in nodes.values() if node.role == "primary" and _answers(node)]
+        claims = collections.Counter(
+            node.shard for node in nodes.values() if node.role == "primary" and _answers(node)
+        )
         lost = {node.shard: node.lost_bytes for node in nodes.values() if node.lost_bytes}
-        differing = [shard for shard, _ in backend.disagreements()]
+        differing = collections.Counter(shard for shard, _ in backend.disagreements())
         silent = set(backend.unidentified())
         for shard, ready in backend.ready()[1].items():
             self._child(self._shard_ready, shard).set(ready)
             self._child(self._shard_lost, shard).set(lost.get(shard, 0))
-            self._child(self._shard_disagreements, shard).set(differing.count(shard))
+            self._child(self._shard_disagreements, shard).set(differing[shard])
             self._child(self._shard_identified, shard).set(shard not in silent)
-            self._child(self._shard_primaries, shard).set(claims.count(shard))
+            self._child(self._shard_primaries, shard).set(claims[shard])
         self._schema_of(backend)
         for gone in self._nodes.keys() - nodes.keys():
             self._forget(gone)
         for labels, node in nodes.items():
-            self._node(labels, node)
+            # There may be a thousand, of which few have changed.
+            if node != self._nodes.get(labels):
+                self._node(labels, node)
         self._nodes = nodes
 
     def render(self, backend: Backend) -> bytes:

@@ -110,7 +110,7 @@ def watch(sock: socket.socket, silence: float, taking: float | None) -> None:
         ("TCP_KEEPIDLE", max(1, round(silence))),
         ("TCP_KEEPINTVL", max(1, round(silence / _KEEPALIVE_PROBES))),
         ("TCP_KEEPCNT", _KEEPALIVE_PROBES),
-        ("TCP_USER_TIMEOUT", round((taking or 0) * 1000)),  # 0 is the system's own
+        ("TCP_USER_TIMEOUT", 0 if taking is None else max(1, round(taking * 1000))),  # 0 is the system's own
     )
     for name, value in options:
         number = getattr(socket, name, None)
@@ -133,6 +133,7 @@ class Dialer:
         self._network = network
         self._host = ""
         self._address: Address | None = None
+        self._dialled: socket.socket | None = None  # for the first connection
         # What a driver calls for each statement.
         self.create_future = loop.create_future
         self.call_later = loop.call_later
@@ -157,14 +158,30 @@ class Dialer:
         """Whether the name leads elsewhere by now."""
         return self._address is not None and self._network.names.left(self._host, self._address)
 
+    async def dial(self, host: str, port: int) -> None:
+        """Open the socket of the first connection.
+
+        Raises:
+            OSError
+        """
+        self._host = host
+        self._dialled, self._address = await self._network.dial(host, port)
+
+    def discard(self) -> None:
+        """Close that socket, if no connection has taken it."""
+        if self._dialled is not None:
+            self._dialled.close()
+            self._dialled = None
+
     async def create_connection(
         self, factory: Callable[[], asyncio.BaseProtocol], host: str, port: int, *, ssl: Any = None
     ) -> tuple[asyncio.BaseTransport, asyncio.BaseProtocol]:
         """As the loop's own."""
         if self._address is None:
-            self._host = host
-            sock, self._address = await self._network.dial(host, port)
-        else:
+            await self.dial(host, port)
+            assert self._address is not None
+        sock, self._dialled = self._dialled, None
+        if sock is None:
             sock = await self._network.connect(self._address, port)
         try:
             return await self._loop.create_connection(

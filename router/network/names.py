@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import ipaddress
 import logging
 import socket
@@ -130,7 +131,8 @@ class Names:
         if name.addresses:
             return name.addresses
         assert name.error is not None, "a look-up that has ended found addresses or failed"
-        raise name.error
+        # Not the same one again: each time that it is raised, it keeps more of who asked.
+        raise type(name.error)(*name.error.args)
 
     def left(self, host: str, address: Address) -> bool:
         """Whether `host`, which was at `address`, has been found elsewhere since.
@@ -175,7 +177,7 @@ class Names:
             try:
                 thread.start()
             except RuntimeError:
-                loop.call_soon(self._done, name, timer, OSError("no thread to look the name up"))
+                loop.call_soon(self._done, name, timer, OSError(errno.EAGAIN, "no thread to be had"))
 
     def _work(self, loop: asyncio.AbstractEventLoop, name: _Name, timer: asyncio.TimerHandle) -> None:
         """In a thread of its own."""

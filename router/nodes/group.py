@@ -57,6 +57,7 @@ class Group:
         self._registry.groups.update(dict.fromkeys(nodes, self))
         self._freshness = freshness
         self._heads = Heads()
+        self._clock: float | None = None  # of the primary that was probed last
         self._timeline = 0  # the latest that any of them was on
         self._diverged: dict[Node, float] = {}  # when the server was started that has diverged
         # Replicas that were no further than their primary, and when their servers were started: what such a
@@ -133,6 +134,7 @@ class Group:
         first = False  # whether this is the first known end of the log, which all lags are told by
         if before is not None and elected is not None and self.nodes[elected] is node:
             first = not self._heads.known
+            self._clock = state.clock
             self._heads.saw(state.lsn, now)
             self._find_diverged(before.replicas, state.lsn)
             self._find_lost(node, state, before.acknowledged)
@@ -141,7 +143,7 @@ class Group:
             health = other.state.health
             replica = known.health is Health.UP and known.role is Role.REPLICA
             deposed = self._strayed(other, known) if replica else claims(known) and index != elected
-            lag = self._heads.lag(known.lsn, now, known.age) if replica else 0.0
+            lag = self._heads.lag(known.lsn, now, self._age(known)) if replica else 0.0
             up = known.health is Health.UP and known.searchable
             reason = known.reason if not up else self._why(other, known) if deposed else _slow(known, lag)
             if index in foreign:
@@ -154,6 +156,11 @@ class Group:
         if state.health is Health.DOWN and any(other.state.health is Health.UP for other in self.nodes):
             # Its searches move on: somebody else can answer them.
             node.abandon()
+
+    def _age(self, replica: NodeState) -> float:
+        """Since the commit of what it has replayed last, by one clock as far as the primary's is known."""
+        ahead = 0.0 if self._clock is None else replica.clock - self._clock
+        return max(replica.age - ahead, 0.0)
 
     def _strangers(self, states: Sequence[NodeState]) -> dict[int, str]:
         """Which of the nodes are none of the shard's, and why."""

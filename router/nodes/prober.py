@@ -64,6 +64,7 @@ SELECT {STATE_COLUMNS},
        extract(epoch FROM pg_postmaster_start_time())::float8 AS started,
        CASE WHEN r.standby
             THEN extract(epoch FROM clock_timestamp() - pg_last_xact_replay_timestamp())::float8 END AS age,
+       extract(epoch FROM clock_timestamp())::float8 AS clock,
        EXISTS (SELECT FROM pg_extension WHERE extname = 'vector') AS vector,
        pg_backend_pid() AS process,
        {{identity}}
@@ -233,10 +234,14 @@ class _Watch:
             await self._patroni.close()
 
     async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
         pause = 0.0
         while True:
+            judged = loop.time()
             try:
                 await self._probe()
+                judged = loop.time()
+                await self._renew()
             except Exception:
                 # A loop that ended here would leave the node as it was last seen, for ever.
                 _logger.exception("probe of %s", self.node.config.name)
@@ -260,7 +265,8 @@ class _Watch:
             else:
                 # Jitter keeps many routers from asking at the same moment.
                 pause = interval * random.uniform(1.0 - backoff.JITTER, 1.0 + backoff.JITTER)
-            if await self._pause(pause, interruptible=not catching_up):
+            left = max(0.0, judged + pause - loop.time())
+            if await self._pause(left, interruptible=not catching_up):
                 pause = 0.0
 
     def _interval(self, state: NodeState) -> float:
@@ -362,13 +368,20 @@ class _Watch:
         try:
             async with asyncio.timeout(None) as limit:
                 state = await self._state(connection)
-        except (NodeError, *POSTGRES_ERRORS):
+        except (NodeError, *POSTGRES_ERRORS) as exc:
             # Perhaps for no other reason than this connection.
+            timer.cancel()
             waiting = False
             connection.terminate()
             if self._connection is connection:
                 self._connection = None
-            return await (anew or self._ask_anew())
+            try:
+                return await (anew or self._ask_anew())
+            except TimeoutError:
+                if not isinstance(exc, TimeoutError):
+                    raise exc from None  # a new connection may not have had its turn in time
+                self.node.doubtful = True
+                raise
         except BaseException:
             waiting = False
             await _give_up(anew)
@@ -380,8 +393,6 @@ class _Watch:
         if self._connection is not connection and self._connection is not None:
             self._connection.terminate()  # both have answered
         self._connection = connection
-        if connection.expires < monotonic():
-            await self._replace(connection)
         return state
 
     async def _ask_anew(self) -> NodeState:
@@ -396,14 +407,17 @@ class _Watch:
         self._connection = connection
         return state
 
-    async def _replace(self, old: Connection) -> None:
-        """The connection has reached its age; it is kept for now if there is no new one."""
-        try:
-            async with asyncio.timeout(self._settings.probe_timeout / 2):
-                self._connection = await self._open(Urgency.SPARE)
-        except (NodeError, *POSTGRES_ERRORS):
+    async def _renew(self) -> None:
+        """Replace a connection that has reached its age; it is kept for now if there is no new one."""
+        old = self._connection
+        if old is None or monotonic() < old.expires:
             return
-        old.terminate()
+        # No longer than the pause that follows, so that the next probe is not late.
+        most = min(self._settings.probe_timeout / 2, (1.0 - backoff.JITTER) * self._pace.interval)
+        with contextlib.suppress(NodeError, *POSTGRES_ERRORS):
+            async with asyncio.timeout(most):
+                self._connection = await self._open(Urgency.SPARE)
+            old.terminate()
 
     async def _open(self, urgency: Urgency | None = None) -> Connection:
         opened = partial(
@@ -520,7 +534,8 @@ def _state(row: asyncpg.Record, identity: Identity | None) -> NodeState:
         row["lsn"] or 0,  # a replica that has replayed nothing yet has no position
         timeline=row["timeline"] or 0,
         started=row["started"],
-        age=inf if row["age"] is None else max(row["age"], 0.0),
+        age=inf if row["age"] is None else row["age"],
+        clock=row["clock"] - monotonic(),
         searchable=row["vector"],
         reason=None if row["vector"] else MISSING_EXTENSION,
         system=row["system"],

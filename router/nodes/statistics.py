@@ -10,13 +10,15 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from contextlib import suppress
+from functools import partial
 
 import asyncpg
 
 from router.nodes.node import Node
 from router.policy.selection import Health
-from router.postgres.connection import POSTGRES_ERRORS, NodeError, node_error, open_connection
+from router.postgres.connection import Connection, NodeError
 from router.postgres.statistics import read_statistics
+from router.query.errors import OverloadedError
 from router.query.statistics import TableStatistics
 from router.settings import Settings
 from shard_config.model import Collection
@@ -34,6 +36,9 @@ _AT_ONCE = 16
 _FIRST_SECONDS = 3.0
 # Of the interval, where a table had no statistics yet: it has perhaps just been filled.
 _SOON = 0.1
+# And at least so many seconds for each shard with such a table: to read one takes some milliseconds of this
+# process, which should be a twentieth of it at most.
+_SOON_EACH = 0.05
 # Of values, in the server's text; Python's objects take about five times as much.
 _MOST_BYTES = 32 << 20
 _MOST_TABLE_BYTES = 1 << 20
@@ -45,7 +50,6 @@ class Statistics:
     def __init__(self, nodes: Iterable[Node], collections: Iterable[Collection], settings: Settings) -> None:
         self._collections = [*collections]
         self._interval = settings.statistics_interval
-        self._connect_timeout = settings.connect_timeout
         self._shards: dict[str, list[Node]] = {}
         for node in nodes:
             self._shards.setdefault(node.shard, []).append(node)
@@ -92,14 +96,15 @@ class Statistics:
         while True:
             await self.read()
             first.set()
-            complete = all(
-                (table := self.of(collection.name, shard)) is not None and table.columns
-                for shard in self._shards
-                for collection in self._collections
-            )
-            await asyncio.sleep(self._interval if complete else soon)
+            lacking = sum(not self._is_complete(shard) for shard in self._shards)
+            at_least = max(soon, lacking * _SOON_EACH)
+            await asyncio.sleep(min(at_least, self._interval) if lacking else self._interval)
             # A table that is never analyzed, or whose statistics the role may not see, stays without.
-            soon = self._interval * _SOON if complete else min(2 * soon, self._interval)
+            soon = min(2 * soon, self._interval) if lacking else self._interval * _SOON
+
+    def _is_complete(self, shard: str) -> bool:
+        tables = (self.of(collection.name, shard) for collection in self._collections)
+        return all(table is not None and table.columns for table in tables)
 
     async def _read_shard(self, shard: str) -> None:
         """From the first of its nodes that answers; a replica has its primary's statistics."""
@@ -108,10 +113,13 @@ class Statistics:
             if node.state.health is not Health.UP:
                 continue
             try:
+                # Over a connection that is there for searches: to open one costs more than the reading.
                 async with asyncio.timeout(_READ_SECONDS):
-                    await self._read_node(node, shard)
-            except (NodeError, *POSTGRES_ERRORS) as exc:
-                reason = "timed out" if isinstance(exc, TimeoutError) else str(node_error(exc))
+                    await node.reads.run(partial(self._read_tables, shard))
+            except TimeoutError:
+                reason = "timed out"
+            except (NodeError, OverloadedError) as exc:
+                reason = str(exc)
             except Exception as exc:
                 # The task outlives a fault of ours, which must not end the readings in silence.
                 reason = repr(exc)
@@ -122,28 +130,18 @@ class Statistics:
             self._failing.add(shard)
             _logger.warning("statistics not read", extra={"shard": shard, "reason": reason})
 
-    async def _read_node(self, node: Node, shard: str) -> None:
-        connection = await open_connection(
-            node.config.dsn,
-            connect_timeout=self._connect_timeout,
-            statement_timeout=_READ_SECONDS,
-            name="pgscatter statistics",
-        )
-        try:
-            failed: Exception | None = None
-            for collection in self._collections:
-                try:
-                    table = await read_statistics(connection, collection, self._most_bytes)
-                except asyncpg.PostgresError as exc:
-                    # A table that is unlike the map leaves the others their statistics.
-                    failed = failed or exc
-                else:
-                    self._keep(collection, shard, table)
-            if failed is not None:
-                raise failed
-            await connection.close(timeout=self._connect_timeout)
-        finally:
-            connection.terminate()
+    async def _read_tables(self, shard: str, connection: Connection) -> None:
+        failed: asyncpg.PostgresError | None = None
+        for collection in self._collections:
+            try:
+                table = await read_statistics(connection, collection, self._most_bytes)
+            except asyncpg.PostgresError as exc:
+                # A table that is unlike the map leaves the others their statistics.
+                failed = failed or exc
+            else:
+                self._keep(collection, shard, table)
+        if failed is not None:
+            raise failed
 
     def _keep(self, collection: Collection, shard: str, table: TableStatistics | None) -> None:
         key = collection.name, shard

@@ -46,7 +46,10 @@ class NodeState(msgspec.Struct, frozen=True):
             node, and so has rows that the primary lacks.
         lag: seconds for which a replica has lacked something of its primary's log.
         started: when its server was started, by the server's clock.
-        age: seconds since the commit of the last transaction that a replica has replayed.
+        age: seconds since the commit of the last transaction that a replica has replayed: its own clock less
+            the primary's, which has stamped the commit.
+        clock: the server's, less this machine's monotonic one: what that of one server is ahead of another's
+            is the difference between theirs.
         permanent: it is down for a reason that lasts until somebody changes something.
         searchable: its database has the vector extension. A node without it is still asked, since the
             extension may have been created after the probe.
@@ -70,6 +73,7 @@ class NodeState(msgspec.Struct, frozen=True):
     lag: float = 0.0
     started: float = 0.0
     age: float = inf
+    clock: float = 0.0
     permanent: bool = False
     searchable: bool = True
     cause: str | None = None

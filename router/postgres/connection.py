@@ -27,6 +27,7 @@ from router.postgres import driver
 from router.postgres.collations import FOLDING, stand_in
 from router.postgres.pooler import PoolerError, PoolerFullError
 from router.postgres.session_settings import SettingsRefusedError, apply_settings
+from shard_config.dsn import parameters
 from shard_config.times import date_of, days_of, microseconds_of, timestamp_of, timestamptz_of
 
 __all__ = [
@@ -62,6 +63,7 @@ _SEARCH_SETTINGS = {
 
 MISSING_EXTENSION = "the vector extension is missing: run `pgscatter schema apply`"
 
+_WITHOUT_TLS = ("disable", "allow", "prefer")
 _VECTOR_TYPES = ("vector", "halfvec")
 # asyncpg's "tuple" of each is its count of days or microseconds.
 _TIMES = (
@@ -114,6 +116,10 @@ class _Session(asyncpg.Connection):
     def spelled(self, statement: str) -> str:
         """`statement` as this server understands it. It holds no values, so that only a name is replaced."""
         return statement if self.folding is None else statement.replace(FOLDING, self.folding)
+
+    def is_in_transaction(self) -> bool:
+        """Also where BEGIN was cancelled: asyncpg would take the next transaction for one within it."""
+        return self._top_xact is not None or super().is_in_transaction()  # type: ignore[attr-defined]
 
     def get_reset_query(self) -> str:
         return ""
@@ -221,6 +227,7 @@ async def open_connection(
     Raises:
         NodeError: when the node cannot be reached, refuses, or lacks the vector extension.
     """
+    deadline = asyncio.get_running_loop().time() + connect_timeout
     try:
         connection = await driver.connect(
             dsn,
@@ -232,7 +239,7 @@ async def open_connection(
             network=network,
         )
     except POSTGRES_ERRORS as exc:
-        raise _connect_error(exc) from exc
+        raise _connect_error(exc, dsn) from exc
     connection.ef_search = None
     connection.knows_vectors = False
     connection.folding = None
@@ -252,7 +259,7 @@ async def open_connection(
         return await driver.connect(dsn, timeout=connect_timeout / 2, statement_cache_size=0, network=network)
 
     try:
-        async with asyncio.timeout(connect_timeout):
+        async with asyncio.timeout_at(deadline):
             # A connection is cut, without a word, when its node does not confirm a cancel.
             connection.process = await apply_settings(
                 connection, own | _SEARCH_SETTINGS if searches else own, another if check_pooler else None
@@ -319,7 +326,7 @@ def _array_type(row: asyncpg.Record) -> dict[str, object]:
     }
 
 
-def _connect_error(exc: BaseException) -> NodeError:
+def _connect_error(exc: BaseException, dsn: str) -> NodeError:
     """Wrong passwords and missing databases repeat; whatever else stops a connection may pass."""
     repeats = (
         asyncpg.InvalidAuthorizationSpecificationError,
@@ -333,6 +340,14 @@ def _connect_error(exc: BaseException) -> NodeError:
     if isinstance(exc, asyncpg.TooManyConnectionsError):
         # The node is well; it has no room for one more.
         return NodeError(ErrorKind.TRANSIENT, _message(exc))
+    own = isinstance(exc, ConnectionError) and exc.errno is None
+    if own or isinstance(exc, asyncpg.ConnectionDoesNotExistError):
+        # Tried again for as long as it is so: no line of the log for each.
+        mode = parameters(dsn).get("sslmode", "prefer")
+        no_tls = "" if mode in _WITHOUT_TLS else f", or takes no TLS, which sslmode={mode} asks for"
+        return NodeError(
+            ErrorKind.UNREACHABLE, f"the server ended the connection before it was ready{no_tls}"
+        )
     return NodeError(ErrorKind.UNREACHABLE, _message(exc))
 
 

@@ -13,6 +13,7 @@ runs on them.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 import pwd
@@ -27,7 +28,7 @@ from asyncpg.protocol import protocol
 
 from router.network.dial import Dialer, Network
 from router.postgres.dsn_files import file_complaints
-from shard_config.dsn import parameters
+from shard_config.dsn import parameters, server
 
 __all__ = ["FileError", "connect", "create_pool"]
 
@@ -55,11 +56,12 @@ async def connect(
 ) -> C: ...
 @overload
 async def connect(dsn: str, **options: Any) -> asyncpg.Connection: ...
-async def connect(dsn: str, *, network: Network | None = None, **options: Any) -> Any:
+async def connect(dsn: str, *, network: Network | None = None, timeout: float = 60.0, **options: Any) -> Any:
     """As `asyncpg.connect`, with nothing from the environment or the home directory.
 
     `network` remembers addresses from one connection to the next. The connection has a `Dialer` for its
-    `_loop`.
+    `_loop`. A server that refuses connections is found out first: of what one costs, most is to read the DSN
+    and to prepare TLS.
 
     Left out of a DSN are: port 5432, the name of this process's account as user, the user's name as
     database, no password, `sslmode=prefer`, no certificates.
@@ -69,14 +71,21 @@ async def connect(dsn: str, *, network: Network | None = None, **options: Any) -
         asyncpg.PostgresError, asyncpg.InterfaceError, OSError, TimeoutError
     """
     _take_only_the_dsn()
-    dialer: Any = Dialer(network or Network())
+    dialer = Dialer(network or Network())
+    where = server(dsn)
     try:
-        return await asyncpg.connect(dsn, loop=dialer, **options)
+        async with asyncio.timeout(timeout):
+            if not where.host.startswith("/"):
+                await dialer.dial(where.host, where.port)
+            loop: Any = dialer
+            return await asyncpg.connect(dsn, loop=loop, timeout=timeout, **options)
     except _MAY_BE_FILES as exc:
         said = _about_files(dsn, exc)
         if said is None:
             raise
         raise FileError(said) from exc
+    finally:
+        dialer.discard()
 
 
 async def create_pool(dsn: str, **options: Any) -> asyncpg.Pool:

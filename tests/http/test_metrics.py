@@ -17,6 +17,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from router.http import app as app_module
 from router.http.message import Reply
 from router.http.metrics import Metrics
+from router.nodes.status import NodeStatus
 from router.query.types import Answer, Coverage, Found, Hedge, ShardCounts, ShardReport, ShardState
 from router.recall.sampling import RecallSeen
 from router.settings import Settings
@@ -236,6 +237,27 @@ def test_what_became_of_hedges_retries_and_ejections_is_counted() -> None:
     assert found["pgscatter_node_up", node] == 1
 
 
+def test_nodes_that_are_as_before_are_not_written_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a thousand, once a second, that would hold up searches for 14 ms."""
+    metrics, backend = Metrics(), FakeBackend()
+    metrics.sample(backend)
+    written: list[tuple[str, str]] = []
+    write = metrics._node
+
+    def spied(labels: tuple[str, str], node: NodeStatus) -> None:
+        written.append(labels)
+        write(labels, node)
+
+    monkeypatch.setattr(metrics, "_node", spied)
+    metrics.sample(backend)
+    assert written == []
+    first, *others = backend.nodes()
+    backend.nodes = lambda: [msgspec.structs.replace(first, connections=77), *others]  # type: ignore[method-assign]
+    found = samples(metrics.render(backend).decode())
+    assert written == [(first.shard, first.name)]
+    assert found["pgscatter_node_connections", labels(shard=first.shard, node=first.name)] == 77
+
+
 async def test_refusals_are_counted(
     backend: FakeBackend, connect: Callable[[Any], httpx.AsyncClient]
 ) -> None:
@@ -256,6 +278,7 @@ import sys
 from router.http.message import Reply
 from router.http.message import Reply
 from router.http.metrics import Metrics
+from router.nodes.status import NodeStatus
 from router.recall.sampling import RecallSeen
 from tests.http.fake import FakeBackend
 

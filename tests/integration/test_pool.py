@@ -53,6 +53,27 @@ async def test_a_connection_that_its_caller_left_is_opened_for_the_next(cluster:
     assert opened[0].is_closed()
 
 
+async def test_who_comes_after_a_transaction_that_was_cancelled_as_it_began_begins_a_new_one(
+    cluster: Cluster,
+) -> None:
+    pool, _ = await pool_of(cluster)
+
+    async def transaction() -> int:
+        async with pool.session() as connection, connection.transaction():
+            return int(await connection.fetchval("SELECT 1"))
+
+    assert await one(pool) == 1
+    for turns in range(8):
+        caller = asyncio.create_task(transaction())
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        caller.cancel()
+        await asyncio.gather(caller, return_exceptions=True)
+        await pool.mended()
+        assert await transaction() == 1
+    await pool.close()
+
+
 async def test_what_is_opened_for_nobody_does_not_outlive_its_pool(cluster: Cluster) -> None:
     pool, opened = await pool_of(cluster)
     caller = asyncio.create_task(one(pool))

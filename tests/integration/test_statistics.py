@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from deploy.local import Cluster
+from router.postgres import driver
 from router.postgres.conditions import PlainParams, where
 from router.postgres.connection import Connection, open_connection
 from router.postgres.statistics import read_statistics
@@ -323,6 +324,19 @@ async def test_a_router_begins_with_statistics_and_waits_for_no_shard_that_hangs
     async with locked(primary(cluster, "s1"), w.collection.table):
         known = await known_at_once()
     assert set(known) >= set(shards.shards) - {"s1"}
+
+
+async def test_statistics_are_read_over_connections_that_are_there(
+    statistics: Statistics, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To open one for each shard, once a minute, would cost more than the reading."""
+    parts = statistics.world.topology.parts
+    before = statistics.table
+    monkeypatch.setattr(driver, "connect", lambda *_, **__: pytest.fail("a connection was opened"))
+    await execute(statistics.dsn, f"DELETE FROM {statistics.world.collection.table} WHERE id > 10000")
+    await execute(statistics.dsn, f"ANALYZE {statistics.world.collection.table}")
+    await parts.statistics.read()
+    assert statistics.table is not before
 
 
 async def test_values_are_read_within_their_bound(statistics: Statistics) -> None:

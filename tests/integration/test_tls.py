@@ -185,7 +185,7 @@ def test_a_file_at_fault_is_named_with_what_is_wrong(files: Path, how: str) -> N
 async def test_the_reason_of_a_node_names_the_file(plain: Cluster, files: Path, how: str) -> None:
     query, says = spoilt(files, how)
     with pytest.raises(NodeError) as caught:
-        await opened(1, f"sslmode=verify-full&{query}")
+        await opened(plain.nodes[0].port, f"sslmode=verify-full&{query}")
     assert (caught.value.kind, str(caught.value).startswith(says)) == (ErrorKind.FATAL, True)
 
 

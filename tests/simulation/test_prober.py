@@ -39,7 +39,7 @@ class Server:
         return {
             **{"standby": True, "lsn": 50, "timeline": None, "started": 1.0, "age": 0.0, "vector": True},
             **{"system": 1, "database": "x", "readable": False, "written": None, "recovered": None},
-            **{"synchronous": False, "receiving": True, "process": self.process},
+            **{"synchronous": False, "clock": 0.0, "receiving": True, "process": self.process},
         }
 
     def terminate(self) -> None:
@@ -99,3 +99,102 @@ def test_a_node_is_judged_anew_within_the_bound_whatever_it_does(
         assert max(gaps) <= answers_at_once, max(gaps)
     # What is expected of a replica is looked for at once, and ever less eagerly.
     assert (min(gaps) < 0.01) == (expect > 0 and not freeze)
+
+
+class Breaking(Server):
+    """A connection that is lost so long after it was asked, once that is set."""
+
+    def __init__(self) -> None:
+        self.lost_after: float | None = None
+        self.closed = False
+
+    async def fetchrow(self, statement: str) -> dict[str, object]:
+        if self.lost_after is not None:
+            await asyncio.sleep(self.lost_after)
+            raise NodeError(ErrorKind.LOST, "the connection was lost")
+        return await super().fetchrow(statement)
+
+    def terminate(self) -> None:
+        self.closed = True
+
+
+class Opened:
+    """The connections that were opened, each of which took so long."""
+
+    def __init__(self) -> None:
+        self.all: list[Breaking] = []
+        self.takes = 0.0
+
+    async def open_connection(self, dsn: str, **options: object) -> Breaking:
+        await asyncio.sleep(self.takes)
+        self.all.append(Breaking())
+        return self.all[-1]
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> Opened:
+    made = Opened()
+    monkeypatch.setattr("router.nodes.prober.open_connection", made.open_connection)
+    return made
+
+
+def test_a_probe_opens_one_connection_in_place_of_the_one_that_it_lost(opened: Opened) -> None:
+    """Also where half of its time ends while that one is being opened."""
+
+    async def probes() -> None:
+        node = Node(model.Node("a", "postgresql://a/x"), "s0", SETTINGS, Limit(1, 1))
+        prober = Prober([node], SETTINGS)
+        await prober.start()
+        opened.all[0].lost_after, opened.takes = 0.3, 0.4
+        await asyncio.sleep(5)
+        assert (len(opened.all), node.state.health) == (2, Health.UP)
+        await prober.close()
+        await node.close()
+        assert all(one.closed for one in opened.all)
+
+    run(probes())
+
+
+def test_a_connection_that_is_replaced_for_its_age_delays_no_verdict(opened: Opened) -> None:
+    async def probes() -> list[float]:
+        loop = asyncio.get_running_loop()
+        node = Node(model.Node("a", "postgresql://a/x"), "s0", SETTINGS, Limit(1, 1))
+        prober = Prober([node], SETTINGS)
+        observe, moments = node.observe, list[float]()
+
+        def observed(state: NodeState) -> None:
+            moments.append(loop.time())
+            observe(state)
+
+        node.observe = observed  # type: ignore[method-assign]
+        await prober.start()
+        opened.all[0].expires, opened.takes = 0.0, 3600.0
+        await asyncio.sleep(5)
+        assert (len(opened.all), opened.all[0].closed, node.state.health) == (1, False, Health.UP)
+        opened.takes = 0.1
+        await asyncio.sleep(5)
+        assert (len(opened.all), opened.all[0].closed, opened.all[1].closed) == (2, True, False)
+        await prober.close()
+        await node.close()
+        return [later - earlier for earlier, later in pairwise(moments)]
+
+    gaps = run(probes())
+    assert len(gaps) > 25
+    assert max(gaps) <= BOUND - SETTINGS.probe_timeout
+
+
+def test_a_node_whose_connection_was_lost_and_is_not_opened_anew_in_time_says_so(opened: Opened) -> None:
+    """Its turn to be opened may not have come: that is no word from the node."""
+
+    async def probes() -> None:
+        node = Node(model.Node("a", "postgresql://a/x"), "s0", SETTINGS, Limit(1, 1))
+        prober = Prober([node], SETTINGS)
+        await prober.start()
+        opened.all[0].lost_after, opened.takes = 0.0, 1.0
+        await asyncio.sleep(1.2)
+        assert (node.state.reason, node.state.cause) == ("the connection was lost", "unreachable")
+        assert not node.doubtful
+        await prober.close()
+        await node.close()
+
+    run(probes())

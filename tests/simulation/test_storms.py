@@ -34,6 +34,7 @@ class Network:
         self.processor = asyncio.Lock()
         self.refusing: Callable[[str], bool] = lambda dsn: False
         self.silent: set[str] = set()
+        self.frozen: set[str] = set()  # whose open connections say nothing either
         self.attempts: list[float] = []
 
     async def open_connection(self, dsn: str, *, connect_timeout: float, **options: object) -> Server:
@@ -63,6 +64,8 @@ class Server:
         self._closed = False
 
     async def fetchrow(self, statement: str) -> dict[str, object]:
+        while self._dsn in self._network.frozen and not self._closed:
+            await asyncio.sleep(0.05)
         if self._closed or self._network.refusing(self._dsn):
             self._closed = True
             raise NodeError(ErrorKind.LOST, "the connection was lost")
@@ -73,7 +76,7 @@ class Server:
             # Every server was started at another time, and the two of a shard are of one system.
             **{"started": float(shard + replica), "age": 0.0 if replica else None, "system": shard},
             **{"database": "x", "readable": False, "written": 50, "recovered": None, "process": 1},
-            **{"synchronous": False, "receiving": replica},
+            **{"synchronous": False, "clock": 0.0, "receiving": replica},
         }
 
     def terminate(self) -> None:
@@ -175,3 +178,23 @@ def test_nodes_that_say_nothing_keep_no_other_waiting(monkeypatch: pytest.Monkey
         await all_up(nodes, 30.0)
 
     simulate(monkeypatch, Settings(), story, 250)
+
+
+def test_a_node_that_is_restarted_while_many_have_frozen_waits_for_none_of_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story(network: Network, nodes: list[Node]) -> None:
+        await all_up(nodes, 15.0)
+        network.silent = network.frozen = {node.config.dsn for node in nodes[:160]}
+        # They are known to be down by now, and the first attempts to reach them again are under way.
+        await asyncio.sleep(2.0)
+        restarted = nodes[-1]
+        network.refusing = lambda dsn: dsn == restarted.config.dsn
+        while restarted.state.health is Health.UP:
+            await asyncio.sleep(0.05)
+        network.refusing = lambda dsn: False
+        await all_up([restarted], 1.0)
+        network.silent = network.frozen = set()
+        await all_up(nodes, 10.0)
+
+    simulate(monkeypatch, Settings(), story, 300)

@@ -11,6 +11,7 @@ import shutil
 import socket
 import ssl
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ import pytest
 from asyncpg import compat, connect_utils
 from asyncpg.protocol import protocol
 
-from router.network.dial import Network
+from router.network.dial import Dialer, Network
 from router.network.names import Address, Names
 from router.postgres import driver
+from router.postgres.connection import NodeError, open_connection
 
 VARIABLES = {
     "PGHOST": "192.0.2.1",
@@ -61,6 +63,13 @@ def hostile(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     return tmp_path
 
 
+def nobody_is_dialled(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def dial(dialer: Dialer, host: str, port: int) -> None:
+        pass
+
+    monkeypatch.setattr(Dialer, "dial", dial)
+
+
 def made_from(
     monkeypatch: pytest.MonkeyPatch, dsn: str
 ) -> tuple[object, connect_utils._ConnectionParameters]:  # type: ignore[name-defined]
@@ -72,6 +81,7 @@ def made_from(
         raise ConnectionRefusedError
 
     monkeypatch.setattr(connect_utils, "_connect_addr", connect_addr)
+    nobody_is_dialled(monkeypatch)
     with pytest.raises(OSError):
         asyncio.run(driver.connect(dsn))
     return seen[0]
@@ -104,6 +114,7 @@ def test_what_a_dsn_says_is_taken(monkeypatch: pytest.MonkeyPatch, hostile: Path
 
 def test_an_account_without_a_name_is_told_to_name_a_user(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "geteuid", lambda: 4_000_000)
+    nobody_is_dialled(monkeypatch)
     with pytest.raises(asyncpg.InterfaceError, match="names no user, and user id 4000000 has no name"):
         asyncio.run(driver.connect("postgresql://db.example"))
 
@@ -191,3 +202,95 @@ async def test_the_driver_finds_its_task_by_what_it_takes_for_its_loop() -> None
     assert asyncio.current_task(dialer) is asyncio.current_task()
     assert dialer.get_debug() == asyncio.get_running_loop().get_debug()
     assert "_loop" in asyncpg.Connection.__slots__
+
+
+async def test_a_server_that_refuses_is_found_out_before_its_dsn_is_read(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Of what a refused connection would cost, that and TLS are more than half."""
+    monkeypatch.setattr(asyncpg, "connect", lambda *_, **__: pytest.fail("it was read"))
+    with pytest.raises(ConnectionRefusedError):
+        await driver.connect("postgresql://u@127.0.0.1:1/d")
+
+
+async def test_a_socket_that_the_driver_does_not_take_is_closed(tmp_path: Path) -> None:
+    ended = asyncio.Event()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert await reader.read() == b""
+        writer.close()
+        ended.set()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    missing = tmp_path / "missing.pem"
+    with pytest.raises(driver.FileError, match=re.escape(str(missing))):
+        await driver.connect(f"postgresql://u@127.0.0.1:{port}/d?sslmode=verify-full&sslrootcert={missing}")
+    async with asyncio.timeout(5):
+        await ended.wait()
+    server.close()
+    await asyncio.sleep(0.05)
+
+
+async def test_a_connection_is_ready_within_its_time_or_not_at_all() -> None:
+    """Not within that time for each of its steps."""
+    ready = b"".join(
+        kind + (len(body) + 4).to_bytes(4, "big") + body
+        for kind, body in (
+            (b"R", bytes(4)),
+            (b"S", b"server_version\x0016.4\x00"),
+            (b"K", bytes(8)),
+            (b"Z", b"I"),
+        )
+    )
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(0.4)
+        writer.write(ready)
+        await reader.read()  # what comes then gets no answer
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    began = time.monotonic()
+    with pytest.raises(NodeError, match="timed out"):
+        await open_connection(
+            f"postgresql://u@127.0.0.1:{port}/d?sslmode=disable", connect_timeout=0.6, statement_timeout=5
+        )
+    assert 0.55 < time.monotonic() - began < 0.9
+    server.close()
+    await asyncio.sleep(0.05)
+
+
+@pytest.mark.parametrize(
+    ("answer", "mode", "more"),
+    [
+        (b"", "prefer", ""),
+        (b"", "disable", ""),
+        (b"HTTP/1.1 400 Bad Request", "prefer", ""),
+        (b"N", "require", ", or takes no TLS, which sslmode=require asks for"),
+    ],
+)
+async def test_a_server_that_hangs_up_on_who_connects_is_said_to_and_not_logged_each_time(
+    answer: bytes, mode: str, more: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As a load balancer does that has no server behind it."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            await reader.readexactly(8)
+            writer.write(answer)
+        except asyncio.IncompleteReadError:
+            pass
+        finally:
+            writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    dsn = f"postgresql://u@127.0.0.1:{server.sockets[0].getsockname()[1]}/d?sslmode={mode}"
+    with caplog.at_level("INFO"), pytest.raises(NodeError) as caught:
+        await open_connection(dsn, connect_timeout=5, statement_timeout=5)
+    assert str(caught.value) == f"the server ended the connection before it was ready{more}"
+    assert caught.value.cause == "unreachable"
+    assert caplog.records == []
+    server.close()
+    await asyncio.sleep(0.05)  # the driver's second attempt, without TLS

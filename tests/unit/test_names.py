@@ -12,6 +12,7 @@ import pytest
 
 from router.network.dial import Dialer, Network
 from router.network.names import Address, Names
+from router.settings import described
 
 A, B = Address(socket.AF_INET, "192.0.2.1"), Address(socket.AF_INET, "192.0.2.2")
 
@@ -112,6 +113,15 @@ async def test_a_name_that_was_never_known_and_has_no_address_is_an_error(server
     assert set(servers.asked) == {"none", "a" * 70 + ".example", ""}
 
 
+async def test_an_error_that_many_are_told_keeps_nothing_of_them(servers: Servers) -> None:
+    names = Names(10, look_up=servers.look_up)
+    for _ in range(50):
+        with pytest.raises(socket.gaierror) as caught:
+            await names.addresses("none")
+    assert servers.asked == ["none"]
+    assert len(caught.traceback) < 5
+
+
 async def test_a_name_in_use_is_looked_up_anew_and_a_move_is_told(servers: Servers) -> None:
     now = 0.0
     names = Names(10, look_up=servers.look_up, clock=lambda: now)
@@ -177,14 +187,33 @@ async def test_whatever_is_opened_for_a_connection_reaches_the_same_address(serv
             end.close()
 
 
-async def test_connections_are_watched_by_the_system(servers: Servers) -> None:
+MOST = 32767.0
+
+
+@pytest.mark.parametrize(
+    ("silence", "taking", "set_to"),
+    [
+        (12.0, 9.0, [12, 4, 3, 9_000]),
+        (12.0, None, [12, 4, 3, 0]),
+        # As short and as long as a setting may be: neither is the system's own time.
+        (0.0001, 0.0001, [1, 1, 3, 1]),
+        (MOST, MOST, [32767, 10922, 3, 32_767_000]),
+    ],
+)
+async def test_connections_are_watched_by_the_system(
+    silence: float, taking: float | None, set_to: list[int]
+) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
-        sock, _ = await Network(silence=12.0, taking=9.0).dial("127.0.0.1", server.getsockname()[1])
+        sock, _ = await Network(silence=silence, taking=taking).dial("127.0.0.1", server.getsockname()[1])
         with sock:
             assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
-            tcp = [
-                sock.getsockopt(socket.IPPROTO_TCP, option)
-                for option in (socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT)
-            ]
-            assert tcp == [12, 4, 3]
-            assert sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == 9_000
+            idle, interval, count = socket.TCP_KEEPIDLE, socket.TCP_KEEPINTVL, socket.TCP_KEEPCNT
+            options = (idle, interval, count, socket.TCP_USER_TIMEOUT)
+            assert [sock.getsockopt(socket.IPPROTO_TCP, option) for option in options] == set_to
+
+
+def test_no_time_can_be_set_that_the_system_does_not_take() -> None:
+    setting = next(setting for setting in described() if setting.name == "tcp_timeout")
+    assert setting.parse(str(MOST)) == MOST
+    with pytest.raises(ValueError, match="above 0 and at most 32767"):
+        setting.parse(str(MOST + 1))

@@ -51,7 +51,7 @@ class Shard:
     ) -> None:
         self.now += 1
         state = NodeState(
-            Health.UP, role, lsn, timeline=timeline, started=started, age=0.0, **{"written": lsn, **more}
+            Health.UP, role, lsn, timeline=timeline, started=started, **{"written": lsn, "age": 0.0, **more}
         )
         # At once with the probes before, it began when nothing was known of them.
         before = Before() if at_once else self.group.before()
@@ -305,6 +305,29 @@ def test_a_replica_that_nobody_sends_the_log_says_so_when_it_is_behind() -> None
     assert "nothing is sending it any" in (shard.nodes["b"].state.reason or "")
 
 
+@pytest.mark.parametrize("ahead", [-60.0, 0.0, 60.0])
+@pytest.mark.parametrize("first", ["a", "b"])
+def test_how_far_a_replica_is_behind_at_the_start_does_not_depend_on_the_servers_clocks(
+    ahead: float, first: str
+) -> None:
+    shard = Shard("a", "b")
+
+    def probe(name: str) -> None:
+        if name == "a":
+            shard.probe("a", Role.PRIMARY, 50, timeline=1, clock=1000.0)
+        else:
+            # What it has replayed last was committed 30 seconds ago.
+            shard.probe("b", Role.REPLICA, 40, age=30.0 + ahead, clock=1000.0 + ahead)
+
+    for name in (first, "a" if first == "b" else "b"):
+        probe(name)
+    assert shard.nodes["b"].state.lag == pytest.approx(30.0)
+    # What it lacks is known not to be older, once it has replayed what the primary had then.
+    shard.probe("a", Role.PRIMARY, 60, timeline=1, clock=1000.0)
+    shard.probe("b", Role.REPLICA, 50, age=30.0 + ahead, clock=1000.0 + ahead)
+    assert shard.nodes["b"].state.lag == pytest.approx(1.0)
+
+
 class Replica:
     """A server that answers at once."""
 
@@ -316,7 +339,7 @@ class Replica:
         return {
             **{"standby": True, "lsn": 50, "timeline": None, "started": 1.0, "age": 0.0, "vector": True},
             **{"system": 1, "database": "x", "readable": False, "written": None, "recovered": None},
-            **{"synchronous": False, "receiving": True, "process": self.process},
+            **{"synchronous": False, "clock": 0.0, "receiving": True, "process": self.process},
         }
 
     def terminate(self) -> None:
