@@ -74,7 +74,7 @@ def application(
         try:
             await _unless_ending(topology.open(), life)
             if not life.ending:
-                _compare(topology.snapshot, config.map_path)
+                _compare(topology.snapshot, config)
             await _unless_ending(_warm(models, topology.snapshot.shard_map), life)
             _relieve_collector()
             with ExitStack() as stack:
@@ -110,7 +110,7 @@ async def _unless_ending(start: Coroutine[object, object, None], life: Life) -> 
         raise outcome
 
 
-def _compare(snapshot: Snapshot, path: str) -> None:
+def _compare(snapshot: Snapshot, config: ServeConfig) -> None:
     """
     Raises:
         StartRefusedError: shards that answer hold something else than the map says. Those that do not are
@@ -118,8 +118,9 @@ def _compare(snapshot: Snapshot, path: str) -> None:
     """
     points = snapshot.disagreements()
     if points:
-        lines = refusal(path, points)
-        print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201 - for whoever started it
+        lines = refusal(config.map_path, points)
+        if _is_first_refused(config):
+            print("\n".join(lines), file=sys.stderr, flush=True)  # noqa: T201 - for whoever started it
         raise StartRefusedError(lines[0])
     silent = snapshot.unidentified()
     if silent:
@@ -127,6 +128,17 @@ def _compare(snapshot: Snapshot, path: str) -> None:
             "identity of shards unknown",
             extra={"shards": silent, "reason": "pgscatter.map is missing, empty, or must not be read"},
         )
+
+
+def _is_first_refused(config: ServeConfig) -> bool:
+    """Whether no other worker has said the same already."""
+    if config.shared_path is None:
+        return True
+    try:
+        Path(config.shared_path).with_name("refused").touch(exist_ok=False)
+    except FileExistsError:
+        return False
+    return True
 
 
 def _shard_map(config: ServeConfig) -> ShardMap:

@@ -232,7 +232,7 @@ def _copying(keys: Keys, watch: KeysWatch, copy: Path, life: Life) -> Iterator[N
 
 @contextmanager
 def _locked(folder: str) -> Iterator[None]:
-    """Keep `systemd-tmpfiles` from clearing what has not been written for days: it leaves locked folders be."""
+    """Keep `systemd-tmpfiles`, which passes over locked folders, from clearing what was written days ago."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_SH)

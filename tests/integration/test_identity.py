@@ -123,15 +123,19 @@ async def test_a_map_that_swaps_buckets_is_not_served(pair: Cluster, path: Path,
         ),
     ]
     command = [sys.executable, "-m", "router.cli", "serve", "--map", str(swapped), "--port", "0"]
-    done = await asyncio.to_thread(subprocess.run, command, capture_output=True, text=True, timeout=60)
-    assert done.returncode == 1
-    lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
-    assert lines[:3] == [
-        f"{swapped} is not served, because it disagrees with its shards:",
-        *(f"  {shard} {text}" for shard, _, text in found),
-    ]
-    assert lines[3].startswith("to mend that: take the placement back to what the shards hold")
-    assert "Traceback" not in done.stderr
+    for workers in ("1", "2"):
+        line = [*command, "--workers", workers]
+        done = await asyncio.to_thread(subprocess.run, line, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 1
+        lines = [line for line in done.stderr.splitlines() if not line.startswith("{")]
+        assert lines[:3] == [
+            f"{swapped} is not served, because it disagrees with its shards:",
+            *(f"  {shard} {text}" for shard, _, text in found),
+        ]
+        assert lines[3].startswith("to mend that: take the placement back to what the shards hold")
+        # Once, whoever finds it, and nobody else has a word about the start.
+        assert len(lines) == 4
+        assert "Traceback" not in done.stderr and "uvicorn" not in done.stderr
     # Nor is it applied or loaded by.
     applied = pgscatter("schema", "apply", "--map", swapped, check=False)
     assert applied.returncode == 1
