@@ -276,6 +276,8 @@ async def test_a_placement_that_changes_under_a_router_stops_that_collection_alo
             with pytest.raises(UnavailableError, match="does not say where the rows of other are") as caught:
                 await refused
             assert "holds buckets 2-3 of 4 by id of other" in caught.value.problems[0].message
+            assert "buckets" not in str(caught.value.told(inside=False))
+            assert caught.value.told(inside=False)[1][0].path == "shards.s0"
         assert (await w.router.count(docs, None, w.soon())).count == ROWS
         async with w.over_http() as client:
             answer = await client.get("http://router/v1/collections/other/documents/1")
