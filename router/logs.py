@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import re
 import sys
 import time
 from datetime import UTC, datetime
@@ -23,6 +24,8 @@ __all__ = ["LEVELS", "AccessLog", "configure"]
 
 LEVELS = ("debug", "info", "warning", "error")
 
+# What JSON leaves as it is: control characters that terminals obey, and ends of lines to many who read lines.
+_UNESCAPED = re.compile(rb"\xc2[\x80-\x9f]|\xe2\x80[\xa8\xa9]")
 _PAGE = 4096  # PIPE_BUF on Linux
 
 # What every LogRecord has; the rest of its attributes came in through `extra`.
@@ -106,10 +109,13 @@ def configure(level: str, stream: TextIO | None = None, *, pid: bool = False) ->
 
 def _encoded(encoder: msgspec.json.Encoder, fields: dict[str, object]) -> bytes:
     try:
-        return encoder.encode(fields)
+        line = encoder.encode(fields)
     except (ValueError, TypeError, OverflowError):  # such as a lone surrogate, or an integer beyond 64 bits
         text = json.dumps(fields, ensure_ascii=False, default=str, skipkeys=True)
-        return text.encode("utf-8", "replace")
+        line = text.encode("utf-8", "replace")
+    if line.isascii():
+        return line
+    return _UNESCAPED.sub(lambda found: b"\\u%04x" % ord(found[0].decode()), line)
 
 
 def _write(stream: TextIO, data: bytes) -> None:

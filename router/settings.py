@@ -230,8 +230,8 @@ class Settings(msgspec.Struct, frozen=True):
     l2_timeout: Annotated[Seconds, "time that a search may lose to Redis"] = 0.02
     l2_pause: Annotated[
         SecondsOrZero,
-        "time between two questions to a Redis that failed or was too slow; it is not used until it answers "
-        "one",
+        "time between two questions to a Redis that failed or was too slow, which is not used until it "
+        "answers one, and between two writes to one that refuses them",
     ] = 2.0
     l2_max_entry_bytes: Annotated[CountOrZero, "largest answer kept in Redis; 0 keeps none"] = 1 << 20
     # recall

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from urllib.parse import quote, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qs, quote, urlsplit, urlunsplit
 
 from shard_config.file.environment import Unresolved, substitute
 
@@ -72,15 +72,20 @@ def redis_url(flag: str | None, password_file: str | None, env: Mapping[str, str
 def holds_password(url: str) -> bool:
     """Whether a password stands in a URL as it was given, and is no reference to the environment."""
     try:
-        password = urlsplit(url).password
+        passwords = _passwords(urlsplit(url))
     except ValueError:
         return False
-    return bool(password) and "${" not in (password or "")
+    return any("${" not in password for password in passwords)
+
+
+def _passwords(parts: SplitResult) -> list[str]:
+    """Before the host, or as a parameter, which Redis's client takes as well."""
+    return [*filter(None, [parts.password]), *parse_qs(parts.query).get("password", [])]
 
 
 def _with_password(url: str, password: str) -> str:
     parts = urlsplit(url)
-    if parts.password is not None:
+    if parts.password is not None or _passwords(parts):
         raise ValueError("it holds a password, and so does the file; give one of the two")
     user, _, host = parts.netloc.rpartition("@")
     return urlunsplit(parts._replace(netloc=f"{user}:{quote(password, safe='')}@{host}"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import fcntl
 import os
 import signal
 import socket
@@ -145,6 +146,7 @@ class _Service:
         # A temporary folder is readable by its owner only: digests of keys, and passwords, are in it.
         with tempfile.TemporaryDirectory(prefix="pgscatter-") as folder, ExitStack() as stack:
             copy = Path(folder) / "keys.json"
+            stack.enter_context(_locked(folder))
             if keys is not None and watch is not None:
                 stack.enter_context(_copying(keys, watch, copy, self._life))
             config = _shared(self._config, self._shard_map, text, Path(folder))
@@ -230,6 +232,17 @@ def _copying(keys: Keys, watch: KeysWatch, copy: Path, life: Life) -> Iterator[N
     save(keys, copy)
     with watching(look, life.take_reload):
         yield
+
+
+@contextmanager
+def _locked(folder: str) -> Iterator[None]:
+    """Keep `systemd-tmpfiles`, which passes over locked folders, from clearing what was written days ago."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _shared(config: ServeConfig, shard_map: ShardMap, text: str, folder: Path) -> ServeConfig:

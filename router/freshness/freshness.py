@@ -83,6 +83,7 @@ class Freshness:
         # Of this worker's commits, by collection and shard. They stand in its memory alone: if it dies, the
         # worker that follows tells Redis of the writes without them.
         self._unsent: dict[str, dict[str, Position]] = {name: {} for name in self._token_ttls}
+        self._refused_until = dict.fromkeys(self._token_ttls, 0.0)  # by the loop's clock
         self._publishing: set[asyncio.Task[bool]] = set()
 
     def __repr__(self) -> str:
@@ -135,15 +136,20 @@ class Freshness:
         """Tell Redis of pending writes, within the link's budget; whether L2 may be used for `collection`.
 
         What Redis could not be told stays pending. Whoever asks next tries again, so that a Redis that was
-        away cannot come back with answers from before. Of another worker's pending writes only that worker
-        can tell, or the one that follows it.
+        away cannot come back with answers from before; one that has refused is asked again after a pause,
+        since each search would wait for it in vain. Of another worker's pending writes only that worker can
+        tell, or the one that follows it.
         """
         if self._link is None or not self._counters.pending(collection):
             return True
         # Read before the command leaves: a write that ends while it is under way stays pending.
         number = self._counters.own_pending(collection)
-        if number and await self._replace_token(self._link, collection):
-            self._counters.mark_sent(collection, number)
+        now = asyncio.get_running_loop().time()
+        if number and now >= self._refused_until[collection]:
+            if await self._replace_token(self._link, collection):
+                self._counters.mark_sent(collection, number)
+            elif self._link.on and self._link.refusal is not None:
+                self._refused_until[collection] = now + self._link.pause
         return not self._counters.pending(collection)
 
     async def new_token(self, collection: str) -> bytes | None:

@@ -150,7 +150,7 @@ class RedisLink:
         self.budget = budget
         self._changed = changed
         self._took = took
-        self._pause = max(pause, _SHORTEST_PAUSE)
+        self.pause = max(pause, _SHORTEST_PAUSE)
         self._recovery: asyncio.Task[None] | None = None  # while it is off
         self._under_way = 0
         self._closed = False
@@ -271,7 +271,7 @@ class RedisLink:
 
     async def _recover(self) -> None:
         while True:
-            await asyncio.sleep(self._pause)
+            await asyncio.sleep(self.pause)
             try:
                 await self._try_again()
             except (RedisError, OSError, TimeoutError) as exc:

@@ -249,11 +249,11 @@ class Live(msgspec.Struct, frozen=True):
 
 
 class Ready(msgspec.Struct, frozen=True):
-    """Whether searches can be answered, and which shards can be searched for all collections they hold;
-    `draining` if the router is about to end."""
+    """Whether searches can be answered, and, if there are no keys, which shards can be searched for all
+    collections they hold; `draining` if the router is about to end."""
 
     ready: bool
-    shards: dict[str, bool]
+    shards: dict[str, bool] | UnsetType = UNSET
     draining: bool | UnsetType = UNSET
 
 

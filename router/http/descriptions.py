@@ -174,7 +174,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     "Ready": {
         "ready": "Whether any collection can be searched on any shard, and the router is not about to end.",
         "draining": "True if the router is about to end: send requests elsewhere.",
-        "shards": "Whether each shard can be searched for all collections that it holds.",
+        "shards": "Whether each shard can be searched for all collections that it holds; with keys in force "
+        "`/health` says it.",
     },
     "RecallView": {
         "at_k": "Mean recall at the searches' own k, 0 to 1.",

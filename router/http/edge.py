@@ -174,9 +174,11 @@ class Edge:
             InvalidError, MalformedError: of its query string.
             ClientDisconnect
         """
-        if self._keys is not None and operation.scope != "open":
-            key = self._keys.authorise(exchange.headers, operation.scope)
-            exchange.caller, exchange.inside = key.name, "admin" in key.scopes
+        if self._keys is not None:
+            exchange.inside = False
+            if operation.scope != "open":
+                key = self._keys.authorise(exchange.headers, operation.scope)
+                exchange.caller, exchange.inside = key.name, "admin" in key.scopes
         if CLIENT_LEFT in exchange.scope:
             raise ClientDisconnect
         return Request(

@@ -99,7 +99,7 @@ class Inspection:
     async def ready(self, request: Request) -> Reply:
         ready, shards = request.backend.ready()
         ready &= not self._life.ending
-        reply = self._reply(Ready(ready, shards, self._life.ending or UNSET))
+        reply = self._reply(Ready(ready, shards if request.inside else UNSET, self._life.ending or UNSET))
         if not ready:
             reply.status, reply.headers = 503, _RETRY_SOON
         return reply

@@ -59,11 +59,17 @@ def _check_owner(what: str, short: str, found: os.stat_result) -> None:
 
 
 def _folders(path: Path) -> Iterator[Path]:
+    """
+    Raises:
+        UntrustedError, OSError: of the links on the way.
+    """
     at = path.absolute()
     for _ in range(_MOST_LINKS):
         yield at.parent
         if not at.is_symlink():
             return
+        # Whose link it is can exchange it, also where nobody else can.
+        _check_owner(f"the link {at}", "-h the link", os.lstat(at))
         at = at.parent / at.readlink()
 
 

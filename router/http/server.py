@@ -18,6 +18,7 @@ from functools import partial
 import msgspec
 import uvicorn
 from starlette.types import ASGIApp
+from uvicorn.lifespan.on import LifespanOn
 
 from router.http.life import Life, Phase
 from router.http.protocol import BoundedProtocol
@@ -122,6 +123,15 @@ def serve(
     return 0 if server.started else 1
 
 
+class _Lifespan(LifespanOn):
+    async def startup(self) -> None:
+        """As uvicorn's, which would add to the reason of a failed start that it has failed."""
+        self._task = asyncio.create_task(self.main())
+        await self.receive_queue.put({"type": "lifespan.startup"})
+        await self.startup_event.wait()
+        self.should_exit = self.startup_failed or self.error_occurred
+
+
 class _Server(uvicorn.Server):
     def __init__(
         self,
@@ -143,6 +153,7 @@ class _Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self.lifespan = _Lifespan(self.config)
         await super().startup(sockets)
         for listener in sockets or ():
             take_over(listener)

@@ -4,7 +4,8 @@ Supervisor and worker are joined by a pipe. The supervisor asks over it whether 
 how far it shall go towards its end. Its other use is that the kernel closes it when the supervisor dies, in
 whatever way: a worker that reads the end of it ends too, so that the port is free for the next router.
 
-Invariant: every wait here ends with a signal, so a worker that hangs does not keep the supervisor from it.
+Invariants: every wait here ends with a signal, so a worker that hangs does not keep the supervisor from it;
+and once all have served, one that cannot be started any more ends none of the others.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 
 from prometheus_client.multiprocess import mark_process_dead
@@ -38,6 +40,11 @@ _ROUND = 0.5
 _HUNG = 60.0
 # Seconds after which an orphan leaves, whatever it waits for.
 _ORPHAN_LEAVES = 4.0
+# Seconds. One that has lived for longer is replaced at once, one that has not after a pause that doubles with
+# each of its kind: a start takes a second of processor.
+_YOUNG = 60.0
+_FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _spawn = multiprocessing.get_context("spawn")
 
 
@@ -60,13 +67,28 @@ def supervise(
 
 
 class _Worker:
-    def __init__(self, app: str, listener: socket.socket, bounds: Bounds) -> None:
+    """A process, and after its death the time until it is replaced.
+
+    Attributes:
+        short_lives: how many in a row had died young where this one stands now.
+        replaced_at: when another takes its place; None while it lives.
+    """
+
+    def __init__(self, app: str, listener: socket.socket, bounds: Bounds, short_lives: int = 0) -> None:
         self.pipe, inner = _spawn.Pipe()
         self.process = _spawn.Process(target=_work, args=(app, listener, bounds, inner))
-        self.process.start()
+        # A terminal, or systemd, sends signals to all processes at once, and one that still imports what it
+        # needs would die of them. They wait until `Life` takes them.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+        try:
+            self.process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         inner.close()  # so that the worker's end alone keeps the pipe open
         self.started = False
-        self.heard = time.monotonic()
+        self.short_lives = short_lives
+        self.replaced_at: float | None = None
+        self.heard = self._born = time.monotonic()
         self._asked = False
         self._phase = Phase.SERVING
 
@@ -94,6 +116,16 @@ class _Worker:
             except OSError:
                 pass
 
+    def bury(self) -> float:
+        """Note that it has died; returns the seconds until it is to be replaced."""
+        now = time.monotonic()
+        if now - self._born >= _YOUNG:
+            self.short_lives = 0
+        seconds = pause(self.short_lives)
+        self.short_lives += 1
+        self.replaced_at = now + seconds
+        return seconds
+
     def kill(self) -> None:
         self.process.kill()
         self.process.join()
@@ -101,6 +133,13 @@ class _Worker:
     def close(self) -> None:
         self.pipe.close()
         self.process.close()
+
+
+def pause(short_lives: int) -> float:
+    """Seconds until a worker is replaced, after so many before it that died young."""
+    if not short_lives:
+        return 0.0
+    return float(min(_FIRST_PAUSE * 2 ** min(short_lives - 1, 16), _LONGEST_PAUSE))
 
 
 class _Supervisor:
@@ -131,6 +170,7 @@ class _Supervisor:
             end.setblocking(False)
         before = signal.set_wakeup_fd(self._signalled.fileno(), warn_on_full_buffer=False)
         try:
+            resource_tracker.ensure_running()  # else the first worker's start would, and unblock signals
             self._workers = [self._start() for _ in range(self._count)]
             while not (self._life.ending or self._failed):
                 # Often until all have started, since somebody waits for that.
@@ -146,12 +186,13 @@ class _Supervisor:
             self._signalled.close()
         return 1 if self._failed else 0
 
-    def _start(self) -> _Worker:
-        return _Worker(self._app, self._listener, self._bounds)
+    def _start(self, short_lives: int = 0) -> _Worker:
+        return _Worker(self._app, self._listener, self._bounds, short_lives)
 
     def _wait(self, seconds: float) -> None:
         """Until a worker ends, a signal comes, or `seconds` have passed."""
-        wait([self._wake, *(worker.process.sentinel for worker in self._workers)], seconds)
+        living = [worker.process for worker in self._workers if worker.process.is_alive()]
+        wait([self._wake, *(process.sentinel for process in living)], seconds)
         try:
             while self._wake.recv(4096):
                 pass
@@ -165,25 +206,35 @@ class _Supervisor:
                 _logger.error("worker %s does not answer and is killed", worker.process.pid)
                 worker.kill()
             if not worker.process.is_alive():
-                self._replace(i, worker)
+                if worker.replaced_at is None:
+                    self._note_death(worker)
+                if worker.replaced_at is not None and time.monotonic() >= worker.replaced_at:
+                    worker.close()
+                    self._workers[i] = self._start(worker.short_lives)
         if self._ready is not None and all(worker.started for worker in self._workers):
             self._ready()
             self._ready = None
 
-    def _replace(self, i: int, worker: _Worker) -> None:
+    def _note_death(self, worker: _Worker) -> None:
+        """Decide when it is replaced, unless that is of no use or not wanted any more."""
         pid = worker.process.pid
         assert pid is not None
         if self._life.ending:
             return
-        if self._ready is not None or (not worker.started and worker.process.exitcode == 1):
+        unstarted = not worker.started and worker.process.exitcode == 1
+        others = any(one.started and one.process.is_alive() for one in self._workers)
+        if self._ready is not None or (unstarted and not others):
             # One that ends before it has served would do so again when it is replaced.
             _logger.error("worker %s did not start", pid)
             self._failed = True
             return
-        _logger.warning("worker %s died and was replaced", pid, extra={"exit": worker.process.exitcode})
         mark_process_dead(pid)  # type: ignore[no-untyped-call]
-        worker.close()
-        self._workers[i] = self._start()
+        seconds = worker.bury()
+        fields = {"exit": worker.process.exitcode, "replaced_in_s": seconds}
+        if unstarted:
+            _logger.error("worker %s did not start, and is tried again", pid, extra=fields)
+        else:
+            _logger.warning("worker %s died and is replaced", pid, extra=fields)
 
     def _end(self) -> None:
         self._life.advance(Phase.FINISHING if self._failed else Phase.DRAINING)
@@ -204,6 +255,7 @@ def _work(app: str, listener: socket.socket, bounds: Bounds, pipe: Connection) -
     """What a worker does, from its start to its end."""
     life = Life()
     life.obey_signals()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
     threading.Thread(target=_obey, args=(pipe, life), name="supervisor", daemon=True).start()
     factory: Factory = import_from_string(app)
     sys.exit(serve(factory, listener, life, bounds))

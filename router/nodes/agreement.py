@@ -21,6 +21,8 @@ __all__ = ["Agreement", "refusal"]
 _logger = logging.getLogger(__name__)
 
 # A router of the right map may answer by then; this one never will.
+# What is said of a disputed shard to those who may not see what it holds.
+_OUTSIDE = "it holds other rows than this router's map says"
 _RETRY_AFTER = 5.0
 
 _ADVICE = {
@@ -72,7 +74,7 @@ class Agreement:
                 f"the shard map of this router does not say where the rows of {collection} are",
                 self._disputed[collection],
                 retry_after=_RETRY_AFTER,
-            )
+            ).hidden(problems=[Problem(one.path, _OUTSIDE) for one in self._disputed[collection]])
 
     def _differing(self, shard: str, word: Identity) -> list[Disagreement]:
         if not self._expected:

@@ -5,8 +5,8 @@ settings it began with. No list of errors tells these from a request that is wro
 error that a newer connection has too is not the connection's. So one that is refused for good is replaced,
 once, and the statement run again.
 
-Invariant: a request that fails on every connection costs no more than one new connection per second, beside
-`_BURST` and one for each that was open before.
+Invariant: requests that fail on every connection replace each connection of the pool no more than once per
+second, beside `_BURST` times at first.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ _WORDS: Mapping[str, str] = {
     "busy": "its servers are too busy",
     "misconfigured": "it is not set up for this, and an operator has to mend it",
     "authentication": "its servers do not let the router in, and an operator has to mend it",
+    "denied": "it does not let the router write, and an operator has to grant that",
     "unavailable": "it cannot be written now",
     "unknown": "it has not confirmed the write, which may have been done",
 }

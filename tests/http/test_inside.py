@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, get_args
 
 import httpx
 import msgspec
 import pytest
 
-from router.documents.types import DeleteOutcome, DocumentFailure, ShardWrite, UpsertOutcome
+from router.documents.types import DeleteOutcome, DocumentFailure, ShardWrite, UpsertOutcome, WriteFailure
 from router.http.keys_file import parse
+from router.postgres.connection import _CAUSES
 from router.query.answer import coverage_of, raise_if_unanswered
 from router.query.errors import MisconfiguredError, OverloadedError
+from router.query.redaction import redacted
 from router.query.types import Found, SearchQuery, ShardReport, ShardState
 from tests.http.fake import FakeBackend, LogLines, application
 
@@ -138,6 +140,23 @@ async def test_without_keys_whoever_can_connect_sees_everything(
     for what in ("partial", "health"):
         method, path, body = REQUESTS[what]
         assert "pg_hba.conf" in (await opened.request(method, path, json=body)).text
+
+
+async def test_readiness_names_no_shard_to_those_who_may_have_no_key(
+    client: httpx.AsyncClient, broken: Broken, connect: Callable[[Any], httpx.AsyncClient]
+) -> None:
+    for headers in ({}, {"x-api-key": "app"}, {"x-api-key": "nobody's"}):
+        answer = await client.get("/readyz", headers=headers)
+        assert (answer.status_code, answer.json()) == (200, {"ready": True})
+    assert set((await client.get("/health", headers={"x-api-key": "app"})).json()["shards"]) == {"s0", "s1"}
+    assert set((await connect(application(broken)).get("/readyz")).json()["shards"]) == {"s0", "s1"}
+
+
+@pytest.mark.parametrize(
+    "cause", [*get_args(WriteFailure), *set(_CAUSES.values()), "authentication", "no_node"]
+)
+def test_each_cause_has_words_of_its_own_for_those_outside(cause: str) -> None:
+    assert "could not answer" not in redacted(cause, "10.0.0.7 says no")
 
 
 async def test_causes_are_words_that_programs_can_tell_apart(client: httpx.AsyncClient) -> None:

@@ -200,7 +200,7 @@ def test_a_link_that_others_can_exchange_is_refused(watched: Watched, tmp_path: 
         load(tmp_path / "open" / "link", {})
 
 
-@pytest.mark.parametrize("part", ["file", "folder"])
+@pytest.mark.parametrize("part", ["file", "folder", "link"])
 def test_what_belongs_to_another_account_is_refused(
     tmp_path: Path, part: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,8 +208,11 @@ def test_what_belongs_to_another_account_is_refused(
     folder.mkdir()
     path = folder / "keys.yaml"
     path.write_text(text("a"))
+    if part == "link":  # where nobody else can exchange it
+        (tmp_path / "link").symlink_to(path)
+        path = tmp_path / "link"
     if os.geteuid() == 0:
-        os.chown(path if part == "file" else folder, 12345, -1)
+        os.chown(folder if part == "folder" else path, 12345, -1, follow_symlinks=False)
     else:
         own = os.geteuid()
         monkeypatch.setattr(os, "geteuid", lambda: own + 1)

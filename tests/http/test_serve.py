@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import re
 import signal
@@ -16,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from router.http.supervisor import pause
 from tests.http.fake import MAP
 from tests.http.running import COMMAND, failed, serving, workers_of
 
@@ -51,7 +53,12 @@ def test_workers_share_a_port_and_end_together(tmp_path: Path) -> None:
         while counted not in httpx.get(f"{router.url}/metrics").text:
             assert time.monotonic() < end
             time.sleep(0.05)
-        assert list(tmp_path.glob("pgscatter-*"))
+        (shared,) = tmp_path.glob("pgscatter-*")
+        # What clears temporary folders passes over one that is locked.
+        descriptor = os.open(shared, os.O_RDONLY)
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.close(descriptor)
         assert router.stop() == 0
         assert not list(tmp_path.glob("pgscatter-*"))
         assert "Traceback" not in router.log
@@ -101,9 +108,9 @@ def test_a_dead_worker_is_replaced(tmp_path: Path, asked: bool) -> None:
             time.sleep(1.5)
         os.kill(int(workers[0]), signal.SIGKILL)
         end = time.monotonic() + 30
-        while "died and was replaced" not in router.log and time.monotonic() < end:
+        while "died and is replaced" not in router.log and time.monotonic() < end:
             time.sleep(0.1)
-        assert "died and was replaced" in router.log
+        assert "died and is replaced" in router.log
         assert httpx.get(f"{router.url}/livez").status_code == 200
         assert router.stop() == 0
 
@@ -119,13 +126,36 @@ def test_workers_that_replace_others_serve_the_map_of_the_start(tmp_path: Path, 
         for pid in before:
             os.kill(int(pid), signal.SIGKILL)
         end = time.monotonic() + 30
-        while router.log.count("died and was replaced") < 2 and time.monotonic() < end:
+        while router.log.count("died and is replaced") < 2 and time.monotonic() < end:
             time.sleep(0.1)
         assert not set(before) & set(workers_of(router))
         headers = {"connection": "close"}
         versions = [httpx.get(f"{router.url}/v1/shard-map", headers=headers, timeout=30) for _ in range(10)]
         assert {answer.json()["version"] for answer in versions} == {12}
         assert "Traceback" not in router.log
+        assert router.stop() == 0
+
+
+def test_workers_that_die_young_are_replaced_ever_more_slowly() -> None:
+    assert [pause(lives) for lives in (0, 1, 2, 3, 7, 100_000)] == [0, 0.5, 1, 2, 30, 30]
+
+
+def test_a_worker_that_cannot_be_started_again_ends_no_other(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers", "2") as router:
+        (copy,) = tmp_path.glob("pgscatter-*/map.yaml")
+        copy.rename(tmp_path / "away")  # as if cleaned up
+        os.kill(int(workers_of(router)[0]), signal.SIGKILL)
+        end = time.monotonic() + 60
+        while "did not start, and is tried again" not in router.log:
+            assert time.monotonic() < end and router.process.poll() is None, router.log
+            assert httpx.get(f"{router.url}/livez", headers={"connection": "close"}).status_code == 200
+            time.sleep(0.1)
+        (tmp_path / "away").rename(copy)
+        while router.log.count("nodes probed") < 3:
+            assert time.monotonic() < end, router.log
+            time.sleep(0.1)
+        told = [line["replaced_in_s"] for line in router.lines() if "replaced_in_s" in line]
+        assert told[:2] == [0, 0.5]
         assert router.stop() == 0
 
 
@@ -145,7 +175,7 @@ def test_workers_that_replace_others_take_the_keys_in_force(
         for pid in workers_of(router):
             os.kill(int(pid), signal.SIGKILL)
         end = time.monotonic() + 30
-        while router.log.count("died and was replaced") < 2 and time.monotonic() < end:
+        while router.log.count("died and is replaced") < 2 and time.monotonic() < end:
             time.sleep(0.1)
         for key, status in ((KEY, 200), ("another", 401)):
             for _ in range(6):

@@ -223,6 +223,47 @@ def test_a_worker_that_hangs_does_not_keep_the_others_from_ending(tmp_path: Path
         assert router.process.wait(20) == 0
 
 
+def test_a_supervisor_sleeps_while_it_waits_for_the_last_worker(tmp_path: Path) -> None:
+    with serving(tmp_path, "--workers", "2") as router, connected(router) as slow:
+        slow.sendall(b"PUT /v1/collections/documents/documents HTTP/1.1\r\nhost: r\r\n")
+        slow.sendall(b"content-type: application/json\r\ncontent-length: 100\r\n\r\n{")
+        router.process.send_signal(TERM)
+        until(lambda: len(workers_of(router)) == 1)
+        before = cpu_seconds(router.process.pid)
+        time.sleep(1)
+        assert cpu_seconds(router.process.pid) - before < 0.2
+        assert router.process.poll() is None
+        slow.close()
+        assert router.process.wait(10) == 0
+
+
+@pytest.mark.parametrize("number", [HUP, pytest.param(INT, marks=pytest.mark.full)])
+def test_a_signal_to_all_processes_reaches_no_worker_before_it_can_take_it(
+    tmp_path: Path, number: int
+) -> None:
+    """As a terminal sends it, and systemd with `KillMode=control-group`."""
+    (tmp_path / "map.yaml").write_text(MAP)
+    command = [*COMMAND, "serve", "--map", str(tmp_path / "map.yaml"), "--port", "0", "--workers", "2"]
+    log = tmp_path / "log"
+    with log.open("wb") as file:
+        process = subprocess.Popen(command, stderr=file, start_new_session=True)
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
+        # All have been started, of which one keeps account of semaphores, and the first is importing.
+        until(lambda: len(children.read_text().split()) == 3)
+        worker = int(children.read_text().split()[1])
+        until(lambda: cpu_seconds(worker) > 0.2)
+        os.killpg(process.pid, number)
+        if number == HUP:
+            until(lambda: "serves map" in log.read_text())
+            os.killpg(process.pid, INT)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert "Traceback" not in log.read_text() and "did not start" not in log.read_text()
+
+
 @pytest.mark.parametrize(("workers", "number"), [("1", TERM), pytest.param("2", INT, marks=pytest.mark.full)])
 def test_a_start_that_waits_for_nodes_ends_when_told_to(tmp_path: Path, workers: str, number: int) -> None:
     """The node takes connections and says nothing."""
@@ -242,6 +283,11 @@ def test_a_start_that_waits_for_nodes_ends_when_told_to(tmp_path: Path, workers:
             process.wait()
         log_text = (tmp_path / "log").read_text()
         assert "Traceback" not in log_text and "serves map" not in log_text
+
+
+def cpu_seconds(pid: int) -> float:
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def folder(parent: Path, name: str) -> Path:

@@ -144,14 +144,12 @@ async def test_a_request_that_is_wrong_for_good_does_not_reconnect_each_time(two
 
         for node in w.topology.parts.nodes:
             node.reads._open = counted(node.reads._open)  # type: ignore[assignment]
-        loop = asyncio.get_running_loop()
-        started = loop.time()
         for _ in range(100):
             with pytest.raises(RouterError):
                 await w.router.count(wrong, None, w.soon())
-        nodes = len(w.topology.parts.nodes)
-        assert opened <= nodes * (2 + 8 + 1 + loop.time() - started)
-        assert opened < 100
+        # Two on each of four nodes for every request would be 800. How many exactly depends on how long that
+        # takes; `tests/unit/test_renewal.py` has that.
+        assert opened < 200
 
 
 async def test_a_probe_does_not_take_a_node_down_for_its_connection(two: Cluster) -> None:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import json
 import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +20,7 @@ import httpx
 import pytest
 
 from deploy.local import Cluster
+from deploy.local.router import listening, serve_arguments
 from tests.conftest import Serve
 from tests.integration.apps import applied_map, collection, pgscatter, write_map
 
@@ -120,6 +125,56 @@ def test_several_workers_never_answer_from_before_a_write(
             metrics = client.get("/metrics").text
             assert "pgscatter_requests_total" in metrics
             client.request("DELETE", f"{DOCUMENTS}/1000")
+
+
+@pytest.mark.full  # test_shared_cache.py has the arithmetic
+def test_answers_grow_old_by_no_routers_clock(cluster: Cluster, tmp_path: Path, serve: Serve) -> None:
+    """One router's clock is an hour ahead. An answer is in Redis and then in a memory, for its TTL in all."""
+    ttl = 2.0
+    documents = collection(cache={"ttl": f"{ttl:g}s"})
+    path = applied_map(cluster, tmp_path, documents=documents)
+    log = tmp_path / "ahead"
+    flags = serve_arguments(path, redis=cluster.redis_url, drain_delay=0)
+    command = [sys.executable, "-m", "tests.wrong_clock", "3600", *flags]
+    with contextlib.ExitStack() as stack:
+        urls = [
+            stack.enter_context(serve(path, redis=cluster.redis_url)),
+            stack.enter_context(listening(command, log, ready=True)).url,
+        ]
+        right, ahead = [stack.enter_context(httpx.Client(base_url=url, timeout=30)) for url in urls]
+        logged = json.loads(log.read_text().partition("\n")[0])["ts"]
+        assert abs(datetime.fromisoformat(logged).timestamp() - time.time() - 3600) < 600
+
+        def asked(client: httpx.Client, of: float) -> tuple[str, set[str]]:
+            found = search(client, vector=[of, 0, 0, 0], include=["content"])
+            return found["cache"], {hit["content"] for hit in found["hits"]}
+
+        for attempt in range(10):
+            put(right, 1, 2, content="old")
+            time.sleep(1)  # until the other router's probes have found that
+            began, vector = time.monotonic(), attempt / 16
+            pairs = [(right, ahead, vector), (ahead, right, vector + 1 / 32)]
+            for stores, _, of in pairs:
+                asked(stores, of)
+            asyncio.run(execute(cluster, f"UPDATE {documents['table']} SET content = 'new'"))
+            time.sleep(ttl / 4)
+            tiers = [asked(takes, of)[0] for _ in range(2) for _, takes, of in pairs]
+            if tiers == ["l2", "l2", "l1", "l1"]:
+                break
+        assert tiers == ["l2", "l2", "l1", "l1"]
+        time.sleep(max(0.0, began + ttl + 0.2 - time.monotonic()))
+        for _, takes, of in pairs:
+            assert asked(takes, of)[1] == {"new"}
+
+
+async def execute(cluster: Cluster, statement: str) -> None:
+    for node in cluster.nodes:
+        if node.name.endswith("-a"):
+            connection = await asyncpg.connect(node.dsn)
+            try:
+                await connection.execute(statement)
+            finally:
+                await connection.close()
 
 
 def test_a_stopped_router_finishes_what_it_has_begun(cluster: Cluster, map_path: Path) -> None:

@@ -488,3 +488,39 @@ async def test_a_token_lives_for_many_times_its_entries(cluster: Cluster) -> Non
         lasting.wrote("documents")
         assert await lasting.publish("documents")
         assert 71_000_000 < await a.link.client.pttl(KEY) <= 72_000_000
+
+
+async def test_a_redis_that_refuses_writes_is_not_asked_again_by_each_search(cluster: Cluster) -> None:
+    async with routers(cluster) as (a, _, admin):
+        redis = admin.link.client
+        await a.asks()
+        a.freshness.wrote("documents")
+        await redis.config_set("replica-serve-stale-data", "yes")
+        await redis.replicaof("127.0.0.1", 1)
+        try:
+            began = asyncio.get_running_loop().time()
+            await redis.config_resetstat()
+            for _ in range(50):
+                assert (await a.asks())[1] == "miss"
+            pauses = (asyncio.get_running_loop().time() - began) / a.link.pause
+            calls = (await redis.info("commandstats"))["cmdstat_eval"]["calls"]
+            assert 1 <= calls <= 1 + pauses and calls < 25
+        finally:
+            await redis.replicaof("NO", "ONE")
+        # What was pending is told when it takes writes again, before anything is taken from it.
+        await asyncio.sleep(a.link.pause)
+        assert await a.freshness.publish("documents")
+
+
+async def test_a_write_that_found_every_connection_in_use_is_told_as_soon_as_one_is_free(
+    cluster: Cluster,
+) -> None:
+    async with routers(cluster) as (a, _, _):
+        a.link.pause = 60.0
+        a.freshness.wrote("documents")
+        blocking = [a.link.call(lambda client: client.blpop(["nothing"], timeout=0.3)) for _ in range(32)]  # type: ignore[arg-type, return-value]
+        calls = asyncio.gather(*blocking)
+        await asyncio.sleep(0.01)
+        assert not await a.freshness.publish("documents")
+        await calls
+        assert a.link.on and await a.freshness.publish("documents")

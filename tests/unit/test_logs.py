@@ -45,6 +45,18 @@ def test_whatever_is_logged_is_one_object_on_one_line(stream: io.StringIO) -> No
     assert "object" in line["odd"]
 
 
+async def test_no_character_ends_a_line_or_reaches_a_terminal_as_a_command(stream: io.StringIO) -> None:
+    odd = "a\x85b\u2028c\u2029d\x9b31me\x1b[31m\x7fü\u20ac"
+    logging.getLogger("router.x").warning(odd)
+    AccessLog(stream).write("info", {"path": odd})
+    AccessLog(stream).write("info", {"path": f"{odd}\ud800"})
+    await asyncio.sleep(0.01)
+    first, second, third = lines(stream)
+    assert first["event"] == second["path"] == third["path"][:-1] == odd
+    assert not set(stream.getvalue()) & {"\x85", "\x9b", "\x1b"}
+    assert "ü\u20ac" in stream.getvalue()
+
+
 def test_an_exception_keeps_its_traceback(stream: io.StringIO) -> None:
     try:
         raise RuntimeError("broken")

@@ -31,6 +31,29 @@ def test_what_is_said_of_a_bad_url_shows_no_password() -> None:
             assert "cret" not in str(exc)
 
 
+async def test_a_server_of_a_redis_cluster_is_called_that() -> None:
+    async def moved(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            if (word := line.strip().upper()) in (b"PING", b"CLIENT", b"HELLO"):
+                writer.write(b"+PONG\r\n" if word == b"PING" else b"+OK\r\n")
+            elif word == b"MGET":
+                writer.write(b"-MOVED 866 127.0.0.1:6381\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(moved, "127.0.0.1", 0)
+    link = RedisLink(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", budget=1.0, pause=1.0)
+    try:
+        await link.check()
+        assert (link.on, link.cause) == (False, "other")
+        assert link.reason == (
+            "it is one server of a Redis Cluster, and another one holds the key (866 127.0.0.1:6381)"
+        )
+    finally:
+        await link.close()
+        server.close()
+        await asyncio.sleep(0.05)  # until the connection's end is read
+
+
 async def test_whatever_goes_wrong_while_it_is_off_it_comes_on_again(monkeypatch: pytest.MonkeyPatch) -> None:
     link = RedisLink("redis://127.0.0.1:1/0", budget=0.2, pause=0.01)
     assert await link.call(lambda client: client.get("x")) is None and not link.on

@@ -42,6 +42,7 @@ def test_what_is_wrong_is_named_with_its_source_and_shows_no_secret(tmp_path: Pa
         (None, None, {"PGSCATTER_REDIS": "s3cret"}, "PGSCATTER_REDIS: expected a URL that begins with"),
         ("redis://:s3cret@h/x", None, {}, "--redis: its database is none"),
         ("redis://:s3cret@h/0", str(file), {}, "--redis: it holds a password, and so does the file"),
+        ("redis://h/0?password=s3cret", str(file), {}, "--redis: it holds a password, and so does the file"),
         ("redis://h/0", str(tmp_path / "none"), {}, "No such file"),
         ("redis://h/0", str(empty), {}, "expected one line"),
         ("redis://h/0", str(two), {}, "expected one line"),
@@ -57,6 +58,7 @@ def test_what_is_wrong_is_named_with_its_source_and_shows_no_secret(tmp_path: Pa
 
 def test_a_password_in_a_flag_is_noticed() -> None:
     assert holds_password("redis://:x@h/0") and holds_password("rediss://u:x@h")
+    assert holds_password("redis://h/0?password=x") and not holds_password("redis://h/0?password=${SECRET}")
     for url in ("redis://h/0", "redis://u@h/0", "redis://:${SECRET}@h/0", "redis://[::1/0"):
         assert not holds_password(url)
 
