@@ -164,6 +164,8 @@ async def test_a_column_that_may_not_be_read_fails_what_reads_it_and_nothing_els
             assert (await client.get("/count")).status_code == 200
             answer = await client.get("/documents/1")
             assert (answer.status_code, "permission denied" in answer.text) == (500, True)
+            # What to grant is told by the check: the answer names no role.
+            assert "`pgscatter schema check` says which it lacks" in answer.text
 
 
 WRITES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -231,6 +233,25 @@ async def test_the_one_right_that_is_missing_is_named(owned: Cluster, right: str
             await made.grant(*await made.lacks(Use.WRITE))
             for method, path, options in WRITES.values():
                 assert (await client.request(method, path, **options)).status_code in (200, 404)
+
+
+async def test_a_default_that_reads_a_sequence_which_the_role_may_not_denies_writes(owned: Cluster) -> None:
+    async with tables(owned) as made:
+        sequence = f"{made.collection.table}_numbers"
+        await made.grant(
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}",
+            f"CREATE SEQUENCE {sequence}",
+            f"ALTER TABLE {{table}} ADD COLUMN number bigint NOT NULL DEFAULT nextval('{sequence}')",
+            f"ALTER SEQUENCE {sequence} OWNED BY {{table}}.number",
+        )
+        assert await made.lacks(Use.WRITE) == [f"GRANT USAGE ON SEQUENCE {sequence} TO {made.role}"]
+        async with made.router() as served, served.over_http() as client:
+            method, path, options = WRITES["put"]
+            answer = await client.request(method, path, **options)
+            assert (answer.status_code, answer.json()["type"]) == (403, "urn:pgscatter:problem:write-denied")
+            assert f"the router's role lacks USAGE ON SEQUENCE {sequence}" in answer.text
+            await made.grant(*await made.lacks(Use.WRITE))
+            assert (await client.request(method, path, **options)).json()["stored"] == 6
 
 
 async def test_rights_that_one_shard_denies_fail_its_documents_alone(owned: Cluster) -> None:
