@@ -248,6 +248,34 @@ async def test_a_probe_that_another_process_answers_than_before_is_a_shared_sess
         connection.terminate()
 
 
+async def test_a_pooler_that_only_new_connections_meet_is_found_by_the_first_of_them(pair: Cluster) -> None:
+    async with stand_in(primary(pair), "transaction", size=1) as pooler:
+        node = Node(model.Node("a", pooler.dsn), "s0", Settings(), Limit(1, 1))
+        try:
+            # The probes of such a node have an older connection, which is direct.
+            for pool in (node.reads, node.writes):
+                with pytest.raises(NodeError, match="shares server processes"):
+                    async with pool.session():
+                        raise AssertionError("opened")
+        finally:
+            await node.close()
+
+
+async def test_what_a_probe_has_found_of_a_pooler_costs_other_connections_nothing(pair: Cluster) -> None:
+    async with stand_in(primary(pair), "session") as pooler:
+        for dsn, pooled in ((primary(pair), False), (pooler.dsn, True)):
+            node = Node(model.Node("a", dsn), "s0", Settings(), Limit(1, 1))
+            watch = _Watch(node, Group([node]), _Pace(1, Settings()), Settings())
+            try:
+                (await watch._open()).terminate()
+                assert node.pooled is pooled
+                before = pooler.clients
+                async with node.reads.session():
+                    assert pooler.clients - before == pooled
+            finally:
+                await node.close()
+
+
 async def test_a_pooler_that_begins_to_share_processes_takes_the_node_down(pair: Cluster) -> None:
     async with AsyncExitStack() as stack:
         poolers = [await stack.enter_async_context(stand_in(node.dsn, "session")) for node in pair.nodes]
