@@ -34,7 +34,7 @@ class FoundIndex(msgspec.Struct, frozen=True):
         collation: the first key's, None if its type has none.
         default_opclass: the first key's operator class is that of its type.
         building: some session is at work on it.
-        analyzed: the server has statistics of its expressions, if it has any.
+        analyzed: the server has statistics of its expressions, if it has any and the role may see them.
     """
 
     name: str
@@ -110,12 +110,18 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = $2
 """
 
+# pgvector's types are named without its schema, as the map does, also where the role may not use that.
 _COLUMNS = """
-SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS not_null,
+SELECT a.attname AS name,
+       CASE WHEN t.typname IN ('vector', 'halfvec')
+                 AND t.typnamespace = (SELECT extnamespace FROM pg_extension WHERE extname = 'vector')
+            THEN t.typname || CASE WHEN a.atttypmod > 0 THEN '(' || a.atttypmod || ')' ELSE '' END
+            ELSE format_type(a.atttypid, a.atttypmod) END AS type,
+       a.attnotnull AS not_null,
        a.atthasdef OR a.attidentity <> '' AS filled,
        a.attgenerated <> '' OR (a.attidentity = 'a' AND a.attname <> $2) AS generated,
        COALESCE(l.collisdeterministic, true) AS deterministic, l.collname::text AS collation
-FROM pg_attribute a LEFT JOIN pg_collation l ON l.oid = a.attcollation
+FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_collation l ON l.oid = a.attcollation
 WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
 """
@@ -133,6 +139,7 @@ SELECT c.relname AS name, m.amname AS method, pg_get_indexdef(i.indexrelid) AS d
        EXISTS (SELECT FROM pg_stat_progress_create_index b WHERE b.index_relid = c.oid) AS building,
        c.relkind = 'I'  -- of whose partitions alone there are any
            OR i.indexprs IS NULL
+           OR NOT has_column_privilege(c.oid, 1::int2, 'SELECT')  -- who is not shown any
            OR EXISTS (SELECT FROM pg_stats s JOIN pg_namespace n ON n.nspname = s.schemaname
                       WHERE n.oid = c.relnamespace AND s.tablename = c.relname) AS analyzed
 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam

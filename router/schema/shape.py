@@ -35,7 +35,7 @@ __all__ = [
 
 # Without an encoding, the bytes are those that were sent, which are UTF-8.
 _BY_CODE_POINT = frozenset({"UTF8", "SQL_ASCII"})
-_VECTOR = re.compile(r"(?:\w+\.)?(?:vector|halfvec)(?:\((?P<dimensions>\d+)\))?")
+_VECTOR = re.compile(r"(?:vector|halfvec)(?:\((?P<dimensions>\d+)\))?")
 _ROUNDING = ("numeric", "timestamp without time zone", "timestamp with time zone")
 _KINDS = {
     "v": "a view",

@@ -21,9 +21,13 @@ import pytest
 from deploy.local import Cluster
 from router.bulk.errors import LoadError
 from router.bulk.load import Options, Summary, load
+from router.postgres.filter_indexes import filter_indexes
 from router.postgres.rights import Use, held_rights, missing_rights
 from router.postgres.sql import mapped_columns
+from router.schema import ddl
 from router.schema.apply import ShardResult, apply
+from router.schema.check import read_facts
+from router.schema.findings import shard_findings
 from router.settings import Settings
 from router.terminal import Display
 from router.topology import Parts, Topology
@@ -166,6 +170,41 @@ async def test_a_column_that_may_not_be_read_fails_what_reads_it_and_nothing_els
             assert (answer.status_code, "permission denied" in answer.text) == (500, True)
             # What to grant is told by the check: the answer names no role.
             assert "`pgscatter schema check` says which it lacks" in answer.text
+
+
+async def test_a_check_by_a_role_with_few_rights_finds_these_missing_and_nothing_else(owned: Cluster) -> None:
+    indexes = {("lang",): model.MetadataType.TEXT}
+    async with tables(owned, metadata_indexes=indexes) as made:
+        (node, *_) = owned.nodes
+        table = made.collection.table
+        (wanted,) = filter_indexes(made.collection)
+        create = ddl.create_filter_index(made.collection, wanted, f"{table.name}_lang")
+        await made.grant(create.replace("{", "{{").replace("}", "}}"), f"ANALYZE {table}")
+        await made.grant("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+        try:
+
+            async def found() -> set[str]:
+                connection = await asyncpg.connect(as_role(node.dsn, made.role))
+                try:
+                    facts = await read_facts(connection, node.name, [made.collection])
+                finally:
+                    await connection.close()
+                return {str(one) for one in shard_findings("s0", [made.collection], [facts], nodes=1)}
+
+            before = await found()
+            assert before >= {
+                f"error: docs: the role lacks a right: GRANT USAGE ON SCHEMA public TO {made.role}",
+                f"error: docs: the role lacks a right: GRANT SELECT ON {table} TO {made.role}",
+            }
+            # Of all else, what a superuser is told too.
+            await made.grant("GRANT USAGE ON SCHEMA public TO {role}", "GRANT SELECT ON {table} TO {role}")
+            note = f"note: docs: role {made.role} may read, but not write"
+            rest = {one for one in before if "lacks a right" not in one}
+            assert await found() == {*rest, note}
+            await made.grant("ALTER ROLE {role} SUPERUSER")
+            assert await found() == rest
+        finally:
+            await made.grant("GRANT USAGE ON SCHEMA public TO PUBLIC")
 
 
 WRITES: dict[str, tuple[str, str, dict[str, Any]]] = {
