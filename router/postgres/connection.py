@@ -55,6 +55,7 @@ _SEARCH_SETTINGS = {
     # Whether a search reads the index is the router's choice: a server that sorts the table instead gives
     # other rows than the statement of another page. What has to be sorted is sorted all the same.
     "enable_sort": "off",
+    "enable_indexscan": "on",
     # The router bounds scans with a filter by the rows that they visit, for which pgvector computes up to
     # twice as many distances; hnsw.scan_mem_multiplier ends it a little later.
     "hnsw.max_scan_tuples": "40000",
