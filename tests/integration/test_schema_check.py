@@ -91,6 +91,52 @@ async def test_what_was_changed_on_one_shard_is_found_on_its_primary_and_its_rep
     assert check(path, "--collection", "fine") == (0, FINE, [])
 
 
+async def test_what_the_map_leaves_open_is_compared_between_shards_and_collations_with_the_system(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    entry = collection(**INDEXED)
+    path = applied_map(cluster, tmp_path, docs=entry)
+    table = entry["table"]
+    await on(
+        cluster,
+        "s2-a",
+        f"CREATE UNIQUE INDEX named_anyhow ON {table} (content);"
+        f"ALTER TABLE {table} ADD CHECK (price > 0), ALTER content SET NOT NULL;"
+        f"ALTER TABLE {table} ALTER category SET DEFAULT 'x';"
+        f"ALTER TABLE {table} ADD COLUMN folded text COLLATE pg_c_utf8; CREATE INDEX ON {table} (folded);"
+        "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+        f"CREATE TRIGGER t BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION nothing()",
+    )
+    versions = (
+        ("pg_collation SET collversion", "collname = 'pg_c_utf8'"),
+        ("pg_database SET datcollversion", "datname = current_database()"),
+    )
+    try:
+        for one, where in versions:
+            await on(cluster, "s2-a", f"UPDATE {one} = 'old.' || {one.split()[-1]} WHERE {where}")
+        await caught_up(cluster)
+        status, _, errors = check(path)
+    finally:
+        for one, where in versions:
+            await on(cluster, "s2-a", f"UPDATE {one} = substr({one.split()[-1]}, 5) WHERE {where}")
+        await on(cluster, "s2-a", f"DROP TABLE {table}; DROP FUNCTION nothing")
+    has = "s2: warning: docs: has {}, which s0, s1 and s3 lack"
+    traits = (
+        "NOT NULL on column content",
+        "the constraint CHECK ((price > (0)::double precision))",
+        "the default 'x'::text of column category",
+        "the index btree (folded)",
+        "the trigger t that calls nothing",
+        "the unique index btree (content)",
+    )
+    changed = (
+        "s2: warning: docs: the collation {} has changed since indexes of texts were built, from version"
+        f" old.1 to 1, so that rows may not be found; right would be: REINDEX TABLE {table}"
+    )
+    collations = [changed.format("of the database"), changed.format("pg_c_utf8")]
+    assert (status, errors) == (1, [*collations, *(has.format(trait) for trait in traits)])
+
+
 async def caught_up(cluster: Cluster) -> None:
     """Until the replica of s2 knows what its primary does."""
     primary = await asyncpg.connect(cluster.node("s2-a").dsn, timeout=10)

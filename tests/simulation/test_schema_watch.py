@@ -25,7 +25,7 @@ FITTING = table()
 
 
 class World:
-    """Shards of one node each; `broken` have no table, `silent` answer nothing. Looks take 5 ms."""
+    """Shards of one node each; `broken` have no table, `constrained` a constraint. Looks take 5 ms."""
 
     def __init__(self, shards: int) -> None:
         names = [f"s{i}" for i in range(shards)]
@@ -41,6 +41,7 @@ class World:
         for node in self.nodes:
             node.state = NodeState(Health.UP)
         self.broken: set[str] = set()
+        self.constrained: set[str] = set()
         self.looks: Counter[str] = Counter()
         self.at_once = self.most_at_once = 0
         self.watch = SchemaWatch(self.nodes, self.map, SETTINGS, WorkerCounters(self.map), ask=self.ask)
@@ -55,6 +56,8 @@ class World:
             self.at_once -= 1
         gone = node.shard in self.broken
         found = table(kind=None, columns={}, indexes=()) if gone else FITTING
+        if node.shard in self.constrained:
+            found = msgspec.structs.replace(found, constraints=("CHECK (price > 0)",))
         return NodeFacts(
             node.config.name, False, Versions(180000, "0.8.5", "0.8.5"), {"documents": found}, {}
         )
@@ -65,6 +68,21 @@ class World:
         for node in self.nodes:
             await node.close()
         return state
+
+
+def test_what_differs_between_shards_is_part_of_the_state_until_it_does_not() -> None:
+    async def hour() -> tuple[list[str], SchemaState]:
+        world = World(3)
+        world.constrained = {"s1"}
+        await world.watch.start()
+        before = [f"{one.shard}: {one}" for one in world.watch.state.findings]
+        world.constrained = set()
+        await asyncio.sleep(2 * INTERVAL)
+        return before, await world.close()
+
+    before, after = run(hour())
+    said = "s1: warning: documents: has the constraint CHECK (price > 0), which s0 and s2 lack"
+    assert (before, after.findings) == ([said], ())
 
 
 def test_hundreds_of_shards_are_looked_at_a_few_at_a_time_and_spread() -> None:
