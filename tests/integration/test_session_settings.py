@@ -212,6 +212,22 @@ async def test_settings_of_a_role_lose_against_the_routers(pair: Cluster) -> Non
     }
 
 
+async def test_a_server_gives_up_sessions_of_a_vanished_machine_after_a_minute(pair: Cluster) -> None:
+    await execute(primary(pair), "CREATE EXTENSION IF NOT EXISTS vector")
+    for connection in (
+        await open_connection(primary(pair), connect_timeout=5, statement_timeout=7),
+        await connect(model.Node("a", primary(pair)), "pgscatter load"),
+    ):
+        try:
+            idle, interval, count = [
+                int(await connection.fetchval(f"SHOW tcp_keepalives_{name}"))
+                for name in ("idle", "interval", "count")
+            ]
+        finally:
+            connection.terminate()
+        assert 0 < idle + interval * count <= 60
+
+
 async def test_a_router_says_which_setting_a_server_refuses(
     pair: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
