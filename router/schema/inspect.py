@@ -140,6 +140,8 @@ WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
 """
 
+# Who builds which index is shown to few roles, and by REINDEX CONCURRENTLY also the old one is invalid for a
+# time; but everybody sees who builds some and which table he has locked for it.
 # A deferrable unique index cannot serve ON CONFLICT, nor can one over part of the rows.
 _INDEXES = """
 SELECT c.relname AS name, m.amname AS method, pg_get_indexdef(i.indexrelid) AS definition,
@@ -150,7 +152,9 @@ SELECT c.relname AS name, m.amname AS method, pg_get_indexdef(i.indexrelid) AS d
        i.indisvalid AND i.indisready AND i.indislive AS valid,
        (SELECT collname::text FROM pg_collation l WHERE l.oid = i.indcollation[0]) AS collation,
        o.opcdefault AS default_opclass,
-       EXISTS (SELECT FROM pg_stat_progress_create_index b WHERE b.index_relid = c.oid) AS building,
+       EXISTS (SELECT FROM pg_stat_progress_create_index b WHERE b.index_relid = c.oid OR NOT i.indisvalid
+               AND b.pid IN (SELECT pid FROM pg_locks WHERE relation = i.indrelid AND granted
+                             AND mode = 'ShareUpdateExclusiveLock')) AS building,
        c.relkind = 'I'  -- of whose partitions alone there are any
            OR i.indexprs IS NULL
            OR NOT has_column_privilege(c.oid, 1::int2, 'SELECT')  -- who is not shown any

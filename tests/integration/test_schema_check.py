@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ import asyncpg
 import pytest
 
 from deploy.local import Cluster
+from router.schema.check import read_facts
+from router.schema.findings import shard_findings
+from shard_config.file import codec
 from tests.integration.apps import applied_map, collection, pgscatter
+from tests.integration.test_rights import as_role
 
 FINE = [f"s{i}: as the map says, on 2 nodes" for i in range(4)]
 INDEXED = {"columns": {"category": {"type": "text", "index": True}, "price": "float8"}}
@@ -135,6 +140,39 @@ async def test_what_the_map_leaves_open_is_compared_between_shards_and_collation
     )
     collations = [changed.format("of the database"), changed.format("pg_c_utf8")]
     assert (status, errors) == (1, [*collations, *(has.format(trait) for trait in traits)])
+
+
+@pytest.mark.parametrize("suffix", ["ccnew", "ccold"])
+async def test_an_index_that_is_being_rebuilt_is_not_left_over_whoever_looks(
+    cluster: Cluster, tmp_path: Path, suffix: str
+) -> None:
+    entry = collection(**INDEXED)
+    docs = codec.load(applied_map(cluster, tmp_path, docs=entry)).collections["docs"]
+    table, node = entry["table"], cluster.node("s2-a")
+    name = f"{table.split('.')[1]}_category_filter"
+    await on(cluster, "s2-a", f"CREATE ROLE onlooker LOGIN; GRANT SELECT ON {table} TO onlooker")
+    builder, reader, looker = [await asyncpg.connect(node.dsn) for _ in range(3)]
+    onlooker = await asyncpg.connect(as_role(node.dsn, "onlooker"))
+    try:
+        # An old snapshot keeps the new index from being used, and whoever has read the old one keeps that.
+        level = "REPEATABLE READ" if suffix == "ccnew" else "READ COMMITTED"
+        await reader.execute(f"BEGIN ISOLATION LEVEL {level}; SELECT FROM {table}")
+        build = asyncio.create_task(builder.execute(f"REINDEX INDEX CONCURRENTLY public.{name}"))
+        states = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
+        async with asyncio.timeout(20):
+            while await looker.fetchval(states, f"public.{name}_{suffix}") is None:
+                await asyncio.sleep(0.01)
+        for connection in (looker, onlooker):
+            facts = await read_facts(connection, "s2-a", [docs])
+            said = [str(one) for one in shard_findings("s2", [docs], [facts], nodes=1)]
+            assert f"note: docs: index {name}_{suffix} is being built by another session" in said
+            assert not [one for one in said if "left over" in one]
+        await reader.execute("COMMIT")
+        await build
+    finally:
+        for connection in (builder, reader, looker, onlooker):
+            connection.terminate()
+        await on(cluster, "s2-a", "DROP OWNED BY onlooker; DROP ROLE onlooker")
 
 
 async def caught_up(cluster: Cluster) -> None:
