@@ -199,10 +199,11 @@ class SchemaWatch:
         held = self._collections[shard]
         found = shard_findings(shard, held, facts, nodes=len(self._nodes[shard]))
         self._versions |= {(shard, one.node): one.versions for one in facts}
-        if (traits := traits_of(held, facts)) != self._traits.get(shard):
+        known, traits = self._traits.get(shard), traits_of(held, facts)
+        if traits != known:
             self._traits[shard], self._differences = traits, None
         self._state = None
-        if found != self._found.get(shard, []):
+        if found != self._found.get(shard, []) or known not in (None, traits):
             self._counters.note_schema(shard)
         self._tell(shard, _graver(self._found.get(shard, [])), _graver(found))
         self._found[shard] = found

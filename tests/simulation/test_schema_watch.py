@@ -71,8 +71,11 @@ class World:
 
 
 def test_what_differs_between_shards_is_part_of_the_state_until_it_does_not() -> None:
+    noted: list[str] = []
+
     async def hour() -> tuple[list[str], SchemaState]:
         world = World(3)
+        world.watch._counters.note_schema = noted.append  # type: ignore[method-assign]
         world.constrained = {"s1"}
         await world.watch.start()
         before = [f"{one.shard}: {one}" for one in world.watch.state.findings]
@@ -83,6 +86,7 @@ def test_what_differs_between_shards_is_part_of_the_state_until_it_does_not() ->
     before, after = run(hour())
     said = "s1: warning: documents: has the constraint CHECK (price > 0), which s0 and s2 lack"
     assert (before, after.findings) == ([said], ())
+    assert noted == ["s1"]  # for the other workers, when it changed
 
 
 def test_hundreds_of_shards_are_looked_at_a_few_at_a_time_and_spread() -> None:
