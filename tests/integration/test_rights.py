@@ -290,13 +290,15 @@ async def test_a_default_that_reads_a_sequence_which_the_role_may_not_denies_wri
             assert (answer.status_code, answer.json()["type"]) == (403, "urn:pgscatter:problem:write-denied")
             lacks = f"the router's role lacks USAGE ON SEQUENCE {sequence}"
             assert lacks in answer.text
-            # Also where documents are sent singly, since the first one is invalid, and another reads the default.
+            # Also where documents are sent singly, because one is invalid, before another reads the default.
             await made.grant(
                 "ALTER TABLE {table} DROP COLUMN number, ADD CHECK (price <> 13)",
                 f"CREATE SEQUENCE {sequence}",
                 f"ALTER TABLE {{table}} ALTER price SET DEFAULT nextval('{sequence}')",
             )
-            documents = [{"id": i, "vector": [1.0] * 8} | ({"price": 13.0} if i < 30 else {}) for i in range(60)]
+            documents: list[dict[str, Any]] = [{"id": i, "vector": [1.0] * 8} for i in range(60)]
+            for document in documents[:30]:
+                document["price"] = 13.0
             answer = await client.put("/documents", json={"documents": documents})
             said = [failure["message"] for failure in answer.json()["failures"]]
             assert (answer.status_code, len(said), all(lacks in one for one in said)) == (403, 60, True)

@@ -169,6 +169,11 @@ def spoilt(files: Path, how: str) -> tuple[str, str]:
         (files / "pgpass").write_text("*:*:*:*:secret\n")
         (files / "pgpass").chmod(0o640)  # which a key of root's may have
         return f"passfile={files}/pgpass", f"passfile={files}/pgpass: others than its owner may read"
+    if how == "an authority that has expired":
+        old = files / "expired-authority.pem"
+        (files / "both.pem").write_text(old.read_text() + Path(root).read_text())
+        assert not file_complaints(f"postgresql://u@h/d?sslmode=verify-full&sslrootcert={files}/both.pem")
+        return f"sslrootcert={old}", f"sslrootcert={old}: what is in it has expired, on Jan  2 00:00:00 2020"
     assert how == "a missing file of passwords"
     return (
         f"passfile={files}/pgpass&sslrootcert={root}",
@@ -183,6 +188,7 @@ SPOILT = [
     "a missing key",
     "a key that others may read",
     "another key",
+    "an authority that has expired",
     "a locked key",
     "a key with another password",
     "passwords that a group may read",

@@ -73,6 +73,13 @@ def test_a_load_needs_the_tables_of_its_marks_and_nobody_else_does() -> None:
     assert missing_rights(collection(), some, Use.WRITE) == []
 
 
+def test_a_load_reads_nothing_but_ids() -> None:
+    columns = {name: frozenset({"INSERT"}) for name in COLUMNS}
+    columns[collection().id.column] |= {"SELECT"}
+    some = held(progress=("SELECT", "INSERT", "UPDATE", "DELETE"), columns=columns)
+    assert missing_rights(collection(), some, Use.LOAD) == []
+
+
 def test_a_schema_that_may_not_be_used_comes_first() -> None:
     shut = held("SELECT", schemas={"public": False, "pgscatter": False})
     assert missing_rights(collection(), shut, Use.READ) == ['GRANT USAGE ON SCHEMA public TO "app user"']
