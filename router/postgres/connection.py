@@ -324,8 +324,9 @@ def _connect_error(exc: BaseException) -> NodeError:
     if isinstance(exc, repeats):
         login = isinstance(exc, asyncpg.InvalidAuthorizationSpecificationError)
         return NodeError(ErrorKind.FATAL, _message(exc), authentication=login)
-    if isinstance(exc, asyncpg.TooManyConnectionsError):
-        # The node is well; it has no room for one more.
+    if isinstance(exc, (asyncpg.TooManyConnectionsError, asyncpg.ProtocolViolationError)):
+        # The node is well, and has no room for one more; PgBouncer says so, as all else, by 08P01. Whether
+        # there is a server behind it, probes find out.
         return NodeError(ErrorKind.TRANSIENT, _message(exc))
     return NodeError(ErrorKind.UNREACHABLE, _message(exc))
 

@@ -89,6 +89,17 @@ def test_what_differs_between_shards_is_part_of_the_state_until_it_does_not() ->
     assert noted == ["s1"]  # for the other workers, when it changed
 
 
+def test_a_node_that_was_deposed_is_not_looked_at() -> None:
+    async def start() -> Counter[str]:
+        world = World(2)
+        world.nodes[1].state = NodeState(Health.UP, deposed=True)
+        await world.watch.start()
+        await world.close()
+        return world.looks
+
+    assert run(start()) == {"s0": 1}
+
+
 def test_hundreds_of_shards_are_looked_at_a_few_at_a_time_and_spread() -> None:
     async def hour() -> World:
         world = World(300)

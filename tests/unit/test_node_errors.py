@@ -9,7 +9,7 @@ import ssl
 import asyncpg
 import pytest
 
-from router.postgres.connection import ErrorKind, NodeError, node_error
+from router.postgres.connection import ErrorKind, NodeError, _connect_error, node_error
 
 LOST, NONE = "the connection was lost", "no connection to be had"
 
@@ -42,6 +42,24 @@ def test_a_state_allows(state: str, kind: ErrorKind) -> None:
     assert error.kind is kind
     assert str(error).startswith("server's words")
     assert error.permanent == (kind in (ErrorKind.DATA, ErrorKind.FATAL))
+
+
+@pytest.mark.parametrize(
+    ("state", "kind"),
+    [
+        ("53300", ErrorKind.TRANSIENT),
+        ("08P01", ErrorKind.TRANSIENT),  # PgBouncer's "no more connections allowed (max_client_conn)"
+        ("57P03", ErrorKind.UNREACHABLE),
+        ("28P01", ErrorKind.FATAL),
+        ("3D000", ErrorKind.FATAL),
+        ("42501", ErrorKind.FATAL),
+    ],
+)
+def test_only_a_server_that_is_away_is_taken_for_down_when_a_connection_is_refused(
+    state: str, kind: ErrorKind
+) -> None:
+    error = _connect_error(server_error(state))
+    assert (error.kind, error.authentication) == (kind, state == "28P01")
 
 
 def test_one_refused_row_is_told_from_a_right_that_is_missing() -> None:
