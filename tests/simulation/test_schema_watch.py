@@ -13,8 +13,8 @@ from router.nodes.node import Node
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState
 from router.postgres.connection import ErrorKind, NodeError
-from router.schema.findings import NodeFacts, Versions
-from router.schema.watch import SchemaState, SchemaWatch
+from router.schema.findings import Finding, NodeFacts, Severity, Versions
+from router.schema.watch import SchemaState, SchemaWatch, _unsearchable
 from router.settings import Settings
 from shard_config import model
 from tests.unit.test_schema_shape import collection, table
@@ -98,6 +98,26 @@ def test_a_node_that_was_deposed_is_not_looked_at() -> None:
         return world.looks
 
     assert run(start()) == {"s0": 1}
+
+
+def test_a_shard_that_could_not_be_looked_at_is_tried_again_soon() -> None:
+    async def life() -> SchemaState:
+        world = World(2)
+        world.nodes[1].state = NodeState(Health.DOWN)
+        world.broken = {"s1"}
+        await world.watch.start()
+        assert world.watch.state.findings == ()
+        world.nodes[1].state = NodeState(Health.UP)
+        await asyncio.sleep(5.0)
+        return await world.close()
+
+    assert set(run(life()).unsearchable["documents"]) == {"s1"}
+
+
+def test_what_one_node_of_a_shard_lacks_leaves_it_searchable() -> None:
+    lacks = Finding("s0", Severity.ERROR, "lacks table", "documents", searchable=False)
+    told = [lacks, msgspec.structs.replace(lacks, shard="s1", nodes=("s1-b",))]
+    assert _unsearchable([[one] for one in told]) == {"documents": {"s0": "lacks table"}}
 
 
 def test_hundreds_of_shards_are_looked_at_a_few_at_a_time_and_spread() -> None:
