@@ -61,6 +61,7 @@ _TLS_PARAMETERS = ("sslrootcert", "sslcrl", "sslcert", "sslkey", "sslpassword", 
 # Greedy up to the last @, as urlsplit reads it: a password may hold an @ that nobody escaped. Without
 # any @, what stands in the place of a port and is none may be a password all the same.
 _PASSWORD = re.compile(r"(://[^:/?#@]*:)(?:.*(?=@)|(?![0-9]{1,5}(?:[/?#]|$))[^@]*$)", re.DOTALL)
+_SEVERAL = "a DSN with several hosts; a node is one server, so list each as a node"
 _PARAMETER = re.compile(r"(password\s*=\s*)(?:'[^']*'|[^&\s]*)", re.IGNORECASE)
 
 
@@ -90,7 +91,7 @@ def server(dsn: str) -> Server:
     if not host:
         raise ValueError("a DSN without a host; expected postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
     if "," in host:
-        raise ValueError("a DSN with several hosts; a node is one server, so list each as a node")
+        raise ValueError(_SEVERAL)
     port = parts.port if parts.port is not None else int(query.get("port", "5432"))
     if not _PORTS[0] <= port <= _PORTS[1]:
         raise ValueError(f"the port must be from {_PORTS[0]} to {_PORTS[1]}")
@@ -209,6 +210,8 @@ def _split(dsn: str) -> SplitResult:
         _ = parts.port  # the port is parsed, and found wrong, when it is asked for
         int(dict(parse_qsl(parts.query)).get("port", "0"))
     except ValueError:
+        if re.search(r"@[^/?#@]*,[^/?#@]*(?:[/?#]|$)", dsn):
+            raise ValueError(_SEVERAL) from None
         # urlsplit quotes what it does not understand, which may be the password.
         raise ValueError(
             "a DSN with a malformed host or port; characters such as / # ? @ : % in a password "

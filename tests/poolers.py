@@ -66,6 +66,7 @@ class Pooler:
     ) -> None:
         self.mode = mode
         self.dsn = ""
+        self.clients = 0  # that have come so far
         self._address = host, port
         self._free: list[_Server] = []
         self._slots = asyncio.Semaphore(size)
@@ -76,6 +77,7 @@ class Pooler:
         self._writers: list[asyncio.StreamWriter] = []
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.clients += 1
         self._writers.append(writer)
         self._keep(asyncio.create_task(self._serve(reader, writer)))
 

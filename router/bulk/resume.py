@@ -22,6 +22,7 @@ __all__ = [
     "Load",
     "Mark",
     "begin",
+    "defer",
     "existing",
     "finish",
     "forget",
@@ -134,6 +135,12 @@ async def begin(
         deferred_index,
     )
     return Load(id_, False, chunk_rows, deferred_index, {})
+
+
+async def defer(connection: Connection, load: Load, index: str) -> Load:
+    """Write down another statement for the index that waits; the caller drops it in the same transaction."""
+    await connection.execute("UPDATE pgscatter.load SET deferred_index = $2 WHERE id = $1", load.id, index)
+    return msgspec.structs.replace(load, deferred_index=index)
 
 
 async def forget(connection: Connection, relation: int, source: str) -> None:

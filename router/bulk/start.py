@@ -208,6 +208,12 @@ async def _begin(seen: _Seen, collection: Collection, job: Job, chunk_rows: int)
             defers = seen.found.empty and seen.rights.owns
             deferred = await _defer_index(seen, collection) if defers else None
             load = await resume.begin(seen.primary.connection, seen.relation, job, chunk_rows, deferred)
+    elif seen.found.empty and seen.rights.owns and load.deferred_index and not load.finished:
+        # `schema apply` has built it since this load was killed before its first row.
+        if vector_index(collection, seen.found) is not None:
+            async with seen.primary.connection.transaction():
+                deferred = await _defer_index(seen, collection)
+                load = await resume.defer(seen.primary.connection, load, deferred)
     shard = seen.primary.shard
     return Target(
         shard=shard,

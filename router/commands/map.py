@@ -8,11 +8,12 @@ import json
 import sys
 from typing import Any
 
+import msgspec
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from router.postgres.dsn_files import files_of_map
+from router.postgres.dsn_files import file_complaints
 from router.terminal import Display
 from shard_config import partition, values
 from shard_config.dsn import redact
@@ -60,9 +61,9 @@ def _validate(args: argparse.Namespace) -> int:
     shard_map = _load(args.file)
     if shard_map is None:
         return 1
-    for complaint in files_of_map(shard_map):
+    for found in codec.about_dsns(codec.read(args.file), args.file, shard_map, file_complaints):
         # They may be there where the router runs.
-        print(f"{args.file}: warning: {complaint}", file=sys.stderr)
+        print(msgspec.structs.replace(found, path=f"warning: {found.path}"), file=sys.stderr)
     counts = (
         _count(len(shard_map.shards), "shard"),
         _count(sum(len(shard.nodes) for shard in shard_map.shards.values()), "node"),

@@ -22,7 +22,7 @@ from router.commands.secrets import holds_password, redis_url
 from router.freshness.worker_counters import MAX_WORKERS, create
 from router.http.systemd import inherited_listener, notify
 from router.logs import LEVELS, configure
-from router.postgres.dsn_files import files_of_map
+from router.postgres.dsn_files import file_complaints
 from router.serve_config import ServeConfig, add_setting_flags, export, read_settings
 from shard_config import MapError, ShardMap
 from shard_config.file import codec
@@ -95,9 +95,9 @@ def _run(args: argparse.Namespace) -> int:
             path = Path(args.api_keys).absolute()
             watch = KeysWatch(path, partial(load_keys, path, os.environ))
             keys = watch.load()
-        files = files_of_map(shard_map)
+        files = codec.about_dsns(text, args.map, shard_map, file_complaints)
         if files:
-            return _failed("\n".join(f"{args.map}: {complaint}" for complaint in files))
+            return _failed("\n".join(map(str, files)))
         listener = _listener(args)
     except (MapError, KeysError, ValueError) as exc:
         return _failed(str(exc))

@@ -89,6 +89,7 @@ class Node:
         self.shard = shard
         self.network = network or Network()
         self.doubtful = False  # whether the connection that was opened last kept its opener waiting
+        self.pooled = False  # whether probes go through a pooler, and have found that it keeps sessions whole
         self._turns = turns or Turns(settings.node_opens)
         self._opening = asyncio.Semaphore(_OPENED_AT_ONCE)
         quantile = settings.hedge_quantile or _ANY_QUANTILE
@@ -398,7 +399,9 @@ class Node:
         async def open_one() -> Connection:
             try:
                 async with self._opening:
-                    connection = await self.open(lambda: urgency, opened)
+                    # A pooler that the probes, on an older connection, do not go through is checked here.
+                    checked = partial(opened, check_pooler=not self.pooled)
+                    connection = await self.open(lambda: urgency, checked)
             except NodeError as exc:
                 if exc.authentication:
                     self.login(str(exc))

@@ -437,6 +437,7 @@ class _Watch:
         finally:
             self._group.tried.discard(self.node)
         self.node.login(None)
+        self.node.pooled = connection.process != connection.get_server_pid()
         return connection
 
     def _opening_seconds(self) -> float:

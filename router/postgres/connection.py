@@ -56,6 +56,7 @@ _SEARCH_SETTINGS = {
     # Whether a search reads the index is the router's choice: a server that sorts the table instead gives
     # other rows than the statement of another page. What has to be sorted is sorted all the same.
     "enable_sort": "off",
+    "enable_indexscan": "on",
     # The router bounds scans with a filter by the rows that they visit, for which pgvector computes up to
     # twice as many distances; hnsw.scan_mem_multiplier ends it a little later.
     "hnsw.max_scan_tuples": "40000",
@@ -337,8 +338,9 @@ def _connect_error(exc: BaseException, dsn: str) -> NodeError:
     if isinstance(exc, repeats):
         login = isinstance(exc, asyncpg.InvalidAuthorizationSpecificationError)
         return NodeError(ErrorKind.FATAL, _message(exc), authentication=login)
-    if isinstance(exc, asyncpg.TooManyConnectionsError):
-        # The node is well; it has no room for one more.
+    if isinstance(exc, (asyncpg.TooManyConnectionsError, asyncpg.ProtocolViolationError)):
+        # The node is well, and has no room for one more; PgBouncer says so, as all else, by 08P01. Whether
+        # there is a server behind it, probes find out.
         return NodeError(ErrorKind.TRANSIENT, _message(exc))
     own = isinstance(exc, ConnectionError) and exc.errno is None
     if own or isinstance(exc, asyncpg.ConnectionDoesNotExistError):
@@ -402,7 +404,7 @@ _MEND_TABLE = "run `pgscatter schema apply`, which creates what is missing and s
 _UNLIKE_MAP = ("22000", "3F000", "42703", "42704", "42804", "42846", "42883", "42P01", "42P10", "428C9")
 _ADVICE = {
     **dict.fromkeys(_UNLIKE_MAP, _MEND_TABLE),
-    "42501": "grant the router's role this right",
+    "42501": "grant the router's role this right (`pgscatter schema check` says which it lacks)",
     **dict.fromkeys(("26000", "42P05"), "where a pooler stands in between, it must pool whole sessions"),
 }
 
@@ -410,13 +412,13 @@ _ADVICE = {
 def _of_one_row(exc: asyncpg.PostgresError, state: str) -> bool:
     """Whether other rows of the same statement may pass.
 
-    Told by the server's function where the SQLSTATE does not tell: a trigger may RAISE any, and a right that
-    is missing (aclcheck_error) has that of a row that a policy refuses.
+    Told by the server's function where the SQLSTATE does not tell: a trigger may RAISE any, and a row that a
+    policy refuses has that of a right that is missing, which many functions report.
     """
     if exc.server_source_function == "exec_stmt_raise":
         return True
     if state == "42501":
-        return exc.server_source_function not in ("aclcheck_error", "aclcheck_error_col")
+        return exc.server_source_function == "ExecWithCheckOptions"
     # pgvector's dimensions (22000) and wire formats (22P03) that do not match are the table's fault: values
     # have been checked against the map.
     return state.startswith(_ROW_CLASSES) and state not in ("22000", "22P03")

@@ -13,23 +13,12 @@ import time
 from collections.abc import Iterator, Mapping
 
 from shard_config.dsn import parameters
-from shard_config.model import ShardMap
 
-__all__ = ["file_complaints", "files_of_map"]
+__all__ = ["file_complaints"]
 
 _FILES = ("sslrootcert", "sslcrl", "sslcert", "sslkey", "passfile")
 # Whoever else may read it has the key, or the password.
 _SECRET = ("sslkey", "passfile")
-
-
-def files_of_map(shard_map: ShardMap) -> list[str]:
-    """What is wrong with the files of all nodes, each with its place in the map."""
-    return [
-        f"shards.{shard.name}.nodes[{at}].dsn: {complaint}"
-        for shard in shard_map.shards.values()
-        for at, node in enumerate(shard.nodes)
-        for complaint in file_complaints(node.dsn)
-    ]
 
 
 def file_complaints(dsn: str) -> list[str]:
@@ -47,8 +36,9 @@ def _file(name: str, path: str) -> str | None:
             status = os.fstat(file.fileno())
     except OSError as exc:
         return exc.strerror or "it cannot be read"
-    # As libpq has it: the group may read a key that belongs to root.
-    others = stat.S_IRWXO | (stat.S_IWGRP | stat.S_IXGRP if status.st_uid == 0 else stat.S_IRWXG)
+    # As libpq has it, the group may read a key that belongs to root; the driver passes over passwords so.
+    shared = name == "sslkey" and status.st_uid == 0
+    others = stat.S_IRWXO | (stat.S_IWGRP | stat.S_IXGRP if shared else stat.S_IRWXG)
     if name in _SECRET and status.st_mode & others:
         return "others than its owner may read or write it; right would be chmod 600"
     return None
@@ -65,12 +55,21 @@ def _contents(named: Mapping[str, str], query: Mapping[str, str]) -> Iterator[st
     if "sslcert" in named:
         password = query.get("sslpassword", "")
         key = named.get("sslkey")
+        asked: list[bool] = []
+
+        def give() -> str:
+            asked.append(True)
+            return password
+
         try:
-            context.load_cert_chain(named["sslcert"], key, password=lambda: password)
+            context.load_cert_chain(named["sslcert"], key, password=give)
         except (ssl.SSLError, OSError) as exc:
             where = f"sslkey={key}" if key else "the key in it"
             if getattr(exc, "reason", None) == "KEY_VALUES_MISMATCH":
                 yield f"sslcert={named['sslcert']}: {where} is that of another certificate"
+            elif asked:
+                missing = "sslpassword does not open it" if password else "there is no sslpassword"
+                yield f"sslcert={named['sslcert']}: {where} is encrypted, and {missing}"
             else:
                 yield f"sslcert={named['sslcert']}: with {where} it is no certificate and key in PEM format"
         else:

@@ -4,14 +4,16 @@
 missing as the statements that grant it. An owner or a superuser lacks nothing.
 
     read     searches, counts, documents by id, statistics: SELECT on the columns of the map
-    write    also upserts and deletes: INSERT and UPDATE on those columns, DELETE on the table
-    load     INSERT on those columns, SELECT on the id, all on the marks of `load` in schema pgscatter
+    write    also upserts and deletes: INSERT and UPDATE on those columns, DELETE on the table, USAGE on the
+             sequences that columns take their defaults from
+    load     INSERT on those columns, SELECT on the id, all on the marks of `load` in schema pgscatter, and
+             the sequences
     build    indexes and ANALYZE, by `schema apply` and at the end of a load: to own the table
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from enum import StrEnum
 
 import asyncpg
@@ -48,6 +50,7 @@ class Held(msgspec.Struct, frozen=True):
         schemas: of the table's, pgvector's and `pgscatter`, those that exist; whether it may use them.
         progress: rights on each of `PROGRESS` that exists.
         database: the database, and whether it may create schemas there.
+        shut: by column, the sequence that its default reads and the role may not.
     """
 
     role: str
@@ -59,6 +62,7 @@ class Held(msgspec.Struct, frozen=True):
     schemas: dict[str, bool]
     progress: dict[str, frozenset[str]]
     database: tuple[str, bool] = ("", False)
+    shut: Mapping[str, str] = {}
 
 
 _HELD = """
@@ -88,6 +92,16 @@ SELECT n.nspname || '.' || c.relname AS name,
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname || '.' || c.relname = ANY($1::text[])
 """
+# An identity column needs no right on its sequence, and has no expression for a default.
+_SHUT = """
+SELECT a.attname::text AS name, quote_ident(n.nspname) || '.' || quote_ident(s.relname) AS sequence
+FROM pg_attrdef e JOIN pg_attribute a ON a.attrelid = e.adrelid AND a.attnum = e.adnum
+     JOIN pg_depend d ON d.classid = 'pg_attrdef'::regclass AND d.objid = e.oid
+                      AND d.refclassid = 'pg_class'::regclass
+     JOIN pg_class s ON s.oid = d.refobjid JOIN pg_namespace n ON n.oid = s.relnamespace
+WHERE e.adrelid = $1
+  AND CASE s.relkind WHEN 'S' THEN NOT has_sequence_privilege(s.oid, 'USAGE, UPDATE') ELSE false END
+"""
 
 
 async def held_rights(connection: asyncpg.Connection, collection: Collection) -> Held | None:
@@ -108,6 +122,7 @@ async def held_rights(connection: asyncpg.Connection, collection: Collection) ->
     columns = await connection.fetch(_COLUMNS, row["oid"])
     schemas = await connection.fetch(_SCHEMAS, row["vector"], [table.schema, "pgscatter"])
     progress = await connection.fetch(_PROGRESS, list(PROGRESS), list(_PROGRESS_RIGHTS))
+    shut = await connection.fetch(_SHUT, row["oid"])
     rights = frozenset(row["rights"])
     return Held(
         role=row["role"],
@@ -119,6 +134,7 @@ async def held_rights(connection: asyncpg.Connection, collection: Collection) ->
         schemas={schema["name"]: schema["usable"] for schema in schemas},
         progress={one["name"]: frozenset(one["rights"]) for one in progress},
         database=(row["database"], row["creates"]),
+        shut={one["name"]: one["sequence"] for one in shut},
     )
 
 
@@ -147,6 +163,11 @@ def missing_rights(collection: Collection, held: Held, use: Use) -> list[str]:
             grants.append(f"GRANT {right}{some} {on}")
     if use is Use.WRITE and "DELETE" not in held.table:
         grants.append(f"GRANT DELETE {on}")
+    if use is not Use.READ:
+        # What every document has reads no default.
+        given = (id_, collection.vector.column, collection.sharding.key.column)
+        read = sorted({sequence for name, sequence in held.shut.items() if name not in given})
+        grants += [f"GRANT USAGE ON SEQUENCE {sequence} TO {held.role}" for sequence in read]
     if use is Use.LOAD:
         grants += _on_progress(held)
     return grants

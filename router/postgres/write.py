@@ -54,7 +54,9 @@ async def explained(connection: Connection, collection: Collection, work: Callab
         return await work()
     except asyncpg.InsufficientPrivilegeError as exc:
         denied = node_error(exc).kind is ErrorKind.DENIED
-        if denied and not connection.is_closed() and not connection.is_in_transaction():
+        if denied and not connection.is_closed():
+            if connection.is_in_transaction():
+                await connection.execute("ROLLBACK")
             held = await held_rights(connection, collection)
             missing = held and lacking(missing_rights(collection, held, Use.WRITE), held.role)
             if missing:

@@ -14,6 +14,7 @@ import asyncpg
 import msgspec
 
 from router.postgres.rights import Held, held_rights
+from router.schema.alike import Traits, shard_differences, traits_of
 from router.schema.findings import (
     Finding,
     NodeFacts,
@@ -119,8 +120,10 @@ async def check(shard_map: ShardMap, collections: Sequence[Collection], display:
     facts, failed = await on_each(nodes, one, _NODE_SECONDS, at_once=_AT_ONCE)
     meter.end()
     findings: list[Finding] = []
+    traits: dict[str, Traits] = {}
     for shard, some in held.items():
         asked = [facts[key] for key in nodes if key[0] == shard and key in facts]
+        traits[shard] = traits_of(some, asked)
         findings += [
             Finding(shard, Severity.ERROR, f"cannot be asked: {error}", nodes=(name,))
             for (where, name), error in failed.items()
@@ -128,6 +131,7 @@ async def check(shard_map: ShardMap, collections: Sequence[Collection], display:
         ]
         findings += _of_primaries(shard, asked)
         findings += shard_findings(shard, some, asked, nodes=len(shard_map.shards[shard].nodes))
+    findings += shard_differences(traits)
     findings += version_findings({key: one.versions for key, one in facts.items()})
     order = list(held)
     findings.sort(key=lambda finding: (order.index(finding.shard), list(Severity).index(finding.severity)))

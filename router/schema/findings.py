@@ -247,7 +247,7 @@ def _of_rights(shard: str, collection: Collection, held: Held) -> list[Finding]:
     writes = [grant for grant in missing_rights(collection, held, Use.WRITE) if grant not in reads]
     if writes and not _may_write(held):
         message = f"role {held.role} may read, but not write"
-        return [*found, Finding(shard, Severity.NOTE, message, collection.name)]
+        return found or [Finding(shard, Severity.NOTE, message, collection.name)]
     return found + [
         Finding(shard, Severity.ERROR, f"the role lacks a right: {grant}", collection.name)
         for grant in writes

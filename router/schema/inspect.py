@@ -23,6 +23,7 @@ class FoundColumn(msgspec.Struct, frozen=True):
     generated: bool
     deterministic: bool
     collation: str | None = None
+    default: str | None = None
 
 
 class FoundIndex(msgspec.Struct, frozen=True):
@@ -34,7 +35,7 @@ class FoundIndex(msgspec.Struct, frozen=True):
         collation: the first key's, None if its type has none.
         default_opclass: the first key's operator class is that of its type.
         building: some session is at work on it.
-        analyzed: the server has statistics of its expressions, if it has any.
+        analyzed: the server has statistics of its expressions, if it has any and the role may see them.
     """
 
     name: str
@@ -62,6 +63,10 @@ class Found(msgspec.Struct, frozen=True):
         relations: names of all tables and indexes in the table's schema.
         loading: a load is at work on it, or another run builds its indexes.
         policed: its policies may hide rows from the session's role.
+        constraints: those that are no indexes, as the server writes them.
+        triggers: those that are on, each with its function.
+        outdated: collations of its indexes' keys that are not as when these were built: name, version then
+            and now.
     """
 
     vector: str | None
@@ -78,6 +83,9 @@ class Found(msgspec.Struct, frozen=True):
     loading: bool = False
     policed: bool = False
     encoding: str = "UTF8"
+    constraints: tuple[str, ...] = ()
+    triggers: tuple[str, ...] = ()
+    outdated: tuple[tuple[str, str, str], ...] = ()
 
 
 class Misplaced(msgspec.Struct, frozen=True):
@@ -101,6 +109,10 @@ SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS vector,
 
 _TABLE = f"""
 SELECT c.oid, c.relkind::text AS kind, c.relpersistence = 'p' AS permanent,
+       ARRAY(SELECT pg_get_constraintdef(oid) FROM pg_constraint
+             WHERE conrelid = c.oid AND contype IN ('c', 'f', 'x')) AS constraints,
+       ARRAY(SELECT tgname || ' that calls ' || tgfoid::regproc::text FROM pg_trigger
+             WHERE tgrelid = c.oid AND NOT tgisinternal AND tgenabled <> 'D') AS triggers,
        c.relpages = 0 AND c.reltuples <= 0 AS unfilled, row_security_active(c.oid) AS policed,
        EXISTS (SELECT FROM pg_locks l JOIN pg_database d ON d.oid = l.database
                WHERE l.locktype = 'advisory' AND l.classid = {LOAD_CLASS} AND l.objid = c.oid
@@ -110,16 +122,26 @@ FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
 WHERE n.nspname = $1 AND c.relname = $2
 """
 
+# pgvector's types are named without its schema, as the map does, also where the role may not use that.
 _COLUMNS = """
-SELECT a.attname AS name, format_type(a.atttypid, a.atttypmod) AS type, a.attnotnull AS not_null,
+SELECT a.attname AS name,
+       CASE WHEN t.typname IN ('vector', 'halfvec')
+                 AND t.typnamespace = (SELECT extnamespace FROM pg_extension WHERE extname = 'vector')
+            THEN t.typname || CASE WHEN a.atttypmod > 0 THEN '(' || a.atttypmod || ')' ELSE '' END
+            ELSE format_type(a.atttypid, a.atttypmod) END AS type,
+       a.attnotnull AS not_null,
        a.atthasdef OR a.attidentity <> '' AS filled,
        a.attgenerated <> '' OR (a.attidentity = 'a' AND a.attname <> $2) AS generated,
-       COALESCE(l.collisdeterministic, true) AS deterministic, l.collname::text AS collation
-FROM pg_attribute a LEFT JOIN pg_collation l ON l.oid = a.attcollation
+       COALESCE(l.collisdeterministic, true) AS deterministic, l.collname::text AS collation,
+       CASE a.attgenerated WHEN '' THEN pg_get_expr(d.adbin, d.adrelid) END AS default
+FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_collation l ON l.oid = a.attcollation
+     LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
 ORDER BY a.attnum
 """
 
+# Who builds which index is shown to few roles, and by REINDEX CONCURRENTLY also the old one is invalid for a
+# time; but everybody sees who builds some and which table he has locked for it.
 # A deferrable unique index cannot serve ON CONFLICT, nor can one over part of the rows.
 _INDEXES = """
 SELECT c.relname AS name, m.amname AS method, pg_get_indexdef(i.indexrelid) AS definition,
@@ -130,9 +152,12 @@ SELECT c.relname AS name, m.amname AS method, pg_get_indexdef(i.indexrelid) AS d
        i.indisvalid AND i.indisready AND i.indislive AS valid,
        (SELECT collname::text FROM pg_collation l WHERE l.oid = i.indcollation[0]) AS collation,
        o.opcdefault AS default_opclass,
-       EXISTS (SELECT FROM pg_stat_progress_create_index b WHERE b.index_relid = c.oid) AS building,
+       EXISTS (SELECT FROM pg_stat_progress_create_index b WHERE b.index_relid = c.oid OR NOT i.indisvalid
+               AND b.pid IN (SELECT pid FROM pg_locks WHERE relation = i.indrelid AND granted
+                             AND mode = 'ShareUpdateExclusiveLock')) AS building,
        c.relkind = 'I'  -- of whose partitions alone there are any
            OR i.indexprs IS NULL
+           OR NOT has_column_privilege(c.oid, 1::int2, 'SELECT')  -- who is not shown any
            OR EXISTS (SELECT FROM pg_stats s JOIN pg_namespace n ON n.nspname = s.schemaname
                       WHERE n.oid = c.relnamespace AND s.tablename = c.relname) AS analyzed
 FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = c.relam
@@ -140,6 +165,21 @@ FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid JOIN pg_am m ON m.oid = 
 WHERE i.indrelid = $1
 ORDER BY c.relname
 """
+# An index on texts is in the order of its collation as that was when it was built; rows are not found in one
+# that an upgrade of the system has changed.
+_OUTDATED = """
+SELECT * FROM (
+    SELECT CASE l.collprovider WHEN 'd' THEN 'of the database' ELSE quote_ident(l.collname) END AS name,
+           CASE l.collprovider WHEN 'd' THEN d.datcollversion ELSE l.collversion END AS built,
+           CASE l.collprovider WHEN 'd' THEN pg_database_collation_actual_version(d.oid)
+                ELSE pg_collation_actual_version(l.oid) END AS now
+    FROM pg_collation l, pg_database d
+    WHERE d.datname = current_database()
+      AND l.oid IN (SELECT unnest(i.indcollation) FROM pg_index i WHERE i.indrelid = $1)) v
+WHERE built <> now ORDER BY name
+"""
+# Older ones keep no version of the database's own.
+_OUTDATED_SINCE = 15
 
 
 async def inspect(connection: asyncpg.Connection, collection: Collection, *, read_rows: bool = True) -> Found:
@@ -166,6 +206,8 @@ async def inspect(connection: asyncpg.Connection, collection: Collection, *, rea
         FoundColumn(**column) for column in await connection.fetch(_COLUMNS, row["oid"], collection.id.column)
     ]
     indexes = await _indexes(connection, row["oid"])
+    known = connection.get_server_version().major >= _OUTDATED_SINCE
+    outdated = await connection.fetch(_OUTDATED, row["oid"]) if known else []
     stored = row["kind"] in ("r", "p")
     empty = not stored or row["unfilled"]
     if stored and read_rows:
@@ -177,6 +219,9 @@ async def inspect(connection: asyncpg.Connection, collection: Collection, *, rea
         permanent=row["permanent"],
         loading=row["loading"],
         policed=row["policed"],
+        constraints=tuple(row["constraints"]),
+        triggers=tuple(row["triggers"]),
+        outdated=tuple((one["name"], one["built"], one["now"]) for one in outdated),
         columns={column.name: column for column in columns},
         indexes=tuple(indexes),
         empty=empty,

@@ -25,7 +25,9 @@ __all__ = [
     "Change",
     "changes",
     "differences",
+    "expected",
     "filter_index",
+    "fits",
     "mismatches",
     "notes",
     "remarks",
@@ -35,7 +37,7 @@ __all__ = [
 
 # Without an encoding, the bytes are those that were sent, which are UTF-8.
 _BY_CODE_POINT = frozenset({"UTF8", "SQL_ASCII"})
-_VECTOR = re.compile(r"(?:\w+\.)?(?:vector|halfvec)(?:\((?P<dimensions>\d+)\))?")
+_VECTOR = re.compile(r"(?:vector|halfvec)(?:\((?P<dimensions>\d+)\))?")
 _ROUNDING = ("numeric", "timestamp without time zone", "timestamp with time zone")
 _KINDS = {
     "v": "a view",
@@ -124,6 +126,11 @@ def differences(collection: Collection, found: Found) -> list[str]:
             said.append(f"index {index.name} is left over from a build that failed; drop it")
         elif index.method in ("hnsw", "ivfflat") and not _is_vector_index(collection, index):
             said += _of_other_vectors(collection, index)
+    said += [
+        f"the collation {name} has changed since indexes of texts were built, from version {built} to {now},"
+        f" so that rows may not be found; right would be: REINDEX TABLE {collection.table}"
+        for name, built, now in found.outdated
+    ]
     return said
 
 
@@ -169,6 +176,23 @@ def changes(collection: Collection, found: Found, *, vector_index: bool) -> list
     return missing
 
 
+def fits(collection: Collection, column: FoundColumn, type_: str) -> bool:
+    """Whether values of `type_` can be stored in the column and found there again."""
+    if column.type == type_:
+        return True
+    if type_ == ValueType.TEXT:
+        return column.type.startswith("character varying")
+    # Rounding a sharding key after it was located would put the row on the wrong shard.
+    return _rounds(column, type_) and column.name != collection.sharding.key.column
+
+
+def expected(collection: Collection, index: FoundIndex) -> bool:
+    """Whether the map asks for it, or has its own word on it: what is on ids and vectors."""
+    on_vector = index.method in ("hnsw", "ivfflat") and _of_vectors(collection, index)
+    unique_id = index.unique and index.keys == (collection.id.column,)
+    return on_vector or unique_id or any(one.serves(index) for one in _wanted_indexes(collection, True))
+
+
 def vector_index(collection: Collection, found: Found) -> FoundIndex | None:
     """An index that serves the collection's searches, under whatever name."""
     return _serving(found, lambda index: _is_vector_index(collection, index))
@@ -190,10 +214,14 @@ def _is_vector_index(collection: Collection, index: FoundIndex) -> bool:
     return index.opclass == key.opclass and same_expression(index.keys[0], key.expression)
 
 
+def _of_vectors(collection: Collection, index: FoundIndex) -> bool:
+    return any(re.search(rf"\b{collection.vector.column}\b", one) for one in index.keys)
+
+
 def _of_other_vectors(collection: Collection, index: FoundIndex) -> list[str]:
     """What an index on the vector column does that is not the one of the map."""
-    column, key = collection.vector.column, ddl.vector_key(collection)
-    if not any(re.search(rf"\b{column}\b", one) for one in index.keys):
+    key = ddl.vector_key(collection)
+    if not _of_vectors(collection, index):
         return []
     name = f"index {index.name} ({index.method}, {index.opclass})"
     if index.method != "hnsw" and index.opclass == key.opclass:
@@ -322,7 +350,7 @@ def _column(collection: Collection, found: Found, name: str, type_: str) -> list
         return [missing]
     problems = []
     required = {collection.id.column, collection.vector.column, collection.sharding.key.column}
-    if not _fits(collection, column, type_):
+    if not fits(collection, column, type_):
         problems.append(f"column {name} is {column.type}; right would be: {alter} TYPE {type_}")
     if name in required and not column.not_null:
         problems.append(f"column {name} may be NULL; right would be: {alter} SET NOT NULL")
@@ -336,15 +364,6 @@ def _column(collection: Collection, found: Found, name: str, type_: str) -> list
             f' right would be: {alter} TYPE text COLLATE "C"'
         )
     return problems
-
-
-def _fits(collection: Collection, column: FoundColumn, type_: str) -> bool:
-    if column.type == type_:
-        return True
-    if type_ == ValueType.TEXT:
-        return column.type.startswith("character varying")
-    # Rounding a sharding key after it was located would put the row on the wrong shard.
-    return _rounds(column, type_) and column.name != collection.sharding.key.column
 
 
 def _rounds(column: FoundColumn, type_: str) -> bool:

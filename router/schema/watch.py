@@ -22,6 +22,7 @@ from router.nodes.node import Node
 from router.policy.selection import Health
 from router.postgres.connection import POSTGRES_ERRORS, ErrorKind, NodeError, node_error
 from router.query.errors import OverloadedError
+from router.schema.alike import Traits, shard_differences, traits_of
 from router.schema.check import collections_by_shard, read_facts
 from router.schema.findings import Finding, NodeFacts, Severity, Versions, shard_findings, version_findings
 from router.schema.session import connect
@@ -94,6 +95,8 @@ class SchemaWatch:
                 self._nodes.setdefault(node.shard, []).append(node)
         self._found: dict[str, list[Finding]] = {}
         self._versions: dict[tuple[str, str], Versions] = {}
+        self._traits: dict[str, Traits] = {}
+        self._differences: list[Finding] | None = []  # None: to be found anew, which is dear with many shards
         self._state: SchemaState | None = SchemaState()  # None: to be made anew
         self._wanting: set[str] = set()  # shards on which something is wrong, or that could not be looked at
         self._woken = {shard: asyncio.Event() for shard in self._nodes}
@@ -108,8 +111,11 @@ class SchemaWatch:
         """The same object until something has changed."""
         if self._state is None:
             told = [finding for shard in self._nodes for finding in self._found.get(shard, [])]
+            if self._differences is None:
+                self._differences = shard_differences(self._traits)
             self._state = SchemaState(
-                (*told, *version_findings(self._versions)), _unsearchable(self._found.values())
+                (*told, *self._differences, *version_findings(self._versions)),
+                _unsearchable(self._found.values()),
             )
         return self._state
 
@@ -193,8 +199,11 @@ class SchemaWatch:
         held = self._collections[shard]
         found = shard_findings(shard, held, facts, nodes=len(self._nodes[shard]))
         self._versions |= {(shard, one.node): one.versions for one in facts}
+        known, traits = self._traits.get(shard), traits_of(held, facts)
+        if traits != known:
+            self._traits[shard], self._differences = traits, None
         self._state = None
-        if found != self._found.get(shard, []):
+        if found != self._found.get(shard, []) or known not in (None, traits):
             self._counters.note_schema(shard)
         self._tell(shard, _graver(self._found.get(shard, [])), _graver(found))
         self._found[shard] = found

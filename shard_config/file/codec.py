@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from shard_config.file.problems import MAX_PROBLEMS, Findings, MapError, Problem
 from shard_config.file.reader import Context, Cursor
 from shard_config.model import ShardMap
 
-__all__ = ["MAP", "MapError", "load", "parse", "read", "to_json"]
+__all__ = ["MAP", "MapError", "about_dsns", "load", "parse", "read", "to_json"]
 
 MAP = {
     "version": integer(limits.VERSION, help="Raise it with every change of the map.").required("1"),
@@ -91,6 +91,19 @@ def parse(
     if findings.problems:
         raise MapError(findings.problems)
     return shard_map
+
+
+def about_dsns(
+    text: str, name: str, shard_map: ShardMap, complaints: Callable[[str], Iterable[str]]
+) -> list[Problem]:
+    """What `complaints` says of each node's DSN, with its place in `text`, which is that of `shard_map`."""
+    shards = Cursor(compose(text), "", 1, 1, Context(Findings(name), {}, "."))["shards"]
+    return [
+        Problem(name, at["dsn"].line, at["dsn"].column, at["dsn"].path, said)
+        for shard in shard_map.shards.values()
+        for node, at in zip(shard.nodes, shards[shard.name]["nodes"].items(), strict=True)
+        for said in complaints(node.dsn)
+    ]
 
 
 def to_json(shard_map: ShardMap) -> dict[str, Any]:

@@ -33,7 +33,9 @@ from deploy.local import Cluster
 from router.bulk.copy import copy_blocks
 from router.bulk.load import Options
 from router.bulk.load import load as run_load
+from router.bulk.resume import Job
 from router.bulk.scalars import JSONB, encoder
+from router.bulk.start import find_primaries, start
 from router.postgres.connection import POSTGRES_ERRORS
 from router.schema.load_lock import load_lock
 from router.terminal import Display
@@ -639,6 +641,32 @@ async def test_schema_apply_leaves_the_index_to_a_load_at_work_and_not_to_one_th
     assert await hnsw(path, table) == [1, 1, 1, 1]
     load(source, path, "--chunk-rows", 20)
     await check(path, vectors, table)
+
+
+async def test_a_load_killed_before_its_first_row_goes_on_without_the_index_that_apply_has_built_since(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    table = fresh()
+    path = applied_map(cluster, tmp_path, docs=collection(table=table))
+    shards = codec.load(path)
+    docs = shards.collections["docs"]
+
+    async def begin() -> None:
+        primaries = await find_primaries(shards, docs)
+        try:
+            await start(docs, primaries, Job("a file", "its options"), chunk_rows=20, restart=False)
+        finally:
+            for primary in primaries.values():
+                primary.close()
+
+    await begin()
+    pgscatter("schema", "apply", "--map", path)
+    assert await hnsw(path, table) == [1, 1, 1, 1]
+    await begin()
+    assert await hnsw(path, table) == [0, 0, 0, 0]
+    # Whoever gives the load up still gets the index.
+    pgscatter("schema", "apply", "--map", path)
+    assert await hnsw(path, table) == [1, 1, 1, 1]
 
 
 async def test_a_load_does_not_begin_under_a_build_of_the_index(

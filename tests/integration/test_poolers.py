@@ -22,7 +22,7 @@ from router.nodes.node import Node
 from router.nodes.prober import _Pace, _Watch
 from router.policy.limit import Limit
 from router.postgres.connection import Connection, ErrorKind, NodeError, open_connection
-from router.postgres.pooler import SHARED
+from router.postgres.pooler import SHARED, PoolerError, check_sessions
 from router.query.errors import RouterError
 from router.schema.apply import apply
 from router.settings import Settings
@@ -79,6 +79,35 @@ async def test_a_pooler_that_shares_processes_is_refused_before_anything_is_set(
                 assert await other.fetchval("SHOW enable_sort") == "on"
         finally:
             other.terminate()
+
+
+async def test_a_change_of_processes_is_seen_without_a_second_connection(pair: Cluster) -> None:
+    async with stand_in(primary(pair), "transaction", size=2, round_robin=True) as pooler:
+        await busy(pooler, 2)
+        connection = await asyncpg.connect(pooler.dsn, statement_cache_size=0)
+        try:
+            with pytest.raises(PoolerError):
+                await check_sessions(connection, None)
+        finally:
+            connection.terminate()
+
+
+async def test_a_process_that_another_client_had_when_the_second_connection_came_is_asked_for_again(
+    pair: Cluster,
+) -> None:
+    async with stand_in(primary(pair), "transaction", size=2) as pooler:
+        connection, client = [await asyncpg.connect(pooler.dsn, statement_cache_size=0) for _ in range(2)]
+
+        async def another() -> asyncpg.Connection:
+            await client.execute("BEGIN")  # in the one process that there was, so the second gets a new one
+            return await asyncpg.connect(pooler.dsn, statement_cache_size=0)
+
+        try:
+            with pytest.raises(PoolerError):
+                await check_sessions(connection, another)
+        finally:
+            connection.terminate()
+            client.terminate()
 
 
 async def test_pgbouncer_that_shares_processes_between_statements_is_refused(pair: Cluster) -> None:
@@ -246,6 +275,34 @@ async def test_a_probe_that_another_process_answers_than_before_is_a_shared_sess
             await watch._state(connection)
     finally:
         connection.terminate()
+
+
+async def test_a_pooler_that_only_new_connections_meet_is_found_by_the_first_of_them(pair: Cluster) -> None:
+    async with stand_in(primary(pair), "transaction", size=1) as pooler:
+        node = Node(model.Node("a", pooler.dsn), "s0", Settings(), Limit(1, 1))
+        try:
+            # The probes of such a node have an older connection, which is direct.
+            for pool in (node.reads, node.writes):
+                with pytest.raises(NodeError, match="shares server processes"):
+                    async with pool.session():
+                        raise AssertionError("opened")
+        finally:
+            await node.close()
+
+
+async def test_what_a_probe_has_found_of_a_pooler_costs_other_connections_nothing(pair: Cluster) -> None:
+    async with stand_in(primary(pair), "session") as pooler:
+        for dsn, pooled in ((primary(pair), False), (pooler.dsn, True)):
+            node = Node(model.Node("a", dsn), "s0", Settings(), Limit(1, 1))
+            watch = _Watch(node, Group([node]), _Pace(1, Settings()), Settings())
+            try:
+                (await watch._open()).terminate()
+                assert node.pooled is pooled
+                before = pooler.clients
+                async with node.reads.session():
+                    assert pooler.clients - before == pooled
+            finally:
+                await node.close()
 
 
 async def test_a_pooler_that_begins_to_share_processes_takes_the_node_down(pair: Cluster) -> None:

@@ -21,9 +21,13 @@ import pytest
 from deploy.local import Cluster
 from router.bulk.errors import LoadError
 from router.bulk.load import Options, Summary, load
+from router.postgres.filter_indexes import filter_indexes
 from router.postgres.rights import Use, held_rights, missing_rights
 from router.postgres.sql import mapped_columns
+from router.schema import ddl
 from router.schema.apply import ShardResult, apply
+from router.schema.check import read_facts
+from router.schema.findings import shard_findings
 from router.settings import Settings
 from router.terminal import Display
 from router.topology import Parts, Topology
@@ -164,6 +168,43 @@ async def test_a_column_that_may_not_be_read_fails_what_reads_it_and_nothing_els
             assert (await client.get("/count")).status_code == 200
             answer = await client.get("/documents/1")
             assert (answer.status_code, "permission denied" in answer.text) == (500, True)
+            # What to grant is told by the check: the answer names no role.
+            assert "`pgscatter schema check` says which it lacks" in answer.text
+
+
+async def test_a_check_by_a_role_with_few_rights_finds_these_missing_and_nothing_else(owned: Cluster) -> None:
+    indexes = {("lang",): model.MetadataType.TEXT}
+    async with tables(owned, metadata_indexes=indexes) as made:
+        (node, *_) = owned.nodes
+        table = made.collection.table
+        (wanted,) = filter_indexes(made.collection)
+        create = ddl.create_filter_index(made.collection, wanted, f"{table.name}_lang")
+        await made.grant(create.replace("{", "{{").replace("}", "}}"), f"ANALYZE {table}")
+        await made.grant("REVOKE USAGE ON SCHEMA public FROM PUBLIC")
+        try:
+
+            async def found() -> set[str]:
+                connection = await asyncpg.connect(as_role(node.dsn, made.role))
+                try:
+                    facts = await read_facts(connection, node.name, [made.collection])
+                finally:
+                    await connection.close()
+                return {str(one) for one in shard_findings("s0", [made.collection], [facts], nodes=1)}
+
+            before = await found()
+            assert before >= {
+                f"error: docs: the role lacks a right: GRANT USAGE ON SCHEMA public TO {made.role}",
+                f"error: docs: the role lacks a right: GRANT SELECT ON {table} TO {made.role}",
+            }
+            # Of all else, what a superuser is told too.
+            await made.grant("GRANT USAGE ON SCHEMA public TO {role}", "GRANT SELECT ON {table} TO {role}")
+            note = f"note: docs: role {made.role} may read, but not write"
+            rest = {one for one in before if "lacks a right" not in one}
+            assert await found() == {*rest, note}
+            await made.grant("ALTER ROLE {role} SUPERUSER")
+            assert await found() == rest
+        finally:
+            await made.grant("GRANT USAGE ON SCHEMA public TO PUBLIC")
 
 
 WRITES: dict[str, tuple[str, str, dict[str, Any]]] = {
@@ -231,6 +272,38 @@ async def test_the_one_right_that_is_missing_is_named(owned: Cluster, right: str
             await made.grant(*await made.lacks(Use.WRITE))
             for method, path, options in WRITES.values():
                 assert (await client.request(method, path, **options)).status_code in (200, 404)
+
+
+async def test_a_default_that_reads_a_sequence_which_the_role_may_not_denies_writes(owned: Cluster) -> None:
+    async with tables(owned) as made:
+        sequence = f"{made.collection.table}_numbers"
+        await made.grant(
+            "GRANT SELECT, INSERT, UPDATE, DELETE ON {table} TO {role}",
+            f"CREATE SEQUENCE {sequence}",
+            f"ALTER TABLE {{table}} ADD COLUMN number bigint NOT NULL DEFAULT nextval('{sequence}')",
+            f"ALTER SEQUENCE {sequence} OWNED BY {{table}}.number",
+        )
+        assert await made.lacks(Use.WRITE) == [f"GRANT USAGE ON SEQUENCE {sequence} TO {made.role}"]
+        async with made.router() as served, served.over_http() as client:
+            method, path, options = WRITES["put"]
+            answer = await client.request(method, path, **options)
+            assert (answer.status_code, answer.json()["type"]) == (403, "urn:pgscatter:problem:write-denied")
+            lacks = f"the router's role lacks USAGE ON SEQUENCE {sequence}"
+            assert lacks in answer.text
+            # Also where documents are sent singly, because one is invalid, before another reads the default.
+            await made.grant(
+                "ALTER TABLE {table} DROP COLUMN number, ADD CHECK (price <> 13)",
+                f"CREATE SEQUENCE {sequence}",
+                f"ALTER TABLE {{table}} ALTER price SET DEFAULT nextval('{sequence}')",
+            )
+            documents: list[dict[str, Any]] = [{"id": i, "vector": [1.0] * 8} for i in range(60)]
+            for document in documents[:30]:
+                document["price"] = 13.0
+            answer = await client.put("/documents", json={"documents": documents})
+            said = [failure["message"] for failure in answer.json()["failures"]]
+            assert (answer.status_code, len(said), all(lacks in one for one in said)) == (403, 60, True)
+            await made.grant(*await made.lacks(Use.WRITE))
+            assert (await client.request(method, path, **options)).json()["stored"] == 6
 
 
 async def test_rights_that_one_shard_denies_fail_its_documents_alone(owned: Cluster) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,11 @@ import asyncpg
 import pytest
 
 from deploy.local import Cluster
+from router.schema.check import read_facts
+from router.schema.findings import shard_findings
+from shard_config.file import codec
 from tests.integration.apps import applied_map, collection, pgscatter
+from tests.integration.test_rights import as_role
 
 FINE = [f"s{i}: as the map says, on 2 nodes" for i in range(4)]
 INDEXED = {"columns": {"category": {"type": "text", "index": True}, "price": "float8"}}
@@ -89,6 +94,85 @@ async def test_what_was_changed_on_one_shard_is_found_on_its_primary_and_its_rep
     assert all(line.startswith("s2: ") and "(on" not in line for line in errors)
     assert lines == [line for line in FINE if not line.startswith("s2")]
     assert check(path, "--collection", "fine") == (0, FINE, [])
+
+
+async def test_what_the_map_leaves_open_is_compared_between_shards_and_collations_with_the_system(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    entry = collection(**INDEXED)
+    path = applied_map(cluster, tmp_path, docs=entry)
+    table = entry["table"]
+    await on(
+        cluster,
+        "s2-a",
+        f"CREATE UNIQUE INDEX named_anyhow ON {table} (content);"
+        f"ALTER TABLE {table} ADD CHECK (price > 0), ALTER content SET NOT NULL;"
+        f"ALTER TABLE {table} ALTER category SET DEFAULT 'x';"
+        f"ALTER TABLE {table} ADD COLUMN folded text COLLATE pg_c_utf8; CREATE INDEX ON {table} (folded);"
+        "CREATE FUNCTION nothing() RETURNS trigger LANGUAGE plpgsql AS 'BEGIN RETURN NEW; END';"
+        f"CREATE TRIGGER t BEFORE UPDATE ON {table} FOR EACH ROW EXECUTE FUNCTION nothing()",
+    )
+    versions = (
+        ("pg_collation SET collversion", "collname = 'pg_c_utf8'"),
+        ("pg_database SET datcollversion", "datname = current_database()"),
+    )
+    try:
+        for one, where in versions:
+            await on(cluster, "s2-a", f"UPDATE {one} = 'old.' || {one.split()[-1]} WHERE {where}")
+        await caught_up(cluster)
+        status, _, errors = check(path)
+    finally:
+        for one, where in versions:
+            await on(cluster, "s2-a", f"UPDATE {one} = substr({one.split()[-1]}, 5) WHERE {where}")
+        await on(cluster, "s2-a", f"DROP TABLE {table}; DROP FUNCTION nothing")
+    has = "s2: warning: docs: has {}, which s0, s1 and s3 lack"
+    traits = (
+        "NOT NULL on column content",
+        "the constraint CHECK ((price > (0)::double precision))",
+        "the default 'x'::text of column category",
+        "the index btree (folded)",
+        "the trigger t that calls nothing",
+        "the unique index btree (content)",
+    )
+    changed = (
+        "s2: warning: docs: the collation {} has changed since indexes of texts were built, from version"
+        f" old.1 to 1, so that rows may not be found; right would be: REINDEX TABLE {table}"
+    )
+    collations = [changed.format("of the database"), changed.format("pg_c_utf8")]
+    assert (status, errors) == (1, [*collations, *(has.format(trait) for trait in traits)])
+
+
+@pytest.mark.parametrize("suffix", ["ccnew", "ccold"])
+async def test_an_index_that_is_being_rebuilt_is_not_left_over_whoever_looks(
+    cluster: Cluster, tmp_path: Path, suffix: str
+) -> None:
+    entry = collection(**INDEXED)
+    docs = codec.load(applied_map(cluster, tmp_path, docs=entry)).collections["docs"]
+    table, node = entry["table"], cluster.node("s2-a")
+    name = f"{table.split('.')[1]}_category_filter"
+    await on(cluster, "s2-a", f"CREATE ROLE onlooker LOGIN; GRANT SELECT ON {table} TO onlooker")
+    builder, reader, looker = [await asyncpg.connect(node.dsn) for _ in range(3)]
+    onlooker = await asyncpg.connect(as_role(node.dsn, "onlooker"))
+    try:
+        # An old snapshot keeps the new index from being used, and whoever has read the old one keeps that.
+        level = "REPEATABLE READ" if suffix == "ccnew" else "READ COMMITTED"
+        await reader.execute(f"BEGIN ISOLATION LEVEL {level}; SELECT FROM {table}")
+        build = asyncio.create_task(builder.execute(f"REINDEX INDEX CONCURRENTLY public.{name}"))
+        states = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass($1)"
+        async with asyncio.timeout(20):
+            while await looker.fetchval(states, f"public.{name}_{suffix}") is None:
+                await asyncio.sleep(0.01)
+        for connection in (looker, onlooker):
+            facts = await read_facts(connection, "s2-a", [docs])
+            said = [str(one) for one in shard_findings("s2", [docs], [facts], nodes=1)]
+            assert f"note: docs: index {name}_{suffix} is being built by another session" in said
+            assert not [one for one in said if "left over" in one]
+        await reader.execute("COMMIT")
+        await build
+    finally:
+        for connection in (builder, reader, looker, onlooker):
+            connection.terminate()
+        await on(cluster, "s2-a", "DROP OWNED BY onlooker; DROP ROLE onlooker")
 
 
 async def caught_up(cluster: Cluster) -> None:

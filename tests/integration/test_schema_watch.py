@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import httpx
@@ -17,14 +18,17 @@ import pytest
 
 from deploy.local import Cluster
 from router.freshness.worker_counters import create
+from router.nodes.node import Node
+from router.policy.limit import Limit
 from router.query.types import Found
 from router.schema.findings import Severity
+from router.schema.watch import _ask
 from router.settings import Settings
 from router.topology import Parts, Topology
-from shard_config import load
+from shard_config import load, model
 from tests.conftest import Serve
 from tests.integration.apps import applied_map, collection, pgscatter, write_map
-from tests.integration.worlds import World, execute, hits, world
+from tests.integration.worlds import World, execute, hits, shard_map, world
 
 SHARDS = ("s0", "s1", "s2", "s3")
 
@@ -149,6 +153,22 @@ async def test_a_worker_looks_where_another_has_found_a_change(cluster: Cluster,
         assert not topology.snapshot.ready()[1]["s1"]
     finally:
         await topology.close()
+
+
+async def test_a_node_without_the_extension_is_looked_at_over_a_connection_of_its_own(
+    cluster: Cluster,
+) -> None:
+    dsn = cluster.node("s1-a").dsn
+    await execute(dsn, "CREATE DATABASE without_extension")
+    shards = shard_map(cluster)
+    other = urlunsplit(urlsplit(dsn)._replace(path="/without_extension"))
+    node = Node(model.Node("s1-a", other), "s1", Settings(), Limit(1, 1))
+    try:
+        facts = await _ask(node, [shards.collections["docs"]])
+    finally:
+        await node.close()
+        await execute(dsn, "DROP DATABASE without_extension WITH (FORCE)")
+    assert (facts.versions.pgvector, facts.tables["docs"].vector) == (None, None)
 
 
 async def test_an_interval_of_zero_looks_at_nothing(cluster: Cluster) -> None:

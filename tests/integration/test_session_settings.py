@@ -191,12 +191,16 @@ async def test_settings_of_a_role_lose_against_the_routers(pair: Cluster) -> Non
     await execute(dsn, "CREATE EXTENSION IF NOT EXISTS vector; CREATE ROLE odd_role LOGIN")
     await execute(dsn, "ALTER ROLE odd_role SET default_transaction_read_only = on")
     await execute(dsn, "ALTER ROLE odd_role SET search_path = nowhere")
+    await execute(dsn, "ALTER ROLE odd_role SET enable_indexscan = off")
     as_role = urlunsplit(urlsplit(dsn)._replace(netloc=f"odd_role@{urlsplit(dsn).netloc.rsplit('@')[-1]}"))
     connection = await open_connection(as_role, connect_timeout=5, statement_timeout=7)
     try:
         shown = {
             name: await connection.fetchval("SELECT setting FROM pg_settings WHERE name = $1", name)
-            for name in ("default_transaction_read_only", "search_path", "statement_timeout")
+            for name in (
+                *("default_transaction_read_only", "search_path", "statement_timeout"),
+                "enable_indexscan",
+            )
         }
     finally:
         connection.terminate()
@@ -204,7 +208,24 @@ async def test_settings_of_a_role_lose_against_the_routers(pair: Cluster) -> Non
         "default_transaction_read_only": "off",
         "search_path": "pg_catalog, public, nowhere, pg_temp",
         "statement_timeout": "7000",
+        "enable_indexscan": "on",  # else the router's choice of the vector index would be undone
     }
+
+
+async def test_a_server_gives_up_sessions_of_a_vanished_machine_after_a_minute(pair: Cluster) -> None:
+    await execute(primary(pair), "CREATE EXTENSION IF NOT EXISTS vector")
+    for connection in (
+        await open_connection(primary(pair), connect_timeout=5, statement_timeout=7),
+        await connect(model.Node("a", primary(pair)), "pgscatter load"),
+    ):
+        try:
+            idle, interval, count = [
+                int(await connection.fetchval(f"SHOW tcp_keepalives_{name}"))
+                for name in ("idle", "interval", "count")
+            ]
+        finally:
+            connection.terminate()
+        assert 0 < idle + interval * count <= 60
 
 
 async def test_a_router_says_which_setting_a_server_refuses(

@@ -156,6 +156,24 @@ def spoilt(files: Path, how: str) -> tuple[str, str]:
             f"sslrootcert={root}&sslcert={cert}&sslkey={files}/another.key",
             f"sslcert={cert}: sslkey={files}/another.key is that of another certificate",
         )
+    if how in ("a locked key", "a key with another password"):
+        locked = files / "locked.key"
+        locked.chmod(0o600)
+        given = how == "a key with another password"
+        return (
+            f"sslrootcert={root}&sslcert={cert}&sslkey={locked}{'&sslpassword=wrong' * given}",
+            f"sslcert={cert}: sslkey={locked} is encrypted, and "
+            + ("sslpassword does not open it" if given else "there is no sslpassword"),
+        )
+    if how == "passwords that a group may read":
+        (files / "pgpass").write_text("*:*:*:*:secret\n")
+        (files / "pgpass").chmod(0o640)  # which a key of root's may have
+        return f"passfile={files}/pgpass", f"passfile={files}/pgpass: others than its owner may read"
+    if how == "an authority that has expired":
+        old = files / "expired-authority.pem"
+        (files / "both.pem").write_text(old.read_text() + Path(root).read_text())
+        assert not file_complaints(f"postgresql://u@h/d?sslmode=verify-full&sslrootcert={files}/both.pem")
+        return f"sslrootcert={old}", f"sslrootcert={old}: what is in it has expired, on Jan  2 00:00:00 2020"
     assert how == "a missing file of passwords"
     return (
         f"passfile={files}/pgpass&sslrootcert={root}",
@@ -170,6 +188,10 @@ SPOILT = [
     "a missing key",
     "a key that others may read",
     "another key",
+    "an authority that has expired",
+    "a locked key",
+    "a key with another password",
+    "passwords that a group may read",
     "a missing file of passwords",
 ]
 
@@ -199,7 +221,10 @@ def test_a_map_with_a_missing_certificate_is_valid_with_a_warning_and_not_served
     assert dsn in text
     path.write_text(text.replace(dsn, f"{dsn}?sslmode=verify-full&sslrootcert={tmp_path}/none.pem"))
     said = f"shards.s0.nodes[0].dsn: sslrootcert={tmp_path}/none.pem: No such file or directory"
+    lines = path.read_text().splitlines()
+    line = next(number for number, one in enumerate(lines, 1) if "dsn:" in one)
+    place = f"{path}:{line}:{lines[line - 1].index('dsn:') + 1}"
     validated = pgscatter("map", "validate", path)
-    assert (validated.stderr, "valid; version" in validated.stdout) == (f"{path}: warning: {said}\n", True)
+    assert (validated.stderr, "valid; version" in validated.stdout) == (f"{place}: warning: {said}\n", True)
     served = pgscatter("serve", "--map", path, "--port", 0, check=False)
-    assert (served.returncode, served.stderr) == (1, f"{path}: {said}\n")
+    assert (served.returncode, served.stderr) == (1, f"{place}: {said}\n")

@@ -33,6 +33,9 @@ class Server:
     expires = inf
     way = SimpleNamespace(moved=False)
 
+    def get_server_pid(self) -> int:
+        return self.process
+
     async def fetchrow(self, statement: str) -> dict[str, object]:
         if self.frozen:
             await asyncio.sleep(3600)

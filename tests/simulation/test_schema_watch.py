@@ -13,8 +13,8 @@ from router.nodes.node import Node
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState
 from router.postgres.connection import ErrorKind, NodeError
-from router.schema.findings import NodeFacts, Versions
-from router.schema.watch import SchemaState, SchemaWatch
+from router.schema.findings import Finding, NodeFacts, Severity, Versions
+from router.schema.watch import SchemaState, SchemaWatch, _unsearchable
 from router.settings import Settings
 from shard_config import model
 from tests.unit.test_schema_shape import collection, table
@@ -25,7 +25,7 @@ FITTING = table()
 
 
 class World:
-    """Shards of one node each; `broken` have no table, `silent` answer nothing. Looks take 5 ms."""
+    """Shards of one node each; `broken` have no table, `constrained` a constraint. Looks take 5 ms."""
 
     def __init__(self, shards: int) -> None:
         names = [f"s{i}" for i in range(shards)]
@@ -41,6 +41,7 @@ class World:
         for node in self.nodes:
             node.state = NodeState(Health.UP)
         self.broken: set[str] = set()
+        self.constrained: set[str] = set()
         self.looks: Counter[str] = Counter()
         self.at_once = self.most_at_once = 0
         self.watch = SchemaWatch(self.nodes, self.map, SETTINGS, WorkerCounters(self.map), ask=self.ask)
@@ -55,6 +56,8 @@ class World:
             self.at_once -= 1
         gone = node.shard in self.broken
         found = table(kind=None, columns={}, indexes=()) if gone else FITTING
+        if node.shard in self.constrained:
+            found = msgspec.structs.replace(found, constraints=("CHECK (price > 0)",))
         return NodeFacts(
             node.config.name, False, Versions(180000, "0.8.5", "0.8.5"), {"documents": found}, {}
         )
@@ -65,6 +68,56 @@ class World:
         for node in self.nodes:
             await node.close()
         return state
+
+
+def test_what_differs_between_shards_is_part_of_the_state_until_it_does_not() -> None:
+    noted: list[str] = []
+
+    async def hour() -> tuple[list[str], SchemaState]:
+        world = World(3)
+        world.watch._counters.note_schema = noted.append  # type: ignore[method-assign]
+        world.constrained = {"s1"}
+        await world.watch.start()
+        before = [f"{one.shard}: {one}" for one in world.watch.state.findings]
+        world.constrained = set()
+        await asyncio.sleep(2 * INTERVAL)
+        return before, await world.close()
+
+    before, after = run(hour())
+    said = "s1: warning: documents: has the constraint CHECK (price > 0), which s0 and s2 lack"
+    assert (before, after.findings) == ([said], ())
+    assert noted == ["s1"]  # for the other workers, when it changed
+
+
+def test_a_node_that_was_deposed_is_not_looked_at() -> None:
+    async def start() -> Counter[str]:
+        world = World(2)
+        world.nodes[1].state = NodeState(Health.UP, deposed=True)
+        await world.watch.start()
+        await world.close()
+        return world.looks
+
+    assert run(start()) == {"s0": 1}
+
+
+def test_a_shard_that_could_not_be_looked_at_is_tried_again_soon() -> None:
+    async def life() -> SchemaState:
+        world = World(2)
+        world.nodes[1].state = NodeState(Health.DOWN)
+        world.broken = {"s1"}
+        await world.watch.start()
+        assert world.watch.state.findings == ()
+        world.nodes[1].state = NodeState(Health.UP)
+        await asyncio.sleep(5.0)
+        return await world.close()
+
+    assert set(run(life()).unsearchable["documents"]) == {"s1"}
+
+
+def test_what_one_node_of_a_shard_lacks_leaves_it_searchable() -> None:
+    lacks = Finding("s0", Severity.ERROR, "lacks table", "documents", searchable=False)
+    told = [lacks, msgspec.structs.replace(lacks, shard="s1", nodes=("s1-b",))]
+    assert _unsearchable([[one] for one in told]) == {"documents": {"s0": "lacks table"}}
 
 
 def test_hundreds_of_shards_are_looked_at_a_few_at_a_time_and_spread() -> None:

@@ -58,6 +58,9 @@ class Server:
     expires = inf
     way = SimpleNamespace(moved=False)
 
+    def get_server_pid(self) -> int:
+        return self.process
+
     def __init__(self, network: Network, dsn: str) -> None:
         self._network = network
         self._dsn = dsn

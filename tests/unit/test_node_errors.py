@@ -9,7 +9,7 @@ import ssl
 import asyncpg
 import pytest
 
-from router.postgres.connection import ErrorKind, NodeError, node_error
+from router.postgres.connection import ErrorKind, NodeError, _connect_error, node_error
 
 LOST, NONE = "the connection was lost", "no connection to be had"
 
@@ -44,15 +44,36 @@ def test_a_state_allows(state: str, kind: ErrorKind) -> None:
     assert error.permanent == (kind in (ErrorKind.DATA, ErrorKind.FATAL))
 
 
+@pytest.mark.parametrize(
+    ("state", "kind"),
+    [
+        ("53300", ErrorKind.TRANSIENT),
+        ("08P01", ErrorKind.TRANSIENT),  # PgBouncer's "no more connections allowed (max_client_conn)"
+        ("57P03", ErrorKind.UNREACHABLE),
+        ("28P01", ErrorKind.FATAL),
+        ("3D000", ErrorKind.FATAL),
+        ("42501", ErrorKind.FATAL),
+    ],
+)
+def test_only_a_server_that_is_away_is_taken_for_down_when_a_connection_is_refused(
+    state: str, kind: ErrorKind
+) -> None:
+    error = _connect_error(server_error(state))
+    assert (error.kind, error.authentication) == (kind, state == "28P01")
+
+
 def test_one_refused_row_is_told_from_a_right_that_is_missing() -> None:
     policy = node_error(server_error("42501", R="ExecWithCheckOptions"))
-    right = node_error(server_error("42501", R="aclcheck_error"))
     assert (policy.kind, str(policy)) == (ErrorKind.DATA, "server's words")
-    assert right.permanent
-    assert (right.kind, str(right)) == (
-        ErrorKind.DENIED,
-        "server's words: grant the router's role this right",
-    )
+    # Of a table, of a sequence, of one whose policies may not be passed over; a pooler tells no function.
+    for function in ("aclcheck_error", "nextval_internal", "check_enable_rls", None):
+        right = node_error(server_error("42501", **{"R": function} if function else {}))
+        assert right.permanent
+        assert (right.kind, str(right)) == (
+            ErrorKind.DENIED,
+            "server's words: grant the router's role this right"
+            " (`pgscatter schema check` says which it lacks)",
+        )
     for state in ("42P01", "XX000", "OU001", "08000", "25006"):
         assert node_error(server_error(state, R="exec_stmt_raise")).kind is ErrorKind.DATA
     assert node_error(server_error("40001", R="exec_stmt_raise")).kind is ErrorKind.CONFLICT

@@ -335,6 +335,9 @@ class Replica:
     process = 1
     way = SimpleNamespace(moved=False)
 
+    def get_server_pid(self) -> int:
+        return self.process
+
     async def fetchrow(self, statement: str) -> dict[str, object]:
         return {
             **{"standby": True, "lsn": 50, "timeline": None, "started": 1.0, "age": 0.0, "vector": True},

@@ -73,9 +73,25 @@ def test_a_load_needs_the_tables_of_its_marks_and_nobody_else_does() -> None:
     assert missing_rights(collection(), some, Use.WRITE) == []
 
 
+def test_a_load_reads_nothing_but_ids() -> None:
+    columns = {name: frozenset({"INSERT"}) for name in COLUMNS}
+    columns[collection().id.column] |= {"SELECT"}
+    some = held(progress=("SELECT", "INSERT", "UPDATE", "DELETE"), columns=columns)
+    assert missing_rights(collection(), some, Use.LOAD) == []
+
+
 def test_a_schema_that_may_not_be_used_comes_first() -> None:
     shut = held("SELECT", schemas={"public": False, "pgscatter": False})
     assert missing_rights(collection(), shut, Use.READ) == ['GRANT USAGE ON SCHEMA public TO "app user"']
+
+
+def test_a_sequence_is_needed_by_writes_that_leave_its_column_out() -> None:
+    key = collection().id.column
+    every = held("SELECT", "INSERT", "UPDATE", "DELETE", progress=("SELECT", "INSERT", "UPDATE", "DELETE"))
+    some = msgspec.structs.replace(every, shut={key: "public.ids", "number": "public.n", "other": "public.n"})
+    assert missing_rights(collection(), some, Use.READ) == []
+    for use in (Use.WRITE, Use.LOAD):
+        assert missing_rights(collection(), some, use) == ['GRANT USAGE ON SEQUENCE public.n TO "app user"']
 
 
 def test_an_owner_lacks_nothing() -> None:

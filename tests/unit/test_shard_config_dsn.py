@@ -49,6 +49,13 @@ def test_a_dsn_that_names_no_server_is_refused(dsn: str) -> None:
         server(dsn)
 
 
+@pytest.mark.parametrize("hosts", ["h1,h2", "h1:1,h2:2", "h1:1,h2", "[::1]:1,h2:2"])
+def test_a_dsn_of_several_hosts_is_told_from_a_malformed_one(hosts: str) -> None:
+    (said,) = complaints(f"postgresql://u:secret@{hosts}/db")
+    assert said == "a DSN with several hosts; a node is one server, so list each as a node"
+    assert "several" not in complaints("postgresql://u:se,cret@h:port/db")[0]
+
+
 @pytest.mark.parametrize(
     ("query", "says"),
     [
