@@ -60,6 +60,10 @@ def test_nothing_else_is_explained(error: Event) -> None:
     assert unexplained([event(12.0, "full"), error], [WINDOW]) == [error]
 
 
+def test_what_was_never_answered_is_not_called_slow() -> None:
+    assert event(1.0, "silent", "search", 60.0).name == "search:silent"
+
+
 def test_no_fault_explains_everything_nor_any_outcome_that_no_fault_may_have() -> None:
     faults = (*EARLY, *KINDS)
     named = {name for fault in faults for name in fault.explains}
@@ -212,6 +216,7 @@ STALE = {"full": True, "failures": [], "stale": ["s1"]}
         (None, answer(FIRST_ID, coverage=MISSING), True),  # what it does show must be right
         (1, answer(3, coverage=STALE), False),
         (1, answer(3, short={"reason": "scan_limit"}), False),
+        (1, answer(3, unsettled=["s1"]), False),
         (1, answer(3, short={"reason": "exhausted"}), True),
     ],
 )
@@ -264,6 +269,37 @@ async def test_wrong_deletes_are_caught(stored: int | None, found: dict[str, Any
     assert bool(clients.wrong) == wrong
 
 
+@pytest.mark.parametrize(("others", "end"), [((), "refused"), ((FIRST_ID + 1,), "unknown")])
+async def test_of_a_refused_delete_one_shard_may_have_done_its_part(
+    others: tuple[int, ...], end: str
+) -> None:
+    clients = Lying({"status": 503, "errors": []})
+    stored: dict[int, int | None] = dict.fromkeys((FIRST_ID, *others), 1)
+    assert await clients._delete(stored) == dict.fromkeys(stored, end)
+
+
+async def test_a_document_whose_write_ended_as_unknown_is_given_up_for_another() -> None:
+    clients = Lying()
+
+    async def late(*_: object) -> tuple[Said, dict[str, Any], float, float]:
+        clients._ending = True
+        return Said("late"), {}, 50.0, 51.0
+
+    clients._ask = late  # type: ignore[method-assign]
+    await clients._write_on(0)
+    given_up = clients.ledger.uncertain()
+    assert given_up and not given_up & set(clients._slots[0])
+    assert len(set(clients._slots[0])) == 60 and max(clients._slots[0]) == FIRST_ID + 59 + len(given_up)
+
+
+@pytest.mark.parametrize(("hits", "wrong"), [((), True), ((FIRST_ID,), False)])
+async def test_a_search_by_owner_that_shows_too_few_is_caught(hits: tuple[int, ...], wrong: bool) -> None:
+    clients = Lying(answer(*hits))
+    clients.store(1)
+    await clients._search([{}], owner=0)
+    assert bool(clients.wrong) == wrong
+
+
 async def test_a_batch_whose_results_are_not_as_many_as_its_searches_is_caught() -> None:
     clients = Lying({"results": [answer(3)]})
     await clients._search_exactly(FIRST_ID, FIRST_ID + 1)
@@ -288,6 +324,12 @@ async def test_an_exact_search_that_lacks_a_row_is_caught(lost: int) -> None:
     await clients.compare_with_all_rows()
     assert len(asked) == 4 and bool(clients.wrong) == bool(lost)
     assert clients.compared == 1
+
+
+async def test_an_exact_search_that_finds_what_nobody_stored_is_caught() -> None:
+    clients = Lying(*(answer(3, FIRST_ID + 9) for _ in range(4)))
+    await clients.compare_with_all_rows()
+    assert clients.wrong == [f"an exact search found what is not stored: [3, {FIRST_ID + 9}]"]
 
 
 async def test_a_comparison_that_could_not_be_made_is_not_counted() -> None:
@@ -343,7 +385,7 @@ async def test_readers_ask_for_what_writers_have_now() -> None:
 async def test_a_client_that_has_ended_is_noticed() -> None:
     clients = Lying()  # with no answer left
     clients.start()
-    await asyncio.sleep(0.5)
+    await asyncio.wait(clients._tasks, timeout=30, return_when="FIRST_COMPLETED")
     with pytest.raises(BenchError, match="a client ended by IndexError"):
         await clients.pause()
     await clients.stop()
