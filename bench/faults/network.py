@@ -46,8 +46,10 @@ class Network:
 
     def __init__(self, names: Sequence[str], holder: int) -> None:
         self._holder = holder
-        # RFC 2544 keeps these addresses for benchmarks; nobody else's network has them.
-        prefix = f"198.{random.choice((18, 19))}.{random.randrange(256)}"
+        # RFC 2544 keeps these addresses for benchmarks; only other runs of this one have some of them.
+        used = {link.address.rpartition(".")[0] for near in psutil.net_if_addrs().values() for link in near}
+        free = {f"198.{second}.{third}" for second in (18, 19) for third in range(256)} - used
+        prefix = random.choice(sorted(free))
         self._links = {name: f"pgs{os.getpid():x}.{i}" for i, name in enumerate(names)}
         self._near = {name: f"{prefix}.{4 * i + 1}" for i, name in enumerate(names)}
         self.hosts = {name: f"{prefix}.{4 * i + 2}" for i, name in enumerate(names)}

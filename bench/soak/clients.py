@@ -53,6 +53,7 @@ class Clients:
         self.ledger = ledger
         self.events: list[Event] = []
         self.wrong: list[str] = []
+        self.compared = 0  # times with all rows
         self._url = url
         self._dataset = dataset
         self._seed = seed
@@ -60,7 +61,11 @@ class Clients:
         self._versions = itertools.count(1)
         self._open = asyncio.Event()
         self._open.set()
+        self._ending = False
         self._writing = 0
+        # Of each writer, the ids that it writes at present.
+        firsts = [FIRST_ID + owner * _IDS_EACH for owner in range(_WRITERS)]
+        self._slots = [list(range(first, first + _SLOTS)) for first in firsts]
         self._tasks: list[asyncio.Task[None]] = []
 
     def __repr__(self) -> str:
@@ -71,6 +76,11 @@ class Clients:
         self._tasks = [asyncio.create_task(client) for client in clients]
 
     async def stop(self) -> None:
+        """Begin no request any more, and wait for those under way, each of which has its time."""
+        self._ending = True
+        self._open.set()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=2 * _ANSWER_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -114,8 +124,9 @@ class Clients:
             body = self._body(query, exact=True, cache=False, **filter_)
             what, answer, _, _ = await self._ask("search", "POST", "search", body)
             if what.what != "full":
-                return  # an event tells of it
+                return  # an event tells of it, and it is not counted
             answers.append([places.get(hit["id"], hit["id"]) for hit in answer["hits"]])
+        self.compared += 1
         for found in answers:
             if max(found, default=0) >= len(known.base):
                 self.wrong.append(f"an exact search found what is not stored: {found}")
@@ -130,10 +141,10 @@ class Clients:
 
     async def _write_on(self, owner: int) -> None:
         rng = random.Random(f"{self._seed} writer {owner}")
-        ids = itertools.count(FIRST_ID + owner * _IDS_EACH)
-        slots = list(itertools.islice(ids, _SLOTS))
+        slots = self._slots[owner]
+        ids = itertools.count(slots[-1] + 1)
         stored: dict[int, Version] = {}
-        while True:
+        while not self._ending:
             await asyncio.sleep(rng.expovariate(1 / _WRITE_PAUSE))
             await self._open.wait()
             places = rng.sample(range(_SLOTS), rng.randint(1, _TOGETHER))
@@ -186,14 +197,14 @@ class Clients:
 
     async def _read_on(self, number: int) -> None:
         rng = random.Random(f"{self._seed} reader {number}")
-        while True:
+        while not self._ending:
             await asyncio.sleep(rng.expovariate(1 / _READ_PAUSE))
             await self._read_some(rng)
 
     async def _read_some(self, rng: random.Random) -> None:
         owner = rng.randrange(_WRITERS)
-        id_ = FIRST_ID + owner * _IDS_EACH + rng.randrange(_SLOTS)
-        ids = list(range(id_, id_ + 8))
+        ids = rng.sample(self._slots[owner], 8)
+        id_ = ids[0]
         # Some are asked again and again, so that caches answer.
         popular = int(rng.paretovariate(_REPEATED)) % len(self._dataset.queries)
         body = self._body(self._dataset.queries[popular])

@@ -3,7 +3,7 @@
 Before each fault, while all is well, exact searches are compared with all rows, and it is read what the
 router holds. At the end every tracked document is compared with what the shards store. Whatever is found
 makes the run fail: an error that no fault explains, a wrong answer, an acknowledged write that is lost, a
-state that does not become well again, a traceback in the log, growth.
+state that does not become well again, an error in the log, growth.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import msgspec
 import numpy as np
 import uvloop
 
 from bench.context import Context
-from bench.errors import BenchError, SearchError
+from bench.errors import SearchError
 from bench.faults.kinds import Fault
 from bench.faults.load import FIRST_ID
 from bench.faults.proxies import open_ways
@@ -32,11 +31,9 @@ from bench.scrape import state
 from bench.soak.clients import COLUMNS, Clients, version_of
 from bench.soak.kinds import EARLY, KINDS, QUICK, Soaked
 from bench.soak.ledger import Ledger
-from bench.soak.verdict import RECOVERY, Event, Window, grown, unexplained
+from bench.soak.verdict import RECOVERY, Event, Window, grown, ill, unexplained
 from bench.sql import fetch
 from bench.world import COLLECTION, World
-from deploy.local import ClusterError
-from deploy.local.router import RouterError
 from router.settings import Settings
 
 __all__ = ["soak"]
@@ -52,6 +49,8 @@ _WELL, _POLL_SECONDS, _WELL_SECONDS = 8, 0.1, 30.0
 _WATCH_SECONDS = 0.25
 _SHOWN, _MOST = 5, 20
 _FEWEST_READINGS = 12
+# In a line of the log; what Python itself writes is no JSON.
+_ERRORS = ('"traceback":', '"level":"error"', "Traceback (most", "Fatal Python error", "never awaited")
 # A share more, and beside that so much.
 _GROWTH = {
     "router's memory": (0.15, 16.0),
@@ -59,7 +58,6 @@ _GROWTH = {
     "connections to nodes": (0.5, 16.0),
     "threads": (0.0, 4.0),
 }
-_BROKEN = (BenchError, ClusterError, RouterError, SearchError, OSError, TimeoutError)
 
 
 def soak(context: Context) -> Outcome:
@@ -87,7 +85,7 @@ class _Soak:
         self._windows: list[Window] = []
         self._readings: list[dict[str, float]] = []
         self._found: list[str] = []
-        self._ill: list[tuple[float, str]] = []  # what `_nodes` said, whenever it said something
+        self._seen_ill: list[tuple[float, str]] = []  # what `_ill` said, whenever it said something
         self._began = perf_counter()
 
     async def run(self) -> None:
@@ -106,8 +104,8 @@ class _Soak:
             await asyncio.gather(watching, return_exceptions=True)
             await self._clients.stop()
         self._found += _few(self._clients.wrong)
-        self._found += _tracebacks(self._world.folder)
-        if len(self._readings) >= _FEWEST_READINGS:
+        self._found += _errors(self._world.folder)
+        if self._judges_growth:
             self._found += grown(self._readings, _GROWTH)
 
     async def _course(self, fault: Fault, end: float, slot: float) -> None:
@@ -140,7 +138,7 @@ class _Soak:
             self._ledger.restarted(window.healed)  # at the latest
         window.well = await self._well(window.healed)
         if window.well is None:
-            self._found.append(f"not well {_WELL_SECONDS:g} s after {fault.title}: {await self._nodes()}")
+            self._found.append(f"not well {_WELL_SECONDS:g} s after {fault.title}: {await self._ill()}")
         await asyncio.sleep(max(end - perf_counter(), 1.0))
         events = [one for one in self._clients.events if one.at + one.seconds >= before]
         errors = Counter(one.name for one in unexplained(events, self._windows))
@@ -152,10 +150,10 @@ class _Soak:
         self._context.say(f"{perf_counter() - self._began:6.0f} s  {said}")
 
     async def _well(self, healed: float) -> float | None:
-        """When all nodes were up, of each shard one as its primary; None if that takes too long."""
+        """When nothing was ill any more; None if that takes too long."""
         good = 0
         while perf_counter() < healed + _WELL_SECONDS:
-            good = good + 1 if not await self._nodes() else 0
+            good = good + 1 if not await self._ill() else 0
             if good == _WELL:
                 return perf_counter() - _WELL * _POLL_SECONDS
             await asyncio.sleep(_POLL_SECONDS)
@@ -163,27 +161,22 @@ class _Soak:
 
     async def _watch(self) -> None:
         while True:
-            if ill := await self._nodes():
-                self._ill.append((perf_counter(), ill))
+            if found := await self._ill():
+                self._seen_ill.append((perf_counter(), found))
             await asyncio.sleep(_WATCH_SECONDS)
 
-    async def _nodes(self) -> str:
+    async def _ill(self) -> str:
         """What is not well, by the router's account; empty if all is."""
         # A connection of its own, so that any worker may answer.
         connections = Connections(self._broken.router.url, answer_seconds=5.0)
         try:
-            _, body = await connections.send(
-                request_bytes(f"{self._broken.router.url}/v1/nodes", method="GET")
-            )
+            request = request_bytes(f"{self._broken.router.url}/health", method="GET")
+            status, body = await connections.send(request)
         except SearchError as exc:
             return str(exc)
         finally:
             connections.close()
-        nodes = msgspec.json.decode(body)["nodes"]
-        ill = [f"{one['name']} {one['state']}: {one['reason']}" for one in nodes if one["state"] != "up"]
-        primaries = Counter(one["shard"] for one in nodes if one["role"] == "primary")
-        shards = {one["shard"] for one in nodes}
-        return "; ".join(ill + [f"{s} has {primaries[s]} primaries" for s in shards if primaries[s] != 1])
+        return ill(status, body)
 
     async def _compare_with_shards(self) -> None:
         """Every tracked document must be on one shard, in a version that it may have."""
@@ -194,15 +187,23 @@ class _Soak:
         rows = await fetch(statement, *(node.dsn for node in self._world.primaries))
         held = ((row["id"], version_of(row["content"])) for row in rows)
         self._found += _few(self._ledger.compare(held))
+        count = f"SELECT count(*) FROM public.{COLLECTION} WHERE id < {FIRST_ID}"
+        loaded = sum(row[0] for row in await fetch(count, *(node.dsn for node in self._world.primaries)))
+        if loaded != (rows_loaded := len(self._context.dataset.base)):
+            self._found.append(f"{loaded} of {rows_loaded} rows that were loaded are stored")
 
     @contextlib.contextmanager
     def _noted(self, what: str) -> Any:
-        """What goes wrong is found, and the soak goes on."""
+        """Whatever goes wrong is found, and the soak goes on: drivers have errors of many kinds."""
         try:
             yield
-        except _BROKEN as exc:
+        except Exception as exc:
             self._found.append(f"{what}: {type(exc).__name__}: {exc}"[:1000])
             self._context.say(self._found[-1])
+
+    @property
+    def _judges_growth(self) -> bool:
+        return len(self._readings) >= _FEWEST_READINGS
 
     def outcome(self, without: str | None) -> Outcome:
         events, windows = self._clients.events, self._windows
@@ -214,6 +215,7 @@ class _Soak:
                 Metric.of("found", float(len(failures)), better="lower", target=0.0),
                 Metric.of("unexplained errors", float(len(errors)), better="lower", target=0.0),
                 Metric.of("documents tracked", float(len(self._ledger))),
+                Metric.of("comparisons with all rows", float(self._clients.compared)),
                 *(Metric.of(f"writes {end}", float(count)) for end, count in counts.items()),
             ],
             tables=[
@@ -225,6 +227,7 @@ class _Soak:
                 f"{len(windows)} faults in {perf_counter() - self._began:,.0f} s; {len(events):,} requests",
                 "a primary is promoted only after its replica was made synchronous",
                 f"an error counts as explained while its fault lasts and {RECOVERY:g} s longer",
+                *([] if self._judges_growth else ["growth was not judged: the run had too few faults"]),
                 "each node is reached over a link of its own, which is cut at its far end"
                 if without is None
                 else f"a cut is made by the bench's own proxy: {without}",
@@ -240,7 +243,7 @@ class _Soak:
         for window, end in zip(self._windows, ends, strict=True):
             during = [one for one in mine if window.injected <= one.at < window.healed]
             after = [one for one in mine if window.healed <= one.at < end]
-            names = Counter(one.name for one in (*during, *after) if one.said.what != "full")
+            names = Counter(one.name for one in (*during, *after) if one.what != "full")
             others = ", ".join(f"{count} {name}" for name, count in sorted(names.items()))
             latencies = [_ms(during, 50), _ms(during, 99), _ms(after, 99)]
             number = str(len(during) + len(after))
@@ -257,10 +260,10 @@ class _Soak:
                 near = [window for window in self._windows if window.injected <= end]
                 since = f"{one.at - near[-1].healed:+.2f} s from the end of {near[-1].name}" if near else ""
                 when = f"at {one.at - self._began:.2f} s for {one.seconds:.3f} s {since}"
-                ill = {said for at, said in self._ill if one.at - 1 <= at <= end + 1}
+                seen = {said for at, said in self._seen_ill if one.at - 1 <= at <= end + 1}
                 lines = _lines(self._world.folder, one.request_id) if one.request_id else ""
                 where = f"{' '.join(one.said.shards)} {when}: {one.said.detail}"
-                found.append(f"{number} x {name} {where} {sorted(ill) or ''} {lines}")
+                found.append(f"{number} x {name} {where} {sorted(seen) or ''} {lines}")
         return found
 
     def _growth(self) -> Table:
@@ -293,10 +296,12 @@ def _ms(events: Iterable[Event], percentile: float) -> float | None:
     return float(np.percentile(times, percentile)) if times else None
 
 
-def _lines(folder: Path, text: str, most: int = 2) -> list[str]:
+def _lines(folder: Path, *texts: str, most: int = 2) -> list[str]:
     logs = (path.read_text(errors="replace") for path in folder.glob("serve-*.log"))
-    return [line[:600] for log in logs for line in log.splitlines() if text in line][:most]
+    lines = (line for log in logs for line in log.splitlines())
+    return [line[:600] for line in lines if any(text in line for text in texts)][:most]
 
 
-def _tracebacks(folder: Path) -> list[str]:
-    return [f"the router's log has a traceback: {line}" for line in _lines(folder, '"traceback":', _SHOWN)]
+def _errors(folder: Path) -> list[str]:
+    lines = _lines(folder, *_ERRORS, most=_SHOWN)
+    return [f"the router's log has an error: {line}" for line in lines]

@@ -7,6 +7,7 @@ explains, and on which shards; nothing else is allowed, and nothing at all once 
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ import msgspec
 
 from bench.summary import quarters
 
-__all__ = ["RECOVERY", "Event", "Said", "Window", "grown", "said", "unexplained"]
+__all__ = ["RECOVERY", "Event", "Said", "Window", "grown", "ill", "said", "unexplained"]
 
 RECOVERY = 5.0
 Operation = Literal["search", "read", "count", "write"]
@@ -22,6 +23,9 @@ Operation = Literal["search", "read", "count", "write"]
 _NAMES = {404: "absent", 429: "overloaded", 503: "unavailable", 504: "late"}
 # Times to try again are owed with these.
 _RETRIED = (429, 503)
+# Seconds after which an answer comes too late whatever it says: thrice what a search, a read or a count may
+# take by default, and more than `write_timeout`.
+_LATEST: dict[Operation, float] = {"search": 6.0, "read": 6.0, "count": 6.0, "write": 40.0}
 
 
 class Said(msgspec.Struct, frozen=True):
@@ -42,8 +46,14 @@ class Event(msgspec.Struct, frozen=True):
     request_id: str = ""
 
     @property
+    def what(self) -> str:
+        """What the answer says, unless it came so late that it does not matter; `silent` if none came."""
+        in_time = self.seconds < _LATEST[self.operation] or self.said.what == "silent"
+        return self.said.what if in_time else "slow"
+
+    @property
     def name(self) -> str:
-        return f"{self.operation}:{self.said.what}"
+        return f"{self.operation}:{self.what}"
 
 
 class Window(msgspec.Struct):
@@ -110,12 +120,27 @@ def _deleted(shards: Mapping[str, Mapping[str, Any]]) -> Said:
     return Said(what, frozenset(failed), "; ".join(str(one["error"]) for one in failed.values())[:500])
 
 
+def ill(status: int, body: bytes) -> str:
+    """What is not well by the router's `/health`: nodes, primaries, the use of Redis, what shards hold."""
+    if status != 200:
+        return f"/health answers {status}"
+    health: dict[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
+    nodes, caches = health["nodes"], health["caches"]
+    primaries = Counter(one["shard"] for one in nodes if one["role"] == "primary")
+    found = [f"{one['name']} {one['state']}: {one['reason']}" for one in nodes if one["state"] != "up"]
+    found += [f"{s} has {primaries[s]} primaries" for s in health["shards"] if primaries[s] != 1]
+    if caches["l2_enabled"] and not (caches["l2_on"] and caches["l2_writable"]):
+        found.append(f"Redis is not used: {caches['l2_reason']}")
+    found += [f"{name}: {health[name]}" for name in ("disagreements", "lost_bytes") if health.get(name)]
+    return "; ".join(found)
+
+
 def unexplained(events: Iterable[Event], windows: Sequence[Window]) -> list[Event]:
     """Those that are neither full answers nor what a fault, while it lasts, may lead to."""
     return [
         event
         for event in events
-        if event.said.what != "full" and not any(_explains(window, event) for window in windows)
+        if event.what != "full" and not any(_explains(window, event) for window in windows)
     ]
 
 

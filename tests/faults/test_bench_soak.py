@@ -58,3 +58,5 @@ def test_nothing_is_lost_or_wrong_under_faults(tmp_path: Path) -> None:
     assert set(QUICK) < {fault.name for fault in (*EARLY, *KINDS)}
     metrics = {metric.name: metric.value or 0 for metric in run.outcome.metrics}
     assert metrics["writes acknowledged"] > 200
+    assert metrics["comparisons with all rows"] > len(QUICK) / 2
+    assert "growth was not judged: the run had too few faults" in run.outcome.notes

@@ -173,7 +173,10 @@ def test_filters_compare_every_way(tmp_path: Path, capsys: pytest.CaptureFixture
         assert worst is not None and worst > 0
 
 
-def test_load_tells_rows_and_index_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_load_tells_rows_and_index_apart(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.scenarios.load._QUICK_JOBS", [2])
     run, metrics = measured("load", tmp_path, capsys, *ONCE)
     (target,) = (metric for metric in metrics.values() if metric.target is not None)
     assert target.name.endswith("2 connections per shard")

@@ -481,7 +481,7 @@ async def test_what_a_write_without_an_answer_did_is_left_open(cluster: Cluster)
 
 
 async def test_each_shard_has_its_own_outcome_when_a_primary_is_down(breakable: Cluster) -> None:
-    settings = Settings(probe_interval=0.1, probe_timeout=0.3)
+    settings = Settings(probe_interval=0.1, probe_timeout=0.3, failover_wait=0.5)
     async with world(breakable, settings) as w, AsyncRestart(breakable, "s1-a", w):
         await w.put(*(w.document(i, ONES) for i in range(20)))
         await asyncio.to_thread(breakable.kill, "s1-a")
@@ -510,7 +510,7 @@ async def test_each_shard_has_its_own_outcome_when_a_primary_is_down(breakable: 
 async def test_ids_cannot_be_checked_while_a_primary_is_down_and_nothing_is_stored(
     breakable: Cluster,
 ) -> None:
-    settings = Settings(probe_interval=0.1, probe_timeout=0.3)
+    settings = Settings(probe_interval=0.1, probe_timeout=0.3, failover_wait=0.5)
     sharding = model.HashSharding(column("category", ValueType.TEXT), ("s0", "s1"))
     async with world(breakable, settings, sharding=sharding) as w, AsyncRestart(breakable, "s1-a", w):
         by_shard = categories(w)

@@ -13,7 +13,7 @@ import pytest
 
 from deploy.corpus import documents as corpus
 from deploy.corpus.documents import Entry
-from router.text import TextModel, fit
+from router.text import TextModel
 
 
 @pytest.fixture(scope="module")
@@ -95,11 +95,3 @@ def test_documents_carry_the_entry_and_its_vector(found: list[Entry], tmp_path: 
     entry = next(entry for entry in found if entry.name == "functools.lru_cache")
     expected = model.embed(corpus.searchable(entry))
     assert np.allclose(lru_cache["vector"], expected, atol=1e-6)
-
-
-def test_the_model_finds_the_cache_decorator(found: list[Entry]) -> None:
-    texts = [corpus.searchable(entry) for entry in found]
-    model = fit(texts, corpus.DIMENSIONS)
-    scores = model.embed_many(texts) @ model.embed("least recently used cache decorator")
-    best = [found[i].name for i in np.argsort(-scores)[:3]]
-    assert "functools.lru_cache" in best

@@ -101,3 +101,9 @@ def test_a_router_that_has_just_started_may_lack_what_was_written_just_before() 
     assert not shown(made, None, 30.0, 31.0)  # the first write was told of long before
     assert not shown(made, 1, 35.0, 36.0)
     assert not shown(made, 1, 22.0, 23.0)  # and the old router knew
+
+
+def test_a_read_older_than_what_is_remembered_may_show_the_oldest_of_that_and_not_nothing() -> None:
+    made = ledger(*((version, "acknowledged") for version in range(1, 41)))
+    allowed = made.allowed(ID, 11.0, 500.0)
+    assert None not in allowed and 40 in allowed

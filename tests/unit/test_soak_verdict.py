@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import random
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -12,9 +15,10 @@ from bench.datasets import Dataset
 from bench.errors import BenchError
 from bench.faults.load import FIRST_ID
 from bench.soak.clients import Clients
+from bench.soak.course import _errors
 from bench.soak.kinds import EARLY, KINDS, QUICK
 from bench.soak.ledger import Ledger
-from bench.soak.verdict import RECOVERY, Event, Operation, Said, Window, grown, said, unexplained
+from bench.soak.verdict import RECOVERY, Event, Operation, Said, Window, grown, ill, said, unexplained
 from shard_config.model import Metric
 
 WINDOW = Window("lock", frozenset({"search:partial", "write:unknown"}), frozenset({"s1"}), 10.0, 15.0)
@@ -48,10 +52,16 @@ def test_a_fault_explains_its_own_outcomes_while_it_lasts_and_a_little_longer(ex
         event(12.0, "unknown"),  # of another operation
         event(12.0, "503 without Retry-After", "write"),
         event(12.0, "500 internal"),
+        event(12.0, "full", "search", 7.0),  # long after its deadline
+        event(9.0, "partial", "search", 7.0, "s1"),
     ],
 )
 def test_nothing_else_is_explained(error: Event) -> None:
     assert unexplained([event(12.0, "full"), error], [WINDOW]) == [error]
+
+
+def test_what_was_never_answered_is_not_called_slow() -> None:
+    assert event(1.0, "silent", "search", 60.0).name == "search:silent"
 
 
 def test_no_fault_explains_everything_nor_any_outcome_that_no_fault_may_have() -> None:
@@ -116,6 +126,56 @@ def test_what_grows_beyond_its_bounds_is_found_and_what_warms_up_is_not() -> Non
     assert found(1, 100, 100, 126) == ["tasks grew from 100 to 126, more than 20% and 5"]
 
 
+WELL: dict[str, Any] = {
+    "nodes": [
+        {"name": name, "shard": "s0", "state": "up", "role": role, "reason": None}
+        for name, role in (("s0-a", "primary"), ("s0-b", "replica"))
+    ],
+    "shards": {"s0": True},
+    "caches": {"l2_enabled": True, "l2_on": True, "l2_writable": True},
+    "disagreements": [],
+    "lost_bytes": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({}, ""),
+        ({"caches": {"l2_enabled": False}}, ""),
+        ({"nodes": []}, "s0 has 0 primaries"),
+        ({"nodes": [WELL["nodes"][0], WELL["nodes"][1] | {"role": "primary"}]}, "s0 has 2 primaries"),
+        (
+            {"nodes": [WELL["nodes"][0], WELL["nodes"][1] | {"state": "down", "reason": "timed out"}]},
+            "s0-b down: timed out",
+        ),
+        ({"caches": WELL["caches"] | {"l2_on": False, "l2_reason": "late"}}, "Redis is not used: late"),
+        ({"caches": WELL["caches"] | {"l2_writable": False, "l2_reason": "OOM"}}, "Redis is not used: OOM"),
+        ({"lost_bytes": {"s0": 7}}, "lost_bytes: {'s0': 7}"),
+        ({"disagreements": [{"shard": "s0"}]}, "disagreements: [{'shard': 's0'}]"),
+    ],
+)
+def test_all_is_well_only_when_nodes_redis_and_shards_are(change: dict[str, Any], said: str) -> None:
+    assert ill(200, msgspec.json.encode(WELL | change)) == said
+    assert ill(503, b"") == "/health answers 503"
+
+
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ('{"level":"info","event":"request","status":200}', False),
+        ('{"level":"warning","event":"node state","to":"down"}', False),
+        ('{"level":"error","event":"worker 7 did not end in time and is killed"}', True),
+        ('{"level":"warning","event":"unexpected error","traceback":"..."}', True),
+        ("Traceback (most recent call last):", True),
+        ("RuntimeWarning: coroutine 'f' was never awaited", True),
+    ],
+)
+def test_errors_in_the_routers_log_are_found(tmp_path: Path, line: str, found: bool) -> None:
+    (tmp_path / "serve-1.log").write_text(f"pgscatter serves map version 1\n{line}\n")
+    assert _errors(tmp_path) == ([f"the router's log has an error: {line}"] if found else [])
+
+
 class Lying(Clients):
     """Clients of a router that answers each request with the next of `answers`."""
 
@@ -156,6 +216,7 @@ STALE = {"full": True, "failures": [], "stale": ["s1"]}
         (None, answer(FIRST_ID, coverage=MISSING), True),  # what it does show must be right
         (1, answer(3, coverage=STALE), False),
         (1, answer(3, short={"reason": "scan_limit"}), False),
+        (1, answer(3, unsettled=["s1"]), False),
         (1, answer(3, short={"reason": "exhausted"}), True),
     ],
 )
@@ -208,6 +269,37 @@ async def test_wrong_deletes_are_caught(stored: int | None, found: dict[str, Any
     assert bool(clients.wrong) == wrong
 
 
+@pytest.mark.parametrize(("others", "end"), [((), "refused"), ((FIRST_ID + 1,), "unknown")])
+async def test_of_a_refused_delete_one_shard_may_have_done_its_part(
+    others: tuple[int, ...], end: str
+) -> None:
+    clients = Lying({"status": 503, "errors": []})
+    stored: dict[int, int | None] = dict.fromkeys((FIRST_ID, *others), 1)
+    assert await clients._delete(stored) == dict.fromkeys(stored, end)
+
+
+async def test_a_document_whose_write_ended_as_unknown_is_given_up_for_another() -> None:
+    clients = Lying()
+
+    async def late(*_: object) -> tuple[Said, dict[str, Any], float, float]:
+        clients._ending = True
+        return Said("late"), {}, 50.0, 51.0
+
+    clients._ask = late  # type: ignore[method-assign]
+    await clients._write_on(0)
+    given_up = clients.ledger.uncertain()
+    assert given_up and not given_up & set(clients._slots[0])
+    assert len(set(clients._slots[0])) == 60 and max(clients._slots[0]) == FIRST_ID + 59 + len(given_up)
+
+
+@pytest.mark.parametrize(("hits", "wrong"), [((), True), ((FIRST_ID,), False)])
+async def test_a_search_by_owner_that_shows_too_few_is_caught(hits: tuple[int, ...], wrong: bool) -> None:
+    clients = Lying(answer(*hits))
+    clients.store(1)
+    await clients._search([{}], owner=0)
+    assert bool(clients.wrong) == wrong
+
+
 async def test_a_batch_whose_results_are_not_as_many_as_its_searches_is_caught() -> None:
     clients = Lying({"results": [answer(3)]})
     await clients._search_exactly(FIRST_ID, FIRST_ID + 1)
@@ -231,12 +323,69 @@ async def test_an_exact_search_that_lacks_a_row_is_caught(lost: int) -> None:
     clients._ask = right  # type: ignore[method-assign]
     await clients.compare_with_all_rows()
     assert len(asked) == 4 and bool(clients.wrong) == bool(lost)
+    assert clients.compared == 1
+
+
+async def test_an_exact_search_that_finds_what_nobody_stored_is_caught() -> None:
+    clients = Lying(*(answer(3, FIRST_ID + 9) for _ in range(4)))
+    await clients.compare_with_all_rows()
+    assert clients.wrong == [f"an exact search found what is not stored: [3, {FIRST_ID + 9}]"]
+
+
+async def test_a_comparison_that_could_not_be_made_is_not_counted() -> None:
+    clients = Lying(*(answer(3, coverage=MISSING) for _ in range(4)))
+    await clients.compare_with_all_rows()
+    assert clients.compared == 0
+
+
+async def test_a_request_under_way_at_the_end_is_waited_for() -> None:
+    clients = Lying()
+    asked, answered = asyncio.Event(), asyncio.Event()
+    begun, ended = 0, 0
+
+    async def late(*_: object) -> tuple[Said, dict[str, Any], float, float]:
+        nonlocal begun, ended
+        begun += 1
+        asked.set()
+        await answered.wait()
+        ended += 1
+        return Said("silent"), {}, 50.0, 51.0
+
+    clients._ask = late  # type: ignore[method-assign]
+    clients.start()
+    await asked.wait()
+    stopping = asyncio.create_task(clients.stop())
+    done, _ = await asyncio.wait([stopping], timeout=0.05)
+    assert not done
+    answered.set()
+    await stopping
+    assert begun == ended > 0
+
+
+async def test_readers_ask_for_what_writers_have_now() -> None:
+    """A document whose write ended as unknown is given up, and nothing would be wrong about it any more."""
+    clients = Lying()
+    clients._slots = [[FIRST_ID + 500 + i for i in range(60)] for _ in range(4)]
+    asked: list[str] = []
+
+    async def note(*arguments: Any) -> tuple[Said, dict[str, Any], float, float]:
+        asked.append(arguments[2])
+        return Said("unavailable"), {}, 50.0, 51.0
+
+    clients._ask = note  # type: ignore[method-assign]
+    rng = random.Random(1)
+    for _ in range(50):
+        await clients._read_some(rng)
+    read = [
+        int(path[len("documents/") :].partition("?")[0]) for path in asked if path.startswith("documents/")
+    ]
+    assert read and all(FIRST_ID + 500 <= id_ < FIRST_ID + 560 for id_ in read)
 
 
 async def test_a_client_that_has_ended_is_noticed() -> None:
     clients = Lying()  # with no answer left
     clients.start()
-    await asyncio.sleep(0.5)
+    await asyncio.wait(clients._tasks, timeout=30, return_when="FIRST_COMPLETED")
     with pytest.raises(BenchError, match="a client ended by IndexError"):
         await clients.pause()
     await clients.stop()
