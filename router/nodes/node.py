@@ -88,6 +88,7 @@ class Node:
         self.config = config
         self.shard = shard
         self.network = network or Network()
+        self.max_lag = settings.max_lag
         self.doubtful = False  # whether the connection that was opened last kept its opener waiting
         self._turns = turns or Turns(settings.node_opens)
         self._opening = asyncio.Semaphore(_OPENED_AT_ONCE)
