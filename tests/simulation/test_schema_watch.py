@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 
 import msgspec
+import pytest
 
 from bench.simulation.virtual_time import run
 from router.freshness.worker_counters import WorkerCounters
@@ -41,6 +43,7 @@ class World:
         for node in self.nodes:
             node.state = NodeState(Health.UP)
         self.broken: set[str] = set()
+        self.refusing: str | None = None
         self.looks: Counter[str] = Counter()
         self.at_once = self.most_at_once = 0
         self.watch = SchemaWatch(self.nodes, self.map, SETTINGS, WorkerCounters(self.map), ask=self.ask)
@@ -53,6 +56,8 @@ class World:
             await asyncio.sleep(0.005)
         finally:
             self.at_once -= 1
+        if self.refusing is not None:
+            raise NodeError(ErrorKind.FATAL, self.refusing)
         gone = node.shard in self.broken
         found = table(kind=None, columns={}, indexes=()) if gone else FITTING
         return NodeFacts(
@@ -159,3 +164,22 @@ def test_a_node_that_cannot_be_looked_at_leaves_what_was_known() -> None:
     known, later = run(life())
     assert known == later
     assert set(known.unsearchable["documents"]) == {"s1"}
+
+
+def test_why_a_node_cannot_be_asked_is_said_once_until_it_can_be(caplog: pytest.LogCaptureFixture) -> None:
+    async def minutes() -> list[int]:
+        world = World(1)
+        said: list[int] = []
+        for reason in ("refused", "refused", "full", None, "full"):
+            world.refusing = reason
+            world.watch.suspect("s0")
+            caplog.clear()
+            if not said:
+                await world.watch.start()
+            await asyncio.sleep(2 * INTERVAL)
+            said.append([record.getMessage() for record in caplog.records].count("schema not checked"))
+        await world.close()
+        return said
+
+    caplog.set_level(logging.INFO, logger="router.schema.watch")
+    assert run(minutes()) == [1, 0, 1, 0, 1]
