@@ -36,4 +36,4 @@ def cause_of(error: BaseException, *, script: bool = False) -> RedisCause:
 
 def described(error: BaseException) -> str:
     """In Redis's words, or ours; none of them holds a password."""
-    return str(error) or "no answer within the budget"
+    return str(error) or "no answer in time (l2_timeout)"

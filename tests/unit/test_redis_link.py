@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from router.freshness.redis_errors import described
 from router.freshness.redis_link import RedisLink, check_url
 
 
@@ -29,6 +30,10 @@ def test_what_is_said_of_a_bad_url_shows_no_password() -> None:
         except ValueError as exc:
             assert "sec" not in str(exc)
             assert "cret" not in str(exc)
+
+
+def test_a_redis_that_says_nothing_is_described_by_the_setting_that_bounds_it() -> None:
+    assert described(TimeoutError()) == "no answer in time (l2_timeout)"
 
 
 async def test_whatever_goes_wrong_while_it_is_off_it_comes_on_again(monkeypatch: pytest.MonkeyPatch) -> None:
