@@ -85,7 +85,7 @@ async def record(
     """
     mine = identity_of(shard_map, primary.shard)
     applied = {str(collection.table) for collection in collections}
-    mapped = {str(collection.table) for collection in shard_map.collections.values()}
+    mapped = {said["table"] for said in mine.content.values()}
     known = {} if found is None else found.holds
     # Of the other tables nobody has looked at the rows now. Those that the map leaves out keep theirs, and
     # may come back in a later version.
