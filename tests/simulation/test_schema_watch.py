@@ -43,7 +43,6 @@ class World:
         for node in self.nodes:
             node.state = NodeState(Health.UP)
         self.broken: set[str] = set()
-        self.refusing: str | None = None
         self.looks: Counter[str] = Counter()
         self.at_once = self.most_at_once = 0
         self.watch = SchemaWatch(self.nodes, self.map, SETTINGS, WorkerCounters(self.map), ask=self.ask)
@@ -56,8 +55,6 @@ class World:
             await asyncio.sleep(0.005)
         finally:
             self.at_once -= 1
-        if self.refusing is not None:
-            raise NodeError(ErrorKind.FATAL, self.refusing)
         gone = node.shard in self.broken
         found = table(kind=None, columns={}, indexes=()) if gone else FITTING
         return NodeFacts(
@@ -170,8 +167,16 @@ def test_why_a_node_cannot_be_asked_is_said_once_until_it_can_be(caplog: pytest.
     async def minutes() -> list[int]:
         world = World(1)
         said: list[int] = []
+        why: list[str | None] = []
+
+        async def ask(node: Node, collections: list[model.Collection]) -> NodeFacts:
+            if (reason := why[-1]) is not None:
+                raise NodeError(ErrorKind.FATAL, reason)
+            return await world.ask(node, collections)
+
+        world.watch._ask = ask  # type: ignore[method-assign,assignment]
         for reason in ("refused", "refused", "full", None, "full"):
-            world.refusing = reason
+            why.append(reason)
             world.watch.suspect("s0")
             caplog.clear()
             if not said:

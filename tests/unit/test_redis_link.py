@@ -32,10 +32,6 @@ def test_what_is_said_of_a_bad_url_shows_no_password() -> None:
             assert "cret" not in str(exc)
 
 
-def test_a_redis_that_says_nothing_is_described_by_the_setting_that_bounds_it() -> None:
-    assert described(TimeoutError()) == "no answer in time (l2_timeout)"
-
-
 async def test_whatever_goes_wrong_while_it_is_off_it_comes_on_again(monkeypatch: pytest.MonkeyPatch) -> None:
     link = RedisLink("redis://127.0.0.1:1/0", budget=0.2, pause=0.01)
     assert await link.call(lambda client: client.get("x")) is None and not link.on
@@ -50,3 +46,7 @@ async def test_whatever_goes_wrong_while_it_is_off_it_comes_on_again(monkeypatch
         while not link.on:
             await asyncio.sleep(0.01)
     await link.close()
+
+
+def test_a_redis_that_says_nothing_is_described_by_the_setting_that_bounds_it() -> None:
+    assert described(TimeoutError()) == "no answer in time (l2_timeout)"
