@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
@@ -22,6 +23,10 @@ _COMMANDS = ("cluster", "map", "schema", "load", "tune", "serve", "search", "ben
 def main(argv: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if argv is None else list(argv)
     args = _parser(arguments).parse_args(arguments)
+    if logging.lastResort is not None:
+        # Warnings are made for the router's log, where fields stand beside them; a command says all in its
+        # own words, and without a log only what went wrong unforeseen.
+        logging.lastResort.setLevel(logging.ERROR)
     with asked_to_end() as ending:
         return ending.status(_run(args))
 

@@ -20,6 +20,7 @@ import msgspec
 
 from router.commands.secrets import holds_password, redis_url
 from router.freshness.worker_counters import MAX_WORKERS, create
+from router.http.open_files import raise_limit
 from router.http.systemd import inherited_listener, notify
 from router.logs import LEVELS, configure
 from router.postgres.dsn_files import file_complaints
@@ -78,6 +79,7 @@ def _run(args: argparse.Namespace) -> int:
     if threading.current_thread() is threading.main_thread():
         # There is nothing to reload before it serves.
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    raise_limit()
     config = _config(args)
     # Imported here, because no other command needs uvicorn.
     from router.http.keys_file import KeysError

@@ -38,4 +38,4 @@ def described(error: BaseException) -> str:
     """In Redis's words, or ours; none of them holds a password."""
     if isinstance(error, exceptions.AskError):  # MOVED, too: its words are a slot and an address
         return f"it is one server of a Redis Cluster, and another one holds the key ({error})"
-    return str(error) or "no answer within the budget"
+    return str(error) or "no answer in time (l2_timeout)"

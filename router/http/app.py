@@ -17,6 +17,7 @@ from router.http.inspect import Inspection
 from router.http.keys import Keys
 from router.http.life import Life
 from router.http.metrics import Metrics
+from router.http.open_files import OpenFiles
 from router.http.operations import operations
 from router.http.pages import Pages
 from router.http.routes import Routes
@@ -91,14 +92,16 @@ async def _sampling(metrics: Metrics, backend: Callable[[], Backend]) -> AsyncIt
 
 @asynccontextmanager
 async def _watching_the_loop(metrics: Metrics) -> AsyncIterator[None]:
-    """Measures how late the event loop is, which every request waits for."""
+    """Measures how late the event loop is, which every request waits for, and sees whether files are left."""
     loop = asyncio.get_running_loop()
+    files = OpenFiles()
 
     async def watch() -> None:
         while True:
             expected = loop.time() + _LAG_INTERVAL
             await asyncio.sleep(_LAG_INTERVAL)
             metrics.process.late(loop.time() - expected)
+            files.look()
 
     task = asyncio.create_task(watch(), name="event loop lag")
     try:

@@ -116,7 +116,10 @@ class Edge:
         except asyncio.CancelledError:
             if CLIENT_LEFT not in scope:
                 # The process ends, and the time for what was under way is over.
-                error = UnavailableError("the router ends, and what it had begun was not done in time")
+                error = UnavailableError(
+                    "the router ends, and had no time left for this; what was to be written may have been,"
+                    " and sending it again is safe"
+                )
                 exchange.reply = error_reply(error, exchange.id)
                 await _send(exchange, send, self._send_seconds)
         finally:

@@ -145,7 +145,8 @@ class Group:
             deposed = self._strayed(other, known) if replica else claims(known) and index != elected
             lag = self._heads.lag(known.lsn, now, self._age(known)) if replica else 0.0
             up = known.health is Health.UP and known.searchable
-            reason = known.reason if not up else self._why(other, known) if deposed else _slow(known, lag)
+            behind = _behind(known, lag, other.max_lag)
+            reason = known.reason if not up else self._why(other, known) if deposed else behind
             if index in foreign:
                 reason, deposed = foreign[index], False
             same = (deposed, reason) == (other.state.deposed, other.state.reason)
@@ -292,10 +293,12 @@ def _answered(state: NodeState) -> NodeState:
     return msgspec.structs.replace(state, health=Health.UP) if state.health is Health.FOREIGN else state
 
 
-def _slow(state: NodeState, lag: float) -> str | None:
-    """Why a replica will not catch up, if it is behind and that is known."""
+def _behind(state: NodeState, lag: float, most: float) -> str | None:
+    """Why a replica that is up will not catch up, or is further behind than is read."""
     if state.role is Role.REPLICA and lag and not state.receiving:
         return "it lacks log that its primary has written, and nothing is sending it any"
+    if lag > most:
+        return f"it has lacked for more than {most:g} s (max_lag) what its primary wrote"
     return None
 
 

@@ -88,6 +88,7 @@ class Node:
         self.config = config
         self.shard = shard
         self.network = network or Network()
+        self.max_lag = settings.max_lag
         self.doubtful = False  # whether the connection that was opened last kept its opener waiting
         self.pooled = False  # whether probes go through a pooler, and have found that it keeps sessions whole
         self._turns = turns or Turns(settings.node_opens)

@@ -1,4 +1,4 @@
-"""A line in the log for each change of state: of a node, its role, its login, its shard, and Redis.
+"""A line in the log for each change of state: of a node, its role, its lag, its login, its shard, and Redis.
 
 The lines are made by comparing what operators are shown, whatever states there are; `router.policy.changes`
 bounds how many. Every worker says what it sees itself: one of them alone may have left a node out, or may
@@ -68,6 +68,10 @@ class StateLog:
         self._note(Subject("node state", shard, name), state)
         if status.role is not None:
             self._note(Subject("node role", shard, name), View(str(status.role)))
+        if not bad:
+            behind = View("behind", status.reason, status.cause, bad=True)
+            lag = behind if status.cause == "lagging" else View("current")
+            self._note(Subject("node lag", shard, name), lag)
         refused = node.login_refused
         login = View("refused", refused, "authentication", bad=True) if refused else View("accepted")
         self._note(Subject("node login", shard, name), login)

@@ -19,7 +19,7 @@ class NodeStatus(msgspec.Struct, frozen=True):
         state: an `ejected` node answers probes, but has failed when it was searched; a `deposed` one says
             that it is the primary, but another has a better right to, or has followed such a one; a `foreign`
             one is none of the shard's, and is neither read nor written.
-        reason: why it is down, ejected, deposed or foreign, takes no new connections, or will not catch up.
+        reason: why it is down, ejected, deposed or foreign, takes no new connections, or is behind.
         cause: the same in a word out of few, which tells nothing of the inside: `timeout`, `unreachable`,
             `authentication`, `busy`, `misconfigured`, `lagging`, or the state itself.
         since: when state or role changed last, in seconds since the epoch.

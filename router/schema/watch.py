@@ -99,6 +99,7 @@ class SchemaWatch:
         self._differences: list[Finding] | None = []  # None: to be found anew, which is dear with many shards
         self._state: SchemaState | None = SchemaState()  # None: to be made anew
         self._wanting: set[str] = set()  # shards on which something is wrong, or that could not be looked at
+        self._unasked: dict[str, str] = {}  # by node, why it could not be asked, as it was said last
         self._woken = {shard: asyncio.Event() for shard in self._nodes}
         self._places = asyncio.Semaphore(_AT_ONCE)
         self._tasks: list[asyncio.Task[None]] = []
@@ -188,11 +189,12 @@ class SchemaWatch:
                 async with asyncio.timeout(_NODE_SECONDS):
                     facts.append(await self._ask(node, self._collections[shard]))
             except (NodeError, OverloadedError, *POSTGRES_ERRORS) as exc:
-                # Whether it is up is the prober's to say.
-                _logger.info("schema not checked", extra={"node": node.config.name, "reason": _reason(exc)})
+                self._not_asked(node.config.name, _reason(exc))
             except Exception:
                 # The task outlives a fault of ours, which must not end the checks in silence.
                 _logger.exception("schema not checked", extra={"node": node.config.name})
+            else:
+                self._unasked.pop(node.config.name, None)
         if not facts:
             self._wanting.add(shard)
             return
@@ -211,6 +213,12 @@ class SchemaWatch:
             self._wanting.add(shard)
         else:
             self._wanting.discard(shard)
+
+    def _not_asked(self, node: str, reason: str) -> None:
+        # Whether it is up is the prober's to say. It is tried every few seconds, and said once.
+        if self._unasked.get(node) != reason:
+            self._unasked[node] = reason
+            _logger.info("schema not checked", extra={"node": node, "reason": reason})
 
     def _tell(self, shard: str, before: list[str], now: list[str]) -> None:
         if now == before:

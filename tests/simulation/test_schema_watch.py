@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import Counter
 
 import msgspec
+import pytest
 
 from bench.simulation.virtual_time import run
 from router.freshness.worker_counters import WorkerCounters
@@ -212,3 +214,30 @@ def test_a_node_that_cannot_be_looked_at_leaves_what_was_known() -> None:
     known, later = run(life())
     assert known == later
     assert set(known.unsearchable["documents"]) == {"s1"}
+
+
+def test_why_a_node_cannot_be_asked_is_said_once_until_it_can_be(caplog: pytest.LogCaptureFixture) -> None:
+    async def minutes() -> list[int]:
+        world = World(1)
+        said: list[int] = []
+        why: list[str | None] = []
+
+        async def ask(node: Node, collections: list[model.Collection]) -> NodeFacts:
+            if (reason := why[-1]) is not None:
+                raise NodeError(ErrorKind.FATAL, reason)
+            return await world.ask(node, collections)
+
+        world.watch._ask = ask  # type: ignore[method-assign,assignment]
+        for reason in ("refused", "refused", "full", None, "full"):
+            why.append(reason)
+            world.watch.suspect("s0")
+            caplog.clear()
+            if not said:
+                await world.watch.start()
+            await asyncio.sleep(2 * INTERVAL)
+            said.append([record.getMessage() for record in caplog.records].count("schema not checked"))
+        await world.close()
+        return said
+
+    caplog.set_level(logging.INFO, logger="router.schema.watch")
+    assert run(minutes()) == [1, 0, 1, 0, 1]

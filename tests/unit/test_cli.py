@@ -57,6 +57,25 @@ def test_a_reader_that_goes_away_is_no_traceback() -> None:
     assert process.wait(30) == 1
 
 
+def test_a_command_says_what_is_wrong_once_and_not_in_words_of_the_log(tmp_path: Path) -> None:
+    path = tmp_path / "map.yaml"
+    path.write_text("""
+version: 1
+shards: {s0: {nodes: [{name: a, dsn: "postgresql://u@host.invalid/d"}]}}
+collections:
+  docs:
+    table: docs
+    id: {type: bigint}
+    vector: {dimensions: 2, metric: l2}
+    sharding: {strategy: hash, key: id, buckets: 1, placement: {s0: [0]}}
+""")
+    command = [sys.executable, "-m", "router.cli", "schema", "check", "--map", str(path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    said = "cannot be asked: a: the host's name cannot be resolved (on a)"
+    assert done.stderr == f"s0: error: {said}\n"
+
+
 def test_no_command_is_wrong_usage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main([])

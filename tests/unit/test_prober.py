@@ -73,6 +73,22 @@ class Shard:
         return {name for name, node in self.nodes.items() if node.state.deposed}
 
 
+def test_a_replica_that_is_too_far_behind_to_be_read_says_so_until_it_has_caught_up() -> None:
+    shard = Shard("a", "b")
+    shard.probe("a", Role.PRIMARY, 50, timeline=1)
+    shard.probe("b", Role.REPLICA, 50)
+    shard.probe("a", Role.PRIMARY, 60, timeline=1)
+    for _ in range(int(shard.nodes["b"].max_lag) + 1):
+        assert shard.nodes["b"].state.reason is None
+        shard.probe("b", Role.REPLICA, 50)
+    assert shard.nodes["b"].state.lag > shard.nodes["b"].max_lag
+    why = "it has lacked for more than 10 s (max_lag) what its primary wrote"
+    assert shard.nodes["b"].state.reason == why
+    assert shard.nodes["b"].status(60).cause == "lagging"
+    shard.probe("b", Role.REPLICA, 60)
+    assert shard.nodes["b"].state.reason is None
+
+
 def test_a_replica_beyond_its_primary_is_deposed_until_it_is_started_again() -> None:
     shard = Shard("b", "c")
     shard.probe("c", Role.REPLICA, 88)

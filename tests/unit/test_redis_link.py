@@ -4,6 +4,7 @@ import asyncio
 
 import pytest
 
+from router.freshness.redis_errors import described
 from router.freshness.redis_link import RedisLink, check_url
 
 
@@ -68,3 +69,7 @@ async def test_whatever_goes_wrong_while_it_is_off_it_comes_on_again(monkeypatch
         while not link.on:
             await asyncio.sleep(0.01)
     await link.close()
+
+
+def test_a_redis_that_says_nothing_is_described_by_the_setting_that_bounds_it() -> None:
+    assert described(TimeoutError()) == "no answer in time (l2_timeout)"

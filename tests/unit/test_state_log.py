@@ -136,6 +136,22 @@ async def test_ejections_returns_and_depositions_are_told_with_why(shard: Shard)
     assert line[2]["to"] == "deposed" and line[2]["reason"] == "it followed another one"
 
 
+async def test_a_replica_that_falls_behind_is_told_of_and_again_when_it_has_caught_up(shard: Shard) -> None:
+    shard.begins()
+    shard.said()
+    shard.sees("b", Role.REPLICA, lag=11.0, reason="it lacks much")
+    here = {"shard": "s0", "node": "b"}
+    behind = here | {"from": "current", "to": "behind", "cause": "lagging", "reason": "it lacks much"}
+    assert shard.said() == [("warning", "node lag", behind)]
+    await asyncio.sleep(1.05)
+    shard.nodes["b"].failed(NodeError(ErrorKind.UNREACHABLE, "refused"))
+    assert [event for _, event, _ in shard.said()] == ["node state"]
+    await asyncio.sleep(1.05)
+    shard.sees("b", Role.REPLICA)
+    lag = [said for said in shard.said() if said[1] == "node lag"]
+    assert lag == [("info", "node lag", here | {"from": "behind", "to": "current"})]
+
+
 async def test_a_node_that_flaps_is_told_of_once_a_second_and_how_it_ends(shard: Shard) -> None:
     shard.begins()
     shard.said()
