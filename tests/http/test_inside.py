@@ -153,7 +153,7 @@ async def test_readiness_names_no_shard_to_those_who_may_have_no_key(
 
 
 @pytest.mark.parametrize(
-    "cause", [*get_args(WriteFailure), *set(_CAUSES.values()), "authentication", "no_node"]
+    "cause", sorted({*get_args(WriteFailure), *_CAUSES.values(), "authentication", "no_node"})
 )
 def test_each_cause_has_words_of_its_own_for_those_outside(cause: str) -> None:
     assert "could not answer" not in redacted(cause, "10.0.0.7 says no")
