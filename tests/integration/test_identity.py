@@ -18,10 +18,12 @@ import pytest
 import yaml
 
 from deploy.local import Cluster
+from router.app import compare
 from router.policy.selection import Health
 from router.query.errors import UnavailableError
 from router.query.filter import parse
 from router.query.types import SearchQuery
+from router.serve_config import ServeConfig
 from router.settings import Settings
 from router.topology import Parts, Topology
 from shard_config import ShardMap, load, model
@@ -344,7 +346,7 @@ async def test_a_placement_that_changes_under_a_router_stops_that_collection_alo
 
 
 async def test_a_shard_that_does_not_say_who_it_is_is_served_with_a_word_about_it(
-    pair: Cluster, path: Path
+    pair: Cluster, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     role = f"reader_{next(_readers)}"
     shard_map = load(path)
@@ -370,6 +372,9 @@ async def test_a_shard_that_does_not_say_who_it_is_is_served_with_a_word_about_i
             await execute(node.dsn, "REVOKE SELECT ON pgscatter.map FROM PUBLIC")
         await asyncio.sleep(0.5)
         assert w.router.unidentified() == ["s0", "s1"]
+        compare(w.router, ServeConfig(str(path)))
+        said = [record for record in caplog.records if record.message == "identity of shards unknown"]
+        assert [record.__dict__["shards"] for record in said] == [["s0", "s1"]]
         assert set(states(w).values()) == {"up"}
         assert (await w.router.count(w.collection, None, w.soon())).count == ROWS
         for node in primaries:
