@@ -192,6 +192,34 @@ async def test_to_apply_one_collection_says_nothing_of_what_a_shard_holds_of_ano
     await connection.close()
 
 
+async def test_a_collection_that_leaves_the_map_and_comes_back_elsewhere_leaves_no_rows_behind(
+    pair: Cluster, path: Path
+) -> None:
+    kept = path.read_text()
+    tree = yaml.safe_load(kept)
+    table = tree["collections"]["docs"]["table"]
+    tree["version"] += 1
+    tree["collections"] = {"other": collection(sharding=hashed())}
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    pgscatter("schema", "apply", "--map", path)
+    path.write_text(kept)
+    alone = {"strategy": "hash", "key": "id", "buckets": 1, "placement": {"s1": [0]}}
+    back = changed(path, version=2, sharding=alone)
+    done = pgscatter("schema", "apply", "--map", back, check=False)
+    assert done.returncode == 1
+    assert f"rows of {table} are there, and the map places none there" in done.stderr
+    assert ("s0", "placement") in {(shard, kind) for shard, kind, _ in await differences(pair, back)}
+    # Dropped, they hold nothing any more.
+    other = tree["collections"]["other"]["table"]
+    await execute(pair.node("s0-a").dsn, f"DROP TABLE {table}, {other}")
+    pgscatter("schema", "apply", "--map", back)
+    assert await differences(pair, back) == []
+    connection = await asyncpg.connect(pair.node("s0-a").dsn)
+    held = await connection.fetchval("SELECT holds FROM pgscatter.map ORDER BY version DESC LIMIT 1")
+    assert not {table, other} & set(msgspec.json.decode(held))
+    await connection.close()
+
+
 async def test_maps_of_an_older_version_and_of_the_same_with_other_content_are_told(
     pair: Cluster, path: Path
 ) -> None:
