@@ -127,7 +127,11 @@ def compare(snapshot: Snapshot, config: ServeConfig) -> None:
     if silent:
         _logger.warning(
             "identity of shards unknown",
-            extra={"shards": silent, "reason": "pgscatter.map is missing, empty, or must not be read"},
+            extra={
+                "shards": silent,
+                "reason": "pgscatter.map is missing, empty, not to be read or not to be understood: until"
+                " `pgscatter schema apply` has written it, nobody sees that a map places rows wrong",
+            },
         )
 
 

@@ -16,6 +16,11 @@ from shard_config.model import Collection, ShardMap
 
 __all__ = ["record", "refusals", "require_placement"]
 
+_THERE = """
+SELECT name AS table FROM unnest($1::text[]) name
+WHERE EXISTS (SELECT FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
+              WHERE concat(n.nspname, '.', c.relname) = name AND c.relkind IN ('r', 'p'))
+"""
 _RAISE = "give the changed map a higher version"
 
 
@@ -92,12 +97,12 @@ async def record(
     applied = {str(collection.table) for collection in collections}
     mapped = {said["table"] for said in mine.content.values()}
     known = {} if found is None else found.holds
-    # Of the other tables nobody has looked at the rows now. Those that the map leaves out keep theirs, and
-    # may come back in a later version.
-    left_out = {table: held for table, held in known.items() if table not in mapped}
-    holds = left_out | {
-        table: held for table, held in mine.holds.items() if table in applied or table in known
-    }
+    mapped = {one["table"] for one in mine.content.values()}
+    # A table that the map has forgotten is not empty for that.
+    rows = await primary.connection.fetch(_THERE, list(known.keys() - mapped))
+    holds = {row["table"]: known[row["table"]] for row in rows}
+    # Of the other tables nobody has looked at the rows now.
+    holds |= {table: held for table, held in mine.holds.items() if table in applied or table in known}
     now = Identity(mine.shard, mine.version, mine.digest, holds, mine.content)
     if now == found:
         return None

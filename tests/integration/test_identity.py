@@ -18,10 +18,12 @@ import pytest
 import yaml
 
 from deploy.local import Cluster
+from router.app import compare
 from router.policy.selection import Health
 from router.query.errors import UnavailableError
 from router.query.filter import parse
 from router.query.types import SearchQuery
+from router.serve_config import ServeConfig
 from router.settings import Settings
 from router.topology import Parts, Topology
 from shard_config import ShardMap, load, model
@@ -186,11 +188,43 @@ async def test_to_apply_one_collection_says_nothing_of_what_a_shard_holds_of_ano
     made = write_map(pair, tmp_path / "map.yaml", collections)
     tables = {name: str(one.table) for name, one in load(made).collections.items()}
     connection = await asyncpg.connect(pair.node("s0-a").dsn)
-    held = "SELECT holds::text FROM pgscatter.map ORDER BY version DESC LIMIT 1"
+    newest = "SELECT holds::text FROM pgscatter.map ORDER BY version DESC LIMIT 1"
+
+    async def held() -> set[str]:
+        return set(tables.values()) & set(msgspec.json.decode(await connection.fetchval(newest)))
+
     pgscatter("schema", "apply", "--map", made, "--collection", "docs")
-    assert set(msgspec.json.decode(await connection.fetchval(held))) == {tables["docs"]}
+    assert await held() == {tables["docs"]}
     pgscatter("schema", "apply", "--map", made, "--collection", "notes")
-    assert set(msgspec.json.decode(await connection.fetchval(held))) == set(tables.values())
+    assert await held() == set(tables.values())
+    await connection.close()
+
+
+async def test_a_collection_that_leaves_the_map_and_comes_back_elsewhere_leaves_no_rows_behind(
+    pair: Cluster, path: Path
+) -> None:
+    kept = path.read_text()
+    tree = yaml.safe_load(kept)
+    table = tree["collections"]["docs"]["table"]
+    tree["version"] += 1
+    tree["collections"] = {"other": collection(sharding=hashed())}
+    path.write_text(yaml.safe_dump(tree, sort_keys=False))
+    pgscatter("schema", "apply", "--map", path)
+    path.write_text(kept)
+    alone = {"strategy": "hash", "key": "id", "buckets": 1, "placement": {"s1": [0]}}
+    back = changed(path, version=2, sharding=alone)
+    done = pgscatter("schema", "apply", "--map", back, check=False)
+    assert done.returncode == 1
+    assert f"rows of {table} are there, and the map places none there" in done.stderr
+    assert ("s0", "placement") in {(shard, kind) for shard, kind, _ in await differences(pair, back)}
+    # Dropped, they hold nothing any more.
+    other = tree["collections"]["other"]["table"]
+    await execute(pair.node("s0-a").dsn, f"DROP TABLE {table}, {other}")
+    pgscatter("schema", "apply", "--map", back)
+    assert await differences(pair, back) == []
+    connection = await asyncpg.connect(pair.node("s0-a").dsn)
+    held = await connection.fetchval("SELECT holds FROM pgscatter.map ORDER BY version DESC LIMIT 1")
+    assert not {table, other} & set(msgspec.json.decode(held))
     await connection.close()
 
 
@@ -363,7 +397,7 @@ async def test_a_placement_that_changes_under_a_router_stops_that_collection_alo
 
 
 async def test_a_shard_that_does_not_say_who_it_is_is_served_with_a_word_about_it(
-    pair: Cluster, path: Path
+    pair: Cluster, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     role = f"reader_{next(_readers)}"
     shard_map = load(path)
@@ -389,6 +423,9 @@ async def test_a_shard_that_does_not_say_who_it_is_is_served_with_a_word_about_i
             await execute(node.dsn, "REVOKE SELECT ON pgscatter.map FROM PUBLIC")
         await asyncio.sleep(0.5)
         assert w.router.unidentified() == ["s0", "s1"]
+        compare(w.router, ServeConfig(str(path)))
+        said = [record for record in caplog.records if record.message == "identity of shards unknown"]
+        assert [record.__dict__["shards"] for record in said] == [["s0", "s1"]]
         assert set(states(w).values()) == {"up"}
         assert (await w.router.count(w.collection, None, w.soon())).count == ROWS
         for node in primaries:

@@ -268,7 +268,7 @@ async def test_a_probe_that_another_process_answers_than_before_is_a_shared_sess
     connection = await checked(primary(pair))
     try:
         node = Node(model.Node("a", primary(pair)), "s0", Settings(), Limit(1, 1))
-        watch = _Watch(node, Group([node]), _Pace(1, Settings()), Settings())
+        watch = _Watch(node, Group([node]), _Pace(1, Settings()), Settings(), {})
         assert (await watch._state(connection)).reason is None
         connection.process += 1  # as if the last probe had been answered there
         with pytest.raises(NodeError, match="shares server processes"):
