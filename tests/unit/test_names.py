@@ -67,6 +67,11 @@ async def test_names_without_an_answer_hold_up_no_other_and_take_one_thread_each
     )
     assert len(servers.asked) == 21
     assert repr(names).startswith("<Names 21 known, ")
+    # Who was late is not counted twice when its answer comes.
+    servers.end.set()
+    async with asyncio.timeout(5):
+        while repr(names) != "<Names 21 known, 0 looked up, 0 without an answer>":
+            await asyncio.sleep(0.01)
 
 
 async def _addresses(names: Names, host: str) -> None:
@@ -166,6 +171,34 @@ async def test_a_dead_address_does_not_take_the_time_of_the_next(servers: Server
             # From then on it is the first to be tried.
             assert least <= time.monotonic() - began < most
     for sock in fill:
+        sock.close()
+
+
+class AtOnce(Network):
+    """Every address takes the connection in the same moment."""
+
+    def __init__(self, names: Names, attempts: int) -> None:
+        super().__init__(names)
+        self.sockets: list[socket.socket] = []
+        self._attempts = attempts
+        self._all = asyncio.Event()
+
+    async def connect(self, address: Address, port: int) -> socket.socket:
+        self.sockets.append(await super().connect(address, port))
+        if len(self.sockets) == self._attempts:
+            self._all.set()
+        sock = self.sockets[-1]
+        await self._all.wait()
+        return sock
+
+
+async def test_of_several_addresses_that_take_the_connection_one_keeps_it(servers: Servers) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        servers.answers["db"] = tuple(Address(socket.AF_INET, f"127.0.0.{n}") for n in (2, 3))
+        network = AtOnce(Names(10, look_up=servers.look_up), 2)
+        sock, _ = await network.dial("db", server.getsockname()[1])
+        assert [one.fileno() for one in network.sockets if one is not sock] == [-1]
+        assert sock.fileno() != -1
         sock.close()
 
 
