@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -125,6 +128,37 @@ async def test_an_error_that_many_are_told_keeps_nothing_of_them(servers: Server
             await names.addresses("none")
     assert servers.asked == ["none"]
     assert len(caught.traceback) < 5
+
+
+def test_a_link_local_address_is_connected_to_by_its_interface(tmp_path: Path) -> None:
+    """On either event loop; in a network of the test's own, where one may be made."""
+    program = tmp_path / "dial.py"
+    program.write_text(_DIALS)
+    made = "ip link set lo up && ip -6 addr add fe80::1/64 dev lo nodad && exec "
+    command = ["unshare", "-n", "sh", "-c", f'{made} "$0" "$1"', sys.executable, str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    if "unshare" in done.stderr or "ip:" in done.stderr:
+        pytest.skip(f"no network of its own: {done.stderr.strip()[:80]}")
+    assert (done.stdout, done.stderr) == ("connected\n" * 2, "")
+
+
+_DIALS = """
+import asyncio, socket, uvloop
+from router.network.dial import Network
+
+async def dial():
+    server = socket.socket(socket.AF_INET6)
+    server.bind(socket.getaddrinfo("fe80::1%lo", 0, type=socket.SOCK_STREAM)[0][4])
+    server.listen()
+    async with asyncio.timeout(5):
+        sock, _ = await Network().dial("fe80::1%lo", server.getsockname()[1])
+    sock.close()
+    server.close()
+    print("connected")
+
+uvloop.run(dial())
+asyncio.run(dial())
+"""
 
 
 async def test_a_name_in_use_is_looked_up_anew_and_a_move_is_told(servers: Servers) -> None:
