@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from itertools import pairwise
 from math import inf
 from types import SimpleNamespace
@@ -108,9 +109,12 @@ class Breaking(Server):
 
     def __init__(self) -> None:
         self.lost_after: float | None = None
+        self.answers: asyncio.Event | None = None  # when it does
         self.closed = False
 
     async def fetchrow(self, statement: str) -> dict[str, object]:
+        if self.answers is not None:
+            await self.answers.wait()
         if self.lost_after is not None:
             await asyncio.sleep(self.lost_after)
             raise NodeError(ErrorKind.LOST, "the connection was lost")
@@ -126,12 +130,14 @@ class Opened:
     def __init__(self) -> None:
         self.all: list[Breaking] = []
         self.takes = 0.0
+        self.then: Callable[[], None] = lambda: None
 
     async def open_connection(self, dsn: str, *, connect_timeout: float, **options: object) -> Breaking:
         await asyncio.sleep(min(self.takes, connect_timeout))
         if self.takes > connect_timeout:
             raise NodeError(ErrorKind.UNREACHABLE, "timed out")
         self.all.append(Breaking())
+        self.then()
         return self.all[-1]
 
 
@@ -155,6 +161,21 @@ def test_a_probe_opens_one_connection_in_place_of_the_one_that_it_lost(opened: O
         await prober.close()
         await node.close()
         assert all(one.closed for one in opened.all)
+
+    run(probes())
+
+
+def test_of_two_connections_that_answer_in_the_same_moment_one_is_kept(opened: Opened) -> None:
+    async def probes() -> None:
+        node = Node(model.Node("a", "postgresql://a/x"), "s0", SETTINGS, Limit(1, 1))
+        prober = Prober([node], SETTINGS)
+        await prober.start()
+        opened.all[0].answers = answer = asyncio.Event()
+        opened.then = answer.set
+        await asyncio.sleep(3)
+        assert [one.closed for one in opened.all] in ([False, True], [True, False])
+        await prober.close()
+        await node.close()
 
     run(probes())
 
