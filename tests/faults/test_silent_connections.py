@@ -239,6 +239,18 @@ async def forwarded(host: str, port: int, target: int) -> AsyncIterator[int]:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def test_redis_is_found_by_the_names_of_its_own_network(cluster: Cluster) -> None:
+    """By the loop's look-ups it would wait for the names of whatever else is looked up there."""
+    names = Names(10.0, look_up=lambda host: (Address(socket.AF_INET, "127.0.0.1"),))
+    url = cluster.redis_url.replace("127.0.0.1", "cache.test")
+    assert "cache.test" in url
+    link = RedisLink(url, budget=0.5, pause=0.2, network=Network(names))
+    await link.check()
+    assert (link.on, link.reason) == (True, None)
+    assert await link.call(lambda client: client.ping())
+    await link.close()
+
+
 async def test_a_redis_whose_connections_were_forgotten_is_used_again_at_once(cluster: Cluster) -> None:
     port = int(cluster.redis_url.rsplit(":", 1)[1].split("/")[0])
     with open_proxies({"redis": port}) as ways:
