@@ -53,7 +53,8 @@ class Address(msgspec.Struct, frozen=True):
     def at(self, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
         """What a socket connects to."""
         if self.family == socket.AF_INET6:
-            return self.ip, port, 0, self.scope
+            # uvloop takes no more of it than the first two.
+            return f"{self.ip}%{self.scope}" if self.scope else self.ip, port, 0, self.scope
         return self.ip, port
 
 

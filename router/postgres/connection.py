@@ -120,7 +120,8 @@ class _Session(asyncpg.Connection):
 
     def is_in_transaction(self) -> bool:
         """Also where BEGIN was cancelled: asyncpg would take the next transaction for one within it."""
-        return self._top_xact is not None or super().is_in_transaction()  # type: ignore[attr-defined]
+        begun: bool = self._top_xact is not None  # type: ignore[attr-defined]
+        return begun or bool(self._protocol.is_in_transaction())  # type: ignore[attr-defined]
 
     def get_reset_query(self) -> str:
         return ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from itertools import pairwise
 from math import inf
 from types import SimpleNamespace
@@ -99,6 +100,8 @@ def test_a_node_is_judged_anew_within_the_bound_whatever_it_does(
         assert max(gaps) <= DOWN_BOUND, max(gaps)
     else:
         assert len(gaps) > 100
+        # Many routers do not ask at the same moments.
+        assert expect or max(gaps) - min(gaps) > 0.1 * SETTINGS.probe_interval
         assert max(gaps) <= answers_at_once, max(gaps)
     # What is expected of a replica is looked for at once, and ever less eagerly.
     assert (min(gaps) < 0.01) == (expect > 0 and not freeze)
@@ -109,9 +112,12 @@ class Breaking(Server):
 
     def __init__(self) -> None:
         self.lost_after: float | None = None
+        self.answers: asyncio.Event | None = None  # when it does
         self.closed = False
 
     async def fetchrow(self, statement: str) -> dict[str, object]:
+        if self.answers is not None:
+            await self.answers.wait()
         if self.lost_after is not None:
             await asyncio.sleep(self.lost_after)
             raise NodeError(ErrorKind.LOST, "the connection was lost")
@@ -127,10 +133,14 @@ class Opened:
     def __init__(self) -> None:
         self.all: list[Breaking] = []
         self.takes = 0.0
+        self.then: Callable[[], None] = lambda: None
 
-    async def open_connection(self, dsn: str, **options: object) -> Breaking:
-        await asyncio.sleep(self.takes)
+    async def open_connection(self, dsn: str, *, connect_timeout: float, **options: object) -> Breaking:
+        await asyncio.sleep(min(self.takes, connect_timeout))
+        if self.takes > connect_timeout:
+            raise NodeError(ErrorKind.UNREACHABLE, "timed out")
         self.all.append(Breaking())
+        self.then()
         return self.all[-1]
 
 
@@ -154,6 +164,21 @@ def test_a_probe_opens_one_connection_in_place_of_the_one_that_it_lost(opened: O
         await prober.close()
         await node.close()
         assert all(one.closed for one in opened.all)
+
+    run(probes())
+
+
+def test_of_two_connections_that_answer_in_the_same_moment_one_is_kept(opened: Opened) -> None:
+    async def probes() -> None:
+        node = Node(model.Node("a", "postgresql://a/x"), "s0", SETTINGS, Limit(1, 1))
+        prober = Prober([node], SETTINGS)
+        await prober.start()
+        opened.all[0].answers = answer = asyncio.Event()
+        opened.then = answer.set
+        await asyncio.sleep(3)
+        assert [one.closed for one in opened.all] in ([False, True], [True, False])
+        await prober.close()
+        await node.close()
 
     run(probes())
 
@@ -197,6 +222,27 @@ def test_a_node_whose_connection_was_lost_and_is_not_opened_anew_in_time_says_so
         await asyncio.sleep(1.2)
         assert (node.state.reason, node.state.cause) == ("the connection was lost", "unreachable")
         assert not node.doubtful
+        await prober.close()
+        await node.close()
+
+    run(probes())
+
+
+def test_a_node_that_takes_long_to_let_in_is_found_at_the_second_attempt(opened: Opened) -> None:
+    """The first is short, because nothing is known of the node and it may keep others waiting."""
+    settings = Settings()
+    opened.takes = 0.9 * settings.probe_connect_timeout
+    assert opened.takes > 2 * settings.probe_timeout
+
+    async def probes() -> None:
+        node = Node(model.Node("a", "postgresql://a/x"), "s0", settings, Limit(1, 1))
+        prober = Prober([node], settings)
+        await prober.start()
+        assert node.state.reason == "no connection within the probe's time"
+        await asyncio.sleep(2 * settings.probe_timeout)
+        assert (node.state.health, node.state.reason, node.doubtful) == (Health.DOWN, "timed out", True)
+        await asyncio.sleep(opened.takes + 1.2 * settings.probe_interval)
+        assert node.state.health is Health.UP
         await prober.close()
         await node.close()
 

@@ -36,6 +36,7 @@ class Network:
         self.silent: set[str] = set()
         self.frozen: set[str] = set()  # whose open connections say nothing either
         self.attempts: list[float] = []
+        self.probes: list[float] = []
 
     async def open_connection(self, dsn: str, *, connect_timeout: float, **options: object) -> Server:
         self.attempts.append(asyncio.get_running_loop().time())
@@ -67,6 +68,7 @@ class Server:
         self._closed = False
 
     async def fetchrow(self, statement: str) -> dict[str, object]:
+        self._network.probes.append(asyncio.get_running_loop().time())
         while self._dsn in self._network.frozen and not self._closed:
             await asyncio.sleep(0.05)
         if self._closed or self._network.refusing(self._dsn):
@@ -201,3 +203,18 @@ def test_a_node_that_is_restarted_while_many_have_frozen_waits_for_none_of_them(
         await all_up(nodes, 10.0)
 
     simulate(monkeypatch, Settings(), story, 300)
+
+
+def test_many_nodes_are_probed_at_a_bounded_rate_and_several_at_a_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story(network: Network, nodes: list[Node]) -> None:
+        await all_up(nodes, 15.0)
+        await asyncio.sleep(5)
+        network.probes.clear()
+        await asyncio.sleep(20)
+        assert 80 < len(network.probes) / 20 < 110
+        # To wake up costs more than a probe.
+        assert len(set(network.probes)) <= 10 * 20 + 1
+
+    simulate(monkeypatch, Settings(probe_rate=100), story, 200)

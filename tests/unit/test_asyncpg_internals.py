@@ -24,6 +24,7 @@ PYPROJECT = (Path(__file__).parents[2] / "pyproject.toml").read_text()
     [
         (connection.Connection, "get_reset_query"),
         (connection.Connection, "_introspect_types"),
+        (connection.Connection, "is_in_transaction"),
         (session.Connection, "_cancel_current_command"),
     ],
 )
@@ -35,7 +36,7 @@ def test_what_is_overridden_is_there_and_is_called_alike(ours: type, name: str) 
 
 
 def test_attributes_that_are_read_are_there() -> None:
-    assert "_protocol" in asyncpg.Connection.__slots__
+    assert {"_protocol", "_top_xact"} <= set(asyncpg.Connection.__slots__)
     assert "_state" in PreparedStatement.__slots__
     assert callable(PreparedStatementState.mark_unprepared)
     assert callable(ConnectionSettings.register_data_types)

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
@@ -67,6 +70,11 @@ async def test_names_without_an_answer_hold_up_no_other_and_take_one_thread_each
     )
     assert len(servers.asked) == 21
     assert repr(names).startswith("<Names 21 known, ")
+    # Who was late is not counted twice when its answer comes.
+    servers.end.set()
+    async with asyncio.timeout(5):
+        while repr(names) != "<Names 21 known, 0 looked up, 0 without an answer>":
+            await asyncio.sleep(0.01)
 
 
 async def _addresses(names: Names, host: str) -> None:
@@ -122,6 +130,37 @@ async def test_an_error_that_many_are_told_keeps_nothing_of_them(servers: Server
     assert len(caught.traceback) < 5
 
 
+def test_a_link_local_address_is_connected_to_by_its_interface(tmp_path: Path) -> None:
+    """On either event loop; in a network of the test's own, where one may be made."""
+    program = tmp_path / "dial.py"
+    program.write_text(_DIALS)
+    made = "ip link set lo up && ip -6 addr add fe80::1/64 dev lo nodad && exec "
+    command = ["unshare", "-n", "sh", "-c", f'{made} "$0" "$1"', sys.executable, str(program)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    if "unshare" in done.stderr or "ip:" in done.stderr:
+        pytest.skip(f"no network of its own: {done.stderr.strip()[:80]}")
+    assert (done.stdout, done.stderr) == ("connected\n" * 2, "")
+
+
+_DIALS = """
+import asyncio, socket, uvloop
+from router.network.dial import Network
+
+async def dial():
+    server = socket.socket(socket.AF_INET6)
+    server.bind(socket.getaddrinfo("fe80::1%lo", 0, type=socket.SOCK_STREAM)[0][4])
+    server.listen()
+    async with asyncio.timeout(5):
+        sock, _ = await Network().dial("fe80::1%lo", server.getsockname()[1])
+    sock.close()
+    server.close()
+    print("connected")
+
+uvloop.run(dial())
+asyncio.run(dial())
+"""
+
+
 async def test_a_name_in_use_is_looked_up_anew_and_a_move_is_told(servers: Servers) -> None:
     now = 0.0
     names = Names(10, look_up=servers.look_up, clock=lambda: now)
@@ -166,6 +205,34 @@ async def test_a_dead_address_does_not_take_the_time_of_the_next(servers: Server
             # From then on it is the first to be tried.
             assert least <= time.monotonic() - began < most
     for sock in fill:
+        sock.close()
+
+
+class AtOnce(Network):
+    """Every address takes the connection in the same moment."""
+
+    def __init__(self, names: Names, attempts: int) -> None:
+        super().__init__(names)
+        self.sockets: list[socket.socket] = []
+        self._attempts = attempts
+        self._all = asyncio.Event()
+
+    async def connect(self, address: Address, port: int) -> socket.socket:
+        self.sockets.append(await super().connect(address, port))
+        if len(self.sockets) == self._attempts:
+            self._all.set()
+        sock = self.sockets[-1]
+        await self._all.wait()
+        return sock
+
+
+async def test_of_several_addresses_that_take_the_connection_one_keeps_it(servers: Servers) -> None:
+    with socket.create_server(("0.0.0.0", 0)) as server:
+        servers.answers["db"] = tuple(Address(socket.AF_INET, f"127.0.0.{n}") for n in (2, 3))
+        network = AtOnce(Names(10, look_up=servers.look_up), 2)
+        sock, _ = await network.dial("db", server.getsockname()[1])
+        assert [one.fileno() for one in network.sockets if one is not sock] == [-1]
+        assert sock.fileno() != -1
         sock.close()
 
 

@@ -391,6 +391,8 @@ async def test_whoever_asks_for_probes_gets_them_soon_and_not_more_than_the_inte
         while loop.time() < end:
             prober.probe_soon("s0")
             prober.probe_soon("elsewhere")
+            if not up:
+                prober.expect("s0", 100 + int(1000 * loop.time()))
             await asyncio.sleep(0.005)
     finally:
         await prober.close()
