@@ -227,9 +227,14 @@ def _copying(keys: Keys, watch: KeysWatch, copy: Path, life: Life) -> Iterator[N
     from router.http.keys_file import save
     from router.http.keys_watch import watching
 
+    saved = True
+
     def look(asked: bool) -> None:
-        if watch.look(keys, asked):
+        nonlocal saved
+        saved = not watch.look(keys, asked) and saved
+        if not saved:  # nor, perhaps, at the look before: the disk may be full
             save(keys, copy)
+            saved = True
 
     save(keys, copy)
     with watching(look, life.take_reload):

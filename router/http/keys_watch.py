@@ -41,6 +41,7 @@ class KeysWatch:
         self._read = read
         self._copy = copy
         self._seen = self._used = _mark(path)
+        self._complaint = ""  # the last, until the file can be used
 
     def __repr__(self) -> str:
         return f"<KeysWatch {self._path}>"
@@ -68,10 +69,17 @@ class KeysWatch:
         before = {key.name: key for key in keys}, keys.outdated
         try:
             keys.replace(self._read())
+            self._complaint = ""
         except KeysError as exc:
+            if isinstance(exc.__cause__, OSError):
+                # No descriptor is free, say: what it holds may open nothing any more, and is read at the next
+                # look though it has not changed.
+                self._used = None
             if self._copy:
                 return False
-            _logger.error("keys not reloaded; those before stay in force", extra={"reason": str(exc)})
+            if asked or str(exc) != self._complaint:
+                _logger.error("keys not reloaded; those before stay in force", extra={"reason": str(exc)})
+            self._complaint = str(exc)
             keys.outdated = True
         after = {key.name: key for key in keys}
         if not keys.outdated and not self._copy:
@@ -88,11 +96,15 @@ def watching(look: Callable[[bool], object], asked: Callable[[], bool]) -> Itera
     over = threading.Event()
 
     def looks() -> None:
+        failing = False
         while not over.wait(_LOOK):
             try:
                 look(asked())
+                failing = False
             except Exception:
-                _logger.exception("keys not looked at; tried again every %g s", _LOOK)
+                if not failing:
+                    _logger.exception("keys not looked at; tried again every %g s", _LOOK)
+                failing = True
 
     thread = threading.Thread(target=looks, name="keys", daemon=True)
     thread.start()

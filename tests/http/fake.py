@@ -24,6 +24,7 @@ from router.documents.types import (
 from router.http.app import create
 from router.http.backend import Backend, NodeStatus
 from router.http.keys import Keys
+from router.http.life import Life
 from router.http.metrics import Metrics
 from router.logs import AccessLog
 from router.policy.batches import AdmittedBatch, Batches
@@ -313,6 +314,7 @@ def application(
     keys: Keys | None = None,
     log: LogLines | None = None,
     lifespan: Callable[[], Any] = no_lifespan,
+    life: Life | None = None,
 ) -> Any:
     return create(
         lambda: backend,
@@ -322,4 +324,5 @@ def application(
         embed=embed,
         lifespan=lifespan,
         access_log=AccessLog(LogLines() if log is None else log),
+        life=life,
     )

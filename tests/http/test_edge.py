@@ -9,6 +9,7 @@ import httpx
 import msgspec
 import pytest
 
+from router.http.life import Life, Phase
 from router.query.filter import Compare
 from router.recall.sampling import RecallSeen
 from router.schema.findings import Finding, Severity
@@ -273,6 +274,18 @@ async def test_a_key_is_located(client: httpx.AsyncClient) -> None:
     assert (await client.get(f"{url}?key=nobody")).status_code == 404
     assert (await client.get(url)).json()["errors"] == [{"path": "key", "message": "required, but missing"}]
     assert (await client.get("/v1/collections/documents/locate?key=x")).status_code == 422
+
+
+async def test_a_router_that_is_about_to_end_is_not_ready_though_all_is_well(
+    connect: Callable[[Any], httpx.AsyncClient],
+) -> None:
+    life = Life()
+    client = connect(application(FakeBackend(), life=life))
+    assert (await client.get("/readyz")).status_code == 200
+    life.advance(Phase.DRAINING)
+    answer = await client.get("/readyz")
+    assert (answer.status_code, answer.json()["ready"], answer.json()["draining"]) == (503, False, True)
+    assert (await client.get("/livez")).status_code == 200
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/openapi.json", "/docs"])

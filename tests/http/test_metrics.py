@@ -12,11 +12,13 @@ from typing import Any
 import httpx
 import msgspec
 import pytest
+from prometheus_client import CollectorRegistry
 from prometheus_client.parser import text_string_to_metric_families
 
 from router.http import app as app_module
 from router.http.message import Reply
 from router.http.metrics import Metrics
+from router.http.process_metrics import ProcessMetrics
 from router.nodes.status import NodeStatus
 from router.query.types import Answer, Coverage, Found, Hedge, ShardCounts, ShardReport, ShardState
 from router.recall.sampling import RecallSeen
@@ -175,7 +177,8 @@ async def test_nodes_that_left_the_map_are_forgotten(client: httpx.AsyncClient, 
     assert ("pgscatter_node_up", node) in await scrape(client)
     nodes = backend.nodes()
     backend.nodes = lambda: nodes[:1]  # type: ignore[method-assign]
-    assert ("pgscatter_node_up", node) not in await scrape(client)
+    assert ("pgscatter_node_up", node) not in (found := await scrape(client))
+    assert not [of for name, of in found if name == "pgscatter_node_state" and set(node) <= set(of)]
     backend.nodes = lambda: nodes  # type: ignore[method-assign]
     assert ("pgscatter_node_up", node) in await scrape(client)
 
@@ -333,3 +336,12 @@ async def test_sampling_outlives_an_exception_and_says_it_once(
     failures = [record for record in caplog.records if record.getMessage().startswith("metrics not sampled")]
     assert len(failures) == 2  # one for each time that it began to fail
     assert all(record.exc_info for record in failures)
+
+
+def test_processor_time_is_counted_once_however_often_it_is_read() -> None:
+    registry = CollectorRegistry()
+    process = ProcessMetrics(registry)
+    for _ in range(3):
+        process.sample()
+    counted = registry.get_sample_value("process_cpu_seconds_total")
+    assert counted is not None and 0 < counted <= time.process_time()

@@ -518,7 +518,7 @@ async def test_a_write_that_found_every_connection_in_use_is_told_as_soon_as_one
     async with routers(cluster) as (a, _, _):
         a.link.pause = 60.0
         a.freshness.wrote("documents")
-        blocking = [a.link.call(lambda client: client.blpop(["nothing"], timeout=0.3)) for _ in range(32)]  # type: ignore[arg-type, return-value]
+        blocking = [a.link.call(lambda client: client.blpop(["nothing"], timeout=0.05)) for _ in range(32)]  # type: ignore[arg-type, return-value]
         calls = asyncio.gather(*blocking)
         await asyncio.sleep(0.01)
         assert not await a.freshness.publish("documents")

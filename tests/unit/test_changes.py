@@ -70,6 +70,19 @@ def test_a_flapping_subject_is_said_once_a_second_with_the_number_of_changes() -
     assert not changes.held
 
 
+def test_one_that_is_well_again_by_its_next_line_is_warned_of() -> None:
+    changes, clock = made()
+    changes.note(NODE, DOWN)
+    changes.note(NODE, UP)
+    clock.now += 1
+    changes.due()
+    changes.note(NODE, DOWN)
+    assert changes.note(NODE, UP) == []
+    clock.now += 1
+    (late,) = changes.due()
+    assert (late.fields["from"], late.fields["to"], late.level) == ("up", "up", "warning")
+
+
 def test_the_last_state_is_said_though_nothing_changes_any_more() -> None:
     changes, clock = made()
     changes.note(NODE, UP)

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from typing import Any
 
 import pytest
 
+from router.freshness.redis_link import RedisLink
+from router.nodes import state_log
 from router.nodes.node import Node
 from router.nodes.state_log import StateLog
+from router.policy.changes import Changes
 from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import ErrorKind, NodeError
@@ -163,3 +167,36 @@ async def test_a_node_that_flaps_is_told_of_once_a_second_and_how_it_ends(shard:
     (line,) = shard.said()
     assert (line[2]["to"], line[2]["changes"]) == ("up", 99)
     shard.log.close()
+
+
+async def test_what_waits_for_its_turn_is_said_though_nothing_else_happens(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_log, "_FLUSH", 0.05)
+    shard = Shard(caplog)
+    shard.log = StateLog(Changes(lambda: 20 * time.monotonic(), most=1))
+    for node in shard.nodes.values():
+        node.listeners[:] = []
+    shard.begins()
+    shard.said()
+    for name in ("a", "b"):
+        shard.nodes[name].failed(NodeError(ErrorKind.UNREACHABLE, "refused " * 1000))
+        shard.log.node(shard.nodes[name])
+    async with asyncio.timeout(10):
+        while len(caplog.records) < 4:
+            await asyncio.sleep(0.01)
+    said = [record.getMessage() for record in caplog.records]
+    assert sorted(said) == ["node state", "node state", "shard primary", "shard state"]
+    assert max(len(str(vars(record)["reason"])) for record in caplog.records) == 300
+    shard.log.close()
+
+
+async def test_after_the_end_nothing_is_said(shard: Shard) -> None:
+    shard.begins()
+    link = RedisLink("redis://127.0.0.1:1/0", budget=0.1, pause=60.0, changed=shard.log.redis)
+    shard.log.close()
+    shard.said()
+    await link.check()
+    shard.nodes["a"].failed(NodeError(ErrorKind.UNREACHABLE, "refused"))
+    assert not link.on and shard.said() == []
+    await link.close()

@@ -65,5 +65,11 @@ def test_the_service_manager_is_told(tmp_path: Path) -> None:
         manager.settimeout(5)
         notify("READY=1", {"NOTIFY_SOCKET": str(tmp_path / "notify")})
         assert manager.recv(100) == b"READY=1"
-    notify("READY=1", {"NOTIFY_SOCKET": str(tmp_path / "gone")})
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.bind(f"\0pgscatter-test-{os.getpid()}")  # as of systemd in a container
+        manager.settimeout(5)
+        notify("STOPPING=1", {"NOTIFY_SOCKET": f"@pgscatter-test-{os.getpid()}"})
+        assert manager.recv(100) == b"STOPPING=1"
+    for unreachable in (str(tmp_path / "gone"), str(tmp_path), "@gone", "vsock:2:1234", f"/{'x' * 200}"):
+        notify("READY=1", {"NOTIFY_SOCKET": unreachable})
     notify("READY=1", {})
