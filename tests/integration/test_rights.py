@@ -324,7 +324,9 @@ async def test_a_right_that_is_revoked_has_the_shard_looked_at_when_a_write_lack
             assert not served.router.schema().wrong
             await made.grant(f"REVOKE {right} ON {{table}} FROM {{role}}")
             method, path, options = WRITES["put"]
-            assert (await client.request(method, path, **options)).status_code == 403
+            answer = await client.request(method, path, **options)
+            assert answer.status_code == 403
+            assert f"the router's role lacks {right} ON {made.collection.table}" in answer.text
             async with asyncio.timeout(5):
                 while not found():
                     await asyncio.sleep(0.02)
