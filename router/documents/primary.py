@@ -19,7 +19,7 @@ from router.freshness.freshness import Freshness
 from router.nodes.node import Node
 from router.nodes.prober import Prober
 from router.policy.selection import Role
-from router.postgres.connection import Connection, ErrorKind, NodeError
+from router.postgres.connection import LASTING, Connection, ErrorKind, NodeError
 from router.postgres.wal import written_position
 from router.query.errors import OverloadedError
 from router.query.types import Position
@@ -134,7 +134,7 @@ class Primaries:
 
     def failed(self, shard: str, node: Node, error: NodeError) -> None:
         node.failed(error)
-        if error.kind is ErrorKind.FATAL:
+        if error.kind in LASTING:
             self._sets[shard].failed_for_good()
         if error.kind is ErrorKind.READ_ONLY:
             node.observe(msgspec.structs.replace(node.state, role=Role.REPLICA))

@@ -182,6 +182,8 @@ class _Attempt:
                 return await explained(connection, self._collection, ask)
             except POSTGRES_ERRORS as exc:
                 error = node.writes.error(connection, exc)
+                if not error.renewable or self._renewed:
+                    self._primaries.failed(shard, node, error)
                 # Its documents may belong to other shards than the one that cannot be asked.
                 said = f"{node.config.name}: {error}"
                 raise NodeError(error.kind, said, renewable=error.renewable) from exc
@@ -236,6 +238,7 @@ class _Attempt:
                     self._storing.discard(shard)
                     renewable.append(error)
                 else:
+                    self._primaries.failed(shard, node, error)
                     said = f"{node.config.name}: {error}"
                     self._outcomes[shard] = Outcome(error=said, unknown=unknown, kind=error.kind)
                 return

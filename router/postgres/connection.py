@@ -339,9 +339,12 @@ def _connect_error(exc: BaseException, dsn: str) -> NodeError:
     if isinstance(exc, repeats):
         login = isinstance(exc, asyncpg.InvalidAuthorizationSpecificationError)
         return NodeError(ErrorKind.FATAL, _message(exc), authentication=login)
-    if isinstance(exc, (asyncpg.TooManyConnectionsError, asyncpg.ProtocolViolationError)):
-        # The node is well, and has no room for one more; PgBouncer says so, as all else, by 08P01. Whether
-        # there is a server behind it, probes find out.
+    if isinstance(exc, asyncpg.ProtocolViolationError):
+        # So PgBouncer says that it has no room for one more, as all else; whether there is a server behind
+        # it, probes find out.
+        return NodeError(ErrorKind.LOST, _message(exc))
+    if isinstance(exc, asyncpg.TooManyConnectionsError):
+        # The node is well; it has no room for one more.
         return NodeError(ErrorKind.TRANSIENT, _message(exc))
     own = isinstance(exc, ConnectionError) and exc.errno is None
     if own or isinstance(exc, asyncpg.ConnectionDoesNotExistError):

@@ -306,6 +306,32 @@ async def test_a_default_that_reads_a_sequence_which_the_role_may_not_denies_wri
             assert (await client.request(method, path, **options)).json()["stored"] == 6
 
 
+@SHARDINGS
+@pytest.mark.parametrize("right", ["SELECT (id)", "UPDATE"])
+async def test_a_right_that_is_revoked_has_the_shard_looked_at_when_a_write_lacks_it(
+    owned: Cluster, changes: dict[str, Any], right: str
+) -> None:
+    async with tables(owned, **changes) as made:
+        rights = "SELECT (id, embedding, content, metadata, category, price), INSERT, UPDATE, DELETE"
+        await made.grant(f"GRANT {rights} ON {{table}} TO {{role}}")
+        # Else the shards would be looked at every two seconds, for that.
+        await made.grant("ALTER TABLE {table} ALTER category SET NOT NULL")
+        async with made.router(schema_check_interval=1000.0) as served, served.over_http() as client:
+
+            def found() -> bool:
+                return any("lacks a right" in one.message for one in served.router.schema().findings)
+
+            assert not served.router.schema().wrong
+            await made.grant(f"REVOKE {right} ON {{table}} FROM {{role}}")
+            method, path, options = WRITES["put"]
+            answer = await client.request(method, path, **options)
+            assert answer.status_code == 403
+            assert f"the router's role lacks {right} ON {made.collection.table}" in answer.text
+            async with asyncio.timeout(5):
+                while not found():
+                    await asyncio.sleep(0.02)
+
+
 async def test_rights_that_one_shard_denies_fail_its_documents_alone(owned: Cluster) -> None:
     async with tables(owned) as made:
         await made.grant("GRANT SELECT ON {table} TO {role}")

@@ -48,7 +48,7 @@ def test_a_state_allows(state: str, kind: ErrorKind) -> None:
     ("state", "kind"),
     [
         ("53300", ErrorKind.TRANSIENT),
-        ("08P01", ErrorKind.TRANSIENT),  # PgBouncer's "no more connections allowed (max_client_conn)"
+        ("08P01", ErrorKind.LOST),  # PgBouncer's "no more connections allowed (max_client_conn)"
         ("57P03", ErrorKind.UNREACHABLE),
         ("28P01", ErrorKind.FATAL),
         ("3D000", ErrorKind.FATAL),

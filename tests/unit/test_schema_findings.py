@@ -9,6 +9,7 @@ import msgspec
 import pytest
 
 from router.postgres.rights import Held
+from router.schema.check import _of_primaries
 from router.schema.ddl import stored_types
 from router.schema.findings import (
     Finding,
@@ -260,3 +261,17 @@ def test_the_oldest_servers_are_documented_as_they_are_checked() -> None:
     text = (Path(__file__).parents[2] / "docs" / "postgresql.md").read_text()
     assert f"PostgreSQL {LEAST_POSTGRESQL} or newer, better {WANTED_POSTGRESQL}" in text
     assert f"pgvector {shown(LEAST_PGVECTOR)} or newer" in text
+
+
+def test_a_shard_has_one_primary() -> None:
+    one, other = facts(table()), facts(table(), "b")
+    standbys = [facts(table(), name, standby=True) for name in "ab"]
+    assert _of_primaries("s0", [one, standbys[1]]) == _of_primaries("s0", []) == []
+    (two,) = _of_primaries("s0", [one, other])
+    assert (two.severity, two.nodes) == (Severity.ERROR, ("a", "b"))
+    assert two.message == "more than one node says that it is the primary"
+    (none,) = _of_primaries("s0", standbys)
+    assert (none.severity, none.message) == (
+        Severity.ERROR,
+        "no primary among the nodes that could be asked",
+    )
