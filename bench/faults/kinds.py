@@ -15,7 +15,18 @@ from bench.sql import execute
 from bench.world import World
 from router.postgres.driver import connect
 
-__all__ = ["FAULTS", "Broken", "Fault", "Step", "empty", "kill_and_promote", "server", "sql", "way"]
+__all__ = [
+    "FAULTS",
+    "Broken",
+    "Fault",
+    "Step",
+    "empty",
+    "kill_and_promote",
+    "nothing",
+    "server",
+    "sql",
+    "way",
+]
 
 _PAUSE = 1.0
 _GAP = 0.02  # seconds between two connections
@@ -130,7 +141,7 @@ async def _roll(b: Broken) -> None:
         await asyncio.sleep(_PAUSE)
 
 
-async def _nothing(b: Broken) -> None:
+async def nothing(b: Broken) -> None:
     pass
 
 
@@ -163,7 +174,7 @@ FAULTS = (
         *("lag", "a replica that replays nothing", "replica", sql("SELECT pg_wal_replay_pause()")),
         sql("SELECT pg_wal_replay_resume()"),
     ),
-    Fault("rolling", "every node restarted in turn", "replica", _roll, _nothing, seconds=0),
+    Fault("rolling", "every node restarted in turn", "replica", _roll, nothing, seconds=0),
     Fault(
         *("shard-gone", "all nodes of a shard killed", "primary", *_ended("primary", "replica")),
         partner=False,

@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import Coroutine, Iterator, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import cast
 
@@ -28,9 +29,10 @@ _SECONDS = 10.0
 class _Way:
     """What happens to the bytes of one node."""
 
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, address: tuple[str, int], passing: Callable[[bytes], bytes]) -> None:
         self.target = port
-        self.host, self.port = _HOST, 0
+        self.host, self.port = address
+        self.passing = passing
         self.delay = 0.0
         self.cut = False
         self.mute = False
@@ -65,6 +67,7 @@ class _Pipe(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         if self._silent or (self.way.mute and self._of_node):
             return
+        data = self.way.passing(data)
         if self.way.delay or self._late:
             self._late.append((self._loop.time() + self.way.delay, data))
             if len(self._late) == 1:
@@ -110,11 +113,19 @@ class Proxies:
     """One way per node; made by `open_proxies`, and changed by any thread."""
 
     def __init__(
-        self, loop: asyncio.AbstractEventLoop, targets: Mapping[str, int], network: Network | None
+        self,
+        loop: asyncio.AbstractEventLoop,
+        targets: Mapping[str, int],
+        network: Network | None,
+        addresses: Mapping[str, tuple[str, int]],
+        passing: Callable[[str, bytes], bytes],
     ) -> None:
         self._loop = loop
         self._network = network
-        self._ways = {name: _Way(port) for name, port in targets.items()}
+        self._ways = {
+            name: _Way(port, addresses.get(name, (_HOST, 0)), partial(passing, name))
+            for name, port in targets.items()
+        }
 
     def __repr__(self) -> str:
         return f"<Proxies {self.addresses}>"
@@ -128,33 +139,46 @@ class Proxies:
         """What passes takes so much longer, each way half of it."""
         self._ways[name].delay = seconds / 2
 
-    def cut(self, name: str) -> None:
+    def cut(self, *names: str) -> None:
         """Nothing passes, and nobody is told."""
-        if self._network is not None:
-            self._network.cut(name)
-        self._ways[name].cut = True
+        for name in names:
+            if self._network is not None:
+                self._network.cut(name)
+            self._ways[name].cut = True
 
     def forget(self, name: str) -> None:
         """Nothing passes over present connections, as when a firewall has lost its table of them."""
         for pipe in list(self._ways[name].pipes):
             pipe.forgotten = True
 
+    def mend(self, *names: str) -> None:
+        """What was cut passes again over new connections; present ones stay silent, and nobody is told."""
+        for name in names:
+            if self._network is not None:
+                self._network.mend(name)
+            self.forget(name)
+            self._ways[name].cut = False
+
     def mute(self, name: str) -> None:
         """What the node is told reaches it, and what it answers is lost."""
         self._ways[name].mute = True
 
-    def refuse(self, name: str) -> None:
+    def refuse(self, *names: str) -> None:
         """Connections end, and no new one is taken."""
-        self._do(self._close(self._ways[name]))
+        self._do(self._close(self._ways[name]) for name in names)
 
-    def restore(self, name: str) -> None:
+    def restore(self, *names: str) -> None:
         """Everything passes again; connections that were cut are lost."""
-        if self._network is not None and self._ways[name].cut:
-            self._network.mend(name)
-        self._do(self._restore(name, self._ways[name]))
+        for name in names:
+            if self._network is not None and self._ways[name].cut:
+                self._network.mend(name)
+        self._do(self._restore(name, self._ways[name]) for name in names)
 
-    def _do(self, work: Coroutine[None, None, None]) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result(_SECONDS)
+    def _do(self, steps: Iterable[Coroutine[None, None, None]]) -> None:
+        async def work() -> None:
+            await asyncio.gather(*steps)
+
+        asyncio.run_coroutine_threadsafe(work(), self._loop).result(_SECONDS)
 
     async def open(self) -> None:
         for name, way in self._ways.items():
@@ -166,7 +190,7 @@ class Proxies:
 
     async def _listen(self, name: str, way: _Way) -> None:
         if self._network is None:
-            way.server = await self._loop.create_server(lambda: _Pipe(way), _HOST, way.port)
+            way.server = await self._loop.create_server(lambda: _Pipe(way), way.host, way.port)
         else:
             listener = self._network.listen(name, way.port)
             way.server = await self._loop.create_server(lambda: _Pipe(way), sock=listener)
@@ -217,10 +241,20 @@ def open_ways(world: World) -> Iterator[tuple[Proxies, Path, str | None]]:
 
 
 @contextmanager
-def open_proxies(targets: Mapping[str, int], network: Network | None = None) -> Iterator[Proxies]:
-    """Ways to the ports of `targets`, while the block runs; over links of `network`, if there is one."""
+def open_proxies(
+    targets: Mapping[str, int],
+    network: Network | None = None,
+    *,
+    addresses: Mapping[str, tuple[str, int]] | None = None,
+    passing: Callable[[str, bytes], bytes] = lambda _, data: data,
+) -> Iterator[Proxies]:
+    """Ways to the ports of `targets`, while the block runs; over links of `network`, if there is one.
+
+    `addresses` are where they listen, by default on any port. What passes the way of a name, in either
+    direction, becomes what `passing` makes of it.
+    """
     loop = uvloop.new_event_loop()
-    proxies = Proxies(loop, targets, network)
+    proxies = Proxies(loop, targets, network, addresses or {}, passing)
     ready = threading.Event()
 
     def run() -> None:

@@ -21,7 +21,7 @@ import psutil
 import redis
 
 from bench.errors import BenchError
-from bench.faults.kinds import FAULTS, Broken, Fault, Step, empty, kill_and_promote, server, sql, way
+from bench.faults.kinds import FAULTS, Broken, Fault, Step, empty, kill_and_promote, nothing, server, sql, way
 from bench.faults.proxies import Proxies
 from bench.http_client import request_bytes
 from bench.sql import execute, fetch
@@ -144,10 +144,6 @@ async def _hang_up(b: Broken) -> None:
     b.writers.clear()
 
 
-async def _nothing(b: Broken) -> None:
-    pass
-
-
 def _redis(*commands: str) -> Step:
     def step(b: Soaked) -> None:
         with redis.Redis.from_url(b.cluster.redis_url, socket_timeout=_REDIS_SECONDS) as client:
@@ -161,7 +157,7 @@ def _statement(text: str) -> Step:
     return sql(text, "primary")
 
 
-def _kind(name: str, title: str, inject: Step, heal: Step = _nothing, *explains: str, **more: Any) -> Fault:
+def _kind(name: str, title: str, inject: Step, heal: Step = nothing, *explains: str, **more: Any) -> Fault:
     return Fault(name, title, "primary", inject, heal, explains=frozenset(explains), **more)
 
 
@@ -194,8 +190,8 @@ _EXPLAINED: dict[str, tuple[str, ...]] = {
     **{"freeze-redis": (), "kill-primary": _NO_PRIMARY, "freeze-primary": _NO_PRIMARY},
 }
 EARLY = (
-    _kind("restart", "SIGTERM of the router, and a new one", _soaked(Soaked.restart), _nothing, *_CUT_OFF),
-    _kind("kill-worker", "kill -9 of a worker of the router", _soaked(_kill_worker), _nothing, *_CUT_OFF),
+    _kind("restart", "SIGTERM of the router, and a new one", _soaked(Soaked.restart), nothing, *_CUT_OFF),
+    _kind("kill-worker", "kill -9 of a worker of the router", _soaked(_kill_worker), nothing, *_CUT_OFF),
     _kind("stalled", "clients that take no answer", _abused(20, times=4, k=1000), _hang_up),
     _kind("slow-bodies", "requests that come byte by byte", _abused(50, slowly=True), _hang_up),
     _kind(
@@ -221,7 +217,7 @@ KINDS = (
             ("mute", "a primary that is not heard"),
         )
     ),
-    _kind("terminate", "all backends terminated", _terminate, _nothing, *_NO_PRIMARY, everywhere=True),
+    _kind("terminate", "all backends terminated", _terminate, nothing, *_NO_PRIMARY, everywhere=True),
     _kind("lock", "a table locked", _lock, empty, *_LOCKED),
     _kind(
         *("no-space", "a primary without space", _statement(_NO_SPACE)),
@@ -230,7 +226,7 @@ KINDS = (
     ),
     *(
         _kind(
-            command.lower().replace(" ", "-"), command, _statement(f"{command} {_TABLE}"), _nothing, *explains
+            command.lower().replace(" ", "-"), command, _statement(f"{command} {_TABLE}"), nothing, *explains
         )
         for command, explains in (("REINDEX TABLE", _LOCKED), ("VACUUM FULL", _LOCKED), ("ANALYZE", ()))
     ),

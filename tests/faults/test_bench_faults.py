@@ -125,6 +125,17 @@ async def test_a_way_can_be_slowed_cut_closed_and_restored() -> None:
             with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
                 await reader.readexactly(4)
             writer.transport.abort()
+            reader, writer = await asyncio.open_connection(*proxies.addresses["n"])
+            writer.write(b"word")
+            assert await reader.readexactly(4) == b"word"  # it has been taken
+            proxies.cut("n")
+            proxies.mend("n")
+            assert await asked(proxies) < 0.1
+            writer.write(b"word")
+            with pytest.raises(TimeoutError):
+                async with asyncio.timeout(0.2):
+                    await reader.read(1)
+            writer.transport.abort()
             proxies.mute("n")
             with pytest.raises(TimeoutError):
                 await asked(proxies, 0.2)
@@ -144,6 +155,31 @@ def test_a_network_takes_addresses_that_no_other_has(monkeypatch: pytest.MonkeyP
     others.remove("198.19.7")
     monkeypatch.setattr("psutil.net_if_addrs", lambda: addresses("127.0.0", *others))
     assert Network(["m", "n"], 1).hosts == {"m": "198.19.7.2", "n": "198.19.7.6"}
+
+
+async def test_many_ways_can_be_broken_at_once_and_change_what_passes() -> None:
+    async with await asyncio.get_running_loop().create_server(Echo, "127.0.0.1", 0) as server:
+        port = server.sockets[0].getsockname()[1]
+        names = ["n", "o"]
+        with open_proxies(
+            dict.fromkeys(names, port),
+            addresses={"n": ("127.83.7.7", 0)},
+            passing=lambda name, data: data.replace(b"word", b"drow") if name == "o" else data,
+        ) as proxies:
+            assert {proxies.addresses[name][0] for name in names} == {"127.83.7.7", "127.0.0.1"}
+            assert await asked(proxies) < 0.5
+            reader, writer = await asyncio.open_connection(*proxies.addresses["o"])
+            writer.write(b"a word")
+            assert await reader.readexactly(6) == b"a drow"
+            before = proxies.addresses
+            proxies.refuse(*names)
+            for name in names:
+                with pytest.raises(ConnectionError):
+                    await asyncio.open_connection(*proxies.addresses[name])
+            proxies.restore(*names)
+            assert proxies.addresses == before
+            assert await asked(proxies) < 0.5
+            writer.transport.abort()
 
 
 class Kept(Echo):
