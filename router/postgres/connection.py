@@ -159,16 +159,24 @@ class NodeError(Exception):
 
     `renewable`: the connection may have been the cause, since it is older than what the error is about;
     nothing was done, and a new connection is worth one more try. `authentication`: the server does not accept
-    who we say we are.
+    who we say we are. `closed`: it takes no new connections, as it says itself, while those that are open may
+    go on.
     """
 
     def __init__(
-        self, kind: ErrorKind, message: str, *, renewable: bool = False, authentication: bool = False
+        self,
+        kind: ErrorKind,
+        message: str,
+        *,
+        renewable: bool = False,
+        authentication: bool = False,
+        closed: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.renewable = renewable
         self.authentication = authentication
+        self.closed = closed
 
     @property
     def permanent(self) -> bool:
@@ -326,7 +334,7 @@ def _connect_error(exc: BaseException) -> NodeError:
     if isinstance(exc, asyncpg.TooManyConnectionsError):
         # The node is well; it has no room for one more.
         return NodeError(ErrorKind.TRANSIENT, _message(exc))
-    return NodeError(ErrorKind.UNREACHABLE, _message(exc))
+    return NodeError(ErrorKind.UNREACHABLE, _message(exc), closed=isinstance(exc, asyncpg.PostgresError))
 
 
 def node_error(exc: BaseException) -> NodeError:
