@@ -85,14 +85,9 @@ async def record(
     """
     mine = identity_of(shard_map, primary.shard)
     applied = {str(collection.table) for collection in collections}
-    mapped = {said["table"] for said in mine.content.values()}
     known = {} if found is None else found.holds
-    # Of the other tables nobody has looked at the rows now. Those that the map leaves out keep theirs, and
-    # may come back in a later version.
-    left_out = {table: held for table, held in known.items() if table not in mapped}
-    holds = left_out | {
-        table: held for table, held in mine.holds.items() if table in applied or table in known
-    }
+    # Of the other tables nobody has looked at the rows now.
+    holds = {table: held for table, held in mine.holds.items() if table in applied or table in known}
     now = Identity(mine.shard, mine.version, mine.digest, holds, mine.content)
     if now == found:
         return None
