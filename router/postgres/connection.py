@@ -328,13 +328,15 @@ def _connect_error(exc: BaseException) -> NodeError:
         asyncpg.InsufficientPrivilegeError,
         driver.FileError,
     )
+    if isinstance(exc, (asyncpg.CannotConnectNowError, asyncpg.ObjectNotInPrerequisiteStateError)):
+        return NodeError(ErrorKind.UNREACHABLE, _message(exc), closed=True)
     if isinstance(exc, repeats):
         login = isinstance(exc, asyncpg.InvalidAuthorizationSpecificationError)
         return NodeError(ErrorKind.FATAL, _message(exc), authentication=login)
     if isinstance(exc, asyncpg.TooManyConnectionsError):
         # The node is well; it has no room for one more.
         return NodeError(ErrorKind.TRANSIENT, _message(exc))
-    return NodeError(ErrorKind.UNREACHABLE, _message(exc), closed=isinstance(exc, asyncpg.PostgresError))
+    return NodeError(ErrorKind.UNREACHABLE, _message(exc))
 
 
 def node_error(exc: BaseException) -> NodeError:
