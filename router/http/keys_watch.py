@@ -116,14 +116,16 @@ def watching(look: Callable[[bool], object], asked: Callable[[], bool]) -> Itera
 
 
 def _mark(path: Path) -> _Mark:
-    """What changes when the file or its rights do, or when a link on the way leads elsewhere."""
+    """What changes when the file or its rights do, those of its folder, or where a link on the way leads."""
     try:
         found = os.stat(path)
+        folders = [os.stat(folder) for folder in (path.parent, Path(os.path.realpath(path)).parent)]
     except OSError as exc:
         return (exc.errno or 0,)
     if stat.S_ISFIFO(found.st_mode):
         return None
-    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    rights = [right for folder in folders for right in (folder.st_mode, folder.st_uid)]
+    return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, *rights)
 
 
 def _difference(before: Mapping[str, Key], after: Mapping[str, Key]) -> dict[str, object]:

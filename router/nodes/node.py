@@ -89,6 +89,7 @@ class Node:
         self.shard = shard
         self.network = network or Network()
         self.max_lag = settings.max_lag
+        self.closed = False  # whether it takes no new connections, as it said to who wanted one last
         self.doubtful = False  # whether the connection that was opened last kept its opener waiting
         self.pooled = False  # whether probes go through a pooler, and have found that it keeps sessions whole
         self._turns = turns or Turns(settings.node_opens)
@@ -252,6 +253,7 @@ class Node:
         A connection that broke is no such sign; an operator may have ended just that one.
         """
         if error.kind is ErrorKind.UNREACHABLE:
+            self.closed = error.closed
             self.observe(
                 msgspec.structs.replace(
                     self.state, health=Health.DOWN, reason=str(error), permanent=False, cause=error.cause
@@ -325,7 +327,7 @@ class Node:
             elif isinstance(exc, Exception):
                 self.doubtful = False
             raise
-        self.doubtful = False
+        self.doubtful = self.closed = False
         return connection
 
     def tend(self) -> None:

@@ -338,7 +338,8 @@ class _Watch:
             self._connection = await self._open()
             async with asyncio.timeout(self._settings.probe_timeout):
                 return await self._state(self._connection)
-        if self._connection.way.moved:
+        # A server that is told to shut down, or to let nobody in, answers over the connection that is there.
+        if self._connection.way.moved or self.node.closed:
             self._drop()
             return await self._ask_anew()
         return await self._ask_again_if_late(self._connection)

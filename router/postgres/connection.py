@@ -169,16 +169,24 @@ class NodeError(Exception):
 
     `renewable`: the connection may have been the cause, since it is older than what the error is about;
     nothing was done, and a new connection is worth one more try. `authentication`: the server does not accept
-    who we say we are.
+    who we say we are. `closed`: it takes no new connections, as it says itself, while those that are open may
+    go on.
     """
 
     def __init__(
-        self, kind: ErrorKind, message: str, *, renewable: bool = False, authentication: bool = False
+        self,
+        kind: ErrorKind,
+        message: str,
+        *,
+        renewable: bool = False,
+        authentication: bool = False,
+        closed: bool = False,
     ) -> None:
         super().__init__(message)
         self.kind = kind
         self.renewable = renewable
         self.authentication = authentication
+        self.closed = closed
 
     @property
     def permanent(self) -> bool:
@@ -336,6 +344,8 @@ def _connect_error(exc: BaseException, dsn: str) -> NodeError:
         asyncpg.InsufficientPrivilegeError,
         driver.FileError,
     )
+    if isinstance(exc, (asyncpg.CannotConnectNowError, asyncpg.ObjectNotInPrerequisiteStateError)):
+        return NodeError(ErrorKind.UNREACHABLE, _message(exc), closed=True)
     if isinstance(exc, repeats):
         login = isinstance(exc, asyncpg.InvalidAuthorizationSpecificationError)
         return NodeError(ErrorKind.FATAL, _message(exc), authentication=login)

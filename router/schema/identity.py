@@ -95,7 +95,6 @@ async def record(
         asyncpg.InsufficientPrivilegeError: the role may not.
     """
     applied = {str(collection.table) for collection in collections}
-    mapped = {said["table"] for said in mine.content.values()}
     known = {} if found is None else found.holds
     mapped = {one["table"] for one in mine.content.values()}
     # A table that the map has forgotten is not empty for that.

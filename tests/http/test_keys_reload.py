@@ -103,6 +103,30 @@ def test_a_file_that_cannot_be_used_leaves_the_keys_before(
     assert watched.names == ["a"] and not watched.keys.outdated
 
 
+@pytest.mark.parametrize("linked", [False, True])
+def test_a_folder_that_is_mended_lets_the_keys_in_and_one_that_opens_is_told_of(
+    tmp_path: Path, linked: bool
+) -> None:
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    path = folder / "keys.yaml"
+    path.write_text(text("a"))
+    path.chmod(0o600)
+    if linked:
+        (tmp_path / "link").symlink_to(path)
+    watched = Watched(tmp_path / "link" if linked else path)
+    folder.chmod(0o777)
+    path.write_text(text("b"))
+    assert not watched.look() and watched.look()
+    assert watched.names == ["a"] and watched.keys.outdated
+    folder.chmod(0o755)
+    assert not watched.look() and watched.look()
+    assert watched.names == ["b"] and not watched.keys.outdated
+    folder.chmod(0o777)
+    assert not watched.look() and watched.look()
+    assert watched.keys.outdated
+
+
 def test_keys_of_a_kubernetes_secret_are_taken_and_followed(tmp_path: Path) -> None:
     """The volume is open to all but sticky; its files are links over a link to a folder of each version."""
     volume = tmp_path / "volume"

@@ -296,19 +296,6 @@ async def test_a_placement_is_taken_over_as_long_as_no_row_lies_otherwise(pair: 
     assert f"s0: docs: 1 rows of {table} are there, and the map places none there" in done.stderr
 
 
-async def test_a_collection_that_comes_back_into_the_map_is_compared_with_what_was_held_before(
-    pair: Cluster, path: Path
-) -> None:
-    without = changed(path)
-    tree = yaml.safe_load(without.read_text())
-    tree["collections"] = {}
-    without.write_text(yaml.safe_dump(tree))
-    pgscatter("schema", "apply", "--map", without)
-    assert await differences(pair, changed(path, version=2)) == []
-    swapped = await differences(pair, changed(path, version=2, sharding=hashed(swapped=True)))
-    assert [(shard, kind) for shard, kind, _ in swapped] == [("s0", "placement"), ("s1", "placement")]
-
-
 async def test_a_node_of_another_shard_is_never_read(pair: Cluster, path: Path) -> None:
     shard_map = load(path)
     (a, _), (c, d) = (shard_map.shards[name].nodes for name in ("s0", "s1"))
