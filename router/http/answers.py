@@ -282,8 +282,8 @@ class Health(msgspec.Struct, frozen=True):
 
     `schema` is what is not as the map says, and there only if something is. `keys`: `outdated` if their file
     has changed to what cannot be used, so that those before are in force. `unidentified` are shards that do
-    not say which they are, so that the map cannot be compared with them. `lost_bytes` is, by shard, how much
-    log is gone that had been written.
+    not say which they are, or what they hold of a collection, so that the map cannot be compared with them.
+    `lost_bytes` is, by shard, how much log is gone that had been written.
     """
 
     status: str

@@ -115,7 +115,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "`admin` without nodes and messages.",
         "keys": "`outdated` while the file of keys has changed to what cannot be used.",
         "disagreements": "Points in which shards differ from the map.",
-        "unidentified": "Shards that do not say which they are.",
+        "unidentified": "Shards that do not say which they are, or what they hold of a collection.",
         "lost_bytes": "Log that was written and is gone, by shard.",
     },
     "DisagreementView": {

@@ -43,7 +43,8 @@ class Agreement:
         self._expected: dict[str, Identity] = {}  # by shard; made for the first one that says anything
         self._disputed: dict[str, list[Problem]] = {}  # by collection
         self._shards = {
-            name: _Shard(name, members, self._differing, self._changed) for name, members in nodes.items()
+            name: _Shard(name, members, self._differing, self._untold, self._changed)
+            for name, members in nodes.items()
         }
         for shard in self._shards.values():
             shard.observed()
@@ -60,7 +61,7 @@ class Agreement:
         return [(name, point) for name, shard in self._shards.items() for point in shard.points]
 
     def unknown(self) -> list[str]:
-        """The shards that have a node up, and do not say who they are."""
+        """The shards that have a node up, and do not say who they are, or what they hold of a collection."""
         return [name for name, shard in self._shards.items() if shard.is_silent()]
 
     def require(self, collection: str) -> None:
@@ -77,9 +78,16 @@ class Agreement:
             ).hidden(problems=[Problem(one.path, _OUTSIDE) for one in self._disputed[collection]])
 
     def _differing(self, shard: str, word: Identity) -> list[Disagreement]:
+        return disagreements(self._map, self._mine(shard), word)
+
+    def _untold(self, shard: str, word: Identity) -> bool:
+        """Whether a collection was never applied there: its table may be older, with rows placed anyhow."""
+        return not self._mine(shard).holds.keys() <= word.holds.keys()
+
+    def _mine(self, shard: str) -> Identity:
         if not self._expected:
             self._expected = identities(self._map)
-        return disagreements(self._map, self._expected[shard], word)
+        return self._expected[shard]
 
     def _changed(self) -> None:
         disputed: dict[str, list[Problem]] = {}
@@ -97,12 +105,15 @@ class _Shard:
         name: str,
         nodes: Sequence[Node],
         differing: Callable[[str, Identity], list[Disagreement]],
+        untold: Callable[[str, Identity], bool],
         changed: Callable[[], None],
     ) -> None:
         self.points: list[Disagreement] = []
+        self._silent = True  # says nothing, or not all that is wanted
         self._name = name
         self._nodes = nodes
         self._differing = differing
+        self._untold = untold
         self._changed = changed
         self._word: Identity | None = None
         for node in nodes:
@@ -114,7 +125,7 @@ class _Shard:
                 node.listeners.remove(self.observed)
 
     def is_silent(self) -> bool:
-        return self._word is None and any(node.state.health is Health.UP for node in self._nodes)
+        return self._silent and any(node.state.health is Health.UP for node in self._nodes)
 
     def observed(self) -> None:
         states = [node.state for node in self._nodes]
@@ -123,6 +134,7 @@ class _Shard:
         if word is self._word or (word is None and not any(state.health is Health.UP for state in states)):
             return
         self._word = word
+        self._silent = word is None or self._untold(self._name, word)
         points = [] if word is None else self._differing(self._name, word)
         if points == self.points:
             return

@@ -228,6 +228,26 @@ async def test_a_collection_that_leaves_the_map_and_comes_back_elsewhere_leaves_
     await connection.close()
 
 
+async def test_a_collection_that_was_never_applied_is_served_with_a_word_about_it(
+    pair: Cluster, path: Path
+) -> None:
+    """Its table may have been there before, with rows wherever an application put them."""
+    tree = yaml.safe_load(path.read_text())
+    tree["version"] += 1
+    tree["collections"]["new"] = collection(sharding=hashed(swapped=True))
+    table = tree["collections"]["new"]["table"]
+    newer = path.with_name("newer.yaml")
+    newer.write_text(yaml.safe_dump(tree, sort_keys=False))
+    async with opened(pair, load(newer)) as w:
+        assert (w.router.disagreements(), w.router.unidentified()) == ([], ["s0", "s1"])
+        pgscatter("schema", "apply", "--map", newer)
+        async with asyncio.timeout(5):
+            while w.router.unidentified():
+                await asyncio.sleep(0.02)
+    for node in ("s0-a", "s1-a"):
+        await execute(pair.node(node).dsn, f"DROP TABLE {table}")
+
+
 async def test_maps_of_an_older_version_and_of_the_same_with_other_content_are_told(
     pair: Cluster, path: Path
 ) -> None:

@@ -89,6 +89,12 @@ def test_a_shard_that_says_nothing_is_unidentified_while_it_is_up() -> None:
     assert shards.agreement.unknown() == ["s0"]
     shards.up("s0", identities(SWAPPED)["s0"])
     assert shards.agreement.unknown() == []
+    # Of a collection that was never applied nobody knows where its rows are.
+    word = identities(MAP)["s0"]
+    shards.up("s0", msgspec.structs.replace(word, holds={}))
+    assert (shards.agreement.unknown(), shards.kinds()) == (["s0"], set())
+    shards.up("s0", word)
+    assert shards.agreement.unknown() == []
     # The table was emptied: nothing is known, and nothing is claimed.
     shards.up("s0", None)
     assert (shards.agreement.unknown(), shards.kinds()) == (["s0"], set())
