@@ -20,6 +20,7 @@ from bench.context import Context
 from bench.faults.growth import break_connections
 from bench.faults.kinds import FAULTS, Broken, Fault
 from bench.faults.load import FIRST_ID, SEARCHES, WRITES, Event, States, running
+from bench.faults.promotion import Writes, write_across_promotion
 from bench.faults.proxies import Proxies, open_ways
 from bench.faults.verdict import DETECTION, Verdict, judge, quiet, slices
 from bench.results import Cell, Metric, Outcome, Table, Timeline
@@ -36,7 +37,8 @@ _RECOVERY = 2.0
 _TIMES_P99, _TIMES_P99_SLOWED = 2.0, 1.5
 # Of a router with its defaults: its hedges' share, and how many it may save up.
 _HEDGES, _HEDGES_SAVED = Settings().hedge_budget, 10.0
-_BREAKS, _QUICK_BREAKS = 1000, 40
+_WRITES, _BREAKS = 10_000, 1000
+_QUICK_WRITES, _QUICK_BREAKS = 300, 40
 _MAX_LAG = 1.0
 _IDS_EACH = 1_000_000
 
@@ -74,8 +76,10 @@ def run(context: Context) -> Outcome:
             breaks = _QUICK_BREAKS if options.quick else _BREAKS
             with context.display.meter("breaking", breaks, "") as meter:
                 growth = uvloop.run(break_connections(world, router, proxies, breaks, meter))
+        count = _QUICK_WRITES if options.quick else _WRITES
+        writes = uvloop.run(write_across_promotion(context, world, count))
     return Outcome(
-        metrics=[*_metrics(courses), *_growth_metrics(breaks, growth)],
+        metrics=[*_metrics(courses), *_write_metrics(writes), *_growth_metrics(breaks, growth)],
         tables=[*_tables(courses), _growth_table(breaks, growth)],
         timelines=[_timeline(course) for course in courses],
         notes=[
@@ -173,6 +177,16 @@ def _metrics(courses: list[_Course]) -> list[Metric]:
     sent, parts = sum(c.hedged for c in courses), sum(c.extra["parts"] for c in courses)
     budget = _HEDGES + _HEDGES_SAVED / parts
     return [*made, Metric.of("hedges sent, of all parts", sent / parts, better="lower", target=budget)]
+
+
+def _write_metrics(writes: Writes) -> list[Metric]:
+    named = f"{writes.acknowledged:,} writes across a promotion: lost"
+    doubled, first = "writes across a promotion: doubled", "from the promotion to the first write after it"
+    return [
+        Metric.of(named, float(writes.lost), "", "lower", 0.0),
+        Metric.of(doubled, float(writes.doubled), "", "lower", 0.0),
+        Metric.of(first, writes.first_after, "s", "lower", 1.0),
+    ]
 
 
 def _growth_metrics(breaks: int, growth: dict[str, tuple[float, str]]) -> list[Metric]:

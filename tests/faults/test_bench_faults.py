@@ -36,7 +36,7 @@ def test_callers_do_not_notice_what_breaks_while_a_partner_lives(
     metrics = {metric.name: metric for metric in run.outcome.metrics}
     judged = [metric for metric in metrics.values() if metric.target is not None]
     of_a_node = [name for name in faults if name != "shard-gone"]
-    assert len(judged) == 5 * len(of_a_node) + ("shard-gone" in faults) * 2 + 1
+    assert len(judged) == 5 * len(of_a_node) + ("shard-gone" in faults) * 2 + 1 + 3
     for metric in judged:
         # How fast it is depends on who else uses the machine.
         assert metric.met or "p99" in metric.name, metric
