@@ -21,9 +21,9 @@ __all__ = ["Agreement", "refusal"]
 _logger = logging.getLogger(__name__)
 
 # A router of the right map may answer by then; this one never will.
+_RETRY_AFTER = 5.0
 # What is said of a disputed shard to those who may not see what it holds.
 _OUTSIDE = "it holds other rows than this router's map says"
-_RETRY_AFTER = 5.0
 
 _ADVICE = {
     "shard": "list that node under its own shard",
