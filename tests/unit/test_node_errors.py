@@ -58,7 +58,7 @@ def test_a_state_allows(state: str, kind: ErrorKind) -> None:
 def test_only_a_server_that_is_away_is_taken_for_down_when_a_connection_is_refused(
     state: str, kind: ErrorKind
 ) -> None:
-    error = _connect_error(server_error(state))
+    error = _connect_error(server_error(state), "postgresql://h/d")
     assert (error.kind, error.authentication) == (kind, state == "28P01")
 
 
