@@ -9,6 +9,8 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+import pytest
+
 from deploy.local import Cluster
 from router.topology import Parts, Topology
 from tests.faults.test_failover import FAST, ROWS, filled, has_rows, node, until
@@ -155,6 +157,7 @@ async def test_a_failover_and_a_crash_that_lose_nothing_are_no_loss(pair: Cluste
         assert {status.lost_bytes for status in w.router.nodes()} == {0}
 
 
+@pytest.mark.full
 async def test_commits_that_do_not_wait_for_the_disk_are_no_loss_while_the_server_lives(
     pair: Cluster,
 ) -> None:

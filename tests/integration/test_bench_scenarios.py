@@ -173,6 +173,7 @@ def test_filters_compare_every_way(tmp_path: Path, capsys: pytest.CaptureFixture
         assert worst is not None and worst > 0
 
 
+@pytest.mark.full
 def test_load_tells_rows_and_index_apart(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -147,7 +147,7 @@ def test_the_demo_shows_four_searches_and_leaves_nothing(
     [
         ("s0-a accepts connections", signal.SIGINT, 130),
         pytest.param("It stays up", signal.SIGINT, 0, marks=pytest.mark.full),
-        ("It stays up", signal.SIGTERM, 143),
+        pytest.param("It stays up", signal.SIGTERM, 143, marks=pytest.mark.full),
     ],
 )
 def test_whoever_stops_the_demo_gets_everything_back(
@@ -162,6 +162,7 @@ def test_whoever_stops_the_demo_gets_everything_back(
     assert list(temporary.iterdir()) == []
 
 
+@pytest.mark.full
 def test_a_demo_that_is_killed_takes_its_servers_along(
     start: Start, small: list[str], temporary: Path
 ) -> None:

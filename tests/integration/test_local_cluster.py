@@ -154,6 +154,7 @@ def test_killed_stopped_and_frozen_servers_come_back(directory: Path) -> None:
     assert "s0-a, s0-b, redis" in unknown.stderr
 
 
+@pytest.mark.full
 def test_two_clusters_run_side_by_side_and_a_taken_port_is_replaced(directory: Path) -> None:
     one, two = directory / "one", directory / "two"
     up(one)

@@ -294,7 +294,7 @@ async def test_what_a_probe_has_found_of_a_pooler_costs_other_connections_nothin
     async with stand_in(primary(pair), "session") as pooler:
         for dsn, pooled in ((primary(pair), False), (pooler.dsn, True)):
             node = Node(model.Node("a", dsn), "s0", Settings(), Limit(1, 1))
-            watch = _Watch(node, Group([node]), _Pace(1, Settings()), Settings())
+            watch = _Watch(node, Group([node]), _Pace(1, Settings()), Settings(), {})
             try:
                 (await watch._open()).terminate()
                 assert node.pooled is pooled

@@ -69,6 +69,7 @@ async def test_the_map_gets_an_ef_search_that_reaches_the_target_with_filters_an
     assert search["tuned"]["lower_bound"] == min(float(bound) for _, bound, _ in cases)
 
 
+@pytest.mark.full
 async def test_without_a_collection_those_that_can_be_tuned_are(cluster: Cluster, tuned_map: Path) -> None:
     before = yaml.safe_load(tuned_map.read_text())
     command = ["tune", "--map", tuned_map, "--target-recall", 0.95, "--queries", 100]

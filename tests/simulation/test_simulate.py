@@ -176,8 +176,14 @@ def test_a_batch_lets_single_searches_by() -> None:
     assert beside < alone + 2.2 * statement
 
 
-@pytest.mark.parametrize("nodes", [1, 4])
-@pytest.mark.parametrize("cores", [1, 2, 4, 16])
+@pytest.mark.parametrize(
+    ("cores", "nodes"),
+    [
+        pytest.param(cores, nodes, marks=() if (cores, nodes) in ((1, 1), (4, 4)) else pytest.mark.full)
+        for cores in (1, 2, 4, 16)
+        for nodes in (1, 4)
+    ],
+)
 def test_the_limit_comes_near_the_best_fixed_one(cores: int, nodes: int) -> None:
     def found(fixed: int | None) -> tuple[float, float]:
         load = Closed(24, seconds=1.0, warmup=0.5 if fixed else 5.0)
