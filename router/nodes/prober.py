@@ -415,9 +415,14 @@ class _Watch:
             return
         # No longer than the pause that follows, so that the next probe is not late.
         most = min(self._settings.probe_timeout / 2, (1.0 - backoff.JITTER) * self._pace.interval)
-        with contextlib.suppress(NodeError, *POSTGRES_ERRORS):
-            async with asyncio.timeout(most):
-                self._connection = await self._open(Urgency.SPARE)
+        with contextlib.suppress(*POSTGRES_ERRORS):
+            try:
+                async with asyncio.timeout(most):
+                    self._connection = await self._open(Urgency.SPARE)
+            except NodeError as exc:
+                if exc.closed:
+                    self.node.failed(exc)
+                return
             old.terminate()
 
     async def _open(self, urgency: Urgency | None = None) -> Connection:

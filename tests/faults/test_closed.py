@@ -6,8 +6,10 @@ import asyncio
 import os
 import signal
 
+import msgspec
+
 from deploy.local import Cluster
-from tests.faults.test_failover import filled, node, until
+from tests.faults.test_failover import FAST, filled, node, until
 from tests.integration.worlds import World
 
 
@@ -25,7 +27,8 @@ async def searched(w: World, seconds: float) -> set[str]:
 
 
 async def test_a_server_that_shuts_down_smartly_is_left_alone_so_that_it_can_end(pair: Cluster) -> None:
-    async with filled(pair) as w:
+    # Connections are opened all the time, also where those that are there would do.
+    async with filled(pair, msgspec.structs.replace(FAST, connection_max_age=0.5)) as w:
         # It lets nobody in, and ends when those who are there have left.
         os.kill(pair.node("s0-a").pid, signal.SIGTERM)
         await searched(w, 0.5)

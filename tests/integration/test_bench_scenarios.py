@@ -208,6 +208,7 @@ def test_cache_tells_its_tiers_apart(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert lookup is not None and get is not None and 0.001 < lookup < 10 < get < 5000
 
 
+@pytest.mark.full
 def test_soak_watches_what_grows(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run, metrics = measured(
         "soak", tmp_path, capsys, "--duration", "4", "--open-loop", "100", "--rounds", "1"

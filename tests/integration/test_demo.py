@@ -114,7 +114,8 @@ def read_until(process: subprocess.Popen[str], marker: str) -> str:
 
 
 # That the whole demo runs is shown by test_readme as well.
-@pytest.mark.parametrize("whole", [False, pytest.param(True, marks=pytest.mark.full)])
+@pytest.mark.full
+@pytest.mark.parametrize("whole", [False, True])
 def test_the_demo_shows_four_searches_and_leaves_nothing(
     start: Start, small: list[str], temporary: Path, whole: bool
 ) -> None:

@@ -198,6 +198,7 @@ def test_where_outgoing_connections_may_have_every_port_there_are_some_all_the_s
     assert len(set(free_ports(50))) == 50
 
 
+@pytest.mark.full
 def test_nothing_is_left_of_a_launcher_that_is_killed_or_interrupted(directory: Path) -> None:
     command = [sys.executable, "-m", "router.cli", "cluster", "up", "--dir", str(directory)]
     for number, status in ((signal.SIGKILL, -9), (signal.SIGINT, 130), (signal.SIGTERM, 143)):
@@ -247,6 +248,7 @@ def test_a_pid_that_somebody_else_has_now_is_left_alone(directory: Path) -> None
         bystander.wait()
 
 
+@pytest.mark.full
 def test_a_directory_that_only_we_may_enter_works(tmp_path: Path) -> None:
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o700)
@@ -328,7 +330,7 @@ def test_a_container_that_may_do_nothing_is_told_what_it_lacks(tmp_path: Path) -
     "uid",
     [
         pytest.param(pwd.getpwnam("nobody").pw_uid, id="with a name", marks=pytest.mark.full),
-        pytest.param(54321, id="without"),
+        pytest.param(54321, id="without", marks=pytest.mark.full),
     ],
 )
 def test_an_ordinary_user_runs_a_cluster_too(directory: Path, uid: int) -> None:
@@ -386,7 +388,11 @@ def test_the_callers_postgresql_variables_change_nothing(
 
 
 @pytest.mark.parametrize(
-    "name", ['a b/Größe/{title}/it\'s "so"/$HOME %d \\ ;', "/".join(["x" * 60] * 12)], ids=["odd", "long"]
+    "name",
+    [
+        pytest.param('a b/Größe/{title}/it\'s "so"/$HOME %d \\ ;', id="odd"),
+        pytest.param("/".join(["x" * 60] * 12), id="long", marks=pytest.mark.full),
+    ],
 )
 def test_a_path_may_hold_what_a_path_may_hold(directory: Path, name: str) -> None:
     strange = directory / name / "cluster"
@@ -410,6 +416,7 @@ def test_a_path_that_postgresql_would_cut_is_refused(directory: Path) -> None:
     assert not list(directory.iterdir())
 
 
+@pytest.mark.full
 def test_a_link_and_what_it_leads_to_are_one_cluster(directory: Path) -> None:
     (directory / "link").symlink_to(directory / "real")
     up(directory / "link", replicas=0)

@@ -84,6 +84,7 @@ async def test_without_a_collection_those_that_can_be_tuned_are(cluster: Cluster
     assert after["version"] == before["version"] + 1
 
 
+@pytest.mark.full
 async def test_the_map_keeps_its_mode_its_link_and_its_line_ends(
     cluster: Cluster, tuned_map: Path, tmp_path: Path
 ) -> None:

@@ -422,7 +422,7 @@ def test_a_batch_alone_is_answered_in_whole_and_in_the_time_of_its_searches(slow
     run(main())
 
 
-@pytest.mark.parametrize("slow", [1.0, 50.0])
+@pytest.mark.parametrize("slow", [1.0, pytest.param(50.0, marks=pytest.mark.full)])
 def test_a_batch_of_slow_searches_and_single_ones_do_not_starve_each_other(slow: float) -> None:
     """Sixteen clients take turns with it; alone they would wait for half of the time that they may."""
 
