@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 import asyncpg
 import msgspec
@@ -26,8 +27,10 @@ from router.schema.findings import (
 from router.schema.inspect import Found, inspect
 from router.schema.primary import on_each
 from router.schema.session import connect
-from router.terminal import Display
 from shard_config.model import Collection, ShardMap
+
+if TYPE_CHECKING:
+    from router.terminal import Display  # a running router, which checks as well, shows no progress
 
 __all__ = ["CheckedNode", "Report", "check", "collections_by_shard", "read_facts"]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -87,3 +89,10 @@ def test_what_decides_does_not_wait() -> None:
     for path in modules():
         if name_of(path).startswith(("router.query", "router.policy", "shard_config")):
             assert "asyncio" not in path.read_text(), f"{path} is pure and must not know asyncio"
+
+
+def test_a_running_router_loads_nothing_that_only_commands_show_with() -> None:
+    # rich took 3 MB of each worker when the check of tables brought it along.
+    code = "import router.app, sys; print({'rich', 'pyarrow', 'bench'} & sys.modules.keys())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
