@@ -22,6 +22,8 @@ from router.text.words import words
 from tests.conftest import Serve
 from tests.integration.apps import applied_map, collection, pgscatter
 
+pytestmark = pytest.mark.full  # that the corpus is loaded and found is shown by test_readme as well
+
 K = 10
 QUERIES = 240
 SEARCH = "/v1/collections/stdlib/search"

@@ -118,6 +118,7 @@ def test_a_cluster_comes_up_goes_down_and_keeps_its_data(directory: Path) -> Non
         pgscatter("cluster", "down", "--dir", directory)
 
 
+@pytest.mark.full
 def test_killed_stopped_and_frozen_servers_come_back(directory: Path) -> None:
     up(directory)
     query(directory, "s0-a", "CREATE TABLE t (n int)")
@@ -229,6 +230,7 @@ def test_an_owned_cluster_ends_with_its_owner(directory: Path) -> None:
     assert eventually(lambda: servers_of(directory) == [])
 
 
+@pytest.mark.full
 def test_a_pid_that_somebody_else_has_now_is_left_alone(directory: Path) -> None:
     up(directory, replicas=0)
     pgscatter("cluster", "kill", "s0-a", "--dir", directory)
@@ -293,7 +295,7 @@ def test_programs_that_the_servers_account_cannot_reach_run(
     [
         pytest.param([2], id="as in Docker", marks=pytest.mark.full),
         pytest.param([8], id="no right to pass on", marks=pytest.mark.full),
-        pytest.param([0, 1, 2, 5, 6, 7, 8], id="next to nothing"),
+        pytest.param([0, 1, 2, 5, 6, 7, 8], id="next to nothing", marks=pytest.mark.full),
     ],
 )
 def test_a_container_with_fewer_rights_runs_a_cluster(tmp_path: Path, without: list[int]) -> None:
@@ -365,6 +367,7 @@ def test_another_accounts_directory_is_named(directory: Path, verb: str) -> None
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.full
 def test_the_callers_postgresql_variables_change_nothing(
     directory: Path, monkeypatch: pytest.MonkeyPatch, serve: Serve
 ) -> None:
