@@ -13,6 +13,7 @@ from contextlib import suppress
 from functools import partial
 
 import asyncpg
+import msgspec
 
 from router.nodes.node import Node
 from router.policy.selection import Health
@@ -148,4 +149,9 @@ class Statistics:
         if table is None:
             self._tables.pop(key, None)
         elif table != self._tables.get(key):
+            # One object where they are equal: an estimate then decides for all shards at once which serve.
+            for (name, _), other in self._tables.items():
+                if name == collection.name and other.indexes == table.indexes:
+                    table = msgspec.structs.replace(table, indexes=other.indexes)
+                    break
             self._tables[key] = table

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from hashlib import blake2b
 from time import monotonic
 from typing import NamedTuple, Self, TypeAlias
@@ -22,7 +22,7 @@ import msgspec
 from cachetools import LRUCache
 
 from router.query.filter import And, Compare, Contains, Exists, Filter, In, Like, Not, Or
-from router.query.selectivity import Estimate, PreparedFilter
+from router.query.selectivity import Estimate, estimates
 from router.query.statistics import TableStatistics
 from router.query.way import USUALLY_SHORT, Choice, Costs, Need, Remembered, Way, choose, scan_ms
 
@@ -253,22 +253,15 @@ class Ways:
         if before is not None and before.keys() == set(shards):
             return Chosen(self, collection, known, need, before)
         sharing = known.sharing if self._sharing and not alone else 1
-        prepared: PreparedFilter | None = None
+        tables = {shard: self._statistics(collection, shard) for shard in shards}
+        _estimate(filter, known.own, tables)
+        asked = need, exact, by_index, sharing
         choices: dict[str, Choice] = {}
-        for shard in shards:
-            seen, table = known.own[shard], self._statistics(collection, shard)
-            # Not the table itself: each reading makes another, which what was seen would keep.
-            mark = None if table is None else weakref.ref(table)
-            asked = need, exact, by_index, sharing
-            if seen.choice is not None and seen.asked == asked and seen.table is mark:
-                if now - seen.chosen_at < _CHOICE_SECONDS:
-                    choices[shard] = seen.choice
-                    continue
-            elif seen.table is not mark or seen.estimate is None:
-                seen.table, seen.estimate = mark, None
-                if table is not None:
-                    prepared = prepared or PreparedFilter(filter)
-                    seen.estimate = prepared.estimate(table)
+        for shard, table in tables.items():
+            seen = known.own[shard]
+            if seen.choice is not None and seen.asked == asked and now - seen.chosen_at < _CHOICE_SECONDS:
+                choices[shard] = seen.choice
+                continue
             pace = self._paces.get((collection, shard))
             scale = _AS_EXPECTED if pace is None else pace.scale(now)
             if dear := seen.dearness(now):
@@ -401,6 +394,24 @@ class Chosen:
 
 
 _AS_EXPECTED = Costs(1.0, 1.0, 1.0)
+
+
+def _estimate(filter: Filter, own: _Shards, tables: Mapping[str, TableStatistics | None]) -> None:
+    """Estimate the filter where statistics have changed since it was last estimated."""
+    changed: list[TableStatistics] = []
+    of: list[_Seen] = []
+    for shard, table in tables.items():
+        seen = own[shard]
+        # Not the table itself: each reading makes another, which what was seen would keep.
+        mark = None if table is None else weakref.ref(table)
+        if seen.table is not mark:
+            seen.table, seen.estimate, seen.choice = mark, None, None
+            if table is not None:
+                changed.append(table)
+                of.append(seen)
+    if changed:
+        for seen, estimate in zip(of, estimates(filter, changed), strict=True):
+            seen.estimate = estimate
 
 
 def _name(filter: Filter) -> bytes:

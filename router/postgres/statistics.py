@@ -90,7 +90,7 @@ FROM pg_stats WHERE schemaname = $1 AND tablename = $2 AND inherited = $3 AND at
 
 # anyarray is nothing that an expression can take apart, but its text is.
 _VALUES = """
-SELECT attname AS name, null_frac AS nulls, n_distinct AS distinct, correlation,
+SELECT attname AS name, null_frac AS nulls, n_distinct AS distinct,
        (most_common_vals::text::{type}[])[:{most}] AS common, most_common_freqs[:{most}] AS shares,
        histogram_bounds::text::{type}[] AS bounds
 FROM pg_stats WHERE schemaname = $1 AND tablename = $2 AND inherited = $3 AND attname::text = ANY($4::text[])
@@ -190,7 +190,6 @@ class _Reading:
                     distinct_values(row["distinct"], self._rows),
                     common,
                     bounds,
-                    row["correlation"],
                     # A locale that orders these as code points do orders what is between them so as well.
                     quantiles=type_ is not ValueType.TEXT or bounds == sorted(bounds),
                 )
@@ -393,13 +392,13 @@ _DEPENDENCIES = msgspec.json.Decoder(dict[str, float])
 def _combined(row: Any, fields: Mapping[str, Column]) -> CombinedStatistics:
     columns = tuple(row["columns"])
     names = {number: name for name, _, number in (one.rpartition("=") for one in row["numbers"])}
-    dependencies: list[tuple[tuple[str, ...], str, float]] = []
+    dependencies: list[tuple[frozenset[str], str, float]] = []
     for rule, degree in _DEPENDENCIES.decode(row["dependencies"] or "{}").items():
         given, _, decided = rule.partition(" => ")
         involved = [*given.split(", "), decided]
         if all(number in names for number in involved):
             *before, after = (names[number] for number in involved)
-            dependencies.append((tuple(before), after, degree))
+            dependencies.append((frozenset(before), after, degree))
     common: dict[tuple[object, ...], tuple[float, float]] = {}
     if row["common"] is not None:
         types = [fields[name].type for name in columns]

@@ -15,7 +15,7 @@ from deploy.local import Cluster
 from router.postgres.filter_indexes import filter_indexes
 from router.postgres.search import SearchStatements
 from router.query.filter import parse
-from router.query.selectivity import estimate
+from router.query.selectivity import estimates
 from router.query.sizes import Layout
 from router.query.types import Scan
 from router.recall.index_gain import index_gains
@@ -161,7 +161,7 @@ async def test_estimates_know_the_indexes_and_their_statistics(indexed: tuple[Wo
     assert table is not None
     for field, raw in SERVED:
         filter = parse(w.collection, raw, w.topology.parts.settings)
-        found = estimate(filter, table)
+        found = estimates(filter, [table])[0]
         if raw != {"category": None}:
             assert names[field] in found.indexes, (raw, found)
         if "metadata.other" in raw or "metadata.tags" in raw:
@@ -173,7 +173,7 @@ async def test_estimates_know_the_indexes_and_their_statistics(indexed: tuple[Wo
             found,
         )
     for raw in NOT_SERVED:
-        assert estimate(parse(w.collection, raw, w.topology.parts.settings), table).indexes == (), raw
+        assert not estimates(parse(w.collection, raw, w.topology.parts.settings), [table])[0].indexes, raw
 
 
 async def test_what_an_index_would_save_is_measured_without_it(

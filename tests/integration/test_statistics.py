@@ -17,7 +17,7 @@ from router.postgres.connection import Connection, open_connection
 from router.postgres.statistics import read_statistics
 from router.query.errors import InvalidError
 from router.query.filter import Filter, parse
-from router.query.selectivity import estimate
+from router.query.selectivity import estimates
 from router.query.statistics import Lookup, TableStatistics, position
 from router.settings import Settings
 from router.topology import Parts, Topology
@@ -195,7 +195,7 @@ async def test_estimates_of_columns_are_the_planners_and_near_the_truth(statisti
     from_truth: list[float] = []
     for raw in await random_filters(s, random.Random(5), 400):
         filter = s.filter(raw)
-        found = estimate(filter, table)
+        found = estimates(filter, [table])[0]
         assert found.known, raw
         rows = found.share * table.rows
         from_planner.append(apart(rows, await s.planned_rows(filter)))
@@ -231,11 +231,11 @@ async def test_estimates_of_the_metadata_are_near_the_truth(statistics: Statisti
         ({"metadata.absent": 1}, None),
     ]:
         filter = s.filter(raw)
-        found = estimate(filter, s.table)
+        found = estimates(filter, [s.table])[0]
         assert found.known and found.indexes == ((index,) if index else ()), (raw, found)
         assert apart(found.share * ROWS, await s.true_rows(filter)) < 1.2, raw
-    assert not estimate(s.filter({"metadata.other": 1}), s.table).known
-    both = estimate(s.filter({"metadata.other": 1, "category": "c5"}), s.table)
+    assert not estimates(s.filter({"metadata.other": 1}), [s.table])[0].known
+    both = estimates(s.filter({"metadata.other": 1, "category": "c5"}), [s.table])[0]
     true = await s.true_rows(s.filter({"category": "c5"}))
     assert not both.known and apart(both.most * ROWS, true) < 1.1 and both.indexes == ("by_category",)
 
@@ -262,7 +262,9 @@ async def test_what_is_not_known_is_left_open_and_what_was_read_is_kept(
     reader = w.topology.parts.statistics
     empty = reader.of("docs", "s1")
     assert empty is not None and empty.rows == 0 and not empty.columns
-    assert not estimate(statistics.filter({"category": "c1"}), empty).known
+    assert not estimates(statistics.filter({"category": "c1"}), [empty])[0].known
+    third = reader.of("docs", "s2")
+    assert third is not None and third.indexes is empty.indexes, "one object for all shards"
     before = statistics.table
     await reader.read()
     assert statistics.table is before, "nothing has changed"

@@ -58,7 +58,7 @@ SHARES = {"common": 0.5, "some": 0.05, "few": 0.01, "rare": 0.001}
 
 def table(rows: float = 125_000.0, *, index: bool = False, **changes: Any) -> TableStatistics:
     """Rows of 128 dimensions, 14 to a page, with a column of known shares."""
-    column = ColumnStatistics(0.0, SHARES, 0.439, 1000.0, 0.000439, Distribution())
+    column = ColumnStatistics(0.0, SHARES, 0.000439, Distribution())
     lookups = ((Lookup("lang", "equal"),),)
     indexes = (FilterIndex("docs_lang", "btree", lookups),) if index else ()
     made = TableStatistics(rows, True, max(1, int(rows / 14)), 0, {"lang": column}, {}, (), indexes)
