@@ -50,6 +50,7 @@ _MOST_SHARING_BITS = 4
 # A filter's index that takes longer than this, beside other ways, is dearer than it looks.
 _DEAR, _DEAR_WEIGHT, _DEAR_MS = math.log(1.5), 0.5, 1.0
 _PACE_SECONDS, _PACE_HALF_LIFE_SECONDS = 0.05, 600.0
+_AS_EXPECTED = Costs(1.0, 1.0, 1.0)
 
 
 class Outcome(NamedTuple):
@@ -77,6 +78,7 @@ class Pace:
         self._load = 0.0
         self._ways = dict.fromkeys(Way, 0.0)
         self._at = dict.fromkeys(Way, -math.inf)
+        self._scale, self._scaled_at = _AS_EXPECTED, -math.inf
 
     def __repr__(self) -> str:
         return f"<Pace {', '.join(f'{way}: {math.exp(error):.2f}' for way, error in self._ways.items())}>"
@@ -97,9 +99,13 @@ class Pace:
         own = self._faded(way, now) + _PACE_WEIGHT * beside
         self._ways[way] = min(max(own, -_MOST_ERROR), _MOST_ERROR)
         self._at[way] = now
+        self._scaled_at = -math.inf
 
     def scale(self, now: float) -> Costs:
-        return Costs(*[math.exp(self._faded(way, now)) for way in Way])
+        if now - self._scaled_at >= _PACE_SECONDS:
+            self._scale = Costs(*[math.exp(self._faded(way, now)) for way in Way])
+            self._scaled_at = now
+        return self._scale
 
     def _faded(self, way: Way, now: float) -> float:
         """A way that is not taken any more is given another chance in time."""
@@ -107,40 +113,27 @@ class Pace:
         return error and error * math.exp2((self._at[way] - now) / _PACE_HALF_LIFE_SECONDS)
 
 
-class _Seen:
+class _Seen(msgspec.Struct):
     """What searches have found of a filter on a shard, or of all filters of its shape.
 
-    `table` and `estimate` are the last estimate of the filter and what it was made from, `choice` and
-    `asked` the last choice and for what it was made.
+    Attributes:
+        error: of the last search, see `Pace.error`.
+        table, estimate: the last estimate of the filter, and what it was made from.
+        choice, asked: the last choice, and for what it was made.
     """
 
-    __slots__ = (
-        "asked",
-        "choice",
-        "chosen_at",
-        "counted_at",
-        "dear",
-        "dear_at",
-        "error",
-        "estimate",
-        "share",
-        "short",
-        "short_at",
-        "table",
-    )
-
-    def __init__(self) -> None:
-        self.share: float | None = None
-        self.counted_at = -math.inf
-        self.dear, self.dear_at = 0.0, -math.inf
-        self.error = 0.0  # of the last search, see `Pace.error`
-        self.short: float | None = None
-        self.short_at = -math.inf
-        self.table: weakref.ref[TableStatistics] | None = None
-        self.estimate: Estimate | None = None
-        self.choice: Choice | None = None
-        self.asked: tuple[object, ...] = ()
-        self.chosen_at = -math.inf
+    share: float | None = None
+    counted_at: float = -math.inf
+    dear: float = 0.0
+    dear_at: float = -math.inf
+    error: float = 0.0
+    short: float | None = None
+    short_at: float = -math.inf
+    table: weakref.ref[TableStatistics] | None = None
+    estimate: Estimate | None = None
+    choice: Choice | None = None
+    asked: tuple[object, ...] = ()
+    chosen_at: float = -math.inf
 
     def shortness(self, now: float, usual: float) -> float:
         """How often scans come up short; what was seen of that fades towards what is usual."""
@@ -391,9 +384,6 @@ class Chosen:
             if max(dear, known) > _DEAR and outcome.milliseconds - expected_ms > _DEAR_MS:
                 seen.dear, seen.dear_at, seen.choice = dear, now, None
         pace.took(choice.way, outcome.milliseconds, expected_ms, now)
-
-
-_AS_EXPECTED = Costs(1.0, 1.0, 1.0)
 
 
 def _estimate(filter: Filter, own: _Shards, tables: Mapping[str, TableStatistics | None]) -> None:

@@ -15,7 +15,7 @@ from router.query.types import Scan, SearchQuery
 from shard_config.model import Collection, Quantization, RangeSharding, ShardMap
 from shard_config.partition import shards_for_range, shards_for_values
 
-__all__ = ["EF_SEARCH_MAX", "Plan", "depths", "plan_search", "targets", "usual_ef_search"]
+__all__ = ["EF_SEARCH_MAX", "Plan", "depths", "exactly", "plan_search", "targets", "usual_ef_search"]
 
 # pgvector's upper bound of hnsw.ef_search; the iterative scan continues where it ends.
 EF_SEARCH_MAX = 1000
@@ -124,6 +124,12 @@ def plan_search(
         ef_search=min(max(width, asked, least), EF_SEARCH_MAX),
         scan=scan,
     )
+
+
+def exactly(plan: Plan) -> Plan:
+    """The same search by exact reads."""
+    depth = plan.depth
+    return msgspec.structs.replace(plan, limit=depth, asked=depth, candidates=depth, scan=Scan.EXACT)
 
 
 def _one_may_bring_all(depth: int, share: float) -> bool:

@@ -89,15 +89,11 @@ class Way(StrEnum):
 
 
 class Costs(NamedTuple):
-    """Expected milliseconds on the server; `filter_index` is infinite where no index serves."""
+    """Of each way."""
 
     vector_index: float
     filter_index: float
     all_rows: float
-
-    @property
-    def exact(self) -> float:
-        return min(self.filter_index, self.all_rows)
 
 
 class Need(NamedTuple):
@@ -181,41 +177,39 @@ def choose(
     most = _bounded(visits, need.candidates)
     # A filter with fewer rows than candidates, or so few that the scan will not get that far.
     short = 1.0 if visits > most else remembered.short
+    scan = scale.vector_index * scan_ms(min(visits, most), need, table.pages)
+    # Of the exact ways, what is done once for all searches that share it; each then compares the vectors.
+    brought = _brought(estimate, share)
+    found_ms = math.inf if brought is None else _READ + brought * rows * _LOOKUP
+    read_ms = _READ + rows * _ROW + table.pages * _PAGE + max(table.pages - _KEPT_PAGES, 0) * _FAR_PAGE
     distance = _DISTANCE + _DISTANCE_BYTE * need.vector_bytes
     if table.toast_pages > table.pages:
         distance += _DETOAST
-    brought = _brought(estimate, share)
-    pages = table.pages * _PAGE + max(table.pages - _KEPT_PAGES, 0) * _FAR_PAGE
-    # Of the exact ways, what is done once for all searches that share it; each then compares the vectors.
-    found_ms = math.inf if brought is None else _READ + brought * rows * _LOOKUP
-    read_ms = _READ + rows * _ROW + pages
     compared_ms = matching * distance
     most_sharing = 1
     if _shareable(matching, basis, table):
         most_sharing += int(min(found_ms, read_ms) / max(compared_ms, _LEAST_MS))
     sharing = min(sharing, most_sharing)
-    costs = Costs(
-        vector_index=scale.vector_index * scan_ms(min(visits, most), need, table.pages),
-        filter_index=scale.filter_index * (found_ms / sharing + compared_ms),
-        all_rows=scale.all_rows * (read_ms / sharing + compared_ms),
-    )
-    scanned = costs.vector_index + short * costs.exact
-    if by_index or (not exact and scanned < costs.exact):
+    filter_index = scale.filter_index * (found_ms / sharing + compared_ms)
+    all_rows = scale.all_rows * (read_ms / sharing + compared_ms)
+    exactly = min(filter_index, all_rows)
+    vector_index = scan + short * exactly
+    if by_index or (not exact and vector_index < exactly):
         way = Way.VECTOR_INDEX
     else:
-        way = Way.FILTER_INDEX if costs.filter_index < costs.all_rows else Way.ALL_ROWS
+        way = Way.FILTER_INDEX if filter_index < all_rows else Way.ALL_ROWS
     return Choice(
         way,
-        rows=rows,
-        matching=matching,
-        basis=basis,
-        indexes=estimate.indexes,
-        vector_index_ms=None if exact else scanned,
-        filter_index_ms=None if brought is None else costs.filter_index,
-        all_rows_ms=costs.all_rows,
-        visits=most,
-        sharing=sharing,
-        most_sharing=most_sharing,
+        rows,
+        matching,
+        basis,
+        estimate.indexes,
+        None if exact else vector_index,
+        None if brought is None else filter_index,
+        all_rows,
+        most,
+        sharing,
+        most_sharing,
     )
 
 

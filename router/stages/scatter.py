@@ -24,7 +24,7 @@ from router.query.answer import coverage_of, joined, raise_if_unanswered
 from router.query.errors import OverloadedError
 from router.query.filter import constant
 from router.query.merge import merge, page, within
-from router.query.plan import Plan, depths, plan_search
+from router.query.plan import Plan, depths, exactly, plan_search
 from router.query.ranked import Ranked, RankedAnswer
 from router.query.second_look import looked_again, not_settled, unsettled
 from router.query.sizes import Layout, layout_for, vector_bytes
@@ -251,7 +251,10 @@ class Scatter:
         probes: dict[str, Probe] = {}
         for kind, shards in groups.items():
             exact = kind.scan is Scan.EXACT
-            plan = usual if kind.scan is usual.scan else self._plan(query, usual.depth, kind.scan)
+            if kind.scan is usual.scan:
+                plan = usual
+            else:
+                plan = exactly(usual) if exact else self._plan(query, usual.depth, kind.scan)
             statement = self._statements.search(
                 query.collection,
                 to_wire(query.vector, query.collection.vector.type),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from msgspec.structs import replace
 
 from router.query.filter import parse
-from router.query.plan import depths, plan_search, targets, usual_ef_search
+from router.query.plan import depths, exactly, plan_search, targets, usual_ef_search
 from router.query.types import Scan
 from router.settings import Settings
 from shard_config import model
@@ -197,6 +197,16 @@ def test_a_wider_scan_behind_a_filter_wants_no_more_rows_that_match() -> None:
 def test_an_exact_search_asks_no_more_than_it_needs() -> None:
     plan = plan_search(query(k=10, exact=True), shard_map(), 15)
     assert (plan.limit, plan.scan) == (15, Scan.EXACT)
+
+
+@pytest.mark.parametrize("index", [model.Index(16, 64, model.Quantization.NONE), QUANTIZED])
+def test_a_plan_is_made_exact_without_planning_anew(index: model.Index) -> None:
+    documents = collection(index=index)
+    search = replace(query(documents), filter=CHEAP, k=30)
+    anew = plan_search(search, shard_map(documents), scan=Scan.EXACT)
+    made = exactly(plan_search(search, shard_map(documents)))
+    # No index is read, so that its width does not matter.
+    assert replace(made, ef_search=anew.ef_search) == anew
 
 
 def test_a_quantized_index_brings_all_its_candidates_for_ranking() -> None:
