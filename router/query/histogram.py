@@ -208,43 +208,35 @@ class Pattern:
 
     def _share(self, order: Distribution) -> float:
         """patternsel: the common values that match, and of the others what the histogram's bounds show."""
-        found = self._matching(order)
-        common = bisect_left(found, len(order.common))
-        below: Sequence[float] = order.below
-        share = sum([below[i + 1] - below[i] for i in found[:common]])
+        texts = order.lowered if self._ignore_case else order.texts
+        found = [texts.shares[i] for i in self._matching(texts)]
+        share = sum(found)
         if order.others <= 0.0:
             return min(share, 1.0)
         weight = of_others = 0.0
         if len(order.bounds) >= _LEAST_SAMPLE:
             weight = min(len(order.bounds) / _FULL_SAMPLE, 1.0)
-            of_others = weight * (len(found) - common) / (len(order.bounds) - 2)
+            of_others = weight * found.count(0.0) / (len(order.bounds) - 2)
         if weight < 1.0:
             of_others += (1.0 - weight) * self._by_form
         return min(share + order.others * min(max(of_others, 0.0001), 0.9999), 1.0)
 
-    def _matching(self, order: Distribution) -> Sequence[int]:
-        """The numbers of its texts that match, ascending."""
+    def _matching(self, texts: Texts) -> Sequence[int]:
+        """The numbers of those that match."""
         if len(self._marked) > _LONGEST:
             return ()
-        texts = order.lowered if self._ignore_case else order.texts
-        found: Sequence[int]
+        first, last = 0, len(texts)
         if self.prefix:
-            common = len(order.common)
-            found = [*self._beginning(texts, 0, common), *self._beginning(texts, common, len(texts))]
-        else:
-            found = texts.holding(self._part, 0, len(texts))
+            # Where the case matters, they are in order.
+            first = bisect_left(texts, END + self.prefix)
+            if self._beyond is not None:
+                last = bisect_left(texts, END + self._beyond, first)
+        found = texts.holding(self._part, first, last)
         if self._enough or not found:
             return found
         by_hand = self._holes * len(found) * texts.longest <= _FEW_STEPS
         matches = self._in_order if by_hand else self._expression.fullmatch
         return [i for i in found if matches(texts[i])]
-
-    def _beginning(self, texts: Texts, first: int, last: int) -> Sequence[int]:
-        """Those of the texts from `first` up to `last`, which are in order, that may match."""
-        first = bisect_left(texts, END + self.prefix, first, last)
-        if self._beyond is not None:
-            last = bisect_left(texts, END + self._beyond, first, last)
-        return texts.holding(self._part, first, last)
 
     def _in_order(self, text: str) -> bool:
         """Whether a text, between its two END, matches."""

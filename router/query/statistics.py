@@ -16,7 +16,7 @@ from collections.abc import Iterable, Sequence
 from datetime import date, datetime
 from decimal import Decimal
 from functools import cached_property
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Literal, NamedTuple, Self, TypeAlias
 from uuid import UUID
 
@@ -84,15 +84,19 @@ class TextBin(NamedTuple):
 
 
 class Texts(tuple[str, ...]):
-    """Texts to be looked through for a part of them, each between two END."""
+    """Texts to be looked through for a part of them, each between two END.
 
-    def __new__(cls, texts: Iterable[str]) -> Self:
-        return super().__new__(cls, [f"{END}{text}{END}" for text in texts])
+    `shares` are those of the rows that have each, 0 where it is of a sample.
+    """
 
-    def __init__(self, _: Iterable[str]) -> None:
+    def __new__(cls, shares: Sequence[tuple[str, float]]) -> Self:
+        return super().__new__(cls, [f"{END}{text}{END}" for text, _ in shares])
+
+    def __init__(self, shares: Sequence[tuple[str, float]]) -> None:
+        self.shares = [share for _, share in shares]
+        self.longest = max(map(len, self), default=0)
         self._all = "".join(self)
         self._begins = [*accumulate(map(len, self), initial=0)]
-        self.longest = max(map(len, self), default=0)
 
     def holding(self, part: str, first: int, last: int) -> Sequence[int]:
         """The numbers of those from `first` up to `last` that have this part."""
@@ -140,15 +144,18 @@ class Distribution(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def texts(self) -> Texts:
-        """Its values, which are texts: the common ones, and the bounds but for the outermost."""
-        values: Any = (*self.common, *self.bounds[1:-1])
-        return Texts(values)
+        """Its values, which are texts, in order: the common ones, and the bounds but for the outermost."""
+        return Texts(sorted(self._shares()))
 
     @cached_property
     def lowered(self) -> Texts:
-        """The same in lower case."""
-        values: Any = (*self.common, *self.bounds[1:-1])
-        return Texts(map(lowered, values))
+        """The same in lower case, in any order."""
+        return Texts([(lowered(text), share) for text, share in self._shares()])
+
+    def _shares(self) -> list[tuple[str, float]]:
+        common: Any = zip(self.common, [high - low for low, high in pairwise(self.below)], strict=True)
+        sampled: Any = [(bound, 0.0) for bound in self.bounds[1:-1]]
+        return [*common, *sampled]
 
 
 class ColumnStatistics(msgspec.Struct, frozen=True):
