@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
-from router.query.statistics import END, Distribution, TextBin, Texts, lowered
+from router.query.distribution import END, Distribution, TextBin, Texts, lowered
 
 __all__ = ["Interval", "Pattern"]
 

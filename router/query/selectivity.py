@@ -14,34 +14,33 @@ conditions that are unknown.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from decimal import Decimal
+from collections.abc import Callable, Iterable, Sequence
 from functools import reduce
-from itertools import product, repeat
-from math import prod
 from operator import mul
-from typing import Any, TypeAlias
+from typing import Any
 
 import msgspec
 
-from router.query.filter import And, Compare, Contains, Exists, Field, Filter, In, Like, Not, Or
-from router.query.histogram import Interval, Pattern
-from router.query.metadata import may_be_index
-from router.query.statistics import (
-    CombinedStatistics,
-    Distribution,
-    FilterIndex,
-    LookupKey,
-    PathStatistics,
-    Place,
-    TableStatistics,
-    equal_key,
-    from_json,
-    json_key,
-    json_kind,
-    position,
+from router.query.combined_columns import together
+from router.query.conditions import (
+    Condition,
+    ContainsElements,
+    Equals,
+    Found,
+    Missing,
+    Ordered,
+    Shares,
+    Tables,
+    are_known,
+    equal,
+    found_by,
+    like,
+    place_of,
+    within,
 )
-from shard_config.model import MetadataType
+from router.query.filter import And, Compare, Contains, Exists, Field, Filter, In, Like, Not, Or
+from router.query.histogram import Interval
+from router.query.statistics import FilterIndex, LookupKey, Place, json_kind, position
 
 __all__ = ["Estimate", "estimates"]
 
@@ -71,22 +70,7 @@ class Estimate(msgspec.Struct, frozen=True):
         return self.most
 
 
-# Shares of the rows of some tables: the most and the least of each. One list where all of them are known.
-_Shares: TypeAlias = tuple[list[float], list[float]]
-# For each table: the share of its rows that indexes bring, at most and at least, and which. The lesser of two
-# is the one to take: what is known to bring few comes before what may.
-_Found: TypeAlias = list[tuple[float, float, tuple[str, ...]]]
-_Tables: TypeAlias = Sequence[TableStatistics]
-
-# Of a sample of n values in which something does not occur, it has less than 3/n with probability 0.95.
-_RULE_OF_THREE = 3.0
-# As in router.postgres.conditions: longer lists of JSON are looked up in a hash table, and not in an index.
-_LISTED = 16
-# Of a column or path without statistics.
-_UNSEEN = Distribution(unknown=1.0)
-
-
-def estimates(filter: Filter, tables: _Tables) -> list[Estimate]:
+def estimates(filter: Filter, tables: Tables) -> list[Estimate]:
     """The share of each table's rows that the filter keeps, and the share that an index for it brings."""
     if any([table.indexes is not tables[0].indexes for table in tables]):
         # Which index serves what is decided for all of them.
@@ -100,54 +84,34 @@ def estimates(filter: Filter, tables: _Tables) -> list[Estimate]:
     ]
 
 
-class _Condition:
-    """A filter or a part of one; `lookup` is how an index may find what it keeps."""
-
-    lookup: LookupKey | None = None
-
-    def shares(self, tables: _Tables) -> _Shares:
-        """What it keeps of each table."""
-        raise NotImplementedError
-
-    def read(self, tables: _Tables) -> tuple[_Shares, _Found | None]:
-        """The shares that it keeps, and those that the cheapest index for it brings."""
-        shares = self.shares(tables)
-        indexes = self.lookup and tables[0].serving.get(self.lookup)
-        return shares, _found(shares, indexes[0]) if indexes else None
-
-
-def _found(shares: _Shares, index: FilterIndex) -> _Found:
-    return [*zip(*shares, repeat((index.name,)))]
-
-
-def _prepared(filter: Filter) -> _Condition:
+def _prepared(filter: Filter) -> Condition:
     return _KINDS[type(filter)](filter)
 
 
-def _comparison(filter: Compare) -> _Condition:
+def _comparison(filter: Compare) -> Condition:
     field, value = filter.field, filter.value
     if filter.op == "=":
-        return _equal(field, (value,))
+        return equal(field, (value,))
     interval = Interval()
     interval.narrow(filter.op, position(value))
-    return _within(field, json_kind(value), interval)
+    return within(field, json_kind(value), interval)
 
 
-def _conjunction(filter: And) -> _Condition:
+def _conjunction(filter: And) -> Condition:
     """All bounds of one value are one condition."""
-    conditions: list[_Condition] = []
+    conditions: list[Condition] = []
     ranges: dict[tuple[Place, type], tuple[Field, Interval]] = {}
     for part in _flat(filter.parts):
         if type(part) is Compare and part.op != "=":
             field, value = part.field, part.value
-            key = _place(field), json_kind(value) if field.column is None else object
+            key = place_of(field), json_kind(value) if field.column is None else object
             if key not in ranges:
                 ranges[key] = field, Interval()
             ranges[key][1].narrow(part.op, position(value))
         else:
             conditions.append(_prepared(part))
     for (_, kind), (field, interval) in ranges.items():
-        conditions.append(_within(field, kind, interval))
+        conditions.append(within(field, kind, interval))
     return conditions[0] if len(conditions) == 1 else _All(conditions)
 
 
@@ -162,26 +126,26 @@ def _flat(parts: Iterable[Filter]) -> list[Filter]:
     return flat
 
 
-def _disjunction(filter: Or) -> _Condition:
+def _disjunction(filter: Or) -> Condition:
     """Equalities with one column exclude each other, and its values that it is missing."""
-    alternatives: list[_Condition] = []
+    alternatives: list[Condition] = []
     equal: dict[str, dict[object, None]] = {}
-    values: dict[Place, list[_Condition]] = {}
-    missing: dict[Place, _Condition] = {}
+    values: dict[Place, list[Condition]] = {}
+    missing: dict[Place, Condition] = {}
     for part in filter.parts:
         condition = _prepared(part)
         if type(part) is And:
             alternatives.append(condition)
-        elif isinstance(condition, _Equals):
+        elif isinstance(condition, Equals):
             equal.setdefault(condition.column, {}).update(dict.fromkeys(condition.keys))
-        elif isinstance(condition, _Missing):
+        elif isinstance(condition, Missing):
             missing[condition.place] = condition
-        elif isinstance(condition, _Ordered):
+        elif isinstance(condition, Ordered):
             values.setdefault(condition.place, []).append(condition)
         else:
             alternatives.append(condition)
     for column, keys in equal.items():
-        values.setdefault(column, []).append(_Equals(column, [*keys]))
+        values.setdefault(column, []).append(Equals(column, [*keys]))
     for place, conditions in values.items():
         if place in missing:
             present = conditions[0] if len(conditions) == 1 else _Any(conditions)
@@ -196,64 +160,48 @@ def _disjunction(filter: Or) -> _Condition:
     return _Any(alternatives)
 
 
-def _negation(filter: Not) -> _Condition:
+def _negation(filter: Not) -> Condition:
     part = filter.part
-    return _Missing(_place(part.field)) if type(part) is Exists else _Complement(_prepared(part))
-
-
-def _place(field: Field) -> Place:
-    return field.path if field.column is None else field.column.column
-
-
-def _times(one: _Shares, other: _Shares) -> _Shares:
-    most = [*map(mul, one[0], other[0])]
-    return most, most if _known(one) and _known(other) else [*map(mul, one[1], other[1])]
-
-
-def _known(shares: _Shares) -> bool:
-    return shares[0] is shares[1]
-
-
-def _opened(shares: list[float | None]) -> _Shares:
-    """None is unknown."""
-    if None in shares:
-        return [1.0 if one is None else one for one in shares], [one or 0.0 for one in shares]
-    known: Any = shares
-    return known, known
+    return Missing(place_of(part.field)) if type(part) is Exists else _Complement(_prepared(part))
 
 
 # --- combinations ---
 
 
-class _Compound(_Condition):
+def _times(one: Shares, other: Shares) -> Shares:
+    most = [*map(mul, one[0], other[0])]
+    return most, most if are_known(one) and are_known(other) else [*map(mul, one[1], other[1])]
+
+
+class _Compound(Condition):
     """What knows of itself which indexes serve it."""
 
-    def shares(self, tables: _Tables) -> _Shares:
+    def shares(self, tables: Tables) -> Shares:
         return self.read(tables)[0]
 
-    def read(self, tables: _Tables) -> tuple[_Shares, _Found | None]:
+    def read(self, tables: Tables) -> tuple[Shares, Found | None]:
         raise NotImplementedError
 
 
 class _All(_Compound):
     """clauselist_selectivity: as if conditions were independent, unless extended statistics know better."""
 
-    def __init__(self, parts: Sequence[_Condition]) -> None:
+    def __init__(self, parts: Sequence[Condition]) -> None:
         self._parts = parts
         self._lookups: dict[LookupKey, list[int]] = {}
         # The first equality with each column, of which extended statistics may speak.
-        self._equal: dict[int, _Equals] = {}
+        self._equal: dict[int, Equals] = {}
         columns: set[str] = set()
         for i, part in enumerate(parts):
             if part.lookup is not None:
                 self._lookups.setdefault(part.lookup, []).append(i)
-            if isinstance(part, _Equals) and part.column not in columns:
+            if isinstance(part, Equals) and part.column not in columns:
                 self._equal[i] = part
                 columns.add(part.column)
 
-    def read(self, tables: _Tables) -> tuple[_Shares, _Found | None]:
-        best: _Found | None = None
-        kept: list[_Shares] = []
+    def read(self, tables: Tables) -> tuple[Shares, Found | None]:
+        best: Found | None = None
+        kept: list[Shares] = []
         for part in self._parts:
             if isinstance(part, _Compound):
                 shares, found = part.read(tables)
@@ -263,7 +211,7 @@ class _All(_Compound):
             kept.append(shares)
         for lookup in self._lookups:
             for index in tables[0].serving.get(lookup, ()):
-                best = _cheaper(best, _found(self._product(self._served(index), kept, tables), index))
+                best = _cheaper(best, found_by(self._product(self._served(index), kept, tables), index))
         return self._product(range(len(kept)), kept, tables), best
 
     def _served(self, index: FilterIndex) -> list[int]:
@@ -280,7 +228,7 @@ class _All(_Compound):
                 break
         return served
 
-    def _product(self, numbers: Sequence[int], kept: Sequence[_Shares], tables: _Tables) -> _Shares:
+    def _product(self, numbers: Sequence[int], kept: Sequence[Shares], tables: Tables) -> Shares:
         """Of the conditions with these numbers."""
         equal = [i for i in numbers if i in self._equal] if len(self._equal) > 1 else ()
         if len(equal) > 1 and any([table.combined for table in tables]):
@@ -292,7 +240,7 @@ class _All(_Compound):
             return every, every
         return reduce(_times, parts)
 
-    def _together(self, equal: Sequence[int], kept: Sequence[_Shares], tables: _Tables) -> _Shares:
+    def _together(self, equal: Sequence[int], kept: Sequence[Shares], tables: Tables) -> Shares:
         """Of equalities with different columns, which are not independent perhaps."""
         keys = {self._equal[i].column: self._equal[i].keys for i in equal}
         most: list[float] = []
@@ -307,7 +255,7 @@ class _All(_Compound):
                 else:
                     high *= upper
                     low *= lower
-            share = _together(alone, keys, table.combined)
+            share = together(alone, keys, table.combined)
             most.append(high * share)
             least.append(low * share)
         return most, most if most == least else least
@@ -319,16 +267,16 @@ class _Any(_Compound):
     `exclusive`: no row meets two of them.
     """
 
-    def __init__(self, parts: Sequence[_Condition], *, exclusive: bool = False) -> None:
+    def __init__(self, parts: Sequence[Condition], *, exclusive: bool = False) -> None:
         self._parts = parts
         self._either = _sum if exclusive else _either
 
-    def read(self, tables: _Tables) -> tuple[_Shares, _Found | None]:
+    def read(self, tables: Tables) -> tuple[Shares, Found | None]:
         shares, found = self._parts[0].read(tables)
         for part in self._parts[1:]:
             more, indexes = part.read(tables)
             most = self._either(shares[0], more[0])
-            known = _known(shares) and _known(more)
+            known = are_known(shares) and are_known(more)
             shares = most, most if known else self._either(shares[1], more[1])
             found = _both(found, indexes)
         return shares, found
@@ -342,7 +290,7 @@ def _sum(shares: Sequence[float], others: Sequence[float]) -> list[float]:
     return [min(one + other, 1.0) for one, other in zip(shares, others, strict=True)]
 
 
-def _both(one: _Found | None, other: _Found | None) -> _Found | None:
+def _both(one: Found | None, other: Found | None) -> Found | None:
     """Two scans of indexes, of which a BitmapOr is made."""
     if one is None or other is None:
         return None
@@ -352,242 +300,29 @@ def _both(one: _Found | None, other: _Found | None) -> _Found | None:
     ]
 
 
-def _cheaper(one: _Found | None, other: _Found | None) -> _Found | None:
+def _cheaper(one: Found | None, other: Found | None) -> Found | None:
     return other if one is None else one if other is None else [*map(min, one, other)]
 
 
 class _Complement(_Compound):
     """All rows that another condition does not keep, which no index finds."""
 
-    def __init__(self, part: _Condition) -> None:
+    def __init__(self, part: Condition) -> None:
         self._part = part
 
-    def read(self, tables: _Tables) -> tuple[_Shares, _Found | None]:
+    def read(self, tables: Tables) -> tuple[Shares, Found | None]:
         shares = self._part.shares(tables)
         least = [1.0 - share for share in shares[0]]
-        return (least if _known(shares) else [1.0 - share for share in shares[1]], least), None
+        return (least if are_known(shares) else [1.0 - share for share in shares[1]], least), None
 
 
-# --- single conditions ---
-
-
-def _equal(field: Field, values: Iterable[object]) -> _Condition:
-    if field.column is None:
-        return _JsonEquals(field, [*dict.fromkeys(map(json_key, values))])
-    return _Equals(field.column.column, [*dict.fromkeys(map(equal_key, values))])
-
-
-def _typed(field: Field, values: Sequence[object]) -> MetadataType | None:
-    """The type of the map's index on a path if it is that of all `values`, given by `json_key`."""
-    if field.index is None or field.index is MetadataType.ARRAY:
-        return None
-    kinds = (str,) if field.index is MetadataType.TEXT else (int, Decimal)
-    fits = all(isinstance(one, kinds) and not isinstance(one, bool) for one in values)
-    return field.index if fits else None
-
-
-class _Equals(_Condition):
-    """A column is one of some different values, given by `equal_key`."""
-
-    def __init__(self, column: str, keys: Sequence[object]) -> None:
-        self.column = column
-        self.keys = keys
-        self.lookup = column, "equal", None
-
-    def shares(self, tables: _Tables) -> _Shares:
-        keys = self.keys
-        shares: list[float | None] = []
-        for table in tables:
-            known = table.columns.get(self.column)
-            if known is not None and len(keys) == 1:
-                shares.append(known.shares.get(keys[0], known.other))
-            elif known is not None:
-                # scalararraysel: different values exclude each other.
-                shares.append(min(sum(map(known.shares.get, keys, repeat(known.other))), 1.0))
-            elif not keys:
-                shares.append(0.0)
-            elif table.rows >= 1.0 and table.unique(self.column):
-                # var_eq_const: of a unique column, no statistics are needed.
-                shares.append(min(len(keys) / table.rows, 1.0))
-            else:
-                shares.append(None)
-        return _opened(shares)
-
-
-class _JsonEquals(_Condition):
-    """The value at a path of the metadata, or an element of the array there, is one of some scalars."""
-
-    def __init__(self, field: Field, keys: Sequence[object]) -> None:
-        self._path = field.path
-        self._keys = keys
-        if len(keys) <= _LISTED:
-            of = _typed(field, keys)
-            self.lookup = field.path, "element" if of is None else "equal", of
-
-    def shares(self, tables: _Tables) -> _Shares:
-        return _of_path(self._path, self._share, tables, unknown=bool(self._keys))
-
-    def _share(self, known: PathStatistics) -> tuple[float, float]:
-        most = least = 0.0
-        for key in self._keys:
-            share = known.shares.get(key, known.other)
-            high, low = _in_arrays(known, key)
-            most += share + high
-            least += share + low
-        return min(most, 1.0), min(least, 1.0)
-
-
-class _Contains(_Condition):
-    """An array of the metadata has one of some elements, or every one; objects are not known."""
-
-    def __init__(self, filter: Contains) -> None:
-        elements, path = filter.elements, filter.field.path
-        self._path = path
-        self._every = filter.every
-        self._scalar = not any(element.startswith("{") for element in elements)
-        self._keys = [*dict.fromkeys(json_key(from_json(one)) for one in elements)] if self._scalar else []
-        if self._every or not self._scalar or len(elements) <= _LISTED:
-            whole = filter.field.index is None and not any(map(may_be_index, path))
-            self.lookup = () if whole else path, "element", None
-
-    def shares(self, tables: _Tables) -> _Shares:
-        return _of_path(self._path, self._share, tables, unknown=bool(self._keys) or not self._scalar)
-
-    def _share(self, known: PathStatistics) -> tuple[float, float]:
-        if not self._scalar:
-            return 1.0, 0.0
-        shares = [_in_arrays(known, key) for key in self._keys]
-        if self._every:
-            return prod([high for high, _ in shares]), prod([low for _, low in shares])
-        return min(sum([high for high, _ in shares]), 1.0), min(sum([low for _, low in shares]), 1.0)
-
-
-def _of_path(
-    path: tuple[str, ...],
-    share: Callable[[PathStatistics], tuple[float, float]],
-    tables: _Tables,
-    *,
-    unknown: bool,
-) -> _Shares:
-    most: list[float] = []
-    least: list[float] = []
-    for table in tables:
-        known = table.paths.get(path)
-        high, low = (float(unknown), 0.0) if known is None else share(known)
-        most.append(high)
-        least.append(low)
-    return most, most if most == least else least
-
-
-def _in_arrays(known: PathStatistics, key: object) -> tuple[float, float]:
-    """Rows with an array that has this element."""
-    share = known.contained.get(key, 0.0)
-    if not known.arrays:
-        return share, share
-    found = known.sampled.get(key, 0.0)
-    if found:
-        share += known.others * found / known.sample
-        return share, share
-    return share + known.others * min(_RULE_OF_THREE, known.arrays) / known.sample, share
-
-
-class _Missing(_Condition):
-    """There is no value, which an index in order finds of a column as it finds a value."""
-
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        if isinstance(place, str):
-            self.lookup = place, "range", None
-
-    def shares(self, tables: _Tables) -> _Shares:
-        return _opened([table.missing.get(self.place) for table in tables])
-
-
-class _Ordered(_Condition):
-    """What is read from the order of the values: of a column, or of those of one kind in the metadata."""
-
-    def __init__(self, field: Field, kind: type, kept: Interval | Pattern, lookup: LookupKey | None) -> None:
-        self.place = place = _place(field)
-        self.lookup = lookup
-        self._order = place if field.column is not None else (place, kind)
-        self._kept = kept
-
-    def shares(self, tables: _Tables) -> _Shares:
-        orders = [table.orders.get(self._order, _UNSEEN) for table in tables]
-        least = self._kept.shares(orders)
-        unknown = [order.unknown for order in orders]
-        return [min(sum(one), 1.0) for one in zip(least, unknown, strict=True)] if any(
-            unknown
-        ) else least, least
-
-
-def _within(field: Field, kind: type, interval: Interval) -> _Ordered:
-    if field.column is not None:
-        return _Ordered(field, kind, interval, (field.column.column, "range", None))
-    of = _typed(field, [kind()])
-    # Texts of the metadata are compared as such, and not as jsonb, which is what a btree has there.
-    served = kind is not str or of is not None
-    return _Ordered(field, kind, interval, (field.path, "range", of) if served else None)
-
-
-def _like(filter: Like) -> _Ordered:
-    field, pattern = filter.field, Pattern(filter.pattern, filter.ignore_case)
-    lookup = (_place(field), "prefix", _typed(field, [""])) if pattern.prefix else None
-    return _Ordered(field, str, pattern, lookup)
-
-
-_KINDS: dict[type, Callable[[Any], _Condition]] = {
+_KINDS: dict[type, Callable[[Any], Condition]] = {
     Compare: _comparison,
-    In: lambda filter: _equal(filter.field, filter.values),
+    In: lambda filter: equal(filter.field, filter.values),
     And: _conjunction,
     Or: _disjunction,
     Not: _negation,
-    Exists: lambda filter: _Complement(_Missing(_place(filter.field))),
-    Contains: _Contains,
-    Like: _like,
+    Exists: lambda filter: _Complement(Missing(place_of(filter.field))),
+    Contains: ContainsElements,
+    Like: like,
 }
-
-
-# --- extended statistics ---
-
-
-def _together(
-    alone: dict[str, float], keys: Mapping[str, Sequence[object]], combined: Sequence[CombinedStatistics]
-) -> float:
-    """statext_clauselist_selectivity: by the columns' common combinations, then by what decides what.
-
-    `alone` are the shares of equalities with these columns; it is used up.
-    """
-    share = 1.0
-    for known in combined:
-        if known.common and len(alone) > 1 and all(map(alone.__contains__, known.columns)):
-            values = [keys[name] for name in known.columns]
-            share *= _by_combinations(known, values, [alone.pop(name) for name in known.columns])
-    for known in combined:
-        names = {*alone}
-        for given, decided, degree in known.dependencies if len(names) > 1 else ():
-            if decided in names and given <= names:
-                # clauselist_apply_dependencies
-                before, after = prod([alone[name] for name in given]), alone.pop(decided)
-                implied = degree if before <= after else degree * after / before
-                share *= implied + (1.0 - degree) * after
-                names.discard(decided)
-    return min(share * prod(alone.values()), 1.0)
-
-
-def _by_combinations(
-    known: CombinedStatistics, keys: Sequence[Sequence[object]], alone: Sequence[float]
-) -> float:
-    """mcv_combine_selectivities: the combinations that match, and what the columns say of the others."""
-    common = known.common
-    if prod(map(len, keys)) <= len(common):
-        found = [common[one] for one in product(*keys) if one in common]
-    else:
-        sets = [set(some) for some in keys]
-        found = [shares for one, shares in common.items() if all(map(set.__contains__, sets, one))]
-    share = independent = 0.0
-    for actual, as_if in found:
-        share += actual
-        independent += as_if
-    others = prod(alone) - independent
-    return share + min(others, known.others) if others > 0.0 else share

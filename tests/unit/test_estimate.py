@@ -427,6 +427,29 @@ def of_shard(number: int) -> TableStatistics:
 
 
 @pytest.mark.parametrize(
+    "filter",
+    [
+        {"category": "a", "price": {"$gte": 10, "$lt": 50}, "metadata.lang": "en"},
+        {"category": {"$in": ["a", "b"]}, "active": True},
+        {"$or": [{"category": {"$like": "%1%"}}, {"price": None}, {"price": {"$lt": 20}}, {"active": True}]},
+        {"$not": {"$or": [{"category": "a"}, {"metadata.lang": {"$containsAny": ["de", "en"]}}]}},
+        {"$or": [{"category": "a", "price": {"$lt": 20}}, {"$and": [{"category": "b"}, {"brand": "x"}]}]},
+        {"metadata.lang": {"$lt": "f"}, "metadata.other": 1},
+    ],
+)
+def test_what_is_estimated_of_a_shard_does_not_depend_on_the_others(filter: dict[str, Any]) -> None:
+    parsed = parse(COLLECTION, filter, Settings())
+    # Some know more than others.
+    tables = [
+        with_(indexes=INDEXES),
+        with_(indexes=INDEXES, columns={"category": CATEGORY}, paths={}),
+        with_(indexes=INDEXES, columns={}, rows=0),
+        of_shard(1),
+    ]
+    assert estimates(parsed, tables) == [estimates(parsed, [table])[0] for table in tables]
+
+
+@pytest.mark.parametrize(
     ("filter", "most"),
     [
         ({"category": "item 0003"}, 40),

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from router.freshness.freshness import Freshness
 from router.policy.ways import Outcome, Pace, Ways
+from router.query.distribution import Distribution
 from router.query.errors import DeadlineError
 from router.query.filter import And, Compare, Field, Filter, In, parse
 from router.query.selectivity import Estimate
 from router.query.statistics import (
     ColumnStatistics,
-    Distribution,
     FilterIndex,
     Lookup,
     TableStatistics,
