@@ -52,8 +52,6 @@ Shares: TypeAlias = tuple[list[float], list[float]]
 Found: TypeAlias = list[tuple[float, float, tuple[str, ...]]]
 Tables: TypeAlias = Sequence[TableStatistics]
 
-# Of a sample of n values in which something does not occur, it has less than 3/n with probability 0.95.
-_RULE_OF_THREE = 3.0
 # As in router.postgres.conditions: longer lists of JSON are looked up in a hash table, and not in an index.
 _LISTED = 16
 # Of a column or path without statistics.
@@ -208,13 +206,10 @@ def _of_path(
 def _in_arrays(known: PathStatistics, key: object) -> tuple[float, float]:
     """Rows with an array that has this element."""
     share = known.contained.get(key, 0.0)
-    if not known.arrays:
-        return share, share
-    found = known.sampled.get(key, 0.0)
-    if found:
-        share += known.others * found / known.sample
-        return share, share
-    return share + known.others * min(_RULE_OF_THREE, known.arrays) / known.sample, share
+    sampled = known.sampled.get(key)
+    if sampled is None:
+        return share + known.unsampled, share
+    return share + sampled, share + sampled
 
 
 class Missing(Condition):

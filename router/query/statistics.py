@@ -52,6 +52,8 @@ _FLOAT_BITS = 1000  # what is larger may be too large to divide by a float
 _JSON = json.JSONDecoder(parse_float=Decimal, parse_int=Decimal)
 _JSON_KINDS = (Decimal, str, bool)
 _ROUNDED = 1e-5
+# Of a sample of n values in which something does not occur, it has less than 3/n with probability 0.95.
+_RULE_OF_THREE = 3.0
 _NAN = "NaN"  # equal to itself, as PostgreSQL has it
 
 
@@ -77,20 +79,18 @@ class PathStatistics(msgspec.Struct, frozen=True):
     Attributes:
         missing: share of the rows that have nothing there, or JSON's null.
         shares, other: as of a column, of scalars, by `json_key`.
-        others: of all values that are neither common nor missing, of every kind, together.
         contained: of rows whose value is an array that has this element, among the most common values.
-        sample: bounds of the histogram; `arrays` of them are arrays, `sampled` says how many have an element.
+        sampled: of rows whose value is an array that has this element, by the bounds of the histogram.
+        unsampled: the most that arrays can be which have an element that no bound has.
         orders: of numbers, strings and booleans; their bounds are a part of the sample.
     """
 
     missing: float
     shares: dict[object, float]
     other: float
-    others: float
     contained: dict[object, float]
-    sample: int
-    arrays: int
     sampled: dict[object, float]
+    unsampled: float
     orders: dict[type, Distribution]
 
 
@@ -280,11 +280,9 @@ def path_statistics(
             others * (1.0 - arrays / count) / distinct_others,
             min((share for _, share in values), default=1.0),
         ),
-        others=others,
         contained=_elements(values),
-        sample=len(sample),
-        arrays=arrays,
-        sampled=_elements([(value, 1.0) for value in sample]),
+        sampled=_elements([(value, others / count) for value in sample]),
+        unsampled=others * min(_RULE_OF_THREE, arrays) / count,
         orders={
             kind: _distribution(
                 [(value, share) for value, share in values if type(value) is kind],
