@@ -10,6 +10,7 @@ from uuid import UUID
 
 import pytest
 
+from router.query import histogram
 from router.query.filter import parse
 from router.query.histogram import Pattern
 from router.query.selectivity import Estimate, estimates
@@ -366,6 +367,7 @@ def test_a_pattern_with_many_wildcards_takes_no_longer_than_one_with_few() -> No
     assert time.perf_counter() - started < 0.5
 
 
+@pytest.mark.parametrize("few_steps", [histogram._FEW_STEPS, -1], ids=["by hand", "by expression"])
 @pytest.mark.parametrize("ignore_case", [False, True])
 @pytest.mark.parametrize(
     ("pattern", "matching"),
@@ -380,6 +382,11 @@ def test_a_pattern_with_many_wildcards_takes_no_longer_than_one_with_few() -> No
         ("%a%a%", {"aab"}),
         ("%a_b", {"aab"}),
         ("_", {"a"}),
+        ("__", {"ab", "aB", "ba", "b%"}),
+        ("%__%", {"ab", "aB", "ba", "b%", "aab"}),
+        ("_a%", {"ba", "aab"}),
+        ("%a_%", {"ab", "aB", "aab"}),
+        ("a_b", {"aab"}),
         ("a_%", {"ab", "aB", "aab"}),
         ("_%\\%", {"b%"}),
         ("ab", {"ab"}),
@@ -389,8 +396,13 @@ def test_a_pattern_with_many_wildcards_takes_no_longer_than_one_with_few() -> No
     ],
 )
 def test_a_pattern_keeps_the_texts_that_like_would(
-    pattern: str, matching: set[str], ignore_case: bool
+    pattern: str,
+    matching: set[str],
+    ignore_case: bool,
+    few_steps: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(histogram, "_FEW_STEPS", few_steps)
     texts = ["", "a", "ab", "aB", "ba", "b%", "aab"]
     if ignore_case:
         pattern = pattern.upper()
