@@ -14,6 +14,7 @@ import pytest
 
 from bench.errors import SearchError
 from bench.faults import load
+from bench.faults.outcomes import Said
 from bench.generators import Open, generate
 from bench.http_client import Connections, request_bytes
 from bench.targets import ImportedSpec, make
@@ -59,7 +60,7 @@ async def test_a_load_on_a_router_that_is_silent_ends(
         await target.close()
         assert time.monotonic() - began < 3
     found = msgspec.json.decode(record, type=load.Record)
-    kinds = [event.what for event in found.events]
+    kinds = [event.operation for event in found.events]
     assert len(kinds) == pytest.approx(60, abs=2) and kinds.count("write") == pytest.approx(10, abs=1)
-    assert {(event.outcome, event.reason) for event in found.events} == {("failed", "no answer within 0.3 s")}
+    assert {event.said for event in found.events} == {Said("silent", detail="no answer within 0.3 s")}
     assert found.acknowledged == []
