@@ -106,7 +106,7 @@ def breakable(world: World, **settings: object) -> Iterator[Broken]:
         else f"the network is cut by the bench's own proxy, which drops what it gets: {without}"
     )
     with (
-        nullcontext() if without else open_network(list(ports), world.folder) as network,
+        nullcontext() if without else open_network(list(ports)) as network,
         open_proxies(ports, network) as proxies,
     ):
         text = world.map_path.read_text()

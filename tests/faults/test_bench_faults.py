@@ -166,7 +166,7 @@ def test_a_network_takes_addresses_that_no_other_has(monkeypatch: pytest.MonkeyP
     others = [f"198.{second}.{third}" for second in (18, 19) for third in range(256)]
     others.remove("198.19.7")
     monkeypatch.setattr("psutil.net_if_addrs", lambda: addresses("127.0.0", *others))
-    assert Network(["m", "n"], 1).hosts == {"m": "198.19.7.2", "n": "198.19.7.6"}
+    assert Network(["m", "n"]).hosts == {"m": "198.19.7.2", "n": "198.19.7.6"}
 
 
 async def test_many_ways_can_be_broken_at_once_and_change_what_passes() -> None:
@@ -215,13 +215,13 @@ async def test_what_a_muted_node_is_told_reaches_it_and_its_answers_are_lost() -
             assert node.told == [b"word"]
 
 
-async def test_a_link_that_is_cut_tells_nobody_and_only_it_is_cut(tmp_path: Path) -> None:
+async def test_a_link_that_is_cut_tells_nobody_and_only_it_is_cut() -> None:
     if (reason := obstacle()) is not None:
         pytest.skip(reason)
     async with await asyncio.get_running_loop().create_server(Echo, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         with (
-            open_network(["m", "n"], tmp_path) as network,
+            open_network(["m", "n"]) as network,
             open_proxies({"m": port, "n": port}, network) as proxies,
         ):
             assert {host for host, _ in proxies.addresses.values()} == set(network.hosts.values())
