@@ -7,32 +7,15 @@ while the partner has not all that was written.
 from __future__ import annotations
 
 import asyncio
+import inspect
 from collections.abc import Iterable
 from time import perf_counter
 
 import msgspec
 
-from bench.faults.broken import (
-    TABLE,
-    Broken,
-    Role,
-    Step,
-    abuse,
-    busy,
-    fill,
-    in_thread,
-    kill_worker,
-    lock,
-    nothing,
-    promote,
-    redis,
-    release,
-    roll,
-    server,
-    sql,
-    terminate,
-    way,
-)
+from bench.faults import steps
+from bench.faults.broken import Broken
+from bench.faults.steps import TABLE, Step, abuse, redis, server, sql, way
 from bench.faults.verdict import Window
 
 __all__ = ["EARLY", "MEASURED", "SOAKED", "Fault"]
@@ -48,7 +31,7 @@ class Fault(msgspec.Struct, frozen=True):
     name: str
     title: str
     inject: Step
-    heal: Step = nothing
+    heal: Step | None = None
     explains: frozenset[str] = frozenset()
     partner: bool = True
     seconds: float = 6.0
@@ -62,11 +45,19 @@ class Fault(msgspec.Struct, frozen=True):
     async def happen(self, b: Broken, window: Window, most: float) -> None:
         """Break it, for `seconds` or as long as `most`, and mend it."""
         try:
-            await self.inject(b)
+            await _do(self.inject, b)
             await asyncio.sleep(min(self.seconds, most))
         finally:
-            await self.heal(b)
+            if self.heal is not None:
+                await _do(self.heal, b)
             window.healed = perf_counter()
+
+
+async def _do(step: Step, b: Broken) -> None:
+    if inspect.iscoroutinefunction(step):
+        await step(b)
+    else:
+        await asyncio.to_thread(step, b)
 
 
 _OPERATIONS = ("search", "read", "count", "write")
@@ -101,22 +92,28 @@ def _frozen(role: str) -> tuple[Step, Step]:
     return server("pause", role), server("resume", role)
 
 
-def _way(action: str, *arguments: float, role: Role = "replica") -> tuple[Step, Step]:
-    return way(action, *arguments, role=role), way("restore", role=role)
+def _way(action: str, role: str, *arguments: float) -> tuple[Step, Step]:
+    return way(action, role, *arguments), way("restore", role)
 
 
 # What `bench faults` measures one by one, and a soak does as well.
 _NODES = (
     Fault("kill-replica", "kill -9 of a replica", *_ended("replica")),
     Fault("kill-primary", "kill -9 of a primary", *_ended("primary"), _NO_PRIMARY),
-    Fault("promotion", "kill -9 of a primary, promotion", promote, server("rejoin", "primary"), _NO_PRIMARY),
+    Fault(
+        "promotion",
+        "kill -9 of a primary, promotion",
+        steps.promote,
+        server("rejoin", "primary"),
+        _NO_PRIMARY,
+    ),
     Fault("freeze-replica", "SIGSTOP of a replica", *_frozen("replica")),
     Fault("freeze-primary", "SIGSTOP of a primary", *_frozen("primary"), _NO_PRIMARY),
     Fault("freeze-redis", "SIGSTOP of Redis", *_frozen("redis")),
-    Fault("slow-1s", "a replica slower by 1 s", *_way("delay", 1.0)),
-    Fault("refuse", "a replica that refuses connections", *_way("refuse")),
-    Fault("cut", "a replica that nothing reaches", *_way("cut")),
-    Fault("full", "a replica without free connections", fill, release),
+    Fault("slow-1s", "a replica slower by 1 s", *_way("delay", "replica", 1.0)),
+    Fault("refuse", "a replica that refuses connections", *_way("refuse", "replica")),
+    Fault("cut", "a replica that nothing reaches", *_way("cut", "replica")),
+    Fault("full", "a replica without free connections", steps.fill, Broken.release),
     Fault(
         *("lag", "a replica that replays nothing"),
         sql("SELECT pg_wal_replay_pause()", "replica"),
@@ -125,8 +122,8 @@ _NODES = (
 )
 MEASURED = (
     *_NODES,
-    Fault("slow-100ms", "a replica slower by 100 ms", *_way("delay", 0.1)),
-    Fault("rolling", "every node restarted in turn", roll, seconds=0),
+    Fault("slow-100ms", "a replica slower by 100 ms", *_way("delay", "replica", 0.1)),
+    Fault("rolling", "every node restarted in turn", steps.roll, seconds=0),
     Fault(
         *("shard-gone", "all nodes of a shard killed"),
         *_ended("primary", "replica"),
@@ -137,22 +134,22 @@ MEASURED = (
 # Those that replace the router or leave its memory at a new height come first, so that what grows afterwards
 # is a leak.
 EARLY = (
-    Fault("restart", "SIGTERM of the router, and a new one", in_thread(Broken.restart), explains=_CUT_OFF),
-    Fault("kill-worker", "kill -9 of a worker of the router", in_thread(kill_worker), explains=_CUT_OFF),
-    Fault("stalled", "clients that take no answer", abuse(20, times=4, k=1000), release),
-    Fault("slow-bodies", "requests that come byte by byte", abuse(50, slowly=True), release),
+    Fault("restart", "SIGTERM of the router, and a new one", Broken.restart, explains=_CUT_OFF),
+    Fault("kill-worker", "kill -9 of a worker of the router", steps.kill_worker, explains=_CUT_OFF),
+    Fault("stalled", "clients that take no answer", abuse(20, times=4, k=1000), Broken.release),
+    Fault("slow-bodies", "requests that come byte by byte", abuse(50, slowly=True), Broken.release),
     Fault(
-        *("flood", "a thousand connections at once", abuse(1000), release, _FULL | _LATE),
+        *("flood", "a thousand connections at once", abuse(1000), Broken.release, _FULL | _LATE),
         everywhere=True,
     ),
 )
 SOAKED = (
     *_NODES,
     Fault("stop-replica", "a replica stopped", server("stop", "replica"), server("start", "replica")),
-    Fault("cut-primary", "a primary that nothing reaches", *_way("cut", role="primary"), _NO_PRIMARY),
-    Fault("mute-primary", "a primary that is not heard", *_way("mute", role="primary"), _NO_PRIMARY),
-    Fault("terminate", "all backends terminated", terminate, explains=_NO_PRIMARY, everywhere=True),
-    Fault("lock", "a table locked", lock, release, _LOCKED),
+    Fault("cut-primary", "a primary that nothing reaches", *_way("cut", "primary"), _NO_PRIMARY),
+    Fault("mute-primary", "a primary that is not heard", *_way("mute", "primary"), _NO_PRIMARY),
+    Fault("terminate", "all backends terminated", steps.terminate, explains=_NO_PRIMARY, everywhere=True),
+    Fault("lock", "a table locked", steps.lock, Broken.release, _LOCKED),
     Fault(
         *("no-space", "a primary without space", sql(_NO_SPACE, "primary")),
         sql("DROP FUNCTION public.no_space() CASCADE", "primary"),
@@ -178,5 +175,5 @@ SOAKED = (
         redis("CONFIG SET maxmemory 1", "CONFIG SET maxmemory-policy noeviction"),
         redis("CONFIG SET maxmemory 256mb", "CONFIG SET maxmemory-policy allkeys-lru"),
     ),
-    Fault("busy", "busy loops on every core", in_thread(busy), release, explains=_LATE, everywhere=True),
+    Fault("busy", "busy loops on every core", steps.busy, Broken.release, explains=_LATE, everywhere=True),
 )

@@ -9,9 +9,10 @@ import msgspec
 
 from bench.datasets import Vectors
 from bench.errors import BenchError
-from bench.faults.broken import TABLE, Broken, server, sql, synchronous
+from bench.faults.broken import Broken
 from bench.faults.caller import FIRST_ID, Caller
-from bench.sql import fetch
+from bench.faults.steps import TABLE, synchronous
+from bench.sql import execute, fetch
 from router.terminal import Meter
 
 __all__ = ["Writes", "write_across_promotion"]
@@ -59,11 +60,11 @@ async def write_across_promotion(broken: Broken, count: int, meter: Meter) -> Wr
     try:
         while len(acknowledged) < count // 3 and not writers.done():  # noqa: ASYNC110
             await asyncio.sleep(0.01)
-        await server("kill", "primary")(broken)
+        await asyncio.to_thread(broken.cluster.kill, broken.names["primary"])
         await asyncio.sleep(_PAUSE)
         replica = broken.dsn("replica")
         known = await _count(replica)
-        await sql("SELECT pg_promote()", "replica")(broken)
+        await execute("SELECT pg_promote()", replica)
         promoted = perf_counter()
         first_after = None
         ended = False
@@ -77,7 +78,7 @@ async def write_across_promotion(broken: Broken, count: int, meter: Meter) -> Wr
         writers.cancel()
         await asyncio.gather(writers, return_exceptions=True)
         caller.close()
-    await server("rejoin", "primary")(broken)
+    await asyncio.to_thread(broken.cluster.rejoin, broken.names["primary"])
     held = await asyncio.to_thread(broken.world.holding, _IDS)
     return Writes(
         acknowledged=len(acknowledged),

@@ -19,11 +19,12 @@ from time import perf_counter
 import uvloop
 
 from bench.context import Context
-from bench.faults.broken import TABLE, Broken, breakable
+from bench.faults.broken import Broken, breakable
 from bench.faults.caller import FIRST_ID, Caller
 from bench.faults.health import WELL_SECONDS, Health
 from bench.faults.kinds import EARLY, SOAKED, Fault
 from bench.faults.outcomes import Event
+from bench.faults.steps import TABLE
 from bench.faults.verdict import RECOVERY, Window, grown, percentile, unexplained
 from bench.results import Cell, Metric, Outcome, Table
 from bench.scrape import state
