@@ -5,17 +5,16 @@ from __future__ import annotations
 import asyncio
 from time import perf_counter
 
-import msgspec
-
 from bench.datasets import Vectors
 from bench.errors import BenchError
 from bench.faults.broken import Broken
 from bench.faults.caller import FIRST_ID, Caller
 from bench.faults.steps import TABLE, synchronous
+from bench.results import Metric
 from bench.sql import execute, fetch
 from router.terminal import Meter
 
-__all__ = ["Writes", "write_across_promotion"]
+__all__ = ["write_across_promotion"]
 
 _WRITERS = 16
 _BATCH = 5
@@ -25,16 +24,7 @@ _PATIENCE = 60.0
 _PAUSE = 0.5
 
 
-class Writes(msgspec.Struct, frozen=True):
-    """`first_after` is in seconds, from the end of the promotion's command to the shard's next commit."""
-
-    acknowledged: int
-    lost: int
-    doubled: int
-    first_after: float | None
-
-
-async def write_across_promotion(broken: Broken, count: int, meter: Meter) -> Writes:
+async def write_across_promotion(broken: Broken, count: int, meter: Meter) -> list[Metric]:
     """`count` documents by callers who repeat what was not acknowledged; in the middle s0's primary dies.
 
     Its replica confirms each commit (synchronous replication), so that nothing acknowledged can be lost.
@@ -80,12 +70,16 @@ async def write_across_promotion(broken: Broken, count: int, meter: Meter) -> Wr
         caller.close()
     await asyncio.to_thread(broken.cluster.rejoin, broken.names["primary"])
     held = await asyncio.to_thread(broken.world.holding, _IDS)
-    return Writes(
-        acknowledged=len(acknowledged),
-        lost=sum(held.get(id_, 0) == 0 for id_ in acknowledged),
-        doubled=sum(times > 1 for times in held.values()),
-        first_after=first_after,
-    )
+    lost = sum(held[id_] == 0 for id_ in acknowledged)
+    doubled = sum(times > 1 for times in held.values())
+    named = f"{len(acknowledged):,} writes across a promotion: lost"
+    first = "from the promotion to the first write after it"
+    return [
+        Metric.of(named, float(lost), "", "lower", 0.0),
+        Metric.of("writes across a promotion: doubled", float(doubled), "", "lower", 0.0),
+        # From the end of the promotion's command to the shard's next commit.
+        Metric.of(first, first_after, "s", "lower", 1.0),
+    ]
 
 
 async def _store(caller: Caller, ids: range, vectors: Vectors) -> None:

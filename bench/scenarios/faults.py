@@ -26,7 +26,7 @@ from bench.faults.growth import break_connections
 from bench.faults.health import WELL_SECONDS, Health, Seen
 from bench.faults.kinds import MEASURED, Fault
 from bench.faults.load import SEARCHES, WRITES, Record, running
-from bench.faults.promotion import Writes, write_across_promotion
+from bench.faults.promotion import write_across_promotion
 from bench.faults.verdict import DETECTION, Window, percentile, quiet, searched, slices, written
 from bench.results import Cell, Metric, Outcome, Table, Timeline
 from bench.scrape import by_label, scrape
@@ -86,7 +86,7 @@ def run(context: Context) -> Outcome:
         with context.display.meter("writes across a promotion", count, "documents") as meter:
             writes = uvloop.run(write_across_promotion(broken, count, meter))
     return Outcome(
-        metrics=[*_metrics(courses), *_write_metrics(writes), *_growth_metrics(breaks, growth)],
+        metrics=[*_metrics(courses), *writes, *_growth_metrics(breaks, growth)],
         tables=[
             _table("Searches, from the fault's beginning", courses, lambda one: one.searches),
             _table("Writes", courses, lambda one: one.writes),
@@ -184,16 +184,6 @@ def _metrics(courses: list[_Course]) -> list[Metric]:
     sent, parts = sum(one.hedged for one in courses), sum(one.asked["parts"] for one in courses)
     budget = _HEDGES + _HEDGES_SAVED / parts
     return [*made, Metric.of("hedges sent, of all parts", sent / parts, better="lower", target=budget)]
-
-
-def _write_metrics(writes: Writes) -> list[Metric]:
-    named = f"{writes.acknowledged:,} writes across a promotion: lost"
-    doubled, first = "writes across a promotion: doubled", "from the promotion to the first write after it"
-    return [
-        Metric.of(named, float(writes.lost), "", "lower", 0.0),
-        Metric.of(doubled, float(writes.doubled), "", "lower", 0.0),
-        Metric.of(first, writes.first_after, "s", "lower", 1.0),
-    ]
 
 
 def _growth_metrics(breaks: int, growth: dict[str, tuple[float, str]]) -> list[Metric]:
