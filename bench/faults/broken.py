@@ -24,15 +24,17 @@ class Broken:
         network: a note on how a node is cut off.
     """
 
-    def __init__(self, world: World, proxies: Proxies, network: str, **settings: object) -> None:
+    def __init__(
+        self, world: World, proxies: Proxies, network: str, workers: int, **settings: object
+    ) -> None:
         self.world = world
         self.cluster = world.cluster
         self.proxies = proxies
         self.network = network
         self.names: dict[str, str] = {}
         self.until_mended = ExitStack()
-        self.workers = int(str(settings.get("workers", 1)))
-        self._settings = {"port": free_ports(1)[0], "redis": True, **settings}
+        self.workers = workers
+        self._settings = {"port": free_ports(1)[0], "redis": True, "workers": workers, **settings}
         self._served = ExitStack()
         self.router = self._start()
 
@@ -64,7 +66,7 @@ class Broken:
 
 
 @contextmanager
-def breakable(world: World, **settings: object) -> Iterator[Broken]:
+def breakable(world: World, *, workers: int = 1, **settings: object) -> Iterator[Broken]:
     """`world` behind proxies, over a link of its own for each node where the machine allows that.
 
     It is served by a router with these settings.
@@ -88,7 +90,7 @@ def breakable(world: World, **settings: object) -> Iterator[Broken]:
                 raise BenchError(f"{name} is not in {world.map_path}")
         path = world.folder / "behind_proxies.yaml"
         path.write_text(text)
-        broken = Broken(world, proxies, note, map_path=path, **settings)
+        broken = Broken(world, proxies, note, workers, map_path=path, **settings)
         try:
             yield broken
         finally:

@@ -40,8 +40,9 @@ _DURATION, _QUICK_DURATION = 1200.0, 40.0
 _EVERY = 60.0
 _SHARDS = 2
 _SEED = 12
-# Caches are so small that they are full long before growth counts.
-_ROUTER = {"workers": 2, "l1_bytes": 4 << 20, "body_cache_bytes": 1 << 20}
+_WORKERS = 2
+# So small that they are full long before growth counts.
+_CACHES = {"l1_bytes": 4 << 20, "body_cache_bytes": 1 << 20}
 _SHOWN, _MOST = 5, 20
 _FEWEST_READINGS = 12
 # In a line of the log; what Python itself writes is no JSON.
@@ -59,7 +60,7 @@ def soak(context: Context) -> Outcome:
     shards = context.options.shards or _SHARDS
     with (
         context.world(shards=shards, replicas=1, fields=COLUMNS) as world,
-        breakable(world, **_ROUTER) as broken,
+        breakable(world, workers=_WORKERS, **_CACHES) as broken,
     ):
         run = _Soak(context, broken)
         uvloop.run(run.run())
