@@ -75,8 +75,12 @@ class Health:
         return seen(perf_counter(), *answer)
 
     async def _watch(self) -> None:
+        last: dict[str, str] = {}
         while True:
-            self.seen.append(await self.look())
+            found = await self.look()
+            # Hours of the same states are one object.
+            last = found.states if found.states != last else last
+            self.seen.append(Seen(found.at, last, found.ill))
             await asyncio.sleep(_POLL_SECONDS)
 
 

@@ -99,6 +99,7 @@ def run(context: Context) -> Outcome:
             " (open loop), each search for another vector; deadline 2 s",
             "bounds of p99 rest on the quiet phases of all faults together",
             f"late: {DETECTION:g} s after the fault began, or later",
+            "a primary is promoted only after its replica was made synchronous",
             broken.network,
             *(f"{one.fault.title}: {found}" for one in courses if (found := _reasons(one))),
         ],
