@@ -49,7 +49,7 @@ _MAX_LAG = 1.0
 _IDS_EACH = 1_000_000
 _REASONS = 5
 
-Figures = dict[str, float | None]
+_Figures = dict[str, float | None]
 
 
 class _Course(msgspec.Struct, frozen=True):
@@ -63,8 +63,8 @@ class _Course(msgspec.Struct, frozen=True):
     load: Record
     window: Window
     seen: list[Seen]
-    searches: Figures
-    writes: Figures
+    searches: _Figures
+    writes: _Figures
     asked: dict[str, int]
 
     @property
