@@ -8,88 +8,62 @@ intended start.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from time import perf_counter
-from typing import Any, Literal
 
 import msgspec
 import numpy as np
 
 from bench.datasets import Vectors
-from bench.errors import BenchError, SearchError
+from bench.errors import BenchError
+from bench.faults.broken import Broken
+from bench.faults.caller import Caller
+from bench.faults.outcomes import Event
 from bench.generators import INTENDED, Open, Target
-from bench.http_client import Connections, request_bytes
 from bench.targets import ImportedSpec
 from bench.workers import Job, generator
-from bench.world import COLLECTION, Router, World
 
-__all__ = ["FIRST_ID", "SEARCHES", "WRITES", "Event", "Running", "States", "Traffic", "running"]
+__all__ = ["SEARCHES", "WRITES", "Record", "Traffic", "running"]
 
 # Per second.
 SEARCHES, WRITES = 100, 20
 _TIMEOUT_MS = 2000
-_POLL_SECONDS = 0.1
 # More than a write has at the router; what the router has not answered by then has failed.
 _ANSWER_SECONDS = 45.0
 _BEGIN_SECONDS = 60.0
-_UP_SECONDS = 60.0
 # A load is stopped when a fault is over, long before this.
 _MOST_SECONDS = 3600.0
 _MOST_OUTSTANDING = 10_000
-# Documents of the load, apart from those of the data set.
-FIRST_ID = 1_000_000_000
-
-# Of nodes by name, at a moment.
-States = list[tuple[float, dict[str, str]]]
-Outcome = Literal["full", "stale", "partial", "failed"]
-
-
-class Event(msgspec.Struct, frozen=True):
-    """One request; times in seconds, `at` from the beginning of the load.
-
-    Attributes:
-        outcome: `partial` is an answer that says it lacks a shard, `failed` any that is none.
-    """
-
-    at: float
-    seconds: float
-    what: Literal["search", "write"]
-    outcome: Outcome
-    reason: str = ""
 
 
 class Record(msgspec.Struct):
-    """What became of a load; `acknowledged` are ids of documents that the router said are stored."""
+    """What became of a load that has ended; times of the machine's monotonic clock.
+
+    `acknowledged` are ids of documents that the router said are stored.
+    """
 
     events: list[Event] = []
-    states: States = []
     acknowledged: list[int] = []
+    began: float = 0.0
 
 
 class Traffic(Target):
     """The target of the load: searches, and among them evenly as many writes as there are to be.
 
-    `spec.options` have the router's `url` and the `first_id` of the documents. Its record is a `Record`
-    whose times are those of the machine's monotonic clock.
+    `spec.options` have the router's `url` and the `first_id` of the documents. Its record is a `Record`.
     """
 
     def __init__(self, spec: ImportedSpec, queries: Vectors) -> None:
-        self._url: str = spec.options["url"]
-        self._connections = Connections(self._url, answer_seconds=_ANSWER_SECONDS)
+        self._caller = Caller(spec.options["url"], _ANSWER_SECONDS)
         self._queries = np.array(queries)
         self._rng = np.random.default_rng(1)
         self._next_id: int = spec.options["first_id"]
         self._started = 0
-        self._watching: asyncio.Task[None] | None = None
-        self.found = Record()
+        self._acknowledged: list[int] = []
 
     def __repr__(self) -> str:
-        return f"<Traffic to {self._url}, {len(self.found.events)} events>"
-
-    async def open(self) -> None:
-        self._watching = asyncio.create_task(self._watch())
+        return f"<Traffic of {self._caller!r}>"
 
     async def search(self, query: int) -> Sequence[int]:
         before, self._started = self._started * WRITES, self._started + 1
@@ -101,91 +75,34 @@ class Traffic(Target):
         return []
 
     def record(self) -> bytes:
-        return msgspec.json.encode(self.found)
+        return msgspec.json.encode(Record(self._caller.events, self._acknowledged))
 
     async def close(self) -> None:
-        if self._watching is not None:
-            self._watching.cancel()
-            await asyncio.gather(self._watching, return_exceptions=True)
-        self._connections.close()
+        self._caller.close()
 
     async def _search(self, query: int) -> None:
         vector = self._queries[query]
         vector = (vector + self._rng.normal(0, 1e-4, vector.shape)).astype("<f4")
         body = {"vector": vector.tolist(), "k": 10, "timeout_ms": _TIMEOUT_MS}
-        await self._send("search", "POST", "search", body)
+        await self._caller.ask("search", "POST", "search", body, intended=INTENDED.get())
 
     async def _write(self, query: int) -> None:
         id_, self._next_id = self._next_id, self._next_id + 1
         body = {"documents": [{"id": id_, "vector": self._queries[query].tolist()}]}
-        if await self._send("write", "PUT", "documents", body) == "full":
-            self.found.acknowledged.append(id_)
-
-    async def _send(self, what: Literal["search", "write"], method: str, path: str, body: object) -> Outcome:
-        intended = INTENDED.get()
-        url = f"{self._url}/v1/collections/{COLLECTION}/{path}"
-        request = request_bytes(url, msgspec.json.encode(body), method)
-        outcome: Outcome = "failed"
-        reason = "never answered"
-        try:
-            outcome, reason = _judged(*await self._connections.send(request))
-        except SearchError as exc:
-            reason = str(exc)
-        finally:
-            event = Event(intended, perf_counter() - intended, what, outcome, reason)
-            self.found.events.append(event)
-        return outcome
-
-    async def _watch(self) -> None:
-        """Keep an eye on what the router says of its nodes."""
-        while True:
-            with contextlib.suppress(SearchError):
-                self.found.states.append((perf_counter(), await _nodes(self._connections, self._url)))
-            await asyncio.sleep(_POLL_SECONDS)
-
-
-class Running:
-    """A load under way; `found` is there when it has ended, its times from the load's beginning."""
-
-    def __init__(self, url: str, began: float) -> None:
-        self.found = Record()
-        self._url = url
-        self._began = began
-
-    def __repr__(self) -> str:
-        return f"<Running load on {self._url} for {self.now:.1f} s>"
-
-    @property
-    def now(self) -> float:
-        """Seconds since the load began."""
-        return perf_counter() - self._began
-
-    def end(self, record: bytes) -> None:
-        found = msgspec.json.decode(record, type=Record)
-        found.events = [msgspec.structs.replace(one, at=one.at - self._began) for one in found.events]
-        found.states = [(at - self._began, known) for at, known in found.states]
-        self.found = found
-
-    async def until_up(self, node: str) -> None:
-        """Wait until the router says so.
-
-        Raises:
-            TimeoutError: it has not for a minute.
-        """
-        connections = Connections(self._url)
-        try:
-            async with asyncio.timeout(_UP_SECONDS):
-                while (await _nodes(connections, self._url)).get(node) != "up":  # noqa: ASYNC110
-                    await asyncio.sleep(_POLL_SECONDS)
-        finally:
-            connections.close()
+        answer = await self._caller.ask("write", "PUT", "documents", body, intended=INTENDED.get())
+        if answer.said.what == "full":
+            self._acknowledged.append(id_)
 
 
 @asynccontextmanager
-async def running(world: World, router: Router, first_id: int) -> AsyncIterator[Running]:
-    """Load while the block runs, documents from `first_id` on; at its end everything has been answered."""
-    options: dict[str, Any] = {"url": router.url, "first_id": first_id}
-    spec = ImportedSpec(target=f"{__name__}:Traffic", queries=str(world.queries_path), options=options)
+async def running(broken: Broken, first_id: int) -> AsyncIterator[Record]:
+    """Load while the block runs, documents from `first_id` on; at its end everything has been answered.
+
+    What is yielded is filled then.
+    """
+    queries = str(broken.world.queries_path)
+    options = {"url": broken.router.url, "first_id": first_id}
+    spec = ImportedSpec(target=f"{__name__}:Traffic", queries=queries, options=options)
     load = Open(SEARCHES + WRITES, _MOST_SECONDS, warmup=0.0, poisson=False, outstanding=_MOST_OUTSTANDING)
     loop = asyncio.get_running_loop()
     began: asyncio.Future[None] = loop.create_future()
@@ -202,34 +119,15 @@ async def running(world: World, router: Router, first_id: int) -> AsyncIterator[
                 await measuring
             if not began.done():
                 raise BenchError("the load did not begin")
-            under_way = Running(router.url, perf_counter())
-            yield under_way
+            record = Record(began=perf_counter())
+            yield record
             started.stop()
             measured = await measuring
             if measured.shed:
                 raise BenchError(f"{measured.shed} requests could not start: too many were under way")
-            under_way.end(measured.record)
+            found = msgspec.json.decode(measured.record, type=Record)
+            record.events, record.acknowledged = found.events, found.acknowledged
         finally:
             # What follows it in a thread ends with its process.
             started.close()
             await asyncio.gather(measuring, return_exceptions=True)
-
-
-async def _nodes(connections: Connections, url: str) -> dict[str, str]:
-    """The state of each node, by the router's account."""
-    _, body = await connections.send(request_bytes(f"{url}/v1/nodes", method="GET"))
-    return {node["name"]: node["state"] for node in msgspec.json.decode(body)["nodes"]}
-
-
-def _judged(status: int, body: bytes) -> tuple[Outcome, str]:
-    """Of an answer to a search, or to a write of one document."""
-    try:
-        answer = msgspec.json.decode(body, type=dict[str, Any])
-    except msgspec.DecodeError:
-        answer = {"detail": body[:200].decode(errors="replace")}
-    if status == 200 and "coverage" in answer:
-        coverage = answer["coverage"]
-        return "partial" if not coverage["full"] else "stale" if coverage.get("stale") else "full", ""
-    if status == 200 and answer.get("stored") == 1:
-        return "full", ""
-    return "failed", f"{status}: {answer.get('detail')}"

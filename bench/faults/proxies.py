@@ -9,18 +9,16 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import cast
 
 import uvloop
 
 from bench.errors import BenchError
-from bench.faults.network import Network, obstacle, open_network
-from bench.world import World
+from bench.faults.network import Network
 
-__all__ = ["Proxies", "open_proxies", "open_ways"]
+__all__ = ["Proxies", "open_proxies"]
 
 _HOST = "127.0.0.1"
 _SECONDS = 10.0
@@ -215,29 +213,6 @@ class Proxies:
         for pipe in list(way.pipes):
             if pipe.transport is not None:
                 pipe.transport.abort()
-
-
-@contextmanager
-def open_ways(world: World) -> Iterator[tuple[Proxies, Path, str | None]]:
-    """A way to each node of `world`, over a link of its own where the machine allows that.
-
-    Yields them, the map that leads over them, and why there are no links, if so.
-    """
-    ports = {node.name: node.port for node in world.cluster.nodes}
-    without = obstacle()
-    with (
-        nullcontext() if without else open_network(list(ports), world.folder) as network,
-        open_proxies(ports, network) as proxies,
-    ):
-        text = world.map_path.read_text()
-        for name, (host, port) in proxies.addresses.items():
-            before = text
-            text = text.replace(f"127.0.0.1:{ports[name]}/", f"{host}:{port}/")
-            if text == before:
-                raise BenchError(f"{name} is not in {world.map_path}")
-        path = world.folder / "behind_proxies.yaml"
-        path.write_text(text)
-        yield proxies, path, without
 
 
 @contextmanager

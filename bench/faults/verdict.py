@@ -1,103 +1,148 @@
-"""What a fault did to searches and writes: pure, from the events of a load."""
+"""Whether a fault explains what became of requests, and what it did to them: pure.
+
+A fault says which outcomes it explains, and on which shards; nothing else is allowed, and nothing at all once
+the fault has been over for `RECOVERY` seconds.
+"""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import msgspec
 import numpy as np
 
-from bench.faults.load import Event, States
+from bench.faults.outcomes import Event, Operation
+from bench.summary import quarters
 
-__all__ = ["DETECTION", "Verdict", "judge", "quiet", "slices"]
+__all__ = [
+    *("DETECTION", "RECOVERY", "Window", "grown", "percentile", "quiet", "searched", "slices"),
+    *("unexplained", "written"),
+]
 
+RECOVERY = 5.0
 # A node that does not answer is known to be gone after a probe's interval and its time.
 DETECTION = 2.0
 _SETTLING = 1.0
 
 
-class Verdict(msgspec.Struct, frozen=True):
-    """Times in seconds; shares of events.
+class Window(msgspec.Struct):
+    """A fault from its beginning to its end, and until all was well again, None if it never was.
 
-    Attributes:
-        failed, partial: searches during the fault and after it; `late` of them after detection.
-        recovered: from the healing until the last answer that lacked a shard; 0 if none did.
-        back: from the healing until the node is up again by the router's account, None if it never is.
+    `shards` are those that it happens to.
     """
 
-    healthy_p50: float
-    healthy_p99: float
-    fault_p50: float
-    fault_p99: float
-    slowest: float
-    searches: int
-    failed: int
-    partial: int
-    late: int
-    stale: int
-    recovered: float
-    back: float | None
-    writes: int
-    writes_failed: int
-    slowest_write: float
-    reasons: dict[str, int]
+    name: str
+    explains: frozenset[str]
+    shards: frozenset[str]
+    injected: float
+    healed: float
+    well: float | None = None
+
+    @property
+    def recovery(self) -> float | None:
+        """Seconds until all was well."""
+        return None if self.well is None else max(self.well - self.healed, 0.0)
 
 
-def quiet(events: Sequence[Event], injected: float) -> list[float]:
-    """Times of the searches before the fault, without those that warmed the router up."""
-    return [e.seconds for e in events if e.what == "search" and _SETTLING <= e.at < injected]
+def unexplained(events: Iterable[Event], windows: Sequence[Window]) -> list[Event]:
+    """Those that are neither full answers nor what a fault, while it lasts, may lead to."""
+    return [
+        event
+        for event in events
+        if event.what != "full" and not any(_explains(window, event) for window in windows)
+    ]
 
 
-def judge(events: Sequence[Event], states: States, node: str, injected: float, healed: float) -> Verdict:
-    searches = [event for event in events if event.what == "search"]
-    writes = [event for event in events if event.what == "write" and event.at >= injected]
-    healthy = quiet(events, injected)
-    during = [event for event in searches if injected <= event.at < healed]
-    since = [event for event in searches if event.at >= injected]
-    broken = [event for event in since if event.outcome in ("failed", "partial")]
-    up = [at for at, known in states if at >= healed and known.get(node) == "up"]
-    down = [at for at, known in states if at >= healed and known.get(node) != "up"]
-    later = [at for at in up if at > max(down, default=healed)]
-    return Verdict(
-        healthy_p50=_at(healthy, 50),
-        healthy_p99=_at(healthy, 99),
-        fault_p50=_at([event.seconds for event in during], 50),
-        fault_p99=_at([event.seconds for event in during], 99),
-        slowest=max((event.seconds for event in since), default=0.0),
-        searches=len(since),
-        failed=sum(event.outcome == "failed" for event in since),
-        partial=sum(event.outcome == "partial" for event in since),
-        late=sum(event.at >= injected + DETECTION for event in broken),
-        stale=sum(event.outcome == "stale" for event in since),
-        recovered=max(
-            (event.at + event.seconds - healed for event in broken if event.at >= healed), default=0.0
-        ),
-        back=min(later) - healed if later else None,
-        writes=len(writes),
-        writes_failed=sum(event.outcome == "failed" for event in writes),
-        slowest_write=max((event.seconds for event in writes), default=0.0),
-        reasons=dict(Counter(event.reason for event in events if event.reason).most_common(5)),
+def _explains(window: Window, event: Event) -> bool:
+    return (
+        window.injected <= event.at + event.seconds
+        and event.at <= window.healed + RECOVERY
+        and event.name in window.explains
+        and event.said.shards <= window.shards
     )
 
 
-def slices(events: Sequence[Event], width: float) -> list[tuple[float, float, float, float, float]]:
-    """Searches by time of arrival: middle, p50, p99, share answered, share with all shards, of each slice."""
+def grown(readings: Sequence[Mapping[str, float]], bounds: Mapping[str, tuple[float, float]]) -> list[str]:
+    """What is more in the last quarter than in the second: by more than this share of it, and this beside."""
+    found = []
+    for name, (share, most) in bounds.items():
+        early, late = quarters([one[name] for one in readings])
+        if late > early * (1 + share) + most:
+            found.append(f"{name} grew from {early:g} to {late:g}, more than {share:.0%} and {most:g}")
+    return found
+
+
+def quiet(events: Iterable[Event], began: float, injected: float) -> list[Event]:
+    """Searches of a load before the fault, without those that warmed the router up."""
+    return [e for e in events if e.operation == "search" and began + _SETTLING <= e.at < injected]
+
+
+def searched(events: Sequence[Event], began: float, window: Window) -> dict[str, float | None]:
+    """Of the searches since the fault began, by the names of the report; counts are whole numbers.
+
+    `late` are those without a shard after detection; `to full coverage` is from the end of the fault until
+    the last of them.
+    """
+    healthy = quiet(events, began, window.injected)
+    since = _since(events, "search", window)
+    during = [one for one in since if one.at < window.healed]
+    broken = [one for one in since if one.what not in ("full", "stale")]
+    partial = sum(one.what == "partial" for one in broken)
+    ends = [one.at + one.seconds - window.healed for one in broken if one.at >= window.healed]
+    return {
+        "searches": len(since),
+        "failed": len(broken) - partial,
+        "partial": partial,
+        "late": sum(one.at >= window.injected + DETECTION for one in broken),
+        "stale": sum(one.what == "stale" for one in since),
+        "healthy p50 ms": percentile(healthy, 50),
+        "healthy p99 ms": percentile(healthy, 99),
+        "p50 ms": percentile(during, 50),
+        "p99 ms": percentile(during, 99),
+        "slowest ms": percentile(since, 100),
+        "to full coverage s": max(ends, default=0.0),
+        "all well after s": window.recovery,
+    }
+
+
+def written(events: Sequence[Event], window: Window) -> dict[str, float | None]:
+    """Of the writes since the fault began, likewise."""
+    writes = _since(events, "write", window)
+    return {
+        "writes": len(writes),
+        "failed": sum(one.what != "full" for one in writes),
+        "slowest s": max((one.seconds for one in writes), default=0.0),
+    }
+
+
+def _since(events: Iterable[Event], operation: Operation, window: Window) -> list[Event]:
+    return [one for one in events if one.operation == operation and one.at >= window.injected]
+
+
+def slices(
+    events: Iterable[Event], began: float, width: float
+) -> list[tuple[float, float, float, float, float]]:
+    """Searches by time of arrival: middle, p50, p99, share answered, share with all shards, of each slice.
+
+    Times in seconds, the middle from the beginning.
+    """
     found: dict[int, list[Event]] = {}
     for event in events:
-        if event.what == "search":
-            found.setdefault(int(event.at / width), []).append(event)
+        if event.operation == "search":
+            found.setdefault(int((event.at - began) / width), []).append(event)
     return [
         (
             (number + 0.5) * width,
-            _at([event.seconds for event in part], 50),
-            _at([event.seconds for event in part], 99),
-            sum(event.outcome != "failed" for event in part) / len(part),
-            sum(event.outcome in ("full", "stale") for event in part) / len(part),
+            (percentile(part, 50) or 0.0) / 1e3,
+            (percentile(part, 99) or 0.0) / 1e3,
+            sum(one.what in ("full", "stale", "partial") for one in part) / len(part),
+            sum(one.what in ("full", "stale") for one in part) / len(part),
         )
         for number, part in sorted(found.items())
     ]
 
 
-def _at(seconds: Sequence[float], percentile: float) -> float:
-    return float(np.percentile(seconds, percentile)) if seconds else 0.0
+def percentile(events: Iterable[Event], of: float) -> float | None:
+    """Of their times, in ms; None if there are none."""
+    times = [one.seconds * 1e3 for one in events]
+    return float(np.percentile(times, of)) if times else None

@@ -8,11 +8,12 @@ it is another run, see `bench.soak`.
 
 from __future__ import annotations
 
-import msgspec
+from operator import itemgetter
 
 from bench.context import Context
 from bench.errors import BenchError
 from bench.generators import Open, Slice
+from bench.interleave import spread
 from bench.results import Cell, Figure, Metric, Outcome, Series, Table
 from bench.sample import Sample
 from bench.scrape import UNITS, state
@@ -40,14 +41,9 @@ _ROWS = 24
 _LEAKS = ("router's memory", "of it L1", "tasks", "connections to nodes", "sockets", "open files", "threads")
 
 
-class _Reading(msgspec.Struct, frozen=True):
-    """A slice of the load, and what was read at its end: `found` by the names in `_UNITS`."""
-
-    slice: Slice
-    found: dict[str, float]
-
-
+# What is read at the end of each slice of the load: of the slice, and of the router and its servers.
 _UNITS = {**UNITS, "p50": "ms", "p99": "ms", "p99.9": "ms"}
+_Reading = dict[str, float]
 
 
 def run(context: Context) -> Outcome:
@@ -98,7 +94,8 @@ def _watched(
 
     def tick(part: Slice) -> None:
         times = {"p50": part.p50 * 1e3, "p99": part.p99 * 1e3, "p99.9": part.p999 * 1e3}
-        readings.append(_Reading(part, state(world, router) | times))
+        counts = {"at": part.at, "rate": part.rate, "most": part.most * 1e3, "lost": part.failed + part.shed}
+        readings.append(state(world, router) | times | counts)
         meter.reach(int(part.at + part.seconds))
 
     with context.display.meter("soaking", int(duration), "s") as meter:
@@ -114,11 +111,11 @@ def _growth(readings: list[_Reading], duration: float) -> list[Metric]:
     """From the second quarter to the last, between whose middles lies half of the run."""
     made = []
     for name in _LEAKS:
-        early, late = quarters([one.found[name] for one in readings])
+        early, late = quarters([one[name] for one in readings])
         hourly = (late - early) / (duration / 2 / 3600)
         made.append(Metric.of(f"growth of {name}", hourly, f"{_UNITS[name]}/h", "lower"))
     for name in ("p50", "p99"):
-        early, late = quarters([one.found[name] for one in readings])
+        early, late = quarters([one[name] for one in readings])
         ratio = late / early if early else None
         made.append(Metric.of(f"{name} at the end against the second quarter", ratio, "x", "lower"))
     return made
@@ -127,7 +124,7 @@ def _growth(readings: list[_Reading], duration: float) -> list[Metric]:
 def _growth_table(readings: list[_Reading]) -> Table:
     rows: list[list[Cell]] = []
     for name, unit in _UNITS.items():
-        found = [one.found[name] for one in readings]
+        found = [one[name] for one in readings]
         early, late = quarters(found)
         rows.append([f"{name}, {unit}" if unit else name, found[0], early, late, max(found), late - early])
     columns = ["", "first", "second quarter", "last quarter", "most", "growth"]
@@ -135,26 +132,19 @@ def _growth_table(readings: list[_Reading]) -> Table:
 
 
 def _over_time(readings: list[_Reading]) -> Table:
-    some = readings[:: -(-len(readings) // _ROWS)]
-    columns = {
-        "s": lambda one: one.slice.at,
-        "answers/s": lambda one: one.slice.rate,
-        "p50 ms": lambda one: one.found["p50"],
-        "p99 ms": lambda one: one.found["p99"],
-        "most ms": lambda one: one.slice.most * 1e3,
-        "router MiB": lambda one: one.found["router's memory"],
-        "L1 MiB": lambda one: one.found["of it L1"],
-        "tasks": lambda one: one.found["tasks"],
-        "connections to nodes": lambda one: one.found["connections to nodes"],
-        "failed": lambda one: str(one.slice.failed + one.slice.shed),
+    names = {
+        **{"s": "at", "answers/s": "rate", "p50 ms": "p50", "p99 ms": "p99", "most ms": "most"},
+        **{"router MiB": "router's memory", "L1 MiB": "of it L1", "tasks": "tasks"},
+        "connections to nodes": "connections to nodes",
     }
-    return Table.of("Over time", columns, some)
+    columns = {column: itemgetter(name) for column, name in names.items()}
+    some = readings[:: -(-len(readings) // _ROWS)]
+    return Table.of("Over time", {**columns, "failed": lambda one: str(one["lost"])}, some)
 
 
 def _figures(readings: list[_Reading]) -> list[Figure]:
     def series(*names: str) -> list[Series]:
-        points = {name: [(one.slice.at, one.found[name]) for one in readings] for name in names}
-        return [Series(name, [(at, y, y, y) for at, y in found]) for name, found in points.items()]
+        return [Series.of(name, {one["at"]: spread([one[name]]) for one in readings}) for name in names]
 
     held = series("tasks", "sockets", "connections to nodes", "threads")
     latencies = series("p50", "p99", "p99.9")

@@ -19,15 +19,13 @@ import msgspec
 import numpy as np
 
 from bench.datasets import Dataset, Vectors
-from bench.errors import BenchError, SearchError
-from bench.faults.load import FIRST_ID
-from bench.http_client import Connections, request_bytes
+from bench.errors import BenchError
+from bench.faults.caller import FIRST_ID, Answer, Caller
+from bench.faults.outcomes import Event, Said, said
 from bench.soak.ledger import End, Ledger, Version
-from bench.soak.verdict import Event, Operation, Said, said
 from bench.truth import exact
-from bench.world import COLLECTION
 
-__all__ = ["COLUMNS", "Clients", "version_of"]
+__all__ = ["ANSWER_SECONDS", "COLUMNS", "Clients", "version_of"]
 
 # What the collection has, beside ids and vectors.
 COLUMNS: dict[str, Any] = {"content": "content", "columns": {"owner": "bigint"}}
@@ -39,7 +37,7 @@ _WRITE_PAUSE, _READ_PAUSE = 0.25, 0.12
 _SLOTS, _TOGETHER, _IDS_EACH = 60, 3, 1_000_000
 _DELETES, _REPEATED = 0.3, 1.1
 # More than a write has at the router.
-_ANSWER_SECONDS = 60.0
+ANSWER_SECONDS = 60.0
 _QUIET_SECONDS = 90.0
 _COMPARED = 4
 # An index scan that gave up has missed rows, and says so.
@@ -47,17 +45,15 @@ _SHORT = ("scan_limit", "coverage")
 
 
 class Clients:
-    """All clients of one router; `events` and `wrong` grow while they run."""
+    """All clients of one router, who ask by way of `caller`; `wrong` grows while they run."""
 
-    def __init__(self, url: str, ledger: Ledger, dataset: Dataset, seed: int) -> None:
+    def __init__(self, caller: Caller, ledger: Ledger, dataset: Dataset, seed: int) -> None:
         self.ledger = ledger
-        self.events: list[Event] = []
         self.wrong: list[str] = []
         self.compared = 0  # times with all rows
-        self._url = url
+        self._caller = caller
         self._dataset = dataset
         self._seed = seed
-        self._connections = Connections(url, answer_seconds=_ANSWER_SECONDS, headers=True)
         self._versions = itertools.count(1)
         self._open = asyncio.Event()
         self._open.set()
@@ -69,7 +65,7 @@ class Clients:
         self._tasks: list[asyncio.Task[None]] = []
 
     def __repr__(self) -> str:
-        return f"<Clients of {self._url}: {len(self.events)} requests, {self.ledger!r}>"
+        return f"<Clients of {self._caller!r}, {self.ledger!r}>"
 
     def start(self) -> None:
         clients = [self._write_on(i) for i in range(_WRITERS)] + [self._read_on(i) for i in range(_READERS)]
@@ -80,11 +76,11 @@ class Clients:
         self._ending = True
         self._open.set()
         if self._tasks:
-            await asyncio.wait(self._tasks, timeout=2 * _ANSWER_SECONDS)
+            await asyncio.wait(self._tasks, timeout=2 * ANSWER_SECONDS)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        self._connections.close()
+        self._caller.close()
 
     def _check(self) -> None:
         for task in self._tasks:
@@ -109,7 +105,7 @@ class Clients:
 
     async def compare_with_all_rows(self) -> None:
         """While nothing is written, exact searches must find what comparing every row finds."""
-        rng = random.Random(f"{self._seed} {len(self.events)}")
+        rng = random.Random(f"{self._seed} {len(self._caller.events)}")
         certain = [(id_, version) for id_, version in self.ledger.certain() if version is not None]
         queries = self._dataset.queries[rng.sample(range(len(self._dataset.queries)), _COMPARED)]
         # One of them among the tracked documents.
@@ -122,10 +118,10 @@ class Clients:
         answers: list[list[int]] = []
         for query in queries:
             body = self._body(query, exact=True, cache=False, **filter_)
-            what, answer, _, _ = await self._ask("search", "POST", "search", body)
-            if what.what != "full":
+            answer = await self._caller.ask("search", "POST", "search", body)
+            if answer.said.what != "full":
                 return  # an event tells of it, and it is not counted
-            answers.append([places.get(hit["id"], hit["id"]) for hit in answer["hits"]])
+            answers.append([places.get(hit["id"], hit["id"]) for hit in answer.body["hits"]])
         self.compared += 1
         for found in answers:
             if max(found, default=0) >= len(known.base):
@@ -175,20 +171,20 @@ class Clients:
             {"id": id_, "vector": self._vector(version).tolist(), "content": f"v{version}", "owner": owner}
             for id_, version in wanted.items()
         ]
-        what, answer, _, _ = await self._ask("write", "PUT", "documents", {"documents": documents})
-        if "stored" not in answer:
-            return dict.fromkeys(wanted, _end(what))
-        reasons = {one["id"]: one["reason"] for one in answer["failures"]}
+        answer = await self._caller.ask("write", "PUT", "documents", {"documents": documents})
+        if "stored" not in answer.body:
+            return dict.fromkeys(wanted, _end(answer.said))
+        reasons = {one["id"]: one["reason"] for one in answer.body["failures"]}
         ends: dict[str | None, End] = {None: "acknowledged", "unknown": "unknown"}
         return {id_: ends.get(reasons.get(id_), "refused") for id_ in wanted}
 
     async def _delete(self, stored: dict[int, Version]) -> dict[int, End]:
         if len(stored) > 1:
-            what, answer, *_ = await self._ask("write", "POST", "documents/delete", {"ids": list(stored)})
+            answer = await self._caller.ask("write", "POST", "documents/delete", {"ids": list(stored)})
         else:
-            what, answer, *_ = await self._ask("write", "DELETE", f"documents/{next(iter(stored))}")
-        end, expected = _end(what), sum(version is not None for version in stored.values())
-        if end == "acknowledged" and (number := answer.get("deleted", 0)) != expected:
+            answer = await self._caller.ask("write", "DELETE", f"documents/{next(iter(stored))}")
+        end, expected = _end(answer.said), sum(version is not None for version in stored.values())
+        if end == "acknowledged" and (number := answer.body.get("deleted", 0)) != expected:
             self.wrong.append(f"{number} documents deleted, but {expected} of {stored} were stored")
         # Of several shards, one may have deleted what another refused.
         return dict.fromkeys(stored, "unknown" if end == "refused" and len(stored) > 1 else end)
@@ -220,10 +216,10 @@ class Clients:
         await rng.choices(list(reads), list(reads.values()))[0]()
 
     async def _read_one(self, id_: int) -> None:
-        what, answer, start, end = await self._ask("read", "GET", f"documents/{id_}?include=content")
-        if what.what in ("full", "absent"):
-            shown = {id_: version_of(answer["content"])} if what.what == "full" else {}
-            self.wrong += self.ledger.wrong(shown, [id_], start, end)
+        answer = await self._caller.ask("read", "GET", f"documents/{id_}?include=content")
+        if answer.said.what in ("full", "absent"):
+            shown = {id_: version_of(answer.body["content"])} if answer.said.what == "full" else {}
+            self.wrong += self.ledger.wrong(shown, [id_], answer.start, answer.end)
 
     async def _search_exactly(self, *ids: int) -> None:
         """Search for where these documents are by the ledger, all in one request."""
@@ -235,8 +231,8 @@ class Clients:
 
     async def _count(self, owner: int) -> None:
         filter_ = quote(msgspec.json.encode({"owner": owner}))
-        what, answer, start, end = await self._ask("count", "GET", f"count?filter={filter_}")
-        if what.what == "full":
+        said_, answer, start, end = await self._caller.ask("count", "GET", f"count?filter={filter_}")
+        if said_.what == "full":
             self.wrong += self.ledger.wrong_number(owner, answer["count"], start, end)
 
     async def _search(
@@ -248,45 +244,49 @@ class Clients:
         named there, or in any. Of an `owner`'s documents it must show as many as it has room for.
         """
         if len(bodies) == 1:
-            what, answer, start, end = await self._ask("search", "POST", "search", bodies[0])
-            answers = [(what, answer)]
+            answers = [await self._caller.ask("search", "POST", "search", bodies[0])]
         else:
-            what, batch, start, end = await self._ask("search", "POST", "search/batch", {"searches": bodies})
-            answers = [self._of_batch(one, start, end) for one in batch.get("results", ())]
-            if what.what == "full" and len(answers) != len(bodies):
-                self.wrong.append(f"a batch of {len(bodies)} searches has {len(answers)} results")
-        for number, (what, answer) in enumerate(answers):
-            wanted = asked[number] if asked else {}
-            if what.what not in ("full", "partial") or answer["coverage"].get("stale"):
-                continue
-            ids = [hit["id"] for hit in answer["hits"]]
-            if len(ids) != len(set(ids)):
-                self.wrong.append(f"a search shows a document twice: {ids}")
-            shown = {h["id"]: version_of(h["content"]) for h in answer["hits"] if h["id"] >= FIRST_ID}
-            whole = what.what == "full" and "unsettled" not in answer
-            whole = whole and answer.get("short", {}).get("reason") not in _SHORT
-            due = []
-            for id_, version in wanted.items():
-                allowed = self.ledger.allowed(id_, start, end)
-                # One that is written meanwhile may have moved away from where it was looked for.
-                if whole and (allowed == {version} or version is None):
-                    due.append(id_)
-            found = self.ledger.wrong(shown, due, start, end)
-            if whole and owner is not None:
-                found += self.ledger.wrong_number(owner, len(ids), start, end, most=10)
-            cache = answer["cache"]
-            self.wrong += [f"{one} (cache {cache}, {what.what}, {start:.3f} to {end:.3f})" for one in found]
+            answers = await self._batch(bodies)
+        for number, answer in enumerate(answers):
+            self._check_search(answer, asked[number] if asked else {}, owner)
 
-    def _of_batch(self, result: dict[str, Any], start: float, end: float) -> tuple[Said, dict[str, Any]]:
-        if (error := result.get("error")) is not None:
+    async def _batch(self, bodies: list[Any]) -> list[Answer]:
+        """The answers to the searches of a batch, each of which is an event of its own, too."""
+        batch = await self._caller.ask("search", "POST", "search/batch", {"searches": bodies})
+        results = batch.body.get("results", ())
+        if batch.said.what == "full" and len(results) != len(bodies):
+            self.wrong.append(f"a batch of {len(bodies)} searches has {len(results)} results")
+        answers = []
+        for result in results:
+            error = result.get("error")
             # A batch as a whole has the header; its searches have no room for one.
-            what = said(error["status"], {"retry-after": "batch"}, error)
-        else:
-            what = said(200, {}, result)
-        self.events.append(Event(start, end - start, "search", what))
-        return what, result
+            what = said(error["status"], {"retry-after": "batch"}, error) if error else said(200, {}, result)
+            answers.append(batch._replace(said=what, body=result))
+            self._caller.events.append(Event(batch.start, batch.end - batch.start, "search", what))
+        return answers
 
-    # -- asking
+    def _check_search(self, answer: Answer, asked: dict[int, Version], owner: int | None) -> None:
+        what, found, start, end = answer.said.what, answer.body, answer.start, answer.end
+        if what not in ("full", "partial") or found["coverage"].get("stale"):
+            return
+        ids = [hit["id"] for hit in found["hits"]]
+        if len(ids) != len(set(ids)):
+            self.wrong.append(f"a search shows a document twice: {ids}")
+        shown = {hit["id"]: version_of(hit["content"]) for hit in found["hits"] if hit["id"] >= FIRST_ID}
+        whole = what == "full" and "unsettled" not in found
+        whole = whole and found.get("short", {}).get("reason") not in _SHORT
+        due = [
+            id_
+            for id_, version in asked.items()
+            # One that is written meanwhile may have moved away from where it was looked for.
+            if whole and (version is None or self.ledger.allowed(id_, start, end) == {version})
+        ]
+        wrong = self.ledger.wrong(shown, due, start, end)
+        if whole and owner is not None:
+            wrong += self.ledger.wrong_number(owner, len(ids), start, end, most=10)
+        self.wrong += [f"{one} (cache {found['cache']}, {what}, {start:.3f} to {end:.3f})" for one in wrong]
+
+    # -- what is asked
 
     def _body(self, vector: Vectors, **fields: Any) -> dict[str, Any]:
         return {"vector": vector.tolist(), "k": 10, "include": ["content"], **fields}
@@ -297,29 +297,6 @@ class Clients:
         row = self._dataset.base[rng.integers(len(self._dataset.base))]
         moved: Vectors = (row + rng.normal(0, 0.05 * row.std() + 1e-3, row.shape)).astype(np.float32)
         return moved
-
-    async def _ask(
-        self, operation: Operation, method: str, path: str, body: object = None
-    ) -> tuple[Said, dict[str, Any], float, float]:
-        """What the answer says of itself, its body, and when the request was sent and answered."""
-        encoded = b"" if body is None else msgspec.json.encode(body)
-        request = request_bytes(f"{self._url}/v1/collections/{COLLECTION}/{path}", encoded, method)
-        start, answer, id_ = perf_counter(), {}, ""
-        try:
-            status, data, headers = await self._connections.ask(request)
-        except SearchError as exc:
-            kinds = {"no connection": "refused", "connection lost": "lost"}
-            said_ = Said(kinds.get(str(exc).partition(":")[0], "silent"), detail=str(exc))
-        else:
-            id_ = headers.get("x-request-id", "")
-            answer = msgspec.json.decode(data, type=dict[str, Any])
-            said_ = said(status, headers, answer)
-        end = perf_counter()
-        # That there is no such document is an answer, and the ledger judges it.
-        absent = said_.what == "absent" and operation in ("read", "write")
-        shown = Said("full") if absent else said_
-        self.events.append(Event(start, end - start, operation, shown, id_))
-        return said_, answer, start, end
 
 
 def version_of(content: str | None) -> Version:

@@ -12,41 +12,37 @@ import asyncio
 import contextlib
 import random
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
-import numpy as np
 import uvloop
 
 from bench.context import Context
-from bench.errors import SearchError
-from bench.faults.kinds import Fault
-from bench.faults.load import FIRST_ID
-from bench.faults.proxies import open_ways
-from bench.http_client import Connections, request_bytes
+from bench.faults.broken import Broken, breakable
+from bench.faults.caller import FIRST_ID, Caller
+from bench.faults.health import WELL_SECONDS, Health
+from bench.faults.kinds import EARLY, SOAKED, Fault
+from bench.faults.outcomes import Event
+from bench.faults.steps import TABLE
+from bench.faults.verdict import RECOVERY, Window, grown, percentile, unexplained
 from bench.results import Cell, Metric, Outcome, Table
 from bench.scrape import state
-from bench.soak.clients import COLUMNS, Clients, version_of
-from bench.soak.kinds import EARLY, KINDS, QUICK, Soaked
+from bench.soak.clients import ANSWER_SECONDS, COLUMNS, Clients, version_of
 from bench.soak.ledger import Ledger
-from bench.soak.verdict import RECOVERY, Event, Window, grown, ill, unexplained
 from bench.sql import fetch
-from bench.world import COLLECTION, World
 from router.settings import Settings
 
 __all__ = ["soak"]
 
+QUICK = ("kill-worker", "promotion", "freeze-replica", "terminate", "lock", "kill-redis")
 _DURATION, _QUICK_DURATION = 1200.0, 40.0
 _EVERY = 60.0
 _SHARDS = 2
 _SEED = 12
+_WORKERS = 2
 # So small that they are full long before growth counts.
 _CACHES = {"l1_bytes": 4 << 20, "body_cache_bytes": 1 << 20}
-# All nodes up in so many questions in a row, whichever worker is asked; and how long that may take.
-_WELL, _POLL_SECONDS, _WELL_SECONDS = 8, 0.1, 30.0
-_WATCH_SECONDS = 0.25
 _SHOWN, _MOST = 5, 20
 _FEWEST_READINGS = 12
 # In a line of the log; what Python itself writes is no JSON.
@@ -62,85 +58,77 @@ _GROWTH = {
 
 def soak(context: Context) -> Outcome:
     shards = context.options.shards or _SHARDS
-    with context.world(shards=shards, replicas=1, fields=COLUMNS) as world, open_ways(world) as ways:
-        proxies, map_path, without = ways
-        broken = Soaked(world, proxies, map_path=map_path, **_CACHES)
-        try:
-            run = _Soak(context, world, broken)
-            uvloop.run(run.run())
-            return run.outcome(without)
-        finally:
-            broken.close()
+    with (
+        context.world(shards=shards, replicas=1, fields=COLUMNS) as world,
+        breakable(world, workers=_WORKERS, **_CACHES) as broken,
+    ):
+        run = _Soak(context, broken)
+        uvloop.run(run.run())
+        return run.outcome()
 
 
 class _Soak:
-    def __init__(self, context: Context, world: World, broken: Soaked) -> None:
+    def __init__(self, context: Context, broken: Broken) -> None:
         quick = context.options.quick
-        self._context, self._world, self._broken = context, world, broken
+        self._context, self._broken = context, broken
         self._duration = context.options.duration or (_QUICK_DURATION if quick else _DURATION)
         self._rng = random.Random(_SEED)
         self._faults = _drawn(self._rng, self._duration, quick)
         self._ledger = Ledger(Settings().max_lag)
-        self._clients = Clients(broken.router.url, self._ledger, context.dataset, _SEED)
+        self._caller = Caller(broken.router.url, ANSWER_SECONDS)
+        self._clients = Clients(self._caller, self._ledger, context.dataset, _SEED)
+        self._health = Health(broken)
         self._windows: list[Window] = []
         self._readings: list[dict[str, float]] = []
         self._found: list[str] = []
-        self._seen_ill: list[tuple[float, str]] = []  # what `_ill` said, whenever it said something
         self._began = perf_counter()
 
     async def run(self) -> None:
         self._clients.start()
-        watching = asyncio.create_task(self._watch())
         slot = self._duration / len(self._faults)
         try:
-            with self._context.display.meter("soaking", len(self._faults), "faults") as meter:
-                for number, fault in enumerate(self._faults):
-                    await self._course(fault, self._began + (number + 1) * slot, slot)
-                    meter.add(1)
-            with self._noted("the end"):
-                await self._compare_with_shards()
+            async with self._health.watched():
+                with self._context.display.meter("soaking", len(self._faults), "faults") as meter:
+                    for number, fault in enumerate(self._faults):
+                        await self._course(fault, self._began + (number + 1) * slot, slot)
+                        meter.add(1)
+                with self._noted("the end"):
+                    await self._compare_with_shards()
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
             await self._clients.stop()
         self._found += _few(self._clients.wrong)
-        self._found += _errors(self._world.folder)
+        self._found += _errors(self._broken.world.folder)
         if self._judges_growth:
             self._found += grown(self._readings, _GROWTH)
 
     async def _course(self, fault: Fault, end: float, slot: float) -> None:
-        """One fault, and quiet until `end`; all must be well again by then, or `_WELL_SECONDS` later."""
+        """One fault, and quiet until `end`; all must be well again by then, or `WELL_SECONDS` later."""
         with self._noted(f"before {fault.name}"):
             await self._clients.pause()
             await self._clients.compare_with_all_rows()
         self._clients.resume()
         with self._noted("reading the router's metrics"):
-            self._readings.append(await asyncio.to_thread(state, self._world, self._broken.router))
+            reading = await asyncio.to_thread(state, self._broken.world, self._broken.router)
+            self._readings.append(reading)
         await asyncio.sleep(min(slot / 8, 2.0))
-        names = sorted({node.shard for node in self._world.cluster.nodes})
+        names = sorted({node.shard for node in self._broken.cluster.nodes})
         shard = self._rng.choice(names)
         self._broken.look(shard)
-        shards = frozenset(names if fault.everywhere else [shard])
-        before = perf_counter()
-        window = Window(fault.name, fault.explains, shards, before, before)
+        window = fault.window(names if fault.everywhere else [shard])
         self._windows.append(window)
         known = len(self._clients.wrong)
         if fault.name == "restart":
-            self._ledger.restarted(before)
+            self._ledger.restarted(window.injected)
         with self._noted(f"{fault.name} could not be done"):
-            try:
-                await fault.inject(self._broken)
-                await asyncio.sleep(min(fault.seconds, slot / 3))
-            finally:
-                await fault.heal(self._broken)
-        window.healed = perf_counter()
+            await fault.happen(self._broken, window, slot / 3)
         if fault.name == "restart":
             self._ledger.restarted(window.healed)  # at the latest
-        window.well = await self._well(window.healed)
+        window.well = await self._health.well()
         if window.well is None:
-            self._found.append(f"not well {_WELL_SECONDS:g} s after {fault.title}: {await self._ill()}")
+            ill = (await self._health.look()).ill
+            self._found.append(f"not well {WELL_SECONDS:g} s after {fault.title}: {ill}")
         await asyncio.sleep(max(end - perf_counter(), 1.0))
-        events = [one for one in self._clients.events if one.at + one.seconds >= before]
+        events = [one for one in self._caller.events if one.at + one.seconds >= window.injected]
         errors = Counter(one.name for one in unexplained(events, self._windows))
         said = f"{fault.title} on {shard}: well after {_seconds(window)} s"
         if errors:
@@ -149,51 +137,22 @@ class _Soak:
             said += f"; WRONG {wrong[:_SHOWN]}"
         self._context.say(f"{perf_counter() - self._began:6.0f} s  {said}")
 
-    async def _well(self, healed: float) -> float | None:
-        """When nothing was ill any more; None if that takes too long."""
-        good = 0
-        while perf_counter() < healed + _WELL_SECONDS:
-            good = good + 1 if not await self._ill() else 0
-            if good == _WELL:
-                return perf_counter() - _WELL * _POLL_SECONDS
-            await asyncio.sleep(_POLL_SECONDS)
-        return None
-
-    async def _watch(self) -> None:
-        while True:
-            if found := await self._ill():
-                self._seen_ill.append((perf_counter(), found))
-            await asyncio.sleep(_WATCH_SECONDS)
-
-    async def _ill(self) -> str:
-        """What is not well, by the router's account; empty if all is."""
-        # A connection of its own, so that any worker may answer.
-        connections = Connections(self._broken.router.url, answer_seconds=5.0)
-        try:
-            request = request_bytes(f"{self._broken.router.url}/health", method="GET")
-            status, body = await connections.send(request)
-        except SearchError as exc:
-            return str(exc)
-        finally:
-            connections.close()
-        return ill(status, body)
-
     async def _compare_with_shards(self) -> None:
         """Every tracked document must be on one shard, in a version that it may have."""
         await self._clients.pause()
         await self._clients.compare_with_all_rows()
-        await asyncio.to_thread(self._world.cluster.status)
-        statement = f"SELECT id, content FROM public.{COLLECTION} WHERE id >= {FIRST_ID}"
-        rows = await fetch(statement, *(node.dsn for node in self._world.primaries))
+        await asyncio.to_thread(self._broken.cluster.status)
+        primaries = [node.dsn for node in self._broken.world.primaries]
+        rows = await fetch(f"SELECT id, content FROM {TABLE} WHERE id >= {FIRST_ID}", *primaries)
         held = ((row["id"], version_of(row["content"])) for row in rows)
         self._found += _few(self._ledger.compare(held))
-        count = f"SELECT count(*) FROM public.{COLLECTION} WHERE id < {FIRST_ID}"
-        loaded = sum(row[0] for row in await fetch(count, *(node.dsn for node in self._world.primaries)))
+        counts = await fetch(f"SELECT count(*) FROM {TABLE} WHERE id < {FIRST_ID}", *primaries)
+        loaded = sum(row[0] for row in counts)
         if loaded != (rows_loaded := len(self._context.dataset.base)):
             self._found.append(f"{loaded} of {rows_loaded} rows that were loaded are stored")
 
     @contextlib.contextmanager
-    def _noted(self, what: str) -> Any:
+    def _noted(self, what: str) -> Iterator[None]:
         """Whatever goes wrong is found, and the soak goes on: drivers have errors of many kinds."""
         try:
             yield
@@ -205,8 +164,8 @@ class _Soak:
     def _judges_growth(self) -> bool:
         return len(self._readings) >= _FEWEST_READINGS
 
-    def outcome(self, without: str | None) -> Outcome:
-        events, windows = self._clients.events, self._windows
+    def outcome(self) -> Outcome:
+        events, windows = self._caller.events, self._windows
         errors = unexplained(events, windows)
         failures = [*self._found, *self._evidence(errors)]
         counts = self._ledger.counts
@@ -228,16 +187,14 @@ class _Soak:
                 "a primary is promoted only after its replica was made synchronous",
                 f"an error counts as explained while its fault lasts and {RECOVERY:g} s longer",
                 *([] if self._judges_growth else ["growth was not judged: the run had too few faults"]),
-                "each node is reached over a link of its own, which is cut at its far end"
-                if without is None
-                else f"a cut is made by the bench's own proxy: {without}",
+                self._broken.network,
             ],
             failures=failures,
         )
 
     def _table(self, title: str, *operations: str) -> Table:
         """What became of requests during each fault and its recovery, and afterwards."""
-        mine = [one for one in self._clients.events if one.operation in operations]
+        mine = [one for one in self._caller.events if one.operation in operations]
         ends = [*(window.injected for window in self._windows[1:]), perf_counter()]
         rows: list[list[Cell]] = []
         for window, end in zip(self._windows, ends, strict=True):
@@ -245,7 +202,7 @@ class _Soak:
             after = [one for one in mine if window.healed <= one.at < end]
             names = Counter(one.name for one in (*during, *after) if one.what != "full")
             others = ", ".join(f"{count} {name}" for name, count in sorted(names.items()))
-            latencies = [_ms(during, 50), _ms(during, 99), _ms(after, 99)]
+            latencies = [percentile(during, 50), percentile(during, 99), percentile(after, 99)]
             number = str(len(during) + len(after))
             rows.append([window.name, number, others, *latencies, _seconds(window)])
         columns = ["fault", "requests", "not full", "p50 ms", "p99 ms", "p99 ms after", "all well after s"]
@@ -260,8 +217,8 @@ class _Soak:
                 near = [window for window in self._windows if window.injected <= end]
                 since = f"{one.at - near[-1].healed:+.2f} s from the end of {near[-1].name}" if near else ""
                 when = f"at {one.at - self._began:.2f} s for {one.seconds:.3f} s {since}"
-                seen = {said for at, said in self._seen_ill if one.at - 1 <= at <= end + 1}
-                lines = _lines(self._world.folder, one.request_id) if one.request_id else ""
+                seen = {s.ill for s in self._health.seen if s.ill and one.at - 1 <= s.at <= end + 1}
+                lines = _lines(self._broken.world.folder, one.request_id) if one.request_id else ""
                 where = f"{' '.join(one.said.shards)} {when}: {one.said.detail}"
                 found.append(f"{number} x {name} {where} {sorted(seen) or ''} {lines}")
         return found
@@ -276,7 +233,7 @@ class _Soak:
 
 def _drawn(rng: random.Random, duration: float, quick: bool) -> list[Fault]:
     """Each once, and again until there is one a minute; those that must come early first."""
-    chosen = [[fault for fault in kinds if not quick or fault.name in QUICK] for kinds in (EARLY, KINDS)]
+    chosen = [[fault for fault in kinds if not quick or fault.name in QUICK] for kinds in (EARLY, SOAKED)]
     drawn = [fault for kinds in chosen for fault in rng.sample(kinds, len(kinds))]
     more = 0 if quick else int(duration / _EVERY) - len(drawn)
     return drawn + [rng.choice(chosen[1]) for _ in range(more)]
@@ -288,12 +245,7 @@ def _few(found: list[str]) -> list[str]:
 
 
 def _seconds(window: Window) -> str:
-    return "never" if window.well is None else f"{max(window.well - window.healed, 0.0):.1f}"
-
-
-def _ms(events: Iterable[Event], percentile: float) -> float | None:
-    times = [one.seconds * 1e3 for one in events]
-    return float(np.percentile(times, percentile)) if times else None
+    return "never" if window.recovery is None else f"{window.recovery:.1f}"
 
 
 def _lines(folder: Path, *texts: str, most: int = 2) -> list[str]:

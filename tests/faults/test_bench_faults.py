@@ -6,14 +6,14 @@ import asyncio
 import os
 from pathlib import Path
 from types import SimpleNamespace
-from typing import cast
+from typing import Any, cast
 
 import pytest
 
-from bench.faults.load import Event, States
 from bench.faults.network import Network, obstacle, open_network
+from bench.faults.outcomes import Event, Operation, Said
 from bench.faults.proxies import Proxies, open_proxies
-from bench.faults.verdict import judge, slices
+from bench.faults.verdict import Window, searched, slices, written
 from bench.results import load_run
 from bench.scenarios.faults import _QUICK
 from router.cli import main
@@ -51,35 +51,47 @@ def test_callers_do_not_notice_what_breaks_while_a_partner_lives(
             assert int(str(row[3])) > 20  # partial answers: what was broken was broken
 
 
-def event(at: float, seconds: float = 0.01, outcome: str = "full", what: str = "search") -> Event:
-    return Event(at, seconds, what, outcome, "" if outcome == "full" else outcome)  # type: ignore[arg-type]
+def event(at: float, seconds: float = 0.01, what: str = "full", operation: Operation = "search") -> Event:
+    return Event(at, seconds, operation, Said(what))
 
 
-def test_a_verdict_counts_from_the_fault_on() -> None:
+BEGAN = 100.0
+
+
+def at(seconds: float, *more: Any) -> Event:
+    return event(BEGAN + seconds, *more)
+
+
+def test_figures_count_from_the_fault_on() -> None:
     events = [
-        event(0.5, 9.0),  # the router warms up
-        *(event(1 + i / 100) for i in range(100)),
-        event(1.5, outcome="failed"),
-        event(2.1, 0.5, "partial"),
-        event(4.5, 0.2, "failed"),
-        event(6.0, 0.3, "partial"),
-        event(3.0, 5.0, what="write"),
-        event(3.0, 1.0, "failed", "write"),
+        at(0.5, 9.0),  # the router warms up
+        *(at(1 + i / 100) for i in range(100)),
+        at(1.5, 0.01, "unavailable"),
+        at(2.1, 0.5, "partial"),
+        at(3.9, 0.1, "stale"),
+        at(4.5, 0.2, "late"),
+        at(6.0, 0.3, "partial"),
+        at(6.5, 7.0),  # an answer that comes so late is none
+        at(3.0, 5.0, "full", "write"),
+        at(3.0, 1.0, "unavailable", "write"),
     ]
-    states: States = [(1.0, {"a": "up"}), (3.0, {"a": "down"}), (5.2, {"a": "down"}), (5.7, {"a": "up"})]
-    v = judge(events, states, "a", injected=2.0, healed=5.0)
-    assert (v.searches, v.failed, v.partial, v.late) == (3, 1, 2, 2)
-    assert v.healthy_p99 == pytest.approx(0.01)
-    assert v.fault_p50 == pytest.approx(0.35)
-    assert v.recovered == pytest.approx(1.3)
-    assert v.back == pytest.approx(0.7)
-    assert (v.writes, v.writes_failed, v.slowest_write) == (2, 1, 5.0)
-    assert judge(events, [(6.0, {"a": "down"})], "a", 2.0, 5.0).back is None
+    window = Window("f", frozenset(), frozenset(), injected=BEGAN + 2, healed=BEGAN + 5, well=BEGAN + 5.7)
+    found = searched(events, BEGAN, window)
+    counts = [found[name] for name in ("searches", "failed", "partial", "late", "stale")]
+    assert counts == [5, 2, 2, 3, 1]
+    assert found["healthy p99 ms"] == pytest.approx(10)
+    assert found["p50 ms"] == pytest.approx(200)
+    assert found["to full coverage s"] == pytest.approx(8.5)
+    assert found["all well after s"] == pytest.approx(0.7)
+    assert written(events, window) == {"writes": 2, "failed": 1, "slowest s": 5.0}
+    window.well = None
+    assert searched(events, BEGAN, window)["all well after s"] is None
 
 
 def test_slices_are_of_arrivals() -> None:
-    found = slices([event(0.1), event(0.2, outcome="partial"), event(0.3, outcome="failed"), event(1.2)], 0.5)
-    assert [(at, answered, full) for at, _, _, answered, full in found] == [
+    events = [at(0.1), at(0.2, 0.01, "partial"), at(0.3, 0.01, "late"), at(1.2)]
+    found = slices(events, BEGAN, 0.5)
+    assert [(middle, answered, full) for middle, _, _, answered, full in found] == [
         (0.25, pytest.approx(2 / 3), pytest.approx(1 / 3)),
         (1.25, 1.0, 1.0),
     ]
@@ -154,7 +166,7 @@ def test_a_network_takes_addresses_that_no_other_has(monkeypatch: pytest.MonkeyP
     others = [f"198.{second}.{third}" for second in (18, 19) for third in range(256)]
     others.remove("198.19.7")
     monkeypatch.setattr("psutil.net_if_addrs", lambda: addresses("127.0.0", *others))
-    assert Network(["m", "n"], 1).hosts == {"m": "198.19.7.2", "n": "198.19.7.6"}
+    assert Network(["m", "n"]).hosts == {"m": "198.19.7.2", "n": "198.19.7.6"}
 
 
 async def test_many_ways_can_be_broken_at_once_and_change_what_passes() -> None:
@@ -203,13 +215,13 @@ async def test_what_a_muted_node_is_told_reaches_it_and_its_answers_are_lost() -
             assert node.told == [b"word"]
 
 
-async def test_a_link_that_is_cut_tells_nobody_and_only_it_is_cut(tmp_path: Path) -> None:
+async def test_a_link_that_is_cut_tells_nobody_and_only_it_is_cut() -> None:
     if (reason := obstacle()) is not None:
         pytest.skip(reason)
     async with await asyncio.get_running_loop().create_server(Echo, "127.0.0.1", 0) as server:
         port = server.sockets[0].getsockname()[1]
         with (
-            open_network(["m", "n"], tmp_path) as network,
+            open_network(["m", "n"]) as network,
             open_proxies({"m": port, "n": port}, network) as proxies,
         ):
             assert {host for host, _ in proxies.addresses.values()} == set(network.hosts.values())

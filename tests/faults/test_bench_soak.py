@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from bench.faults.kinds import Broken, Fault
+from bench.faults.broken import Broken
+from bench.faults.kinds import EARLY, SOAKED, Fault
 from bench.results import Run, load_run
-from bench.soak.kinds import EARLY, KINDS, QUICK
+from bench.soak.course import QUICK
 from bench.sql import fetch
 from router.cli import main
 
@@ -26,19 +27,14 @@ def soaked(folder: Path, status: int, *flags: str) -> Run:
 
 async def steal(b: Broken) -> None:
     """Delete all tracked documents past the router: some are not written again, and none may be missing."""
-    dsn = b.cluster.node(b.names["primary"]).dsn
-    assert await fetch("DELETE FROM items WHERE owner IS NOT NULL RETURNING id", dsn)
-
-
-async def nothing(b: Broken) -> None:
-    pass
+    assert await fetch("DELETE FROM items WHERE owner IS NOT NULL RETURNING id", b.dsn("primary"))
 
 
 @pytest.mark.full
 def test_documents_that_are_lost_fail_the_soak(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    thief = Fault("theft", "documents stolen", "primary", steal, nothing, seconds=1)
+    thief = Fault("theft", "documents stolen", steal, seconds=1)
     monkeypatch.setattr("bench.soak.course.EARLY", ())
-    monkeypatch.setattr("bench.soak.course.KINDS", (thief,))
+    monkeypatch.setattr("bench.soak.course.SOAKED", (thief,))
     monkeypatch.setattr("bench.soak.course.QUICK", ("theft",))
     run = soaked(tmp_path, 1, *SHORT)
     said = "\n".join(run.outcome.failures)
@@ -55,7 +51,7 @@ def test_nothing_is_lost_or_wrong_under_faults(tmp_path: Path) -> None:
     assert run.outcome.failures == []
     reads, writes, _ = run.outcome.tables
     assert {row[0] for row in reads.rows} == {row[0] for row in writes.rows} == set(QUICK)
-    assert set(QUICK) < {fault.name for fault in (*EARLY, *KINDS)}
+    assert set(QUICK) < {fault.name for fault in (*EARLY, *SOAKED)}
     metrics = {metric.name: metric.value or 0 for metric in run.outcome.metrics}
     assert metrics["writes acknowledged"] > 200
     assert metrics["comparisons with all rows"] > len(QUICK) / 2

@@ -13,12 +13,14 @@ import pytest
 
 from bench.datasets import Dataset
 from bench.errors import BenchError
-from bench.faults.load import FIRST_ID
+from bench.faults.caller import FIRST_ID, Answer, Caller
+from bench.faults.health import seen
+from bench.faults.kinds import EARLY, SOAKED
+from bench.faults.outcomes import Event, Operation, Said, said
+from bench.faults.verdict import RECOVERY, Window, grown, unexplained
 from bench.soak.clients import Clients
-from bench.soak.course import _errors
-from bench.soak.kinds import EARLY, KINDS, QUICK
+from bench.soak.course import QUICK, _errors
 from bench.soak.ledger import Ledger
-from bench.soak.verdict import RECOVERY, Event, Operation, Said, Window, grown, ill, said, unexplained
 from shard_config.model import Metric
 
 WINDOW = Window("lock", frozenset({"search:partial", "write:unknown"}), frozenset({"s1"}), 10.0, 15.0)
@@ -65,7 +67,7 @@ def test_what_was_never_answered_is_not_called_slow() -> None:
 
 
 def test_no_fault_explains_everything_nor_any_outcome_that_no_fault_may_have() -> None:
-    faults = (*EARLY, *KINDS)
+    faults = (*EARLY, *SOAKED)
     named = {name for fault in faults for name in fault.explains}
     assert {name.partition(":")[0] for name in named} == {"search", "read", "count", "write"}
     allowed = {"stale", "partial", "late", "unavailable", "unknown", "refused", "lost", "overloaded"}
@@ -156,8 +158,10 @@ WELL: dict[str, Any] = {
     ],
 )
 def test_all_is_well_only_when_nodes_redis_and_shards_are(change: dict[str, Any], said: str) -> None:
-    assert ill(200, msgspec.json.encode(WELL | change)) == said
-    assert ill(503, b"") == "/health answers 503"
+    found = seen(1.0, 200, msgspec.json.encode(WELL | change))
+    assert found.ill == said
+    assert set(found.states) <= {"s0-a", "s0-b"} and ("down" in found.states.values()) == ("down" in said)
+    assert seen(1.0, 503, b"").ill == "/health answers 503"
 
 
 @pytest.mark.parametrize(
@@ -176,19 +180,26 @@ def test_errors_in_the_routers_log_are_found(tmp_path: Path, line: str, found: b
     assert _errors(tmp_path) == ([f"the router's log has an error: {line}"] if found else [])
 
 
-class Lying(Clients):
-    """Clients of a router that answers each request with the next of `answers`."""
+class Lying(Caller):
+    """Of a router that answers each request with the next of `answers`."""
+
+    def __init__(self, *answers: dict[str, Any]) -> None:
+        super().__init__("http://127.0.0.1:1", 1.0)
+        self.answers = list(answers)
+
+    async def ask(self, *_: object, **__: object) -> Answer:
+        answer = self.answers.pop(0)
+        status = answer.pop("status", 200)
+        return Answer(said(status, RETRY, answer), answer, 50.0, 51.0)
+
+
+class Lied(Clients):
+    """Clients of such a router."""
 
     def __init__(self, *answers: dict[str, Any]) -> None:
         base = np.eye(30, 4, dtype=np.float32) + np.arange(30, dtype=np.float32)[:, None]
         dataset = Dataset("some", Metric.L2, base, base[:20])
-        super().__init__("http://127.0.0.1:1", Ledger(0.0), dataset, 1)
-        self.answers = list(answers)
-
-    async def _ask(self, *_: object) -> tuple[Said, dict[str, Any], float, float]:
-        answer = self.answers.pop(0)
-        status = answer.pop("status", 200)
-        return said(status, RETRY, answer), answer, 50.0, 51.0
+        super().__init__(Lying(*answers), Ledger(0.0), dataset, 1)
 
     def store(self, version: int | None) -> None:
         self.ledger.begin(FIRST_ID, 0, version, 1.0)
@@ -221,7 +232,7 @@ STALE = {"full": True, "failures": [], "stale": ["s1"]}
     ],
 )
 async def test_wrong_searches_are_caught(stored: int | None, found: dict[str, Any], wrong: bool) -> None:
-    clients = Lying(found)
+    clients = Lied(found)
     clients.store(stored)
     await clients._search_exactly(FIRST_ID)
     assert bool(clients.wrong) == wrong
@@ -239,7 +250,7 @@ async def test_wrong_searches_are_caught(stored: int | None, found: dict[str, An
     ],
 )
 async def test_wrong_reads_are_caught(stored: int | None, found: dict[str, Any], wrong: bool) -> None:
-    clients = Lying(found)
+    clients = Lied(found)
     clients.store(stored)
     await clients._read_one(FIRST_ID)
     assert bool(clients.wrong) == wrong
@@ -247,7 +258,7 @@ async def test_wrong_reads_are_caught(stored: int | None, found: dict[str, Any],
 
 @pytest.mark.parametrize(("number", "wrong"), [(0, True), (1, False), (2, True)])
 async def test_wrong_counts_are_caught(number: int, wrong: bool) -> None:
-    clients = Lying({"count": number, "coverage": {"full": True, "failures": []}})
+    clients = Lied({"count": number, "coverage": {"full": True, "failures": []}})
     clients.store(1)
     await clients._count(0)
     assert bool(clients.wrong) == wrong
@@ -264,7 +275,7 @@ async def test_wrong_counts_are_caught(number: int, wrong: bool) -> None:
     ],
 )
 async def test_wrong_deletes_are_caught(stored: int | None, found: dict[str, Any], wrong: bool) -> None:
-    clients = Lying(found)
+    clients = Lied(found)
     await clients._delete({FIRST_ID: stored})
     assert bool(clients.wrong) == wrong
 
@@ -273,19 +284,19 @@ async def test_wrong_deletes_are_caught(stored: int | None, found: dict[str, Any
 async def test_of_a_refused_delete_one_shard_may_have_done_its_part(
     others: tuple[int, ...], end: str
 ) -> None:
-    clients = Lying({"status": 503, "errors": []})
+    clients = Lied({"status": 503, "errors": []})
     stored: dict[int, int | None] = dict.fromkeys((FIRST_ID, *others), 1)
     assert await clients._delete(stored) == dict.fromkeys(stored, end)
 
 
 async def test_a_document_whose_write_ended_as_unknown_is_given_up_for_another() -> None:
-    clients = Lying()
+    clients = Lied()
 
-    async def late(*_: object) -> tuple[Said, dict[str, Any], float, float]:
+    async def late(*_: object) -> Answer:
         clients._ending = True
-        return Said("late"), {}, 50.0, 51.0
+        return Answer(Said("late"), {}, 50.0, 51.0)
 
-    clients._ask = late  # type: ignore[method-assign]
+    clients._caller.ask = late  # type: ignore[method-assign]
     await clients._write_on(0)
     given_up = clients.ledger.uncertain()
     assert given_up and not given_up & set(clients._slots[0])
@@ -294,14 +305,14 @@ async def test_a_document_whose_write_ended_as_unknown_is_given_up_for_another()
 
 @pytest.mark.parametrize(("hits", "wrong"), [((), True), ((FIRST_ID,), False)])
 async def test_a_search_by_owner_that_shows_too_few_is_caught(hits: tuple[int, ...], wrong: bool) -> None:
-    clients = Lying(answer(*hits))
+    clients = Lied(answer(*hits))
     clients.store(1)
     await clients._search([{}], owner=0)
     assert bool(clients.wrong) == wrong
 
 
 async def test_a_batch_whose_results_are_not_as_many_as_its_searches_is_caught() -> None:
-    clients = Lying({"results": [answer(3)]})
+    clients = Lied({"results": [answer(3)]})
     await clients._search_exactly(FIRST_ID, FIRST_ID + 1)
     assert clients.wrong == ["a batch of 2 searches has 1 results"]
 
@@ -309,41 +320,41 @@ async def test_a_batch_whose_results_are_not_as_many_as_its_searches_is_caught()
 @pytest.mark.parametrize("lost", [0, 1])
 async def test_an_exact_search_that_lacks_a_row_is_caught(lost: int) -> None:
     """By comparing all rows, the tracked document's among them."""
-    clients = Lying()
+    clients = Lied()
     clients.store(1)
     asked: list[dict[str, Any]] = []
 
-    async def right(*arguments: Any) -> tuple[Said, dict[str, Any], float, float]:
+    async def right(*arguments: Any, **_: Any) -> Answer:
         asked.append(arguments[3])
         places = np.vstack([clients._dataset.base, clients._vector(1)[None]])
         nearest = np.argsort(((places - np.array(asked[-1]["vector"])) ** 2).sum(axis=1), kind="stable")
         ids = [FIRST_ID if i == 30 else int(i) for i in nearest if lost == 0 or i != nearest[lost]][:10]
-        return Said("full"), answer(*ids), 50.0, 51.0
+        return Answer(Said("full"), answer(*ids), 50.0, 51.0)
 
-    clients._ask = right  # type: ignore[method-assign]
+    clients._caller.ask = right  # type: ignore[method-assign]
     await clients.compare_with_all_rows()
     assert len(asked) == 4 and bool(clients.wrong) == bool(lost)
     assert clients.compared == 1
 
 
 async def test_an_exact_search_that_finds_what_nobody_stored_is_caught() -> None:
-    clients = Lying(*(answer(3, FIRST_ID + 9) for _ in range(4)))
+    clients = Lied(*(answer(3, FIRST_ID + 9) for _ in range(4)))
     await clients.compare_with_all_rows()
     assert clients.wrong == [f"an exact search found what is not stored: [3, {FIRST_ID + 9}]"]
 
 
 async def test_a_comparison_that_could_not_be_made_is_not_counted() -> None:
-    clients = Lying(*(answer(3, coverage=MISSING) for _ in range(4)))
+    clients = Lied(*(answer(3, coverage=MISSING) for _ in range(4)))
     await clients.compare_with_all_rows()
     assert clients.compared == 0
 
 
 async def test_a_request_under_way_at_the_end_is_waited_for() -> None:
-    clients = Lying()
+    clients = Lied()
     asked, answered = asyncio.Event(), asyncio.Event()
     begun, ended = 0, 0
 
-    async def late(*_: object) -> tuple[Said, dict[str, Any], float, float]:
+    async def late(*_: object) -> Answer:
         nonlocal begun, ended
         begun += 1
         asked.set()
@@ -351,7 +362,7 @@ async def test_a_request_under_way_at_the_end_is_waited_for() -> None:
         ended += 1
         return Said("silent"), {}, 50.0, 51.0
 
-    clients._ask = late  # type: ignore[method-assign]
+    clients._caller.ask = late  # type: ignore[method-assign]
     clients.start()
     await asked.wait()
     stopping = asyncio.create_task(clients.stop())
@@ -364,15 +375,15 @@ async def test_a_request_under_way_at_the_end_is_waited_for() -> None:
 
 async def test_readers_ask_for_what_writers_have_now() -> None:
     """A document whose write ended as unknown is given up, and nothing would be wrong about it any more."""
-    clients = Lying()
+    clients = Lied()
     clients._slots = [[FIRST_ID + 500 + i for i in range(60)] for _ in range(4)]
     asked: list[str] = []
 
-    async def note(*arguments: Any) -> tuple[Said, dict[str, Any], float, float]:
+    async def note(*arguments: Any, **_: Any) -> Answer:
         asked.append(arguments[2])
-        return Said("unavailable"), {}, 50.0, 51.0
+        return Answer(Said("unavailable"), {}, 50.0, 51.0)
 
-    clients._ask = note  # type: ignore[method-assign]
+    clients._caller.ask = note  # type: ignore[method-assign]
     rng = random.Random(1)
     for _ in range(50):
         await clients._read_some(rng)
@@ -383,7 +394,7 @@ async def test_readers_ask_for_what_writers_have_now() -> None:
 
 
 async def test_a_client_that_has_ended_is_noticed() -> None:
-    clients = Lying()  # with no answer left
+    clients = Lied()  # with no answer left
     clients.start()
     await asyncio.wait(clients._tasks, timeout=30, return_when="FIRST_COMPLETED")
     with pytest.raises(BenchError, match="a client ended by IndexError"):

@@ -1,28 +1,25 @@
-"""What became of each request, and whether a fault explains it: pure.
+"""What became of each request: pure.
 
-An outcome is named `operation:what`, such as `search:partial` or `write:unknown`. A fault says which it
-explains, and on which shards; nothing else is allowed, and nothing at all once the fault has been over for
-`RECOVERY` seconds.
+An outcome is named `operation:what`, such as `search:partial` or `write:unknown`. Loads count by these names,
+and a fault says by them what it explains.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import msgspec
 
-from bench.summary import quarters
+__all__ = ["Event", "Operation", "Said", "said", "unanswered"]
 
-__all__ = ["RECOVERY", "Event", "Said", "Window", "grown", "ill", "said", "unexplained"]
-
-RECOVERY = 5.0
 Operation = Literal["search", "read", "count", "write"]
 
 _NAMES = {404: "absent", 429: "overloaded", 503: "unavailable", 504: "late"}
 # Times to try again are owed with these.
 _RETRIED = (429, 503)
+# What `bench.http_client` says first of a request that has no answer.
+_UNANSWERED = {"no connection": "refused", "connection lost": "lost"}
 # Seconds after which an answer comes too late whatever it says: thrice what a search, a read or a count may
 # take by default, and more than `write_timeout`.
 _LATEST: dict[Operation, float] = {"search": 6.0, "read": 6.0, "count": 6.0, "write": 40.0}
@@ -56,18 +53,9 @@ class Event(msgspec.Struct, frozen=True):
         return f"{self.operation}:{self.what}"
 
 
-class Window(msgspec.Struct):
-    """A fault from its beginning to its end, and until all was well again, None if it never was.
-
-    `shards` are those that it happens to.
-    """
-
-    name: str
-    explains: frozenset[str]
-    shards: frozenset[str]
-    injected: float
-    healed: float
-    well: float | None = None
+def unanswered(reason: str) -> Said:
+    """Of a request whose connection gave no answer."""
+    return Said(_UNANSWERED.get(reason.partition(":")[0], "silent"), detail=reason)
 
 
 def said(status: int, headers: Mapping[str, str], answer: Mapping[str, Any]) -> Said:
@@ -118,46 +106,3 @@ def _deleted(shards: Mapping[str, Mapping[str, Any]]) -> Said:
         return Said("full")
     what = "unknown" if any(one.get("unknown") for one in failed.values()) else "unavailable"
     return Said(what, frozenset(failed), "; ".join(str(one["error"]) for one in failed.values())[:500])
-
-
-def ill(status: int, body: bytes) -> str:
-    """What is not well by the router's `/health`: nodes, primaries, the use of Redis, what shards hold."""
-    if status != 200:
-        return f"/health answers {status}"
-    health: dict[str, Any] = msgspec.json.decode(body, type=dict[str, Any])
-    nodes, caches = health["nodes"], health["caches"]
-    primaries = Counter(one["shard"] for one in nodes if one["role"] == "primary")
-    found = [f"{one['name']} {one['state']}: {one['reason']}" for one in nodes if one["state"] != "up"]
-    found += [f"{s} has {primaries[s]} primaries" for s in health["shards"] if primaries[s] != 1]
-    if caches["l2_enabled"] and not (caches["l2_on"] and caches["l2_writable"]):
-        found.append(f"Redis is not used: {caches['l2_reason']}")
-    found += [f"{name}: {health[name]}" for name in ("disagreements", "lost_bytes") if health.get(name)]
-    return "; ".join(found)
-
-
-def unexplained(events: Iterable[Event], windows: Sequence[Window]) -> list[Event]:
-    """Those that are neither full answers nor what a fault, while it lasts, may lead to."""
-    return [
-        event
-        for event in events
-        if event.what != "full" and not any(_explains(window, event) for window in windows)
-    ]
-
-
-def _explains(window: Window, event: Event) -> bool:
-    return (
-        window.injected <= event.at + event.seconds
-        and event.at <= window.healed + RECOVERY
-        and event.name in window.explains
-        and event.said.shards <= window.shards
-    )
-
-
-def grown(readings: Sequence[Mapping[str, float]], bounds: Mapping[str, tuple[float, float]]) -> list[str]:
-    """What is more in the last quarter than in the second: by more than this share of it, and this beside."""
-    found = []
-    for name, (share, most) in bounds.items():
-        early, late = quarters([one[name] for one in readings])
-        if late > early * (1 + share) + most:
-            found.append(f"{name} grew from {early:g} to {late:g}, more than {share:.0%} and {most:g}")
-    return found
