@@ -73,7 +73,7 @@ class Target:
         """Give up all connections."""
 
 
-class Closed(msgspec.Struct, frozen=True, tag="closed"):
+class Closed(msgspec.Struct, frozen=True):
     """`clients` callers, each with one search at a time, for `seconds` after `warmup`.
 
     Attributes:
@@ -90,7 +90,7 @@ class Closed(msgspec.Struct, frozen=True, tag="closed"):
     slice: float = 0.0
 
 
-class Open(msgspec.Struct, frozen=True, tag="open"):
+class Open(msgspec.Struct, frozen=True):
     """`rate` searches a second, evenly or by Poisson, whatever becomes of them; see `Closed`."""
 
     rate: float
@@ -106,7 +106,7 @@ class Open(msgspec.Struct, frozen=True, tag="open"):
 Load: TypeAlias = Closed | Open
 
 
-class Slice(msgspec.Struct, frozen=True, tag="slice"):
+class Slice(msgspec.Struct, frozen=True):
     """A part of a run: what ended within `seconds`, `at` seconds after the measured time began."""
 
     at: float
@@ -149,7 +149,7 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
     tiers: dict[str, bytes] = {}
 
 
-class Measured(Counted, frozen=True, kw_only=True, tag="measured"):
+class Measured(Counted, frozen=True, kw_only=True):
     """One run of a generator.
 
     Attributes:
