@@ -101,7 +101,7 @@ def run(context: Context) -> Outcome:
         plain = [case for case in every if case.name in _UNINDEXED]
         _measure(context, world, world.map_path, plain, "without indexes", outcome)
         indexed = _indexed(world)
-        world.command("schema", "apply", "--map", indexed, listen=world.say)
+        world.apply_schema(COLLECTION, indexed)
         world.sql(HAND_MADE.format(table=_TABLE))
         _measure(context, world, indexed, every, "with indexes", outcome)
     return outcome
@@ -325,7 +325,7 @@ def _indexed(world: World) -> Path:
 
 
 def _load(world: World, made: Attributes) -> None:
-    """The rows with their attributes, by the command that a user has."""
+    """The rows with their attributes."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -336,4 +336,4 @@ def _load(world: World, made: Attributes) -> None:
     ids = pa.array(np.arange(len(base), dtype=np.int64))
     path = Path(world.folder) / "rows.parquet"
     parquet.write_table(pa.table({"id": ids, "vector": vectors, "metadata": metadata, **columns}), path)
-    world.command("load", path, "--map", world.map_path, "--collection", COLLECTION, listen=world.say)
+    world.load(COLLECTION, path)

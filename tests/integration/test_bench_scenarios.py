@@ -61,7 +61,7 @@ def _shared(
 ) -> Iterator[World]:
     world: World = request.getfixturevalue("world")
     assert (len(dataset.base), shards) == (len(world.dataset.base), 2)
-    assert asked.keys() <= {"copied", "spread", "filled", "say", "k"}
+    assert asked.keys() <= {"copied", "spread", "filled", "display", "k"}
     world.flags.clear()
     with redis.Redis.from_url(world.cluster.redis_url) as client:
         client.flushall()
