@@ -31,16 +31,8 @@ from bench.percentiles import Latencies
 from router.postgres.driver import connect, create_pool
 
 __all__ = [
-    "GatherSpec",
-    "GatherTarget",
-    "HttpSpec",
-    "HttpTarget",
-    "ImportedSpec",
-    "TargetSpec",
-    "make",
-    "opened",
-    "read_queries",
-    "search_body",
+    *("TIERS", "GatherSpec", "GatherTarget", "HttpSpec", "HttpTarget", "ImportedSpec", "TargetSpec"),
+    *("make", "opened", "read_queries", "search_body"),
 ]
 
 

@@ -64,10 +64,8 @@ class Truth(msgspec.Struct, frozen=True, eq=False):
 
     def recall_of_each(self, dataset: Dataset, answers: Sequence[Sequence[int]]) -> float:
         """Of an answer to each of the first queries."""
-        padded = np.full((len(answers), self.k), -1, np.int64)
-        for row, answer in zip(padded, answers, strict=True):
-            row[: len(answer)] = answer[: self.k]
-        return self.recall(dataset, np.arange(len(answers)), padded)
+        padded = [[*answer, *[-1] * self.k][: self.k] for answer in answers]
+        return self.recall(dataset, np.arange(len(answers)), np.array(padded, np.int64))
 
     def _share(self, dataset: Dataset, query: int, answer: NDArray[np.int64]) -> float:
         found = np.unique(answer[answer >= 0])

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -121,9 +120,8 @@ class World:
 
     def gather(self, collection: str = COLLECTION, **options: Any) -> GatherSpec:
         """The same searches by an application of its own."""
-        nodes = self.primaries
         return GatherSpec(
-            dsns=[node.dsn for node in nodes[: self._spread.get(collection, len(nodes))]],
+            dsns=[node.dsn for node in self.primaries[: self._spread.get(collection)]],
             queries=str(self.queries_path),
             table=f"public.{collection}",
             operator=distance_operator(self.dataset.metric),
@@ -265,32 +263,28 @@ def open_world(
     there is an empty one without a vector index. Without `filled` all of them stay empty. `fields` are what
     the map says of a collection beyond that. Searches are for `k` rows.
     """
-    folder = Path(tempfile.mkdtemp(prefix="pgscatter-bench-"))
     display = display or Display(StringIO())
-    try:
+    with tempfile.TemporaryDirectory(prefix="pgscatter-bench-", ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary)
         folder.chmod(0o755)  # PostgreSQL may have to run as another user
         np.save(folder / "base.npy", dataset.base)
         np.save(folder / "queries.npy", dataset.queries)
-        placed = dict(spread or {})
-        loaded = [COLLECTION, *placed]
-        names = [*loaded, COPIED] if copied else loaded
-        collections = folder / "collections.yaml"
+        loaded = {COLLECTION: shards, **(spread or {})}
+        placed = loaded | ({COPIED: shards} if copied else {})
         made = {
-            name: map_entry(name, dataset.dimensions, dataset.metric, placed.get(name, shards))
-            | dict(fields or {})
-            for name in names
+            name: map_entry(name, dataset.dimensions, dataset.metric, count) | dict(fields or {})
+            for name, count in placed.items()
         }
+        collections = folder / "collections.yaml"
         collections.write_text(yaml.safe_dump({"collections": made}, sort_keys=False))
         display.say(f"starting {shards} shards with {replicas} replicas each")
         with Cluster.temporary(shards, replicas, collections, folder / "cluster") as cluster:
             world = World(cluster, dataset, folder, display, placed, k)
-            for name in names:
+            for name in placed:
                 world.apply_schema(name, with_index=name != COPIED)
             for name in loaded if filled else ():
                 world.load(name)
             yield world
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def map_entry(name: str, dimensions: int, metric: Metric, shards: int) -> dict[str, Any]:

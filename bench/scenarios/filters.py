@@ -45,13 +45,7 @@ _BATCH, _LEAST_BATCH = 150, 16
 _BATCH_SECONDS = 20.0
 _BATCH_SHARES = (0.001, 0.01, 0.1)
 _BATCH_COLUMNS = [
-    "share",
-    "searches",
-    "batch s",
-    "singles s",
-    "ratio",
-    "failed in the batch",
-    "failed singles",
+    *("share", "searches", "batch s", "singles s", "ratio", "failed in the batch", "failed singles"),
 ]
 _TABLE = f"public.{COLLECTION}"
 # Of the gather's connections: plans for each search, and the scan that goes on until k rows match.

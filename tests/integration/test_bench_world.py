@@ -56,11 +56,11 @@ async def ask(spec: TargetSpec) -> list[list[int]]:
 
 async def test_all_targets_find_the_same(world: World, router: Router, truth: Truth) -> None:
     expected = truth.ids[:10].tolist()
-    assert await ask(world.http(router, ef_search=400)) == expected
-    assert await ask(world.http(router, SINGLE, ef_search=400)) == expected
-    assert await ask(world.gather(ef_search=400)) == expected
-    assert await ask(world.gather(SINGLE, ef_search=400)) == expected
-    assert await ask(world.gather(ef_search=400, pooled=False)) == expected
+    assert await ask(world.http(router, ef_search=1000)) == expected
+    assert await ask(world.http(router, SINGLE, ef_search=1000)) == expected
+    assert await ask(world.gather(ef_search=1000)) == expected
+    assert await ask(world.gather(SINGLE, ef_search=1000)) == expected
+    assert await ask(world.gather(ef_search=1000, pooled=False)) == expected
 
 
 def test_a_measured_run_knows_its_recall_and_who_answered(world: World, router: Router, truth: Truth) -> None:
