@@ -58,9 +58,7 @@ class Truth(msgspec.Struct, frozen=True, eq=False):
 
     def recall_of(self, measured: Measured, dataset: Dataset) -> float | None:
         """Of the answers of a load; None where none was kept."""
-        asked = np.frombuffer(measured.asked, np.int32).astype(np.int64)
-        answers = np.frombuffer(measured.answers, np.int64).reshape(-1, measured.k)
-        return self.recall(dataset, asked, answers) if len(asked) else None
+        return self.recall(dataset, measured.asked, measured.answers) if len(measured.asked) else None
 
     def recall_of_each(self, dataset: Dataset, answers: Sequence[Sequence[int]]) -> float:
         """Of an answer to each of the first queries."""

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterator
 
 import msgspec
-import numpy as np
 import psutil
 import pytest
 
@@ -41,8 +40,7 @@ def truth() -> Truth:
 
 
 def recall(truth: Truth, measured: Measured) -> float:
-    asked = np.frombuffer(measured.asked, np.int32).astype(np.int64)
-    return truth.recall(DATASET, asked, np.frombuffer(measured.answers, np.int64).reshape(-1, 10))
+    return truth.recall(DATASET, measured.asked, measured.answers)
 
 
 def run(spec: TargetSpec, load: Closed | Open | None = None) -> Measured:
