@@ -82,6 +82,8 @@ class World:
         self.cluster = cluster
         self.dataset = dataset
         self.folder = folder
+        self.map_path = cluster.map_path
+        self.base_path, self.queries_path = folder / "base.npy", folder / "queries.npy"
         self.k = k
         self.flags: list[str] = []
         self._display = display
@@ -90,18 +92,6 @@ class World:
 
     def __repr__(self) -> str:
         return f"<World {self.dataset!r} in {self.cluster!r}>"
-
-    @property
-    def map_path(self) -> Path:
-        return self.cluster.map_path
-
-    @property
-    def base_path(self) -> Path:
-        return self.folder / "base.npy"
-
-    @property
-    def queries_path(self) -> Path:
-        return self.folder / "queries.npy"
 
     @property
     def primaries(self) -> list[NodeInfo]:
@@ -267,8 +257,6 @@ def open_world(
     with tempfile.TemporaryDirectory(prefix="pgscatter-bench-", ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary)
         folder.chmod(0o755)  # PostgreSQL may have to run as another user
-        np.save(folder / "base.npy", dataset.base)
-        np.save(folder / "queries.npy", dataset.queries)
         loaded = {COLLECTION: shards, **(spread or {})}
         placed = loaded | ({COPIED: shards} if copied else {})
         made = {
@@ -280,6 +268,8 @@ def open_world(
         display.say(f"starting {shards} shards with {replicas} replicas each")
         with Cluster.temporary(shards, replicas, collections, folder / "cluster") as cluster:
             world = World(cluster, dataset, folder, display, placed, k)
+            np.save(world.base_path, dataset.base)
+            np.save(world.queries_path, dataset.queries)
             for name in placed:
                 world.apply_schema(name, with_index=name != COPIED)
             for name in loaded if filled else ():
