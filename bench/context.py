@@ -95,7 +95,7 @@ class Context:
     @contextmanager
     def world(self, **changes: Any) -> Iterator[World]:
         """A cluster with the data set; `changes` go to `open_world`."""
-        changes = {"shards": self.shards, "k": self.options.k, "say": self.say, **changes}
+        changes = {"shards": self.shards, "k": self.options.k, "display": self.display, **changes}
         with open_world(self.dataset, **changes) as world:
             self.servers |= world.server_record()
             yield world

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
-from io import StringIO
 from time import perf_counter
 
 import asyncpg
@@ -19,10 +18,8 @@ from bench.errors import BenchError
 from bench.sql import fetch, on_each
 from bench.world import COPIED, World
 from router.bulk.batch import Batch
-from router.bulk.errors import LoadError
-from router.bulk.load import Options, load
+from router.bulk.load import Options
 from router.bulk.wire import copy_stream
-from router.terminal import Display
 from shard_config import load as load_map
 from shard_config.partition import locate_many, shard_names
 
@@ -56,11 +53,10 @@ class Copying:
     """Either way of loading; each call begins with empty tables, over `jobs` connections per shard."""
 
     def __init__(self, world: World, jobs: int = Options().jobs, *, least_rows: int = 0) -> None:
-        self._jobs = jobs
+        self._world, self._jobs = world, jobs
         self._indexes: list[str] = []
         self._dsns = {node.shard: node.dsn for node in world.primaries}
-        self._map = load_map(world.map_path)
-        self._collection = self._map.collections[COPIED]
+        self._collection = load_map(world.map_path).collections[COPIED]
         base = world.dataset.base
         # Connecting and finding the primaries take a load a tenth of a second, whatever its size.
         base = np.tile(base, (-(-least_rows // len(base)) or 1, 1))
@@ -81,13 +77,8 @@ class Copying:
     def loaded(self, *, indexed: bool = False) -> Loaded:
         """By `pgscatter load`, which checks, and with `indexed` builds the index and gathers statistics."""
         asyncio.run(self._empty())
-        # Its bars would stand between ours.
-        display = Display(StringIO())
-        options = Options(restart=True, jobs=self._jobs, index=indexed)
-        try:
-            summary = asyncio.run(load(self._map, self._collection, self._path, options, display))
-        except LoadError as exc:
-            raise BenchError("; ".join(exc.lines)) from exc
+        options = {"restart": True, "jobs": self._jobs, "index": indexed}
+        summary = self._world.load(COPIED, self._path, quiet=True, **options)
         asyncio.run(self._check())
         return Loaded(summary.rows, summary.copy_seconds, summary.seconds - summary.copy_seconds)
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import subprocess
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import distributions
 from pathlib import Path
 
 import msgspec
@@ -49,13 +50,14 @@ class Environment(msgspec.Struct, frozen=True):
 
 
 def describe() -> Environment:
+    installed = {found.name: found.version for found in distributions()}
     return Environment(
         processor=_processor(),
         cores=len(os.sched_getaffinity(0)),
         memory_bytes=psutil.virtual_memory().total,
         system=f"{platform.system()} {platform.release()}",
         python=platform.python_version(),
-        packages={name: found for name in _PACKAGES if (found := _version(name))},
+        packages={name: installed[name] for name in _PACKAGES if name in installed},
         commit=_commit(),
         load=os.getloadavg()[0],
         router={name: str(value) for name, value in msgspec.structs.asdict(Settings()).items()},
@@ -64,18 +66,10 @@ def describe() -> Environment:
 
 def _processor() -> str:
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        found = re.search(r"^model name\s*: (.+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
     except OSError:
-        return platform.machine()
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+        found = None
+    return found[1] if found else platform.machine()
 
 
 def _commit() -> str:

@@ -20,6 +20,7 @@ from typing import Any, Literal, TypeAlias
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
 from bench.errors import SearchError
 from bench.percentiles import Latencies
@@ -73,7 +74,7 @@ class Target:
         """Give up all connections."""
 
 
-class Closed(msgspec.Struct, frozen=True, tag="closed"):
+class Closed(msgspec.Struct, frozen=True):
     """`clients` callers, each with one search at a time, for `seconds` after `warmup`.
 
     Attributes:
@@ -90,7 +91,7 @@ class Closed(msgspec.Struct, frozen=True, tag="closed"):
     slice: float = 0.0
 
 
-class Open(msgspec.Struct, frozen=True, tag="open"):
+class Open(msgspec.Struct, frozen=True):
     """`rate` searches a second, evenly or by Poisson, whatever becomes of them; see `Closed`."""
 
     rate: float
@@ -106,7 +107,7 @@ class Open(msgspec.Struct, frozen=True, tag="open"):
 Load: TypeAlias = Closed | Open
 
 
-class Slice(msgspec.Struct, frozen=True, tag="slice"):
+class Slice(msgspec.Struct, frozen=True):
     """A part of a run: what ended within `seconds`, `at` seconds after the measured time began."""
 
     at: float
@@ -149,21 +150,20 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True):
     tiers: dict[str, bytes] = {}
 
 
-class Measured(Counted, frozen=True, kw_only=True, tag="measured"):
+class Measured(Counted, frozen=True, kw_only=True, eq=False):
     """One run of a generator.
 
     Attributes:
         lag: how late the generator itself started searches; empty in a closed loop.
         cpu_seconds: of the generator's process.
-        asked, answers: queries' numbers (int32) and k ids each (int64, -1 for none), as bytes.
+        asked, answers: queries' numbers (m,) and k ids each (m, k), -1 for none.
         record: of the target; the warm-up's is in it.
     """
 
     lag: bytes
     cpu_seconds: float
-    k: int
-    asked: bytes
-    answers: bytes
+    asked: NDArray[np.int64]
+    answers: NDArray[np.int64]
     record: bytes = b""
 
     @property
@@ -180,8 +180,7 @@ class Measured(Counted, frozen=True, kw_only=True, tag="measured"):
     @property
     def returned(self) -> float | None:
         """Rows of an answer on average; None if no answer was kept."""
-        found = np.frombuffer(self.answers, np.int64)
-        return float((found >= 0).sum()) / (len(found) // self.k) if len(found) else None
+        return float((self.answers >= 0).sum(axis=1).mean()) if len(self.answers) else None
 
 
 class _Recorder:
@@ -246,9 +245,8 @@ class _Recorder:
             latencies=self.latencies.encode(),
             lag=self.lag.encode(),
             cpu_seconds=cpu_seconds,
-            k=self._k,
-            asked=self._asked.tobytes(),
-            answers=self._answers.tobytes(),
+            asked=np.array(self._asked, np.int64),
+            answers=np.array(self._answers, np.int64).reshape(len(self._asked), self._k),
             account=self._target.account(),
             tiers={name: found.encode() for name, found in self._target.tiers().items()},
             record=self._target.record(),

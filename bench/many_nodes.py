@@ -14,7 +14,7 @@ import argparse
 import asyncio
 import contextlib
 import os
-import shutil
+import re
 import sys
 import tempfile
 import time
@@ -29,9 +29,11 @@ import yaml
 from bench.faults.proxies import Proxies, open_proxies
 from bench.resources import usage
 from bench.sql import execute, fetch
+from bench.world import COLLECTION, map_entry
 from deploy.local import Cluster
 from deploy.local.router import listening, serve_arguments
 from router.client import Client
+from shard_config.model import Metric
 
 _FORWARDED = "127.83.0.1"  # nobody else's ports
 _FIRST_PORT = 12_000  # below what the system gives to outgoing connections
@@ -48,7 +50,7 @@ def _prepare(cluster: Cluster, connections: int) -> None:
     primaries = [node for node in cluster.nodes if node.role == "primary"]
     statement = (
         f"ALTER ROLE postgres PASSWORD '{_PASSWORD}'; CREATE EXTENSION vector;"
-        " CREATE TABLE docs (id bigint PRIMARY KEY, v vector(3))"
+        f" CREATE TABLE {COLLECTION} (id bigint PRIMARY KEY, embedding vector(3))"
     )
     asyncio.run(execute(statement, *(node.dsn for node in primaries)))
     for node in cluster.nodes:
@@ -57,14 +59,8 @@ def _prepare(cluster: Cluster, connections: int) -> None:
             # A replica refuses to start with fewer than its primary had.
             conf.write(f"max_connections = {max(connections, _LEAST)}\nshared_buffers = 64MB\n")
         access = data / "pg_hba.conf"
-        lines = access.read_text().splitlines()
-        access.write_text(
-            "\n".join(
-                line.replace("trust", "scram-sha-256") if line.split()[:2] == ["host", "all"] else line
-                for line in lines
-            )
-            + "\n"
-        )
+        asking = re.sub(r"(?m)^(host +all\b.*)\btrust\b", r"\1scram-sha-256", access.read_text())
+        access.write_text(asking)
     for node in sorted(cluster.nodes, key=lambda node: node.role):  # primaries first
         cluster.stop(node.name)
         cluster.start(node.name)
@@ -80,18 +76,8 @@ def _map(path: Path, names: list[str]) -> None:
     for number, name in enumerate(names):
         node = {"name": name, "dsn": f"{server}:{_FIRST_PORT + number}/postgres"}
         shards.setdefault(name.partition("-")[0], {"nodes": []})["nodes"].append(node)
-    collection = {
-        "table": "public.docs",
-        "id": {"column": "id", "type": "bigint"},
-        "vector": {"column": "v", "type": "vector", "dimensions": 3, "metric": "l2"},
-        "sharding": {
-            "strategy": "hash",
-            "key": "id",
-            "buckets": len(shards),
-            "placement": {name: [bucket] for bucket, name in enumerate(shards)},
-        },
-    }
-    path.write_text(yaml.safe_dump({"version": 1, "shards": shards, "collections": {"docs": collection}}))
+    collections = {COLLECTION: map_entry(COLLECTION, 3, Metric.L2, len(shards))}
+    path.write_text(yaml.safe_dump({"version": 1, "shards": shards, "collections": collections}))
 
 
 @contextlib.contextmanager
@@ -146,20 +132,19 @@ class _Router:
 
 
 def measure(nodes: int, seconds: float) -> None:
-    folder = Path(tempfile.mkdtemp(prefix="pgscatter-"))
-    folder.chmod(0o755)
     names = _names(nodes)
-    _map(folder / "map.yaml", names)
-    try:
-        with Cluster.temporary(shards=2, replicas=1, fsync=False) as cluster:
-            _prepare(cluster, nodes)
-            with _proxies(cluster, names) as proxies:
-                began = time.monotonic()
-                command = [sys.executable, "-m", "router.cli", *serve_arguments(folder / "map.yaml")]
-                with listening(command, folder / "log") as running:
-                    _measure(_Router(running.url, running.pid), proxies, names, began, seconds)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="pgscatter-", ignore_cleanup_errors=True) as folder,
+        Cluster.temporary(shards=2, replicas=1, fsync=False) as cluster,
+    ):
+        map_path = Path(folder, "map.yaml")
+        _map(map_path, names)
+        _prepare(cluster, nodes)
+        with _proxies(cluster, names) as proxies:
+            began = time.monotonic()
+            command = [sys.executable, "-m", "router.cli", *serve_arguments(map_path)]
+            with listening(command, Path(folder, "log")) as running:
+                _measure(_Router(running.url, running.pid), proxies, names, began, seconds)
 
 
 def _measure(router: _Router, proxies: Proxies, names: list[str], began: float, seconds: float) -> None:
@@ -201,8 +186,7 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=1000)
     parser.add_argument("--seconds", type=float, default=15.0, help="of each measured share of a core")
     args = parser.parse_args()
-    if os.cpu_count() is not None:
-        _say(f"{args.nodes} nodes, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
+    _say(f"{args.nodes} nodes, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")
     measure(args.nodes, args.seconds)
 
 

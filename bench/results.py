@@ -17,17 +17,8 @@ from bench.interleave import Spread
 from bench.sample import Sample
 
 __all__ = [
-    "Better",
-    "Cell",
-    "Figure",
-    "Metric",
-    "Outcome",
-    "Run",
-    "Series",
-    "Table",
-    "Timeline",
-    "load_run",
-    "save_run",
+    *("Better", "Cell", "Figure", "Metric", "Outcome", "Run", "Series", "Table", "Timeline"),
+    *("load_run", "save_run"),
 ]
 
 T = TypeVar("T")

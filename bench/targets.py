@@ -31,20 +31,12 @@ from bench.percentiles import Latencies
 from router.postgres.driver import connect, create_pool
 
 __all__ = [
-    "GatherSpec",
-    "GatherTarget",
-    "HttpSpec",
-    "HttpTarget",
-    "ImportedSpec",
-    "TargetSpec",
-    "make",
-    "opened",
-    "read_queries",
-    "search_body",
+    *("TIERS", "GatherSpec", "GatherTarget", "HttpSpec", "HttpTarget", "ImportedSpec", "TargetSpec"),
+    *("make", "opened", "read_queries", "search_body"),
 ]
 
 
-class HttpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
+class HttpSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Searches by POST to `url`, one for each row of the .npy file `queries`.
 
     Attributes:
@@ -68,7 +60,7 @@ class HttpSpec(msgspec.Struct, frozen=True, kw_only=True, tag="http"):
     pid: int | None = None
 
 
-class GatherSpec(msgspec.Struct, frozen=True, kw_only=True, tag="gather"):
+class GatherSpec(msgspec.Struct, frozen=True, kw_only=True):
     """A table on each of `dsns`; `operator` is pgvector's; `ef_search` None is PostgreSQL's 40.
 
     Attributes:
@@ -91,7 +83,7 @@ class GatherSpec(msgspec.Struct, frozen=True, kw_only=True, tag="gather"):
     ef_search: int | None = None
 
 
-class ImportedSpec(msgspec.Struct, frozen=True, kw_only=True, tag="imported"):
+class ImportedSpec(msgspec.Struct, frozen=True, kw_only=True):
     """Any other system: `target`, as module:name, is called with this value and the queries (q, d).
 
     What it returns is a `Target`; `options` are its own.

@@ -58,16 +58,12 @@ class Truth(msgspec.Struct, frozen=True, eq=False):
 
     def recall_of(self, measured: Measured, dataset: Dataset) -> float | None:
         """Of the answers of a load; None where none was kept."""
-        asked = np.frombuffer(measured.asked, np.int32).astype(np.int64)
-        answers = np.frombuffer(measured.answers, np.int64).reshape(-1, measured.k)
-        return self.recall(dataset, asked, answers) if len(asked) else None
+        return self.recall(dataset, measured.asked, measured.answers) if len(measured.asked) else None
 
     def recall_of_each(self, dataset: Dataset, answers: Sequence[Sequence[int]]) -> float:
         """Of an answer to each of the first queries."""
-        padded = np.full((len(answers), self.k), -1, np.int64)
-        for row, answer in zip(padded, answers, strict=True):
-            row[: len(answer)] = answer[: self.k]
-        return self.recall(dataset, np.arange(len(answers)), padded)
+        padded = [[*answer, *[-1] * self.k][: self.k] for answer in answers]
+        return self.recall(dataset, np.arange(len(answers)), np.array(padded, np.int64))
 
     def _share(self, dataset: Dataset, query: int, answer: NDArray[np.int64]) -> float:
         found = np.unique(answer[answer >= 0])

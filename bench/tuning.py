@@ -12,15 +12,13 @@ from bench.errors import BenchError, SearchError
 from bench.generators import Target
 from bench.targets import TargetSpec, opened
 from bench.truth import Truth
+from router.recall.tuning import STEPS
 from router.recall.tuning import smallest as bisect
 
 __all__ = ["MOST_RUNS", "ask", "smallest"]
 
-# Steps of about an eighth: finer ones differ by less than the recall of one set of queries tells.
-_STEPS = (
-    *(10, 12, 14, 16, 18, 20, 22, 24, 28, 32, 36, 40, 48, 56, 64, 72, 80, 96, 112, 128, 144, 160),
-    *(192, 224, 256, 288, 320, 384, 448, 512, 576, 640, 768, 896, 1000),
-)
+# From what has been found in the first ten rows on.
+_STEPS = [step for step in STEPS if step >= 10]
 # So often all queries are asked at most: once with the widest scan, then by bisection.
 MOST_RUNS = 1 + (len(_STEPS) - 1).bit_length()
 _CONCURRENCY = 4

@@ -1,23 +1,19 @@
 """The system under test: a cluster of its own on this machine, the data in it, and routers.
 
-Everything is done by the commands that a user has. Invariant: whatever ends the bench, nothing that it
-started goes on.
+Tables, rows and routers come to be as by the commands that a user has. Invariant: whatever ends the bench,
+nothing that it started goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import itertools
 import json
-import shutil
-import subprocess
-import sys
 import tempfile
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +28,8 @@ from bench.sql import execute, fetch
 from bench.targets import GatherSpec, HttpSpec
 from deploy.local import Cluster, NodeInfo
 from deploy.local.router import Router, serve_arguments, serving
-from deploy.tied_to_parent import tied_to_parent
+from router.bulk.errors import LoadError
+from router.bulk.load import Options, Summary, load
 from router.client import Client, ClientError
 from router.postgres.search import SearchStatement, SearchStatements
 from router.postgres.sql import distance_operator
@@ -40,6 +37,8 @@ from router.query.plan import Plan, plan_search
 from router.query.sizes import Layout
 from router.query.types import SearchQuery
 from router.query.wire import to_wire
+from router.schema.apply import apply
+from router.terminal import Display
 from shard_config import load as load_map
 from shard_config.model import Metric
 
@@ -50,8 +49,6 @@ COLLECTION = "items"
 SINGLE = "single"
 COPIED = "copied"
 
-# A command that runs long says how far it is; it is passed on this often.
-_LISTEN = 0.5
 # What decides how fast a search is, and what a load costs.
 _SETTINGS = (
     *("shared_buffers", "effective_cache_size", "work_mem", "maintenance_work_mem", "max_connections", "jit"),
@@ -68,10 +65,6 @@ SELECT current_setting('server_version') AS postgresql, extversion AS pgvector,
 FROM pg_extension, (SELECT '[1]'::vector) AS loaded WHERE extname = 'vector'
 """
 _ASK_SECONDS = 60.0
-# A load with its index, of the largest data sets.
-_COMMAND_SECONDS = 4 * 3600.0
-
-Say = Callable[[str], object]
 
 
 class World:
@@ -82,33 +75,23 @@ class World:
         cluster: Cluster,
         dataset: Dataset,
         folder: Path,
-        say: Say,
+        display: Display,
         spread: Mapping[str, int],
         k: int,
     ) -> None:
         self.cluster = cluster
         self.dataset = dataset
         self.folder = folder
+        self.map_path = cluster.map_path
+        self.base_path, self.queries_path = folder / "base.npy", folder / "queries.npy"
         self.k = k
         self.flags: list[str] = []
-        self.say = say
+        self._display = display
         self._spread = spread
         self._routers = itertools.count(1)
 
     def __repr__(self) -> str:
         return f"<World {self.dataset!r} in {self.cluster!r}>"
-
-    @property
-    def map_path(self) -> Path:
-        return self.cluster.map_path
-
-    @property
-    def base_path(self) -> Path:
-        return self.folder / "base.npy"
-
-    @property
-    def queries_path(self) -> Path:
-        return self.folder / "queries.npy"
 
     @property
     def primaries(self) -> list[NodeInfo]:
@@ -127,9 +110,8 @@ class World:
 
     def gather(self, collection: str = COLLECTION, **options: Any) -> GatherSpec:
         """The same searches by an application of its own."""
-        nodes = self.primaries
         return GatherSpec(
-            dsns=[node.dsn for node in nodes[: self._spread.get(collection, len(nodes))]],
+            dsns=[node.dsn for node in self.primaries[: self._spread.get(collection)]],
             queries=str(self.queries_path),
             table=f"public.{collection}",
             operator=distance_operator(self.dataset.metric),
@@ -195,19 +177,6 @@ class World:
         statement = f"SELECT id FROM public.{COLLECTION} WHERE id >= {first}"
         return Counter(row["id"] for row in asyncio.run(fetch(statement, *(n.dsn for n in self.primaries))))
 
-    def command(self, *arguments: object, listen: Say = lambda _: None) -> None:
-        """Run `pgscatter ARGUMENTS`; `listen` gets what it prints, line by line as they come."""
-        words = [str(argument) for argument in arguments]
-        log = self.folder / "command.log"
-        log.write_bytes(b"")
-        with tied_to_parent([sys.executable, "-m", "router.cli", *words], log) as process:
-            status = _wait(process, log, listen)
-        if status is None:
-            raise BenchError(f"pgscatter {words[0]} took more than {_COMMAND_SECONDS:g} s")
-        if status:
-            said = log.read_text().strip()[-1000:]
-            raise BenchError(f"pgscatter {' '.join(words)} ended with {status}: {said}")
-
     def ask(
         self, router: Router, query: int, *, collection: str = COLLECTION, **fields: Any
     ) -> tuple[bytes, dict[str, Any]]:
@@ -219,11 +188,31 @@ class World:
             raise BenchError(f"a search by the router failed: {exc}") from exc
         return data, msgspec.json.decode(data)
 
-    def load(self, collection: str, *flags: object) -> None:
-        """`pgscatter load` of the data set's base vectors."""
-        self.say(f"loading {len(self.dataset.base):,} rows into {collection}, and building its index")
-        where = ("--map", self.map_path, "--collection", collection)
-        self.command("load", self.base_path, *where, *flags, listen=self.say)
+    def apply_schema(self, collection: str, map_path: Path | None = None, *, with_index: bool = True) -> None:
+        """What `pgscatter schema apply` does."""
+        shard_map = load_map(map_path or self.map_path)
+        wanted = [shard_map.collections[collection]]
+        results = asyncio.run(apply(shard_map, wanted, self._display, with_index=with_index))
+        if errors := [f"{result.shard}: {error}" for result in results for error in result.errors]:
+            raise BenchError("; ".join(errors))
+
+    def load(
+        self, collection: str, path: Path | None = None, *, quiet: bool = False, **options: Any
+    ) -> Summary:
+        """What `pgscatter load` does, of the data set's base vectors or of `path`; `options` are its own."""
+        shard_map = load_map(self.map_path)
+        loaded = shard_map.collections[collection]
+        # Where it is measured, its bars would stand between ours.
+        display = Display(StringIO()) if quiet else self._display
+        display.say(f"loading {len(self.dataset.base):,} rows into {collection}, and building its index")
+        try:
+            work = load(shard_map, loaded, path or self.base_path, Options(**options), display)
+            summary = asyncio.run(work)
+        except LoadError as exc:
+            raise BenchError("; ".join(exc.lines)) from exc
+        if late := [f"{lag.shard}: {lag.reason}" for lag in summary.late if lag.reachable]:
+            raise BenchError("; ".join(late))
+        return summary
 
     @contextmanager
     def serve(
@@ -256,7 +245,7 @@ def open_world(
     filled: bool = True,
     spread: Mapping[str, int] | None = None,
     k: int = 10,
-    say: Say = lambda _: None,
+    display: Display | None = None,
 ) -> Iterator[World]:
     """A temporary cluster with `dataset` in the collection `items`, ids being row numbers.
 
@@ -264,32 +253,28 @@ def open_world(
     there is an empty one without a vector index. Without `filled` all of them stay empty. `fields` are what
     the map says of a collection beyond that. Searches are for `k` rows.
     """
-    folder = Path(tempfile.mkdtemp(prefix="pgscatter-bench-"))
-    try:
+    display = display or Display(StringIO())
+    with tempfile.TemporaryDirectory(prefix="pgscatter-bench-", ignore_cleanup_errors=True) as temporary:
+        folder = Path(temporary)
         folder.chmod(0o755)  # PostgreSQL may have to run as another user
-        np.save(folder / "base.npy", dataset.base)
-        np.save(folder / "queries.npy", dataset.queries)
-        placed = dict(spread or {})
-        loaded = [COLLECTION, *placed]
-        names = [*loaded, COPIED] if copied else loaded
-        collections = folder / "collections.yaml"
+        loaded = {COLLECTION: shards, **(spread or {})}
+        placed = loaded | ({COPIED: shards} if copied else {})
         made = {
-            name: map_entry(name, dataset.dimensions, dataset.metric, placed.get(name, shards))
-            | dict(fields or {})
-            for name in names
+            name: map_entry(name, dataset.dimensions, dataset.metric, count) | dict(fields or {})
+            for name, count in placed.items()
         }
+        collections = folder / "collections.yaml"
         collections.write_text(yaml.safe_dump({"collections": made}, sort_keys=False))
-        say(f"starting {shards} shards with {replicas} replicas each")
+        display.say(f"starting {shards} shards with {replicas} replicas each")
         with Cluster.temporary(shards, replicas, collections, folder / "cluster") as cluster:
-            world = World(cluster, dataset, folder, say, placed, k)
-            for name in names:
-                flags = ["--no-index"] if name == COPIED else []
-                world.command("schema", "apply", "--map", world.map_path, "--collection", name, *flags)
+            world = World(cluster, dataset, folder, display, placed, k)
+            np.save(world.base_path, dataset.base)
+            np.save(world.queries_path, dataset.queries)
+            for name in placed:
+                world.apply_schema(name, with_index=name != COPIED)
             for name in loaded if filled else ():
                 world.load(name)
             yield world
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def map_entry(name: str, dimensions: int, metric: Metric, shards: int) -> dict[str, Any]:
@@ -311,18 +296,3 @@ def map_entry(name: str, dimensions: int, metric: Metric, shards: int) -> dict[s
 
 def search_path(collection: str) -> str:
     return f"/v1/collections/{collection}/search"
-
-
-def _wait(process: subprocess.Popen[bytes], log: Path, listen: Say) -> int | None:
-    """The status of `process`, or None if it takes too long; `listen` gets the lines of its log."""
-    deadline = time.monotonic() + _COMMAND_SECONDS
-    with log.open() as said:
-        part = ""
-        while True:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_LISTEN)
-            *lines, part = (part + said.read()).split("\n")
-            for line in lines:
-                listen(line)
-            if process.returncode is not None or time.monotonic() > deadline:
-                return process.returncode

@@ -12,8 +12,7 @@ from contextlib import ExitStack
 
 import uvloop
 
-from bench.bare import BARE, L1_HITS, L2_HITS, hits_and_bare
-from bench.cachecost import lookup_seconds, redis_gets
+from bench.bare import BARE, L1_HITS, L2_HITS, hits_and_bare, lookup_seconds, redis_gets
 from bench.context import Context
 from bench.interleave import spread
 from bench.percentiles import Latencies

@@ -45,13 +45,7 @@ _BATCH, _LEAST_BATCH = 150, 16
 _BATCH_SECONDS = 20.0
 _BATCH_SHARES = (0.001, 0.01, 0.1)
 _BATCH_COLUMNS = [
-    "share",
-    "searches",
-    "batch s",
-    "singles s",
-    "ratio",
-    "failed in the batch",
-    "failed singles",
+    *("share", "searches", "batch s", "singles s", "ratio", "failed in the batch", "failed singles"),
 ]
 _TABLE = f"public.{COLLECTION}"
 # Of the gather's connections: plans for each search, and the scan that goes on until k rows match.
@@ -101,7 +95,7 @@ def run(context: Context) -> Outcome:
         plain = [case for case in every if case.name in _UNINDEXED]
         _measure(context, world, world.map_path, plain, "without indexes", outcome)
         indexed = _indexed(world)
-        world.command("schema", "apply", "--map", indexed, listen=world.say)
+        world.apply_schema(COLLECTION, indexed)
         world.sql(HAND_MADE.format(table=_TABLE))
         _measure(context, world, indexed, every, "with indexes", outcome)
     return outcome
@@ -325,7 +319,7 @@ def _indexed(world: World) -> Path:
 
 
 def _load(world: World, made: Attributes) -> None:
-    """The rows with their attributes, by the command that a user has."""
+    """The rows with their attributes."""
     import pyarrow as pa
     from pyarrow import parquet
 
@@ -336,4 +330,4 @@ def _load(world: World, made: Attributes) -> None:
     ids = pa.array(np.arange(len(base), dtype=np.int64))
     path = Path(world.folder) / "rows.parquet"
     parquet.write_table(pa.table({"id": ids, "vector": vectors, "metadata": metadata, **columns}), path)
-    world.command("load", path, "--map", world.map_path, "--collection", COLLECTION, listen=world.say)
+    world.load(COLLECTION, path)

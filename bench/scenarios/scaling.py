@@ -131,20 +131,15 @@ def _table(found: dict[_Key, list[Sample]], widths: dict[tuple[int, str], int]) 
 
 def _figures(found: dict[_Key, list[Sample]], counts: list[int], most: int) -> list[Figure]:
     curves = {mode: {count: found[count, mode, most] for count in counts} for mode in (_WIDTH, _RECALL)}
+
+    def drawn(name: str, title: str, y: str, of: str, unit: float = 1.0) -> Figure:
+        return curve_figure(name, f"{title}, {most} clients", "shards", y, curves, of, unit)
+
+    cpu, together = "processor time for a search", "µs, all shards together"
     return [
-        curve_figure(name, f"{title}, {most} clients", "shards", y, curves, of, unit)
-        for name, title, y, of, unit in _DRAWN
+        drawn("throughput", "Throughput", "searches/s", "rate"),
+        drawn("p50", "Median latency", "p50 in ms", "p50", 1e3),
+        drawn("postgresql-cpu", f"PostgreSQL's {cpu}", together, "server_cpu_per_search", 1e6),
+        drawn("router-cpu", f"The router's {cpu}", "µs", "router_cpu_per_search", 1e6),
+        drawn("recall", "Recall", "recall", "recall"),
     ]
-
-
-# Name, title, axis, what is read, and its unit.
-_DRAWN = (
-    ("throughput", "Throughput", "searches/s", "rate", 1.0),
-    ("p50", "Median latency", "p50 in ms", "p50", 1e3),
-    (
-        *("postgresql-cpu", "PostgreSQL's processor time for a search"),
-        *("µs, all shards together", "server_cpu_per_search", 1e6),
-    ),
-    ("router-cpu", "The router's processor time for a search", "µs", "router_cpu_per_search", 1e6),
-    ("recall", "Recall", "recall", "recall", 1.0),
-)

@@ -77,7 +77,7 @@ def calibrate(context: Context, *, ef_search: int, seconds: float, clients: int)
     with context.world(shards=SHARDS, spread=_NARROW, filled=False) as world:
         world.load(COLLECTION)
         for name in _NARROW:
-            world.load(name, "--limit", max(1, len(context.dataset.base) // _NARROW_PART))
+            world.load(name, limit=max(1, len(context.dataset.base) // _NARROW_PART))
         context.say("measuring statements")
         statements = asyncio.run(_statements(world, ef_search))
         with world.serve() as router:

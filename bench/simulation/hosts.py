@@ -7,20 +7,10 @@ jobs of equal remaining work finish in the order they came.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
-from collections.abc import Callable
 from heapq import heappop, heappush
 from itertools import count
 
 __all__ = ["Host", "Process"]
-
-
-class _Job:
-    __slots__ = ("done", "gone")
-
-    def __init__(self, done: Callable[[], None]) -> None:
-        self.done = done
-        self.gone = False
 
 
 class Host:
@@ -37,49 +27,37 @@ class Host:
 
     Attributes:
         running: jobs now.
-        busy_seconds: of work given.
     """
 
     def __init__(self, cores: float, *, crowded: float = 1.0) -> None:
-        self.busy_seconds = 0.0
+        self.running = 0
         self._cores = cores
         self._crowded = crowded
         self._loop = asyncio.get_running_loop()
         self._given = 0.0
         self._changed = self._loop.time()
-        self._jobs: list[tuple[float, int, _Job]] = []
-        self.running = 0
+        self._jobs: list[tuple[float, int, asyncio.Future[None]]] = []
         self._numbers = count()
         self._timer: asyncio.TimerHandle | None = None
 
     def __repr__(self) -> str:
         return f"<Host of {self._cores:g} cores, {self.running} jobs>"
 
-    def start(self, work: float, done: Callable[[], None]) -> _Job:
-        """Begin a job of `work` seconds; `done` is called at its end, unless it is ended before."""
-        self._advance()
-        job = _Job(done)
-        heappush(self._jobs, (self._given + work, next(self._numbers), job))
-        self.running += 1
-        self._schedule()
-        return job
-
-    def end(self, job: _Job) -> None:
-        """Take a job away."""
-        if not job.gone:
-            self._advance()
-            job.gone = True
-            self.running -= 1
-            self._schedule()
-
     async def run(self, work: float) -> None:
         """Return after `work` seconds of processor time; a cancelled job leaves at once."""
-        finished: asyncio.Future[None] = self._loop.create_future()
-        job = self.start(work, lambda: _finish(finished))
+        self._advance()
+        finished = self._loop.create_future()
+        heappush(self._jobs, (self._given + work, next(self._numbers), finished))
+        self.running += 1
+        self._schedule()
         try:
             await finished
         finally:
-            self.end(job)
+            # Whoever is cancelled after the job's end has left the host already.
+            if finished.cancelled():
+                self._advance()
+                self.running -= 1
+                self._schedule()
 
     @property
     def _rate(self) -> float:
@@ -91,17 +69,14 @@ class Host:
 
     def _advance(self) -> None:
         now = self._loop.time()
-        if self.running:
-            given = (now - self._changed) * self._rate
-            self._given += given
-            self.busy_seconds += given * self.running
+        self._given += (now - self._changed) * self._rate
         self._changed = now
 
     def _schedule(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        while self._jobs and self._jobs[0][2].gone:
+        while self._jobs and self._jobs[0][2].cancelled():
             heappop(self._jobs)
         if self._jobs:
             left = max(self._jobs[0][0] - self._given, 0.0)
@@ -109,14 +84,14 @@ class Host:
 
     def _finish(self) -> None:
         """The job with the least work left is done: the timer was set for it."""
-        self._timer = None
         self._advance()
-        target, _, job = heappop(self._jobs)
+        target, _, finished = heappop(self._jobs)
         self._given = max(self._given, target)  # rounding must not leave a rest for another timer
-        job.gone = True
-        self.running -= 1
+        # One that is cancelled at this very moment leaves by itself.
+        if not finished.cancelled():
+            finished.set_result(None)
+            self.running -= 1
         self._schedule()
-        job.done()
 
 
 class Process:
@@ -126,39 +101,15 @@ class Process:
     def __init__(self, host: Host | None = None) -> None:
         self.busy_seconds = 0.0
         self._host = host or Host(1)
-        self._waiting: deque[tuple[float, asyncio.Future[None]]] = deque()
-        self._busy = False
+        self._turn = asyncio.Lock()
 
     def __repr__(self) -> str:
-        return f"<Process on {self._host!r}, {len(self._waiting)} waiting>"
+        return f"<Process on {self._host!r}, {'busy' if self._turn.locked() else 'idle'}>"
 
     async def work(self, seconds: float) -> None:
         """Return when this much has been done, after all that was asked for before."""
         if seconds <= 0:
             return
-        finished: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((seconds, finished))
-        if not self._busy:
-            self._next()
-        await finished
-
-    def _next(self) -> None:
-        while self._waiting:
-            seconds, finished = self._waiting.popleft()
-            if finished.cancelled():
-                continue
-            self._busy = True
+        async with self._turn:
             self.busy_seconds += seconds
-            self._host.start(seconds, lambda finished=finished: self._done(finished))  # type: ignore[misc]
-            return
-        self._busy = False
-
-    def _done(self, finished: asyncio.Future[None]) -> None:
-        _finish(finished)
-        self._next()
-
-
-def _finish(finished: asyncio.Future[None]) -> None:
-    """Whoever waits for it may have been cancelled."""
-    if not finished.done():
-        finished.set_result(None)
+            await self._host.run(seconds)

@@ -254,13 +254,18 @@ class _Simulated(Target):
 
 async def _replay(world: World) -> None:
     """As many jobs as others must have had to take what they took, each with a share like anybody's."""
-    loop, system, rng = asyncio.get_running_loop(), world.system, Random(0)
-    for cores in cycle(system.others):
-        jobs = ceil(cores)
-        for _ in range(jobs):
-            work = cores / jobs * system.step
-            loop.call_later(rng.random() * (system.step - work), world.hosts[0].start, work, lambda: None)
-        await asyncio.sleep(system.step)
+    system, rng = world.system, Random(0)
+
+    async def one(delay: float, work: float) -> None:
+        await asyncio.sleep(delay)
+        await world.hosts[0].run(work)
+
+    async with asyncio.TaskGroup() as jobs:
+        for cores in cycle(system.others):
+            for _ in range(ceil(cores)):
+                work = cores / ceil(cores) * system.step
+                jobs.create_task(one(rng.random() * (system.step - work), work))
+            await asyncio.sleep(system.step)
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -35,18 +35,10 @@ from router.recall.reading import (
 from router.settings import Settings
 from shard_config.model import Collection, Quantization
 
-__all__ = [
-    "Measured",
-    "Tuned",
-    "TuningError",
-    "queries_by_default",
-    "said",
-    "smallest",
-    "tune",
-]
+__all__ = ["STEPS", "Measured", "Tuned", "TuningError", "queries_by_default", "said", "smallest", "tune"]
 
 # Steps of about an eighth: finer ones would be told apart by noise alone.
-_STEPS = [
+STEPS = [
     *(2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 24, 28, 32, 36, 40, 48, 56, 64, 72, 80, 96, 112, 128, 144, 160),
     *(192, 224, 256, 288, 320, 384, 448, 512, 576, 640, 768, 896, EF_SEARCH_MAX),
 ]
@@ -213,7 +205,7 @@ class _Tuning:
         self.collection = collection
         self.k = k
         # A query's own row takes a place of its scan.
-        self.steps = [step for step in _STEPS if step > k] or [EF_SEARCH_MAX]
+        self.steps = [step for step in STEPS if step > k] or [EF_SEARCH_MAX]
         self._router = router
         self._queries = queries
         self._progress = progress

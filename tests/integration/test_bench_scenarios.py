@@ -61,7 +61,7 @@ def _shared(
 ) -> Iterator[World]:
     world: World = request.getfixturevalue("world")
     assert (len(dataset.base), shards) == (len(world.dataset.base), 2)
-    assert asked.keys() <= {"copied", "spread", "filled", "say", "k"}
+    assert asked.keys() <= {"copied", "spread", "filled", "display", "k"}
     world.flags.clear()
     with redis.Redis.from_url(world.cluster.redis_url) as client:
         client.flushall()
@@ -190,7 +190,8 @@ def test_load_tells_rows_and_index_apart(
 
 @pytest.mark.full
 def test_cache_tells_its_tiers_apart(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run, metrics = measured("cache", tmp_path, capsys, "--clients", "4", *ONCE)
+    # A cache is warmed for as long as it is measured, and on a busy machine a third of a second is too short.
+    run, metrics = measured("cache", tmp_path, capsys, "--clients", "4", "--seconds", "1", *ONCE)
     rows = {(row[1], row[2]): row for row in run.outcome.tables[0].rows}
     assert {tier for router, tier in rows if router == "no cache"} == {"bypass"}
     assert {tier for router, tier in rows if router == "L1"} == {"l1", "miss"}

@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterator
 
 import msgspec
-import numpy as np
 import psutil
 import pytest
 
@@ -41,8 +40,7 @@ def truth() -> Truth:
 
 
 def recall(truth: Truth, measured: Measured) -> float:
-    asked = np.frombuffer(measured.asked, np.int32).astype(np.int64)
-    return truth.recall(DATASET, asked, np.frombuffer(measured.answers, np.int64).reshape(-1, 10))
+    return truth.recall(DATASET, measured.asked, measured.answers)
 
 
 def run(spec: TargetSpec, load: Closed | Open | None = None) -> Measured:
@@ -56,11 +54,11 @@ async def ask(spec: TargetSpec) -> list[list[int]]:
 
 async def test_all_targets_find_the_same(world: World, router: Router, truth: Truth) -> None:
     expected = truth.ids[:10].tolist()
-    assert await ask(world.http(router, ef_search=400)) == expected
-    assert await ask(world.http(router, SINGLE, ef_search=400)) == expected
-    assert await ask(world.gather(ef_search=400)) == expected
-    assert await ask(world.gather(SINGLE, ef_search=400)) == expected
-    assert await ask(world.gather(ef_search=400, pooled=False)) == expected
+    assert await ask(world.http(router, ef_search=1000)) == expected
+    assert await ask(world.http(router, SINGLE, ef_search=1000)) == expected
+    assert await ask(world.gather(ef_search=1000)) == expected
+    assert await ask(world.gather(SINGLE, ef_search=1000)) == expected
+    assert await ask(world.gather(ef_search=1000, pooled=False)) == expected
 
 
 def test_a_measured_run_knows_its_recall_and_who_answered(world: World, router: Router, truth: Truth) -> None:
