@@ -19,7 +19,7 @@ from router.freshness.redis_link import RedisLink, exchange
 class Watched:
     """A link, and what it has told of itself: (on, why not, why no writes)."""
 
-    def __init__(self, url: str, *, budget: float = 1.0, pause: float = 0.02) -> None:
+    def __init__(self, url: str, *, budget: float = 10.0, pause: float = 0.02) -> None:
         self.told: list[tuple[bool, str | None, str | None]] = []
         self.seconds: list[float] = []
         self.link = RedisLink(
@@ -33,7 +33,7 @@ class Watched:
         )
 
     async def until(self, state: tuple[bool, str | None, str | None]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not self.told or self.told[-1] != state:
                 await asyncio.sleep(0.01)
 
@@ -52,7 +52,7 @@ async def test_a_redis_that_can_be_used_is_known_to_be_when_the_router_starts(cl
         await one.link.check()
         assert one.told[-1] == (True, None, None)
         await one.link.call(lambda client: client.get("x"), kind="read")
-        assert len(one.seconds) == 1 and 0 < one.seconds[0] < 1
+        assert len(one.seconds) == 1 and 0 < one.seconds[0] < 10
         assert not one.link.errors
 
 
@@ -76,7 +76,7 @@ async def test_a_redis_that_cannot_be_used_is_known_at_the_start_and_why(
 
 
 async def test_one_that_does_not_answer_is_off_and_on_again_with_its_cause(cluster: Cluster) -> None:
-    async with watched(cluster.redis_url, budget=0.1) as one:
+    async with watched(cluster.redis_url, budget=1.0) as one:
         await one.link.check()
         cluster.pause("redis")
         try:
@@ -89,7 +89,7 @@ async def test_one_that_does_not_answer_is_off_and_on_again_with_its_cause(clust
 
 
 async def test_commands_that_were_given_up_half_way_leave_no_reply_to_the_next(cluster: Cluster) -> None:
-    async with watched(cluster.redis_url, budget=0.1) as one:
+    async with watched(cluster.redis_url, budget=1.0) as one:
         await one.link.check()
         cluster.pause("redis")
         try:
@@ -150,16 +150,16 @@ async def far_away(address: tuple[str, int], seconds: float) -> AsyncIterator[in
 async def test_calls_at_once_do_not_have_to_open_connections_within_their_budget(cluster: Cluster) -> None:
     there = urlsplit(cluster.redis_url)
     assert there.hostname is not None and there.port is not None
-    async with far_away((there.hostname, there.port), 0.01) as port:
-        async with watched(f"redis://127.0.0.1:{port}/0", budget=0.08) as one:
+    async with far_away((there.hostname, there.port), 0.05) as port:
+        async with watched(f"redis://127.0.0.1:{port}/0", budget=0.4) as one:
             await one.link.check()
             answered = 0
-            for _ in range(20):
+            for _ in range(10):
                 calls = [one.link.call(lambda client: client.mget(["x"]), kind="read") for _ in range(4)]
                 answered += (await asyncio.gather(*calls)).count([None])
                 await asyncio.sleep(0.01)
             # All but for what this machine may be busy with; it was one in five.
-            assert answered > 40
+            assert answered > 20
 
 
 async def test_one_that_is_full_is_read_and_known_to_take_no_writes(cluster: Cluster) -> None:
