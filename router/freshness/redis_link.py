@@ -246,8 +246,8 @@ class RedisLink:
             if timer is not None:
                 timer.cancel()
             self._under_way -= 1
-            # redis-py sends by `asyncio.wait_for`, which up to Python 3.11 loses a cancellation that comes when
-            # all is sent. Whoever has cancelled this call waits for its task to end.
+            # redis-py sends by `asyncio.wait_for`, which up to Python 3.11 loses a cancellation that comes
+            # when all is sent. Whoever has cancelled this call waits for its task to end.
             if task.cancelling() > cancelled:
                 raise asyncio.CancelledError
 
