@@ -65,7 +65,7 @@ async def test_all_targets_find_the_same(world: World, router: Router, truth: Tr
 
 
 def test_a_measured_run_knows_its_recall_and_who_answered(world: World, router: Router, truth: Truth) -> None:
-    measured = run(world.http(router, ef_search=200))
+    measured = run(world.http(router, ef_search=400))
     assert measured.failed == 0 and measured.searches > 0
     assert set(measured.account) == {"bypass"}
     assert recall(truth, measured) > 0.99
@@ -75,10 +75,10 @@ def test_a_measured_run_knows_its_recall_and_who_answered(world: World, router: 
     together = {name: count for name, count in explained.items() if name.startswith("together ")}
     # Of every fifth search both shards.
     assert sum(together.values()) == 2 * (explained["bypass"] // 5)
-    assert recall(truth, run(world.gather(ef_search=200))) > 0.99
+    assert recall(truth, run(world.gather(ef_search=400))) > 0.99
     narrow = run(world.gather(ef_search=10))
     assert recall(truth, narrow) < recall(truth, measured)
-    steady = run(world.http(router, ef_search=200), Open(100, 1, 0.2, poisson=False))
+    steady = run(world.http(router, ef_search=400), Open(100, 1, 0.2, poisson=False))
     # Those that arrived, whenever they were answered.
     assert 10 < Latencies.decode(steady.latencies).count <= 102
 

@@ -256,7 +256,7 @@ async def test_maps_of_an_older_version_and_of_the_same_with_other_content_are_t
     assert await differences(pair, older) == [("s0", "older", text), ("s1", "older", text)]
     done = pgscatter("schema", "apply", "--map", older, check=False)
     assert (done.returncode, f"s0: it {text}" in done.stderr) == (1, True)
-    edited = changed(path, version=0, search={"ef_search": 77})
+    edited = changed(path, version=0, search={"timeout": "20s", "ef_search": 77})
     (first, second) = await differences(pair, edited)
     text = f"has another map of the same version {version}: docs.search.ef_search is 40 there and 77 here"
     assert first == ("s0", "content", text)
@@ -266,7 +266,7 @@ async def test_maps_of_an_older_version_and_of_the_same_with_other_content_are_t
 
 
 async def test_a_newer_map_is_served_before_it_is_applied_and_halfway(pair: Cluster, path: Path) -> None:
-    newer = changed(path, search={"ef_search": 77})
+    newer = changed(path, search={"timeout": "20s", "ef_search": 77})
     assert await differences(pair, newer) == []
     # An apply that ended between the shards.
     shard_map = load(newer)
