@@ -483,7 +483,7 @@ async def test_backends_that_an_operator_ends_cost_no_search(cluster: Cluster) -
                 )
 
         try:
-            for _ in range(30):
+            for _ in range(15):
                 ending = asyncio.create_task(end_backends())
                 while not ending.done():
                     searches = [w.search([float(i)] * 8, 20, cache=False) for i in range(4)]
