@@ -115,7 +115,7 @@ def test_several_workers_never_answer_from_before_a_write(
         # Connections that are closed after each request reach both workers.
         with httpx.Client(base_url=url, timeout=30, headers={"connection": "close"}) as client:
             tiers = set()
-            for number in range(60):
+            for number in range(30):
                 put(client, 1000, category=f"round {number}")
                 for _ in range(4):
                     found = search(client, k=1, include=["category"], filter={"id": 1000})
