@@ -34,6 +34,8 @@ for name in [name for name in os.environ if name.startswith(("PG", "PATRONI_"))]
     del os.environ[name]
 # Most tests stop routers that no load balancer knows.
 os.environ["PGSCATTER_DRAIN_DELAY"] = "0"
+# Beside other tests a server, or a router, may not run for seconds, which must change no answer.
+_PATIENCE = {"probe_timeout": 15, "connect_timeout": 15, "node_queue_wait": 15}
 # A file of keys that a group may write is refused.
 os.umask(0o022)
 
@@ -76,7 +78,7 @@ def serve(tmp_path_factory: pytest.TempPathFactory) -> Serve:
     @contextmanager
     def started(map_path: Path, **settings: object) -> Iterator[Served]:
         log = tmp_path_factory.mktemp("serve") / "log"
-        with serving(serve_arguments(map_path, **settings), log, ready=False) as router:
+        with serving(serve_arguments(map_path, **{**_PATIENCE, **settings}), log, ready=False) as router:
             url = Served(router.url)
             url.pid = router.pid
             yield url

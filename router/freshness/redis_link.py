@@ -211,6 +211,9 @@ class RedisLink:
             return None
         self._under_way += 1
         loop = asyncio.get_running_loop()
+        task = asyncio.current_task()
+        assert task is not None, "it is awaited"
+        cancelled = task.cancelling()
         timer: asyncio.TimerHandle | None = None
         try:
             async with asyncio.timeout(None) as limit:
@@ -243,6 +246,10 @@ class RedisLink:
             if timer is not None:
                 timer.cancel()
             self._under_way -= 1
+            # redis-py sends by `asyncio.wait_for`, which up to Python 3.11 loses a cancellation that comes
+            # when all is sent. Whoever has cancelled this call waits for its task to end.
+            if task.cancelling() > cancelled:
+                raise asyncio.CancelledError
 
     def _failed(self, error: BaseException) -> None:
         """It cannot be used until it has answered in the background."""
@@ -277,7 +284,8 @@ class RedisLink:
             self._writes(None)
 
     async def _recover(self) -> None:
-        while True:
+        # Not for ever: the cancellation by `close` may be lost, as in `call`.
+        while not self._closed:
             await asyncio.sleep(self.pause)
             try:
                 await self._try_again()

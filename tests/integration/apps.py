@@ -33,6 +33,7 @@ def collection(**changes: Any) -> dict[str, Any]:
         "content": "content",
         "metadata": "metadata",
         "columns": {"category": "text", "price": "float8"},
+        "search": {"timeout": "20s"},
         "sharding": {
             "strategy": "hash",
             "key": "id",

@@ -20,7 +20,7 @@ README = Path(__file__).parents[2] / "README.md"
 
 _FENCE = re.compile(r"(?:<!-- run: (\w+) -->\n)?^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 _DONE = "--example-is-done--"
-_COMMAND_SECONDS = 60.0
+_COMMAND_SECONDS = 120.0
 
 
 class Example(NamedTuple):

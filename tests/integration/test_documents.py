@@ -25,7 +25,7 @@ from router.settings import Settings
 from shard_config import model
 from shard_config.partition import locate
 from shard_config.values import ValueType
-from tests.integration.worlds import World, column, hits, world
+from tests.integration.worlds import World, column, hits, patient, until, world
 
 BY_CATEGORY = model.HashSharding(column("category", ValueType.TEXT), ("s0", "s1", "s2", "s3"))
 ID = column("id", ValueType.BIGINT)
@@ -92,7 +92,7 @@ async def on_every_primary(cluster: Cluster, query: str, *args: object) -> list[
     return values
 
 
-async def no_lock_is_held(cluster: Cluster, within: float = 2.0) -> None:
+async def no_lock_is_held(cluster: Cluster, within: float = 20.0) -> None:
     # Lock 1 serialises the tests' own CREATE EXTENSION.
     query = "SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT (classid = 0 AND objid = 1)"
     loop = asyncio.get_running_loop()
@@ -287,32 +287,26 @@ async def test_a_lock_that_a_frozen_router_holds_keeps_no_other_write_waiting(cl
         frozen = await asyncpg.connect(primary(cluster, home))
         try:
             await frozen.execute("SELECT pg_advisory_lock($1)", key)
-            loop = asyncio.get_running_loop()
             blocked = [
-                asyncio.create_task(upsert(w, w.document(1, ONES, category="c1"), within=4))
+                asyncio.create_task(upsert(w, w.document(1, ONES, category="c1"), within=60))
                 for _ in range(3 * w.topology.parts.settings.write_connections)
             ]
             await asyncio.sleep(0.5)
-            started = loop.time()
             outcomes = await asyncio.gather(
-                *(upsert(w, w.document(i, ONES, category=f"c{i}"), within=3) for i in others[:20])
+                *(upsert(w, w.document(i, ONES, category=f"c{i}"), within=30) for i in others[:20])
             )
             assert [outcome.stored for outcome in outcomes] == [1] * 20
-            assert (await w.router.delete(w.collection, others[:20], w.soon(3))).deleted == 20
-            assert not any(task.done() for task in blocked)
-            assert loop.time() - started < 3
+            assert (await w.router.delete(w.collection, others[:20], w.soon(30))).deleted == 20
             pid = await frozen.fetchval("SELECT pg_backend_pid()")
-            for outcome in await asyncio.gather(*blocked):
-                (failure,) = outcome.failures
-                assert failure.reason == "unavailable"
-                assert failure.message == (
-                    "other writers of these ids did not finish in time:"
-                    f" server process {pid} of client 127.0.0.1 of {home} holds their lock"
-                )
-            late = asyncio.create_task(upsert(w, w.document(1, ONES, category="c1")))
-            await asyncio.sleep(0.3)
+            (failure,) = (await upsert(w, w.document(1, ONES, category="c1"), within=3)).failures
+            assert failure.reason == "unavailable"
+            assert failure.message == (
+                "other writers of these ids did not finish in time:"
+                f" server process {pid} of client 127.0.0.1 of {home} holds their lock"
+            )
+            assert not any(task.done() for task in blocked)
             await frozen.execute("SELECT pg_advisory_unlock_all()")
-            assert (await late).stored == 1
+            assert [outcome.stored for outcome in await asyncio.gather(*blocked)] == [1] * len(blocked)
         finally:
             await frozen.close()
         await no_lock_is_held(cluster)
@@ -379,7 +373,7 @@ async def test_more_ids_than_postgresql_has_room_for_locks(cluster: Cluster) -> 
     async with world(cluster, sharding=BY_CATEGORY) as w:
         documents = [w.document(i, ONES, category=f"c{i % 50}") for i in range(9000)]
         outcomes = await asyncio.gather(
-            upsert(w, *documents[:6000], within=30), upsert(w, *documents[3000:], within=30)
+            upsert(w, *documents[:6000], within=60), upsert(w, *documents[3000:], within=60)
         )
         assert [outcome.stored for outcome in outcomes] == [6000, 6000]
         assert await count(w) == 9000
@@ -404,22 +398,21 @@ async def test_a_cancelled_upsert_neither_keeps_locks_nor_doubles_ids(cluster: C
         ids = [id_ for part in held for id_ in part or []]
         assert len(ids) == len(set(ids))
         await w.put(w.document(1000, ONES, category="c1"))
+        await until(lambda: not any(n.writes.in_flight or n.writes.waiting for n in w.topology.parts.nodes))
         for node in w.topology.parts.nodes:
-            assert node.writes.in_flight == node.writes.waiting == 0
             assert node.writes.connections <= w.topology.parts.settings.write_connections
     assert asyncio.all_tasks() == before
 
 
 async def test_an_id_whose_first_writer_timed_out_midway_is_not_stored_twice(cluster: Cluster) -> None:
-    settings = Settings(cancel_timeout=0.2)
-    async with world(cluster, settings, sharding=BY_CATEGORY) as w:
+    async with world(cluster, patient(cancel_timeout=0.2), sharding=BY_CATEGORY) as w:
         by_shard = categories(w)
         # SHARE lets the id be looked for, and holds up the INSERT.
         async with locked(primary(cluster, "s1"), w.collection.table, "SHARE"):
-            late = await upsert(w, w.document(1, ONES, category=by_shard["s1"]), within=1.0)
+            late = await upsert(w, w.document(1, ONES, category=by_shard["s1"]), within=2.5)
             assert [failure.reason for failure in late.failures] == ["unknown"]
             await asyncio.sleep(0.5)  # so much time that the router has let go of its sessions
-            other = asyncio.create_task(upsert(w, w.document(1, ONES, category=by_shard["s2"]), within=5))
+            other = asyncio.create_task(upsert(w, w.document(1, ONES, category=by_shard["s2"]), within=30))
             await asyncio.sleep(0.3)
         await other
         await asyncio.sleep(0.2)
@@ -437,14 +430,20 @@ async def test_a_write_that_runs_out_of_time_says_what_it_does_not_know(
         loop = asyncio.get_running_loop()
         async with locked(primary(cluster, "s2"), w.collection.table, "SHARE"):
             started = loop.time()
-            outcome = await upsert(w, *documents, within=0.4)
-            assert loop.time() - started < 0.8
+            outcome = await upsert(w, *documents, within=2.0)
+            assert loop.time() - started < 10
             failed = [shard for shard in outcome.shards if not shard.ok]
             assert [shard.shard for shard in failed] == ["s2"]
             assert {failure.reason for failure in outcome.failures} == {"unknown"}
             assert outcome.stored == 40 - len(outcome.failures)
             # Nothing was stored, as it happens: the statement has been cancelled.
-            await asyncio.sleep(0.2)
+            waiting = (
+                "SELECT count(*) FROM pg_stat_activity WHERE wait_event_type = 'Lock'"
+                f" AND query LIKE '%{w.collection.table.name}%'"
+            )
+            async with asyncio.timeout(20):
+                while any(await on_every_primary(cluster, waiting)):
+                    await asyncio.sleep(0.02)
             strong = await w.search(ONES, 50, exact=True, consistency=Consistency.STRONG)
             assert strong.answer.count == outcome.stored
         # Sending it again is safe.
@@ -453,13 +452,13 @@ async def test_a_write_that_runs_out_of_time_says_what_it_does_not_know(
 
 
 async def test_what_a_write_without_an_answer_did_is_left_open(cluster: Cluster) -> None:
-    async with world(cluster, Settings(write_timeout=0.4)) as w, w.over_http() as client:
+    async with world(cluster, patient(write_timeout=2.0)) as w, w.over_http() as client:
         ids = [i for i in range(40) if locate(w.collection.sharding, i) == "s2"]
         await w.put(*(w.document(i, ONES) for i in ids))
         async with locked(primary(cluster, "s2"), w.collection.table, "SHARE"):
-            deleted = await client.delete(f"/documents/{ids[0]}")
-            stored = await client.put(
-                "/documents", json={"documents": [{"id": i, "vector": ONES} for i in ids]}
+            body = {"documents": [{"id": i, "vector": ONES} for i in ids]}
+            deleted, stored = await asyncio.gather(
+                client.delete(f"/documents/{ids[0]}"), client.put("/documents", json=body)
             )
         assert (deleted.status_code, stored.status_code) == (503, 503)
         assert deleted.json()["detail"] == (
@@ -481,7 +480,7 @@ async def test_what_a_write_without_an_answer_did_is_left_open(cluster: Cluster)
 
 
 async def test_each_shard_has_its_own_outcome_when_a_primary_is_down(breakable: Cluster) -> None:
-    settings = Settings(probe_interval=0.1, probe_timeout=0.3, failover_wait=0.5)
+    settings = patient(probe_interval=0.1, failover_wait=0.5)
     async with world(breakable, settings) as w, AsyncRestart(breakable, "s1-a", w):
         await w.put(*(w.document(i, ONES) for i in range(20)))
         await asyncio.to_thread(breakable.kill, "s1-a")
@@ -494,7 +493,7 @@ async def test_each_shard_has_its_own_outcome_when_a_primary_is_down(breakable: 
             assert outcome.stored == shards["s0"].rows == len(on_s0)
             assert {failure.id for failure in outcome.failures} == set(range(40)) - set(on_s0)
             assert {failure.reason for failure in outcome.failures} <= {"unavailable", "unknown"}
-            await asyncio.sleep(0.5)
+            await until(lambda: states(w)["s1-a"] == "down")
         assert {failure.reason for failure in outcome.failures} == {"unavailable"}
         answer = await w.router.count(w.collection, None, w.soon())
         assert not answer.coverage.full
@@ -510,7 +509,7 @@ async def test_each_shard_has_its_own_outcome_when_a_primary_is_down(breakable: 
 async def test_ids_cannot_be_checked_while_a_primary_is_down_and_nothing_is_stored(
     breakable: Cluster,
 ) -> None:
-    settings = Settings(probe_interval=0.1, probe_timeout=0.3, failover_wait=0.5)
+    settings = patient(probe_interval=0.1, failover_wait=0.5)
     sharding = model.HashSharding(column("category", ValueType.TEXT), ("s0", "s1"))
     async with world(breakable, settings, sharding=sharding) as w, AsyncRestart(breakable, "s1-a", w):
         by_shard = categories(w)
@@ -519,8 +518,12 @@ async def test_ids_cannot_be_checked_while_a_primary_is_down_and_nothing_is_stor
             outcome = await upsert(w, w.document(1, ONES, category=by_shard["s0"]))
             assert outcome.stored == 0
             assert [failure.reason for failure in outcome.failures] == ["unavailable"]
-            await asyncio.sleep(0.4)
+            await until(lambda: states(w)["s1-a"] == "down")
         assert (await w.router.count(w.collection, None, w.soon())).count == 0
+
+
+def states(w: World) -> dict[str, str]:
+    return {node.name: node.state for node in w.router.nodes()}
 
 
 class AsyncRestart:
@@ -534,10 +537,7 @@ class AsyncRestart:
 
     async def __aexit__(self, *_: object) -> None:
         await asyncio.to_thread(self._cluster.start, self._node)
-        for _ in range(100):
-            if all(node.state == "up" for node in self._world.router.nodes()):
-                break
-            await asyncio.sleep(0.05)
+        await until(lambda: set(states(self._world).values()) == {"up"})
         assert hits(await self._world.search(np.ones(8), 1)) is not None
 
 

@@ -29,9 +29,10 @@ from router.topology import Parts, Topology
 from shard_config import ShardMap, load, model
 from shard_config.partition import locate
 from tests.integration.apps import collection, pgscatter, write_map
-from tests.integration.worlds import World, execute
+from tests.integration.worlds import World, execute, patient, until
 
-QUICK = Settings(probe_interval=0.1, failover_wait=0.5, recall_sample_rate=0.0)
+# Statistics would use connections that tests count.
+QUICK = patient(probe_interval=0.1, failover_wait=0.5, statistics_interval=0)
 ROWS = 40
 _readers = itertools.count()
 
@@ -85,8 +86,8 @@ def named(node: model.Node, name: str) -> model.Node:
 
 
 @contextlib.asynccontextmanager
-async def opened(cluster: Cluster, shard_map: ShardMap) -> AsyncIterator[World]:
-    topology = Topology(shard_map, Parts(shard_map, QUICK))
+async def opened(cluster: Cluster, shard_map: ShardMap, settings: Settings = QUICK) -> AsyncIterator[World]:
+    topology = Topology(shard_map, Parts(shard_map, settings))
     await topology.open()
     try:
         yield World(cluster, topology)
@@ -241,9 +242,7 @@ async def test_a_collection_that_was_never_applied_is_served_with_a_word_about_i
     async with opened(pair, load(newer)) as w:
         assert (w.router.disagreements(), w.router.unidentified()) == ([], ["s0", "s1"])
         pgscatter("schema", "apply", "--map", newer)
-        async with asyncio.timeout(5):
-            while w.router.unidentified():
-                await asyncio.sleep(0.02)
+        await until(lambda: not w.router.unidentified())
     for node in ("s0-a", "s1-a"):
         await execute(pair.node(node).dsn, f"DROP TABLE {table}")
 
@@ -257,7 +256,7 @@ async def test_maps_of_an_older_version_and_of_the_same_with_other_content_are_t
     assert await differences(pair, older) == [("s0", "older", text), ("s1", "older", text)]
     done = pgscatter("schema", "apply", "--map", older, check=False)
     assert (done.returncode, f"s0: it {text}" in done.stderr) == (1, True)
-    edited = changed(path, version=0, search={"ef_search": 77})
+    edited = changed(path, version=0, search={"timeout": "20s", "ef_search": 77})
     (first, second) = await differences(pair, edited)
     text = f"has another map of the same version {version}: docs.search.ef_search is 40 there and 77 here"
     assert first == ("s0", "content", text)
@@ -267,7 +266,7 @@ async def test_maps_of_an_older_version_and_of_the_same_with_other_content_are_t
 
 
 async def test_a_newer_map_is_served_before_it_is_applied_and_halfway(pair: Cluster, path: Path) -> None:
-    newer = changed(path, search={"ef_search": 77})
+    newer = changed(path, search={"timeout": "20s", "ef_search": 77})
     assert await differences(pair, newer) == []
     # An apply that ended between the shards.
     shard_map = load(newer)
@@ -333,7 +332,7 @@ async def test_a_node_of_another_shard_is_never_read(pair: Cluster, path: Path) 
     for node in (a, c):
         await execute(node.dsn, "TRUNCATE pgscatter.map")
     async with opened(pair, crossed) as w:
-        await until(w, "wrong", "foreign")
+        await until(lambda: states(w)["wrong"] == "foreign")
         assert w.router.unidentified() == ["s0", "s1"]
         assert (await w.router.count(w.collection, None, w.soon())).count == ROWS
 
@@ -374,7 +373,8 @@ async def test_a_placement_that_changes_under_a_router_stops_that_collection_alo
         tree["collections"]["other"]["sharding"] = hashed(swapped=True)
         both.write_text(yaml.safe_dump(tree, sort_keys=False))
         pgscatter("schema", "apply", "--map", both)
-        await asyncio.sleep(0.3)
+        said = {(shard, kind) for shard in ("s0", "s1") for kind in ("older", "placement")}
+        await until(lambda: {(shard, one.kind) for shard, one in w.router.disagreements()} == said)
         document = w.document(1, [0, 0, 0, 0])
         for refused in (
             w.router.upsert(other, [document], w.soon()),
@@ -395,9 +395,7 @@ async def test_a_placement_that_changes_under_a_router_stops_that_collection_alo
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "5")
             health = (await client.get("http://router/health")).json()
             assert health["status"] == "degraded"
-            assert {(one["shard"], one["kind"]) for one in health["disagreements"]} == {
-                (shard, kind) for shard in ("s0", "s1") for kind in ("older", "placement")
-            }
+            assert {(one["shard"], one["kind"]) for one in health["disagreements"]} == said
             metrics = (await client.get("http://router/metrics")).text
             assert 'pgscatter_shard_disagreements{shard="s0"} 2.0' in metrics
             assert 'pgscatter_node_state{node="s0-a",shard="s0",state="up"} 1.0' in metrics
@@ -428,8 +426,7 @@ async def test_a_shard_that_does_not_say_who_it_is_is_served_with_a_word_about_i
         assert all(node.system and node.holds_shard for node in w.router.nodes())
         for node in primaries:
             await execute(node.dsn, "REVOKE SELECT ON pgscatter.map FROM PUBLIC")
-        await asyncio.sleep(0.5)
-        assert w.router.unidentified() == ["s0", "s1"]
+        await until(lambda: w.router.unidentified() == ["s0", "s1"])
         compare(w.router, ServeConfig(str(path)))
         said = [record for record in caplog.records if record.message == "identity of shards unknown"]
         assert [record.__dict__["shards"] for record in said] == [["s0", "s1"]]
@@ -441,8 +438,7 @@ async def test_a_shard_that_does_not_say_who_it_is_is_served_with_a_word_about_i
         assert w.router.unidentified() == ["s0", "s1"]
         assert set(states(w).values()) == {"up"}
         pgscatter("schema", "apply", "--map", path)
-        await asyncio.sleep(0.5)
-        assert w.router.unidentified() == []
+        await until(lambda: w.router.unidentified() == [])
     # A role that may not create it says so, and does the rest.
     for node in primaries:
         await execute(node.dsn, f"DROP TABLE pgscatter.map; ALTER TABLE {table} OWNER TO {role}")
@@ -456,21 +452,20 @@ async def test_a_shard_that_does_not_say_who_it_is_is_served_with_a_word_about_i
 async def test_a_shard_whose_word_is_locked_or_cannot_be_understood_is_served(
     pair: Cluster, path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async with opened(pair, load(path)) as w:
+    async with opened(pair, load(path), msgspec.structs.replace(QUICK, probe_timeout=5.0)) as w:
         connection = await asyncpg.connect(pair.node("s0-a").dsn)
         async with connection.transaction():
             # Somebody drops it, and has not decided yet. It is locked on the replica as well.
             await connection.execute("LOCK TABLE pgscatter.map IN ACCESS EXCLUSIVE MODE")
-            await asyncio.sleep(2 * QUICK.probe_timeout)
+            # A probe that waited for it would have no answer in time.
+            locked = asyncio.get_running_loop().time()
+            await until(lambda: all(node.probed > locked for node in w.topology.parts.nodes))
             assert set(states(w).values()) == {"up"}
             assert w.router.unidentified() == []
         newest = "WHERE version = (SELECT max(version) FROM pgscatter.map)"
         spoilt = await connection.fetchval(f"SELECT holds::text FROM pgscatter.map {newest}")
         await connection.execute(f"UPDATE pgscatter.map SET holds = '[1]' {newest}")
-        await until(w, "s0-a", "up")
-        async with asyncio.timeout(5):
-            while w.router.unidentified() != ["s0"]:
-                await asyncio.sleep(0.02)
+        await until(lambda: w.router.unidentified() == ["s0"])
         assert set(states(w).values()) == {"up"}
         said = [record for record in caplog.records if record.message == "identity not understood"]
         assert {record.__dict__["node"] for record in said} <= {"s0-a", "s0-b"}
@@ -480,9 +475,7 @@ async def test_a_shard_whose_word_is_locked_or_cannot_be_understood_is_served(
         # The same version, and the same digest.
         moved = spoilt.replace('"0-1"', '"2-3"')
         await connection.execute(f"UPDATE pgscatter.map SET holds = $1 {newest}", moved)
-        async with asyncio.timeout(5):
-            while [point.kind for _, point in w.router.disagreements()] != ["placement"]:
-                await asyncio.sleep(0.02)
+        await until(lambda: [point.kind for _, point in w.router.disagreements()] == ["placement"])
         await connection.execute(f"UPDATE pgscatter.map SET holds = $1 {newest}", spoilt)
         await connection.close()
 
@@ -500,7 +493,7 @@ async def test_a_node_that_leads_to_another_database_of_its_server_is_never_read
         f"CREATE EXTENSION vector; CREATE TABLE {table} ({columns}, category text, price float8)",
     )
     async with opened(pair, replaced(shard_map, s0=(a, another(b)))) as w:
-        await until(w, "s0-b", "foreign")
+        await until(lambda: states(w)["s0-b"] == "foreign")
         for _ in range(20):
             answer = await w.router.count(w.collection, None, w.soon())
             assert (answer.count, answer.coverage.full) == (ROWS, True)
@@ -534,7 +527,8 @@ async def test_what_a_node_answers_that_was_found_to_be_foreign_meanwhile_does_n
     pair: Cluster, path: Path
 ) -> None:
     shard_map = load(path)
-    async with opened(pair, shard_map) as w:
+    # No probe says meanwhile that they are well.
+    async with opened(pair, shard_map, msgspec.structs.replace(QUICK, probe_interval=1000.0)) as w:
         table = w.collection.table
         (a, b) = (node for node in w.topology.parts.nodes if node.shard == "s0")
         b.observe(msgspec.structs.replace(b.state, health=Health.DOWN))
@@ -542,8 +536,7 @@ async def test_what_a_node_answers_that_was_found_to_be_foreign_meanwhile_does_n
         async with blocker.transaction():
             await blocker.execute(f"LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE")
             counting = asyncio.create_task(w.router.count(w.collection, None, w.soon()))
-            while not a.reads.in_flight:
-                await asyncio.sleep(0.01)
+            await until(lambda: a.reads.in_flight)
             a.observe(msgspec.structs.replace(a.state, health=Health.FOREIGN))
             b.observe(msgspec.structs.replace(b.state, health=Health.FOREIGN))
         await blocker.close()
@@ -552,9 +545,7 @@ async def test_what_a_node_answers_that_was_found_to_be_foreign_meanwhile_does_n
         (failure,) = answer.coverage.failures
         assert "the node is none of this shard" in failure.error
         # Nor is the connection used again.
-        async with asyncio.timeout(5):
-            while a.reads.in_flight:
-                await asyncio.sleep(0.01)
+        await until(lambda: not a.reads.in_flight)
         assert a.reads.connections == 0
 
 
@@ -719,9 +710,3 @@ async def test_a_check_knows_the_ends_of_ranges_and_that_a_null_key_has_no_place
     assert done.returncode == 1
     expected = [f"{shard}: docs: {line.format(table)}" for shard, line in wrong.items()]
     assert done.stderr.splitlines() == expected
-
-
-async def until(world: World, name: str, state: str, seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while states(world)[name] != state:
-            await asyncio.sleep(0.02)

@@ -57,7 +57,7 @@ async def test_a_map_that_disagrees_is_refused_once_however_many_workers_there_a
 
 
 async def test_a_worker_that_replaces_another_serves_what_the_others_serve(pair: Cluster, path: Path) -> None:
-    pgscatter("schema", "apply", "--map", changed(path, search={"ef_search": 77}))
+    pgscatter("schema", "apply", "--map", changed(path, search={"timeout": "20s", "ef_search": 77}))
     async with opened(pair, load(path)) as w:
         config = ServeConfig(str(path))
         with pytest.raises(StartRefusedError):
@@ -69,7 +69,7 @@ async def test_a_worker_that_replaces_another_serves_what_the_others_serve(pair:
 def test_workers_that_die_are_replaced_although_a_newer_map_was_applied(path: Path, tmp_path: Path) -> None:
     log = tmp_path / "log"
     with serving(serve_arguments(path, workers=2), log) as router:
-        pgscatter("schema", "apply", "--map", changed(path, search={"ef_search": 77}))
+        pgscatter("schema", "apply", "--map", changed(path, search={"timeout": "20s", "ef_search": 77}))
         for pid in _workers(log):
             os.kill(pid, signal.SIGKILL)
         # Nobody is left to answer but those that came after them.

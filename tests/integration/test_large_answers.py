@@ -14,10 +14,9 @@ from deploy.local import Cluster
 from router.query.errors import AnswerTooLargeError, OverloadedError, UnavailableError
 from router.query.sizes import layout_for
 from router.query.types import Found
-from router.settings import Settings
 from shard_config import model
 from shard_config.values import ValueType
-from tests.integration.worlds import Vectors, World, column, execute, hits, world
+from tests.integration.worlds import Vectors, World, column, execute, hits, patient, replayed, until, world
 
 DIMENSIONS = 600
 ROWS = 240
@@ -141,7 +140,7 @@ async def fill_plain(w: World) -> Vectors:
 
 
 async def test_an_answer_beyond_the_limit_is_refused_and_gives_its_memory_back(cluster: Cluster) -> None:
-    settings = Settings(max_answer_bytes=1_000_000, answer_memory_bytes=2_000_000)
+    settings = patient(max_answer_bytes=1_000_000, answer_memory_bytes=2_000_000)
     async with world(cluster, settings, vector=vector(), columns=COLUMNS) as w, w.over_http() as client:
         made = await fill(w)
         memory = w.topology.parts.memory
@@ -174,18 +173,18 @@ async def test_an_answer_beyond_the_limit_is_refused_and_gives_its_memory_back(c
 
 async def test_a_batch_that_holds_memory_does_not_wait_for_more(cluster: Cluster) -> None:
     """Two that did would wait for each other."""
-    settings = Settings(max_answer_bytes=8_000_000, answer_memory_bytes=8_000_000)
+    settings = patient(max_answer_bytes=8_000_000, answer_memory_bytes=8_000_000)
     async with world(cluster, settings, vector=vector(), columns=COLUMNS) as w, w.over_http() as client:
         made = await fill(w)
         large: dict[str, Any] = {"vector": made[0].tolist(), "k": ROWS, "include": ["vector"], "exact": True}
-        large |= {"cache": False, "timeout_ms": 30_000}
+        large |= {"cache": False, "timeout_ms": 60_000}
         size = len((await client.post("/search", json=large)).content)
         # Room for one and a half of them.
         memory = w.topology.parts.memory
         elsewhere = await memory.take(memory.most - size * 3 // 2, asyncio.get_running_loop().time())
         began = asyncio.get_running_loop().time()
         batch = await client.post("/search/batch", json={"searches": [large] * 2})
-        assert asyncio.get_running_loop().time() - began < 10.0
+        assert asyncio.get_running_loop().time() - began < 30.0
         results = batch.json()["results"]
         kinds = sorted(result["error"]["status"] if "error" in result else 200 for result in results)
         assert kinds == [200, 429]
@@ -193,7 +192,7 @@ async def test_a_batch_that_holds_memory_does_not_wait_for_more(cluster: Cluster
 
 
 async def test_texts_of_any_length_are_bounded_before_they_are_read(cluster: Cluster) -> None:
-    settings = Settings(max_answer_bytes=8 << 20, answer_memory_bytes=16 << 20)
+    settings = patient(max_answer_bytes=8 << 20, answer_memory_bytes=16 << 20)
     async with world(cluster, settings, vector=vector(), columns=COLUMNS) as w, w.over_http() as client:
         made = vectors(model.VectorType.VECTOR)
         # 3 MB each that PostgreSQL compresses to 40 kB, so that the table does not show what they take.
@@ -223,7 +222,7 @@ async def test_texts_of_any_length_are_bounded_before_they_are_read(cluster: Clu
 
 
 async def test_a_large_answer_waits_for_memory_and_no_longer_than_it_has_time(cluster: Cluster) -> None:
-    settings = Settings(max_answer_bytes=4 << 20, answer_memory_bytes=4 << 20)
+    settings = patient(max_answer_bytes=4 << 20, answer_memory_bytes=4 << 20)
     async with world(cluster, settings, vector=vector(), columns=COLUMNS) as w:
         made = await fill(w)
 
@@ -235,7 +234,7 @@ async def test_a_large_answer_waits_for_memory_and_no_longer_than_it_has_time(cl
         second = await one(1)
         assert w.topology.parts.memory.used > 3 << 20
         with pytest.raises(OverloadedError, match="--answer-memory-bytes"):
-            await one(2, within=0.5)
+            await one(2, within=2.0)
         waiting = asyncio.create_task(one(3))
         await asyncio.sleep(0.3)
         assert not waiting.done()
@@ -243,8 +242,7 @@ async def test_a_large_answer_waits_for_memory_and_no_longer_than_it_has_time(cl
         third = await waiting
         assert third.answer.count == second.answer.count == ROWS
         del second, third, waiting
-        await asyncio.sleep(0)  # whose step holds the task that woke it
-        assert w.topology.parts.memory.used == 0
+        await until(lambda: w.topology.parts.memory.used == 0)
 
 
 async def test_rows_that_change_between_ranking_and_reading_are_ranked_anew(cluster: Cluster) -> None:
@@ -260,7 +258,7 @@ async def test_rows_that_change_between_ranking_and_reading_are_ranked_anew(clus
             if len(deleted) < most:
                 deleted.append(gone[len(deleted)])
                 await w.on_primaries(f"DELETE FROM {w.collection.table} WHERE id = {deleted[-1]}")
-                await asyncio.sleep(0.5)  # so that replicas have it, too
+                await replayed(cluster)
             return await read(*args)
 
         columns._by_id = after_a_delete
@@ -285,7 +283,7 @@ async def test_a_shard_that_fails_in_between_is_reported(cluster: Cluster) -> No
                 broken = True
                 dsn = next(n.dsn for n in cluster.nodes if n.shard == "s1" and n.role == "primary")
                 await execute(dsn, f"ALTER TABLE {w.collection.table} RENAME COLUMN content TO gone")
-                await asyncio.sleep(0.5)
+                await replayed(cluster)
             return await read(statement, query, *args)
 
         columns._by_id = without_the_table

@@ -12,13 +12,12 @@ from deploy.local import Cluster
 from router.query.ranked import RankedAnswer
 from router.query.types import SearchQuery
 from router.recall.live import LiveRecall, Sampled
-from router.settings import Settings
 from router.stages.stage import Stage
 from tests.integration.test_search import gaussian, indexed
-from tests.integration.worlds import Vectors, World, world
+from tests.integration.worlds import Vectors, World, patient, world
 
 D = 64  # enough that neighbours are hard to find
-ALWAYS = Settings(recall_sample_rate=1.0, recall_budget=1000.0)
+ALWAYS = patient(recall_sample_rate=1.0, recall_budget=1000.0)
 
 
 async def settled(recall: LiveRecall, count: int) -> None:
@@ -79,7 +78,7 @@ async def test_a_write_in_between_drops_the_sample(cluster: Cluster) -> None:
 
 
 async def test_a_rate_of_zero_measures_nothing(cluster: Cluster) -> None:
-    async with world(cluster, Settings(recall_sample_rate=0.0)) as w:
+    async with world(cluster, patient()) as w:
         await w.search(np.zeros(8), 3)
         assert "0 waiting" in repr(w.topology.parts.recall)
         assert w.topology.parts.recall._task is None

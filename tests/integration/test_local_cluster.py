@@ -76,7 +76,7 @@ def ran(command: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd="/", timeout=60)
 
 
-def eventually(true: Any, seconds: float = 10.0) -> bool:
+def eventually(true: Any, seconds: float = 30.0) -> bool:
     return processes.until(true, seconds)
 
 
@@ -148,7 +148,7 @@ def test_killed_stopped_and_frozen_servers_come_back(directory: Path) -> None:
     cluster.pause("s0-b")
     started = time.monotonic()
     cluster.down()
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 30
     assert servers_of(directory) == []
     unknown = pgscatter("cluster", "kill", "s9-a", "--dir", directory, check=False)
     assert unknown.returncode == 1

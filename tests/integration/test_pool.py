@@ -11,9 +11,8 @@ from deploy.local import Cluster
 from router.postgres.connection import Connection, NodeError, open_connection
 from router.postgres.pool import Pool
 from router.query.types import Found
-from router.settings import Settings
 from tests.integration.test_search import primary
-from tests.integration.worlds import execute, world
+from tests.integration.worlds import execute, patient, until, world
 
 
 async def pool_of(
@@ -24,7 +23,7 @@ async def pool_of(
     opened: list[Connection] = []
 
     async def connect() -> Connection:
-        connection = await open_connection(dsn, connect_timeout=5, statement_timeout=5)
+        connection = await open_connection(dsn, connect_timeout=20, statement_timeout=20)
         opened.append(connection)
         return connection
 
@@ -45,7 +44,7 @@ async def test_a_connection_that_its_caller_left_is_opened_for_the_next(cluster:
     with pytest.raises(asyncio.CancelledError):
         await caller
     assert (pool.in_flight, pool.mending) == (1, 1)  # its place is taken until it is open
-    await asyncio.wait_for(freed.wait(), 5)
+    await asyncio.wait_for(freed.wait(), 20)
     assert (pool.in_flight, pool.mending, pool.connections) == (0, 0, 1)
     assert await one(pool) == 1
     assert len(opened) == 1
@@ -98,15 +97,14 @@ async def test_an_opening_that_fails_gives_its_place_back() -> None:
             caller.cancel()
         outcome = (await asyncio.gather(caller, return_exceptions=True))[0]
         assert isinstance(outcome, asyncio.CancelledError if leave else NodeError)
-    while pool.mending:
-        await asyncio.sleep(0.01)
+    await until(lambda: not pool.mending)
     assert (pool.in_flight, pool.connections) == (0, 0)
     await pool.close()
 
 
 async def test_a_node_that_is_given_up_keeps_no_place(cluster: Cluster) -> None:
     """Whatever its searches are at, and whoever leaves in the same turn of the event loop."""
-    async with world(cluster, Settings(node_connections=2)) as w:
+    async with world(cluster, patient(node_connections=2)) as w:
         await w.put(w.document(1, [0.0] * 8))
         node = w.topology.parts.nodes[0]
         for turns in range(120):
@@ -120,7 +118,5 @@ async def test_a_node_that_is_given_up_keeps_no_place(cluster: Cluster) -> None:
             node.abandon()
             *_, last = await asyncio.gather(*searches, return_exceptions=True)
             assert isinstance(last, Found) and last.answer.coverage.full, (turns, last)
-        async with asyncio.timeout(5):
-            while node.reads.in_flight or node.reads.mending:
-                await asyncio.sleep(0.01)
+        await until(lambda: not node.reads.in_flight and not node.reads.mending)
         assert node.reads.connections <= 2

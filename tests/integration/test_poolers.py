@@ -29,7 +29,7 @@ from router.settings import Settings
 from router.terminal import Display
 from shard_config import model
 from tests.integration.test_session_settings import all_that_a_router_does, in_database, primary
-from tests.integration.worlds import World, execute, shard_map, world
+from tests.integration.worlds import World, execute, patient, shard_map, until, world
 from tests.poolers import POOLERS, Pooler, stand_in
 
 SHARING: dict[str, dict[str, Any]] = {
@@ -48,13 +48,16 @@ def pair() -> Iterator[Cluster]:
 
 async def checked(dsn: str, **options: Any) -> Connection:
     """As the prober connects."""
-    return await open_connection(dsn, connect_timeout=2, statement_timeout=7, check_pooler=True, **options)
+    usual: dict[str, Any] = {"connect_timeout": 20, "statement_timeout": 7, "check_pooler": True}
+    return await open_connection(dsn, **{**usual, **options})
 
 
 async def busy(pooler: Pooler, count: int) -> None:
     """Have the pooler open `count` servers, and give all back."""
     others = [await asyncpg.connect(pooler.dsn, statement_cache_size=0) for _ in range(count)]
-    await asyncio.gather(*(other.execute("SELECT pg_sleep(0.05)") for other in others))
+    for statement in ("BEGIN", "COMMIT"):
+        for other in others:
+            await other.execute(statement)
     for other in others:
         other.terminate()
 
@@ -142,8 +145,9 @@ async def test_a_router_and_commands_name_the_pooler_that_shares_processes(
 ) -> None:
     async with pooled(pair, name, "transaction") as cluster:
         async with routed(cluster) as w, w.over_http() as client:
-            for node in w.router.nodes():
-                assert (node.state, node.reason) == ("down", SHARED)
+            await until(
+                lambda: {(node.state, node.reason) for node in w.router.nodes()} == {("down", SHARED)}
+            )
             answer = await client.post("/search", json={"vector": [1.0] * 8})
             assert (answer.status_code, answer.json()["type"]) == (500, "urn:pgscatter:problem:misconfigured")
         shards = shard_map(cluster)
@@ -170,7 +174,7 @@ async def routed(cluster: Cluster) -> AsyncIterator[World]:
     from router.topology import Parts, Topology
 
     shards = shard_map(cluster)
-    topology = Topology(shards, Parts(shards, Settings(recall_sample_rate=0.0)))
+    topology = Topology(shards, Parts(shards, patient()))
     await topology.open()
     try:
         yield World(cluster, topology)
@@ -216,7 +220,7 @@ async def test_a_cancelled_search_ends_on_the_server_behind_a_pooler(pair: Clust
             with pytest.raises(TimeoutError):
                 async with asyncio.timeout(0.2):
                     await connection.execute("SELECT pg_sleep(60)")
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(20):
                 assert await connection.fetchval("SELECT 1") == 1
             assert connection.process == await connection.fetchval("SELECT pg_backend_pid()")
             assert connection.process != connection.get_server_pid()
@@ -260,7 +264,7 @@ async def test_what_a_client_before_has_left_in_a_session_is_gone(pair: Cluster,
 async def test_a_pooler_without_a_second_session_says_which_limit_to_raise(pair: Cluster) -> None:
     async with stand_in(primary(pair), "session", size=1) as pooler:
         with pytest.raises(NodeError, match="gave no second session in time: its pool_size") as caught:
-            await checked(pooler.dsn)
+            await checked(pooler.dsn, connect_timeout=2)
         assert caught.value.kind is ErrorKind.TRANSIENT
 
 
@@ -314,7 +318,7 @@ async def test_a_pooler_that_begins_to_share_processes_takes_the_node_down(pair:
         ]
         async with world(cast(Cluster, _Nodes(nodes))) as w:
             await w.put(w.document(1, [1.0] * 8))
-            assert [node.state for node in w.router.nodes()] == ["up", "up"]
+            await until(lambda: [node.state for node in w.router.nodes()] == ["up", "up"])
             for pooler in poolers:
                 pooler.mode = "transaction"
             async with asyncio.timeout(30):

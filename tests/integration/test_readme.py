@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +12,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from deploy.local.servers import free_ports
 from tests.integration.readme import README, Example, examples, fences, matches, shell
 
 ROOT = README.parent
@@ -37,13 +37,6 @@ def play(folder: Path, group: list[Example], port: int) -> None:
                 assert shown, f"$ {command}\n{output}\nlacks: {expected}"
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
 def test_every_block_is_run_or_known_to_be_true() -> None:
     for group, language, text in fences():
         if language == "console":
@@ -66,7 +59,7 @@ def test_every_link_leads_somewhere() -> None:
 @needs_curl
 def test_your_own_data_go_in_and_are_found(tmp_path: Path) -> None:
     try:
-        play(tmp_path, examples("own"), free_port())
+        play(tmp_path, examples("own"), free_ports(1)[0])
     finally:
         down = [sys.executable, "-m", "router.cli", "cluster", "down", "--dir", str(tmp_path / "data")]
         subprocess.run(down, capture_output=True, timeout=60)

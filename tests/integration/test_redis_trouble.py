@@ -19,7 +19,7 @@ from router.freshness.redis_link import RedisLink, exchange
 class Watched:
     """A link, and what it has told of itself: (on, why not, why no writes)."""
 
-    def __init__(self, url: str, *, budget: float = 1.0, pause: float = 0.02) -> None:
+    def __init__(self, url: str, *, budget: float = 10.0, pause: float = 0.02) -> None:
         self.told: list[tuple[bool, str | None, str | None]] = []
         self.seconds: list[float] = []
         self.link = RedisLink(
@@ -33,7 +33,7 @@ class Watched:
         )
 
     async def until(self, state: tuple[bool, str | None, str | None]) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not self.told or self.told[-1] != state:
                 await asyncio.sleep(0.01)
 
@@ -52,7 +52,7 @@ async def test_a_redis_that_can_be_used_is_known_to_be_when_the_router_starts(cl
         await one.link.check()
         assert one.told[-1] == (True, None, None)
         await one.link.call(lambda client: client.get("x"), kind="read")
-        assert len(one.seconds) == 1 and 0 < one.seconds[0] < 1
+        assert len(one.seconds) == 1 and 0 < one.seconds[0] < 10
         assert not one.link.errors
 
 
@@ -76,7 +76,7 @@ async def test_a_redis_that_cannot_be_used_is_known_at_the_start_and_why(
 
 
 async def test_one_that_does_not_answer_is_off_and_on_again_with_its_cause(cluster: Cluster) -> None:
-    async with watched(cluster.redis_url, budget=0.1) as one:
+    async with watched(cluster.redis_url, budget=1.0) as one:
         await one.link.check()
         cluster.pause("redis")
         try:
@@ -89,7 +89,7 @@ async def test_one_that_does_not_answer_is_off_and_on_again_with_its_cause(clust
 
 
 async def test_commands_that_were_given_up_half_way_leave_no_reply_to_the_next(cluster: Cluster) -> None:
-    async with watched(cluster.redis_url, budget=0.1) as one:
+    async with watched(cluster.redis_url, budget=1.0) as one:
         await one.link.check()
         cluster.pause("redis")
         try:
@@ -126,9 +126,10 @@ async def test_a_command_whose_caller_has_left_leaves_no_reply_to_the_next(clust
 
 
 @asynccontextmanager
-async def far_away(address: tuple[str, int], seconds: float) -> AsyncIterator[int]:
-    """The port of a proxy that passes everything on so much later, in both directions."""
+async def far_away(address: tuple[str, int], seconds: float) -> AsyncIterator[tuple[int, list[object]]]:
+    """The port of a proxy that passes everything on so much later, in both directions, and who has come."""
     loop = asyncio.get_running_loop()
+    came: list[object] = []
 
     async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while data := await reader.read(65536):
@@ -136,12 +137,13 @@ async def far_away(address: tuple[str, int], seconds: float) -> AsyncIterator[in
         loop.call_later(seconds, writer.close)
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        came.append(writer)
         there, back = await asyncio.open_connection(*address)
         await asyncio.gather(pump(reader, back), pump(there, writer), return_exceptions=True)
 
     server = await asyncio.start_server(serve, "127.0.0.1", 0)
     try:
-        yield server.sockets[0].getsockname()[1]
+        yield server.sockets[0].getsockname()[1], came
     finally:
         server.close()
         await asyncio.sleep(3 * seconds)
@@ -150,16 +152,14 @@ async def far_away(address: tuple[str, int], seconds: float) -> AsyncIterator[in
 async def test_calls_at_once_do_not_have_to_open_connections_within_their_budget(cluster: Cluster) -> None:
     there = urlsplit(cluster.redis_url)
     assert there.hostname is not None and there.port is not None
-    async with far_away((there.hostname, there.port), 0.01) as port:
-        async with watched(f"redis://127.0.0.1:{port}/0", budget=0.08) as one:
+    async with far_away((there.hostname, there.port), 0.01) as (port, came):
+        async with watched(f"redis://127.0.0.1:{port}/0") as one:
             await one.link.check()
-            answered = 0
-            for _ in range(20):
+            opened = len(came)
+            for _ in range(5):
                 calls = [one.link.call(lambda client: client.mget(["x"]), kind="read") for _ in range(4)]
-                answered += (await asyncio.gather(*calls)).count([None])
-                await asyncio.sleep(0.01)
-            # All but for what this machine may be busy with; it was one in five.
-            assert answered > 40
+                assert await asyncio.gather(*calls) == [[None]] * 4
+            assert len(came) == opened
 
 
 async def test_one_that_is_full_is_read_and_known_to_take_no_writes(cluster: Cluster) -> None:
@@ -220,6 +220,40 @@ async def test_a_user_without_rights_is_told_apart_by_what_is_missing(cluster: C
                 assert looker.told[-1] == (False, "permission", "permission")
         finally:
             await acl("ACL", "DELUSER", "looker", "blind")
+
+
+async def test_a_call_that_is_cancelled_ends_so_whatever_it_is_at(cluster: Cluster) -> None:
+    async with watched(cluster.redis_url) as one:
+        await one.link.check()
+        for turns in range(40):
+            call = asyncio.create_task(one.link.call(lambda client: client.get("x"), kind="read"))
+            for _ in range(turns):
+                await asyncio.sleep(0)
+            cancelled = call.cancel()
+            await asyncio.wait({call}, timeout=20)
+            assert call.cancelled() is cancelled, turns
+
+
+async def test_a_link_is_closed_whatever_its_recovery_is_at(cluster: Cluster) -> None:
+    """Up to Python 3.11 a cancellation that comes as a command has just been sent is lost in redis-py."""
+    host = urlsplit(cluster.redis_url).netloc.rpartition("@")[2]
+    async with watched(cluster.redis_url) as admin:
+        acl = admin.link.client.execute_command
+        await acl("ACL", "SETUSER", "blind", "on", ">x", "~pgscatter:*", "+ping", "+set")
+        try:
+            for turns in range(60):
+                async with watched(f"redis://blind:x@{host}/0") as one:
+                    await one.link.check()
+                    recovery = one.link._recovery
+                    assert recovery is not None
+                    await asyncio.sleep(one.link.pause)
+                    for _ in range(turns):
+                        await asyncio.sleep(0)
+                    async with asyncio.timeout(20):
+                        await one.link.close()
+                    assert recovery.done()
+        finally:
+            await acl("ACL", "DELUSER", "blind")
 
 
 async def test_a_script_that_fails_says_nothing_of_other_writes(cluster: Cluster) -> None:

@@ -20,11 +20,10 @@ from router.bulk.errors import LoadError
 from router.bulk.load import Options, load
 from router.documents.types import UpsertOutcome
 from router.schema.apply import apply
-from router.settings import Settings
 from router.terminal import Display
 from shard_config import model
 from shard_config.values import ValueType
-from tests.integration.worlds import World, column, execute, shard_map, world
+from tests.integration.worlds import World, column, execute, patient, shard_map, world
 
 ID, CATEGORY = column("id", ValueType.BIGINT), column("category", ValueType.TEXT)
 SHARDINGS = [model.HashSharding(ID, ("s0",)), model.HashSharding(CATEGORY, ("s0",))]
@@ -307,7 +306,7 @@ async def test_an_extension_that_is_missing_is_no_503_on_a_new_router_either(sin
     from router.topology import Parts, Topology
 
     shards = shard_map(cast(Cluster, bare), sharding=SHARDINGS[0])
-    topology = Topology(shards, Parts(shards, Settings(recall_sample_rate=0.0)))
+    topology = Topology(shards, Parts(shards, patient()))
     await topology.open()
     try:
         async with World(cast(Cluster, bare), topology).over_http() as client:

@@ -16,6 +16,7 @@ from router.schema.findings import shard_findings
 from shard_config.file import codec
 from tests.integration.apps import applied_map, collection, pgscatter
 from tests.integration.test_rights import as_role
+from tests.integration.worlds import replayed
 
 FINE = [f"s{i}: as the map says, on 2 nodes" for i in range(4)]
 INDEXED = {"columns": {"category": {"type": "text", "index": True}, "price": "float8"}}
@@ -83,7 +84,7 @@ async def test_what_was_changed_on_one_shard_is_found_on_its_primary_and_its_rep
     path = applied_map(cluster, tmp_path, fine=collection(), **entries)
     for name, (statement, _) in CHANGED.items():
         await on(cluster, "s2-a", statement.format(table=entries[name]["table"]))
-    await caught_up(cluster)
+    await replayed(cluster)
     status, lines, errors = check(path)
     assert status == 1
     for name, (_, says) in CHANGED.items():
@@ -119,7 +120,7 @@ async def test_what_the_map_leaves_open_is_compared_between_shards_and_collation
     try:
         for one, where in versions:
             await on(cluster, "s2-a", f"UPDATE {one} = 'old.' || {one.split()[-1]} WHERE {where}")
-        await caught_up(cluster)
+        await replayed(cluster)
         status, _, errors = check(path)
     finally:
         for one, where in versions:
@@ -175,20 +176,6 @@ async def test_an_index_that_is_being_rebuilt_is_not_left_over_whoever_looks(
         await on(cluster, "s2-a", "DROP OWNED BY onlooker; DROP ROLE onlooker")
 
 
-async def caught_up(cluster: Cluster) -> None:
-    """Until the replica of s2 knows what its primary does."""
-    primary = await asyncpg.connect(cluster.node("s2-a").dsn, timeout=10)
-    replica = await asyncpg.connect(cluster.node("s2-b").dsn, timeout=10)
-    try:
-        written = await primary.fetchval("SELECT pg_current_wal_flush_lsn()")
-        waited = "SELECT pg_last_wal_replay_lsn() >= $1::pg_lsn"
-        while not await replica.fetchval(waited, written):
-            pass
-    finally:
-        await primary.close()
-        await replica.close()
-
-
 async def test_json_has_nodes_and_findings_and_a_node_that_is_away_is_one(
     cluster: Cluster, applied: tuple[Path, str]
 ) -> None:
@@ -201,6 +188,7 @@ async def test_json_has_nodes_and_findings_and_a_node_that_is_away_is_one(
 
     path.write_text(path.read_text().replace(cluster.node("s1-b").dsn, SILENT))
     await on(cluster, "s3-a", f"DROP TABLE {table}")
+    await replayed(cluster)
     status, (*lines,), errors = check(path, "--json")
     told = json.loads("\n".join(lines))
     assert (status, told["ok"]) == (1, False)
@@ -239,11 +227,13 @@ async def test_a_role_without_rights_is_told_which_and_a_lock_is_not_waited_for_
         # The replica hears of the lock a little later.
         (said,) = [line for line in errors if "locked" in line]
         assert said.removesuffix(" (on s0-a)") == f"s0: warning: docs: {locked}"
+        await replayed(cluster)
         status, _, errors = check(path)
         assert status == 1
         assert f"s0: error: docs: the role lacks a right: GRANT SELECT ON {table} TO checker" in errors
         for shard in range(4):
             await on(cluster, f"s{shard}-a", "GRANT SELECT ON ALL TABLES IN SCHEMA public TO checker")
+        await replayed(cluster)
         status, lines, errors = check(path)
         assert (status, errors) == (0, [])
         assert "s0: note: docs: role checker may read, but not write" in lines

@@ -7,11 +7,9 @@ import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
-import asyncpg
 import httpx
 import msgspec
 import pytest
@@ -28,32 +26,15 @@ from router.topology import Parts, Topology
 from shard_config import load, model
 from tests.conftest import Serve
 from tests.integration.apps import applied_map, collection, pgscatter, write_map
-from tests.integration.worlds import World, execute, hits, shard_map, world
+from tests.integration.worlds import World, execute, hits, patient, replayed, shard_map, until, world
 
 SHARDS = ("s0", "s1", "s2", "s3")
-
-
-async def until(true: Callable[[], bool], seconds: float = 10.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not true():
-            await asyncio.sleep(0.02)
 
 
 async def on_s1(w: World, statement: str) -> None:
     """On the primary, and awaited on the replica, which would answer as before for a moment."""
     await execute(w.cluster.node("s1-a").dsn, statement.format(table=w.collection.table))
-    async with asyncio.timeout(10):
-        written = await position(w.cluster.node("s1-a").dsn, "pg_current_wal_flush_lsn()")
-        while await position(w.cluster.node("s1-b").dsn, "pg_last_wal_replay_lsn()") < written:
-            await asyncio.sleep(0.01)
-
-
-async def position(dsn: str, function: str) -> int:
-    connection = await asyncpg.connect(dsn)
-    try:
-        return int(await connection.fetchval(f"SELECT ({function} - '0/0')::bigint"))
-    finally:
-        await connection.close()
+    await replayed(w.cluster)
 
 
 def failed(found: Found) -> list[str]:
@@ -74,13 +55,13 @@ async def test_a_shard_whose_searches_fail_is_not_ready_until_it_is_mended(
     cluster: Cluster, caplog: pytest.LogCaptureFixture, change: str
 ) -> None:
     """The interval is too long to matter: it is the failing search that has the shard looked at."""
-    async with world(cluster, Settings(schema_check_interval=1000.0)) as w:
+    async with world(cluster, patient(schema_check_interval=1000.0)) as w:
         await w.put(*(w.document(i, [float(i)] * 8) for i in range(30)))
         assert w.router.ready() == (True, dict.fromkeys(SHARDS, True))
         done, undone = ALTERED[change]
         await on_s1(w, f"ALTER TABLE {{table}} {done}")
         assert failed(await w.search([1.0] * 8)) == ["s1"]
-        await until(lambda: not w.router.ready()[1]["s1"], 3.0)
+        await until(lambda: not w.router.ready()[1]["s1"])
         assert w.router.ready() == (True, dict.fromkeys(SHARDS, True) | {"s1": False})
         state = w.router.schema()
         assert {name: set(shards) for name, shards in state.unsearchable.items()} == {"docs": {"s1"}}
@@ -99,7 +80,7 @@ async def test_vectors_of_another_type_on_one_shard_are_shown_as_they_are(
     cluster: Cluster, type_: str
 ) -> None:
     """Their bytes mean something else: they would be read as other vectors, or not at all."""
-    async with world(cluster, Settings(schema_check_interval=0.0)) as w:
+    async with world(cluster, patient(schema_check_interval=0.0)) as w:
         await w.put(*(w.document(i, [float(i), *[1.0] * 7]) for i in range(30)))
         await on_s1(w, f"ALTER TABLE {{table}} ALTER COLUMN embedding TYPE {type_} USING embedding::{type_}")
         for exact in (False, True):
@@ -113,12 +94,12 @@ async def test_vectors_of_another_type_on_one_shard_are_shown_as_they_are(
 
 
 async def test_a_write_that_the_table_refuses_for_good_has_the_shard_looked_at(cluster: Cluster) -> None:
-    async with world(cluster, Settings(schema_check_interval=1000.0)) as w:
+    async with world(cluster, patient(schema_check_interval=1000.0)) as w:
         await on_s1(w, "ALTER TABLE {table} DROP COLUMN price")
         assert not w.router.schema().wrong
         documents = [w.document(i, [float(i)] * 8, price=1.0) for i in range(30)]
         await w.router.upsert(w.collection, documents, w.soon())
-        await until(lambda: w.router.schema().wrong, 3.0)
+        await until(lambda: w.router.schema().wrong)
         (finding,) = [one for one in w.router.schema().findings if one.severity is Severity.ERROR]
         assert (finding.shard, finding.message.split(";")[0]) == ("s1", "column price is missing")
         # Searches do without it.
@@ -139,7 +120,7 @@ async def test_a_worker_looks_where_another_has_found_a_change(cluster: Cluster,
     shard_map, shared = load(path), tmp_path / "shared"
     create(shared, shard_map)
     topology = Topology(
-        shard_map, Parts(shard_map, Settings(schema_check_interval=1000.0), shared_path=shared)
+        shard_map, Parts(shard_map, patient(schema_check_interval=1000.0), shared_path=shared)
     )
     await topology.open()
     try:
@@ -149,7 +130,7 @@ async def test_a_worker_looks_where_another_has_found_a_change(cluster: Cluster,
             subprocess.run, [sys.executable, "-c", OTHER_WORKER, str(path), str(shared)], check=True
         )
         # Nobody has searched here.
-        await until(lambda: topology.snapshot.schema().wrong, 15.0)
+        await until(lambda: topology.snapshot.schema().wrong)
         assert not topology.snapshot.ready()[1]["s1"]
     finally:
         await topology.close()
@@ -172,7 +153,7 @@ async def test_a_node_without_the_extension_is_looked_at_over_a_connection_of_it
 
 
 async def test_an_interval_of_zero_looks_at_nothing(cluster: Cluster) -> None:
-    async with world(cluster, Settings(schema_check_interval=0.0)) as w:
+    async with world(cluster, patient(schema_check_interval=0.0)) as w:
         await on_s1(w, "ALTER TABLE {table} RENAME COLUMN embedding TO vector")
         assert failed(await w.search([1.0] * 8)) == ["s1"]
         await asyncio.sleep(0.1)
@@ -185,29 +166,33 @@ def test_serve_starts_without_tables_and_says_so_until_they_are_there(
     entries = {"docs": collection(), "other": collection()}
     path = write_map(cluster, tmp_path / "map.yaml", entries)
 
+    def get(path: str) -> httpx.Response:
+        return httpx.get(f"{url}{path}", timeout=30)
+
     def metrics() -> dict[str, float]:
-        text = httpx.get(f"{url}/metrics").text
+        text = get("/metrics").text
         found = re.findall(r'pgscatter_schema_findings\{severity="error",shard="(s\d)"\} (\S+)', text)
         return {shard: float(value) for shard, value in found}
 
     def wait(status: int, shards: dict[str, bool]) -> None:
         ends = time.monotonic() + 20
-        while (answer := httpx.get(f"{url}/readyz")).json()["shards"] != shards:
+        while (answer := get("/readyz")).json()["shards"] != shards:
             assert time.monotonic() < ends, answer.text
             time.sleep(0.05)
         assert answer.status_code == status
 
     with serve(path, schema_check_interval=1) as url:
-        assert httpx.get(f"{url}/readyz").json() == {"ready": False, "shards": dict.fromkeys(SHARDS, False)}
-        assert httpx.get(f"{url}/health").json()["status"] == "unavailable"
+        wait(503, dict.fromkeys(SHARDS, False))
+        assert get("/readyz").json()["ready"] is False
+        assert get("/health").json()["status"] == "unavailable"
         # One collection is enough to be ready for something; no shard is, for all that it holds.
         pgscatter("schema", "apply", "--map", path, "--collection", "docs")
         ends = time.monotonic() + 20
         # Ready as soon as one shard is seen to hold `docs`; the others are looked at a moment later.
-        while (health := httpx.get(f"{url}/health").json())["schema"]["error"] != len(SHARDS):
+        while (health := get("/health").json())["schema"]["error"] != len(SHARDS):
             assert time.monotonic() < ends, health
             time.sleep(0.05)
-        assert httpx.get(f"{url}/readyz").status_code == 200
+        assert get("/readyz").status_code == 200
         assert health["status"] == "degraded"
         assert {
             "shard": "s3",
@@ -218,11 +203,11 @@ def test_serve_starts_without_tables_and_says_so_until_they_are_there(
             "searchable": False,
         } in health["schema"]["findings"]
         assert metrics()["s3"] >= 1
-        search = {"vector": [1, 2, 3, 4], "k": 1}
-        full = httpx.post(f"{url}/v1/collections/docs/search", json=search).json()["coverage"]["full"]
-        assert full is True
+        search = {"vector": [1, 2, 3, 4], "k": 1, "timeout_ms": 30_000}
+        answer = httpx.post(f"{url}/v1/collections/docs/search", json=search, timeout=60)
+        assert answer.json()["coverage"]["full"] is True
         pgscatter("schema", "apply", "--map", path)
         wait(200, dict.fromkeys(SHARDS, True))
-        health = httpx.get(f"{url}/health").json()
+        health = get("/health").json()
         assert (health["status"], "schema" in health) == ("ok", False)
         assert metrics() == dict.fromkeys(SHARDS, 0.0)

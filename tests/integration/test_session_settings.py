@@ -28,7 +28,7 @@ from router.terminal import Display
 from router.topology import Parts, Topology
 from shard_config import model
 from shard_config.values import ValueType
-from tests.integration.worlds import World, column, execute, hits, shard_map
+from tests.integration.worlds import World, column, execute, hits, patient, shard_map
 
 # Each of these breaks or changes something where it is not overridden.
 ODD = {
@@ -118,7 +118,7 @@ async def all_that_a_router_does(cluster: Cluster, database: str, folder: Path) 
         came += [loaded.copied, loaded.notes, loaded.late]
     dsn = in_database(primary(cluster), database)
     await execute(dsn, f"BEGIN READ WRITE; ALTER TABLE {docs.table} ADD CHECK (id < 900); COMMIT")
-    topology = Topology(shards, Parts(shards, Settings(recall_sample_rate=0.0, failover_wait=1.0)))
+    topology = Topology(shards, Parts(shards, patient(failover_wait=1.0)))
     await topology.open()
     try:
         came += await answers(World(cluster, topology))

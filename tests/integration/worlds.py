@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -24,13 +24,25 @@ from shard_config import model
 from shard_config.values import ValueType
 from tests.http.fake import application
 
-__all__ = ["VERSIONS", "Vectors", "World", "column", "shard_map", "world"]
+__all__ = [
+    *("VERSIONS", "Vectors", "World", "column", "execute", "hits"),
+    *("patient", "replayed", "shard_map", "until", "world"),
+]
 
 Vectors = NDArray[np.float32]
 
 _numbers = itertools.count()
 # Of maps: tests share shards, which refuse older ones. Not by one, since some commands raise a version.
 VERSIONS = itertools.count(10, 10)
+# Beside other tests a server, or this process, may not run for seconds, which must change no answer.
+_PATIENCE: dict[str, Any] = {
+    "probe_timeout": 15.0,
+    "connect_timeout": 15.0,
+    "node_queue_wait": 15.0,
+    "l2_timeout": 10.0,
+    # A search repeated by chance would be one that a test did not count on.
+    "recall_sample_rate": 0.0,
+}
 _OPCLASSES = {
     model.Metric.L2: "l2_ops",
     model.Metric.COSINE: "cosine_ops",
@@ -61,7 +73,7 @@ def shard_map(cluster: Cluster, *, version: int | None = None, **changes: Any) -
         columns={"category": column("category", ValueType.TEXT), "price": column("price", ValueType.FLOAT8)},
         sharding=model.HashSharding(id_, tuple(names[b * len(names) // 16] for b in range(16))),
         index=model.Index(16, 64, model.Quantization.NONE),
-        search=model.SearchDefaults(40, 2.0, 5.0, 1000),
+        search=model.SearchDefaults(40, 2.0, 20.0, 1000),
         cache=model.Cache(60.0),
     )
     return model.ShardMap(
@@ -143,6 +155,33 @@ def hits(found: Found) -> list[dict[str, Any]]:
     return decoded
 
 
+def patient(**changes: Any) -> Settings:
+    """Settings for tests that are about something else than how long a router waits."""
+    return Settings(**{**_PATIENCE, **changes})
+
+
+async def until(true: Callable[[], object], seconds: float = 20.0) -> None:
+    """Wait for what happens in the background."""
+    async with asyncio.timeout(seconds):
+        while not true():
+            await asyncio.sleep(0.01)
+
+
+async def replayed(cluster: Cluster) -> None:
+    """Return when every replica has what its primary has written by now."""
+    async with asyncio.timeout(30):
+        for replica in [node for node in cluster.nodes if node.role == "replica"]:
+            primary = next(n for n in cluster.nodes if (n.shard, n.role) == (replica.shard, "primary"))
+            ours, theirs = await asyncpg.connect(primary.dsn), await asyncpg.connect(replica.dsn)
+            try:
+                written = await ours.fetchval("SELECT pg_current_wal_flush_lsn()")
+                while not await theirs.fetchval("SELECT pg_last_wal_replay_lsn() >= $1", written):
+                    await asyncio.sleep(0.01)
+            finally:
+                await ours.close()
+                await theirs.close()
+
+
 async def execute(dsn: str, statement: str) -> None:
     connection = await asyncpg.connect(dsn)
     try:
@@ -155,7 +194,8 @@ async def execute(dsn: str, statement: str) -> None:
 async def world(
     cluster: Cluster, settings: Settings | None = None, *, redis: bool = False, **changes: Any
 ) -> AsyncIterator[World]:
-    settings = settings or Settings()
+    """`settings` are `patient()` if there are none."""
+    settings = settings or patient()
     if settings.recall_sample_rate == Settings().recall_sample_rate:
         # A search repeated by chance would be one that a test did not count on.
         settings = msgspec.structs.replace(settings, recall_sample_rate=0.0)
