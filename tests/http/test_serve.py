@@ -17,6 +17,7 @@ from pathlib import Path
 import httpx
 import pytest
 
+from router.cli import main
 from router.http.supervisor import pause
 from tests.http.fake import MAP
 from tests.http.running import COMMAND, failed, serving, until, workers_of
@@ -264,10 +265,18 @@ def test_without_keys_it_listens_on_loopback_only(tmp_path: Path) -> None:
         ["--unknown"],
     ],
 )
-def test_wrong_usage_is_status_2(flags: list[str]) -> None:
-    status, message = failed("serve", "--map", "map.yaml", *flags)
-    assert status == 2
-    usage, *reason = message.splitlines()
+def test_wrong_usage_is_status_2(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("router.commands.serve.raise_limit", lambda: None)
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        with pytest.raises(SystemExit) as left:
+            main(["serve", "--map", "map.yaml", *flags])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert left.value.code == 2
+    usage, *reason = capsys.readouterr().err.splitlines()
     assert usage.startswith("usage: pgscatter ")
     assert flags[0] in reason[-1]
     assert len(reason) == 1 or flags == ["--unknown"]
