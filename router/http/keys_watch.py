@@ -124,7 +124,7 @@ def _mark(path: Path) -> _Mark:
         return (exc.errno or 0,)
     if stat.S_ISFIFO(found.st_mode):
         return None
-    rights = [right for one in (found, *folders) for right in (one.st_mode, one.st_uid)]
+    rights = [right for folder in folders for right in (folder.st_mode, folder.st_uid)]
     return (found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns, *rights)
 
 
