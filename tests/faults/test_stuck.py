@@ -28,7 +28,7 @@ async def under_way(w: World) -> list[int]:
 
 
 async def test_statements_on_an_abandoned_node_end_although_it_answers_none(pair: Cluster) -> None:
-    async with world(pair, Settings(node_connections=8, node_statements=8)) as w, asyncio.timeout(60):
+    async with world(pair, Settings(node_connections=8, node_statements=8)) as w, asyncio.timeout(100):
         await w.put(*(w.document(i, [float(i)] * 8) for i in range(20)))
 
         async def ask(count: int) -> None:
@@ -46,7 +46,7 @@ async def test_statements_on_an_abandoned_node_end_although_it_answers_none(pair
                     await ask(20)
                     # Those that were cancelled, too, are gone before others come.
                     assert max(await under_way(w)) <= 2 * 8
-                async with asyncio.timeout(5):
+                async with asyncio.timeout(20):
                     while any(await under_way(w)):
                         await asyncio.sleep(0.1)
         finally:

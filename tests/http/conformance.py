@@ -34,7 +34,7 @@ CHECKS = [
 def assert_conforms(
     app: Any,
     *,
-    examples: int = 25,
+    examples: int = 15,
     path_parameters: Mapping[str, Sequence[str]] | None = None,
     samples: Mapping[str, Sequence[Mapping[str, Any]]] | None = None,
     headers: Mapping[str, str] | None = None,

@@ -10,15 +10,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+
 from tests.http.fake import MAP
 
-__all__ = ["COMMAND", "Router", "failed", "serving", "workers_of"]
+__all__ = ["COMMAND", "Router", "failed", "serving", "until", "workers_of"]
 
 COMMAND = [sys.executable, "-m", "router.cli"]
+# Of all waits: a busy machine takes a process off its processor for seconds.
+_SECONDS = 30.0
 
 
 class Router:
@@ -28,7 +32,8 @@ class Router:
         map_path = folder / "map.yaml"
         map_path.write_text(MAP)
         self._log = folder / "log"
-        env = {**os.environ, "TMPDIR": str(folder), "PGSCATTER_PROBE_TIMEOUT": "0.2", **env}
+        # The nodes refuse at once; one that seemed to say nothing would be told of otherwise.
+        env = {**os.environ, "TMPDIR": str(folder), "PGSCATTER_PROBE_TIMEOUT": "20", **env}
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*COMMAND, "serve", "--map", str(map_path), "--port", "0", *flags], stderr=log, env=env
@@ -43,9 +48,13 @@ class Router:
         """What it logged, without what it said to whoever started it."""
         return [json.loads(line) for line in self.log.splitlines() if line.startswith("{")]
 
+    def get(self, path: str, **headers: str) -> httpx.Response:
+        """The answer to a request on a connection of its own."""
+        return httpx.get(self.url + path, headers=headers, timeout=_SECONDS)
+
     def stop(self, number: int = signal.SIGTERM) -> int:
         self.process.send_signal(number)
-        return self.process.wait(30)
+        return self.process.wait(_SECONDS)
 
     def _wait_for(self, pattern: str) -> str:
         end = time.monotonic() + 60
@@ -65,7 +74,7 @@ def serving(folder: Path, *flags: str, **env: str) -> Iterator[Router]:
     finally:
         if router.process.poll() is None:
             router.process.kill()
-            router.process.wait(30)
+            router.process.wait(_SECONDS)
 
 
 def failed(*argv: str) -> tuple[int, str]:
@@ -74,10 +83,21 @@ def failed(*argv: str) -> tuple[int, str]:
     return done.returncode, done.stderr
 
 
+def until(true: Callable[[], object], seconds: float = _SECONDS) -> None:
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end, "not in time"
+        time.sleep(0.05)
+
+
 def workers_of(router: Router) -> list[str]:
     children = Path(f"/proc/{router.process.pid}/task/{router.process.pid}/children")
     return [pid for pid in children.read_text().split() if "spawn_main" in cmdline(pid)]
 
 
 def cmdline(pid: str) -> str:
-    return Path(f"/proc/{pid}/cmdline").read_text()
+    """Nothing of a process that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""

@@ -18,7 +18,7 @@ import uvloop
 from router.documents.types import Document
 from router.http import protocol
 from router.settings import Settings
-from tests.http.wire import Wire, answers, wire
+from tests.http.wire import SECONDS, Wire, answers, wire
 
 C = b"/v1/collections/documents"
 QUERY = json.dumps({"vector": [1, 0, 0], "k": 1}).encode()
@@ -77,8 +77,8 @@ class Held:
     def go_on(self) -> None:
         self._open.set()
 
-    async def until(self, true: Callable[[], bool], seconds: float = 5.0) -> None:
-        async with asyncio.timeout(seconds):
+    async def until(self, true: Callable[[], bool]) -> None:
+        async with asyncio.timeout(SECONDS):
             while not true():
                 await asyncio.sleep(0.005)
 
@@ -102,7 +102,7 @@ def client_of(router: Wire, *packets: bytes) -> socket.socket:
 async def read_all(client: socket.socket) -> bytes:
     client.setblocking(False)
     received = b""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(SECONDS):
         while part := await asyncio.get_running_loop().sock_recv(client, 1 << 16):
             received += part
     client.close()
@@ -120,13 +120,12 @@ async def test_what_runs_for_a_client_that_leaves_is_cancelled_and_logged(
         client = client_of(router, ALL[name])
         await held.until(lambda: held.begun == (4 if name == "batch" else 1))
         leave(client)
-        await held.until(lambda: held.cancelled == held.begun, 1.0)
+        await held.until(lambda: held.cancelled == held.begun)
         (line,) = await router.requests(1)
         assert (line["status"], line["level"]) == (499, "info")
-        assert line["took_ms"] < 1000
-        metrics = await router.say(LIVE.replace(b"livez", b"readyz"))
-        assert metrics[0][0] == 200
-        assert len([one for one in await router.log.lines() if one["event"] == "request"]) == 2
+        ready = await router.say(LIVE.replace(b"livez", b"readyz"))
+        assert ready[0][0] == 200
+        assert len(await router.requests(2)) == 2
 
 
 @on_each_loop
@@ -185,9 +184,15 @@ async def test_the_bytes_sent_ahead_end_and_the_answer_is_whole(monkeypatch: pyt
         client = client_of(router, SEARCH)
         await held.until(lambda: held.begun == 1)
         client.shutdown(socket.SHUT_WR)
-        await asyncio.sleep(0.3)
-        assert client.recv(100) == b"HTTP/1.1 "
+        client.setblocking(False)
+        ahead = b""
+        async with asyncio.timeout(SECONDS):
+            while len(ahead) < len(b"HTTP/1.1 "):
+                ahead += await asyncio.get_running_loop().sock_recv(client, 100)
+        # Whatever else was sent ahead would stand before the status.
+        await asyncio.sleep(0.1)
         held.go_on()
+        assert ahead == b"HTTP/1.1 "
         assert (await read_all(client)).startswith(b"200 OK\r\ncontent-type: application/json\r\n")
 
 
@@ -201,7 +206,7 @@ async def test_what_waits_behind_is_not_begun_for_a_client_that_left(
         client = client_of(router, SEARCH + ALL["delete"] + ALL["count"])
         await held.until(lambda: held.begun == 1)
         leave(client)
-        await held.until(lambda: held.cancelled == 1, 1.0)
+        await held.until(lambda: held.cancelled == 1)
         lines = await router.requests(3)
         assert [line["status"] for line in lines] == [499, 499, 499]
         assert held.begun == 1
@@ -218,7 +223,7 @@ async def test_a_client_that_left_behind_what_is_not_read_is_noticed() -> None:
             client.sendall(request(b"POST " + C + b"/search", b" " * 20_000 + QUERY))
             await asyncio.sleep(0.05)
         client.close()
-        await held.until(lambda: held.cancelled == 1, 2.0)
+        await held.until(lambda: held.cancelled == 1)
 
 
 @on_each_loop
@@ -228,7 +233,7 @@ async def test_a_client_that_leaves_after_a_large_body_is_noticed() -> None:
         client = client_of(router, request(b"POST " + C + b"/search", b" " * 900_000 + QUERY))
         await held.until(lambda: held.begun == 1)
         client.close()
-        await held.until(lambda: held.cancelled == 1, 1.0)
+        await held.until(lambda: held.cancelled == 1)
 
 
 @on_each_loop
@@ -242,9 +247,10 @@ async def test_a_client_that_leaves_at_once_or_within_its_request_leaves_nothing
                 leave(client)
         for leave in (close, reset):
             leave(client_of(router, SEARCH))
-        await asyncio.sleep(0.2)
+        lines = await router.requests(4)
+        await router.deserted()
         assert held.cancelled == held.begun
-        assert {line["status"] for line in await router.requests(4)} == {499}
+        assert {line["status"] for line in lines} == {499}
 
 
 @on_each_loop
@@ -255,7 +261,8 @@ async def test_stores_go_on_without_their_client_and_say_so_in_the_log() -> None
         client = client_of(router, request(b"PUT " + C + b"/documents", document))
         await held.until(lambda: held.begun == 1)
         client.close()
-        await asyncio.sleep(0.1)
+        await held.until(lambda: not router.state.connections)
+        await asyncio.sleep(0.05)
         assert held.cancelled == 0
         held.go_on()
         (line,) = await router.requests(1)
@@ -316,20 +323,27 @@ async def test_a_place_among_those_answered_is_free_again() -> None:
 @on_each_loop
 async def test_a_task_that_ends_slowly_is_cancelled_once() -> None:
     """A second cancel would end its cleaning up."""
+    begun, cancelled, left = asyncio.Event(), asyncio.Event(), asyncio.Event()
     ends: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
+        begun.set()
         try:
             await asyncio.sleep(60)
         except asyncio.CancelledError:
-            await asyncio.sleep(0.2)
+            cancelled.set()
+            await left.wait()
+            await asyncio.sleep(0.05)
             ends.append("clean")
 
-    async with wire(app=app) as router:
+    async with wire(app=app) as router, asyncio.timeout(SECONDS):
         # The body is broken, of which the client is told; and then it goes, too.
         client = client_of(router, LIVE[:-2].replace(b"GET", b"POST") + b"transfer-encoding: chunked\r\n\r\n")
-        await asyncio.sleep(0.05)
+        await begun.wait()
         client.sendall(b"none\r\n")
-        await asyncio.sleep(0.05)
+        await cancelled.wait()
         reset(client)
+        while router.state.connections:
+            await asyncio.sleep(0.005)
+        left.set()
     assert ends == ["clean"]

@@ -330,7 +330,7 @@ async def test_sampling_outlives_an_exception_and_says_it_once(
         return FakeBackend()
 
     async with app_module._sampling(Metrics(), backend):
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while calls < 9:
                 await asyncio.sleep(0.01)
     failures = [record for record in caplog.records if record.getMessage().startswith("metrics not sampled")]

@@ -17,26 +17,20 @@ from pathlib import Path
 import httpx
 import pytest
 
+from router.cli import main
 from router.http.supervisor import pause
 from tests.http.fake import MAP
-from tests.http.running import COMMAND, failed, serving, workers_of
+from tests.http.running import failed, serving, until, workers_of
 
 SEARCH = "/v1/collections/documents/search"
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_it_ends_with_status_0_when_told_to(tmp_path: Path, number: int) -> None:
-    with serving(tmp_path) as router:
-        assert httpx.get(f"{router.url}/livez").status_code == 200
-        assert router.stop(number) == 0
-        assert "Traceback" not in router.log
-
-
 def test_each_request_is_one_line_of_json_without_secrets(tmp_path: Path) -> None:
     with serving(tmp_path) as router:
-        body = {"vector": [0.125, 0.25, 0.5], "timeout_ms": 300}
-        assert httpx.post(router.url + SEARCH, json=body, params={}).status_code == 503
+        body = {"vector": [0.125, 0.25, 0.5], "timeout_ms": 20_000}
+        assert httpx.post(router.url + SEARCH, json=body, timeout=30).status_code == 503
         assert router.stop() == 0
+        assert "Traceback" not in router.log
         (line,) = [line for line in router.lines() if line["event"] == "request"]
         assert (line["status"], line["level"]) == (503, "warning")
         assert "hunter2" not in router.log and "0.125" not in router.log
@@ -44,15 +38,11 @@ def test_each_request_is_one_line_of_json_without_secrets(tmp_path: Path) -> Non
 
 def test_workers_share_a_port_and_end_together(tmp_path: Path) -> None:
     with serving(tmp_path, "--workers", "2") as router:
-        headers = {"connection": "close"}
         for _ in range(20):
-            assert httpx.get(f"{router.url}/livez", headers=headers).status_code == 200
+            assert router.get("/livez").status_code == 200
         # Whichever worker is asked, it soon knows of the requests that both have answered.
         counted = 'pgscatter_requests_total{method="GET",route="/livez",status="200"} 20.0'
-        end = time.monotonic() + 10
-        while counted not in httpx.get(f"{router.url}/metrics").text:
-            assert time.monotonic() < end
-            time.sleep(0.05)
+        until(lambda: counted in router.get("/metrics").text)
         (shared,) = tmp_path.glob("pgscatter-*")
         # What clears temporary folders passes over one that is locked.
         descriptor = os.open(shared, os.O_RDONLY)
@@ -71,10 +61,10 @@ def test_a_redis_that_cannot_be_used_is_told_of_and_its_password_is_not(tmp_path
     url = "redis://:${SECRET}@127.0.0.1:1/0"
     with serving(tmp_path, "--redis", url, SECRET="s3cret") as router:
         assert b"s3cret" not in Path(f"/proc/{router.process.pid}/cmdline").read_bytes()
-        health = httpx.get(f"{router.url}/health")
+        health = router.get("/health")
         caches = health.json()["caches"]
         assert (caches["l2_on"], caches["l2_cause"]) == (False, "connection")
-        metrics = httpx.get(f"{router.url}/metrics").text
+        metrics = router.get("/metrics").text
         assert 'pgscatter_l2_on{use="reads"} 0.0' in metrics
         assert router.stop() == 0
         (line,) = [line for line in router.lines() if line["event"] == "redis"]
@@ -97,7 +87,7 @@ def test_a_password_in_the_arguments_is_pointed_out(tmp_path: Path) -> None:
         assert "--redis-password-file" in line and "s3cret" not in router.log
 
 
-@pytest.mark.parametrize("asked", [False, True])
+@pytest.mark.parametrize("asked", [pytest.param(False, marks=pytest.mark.full), True])
 def test_a_dead_worker_is_replaced(tmp_path: Path, asked: bool) -> None:
     with serving(tmp_path, "--workers", "2") as router:
         workers = workers_of(router)
@@ -107,11 +97,8 @@ def test_a_dead_worker_is_replaced(tmp_path: Path, asked: bool) -> None:
             os.kill(int(workers[0]), signal.SIGSTOP)
             time.sleep(1.5)
         os.kill(int(workers[0]), signal.SIGKILL)
-        end = time.monotonic() + 30
-        while "died and is replaced" not in router.log and time.monotonic() < end:
-            time.sleep(0.1)
-        assert "died and is replaced" in router.log
-        assert httpx.get(f"{router.url}/livez").status_code == 200
+        until(lambda: "died and is replaced" in router.log)
+        assert router.get("/livez").status_code == 200
         assert router.stop() == 0
 
 
@@ -125,13 +112,10 @@ def test_workers_that_replace_others_serve_the_map_of_the_start(tmp_path: Path, 
         before = workers_of(router)
         for pid in before:
             os.kill(int(pid), signal.SIGKILL)
-        end = time.monotonic() + 30
-        while router.log.count("died and is replaced") < 2 and time.monotonic() < end:
-            time.sleep(0.1)
+        until(lambda: router.log.count("died and is replaced") == 2)
         assert not set(before) & set(workers_of(router))
-        headers = {"connection": "close"}
-        versions = [httpx.get(f"{router.url}/v1/shard-map", headers=headers, timeout=30) for _ in range(10)]
-        assert {answer.json()["version"] for answer in versions} == {12}
+        versions = {router.get("/v1/shard-map").json()["version"] for _ in range(10)}
+        assert versions == {12}
         assert "Traceback" not in router.log
         assert router.stop() == 0
 
@@ -148,12 +132,10 @@ def test_a_worker_that_cannot_be_started_again_ends_no_other(tmp_path: Path) -> 
         end = time.monotonic() + 60
         while "did not start, and is tried again" not in router.log:
             assert time.monotonic() < end and router.process.poll() is None, router.log
-            assert httpx.get(f"{router.url}/livez", headers={"connection": "close"}).status_code == 200
+            assert router.get("/livez").status_code == 200
             time.sleep(0.1)
         (tmp_path / "away").rename(copy)
-        while router.log.count("nodes probed") < 3:
-            assert time.monotonic() < end, router.log
-            time.sleep(0.1)
+        until(lambda: router.log.count("nodes probed") == 3, 60)
         told = [line["replaced_in_s"] for line in router.lines() if "replaced_in_s" in line]
         assert told[:2] == [0, 0.5]
         assert router.stop() == 0
@@ -174,13 +156,10 @@ def test_workers_that_replace_others_take_the_keys_in_force(
         path.write_text("keys:\n  - {name: ap")
         for pid in workers_of(router):
             os.kill(int(pid), signal.SIGKILL)
-        end = time.monotonic() + 30
-        while router.log.count("died and is replaced") < 2 and time.monotonic() < end:
-            time.sleep(0.1)
+        until(lambda: router.log.count("died and is replaced") == 2)
         for key, status in ((KEY, 200), ("another", 401)):
             for _ in range(6):
-                headers = {"connection": "close", "x-api-key": key}
-                assert httpx.get(f"{router.url}/v1/nodes", headers=headers, timeout=30).status_code == status
+                assert router.get("/v1/nodes", **{"x-api-key": key}).status_code == status
         assert "Traceback" not in router.log
         assert router.stop() == 0
 
@@ -196,8 +175,7 @@ def test_the_file_of_keys_is_read_once(tmp_path: Path, workers: str) -> None:
     with serving(tmp_path, "--workers", workers, "--api-keys", str(pipe)) as router:
         writer.join(5)
         for key, status in ((KEY, 200), ("wrong", 401)):
-            answer = httpx.get(f"{router.url}/v1/nodes", headers={"x-api-key": key}, timeout=30)
-            assert answer.status_code == status
+            assert router.get("/v1/nodes", **{"x-api-key": key}).status_code == status
         assert router.stop() == 0
 
 
@@ -280,10 +258,18 @@ def test_without_keys_it_listens_on_loopback_only(tmp_path: Path) -> None:
         ["--unknown"],
     ],
 )
-def test_wrong_usage_is_status_2(flags: list[str]) -> None:
-    status, message = failed("serve", "--map", "map.yaml", *flags)
-    assert status == 2
-    usage, *reason = message.splitlines()
+def test_wrong_usage_is_status_2(
+    flags: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("router.commands.serve.raise_limit", lambda: None)
+    before = signal.getsignal(signal.SIGHUP)
+    try:
+        with pytest.raises(SystemExit) as left:
+            main(["serve", "--map", "map.yaml", *flags])
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert left.value.code == 2
+    usage, *reason = capsys.readouterr().err.splitlines()
     assert usage.startswith("usage: pgscatter ")
     assert flags[0] in reason[-1]
     assert len(reason) == 1 or flags == ["--unknown"]
@@ -298,14 +284,17 @@ def test_the_head_of_a_request_is_bounded(tmp_path: Path) -> None:
                 for _ in range(20):
                     connection.sendall(b"x-filler: " + b"x" * 10_000 + b"\r\n")
                 assert connection.recv(100).startswith(b"HTTP/1.1 431 ")
-        assert httpx.get(f"{router.url}/livez", headers={"x-filler": "x" * 10_000}).status_code == 200
+        assert router.get("/livez", **{"x-filler": "x" * 10_000}).status_code == 200
         assert router.stop() == 0
 
 
-def test_the_command_says_its_version_and_what_it_can_do() -> None:
-    done = subprocess.run([*COMMAND, "--version"], capture_output=True, text=True, timeout=60)
-    assert re.fullmatch(r"pgscatter \d+\.\d+\.\d+\n", done.stdout)
-    done = subprocess.run([*COMMAND, "--help"], capture_output=True, text=True, timeout=60)
+def test_the_command_says_its_version_and_what_it_can_do(capsys: pytest.CaptureFixture[str]) -> None:
+    said = []
+    for argument, status in (("--version", 0), ("--help", 0), ("brew", 2)):
+        with pytest.raises(SystemExit) as left:
+            main([argument])
+        assert (left.value.code or 0) == status
+        said.append(capsys.readouterr().out)
+    assert re.fullmatch(r"pgscatter \d+\.\d+\.\d+\n", said[0])
     for command in ("map", "cluster", "schema", "load", "serve", "search"):
-        assert re.search(rf"^    {command} ", done.stdout, re.MULTILINE)
-    assert failed("brew")[0] == 2
+        assert re.search(rf"^    {command} ", said[1], re.MULTILINE)

@@ -18,14 +18,18 @@ from router.http.write_batch import WriteBatch
 from router.settings import Settings
 from tests.http.fake import FakeBackend, LogLines, application
 
+# Of waits for what comes in milliseconds where nothing else uses the processor.
+SECONDS = 15.0
+
 
 class Wire:
     """A running server; `port` is where it listens on 127.0.0.1."""
 
-    def __init__(self, port: int, backend: FakeBackend, log: LogLines) -> None:
+    def __init__(self, port: int, backend: FakeBackend, log: LogLines, state: ServerState) -> None:
         self.port = port
         self.backend = backend
         self.log = log
+        self.state = state
 
     async def connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         return await asyncio.open_connection("127.0.0.1", self.port)
@@ -42,16 +46,22 @@ class Wire:
                 await writer.drain()
                 await asyncio.sleep(0.02 if len(packets) < 10 else 0.001)
             writer.write_eof()
-            return await asyncio.wait_for(reader.read(), 10)
+            return await asyncio.wait_for(reader.read(), SECONDS)
         finally:
             writer.close()
 
     async def requests(self, count: int) -> list[dict[str, Any]]:
         """The log's lines of the first `count` requests, in time or not at all."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(SECONDS):
             while len(lines := [one for one in await self.log.lines() if one["event"] == "request"]) < count:
                 await asyncio.sleep(0.01)
         return lines
+
+    async def deserted(self) -> None:
+        """Return when no connection is open and nothing works for one that was."""
+        async with asyncio.timeout(SECONDS):
+            while self.state.tasks or self.state.connections:
+                await asyncio.sleep(0.001)
 
 
 @asynccontextmanager
@@ -76,15 +86,14 @@ async def wire(
     server = await loop.create_server(
         lambda: protocol.BoundedProtocol(config, state, {}, batch=batch), sock=listener
     )
+    running = Wire(listener.getsockname()[1], backend, log, state)
     try:
-        yield Wire(listener.getsockname()[1], backend, log)
+        yield running
     finally:
         server.close()
         for connection in list(state.connections):
             connection.shutdown()
-        async with asyncio.timeout(10):
-            while state.tasks or state.connections:
-                await asyncio.sleep(0.001)
+        await running.deserted()
 
 
 def answers(received: bytes) -> list[tuple[int, Any]]:

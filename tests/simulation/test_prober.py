@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from itertools import pairwise
 from math import inf
 from types import SimpleNamespace
@@ -65,46 +66,57 @@ def judged(
     monkeypatch.setattr("router.nodes.prober.open_connection", open_connection)
 
     async def probes() -> tuple[Node, list[float]]:
-        loop = asyncio.get_running_loop()
-        node = Node(model.Node("a", "postgresql://a/x"), "s0", SETTINGS, Limit(1, 1))
-        prober = Prober([node], SETTINGS)
-        observe, moments = node.observe, list[float]()
-
-        def observed(state: NodeState) -> None:
-            moments.append(loop.time())
-            observe(state)
-
-        node.observe = observed  # type: ignore[method-assign]
-        await prober.start()
-        if expect:
-            prober.expect("s0", expect)
-        server.frozen = freeze
-        await asyncio.sleep(seconds)
-        await prober.close()
-        await node.close()
-        return node, [later - earlier for earlier, later in pairwise(moments)]
+        async with probed() as (node, prober, moments):
+            if expect:
+                prober.expect("s0", expect)
+            server.frozen = freeze
+            await asyncio.sleep(seconds)
+        return node, gaps(moments)
 
     return run(probes())
+
+
+@asynccontextmanager
+async def probed(settings: Settings = SETTINGS) -> AsyncIterator[tuple[Node, Prober, list[float]]]:
+    """A node after its first probe, the prober, and the moments of all its verdicts."""
+    loop = asyncio.get_running_loop()
+    node = Node(model.Node("a", "postgresql://a/x"), "s0", settings, Limit(1, 1))
+    observe, moments = node.observe, list[float]()
+
+    def observed(state: NodeState) -> None:
+        moments.append(loop.time())
+        observe(state)
+
+    node.observe = observed  # type: ignore[method-assign]
+    prober = Prober([node], settings)
+    await prober.start()
+    yield node, prober, moments
+    await prober.close()
+    await node.close()
+
+
+def gaps(moments: list[float]) -> list[float]:
+    return [later - earlier for earlier, later in pairwise(moments)]
 
 
 @pytest.mark.parametrize(("expect", "freeze"), [(0, False), (100, False), (0, True), (100, True)])
 def test_a_node_is_judged_anew_within_the_bound_whatever_it_does(
     expect: int, freeze: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    node, gaps = judged(60.0, monkeypatch, expect=expect, freeze=freeze)
+    node, between = judged(60.0, monkeypatch, expect=expect, freeze=freeze)
     assert node.state.health is (Health.DOWN if freeze else Health.UP)
     answers_at_once = BOUND - SETTINGS.probe_timeout
     if freeze:
-        assert len(gaps) > 20
-        assert gaps[0] <= BOUND
-        assert max(gaps) <= DOWN_BOUND, max(gaps)
+        assert len(between) > 20
+        assert between[0] <= BOUND
+        assert max(between) <= DOWN_BOUND, max(between)
     else:
-        assert len(gaps) > 100
+        assert len(between) > 100
         # Many routers do not ask at the same moments.
-        assert expect or max(gaps) - min(gaps) > 0.1 * SETTINGS.probe_interval
-        assert max(gaps) <= answers_at_once, max(gaps)
+        assert expect or max(between) - min(between) > 0.1 * SETTINGS.probe_interval
+        assert max(between) <= answers_at_once, max(between)
     # What is expected of a replica is looked for at once, and ever less eagerly.
-    assert (min(gaps) < 0.01) == (expect > 0 and not freeze)
+    assert (min(between) < 0.01) == (expect > 0 and not freeze)
 
 
 class Breaking(Server):
@@ -155,14 +167,10 @@ def test_a_probe_opens_one_connection_in_place_of_the_one_that_it_lost(opened: O
     """Also where half of its time ends while that one is being opened."""
 
     async def probes() -> None:
-        node = Node(model.Node("a", "postgresql://a/x"), "s0", SETTINGS, Limit(1, 1))
-        prober = Prober([node], SETTINGS)
-        await prober.start()
-        opened.all[0].lost_after, opened.takes = 0.3, 0.4
-        await asyncio.sleep(5)
-        assert (len(opened.all), node.state.health) == (2, Health.UP)
-        await prober.close()
-        await node.close()
+        async with probed() as (node, *_):
+            opened.all[0].lost_after, opened.takes = 0.3, 0.4
+            await asyncio.sleep(5)
+            assert (len(opened.all), node.state.health) == (2, Health.UP)
         assert all(one.closed for one in opened.all)
 
     run(probes())
@@ -170,60 +178,40 @@ def test_a_probe_opens_one_connection_in_place_of_the_one_that_it_lost(opened: O
 
 def test_of_two_connections_that_answer_in_the_same_moment_one_is_kept(opened: Opened) -> None:
     async def probes() -> None:
-        node = Node(model.Node("a", "postgresql://a/x"), "s0", SETTINGS, Limit(1, 1))
-        prober = Prober([node], SETTINGS)
-        await prober.start()
-        opened.all[0].answers = answer = asyncio.Event()
-        opened.then = answer.set
-        await asyncio.sleep(3)
-        assert [one.closed for one in opened.all] in ([False, True], [True, False])
-        await prober.close()
-        await node.close()
+        async with probed():
+            opened.all[0].answers = answer = asyncio.Event()
+            opened.then = answer.set
+            await asyncio.sleep(3)
+            assert [one.closed for one in opened.all] in ([False, True], [True, False])
 
     run(probes())
 
 
 def test_a_connection_that_is_replaced_for_its_age_delays_no_verdict(opened: Opened) -> None:
     async def probes() -> list[float]:
-        loop = asyncio.get_running_loop()
-        node = Node(model.Node("a", "postgresql://a/x"), "s0", SETTINGS, Limit(1, 1))
-        prober = Prober([node], SETTINGS)
-        observe, moments = node.observe, list[float]()
+        async with probed() as (node, _, moments):
+            opened.all[0].expires, opened.takes = 0.0, 3600.0
+            await asyncio.sleep(5)
+            assert (len(opened.all), opened.all[0].closed, node.state.health) == (1, False, Health.UP)
+            opened.takes = 0.1
+            await asyncio.sleep(5)
+            assert (len(opened.all), opened.all[0].closed, opened.all[1].closed) == (2, True, False)
+        return gaps(moments)
 
-        def observed(state: NodeState) -> None:
-            moments.append(loop.time())
-            observe(state)
-
-        node.observe = observed  # type: ignore[method-assign]
-        await prober.start()
-        opened.all[0].expires, opened.takes = 0.0, 3600.0
-        await asyncio.sleep(5)
-        assert (len(opened.all), opened.all[0].closed, node.state.health) == (1, False, Health.UP)
-        opened.takes = 0.1
-        await asyncio.sleep(5)
-        assert (len(opened.all), opened.all[0].closed, opened.all[1].closed) == (2, True, False)
-        await prober.close()
-        await node.close()
-        return [later - earlier for earlier, later in pairwise(moments)]
-
-    gaps = run(probes())
-    assert len(gaps) > 25
-    assert max(gaps) <= BOUND - SETTINGS.probe_timeout
+    between = run(probes())
+    assert len(between) > 25
+    assert max(between) <= BOUND - SETTINGS.probe_timeout
 
 
 def test_a_node_whose_connection_was_lost_and_is_not_opened_anew_in_time_says_so(opened: Opened) -> None:
     """Its turn to be opened may not have come: that is no word from the node."""
 
     async def probes() -> None:
-        node = Node(model.Node("a", "postgresql://a/x"), "s0", SETTINGS, Limit(1, 1))
-        prober = Prober([node], SETTINGS)
-        await prober.start()
-        opened.all[0].lost_after, opened.takes = 0.0, 1.0
-        await asyncio.sleep(1.2)
-        assert (node.state.reason, node.state.cause) == ("the connection was lost", "unreachable")
-        assert not node.doubtful
-        await prober.close()
-        await node.close()
+        async with probed() as (node, *_):
+            opened.all[0].lost_after, opened.takes = 0.0, 1.0
+            await asyncio.sleep(1.2)
+            assert (node.state.reason, node.state.cause) == ("the connection was lost", "unreachable")
+            assert not node.doubtful
 
     run(probes())
 
@@ -235,15 +223,11 @@ def test_a_node_that_takes_long_to_let_in_is_found_at_the_second_attempt(opened:
     assert opened.takes > 2 * settings.probe_timeout
 
     async def probes() -> None:
-        node = Node(model.Node("a", "postgresql://a/x"), "s0", settings, Limit(1, 1))
-        prober = Prober([node], settings)
-        await prober.start()
-        assert node.state.reason == "no connection within the probe's time"
-        await asyncio.sleep(2 * settings.probe_timeout)
-        assert (node.state.health, node.state.reason, node.doubtful) == (Health.DOWN, "timed out", True)
-        await asyncio.sleep(opened.takes + 1.2 * settings.probe_interval)
-        assert node.state.health is Health.UP
-        await prober.close()
-        await node.close()
+        async with probed(settings) as (node, *_):
+            assert node.state.reason == "no connection within the probe's time"
+            await asyncio.sleep(2 * settings.probe_timeout)
+            assert (node.state.health, node.state.reason, node.doubtful) == (Health.DOWN, "timed out", True)
+            await asyncio.sleep(opened.takes + 1.2 * settings.probe_interval)
+            assert node.state.health is Health.UP
 
     run(probes())

@@ -494,7 +494,11 @@ def test_each_position_that_a_node_lacks_is_told_once() -> None:
 
 @pytest.mark.parametrize(
     ("first", "count", "faults", "most"),
-    [*((i, 50, 8, 60) for i in range(0, 200, 50)), *((i, 2500, 2, 4) for i in range(1000, 11_000, 2500))],
+    [
+        *((i, 50, 8, 60) for i in range(0, 200, 50)),
+        (1000, 2500, 2, 4),
+        pytest.param(3500, 7500, 2, 4, marks=pytest.mark.full),
+    ],
 )
 def test_promises_hold_in_every_world(first: int, count: int, faults: int, most: int) -> None:
     for seed in range(first, first + count):

@@ -83,7 +83,7 @@ def test_equal_seeds_give_equal_results_and_others_do_not() -> None:
 
 
 def test_a_closed_loop_obeys_littles_law() -> None:
-    found = simulate(System(shards=4), COSTS, Closed(8, seconds=4, warmup=0.5))
+    found = simulate(System(shards=4), COSTS, Closed(8, seconds=2, warmup=0.5))
     assert found.rate * found.mean == pytest.approx(8, rel=0.03)
     assert (found.coverage, found.full, found.failed, found.refused) == (1, 1, 0, 0)
 
