@@ -91,6 +91,14 @@ def test_only_the_command_that_runs_is_imported() -> None:
     assert not imported & {"router.commands.bench", "router.commands.load", "asyncpg", "numpy.random"}
 
 
+def test_a_router_that_needs_no_redis_and_no_patroni_does_without_their_clients() -> None:
+    """Which are a quarter of its start, in each worker."""
+    code = "import sys, router.app, router.http.server; print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    imported = set(done.stdout.split())
+    assert "router.topology" in imported and not imported & {"redis", "httpcore"}
+
+
 def test_the_help_and_an_unknown_command_name_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     names = {path.stem for path in Path(commands.__file__).parent.glob("*.py")}
     for argv in (["--help"], ["searhc"]):
