@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import pytest
 
 from deploy.local import Cluster
@@ -32,6 +33,11 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 # Tests connect on their own as well, and the router reads PGSCATTER_*: what the caller has set is not tested.
 for name in [name for name in os.environ if name.startswith(("PG", "PATRONI_"))]:
     del os.environ[name]
+# How long an example takes says how busy the machine is.
+hypothesis.settings.register_profile(
+    "tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
+hypothesis.settings.load_profile("tests")
 # Most tests stop routers that no load balancer knows.
 os.environ["PGSCATTER_DRAIN_DELAY"] = "0"
 # Beside other tests a server, or a router, may not run for seconds, which must change no answer.

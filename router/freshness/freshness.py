@@ -32,13 +32,16 @@ import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from router.freshness import token
 from router.freshness.acknowledged import Acknowledged
-from router.freshness.redis_link import RedisLink
 from router.freshness.worker_counters import WorkerCounters
 from router.query.types import Position
 from shard_config.model import ShardMap
+
+if TYPE_CHECKING:
+    from router.freshness.redis_link import RedisLink
 
 __all__ = ["Freshness"]
 

@@ -25,7 +25,7 @@ from collections.abc import Iterable
 from functools import partial
 from math import inf
 from time import monotonic
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import asyncpg
 import msgspec
@@ -33,7 +33,6 @@ import msgspec
 from router.freshness.freshness import Freshness
 from router.nodes.group import Group, Registry
 from router.nodes.node import Node
-from router.nodes.patroni import Patroni
 from router.policy import backoff
 from router.policy.openings import Urgency
 from router.policy.replication import claims
@@ -53,6 +52,9 @@ from router.postgres.pooler import SHARED
 from router.postgres.wal import LOG_COLUMNS, STATE_COLUMNS, STATE_SOURCE
 from router.settings import Settings
 from shard_config.identity import Identity
+
+if TYPE_CHECKING:
+    from router.nodes.patroni import Patroni
 
 __all__ = ["Prober"]
 
@@ -185,7 +187,11 @@ class _Watch:
         self._pace = pace
         self.probed_once = asyncio.Event()
         self._settings = settings
-        self._patroni = Patroni(node.config.patroni, node.network) if node.config.patroni else None
+        self._patroni: Patroni | None = None
+        if node.config.patroni:
+            from router.nodes.patroni import Patroni  # a tenth of a router's start is its client of HTTP
+
+            self._patroni = Patroni(node.config.patroni, node.network)
         self._connection: Connection | None = None
         self._contents = contents
         self._asks_identity = False  # whether the node has a table of it that can be read

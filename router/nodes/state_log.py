@@ -10,11 +10,14 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
-from router.freshness.redis_link import RedisLink
 from router.nodes.node import Node
 from router.nodes.status import NodeStatus
 from router.policy.changes import Changes, Line, Subject, View
+
+if TYPE_CHECKING:
+    from router.freshness.redis_link import RedisLink
 
 __all__ = ["StateLog"]
 

@@ -15,7 +15,6 @@ from typing import TypeVar
 import asyncpg
 import msgspec
 
-from router.nodes.patroni import Patroni
 from router.policy.replication import claims, elect
 from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import ErrorKind, NodeError
@@ -201,6 +200,8 @@ async def _ask(one: _Asked, name: str, settings: dict[str, str], seconds: float)
         if not claims(one.state):
             one.close()
     if node.patroni and claims(one.state):
+        from router.nodes.patroni import Patroni
+
         patroni = Patroni(node.patroni)
         try:
             one.state = msgspec.structs.replace(one.state, leads=await patroni.leads())

@@ -113,7 +113,7 @@ def untouched(text: bytes) -> list[bytes]:
 async def test_where_all_rows_are_read_the_width_stays_as_it_is(cluster: Cluster, tuned_map: Path) -> None:
     docs = yaml.safe_load(tuned_map.read_text())["collections"]["docs"]
     before, table = docs["search"]["ef_search"], docs["table"].split(".")[1]
-    command = ["tune", "--map", tuned_map, "--collection", "docs", "--target-recall", 0.95, "--queries", 100]
+    command = ["tune", "--map", tuned_map, "--collection", "docs", "--target-recall", 0.95, "--queries", 60]
     # As long as there is a vector index, searches use it.
     primaries = [node.dsn for node in cluster.nodes if node.role == "primary"]
     found = f"SELECT indexdef FROM pg_indexes WHERE tablename = '{table}' AND indexdef LIKE '%hnsw%'"

@@ -55,4 +55,4 @@ class Bucket(RuleBasedStateMachine):
 
 
 TestBucket = Bucket.TestCase
-TestBucket.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+TestBucket.settings = settings(max_examples=60, stateful_step_count=40)

@@ -101,4 +101,4 @@ class Ejections(RuleBasedStateMachine):
 
 
 TestEjections = Ejections.TestCase
-TestEjections.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+TestEjections.settings = settings(max_examples=60, stateful_step_count=50)

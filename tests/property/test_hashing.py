@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shard_config.hashing import bucket, buckets
@@ -17,7 +17,6 @@ texts = st.lists(
 )
 
 
-@settings(deadline=None)
 @given(st.lists(int64), modulus)
 def test_integers(keys: list[int], modulus: int) -> None:
     expected = [bucket(ValueType.BIGINT, key, modulus) for key in keys]
@@ -25,21 +24,18 @@ def test_integers(keys: list[int], modulus: int) -> None:
     assert buckets(ValueType.BIGINT, np.array(keys, dtype=np.int64), modulus).tolist() == expected
 
 
-@settings(deadline=None)
 @given(texts, modulus)
 def test_texts(keys: list[str], modulus: int) -> None:
     expected = [bucket(ValueType.TEXT, key, modulus) for key in keys]
     assert buckets(ValueType.TEXT, keys, modulus).tolist() == expected
 
 
-@settings(deadline=None)
 @given(st.lists(st.uuids()), modulus)
 def test_uuids(keys: list[object], modulus: int) -> None:
     expected = [bucket(ValueType.UUID, key, modulus) for key in keys]
     assert buckets(ValueType.UUID, keys, modulus).tolist() == expected
 
 
-@settings(deadline=None)
 @given(int64, st.integers(1, 32768))
 def test_a_bucket_is_below_the_modulus_and_refined_by_doubling(key: int, modulus: int) -> None:
     found = bucket(ValueType.BIGINT, key, modulus)

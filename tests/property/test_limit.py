@@ -79,4 +79,4 @@ class Statements(RuleBasedStateMachine):
 
 
 TestStatements = Statements.TestCase
-TestStatements.settings = settings(max_examples=25, stateful_step_count=30, deadline=None)
+TestStatements.settings = settings(max_examples=25, stateful_step_count=30)

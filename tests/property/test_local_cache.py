@@ -70,4 +70,4 @@ class LeastRecentlyUsed(RuleBasedStateMachine):
 
 
 TestLeastRecentlyUsed = LeastRecentlyUsed.TestCase
-TestLeastRecentlyUsed.settings = settings(max_examples=60, stateful_step_count=60, deadline=None)
+TestLeastRecentlyUsed.settings = settings(max_examples=60, stateful_step_count=60)

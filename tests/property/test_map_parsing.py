@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import yaml
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shard_config import MapError, ShardMap, locate, to_json
@@ -52,13 +52,11 @@ def read(text: str) -> ShardMap | None:
         return None
 
 
-@settings(deadline=None)
 @given(st.text() | st.text("{}[]:,-&*!|>'\"%@`# \n\tab0?~<$"))
 def test_any_text(text: str) -> None:
     assert read(text) is None
 
 
-@settings(deadline=None)
 @given(trees)
 def test_any_tree(tree: Any) -> None:
     read(yaml.dump(tree))
@@ -78,7 +76,6 @@ def paths(tree: Any, before: tuple[Any, ...] = ()) -> list[tuple[Any, ...]]:
 PATHS = paths(document())
 
 
-@settings(deadline=None)
 @given(st.lists(st.tuples(st.sampled_from(PATHS), trees), min_size=1, max_size=3))
 def test_a_valid_map_with_anything_in_the_place_of_parts(changes: list[tuple[tuple[Any, ...], Any]]) -> None:
     tree = document()
@@ -95,7 +92,6 @@ def test_a_valid_map_with_anything_in_the_place_of_parts(changes: list[tuple[tup
         to_json(shard_map)
 
 
-@settings(deadline=None)
 @given(st.lists(st.sampled_from(["s0", "s1"]), min_size=1, max_size=40), st.integers(-(2**63), 2**63 - 1))
 def test_a_placement_that_is_read_is_the_one_that_was_written(owners: list[str], key: int) -> None:
     placement: dict[str, list[int]] = {}

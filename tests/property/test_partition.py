@@ -9,7 +9,7 @@ from decimal import Decimal
 from typing import Any
 
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shard_config.model import RangeSharding, Sharding
@@ -78,7 +78,6 @@ def place(sharding: Sharding, key: object) -> str | None:
         return None
 
 
-@settings(deadline=None)
 @given(range_sharded(), st.data())
 def test_a_key_is_in_the_one_part_that_holds_it(sharding: RangeSharding, data: st.DataObject) -> None:
     key = data.draw(keys_of(sharding))
@@ -91,7 +90,6 @@ def test_a_key_is_in_the_one_part_that_holds_it(sharding: RangeSharding, data: s
     assert place(sharding, key) == (holding[0] if holding else None)
 
 
-@settings(deadline=None)
 @given(any_sharded, st.data())
 def test_many_keys_are_placed_as_each_is(sharding: Sharding, data: st.DataObject) -> None:
     keys = data.draw(st.lists(keys_of(sharding), max_size=30))
@@ -120,14 +118,12 @@ def _forms(sharding: Sharding, keys: list[Any]) -> list[Any]:
     return forms
 
 
-@settings(deadline=None)
 @given(any_sharded, st.data())
 def test_values_lead_to_their_shards_and_no_others(sharding: Sharding, data: st.DataObject) -> None:
     keys = data.draw(st.lists(keys_of(sharding), max_size=5))
     assert shards_for_values(sharding, [*keys, None]) == {place(sharding, key) for key in keys} - {None}
 
 
-@settings(deadline=None)
 @given(any_sharded, st.data())
 def test_a_range_reaches_every_shard_with_a_key_in_it(sharding: Sharding, data: st.DataObject) -> None:
     low, high = data.draw(st.none() | keys_of(sharding)), data.draw(st.none() | keys_of(sharding))
@@ -141,7 +137,6 @@ def test_a_range_reaches_every_shard_with_a_key_in_it(sharding: Sharding, data: 
     assert found <= set(shard_names(sharding))
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(-6, 6), min_size=2, max_size=6, unique=True), st.data())
 def test_a_range_of_integers_reaches_no_other_shard(bounds: list[int], data: st.DataObject) -> None:
     sharding = by_range(ValueType.INTEGER, sorted(bounds), SHARDS)

@@ -48,7 +48,7 @@ async def test_nobody_waits_beyond_its_deadline_and_leaving_takes_nothing_along(
     await asyncio.sleep(0.01)
     leaving.cancel()
     reservation.release()  # lets the first in, in the turn in which it leaves
-    got = await asyncio.wait_for(staying, 1)
+    got = await asyncio.wait_for(staying, 20)
     assert memory.used == got.size_bytes == 50
     with pytest.raises(asyncio.CancelledError):
         await leaving

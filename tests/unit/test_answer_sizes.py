@@ -4,7 +4,7 @@ import json
 
 import msgspec
 import numpy as np
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from router.query.hits import pieces_of
@@ -16,7 +16,6 @@ from tests.unit.queries import collection
 FINITE = st.integers(0, 2**32 - 1).map(lambda bits: np.uint32(bits).view(np.float32)).filter(np.isfinite)
 
 
-@settings(deadline=None)
 @given(st.lists(FINITE, min_size=1, max_size=50))
 def test_the_text_of_a_vector_is_the_same_float32_and_short(components: list[np.float32]) -> None:
     data = np.array(components, "<f4").tobytes()
@@ -28,7 +27,6 @@ def test_the_text_of_a_vector_is_the_same_float32_and_short(components: list[np.
     assert msgspec.json.decode(base64_text(wire, VectorType.VECTOR), type=bytes) == data
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 2**16 - 1).map(lambda b: np.uint16(b).view(np.float16)).filter(np.isfinite)))
 def test_the_text_of_a_halfvec_is_exactly_its_components(components: list[np.float16]) -> None:
     data = np.array(components, "<f2").astype("<f4").tobytes()
@@ -42,7 +40,6 @@ def test_a_tenth_is_written_as_a_tenth() -> None:
     assert number_text(wire, VectorType.VECTOR) == b"[0.1,-0.0,1e-45,3.4028235e+38]"
 
 
-@settings(deadline=None)
 @given(st.lists(st.integers(0, 30)), st.integers(1, 40), st.integers(1, 40))
 def test_runs_cover_all_places_once_and_are_no_larger_than_said(
     sizes: list[int], first: int, most: int

@@ -358,13 +358,13 @@ def test_hostile_statistics_do_no_harm() -> None:
 
 def test_a_pattern_with_many_wildcards_takes_no_longer_than_one_with_few() -> None:
     order = column_statistics(0.0, 1, [("ab" * 63, 1.0)], []).order
-    started = time.perf_counter()
+    started = time.thread_time()
     # Each part of these occurs in the text, but not all of them in this order.
     for pattern in ("%_" * 12 + "%a_b", "%a" * 64 + "%b", "%" + "b" * 100_000):
         assert Pattern(pattern, ignore_case=False).shares([order]) == [0.0]
         assert Pattern(pattern, ignore_case=True).shares([order]) == [0.0]
     assert Pattern("%a" * 63 + "%b", ignore_case=True).shares([order]) == [1.0]
-    assert time.perf_counter() - started < 0.5
+    assert time.thread_time() - started < 2
 
 
 @pytest.mark.parametrize("few_steps", [histogram._FEW_STEPS, -1], ids=["by hand", "by expression"])

@@ -33,7 +33,7 @@ def open_folder() -> Iterator[Path]:
 def run(account: Account, path: Path, folder: Path) -> tuple[int, int]:
     """The user id and the capabilities with which `path` runs."""
     done = subprocess.run(
-        account.command([str(path)], folder), capture_output=True, text=True, cwd="/", timeout=20
+        account.command([str(path)], folder), capture_output=True, text=True, cwd="/", timeout=60
     )
     assert done.returncode == 0, done.stderr
     uid, capabilities = done.stdout.splitlines()

@@ -41,7 +41,8 @@ def test_a_server_that_is_not_ready_in_time_is_ended(
     ):
         pass
     said = (tmp_path / "log").read_text().split()
-    assert ready or not processes.alive(int(said[0]))
+    # On a busy machine its time may be over before it has said anything.
+    assert ready or not said or not processes.alive(int(said[0]))
 
 
 def test_what_listens_is_known_by_its_url_and_its_pid(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 import subprocess
 import sys
@@ -47,16 +48,16 @@ def servers() -> Iterator[Servers]:
 
 
 async def test_names_without_an_answer_hold_up_no_other_and_take_one_thread_each(servers: Servers) -> None:
-    names = Names(10, at_once=4, look_up=servers.look_up)
+    names = Names(10, at_once=4, look_up=servers.look_up, clock=lambda: 0.0)
     silent = [f"silent-{number}" for number in range(20)]
     servers.silent.update(silent)
     servers.answers["well"] = (A,)
     before = threading.active_count()
+    began = time.monotonic()
     waiting = [asyncio.create_task(_addresses(names, host)) for host in silent for _ in range(3)]
     await asyncio.sleep(0)
-    began = time.monotonic()
     # Four at a time have a quarter of a second each, and twenty are before it.
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         assert list(await names.addresses("well")) == [A]
     assert time.monotonic() - began > 1
     # Known by now, whatever waits.
@@ -72,13 +73,19 @@ async def test_names_without_an_answer_hold_up_no_other_and_take_one_thread_each
     assert repr(names).startswith("<Names 21 known, ")
     # Who was late is not counted twice when its answer comes.
     servers.end.set()
-    async with asyncio.timeout(5):
-        while repr(names) != "<Names 21 known, 0 looked up, 0 without an answer>":
-            await asyncio.sleep(0.01)
+    await ended(names)
+    assert repr(names) == "<Names 21 known, 0 looked up, 0 without an answer>"
 
 
 async def _addresses(names: Names, host: str) -> None:
     await names.addresses(host)
+
+
+async def ended(names: Names) -> None:
+    """Returns when no look-up is under way."""
+    async with asyncio.timeout(20):
+        while not repr(names).endswith(", 0 looked up, 0 without an answer>"):
+            await asyncio.sleep(0.01)
 
 
 async def test_what_was_known_is_used_when_a_look_up_fails_or_is_not_answered(
@@ -91,21 +98,24 @@ async def test_what_was_known_is_used_when_a_look_up_fails_or_is_not_answered(
     servers.answers["db"] = socket.gaierror(socket.EAI_AGAIN, "try again")
     now = 5.0
     assert list(await names.addresses("db")) == [A]
+    await ended(names)  # who asks waits for it no longer than a quarter of a second
     now = 10.0
     assert list(await names.addresses("db")) == [A]
+    await ended(names)
     assert servers.asked == ["db"] * 3
     servers.silent.add("db")
     now = 15.0
     began = time.monotonic()
     assert list(await names.addresses("db")) == [A]
-    assert 0.2 < time.monotonic() - began < 1.0
-    began = time.monotonic()
-    assert list(await names.addresses("db")) == [A]
-    assert time.monotonic() - began < 0.1  # nobody waits for one that is late
+    # Its servers are silent for thirty.
+    assert 0.2 < time.monotonic() - began < 15.0
+    with pytest.raises(StopIteration) as known:
+        names.addresses("db").send(None)  # nobody waits for one that is late
+    assert list(known.value.value) == [A]
     assert [record.getMessage() for record in caplog.records] == ["name does not resolve"]
     servers.answers["db"] = (B,)
     servers.end.set()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while list(await names.addresses("db")) != [B]:
             await asyncio.sleep(0.01)
     assert [record.getMessage() for record in caplog.records][1:] == ["name resolves again"]
@@ -122,7 +132,7 @@ async def test_a_name_that_was_never_known_and_has_no_address_is_an_error(server
 
 
 async def test_an_error_that_many_are_told_keeps_nothing_of_them(servers: Servers) -> None:
-    names = Names(10, look_up=servers.look_up)
+    names = Names(10, look_up=servers.look_up, clock=lambda: 0.0)
     for _ in range(50):
         with pytest.raises(socket.gaierror) as caught:
             await names.addresses("none")
@@ -136,7 +146,7 @@ def test_a_link_local_address_is_connected_to_by_its_interface(tmp_path: Path) -
     program.write_text(_DIALS)
     made = "ip link set lo up && ip -6 addr add fe80::1/64 dev lo nodad && exec "
     command = ["unshare", "-n", "sh", "-c", f'{made} "$0" "$1"', sys.executable, str(program)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     if "unshare" in done.stderr or "ip:" in done.stderr:
         pytest.skip(f"no network of its own: {done.stderr.strip()[:80]}")
     assert (done.stdout, done.stderr) == ("connected\n" * 2, "")
@@ -150,7 +160,7 @@ async def dial():
     server = socket.socket(socket.AF_INET6)
     server.bind(socket.getaddrinfo("fe80::1%lo", 0, type=socket.SOCK_STREAM)[0][4])
     server.listen()
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         sock, _ = await Network().dial("fe80::1%lo", server.getsockname()[1])
     sock.close()
     server.close()
@@ -174,11 +184,23 @@ async def test_a_name_in_use_is_looked_up_anew_and_a_move_is_told(servers: Serve
     assert not names.left("db", A)
     assert len(servers.asked) == 1
     now = 11.0
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not names.left("db", A):
             await asyncio.sleep(0.01)
     assert not names.left("db", B)
     assert len(servers.asked) == 2
+
+
+class Noting(Network):
+    """Notes which addresses are tried."""
+
+    def __init__(self, names: Names) -> None:
+        super().__init__(names)
+        self.tried: list[str] = []
+
+    async def connect(self, address: Address, port: int) -> socket.socket:
+        self.tried.append(address.ip)
+        return await super().connect(address, port)
 
 
 async def test_a_dead_address_does_not_take_the_time_of_the_next(servers: Servers) -> None:
@@ -189,21 +211,20 @@ async def test_a_dead_address_does_not_take_the_time_of_the_next(servers: Server
     fill = []
     with dead, alive:
         # Once its queue is full, the system answers no more to who wants to connect.
-        for _ in range(3):
-            sock = socket.socket()
-            sock.setblocking(False)
-            sock.connect_ex(("127.0.0.2", port))
-            fill.append(sock)
-        await asyncio.sleep(0.05)
+        with contextlib.suppress(TimeoutError):
+            while True:
+                fill.append(socket.create_connection(("127.0.0.2", port), timeout=0.2))
         servers.answers["db"] = tuple(Address(socket.AF_INET, f"127.0.0.{n}") for n in (2, 3))
-        network = Network(Names(10, look_up=servers.look_up))
-        for least, most in ((0.2, 0.6), (0.0, 0.1)):
-            began = time.monotonic()
-            sock, address = await network.dial("db", port)
-            sock.close()
-            assert address.ip == "127.0.0.3"
-            # From then on it is the first to be tried.
-            assert least <= time.monotonic() - began < most
+        network = Noting(Names(10, look_up=servers.look_up))
+        # The system itself would give the dead one two minutes.
+        async with asyncio.timeout(20):
+            for first in ("127.0.0.2", "127.0.0.3"):
+                network.tried.clear()
+                sock, address = await network.dial("db", port)
+                sock.close()
+                assert address.ip == "127.0.0.3"
+                # From then on it is the first to be tried.
+                assert network.tried[0] == first
     for sock in fill:
         sock.close()
 
@@ -245,7 +266,7 @@ async def test_whatever_is_opened_for_a_connection_reaches_the_same_address(serv
         transport, _ = await dialer.create_connection(asyncio.Protocol, "db", port)
         assert not dialer.moved
         servers.answers["db"] = (Address(socket.AF_INET, "127.0.0.3"),)
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(20):
             while not dialer.moved:
                 await asyncio.sleep(0.01)
         other, _ = await dialer.create_connection(asyncio.Protocol, "db", port)

@@ -34,7 +34,7 @@ async def read(*parts: ShardRows) -> ReadAnswer | None:
     shards = shard_map(documents)
     by_shard = {one.report.shard: one for one in parts}
     reader = Reader(shards, cast(Fanout, Answering()), Freshness(shards), AnswerMemory(1 << 20, 1 << 20))
-    deadline = asyncio.get_running_loop().time() + 1
+    deadline = asyncio.get_running_loop().time() + 30
     return await reader.read(documents, 7, frozenset({"content"}), deadline)
 
 

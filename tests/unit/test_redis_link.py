@@ -6,6 +6,7 @@ import pytest
 
 from router.freshness.redis_errors import described
 from router.freshness.redis_link import RedisLink, check_url
+from tests.unit.listening import listening
 
 
 @pytest.mark.parametrize(
@@ -39,20 +40,17 @@ async def test_a_server_of_a_redis_cluster_is_called_that() -> None:
                 writer.write(b"+PONG\r\n" if word == b"PING" else b"+OK\r\n")
             elif word == b"MGET":
                 writer.write(b"-MOVED 866 127.0.0.1:6381\r\n")
-        writer.close()
 
-    server = await asyncio.start_server(moved, "127.0.0.1", 0)
-    link = RedisLink(f"redis://127.0.0.1:{server.sockets[0].getsockname()[1]}/0", budget=1.0, pause=1.0)
-    try:
-        await link.check()
-        assert (link.on, link.cause) == (False, "other")
-        assert link.reason == (
-            "it is one server of a Redis Cluster, and another one holds the key (866 127.0.0.1:6381)"
-        )
-    finally:
-        await link.close()
-        server.close()
-        await asyncio.sleep(0.05)  # until the connection's end is read
+    async with listening(moved) as port:
+        link = RedisLink(f"redis://127.0.0.1:{port}/0", budget=30.0, pause=30.0)
+        try:
+            await link.check()
+            assert (link.on, link.cause) == (False, "other")
+            assert link.reason == (
+                "it is one server of a Redis Cluster, and another one holds the key (866 127.0.0.1:6381)"
+            )
+        finally:
+            await link.close()
 
 
 async def test_whatever_goes_wrong_while_it_is_off_it_comes_on_again(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,7 +63,7 @@ async def test_whatever_goes_wrong_while_it_is_off_it_comes_on_again(monkeypatch
             raise faults.pop()
 
     monkeypatch.setattr(link, "_try_again", try_again)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         while not link.on:
             await asyncio.sleep(0.01)
     await link.close()

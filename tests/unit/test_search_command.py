@@ -389,7 +389,7 @@ def test_other_hosts_are_reached_through_the_proxy_of_the_environment(
 ) -> None:
     monkeypatch.setenv("http_proxy", fake.url.replace("//", "//somebody:a%40b@"))
     monkeypatch.setenv("no_proxy", "router.invalid")
-    arguments = ["--collection", "docs", "--text", "x", "--timeout", "5"]
+    arguments = ["--collection", "docs", "--text", "x", "--timeout", "30"]
     assert main(["search", "--url", "http://router.example:81", *arguments]) == 0
     assert fake.seen[-1].path == "http://router.example:81/v1/collections/docs/search"
     login = fake.seen[-1].headers["Proxy-Authorization"].removeprefix("Basic ")

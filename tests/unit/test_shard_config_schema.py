@@ -7,7 +7,7 @@ from typing import Any
 
 import jsonschema_rs
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from shard_config.file import codec, collection, nodes
@@ -158,7 +158,6 @@ bases = st.sampled_from(
 )
 
 
-@settings(deadline=None)
 @given(bases, st.sampled_from(PATHS), values)
 def test_the_schema_never_refuses_what_the_reader_takes(base: dict[str, Any], path: str, value: Any) -> None:
     indexed = {"column": "meta", "indexes": {"lang": "text"}}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from typing import Any
 
 import pytest
@@ -26,12 +25,13 @@ Said = tuple[str, str, dict[str, Any]]
 
 
 class Shard:
-    """Two nodes that are told what they are."""
+    """Two nodes that are told what they are, at a time that a test sets."""
 
-    def __init__(self, caplog: pytest.LogCaptureFixture) -> None:
+    def __init__(self, caplog: pytest.LogCaptureFixture, most: int = 100) -> None:
         caplog.set_level(logging.INFO, logger="router.nodes.state_log")
         self.caplog = caplog
-        self.log = StateLog()
+        self.now = 0.0
+        self.log = StateLog(Changes(lambda: self.now, most))
         self.nodes = {
             name: Node(model.Node(name, ""), "s0", Settings(), Limit(1, 1), changed=self.log.node)
             for name in ("a", "b")
@@ -45,6 +45,12 @@ class Shard:
 
     def sees(self, name: str, role: Role, **changes: Any) -> None:
         self.nodes[name].observe(NodeState(Health.UP, role, 100, **changes))
+
+    async def says(self, lines: int) -> None:
+        """Returns when so many have been said."""
+        async with asyncio.timeout(20):
+            while len(self.caplog.records) < lines:
+                await asyncio.sleep(0.001)
 
     def said(self) -> list[Said]:
         """What was, since this was asked for the last time: level, event, and the rest."""
@@ -102,7 +108,7 @@ async def test_a_failover_is_told_step_by_step_and_repeated_probes_say_nothing(s
         ),
         ("warning", "shard primary", {"shard": "s0", "from": "a", "to": None, "reason": why}),
     ]
-    await asyncio.sleep(1.05)
+    shard.now += 1.0
     shard.sees("b", Role.PRIMARY, timeline=2)
     assert shard.said() == [
         ("info", "node role", {"shard": "s0", "node": "b", "from": "replica", "to": "primary"}),
@@ -117,7 +123,7 @@ async def test_a_shard_that_nobody_can_read_is_told_of_and_its_return_too(shard:
     (line,) = [said for said in shard.said() if said[1] == "shard state"]
     assert line[0] == "warning" and (line[2]["from"], line[2]["to"]) == ("readable", "unreadable")
     assert line[2]["reason"] == "a is down primary (refused); b is down replica (refused)"
-    await asyncio.sleep(1.05)
+    shard.now += 1.0
     shard.sees("b", Role.REPLICA)
     (line,) = [said for said in shard.said() if said[1] == "shard state"]
     assert line == ("info", "shard state", {"shard": "s0", "from": "unreadable", "to": "readable"})
@@ -131,10 +137,10 @@ async def test_ejections_returns_and_depositions_are_told_with_why(shard: Shard)
         node.refused(NodeError(ErrorKind.TRANSIENT, "sorry, too many clients already"), 1.0)
     (line,) = shard.said()
     assert line[2]["to"] == line[2]["cause"] == "ejected" and "too many clients" in line[2]["reason"]
-    await asyncio.sleep(1.05)
+    shard.now += 1.0
     node.answered(Work.NEAREST, 0.01, 2.0)
     assert [said[2] for said in shard.said()] == [{"shard": "s0", "node": "b", "from": "ejected", "to": "up"}]
-    await asyncio.sleep(1.05)
+    shard.now += 1.0
     shard.sees("b", Role.REPLICA, deposed=True, reason="it followed another one")
     (line,) = shard.said()
     assert line[2]["to"] == "deposed" and line[2]["reason"] == "it followed another one"
@@ -147,23 +153,30 @@ async def test_a_replica_that_falls_behind_is_told_of_and_again_when_it_has_caug
     here = {"shard": "s0", "node": "b"}
     behind = here | {"from": "current", "to": "behind", "cause": "lagging", "reason": "it lacks much"}
     assert shard.said() == [("warning", "node lag", behind)]
-    await asyncio.sleep(1.05)
+    shard.now += 1.0
     shard.nodes["b"].failed(NodeError(ErrorKind.UNREACHABLE, "refused"))
     assert [event for _, event, _ in shard.said()] == ["node state"]
-    await asyncio.sleep(1.05)
+    shard.now += 1.0
     shard.sees("b", Role.REPLICA)
     lag = [said for said in shard.said() if said[1] == "node lag"]
     assert lag == [("info", "node lag", here | {"from": "behind", "to": "current"})]
 
 
-async def test_a_node_that_flaps_is_told_of_once_a_second_and_how_it_ends(shard: Shard) -> None:
+async def test_a_node_that_flaps_is_told_of_once_a_second_and_how_it_ends(
+    shard: Shard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(state_log, "_FLUSH", 0.01)
     shard.begins()
     shard.said()
     for _ in range(50):
         shard.nodes["b"].failed(NodeError(ErrorKind.UNREACHABLE, "refused"))
         shard.sees("b", Role.REPLICA)
     assert len(shard.said()) == 1
-    await asyncio.sleep(1.2)
+    shard.now += 0.9
+    await asyncio.sleep(0.05)
+    assert shard.said() == []
+    shard.now += 0.1
+    await shard.says(1)
     (line,) = shard.said()
     assert (line[2]["to"], line[2]["changes"]) == ("up", 99)
     shard.log.close()
@@ -172,19 +185,16 @@ async def test_a_node_that_flaps_is_told_of_once_a_second_and_how_it_ends(shard:
 async def test_what_waits_for_its_turn_is_said_though_nothing_else_happens(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(state_log, "_FLUSH", 0.05)
-    shard = Shard(caplog)
-    shard.log = StateLog(Changes(lambda: 20 * time.monotonic(), most=1))
-    for node in shard.nodes.values():
-        node.listeners[:] = []
+    monkeypatch.setattr(state_log, "_FLUSH", 0.01)
+    shard = Shard(caplog, most=1)
     shard.begins()
     shard.said()
     for name in ("a", "b"):
         shard.nodes[name].failed(NodeError(ErrorKind.UNREACHABLE, "refused " * 1000))
-        shard.log.node(shard.nodes[name])
-    async with asyncio.timeout(10):
-        while len(caplog.records) < 4:
-            await asyncio.sleep(0.01)
+    for lines in (1, 2, 3, 4):
+        await shard.says(lines)
+        assert len(caplog.records) == lines
+        shard.now += 1.0
     said = [record.getMessage() for record in caplog.records]
     assert sorted(said) == ["node state", "node state", "shard primary", "shard state"]
     assert max(len(str(vars(record)["reason"])) for record in caplog.records) == 300

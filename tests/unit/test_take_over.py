@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import contextlib
+import select
 import socket
 import sys
 
@@ -15,7 +16,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the socket filt
 def listening(port: int = 0, *, reuse_port: bool = True) -> socket.socket:
     made = listen("127.0.0.1", port, reuse_port=reuse_port)
     made.listen(100)
-    made.settimeout(0.05)
+    made.setblocking(False)
     take_over(made)
     return made
 
@@ -24,17 +25,15 @@ def connected(port: int, *listeners: socket.socket) -> list[int]:
     """How many of 20 connections each listener gets."""
     with contextlib.ExitStack() as stack:
         for _ in range(20):
-            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=5))
-        return [accepted(listener) for listener in listeners]
-
-
-def accepted(listener: socket.socket) -> int:
-    count = 0
-    with contextlib.suppress(TimeoutError):
-        while True:
-            listener.accept()[0].close()
-            count += 1
-    return count
+            stack.enter_context(socket.create_connection(("127.0.0.1", port), timeout=20))
+        counts = dict.fromkeys(listeners, 0)
+        while sum(counts.values()) < 20:
+            ready, _, _ = select.select(listeners, [], [], 20)
+            assert ready, f"the listeners got no more than {list(counts.values())} of 20"
+            for listener in ready:
+                listener.accept()[0].close()
+                counts[listener] += 1
+        return list(counts.values())
 
 
 def test_the_newest_takes_all_connections_and_gives_them_back() -> None:

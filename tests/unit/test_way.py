@@ -16,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from router.freshness.freshness import Freshness
+from router.policy import ways
 from router.policy.ways import Outcome, Pace, Ways
 from router.query.distribution import Distribution
 from router.query.errors import DeadlineError
@@ -438,16 +439,18 @@ def test_an_index_that_does_not_serve_the_filter_after_all_is_soon_counted_out()
     assert world.choose(lang("some")).way is Way.FILTER_INDEX
 
 
-def test_what_is_remembered_is_bounded() -> None:
+def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert ways._FILTERS == ways._PAGES == 32_768
+    monkeypatch.setattr(ways, "_FILTERS", 1000)
+    monkeypatch.setattr(ways, "_PAGES", 1000)
     world = World(table())
-    for i in range(40_000):
+    for i in range(1200):
         world.find(topic(str(i)), Outcome(exact=True, matched=5, milliseconds=1.0))
-    assert len(world.ways._filters) <= 32_768
-    assert len(world.ways._pages) <= 32_768
+    assert len(world.ways._filters) == len(world.ways._pages) == 1000
     assert len(world.ways._shapes) == 1
-    for i in range(40_000):
+    for i in range(1200):
         world.ways.choose("docs", lang("rare"), [], NEED, search=(i, 10))  # no shard can match
-    assert len(world.ways._pages) <= 32_768
+    assert len(world.ways._pages) == 1000
 
 
 def test_filters_that_python_takes_for_equal_are_kept_apart() -> None:
