@@ -50,7 +50,7 @@ async def test_the_map_gets_an_ef_search_that_reaches_the_target_with_filters_an
     filters = ["--filter", '{"price": {"$lt": 700}}']
     version = yaml.safe_load(tuned_map.read_text())["version"]
     async with no_sequential_scans(cluster):
-        done = pgscatter("tune", "--map", tuned_map, "--collection", "docs", "--queries", 100, *filters)
+        done = pgscatter("tune", "--map", tuned_map, "--collection", "docs", "--queries", 60, *filters)
     found = re.search(r"docs: ef_search (\d+), written", done.stdout)
     assert found, done.stdout
     cases = re.findall(r"recall@10 ([\d.]+), at least ([\d.]+) with .* queries, (.*)", done.stdout)
