@@ -95,7 +95,9 @@ async def test_large_and_small_answers_hold_the_same_hits(cluster: Cluster, type
 
 
 async def test_long_texts_alone_are_fetched_where_others_came_along(cluster: Cluster) -> None:
-    async with world(cluster, vector=vector(), columns=COLUMNS) as w:
+    # One statement at a time, so that whatever comes at once must share.
+    narrow = patient(node_connections=1, node_statements=1)
+    async with world(cluster, narrow, vector=vector(), columns=COLUMNS) as w:
         made = await fill(w)
         include = frozenset(["content", "metadata", "category"])
         carried = layout_for(w.collection, include, 100, 4)
