@@ -319,7 +319,7 @@ def _order(load: Load, queries: int) -> Iterator[int]:
     shuffled = rng.permutation(queries)
     if not load.zipf:
         return itertools.cycle(shuffled.tolist())
-    weights = np.arange(1, queries + 1) ** -load.zipf
+    weights = np.arange(1.0, queries + 1) ** -load.zipf
     weights /= weights.sum()
     blocks = (rng.choice(shuffled, _DRAWN, p=weights).tolist() for _ in itertools.count())
     return itertools.chain.from_iterable(blocks)
