@@ -47,6 +47,7 @@ class _Pipe(asyncio.Protocol):
         self._of_node = other is not None
         self.transport: asyncio.Transport | None = None
         self.forgotten = False
+        self.doomed = False
         self._early: list[bytes] = []
         self._late: deque[tuple[float, bytes]] = deque()
         self._loop = asyncio.get_running_loop()
@@ -63,6 +64,9 @@ class _Pipe(asyncio.Protocol):
         self._early.clear()
 
     def data_received(self, data: bytes) -> None:
+        if self.doomed and self.transport is not None:
+            self.transport.abort()
+            return
         if self._silent or (self.way.mute and self._of_node):
             return
         data = self.way.passing(data)
@@ -148,6 +152,11 @@ class Proxies:
         """Nothing passes over present connections, as when a firewall has lost its table of them."""
         for pipe in list(self._ways[name].pipes):
             pipe.forgotten = True
+
+    def doom(self, name: str) -> None:
+        """Present connections end when something is sent over them, as if a firewall had restarted."""
+        for pipe in list(self._ways[name].pipes):
+            pipe.doomed = True
 
     def mend(self, *names: str) -> None:
         """What was cut passes again over new connections; present ones stay silent, and nobody is told."""

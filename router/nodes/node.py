@@ -375,7 +375,8 @@ class Node:
             self._changed(self)
 
     async def _execute(self, probes: Sequence[Probe]) -> list[tuple[Sequence[Row], str | None]]:
-        return await self.reads.run(partial(_fetch, probes), probes[0].ef_search)
+        probe = probes[0]
+        return await self.reads.run(partial(_fetch, probes), probe.ef_search, renewed=probe.renewed)
 
     def login(self, refused: str | None) -> None:
         """A new connection was refused for who asked for it, or let in."""

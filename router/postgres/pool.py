@@ -112,14 +112,20 @@ class Pool:
         """Places of connections that have lost their caller, and are opened or cancelled still."""
         return len(self._mending)
 
-    async def run(self, work: Callable[[Connection], Awaitable[T]], ef_search: int | None = None) -> T:
+    async def run(
+        self,
+        work: Callable[[Connection], Awaitable[T]],
+        ef_search: int | None = None,
+        *,
+        renewed: bool = False,
+    ) -> T:
         """Run `work`, which changes nothing, in a session; if that may be at fault, again in a new one.
 
         Raises:
             OverloadedError, NodeError: as `session`.
         """
         try:
-            async with self.session(ef_search) as connection:
+            async with self.session(ef_search, renewed=renewed) as connection:
                 return await work(connection)
         except NodeError as exc:
             if not exc.renewable:
@@ -132,7 +138,7 @@ class Pool:
 
         The block may run statements one after the other. If it is cancelled, or left by an error
         that is not PostgreSQL's own answer, the connection is mended or terminated behind it. `renewed`: one
-        that is newer than the error that was `renewable`.
+        that is newer than the last error that was `renewable`, and than the last connection that was lost.
 
         Raises:
             OverloadedError: at once, when `queue` callers wait already.
@@ -153,6 +159,9 @@ class Pool:
             self._mend_later(self._mend(connection))
             return None
         error = self.error(connection, exc)
+        if error.kind is ErrorKind.LOST:
+            # What ended it may be ending those that idle as well, and of that nothing has been read yet.
+            self._renewal.since = monotonic()
         if error.renewable or isinstance(exc, asyncpg.InternalClientError):
             connection.terminate()
         self._settle(connection)

@@ -20,7 +20,7 @@ _PER_SECOND = 1.0
 
 
 class Renewal:
-    """For the connections of one pool; `since` is when the last one was found to be worth replacing."""
+    """For the connections of one pool; `since`: when the last was found worth replacing, or was lost."""
 
     def __init__(self) -> None:
         self.since = -inf

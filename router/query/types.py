@@ -202,6 +202,7 @@ class Probe(msgspec.Struct, frozen=True):
         caller: equal for the searches of one batch.
         sharers: how many are expected to share its read in twice the time that it takes for one.
         min_lsn: WAL position that a replica must have replayed to be fresh for this router's callers.
+        renewed: on a connection that is newer than the node's last one that was lost.
     """
 
     shape: Shape
@@ -216,6 +217,7 @@ class Probe(msgspec.Struct, frozen=True):
     min_lsn: int = 0
     plan: bool = False
     work: Work = Work.NEAREST
+    renewed: bool = False
 
 
 class Hedge(StrEnum):

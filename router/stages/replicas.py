@@ -153,10 +153,10 @@ class ReplicaSet:
     def ask(self, probe: Probe, deadline: float, done: Callable[[str, ShardRows | Exception], None]) -> Ask:
         """Fetch the probe's rows from the best node, or from the next ones if it fails or is late.
 
-        Each node is tried once, and once more after the others if it only lost the connection. An error
-        that would repeat elsewhere ends the attempts. `done` is called once with the shard's name and its
-        rows, or an OverloadedError when every node that could answer has a full queue; it may be called
-        before this returns. Past the deadline the caller is expected to leave.
+        Each node is tried once, and once more after the others, on a new connection, if it only lost its
+        connection. An error that would repeat elsewhere ends the attempts. `done` is called once with the
+        shard's name and its rows, or an OverloadedError when every node that could answer has a full queue;
+        it may be called before this returns. Past the deadline the caller is expected to leave.
         """
         if self.retries is not None:
             self.retries.earn()
@@ -351,10 +351,12 @@ class Ask:
             # Known before the statement starts, so that its rows hold at least this much.
             lsn = node.state.lsn if stale else max(node.state.lsn, self._probe.min_lsn)
             attempt = _Attempt(node, stale, lsn, self._replicas.clock())
+            probe = self._probe
+            if index in self._lost:
+                # What has ended one connection often ends all of them, one after the other.
+                probe = msgspec.structs.replace(probe, key=None, renewed=True)
             try:
-                attempt.ticket = node.submit(
-                    self._probe, self._deadline, partial(self._received, attempt, index)
-                )
+                attempt.ticket = node.submit(probe, self._deadline, partial(self._received, attempt, index))
             except OverloadedError as exc:
                 self._overloaded = exc.with_traceback(None)  # which holds this frame, and so this object
                 continue

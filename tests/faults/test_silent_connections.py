@@ -29,7 +29,10 @@ from router.policy.limit import Limit
 from router.policy.selection import Health, NodeState
 from router.postgres.connection import Connection, open_connection
 from router.postgres.pool import Pool
+from router.query.types import Probe, Shape, ShardState
 from router.settings import Settings
+from router.stages.fanout import Fanout
+from router.stages.replicas import ReplicaSet
 from shard_config import model
 from tests.integration.worlds import execute
 
@@ -108,6 +111,25 @@ async def test_an_idle_connection_that_was_forgotten_costs_a_request_a_moment(cl
                     assert await port_of(pool) == cluster.node("s0-a").port
                 # Those that had idled beside it are gone with it.
                 assert pool.connections == 1
+
+
+async def test_connections_that_all_end_when_they_are_used_cost_no_search(cluster: Cluster) -> None:
+    with proxies(cluster) as ways:
+        async with (
+            probed(behind(cluster, ways, "s0-a")) as (a, states_of_a),
+            probed(behind(cluster, ways, "s0-b")) as (b, states_of_b),
+        ):
+            fanout = Fanout({"s0": ReplicaSet("s0", [a, b])})
+            probe = Probe(Shape("SELECT inet_server_port()", None), (), 1, 1)
+            for node in (a, b):
+                await asyncio.gather(*(port_of(node.reads) for _ in range(3)))
+                assert node.reads.connections == 3
+                ways.doom(node.config.name)
+            found = await fanout.fetch({"s0": probe}, asyncio.get_running_loop().time() + 20)
+            report = found["s0"].report
+            assert (report.state, report.attempts) == (ShardState.OK, 3), report.error
+            # Nothing but the searches has found out.
+            assert {state.health for state in (*states_of_a, *states_of_b)} == {Health.UP}
 
 
 async def test_a_connection_in_use_is_not_asked_first(cluster: Cluster) -> None:
