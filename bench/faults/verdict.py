@@ -19,7 +19,8 @@ __all__ = [
     *("unexplained", "written"),
 ]
 
-RECOVERY = 5.0
+# A node that is left out is tried within 5 s, and that may take a second.
+RECOVERY = 7.0
 # A node that does not answer is known to be gone after a probe's interval and its time.
 DETECTION = 2.0
 _SETTLING = 1.0

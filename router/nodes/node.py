@@ -331,7 +331,9 @@ class Node:
         return connection
 
     def tend(self) -> None:
-        """See to connections that are idle or old; to be called with each probe that it answers."""
+        """See to what time alone changes; to be called with each probe that it answers."""
+        if self.ejection.untried(self._clock()):
+            self._readmit()
         now = time.monotonic()
         self.reads.tend(now)
         self.writes.tend(now)

@@ -2,8 +2,9 @@
 
 A node that keeps silent costs each search that goes there a hedge, or its deadline. After a few in a row it
 is left out, each time for twice as long; then one request tries it, which readmits it or leaves it out again
-(outlier detection as in Envoy). No more than a share of a set's nodes is left out at once, and one that is
-left out is only ranked last: where no other node can answer, it is asked all the same.
+(outlier detection as in Envoy). Where no request comes that could try it, time alone readmits it. No more
+than a share of a set's nodes is left out at once, and one that is left out is only ranked last: where no
+other node can answer, it is asked all the same.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ _STRIKES = 3
 _FIRST_SECONDS, _LONGEST_SECONDS = 1.0, 5.0
 # After which a trial has failed; longer where such requests usually take longer.
 TRIAL_SECONDS = 1.0
+# So long after it could be tried, one that no request has tried is no longer left out.
+_UNTRIED_SECONDS = 10.0
 # After so long without a failure, a node that is left out again waits as briefly as the first time.
 _FORGET_SECONDS = 60.0
 
@@ -47,6 +50,10 @@ class Ejection:
     def due(self, now: float) -> bool:
         """Whether it is left out and may be tried."""
         return self._until is not None and now >= self._until
+
+    def untried(self, now: float) -> bool:
+        """Whether it is left out, and for a while no request has come that could have tried it."""
+        return self._until is not None and now >= self._until + _UNTRIED_SECONDS
 
     def tried(self, until: float) -> None:
         """A request was sent to try it; the next may be at `until`, if that one has not ended before."""

@@ -91,6 +91,7 @@ class Ejections(RuleBasedStateMachine):
         for real, node in zip(self.real, self.model, strict=True):
             assert real.out is (node.until is not None)
             assert real.due(self.now) is (node.until is not None and self.now >= node.until)
+            assert real.untried(self.now) is (node.until is not None and self.now >= node.until + 10)
             if node.until is not None:
                 assert real.due(node.until) and not real.due(node.until - 0.01)
             assert real.count == node.times

@@ -255,6 +255,27 @@ def test_a_frozen_node_costs_some_searches_a_hedge_and_the_rest_nothing() -> Non
     run(main())
 
 
+def test_a_node_that_nobody_asks_any_more_is_not_left_out_for_ever() -> None:
+    async def main() -> None:
+        shard = Shard(2, 1)
+        await shard.steadily(200)
+        shard.servers[1].freeze()
+        await shard.steadily(200)
+        shard.servers[1].thaw()
+        node = shard.nodes[1]
+        for _ in range(5):
+            assert node.ejected
+            node.tend()  # as the prober does after each probe that is answered
+            await asyncio.sleep(1)
+        await asyncio.sleep(10)
+        node.tend()
+        assert not node.ejected
+        assert node.share(asyncio.get_running_loop().time()) < 1, "what comes back is given little at first"
+        await shard.close()
+
+    run(main())
+
+
 def test_what_takes_long_by_nature_is_hedged_when_it_takes_longer_than_that() -> None:
     async def main() -> None:
         shard = Shard(2, 8)

@@ -65,6 +65,18 @@ def test_a_trial_that_is_lost_is_not_the_last() -> None:
     assert ejection.due(2.0)
 
 
+def test_one_that_no_request_comes_to_try_is_left_out_no_longer() -> None:
+    ejection = Ejection()
+    assert not ejection.untried(100.0)
+    for _ in range(3):
+        ejection.struck(0.0)
+    assert not ejection.untried(10.9)
+    assert ejection.untried(11.0)
+    ejection.tried(20.0)
+    assert not ejection.untried(29.9)
+    assert ejection.untried(30.0)
+
+
 def test_of_a_set_no_more_than_a_share_is_left_out() -> None:
     assert [has_room(ejected, 2, 0.5) for ejected in range(3)] == [True, False, False]
     assert [has_room(ejected, 3, 0.5) for ejected in range(3)] == [True, False, False]
