@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterator, Mapping
+from functools import lru_cache
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 import msgspec
@@ -17,6 +18,8 @@ __all__ = ["Server", "complaints", "parameters", "redact", "server"]
 
 _SCHEMES = ("postgresql", "postgres")
 _PORTS = (1, 65535)
+# Of each node that is down, one is parsed for each attempt to reach it.
+_PARSED = 4096
 _TLS = ("disable", "allow", "prefer", "require", "verify-ca", "verify-full")
 _VERSIONS = ("TLSv1", "TLSv1.1", "TLSv1.2", "TLSv1.3")
 # What the driver takes, and the values of those that have few.
@@ -76,6 +79,7 @@ class Server(msgspec.Struct, frozen=True):
         return f"{self.host}:{self.port}/{self.database}"
 
 
+@lru_cache(maxsize=_PARSED)
 def server(dsn: str) -> Server:
     """The one server that a DSN names, with libpq's defaults for what it leaves out.
 

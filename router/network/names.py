@@ -22,7 +22,7 @@ import socket
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from time import monotonic
 
 import msgspec
@@ -38,6 +38,7 @@ _LATE_SECONDS = 0.25
 _SILENT_SECONDS = 2.0
 # Addresses of this age are taken without a look-up: many connections are opened at once.
 _FRESH_SECONDS = 1.0
+_LITERALS = 4096  # hosts that are remembered as addresses, or as none
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -244,6 +245,7 @@ class Names:
             )
 
 
+@lru_cache(maxsize=_LITERALS)
 def _literal(host: str) -> Address | None:
     """An address that is written where a name could be."""
     try:

@@ -66,6 +66,9 @@ class Group:
         self._origin = UNKNOWN  # that of the shard's primary
         self._members: set[Node] = set()  # found to be the shard's
         self._identified = False  # whether one of them has said which shard it is
+        # The last verdict on strangers, and all that it was made from: nearly every probe finds the same.
+        self._foreign: dict[int, str] = {}
+        self._judged_by: tuple[object, ...] = ()
         self._head: Position | None = None  # where the primary's log ended when it was last probed
         self._acknowledged: Position | None = None  # up to where writes were, at that time
         self._synchronous = False  # whether its commits waited for replicas, at that time
@@ -165,6 +168,13 @@ class Group:
 
     def _strangers(self, states: Sequence[NodeState]) -> dict[int, str]:
         """Which of the nodes are none of the shard's, and why."""
+        judged_by = (
+            *(self._registry.servers.version, self._origin, len(self._members), self._identified),
+            *[(state.health, state.role, state.system, state.database, state.identity) for state in states],
+        )
+        if judged_by == self._judged_by:
+            return self._foreign
+        self._judged_by = judged_by
         twice = {
             index: reason
             for index, node in enumerate(self.nodes)
@@ -189,7 +199,8 @@ class Group:
         self._origin = verdict.origin
         self._members |= {node for node, _ in own}
         self._identified = self._identified or any(state.identity is not None for _, state in own)
-        return verdict.foreign
+        self._foreign = verdict.foreign
+        return self._foreign
 
     def _begin_anew(self, system: int, primaries: Sequence[NodeState]) -> None:
         """The shard was built anew: timelines and positions are those of another log."""

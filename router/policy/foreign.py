@@ -128,9 +128,13 @@ class Servers(Generic[K]):
     """Which names lead to which running server, over all shards; `K` stands for a listed node.
 
     Two names mean one server if it is of one system, was started at one moment and holds one database.
+
+    Attributes:
+        version: is another whenever a verdict may be.
     """
 
     def __init__(self) -> None:
+        self.version = 0
         self._names: dict[tuple[int, float, str], dict[K, _Name]] = {}
         self._server: dict[K, tuple[int, float, str]] = {}
 
@@ -139,20 +143,24 @@ class Servers(Generic[K]):
 
     def saw(self, key: K, order: int, node: str, shard: str, state: NodeState) -> set[K]:
         """Take in what `node` answered; returns the other nodes on whose server the verdict may be new."""
-        before, now = self._server.pop(key, None), None
+        before, now = self._server.get(key), None
+        name = _Name(order, node, shard, None if state.identity is None else state.identity.shard)
+        if state.health is Health.UP and state.system:
+            now = (state.system, state.started, state.database)
+        if now == before and (now is None or self._names[now][key] == name):
+            return set()
+        self.version += 1
         changed: set[K] = set()
         if before is not None:
             names = self._names[before]
-            del names[key]
+            del names[key], self._server[key]
             changed |= names.keys()
             if not names:
                 del self._names[before]
-        if state.health is Health.UP and state.system:
-            now = (state.system, state.started, state.database)
-            says = None if state.identity is None else state.identity.shard
+        if now is not None:
             names = self._names.setdefault(now, {})
             changed |= names.keys()
-            names[key] = _Name(order, node, shard, says)
+            names[key] = name
             self._server[key] = now
         return changed
 
