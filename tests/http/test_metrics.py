@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
 import subprocess
 import sys
@@ -336,6 +337,25 @@ async def test_sampling_outlives_an_exception_and_says_it_once(
     failures = [record for record in caplog.records if record.getMessage().startswith("metrics not sampled")]
     assert len(failures) == 2  # one for each time that it began to fail
     assert all(record.exc_info for record in failures)
+
+
+async def test_sampling_takes_a_small_share_of_the_time_however_long_a_sample_takes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(app_module, "_SAMPLE_INTERVAL", 0.001)
+    monkeypatch.setattr(app_module, "_SAMPLE_SHARE", 0.1)
+    began: list[float] = []
+
+    def backend() -> FakeBackend:
+        began.append(time.perf_counter())
+        time.sleep(0.02)  # as with very many nodes
+        return FakeBackend()
+
+    async with app_module._sampling(Metrics(), backend):
+        async with asyncio.timeout(20):
+            while len(began) < 3:
+                await asyncio.sleep(0.01)
+    assert min(after - before for before, after in itertools.pairwise(began)) > 0.2
 
 
 def test_processor_time_is_counted_once_however_often_it_is_read() -> None:
