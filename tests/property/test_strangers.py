@@ -10,7 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from router.nodes.group import Group, Registry
-from router.policy.foreign import K, Servers
 from router.policy.selection import Health, NodeState, Role
 from router.postgres.connection import ErrorKind, NodeError
 from shard_config.identity import Identity
@@ -31,19 +30,6 @@ STATES = st.builds(
 )
 
 
-class AnewServers(Servers[K]):
-    """Takes every word for a new one."""
-
-    def saw(self, key: K, order: int, node: str, shard: str, state: NodeState) -> set[K]:
-        if (before := self._server.pop(key, None)) is None:
-            return super().saw(key, order, node, shard, state)
-        others = self._names[before].keys() - {key}
-        del self._names[before][key]
-        if not self._names[before]:
-            del self._names[before]
-        return others | super().saw(key, order, node, shard, state)
-
-
 class AnewGroup(Group):
     """Keeps no verdict."""
 
@@ -55,8 +41,6 @@ class AnewGroup(Group):
 class World:
     def __init__(self, *, anew: bool) -> None:
         registry = Registry()
-        if anew:
-            registry.servers = AnewServers()
         self.shards = [
             Shard("a", "b", shard="s0", registry=registry),
             Shard("c", "d", shard="s1", registry=registry),

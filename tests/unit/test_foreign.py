@@ -124,6 +124,23 @@ def test_a_server_under_two_shards_is_the_one_that_it_says() -> None:
     assert servers.twice("b") is None
 
 
+def test_what_changes_a_verdict_is_told_and_what_does_not_is_not() -> None:
+    servers: Servers[str] = Servers()
+    says_nothing = node(1, primary=True)
+    servers.saw("a", 0, "s0-a", "s0", says_nothing)
+    servers.saw("b", 1, "s1-a", "s1", says_nothing)
+    version = servers.version
+    assert servers.saw("a", 0, "s0-a", "s0", says_nothing) == set()
+    assert (servers.version, servers.twice("a")) == (version, None)
+    # The same server, which says by now that it is the second shard.
+    for name, number in (("s0", 0), ("s1", 1)):
+        others = servers.saw("ab"[number], number, f"{name}-a", name, node(1, primary=True, says="s1"))
+        assert others >= {"ba"[number]}
+        assert servers.version > version
+        version = servers.version
+    assert servers.twice("a") is not None and servers.twice("b") is None
+
+
 def test_copies_and_other_databases_are_servers_of_their_own() -> None:
     servers: Servers[str] = Servers()
     primary = node(1, primary=True, started=1.0)
