@@ -80,7 +80,7 @@ async def _sampling(metrics: Metrics, backend: Callable[[], Backend]) -> AsyncIt
             except Exception:
                 # A loop that ended here would leave other workers with our last values, for ever.
                 if not failing:
-                    _logger.exception("metrics not sampled; tried again every %g s", _SAMPLE_INTERVAL)
+                    _logger.exception("metrics not sampled; that is tried again soon")
                 failing = True
             await asyncio.sleep(max(_SAMPLE_INTERVAL, (perf_counter() - began) / _SAMPLE_SHARE))
 

@@ -6,7 +6,7 @@ error that a newer connection has too is not the connection's. So one that is re
 once, and the statement run again.
 
 Invariant: requests that fail on every connection replace each connection of the pool no more than once per
-second, beside `_BURST` times at first.
+second, beside `_BURST` times at first and once after each loss of a connection.
 """
 
 from __future__ import annotations
