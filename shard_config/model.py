@@ -22,9 +22,12 @@ __all__ = [
     "Cache",
     "Collection",
     "Column",
+    "EmbeddingService",
+    "Fulltext",
     "HashSharding",
     "Index",
     "IndexType",
+    "LanguageColumn",
     "ListSharding",
     "MetadataType",
     "Metric",
@@ -32,6 +35,8 @@ __all__ = [
     "Quantization",
     "RangePart",
     "RangeSharding",
+    "RerankingApi",
+    "RerankingService",
     "SearchDefaults",
     "Shard",
     "ShardMap",
@@ -75,6 +80,71 @@ class MetadataType(StrEnum):
     TEXT = "text"
     NUMBER = "number"
     ARRAY = "array"
+
+
+class RerankingApi(StrEnum):
+    """How a re-ranking service is spoken to: as Cohere's, Jina's and pgscatter's own are, or as TEI's."""
+
+    COHERE = "cohere"
+    TEI = "tei"
+
+
+class EmbeddingService(msgspec.Struct, frozen=True):
+    """An HTTP service that turns texts into vectors, as OpenAI's `POST /embeddings` does.
+
+    Attributes:
+        url: what `/embeddings` is appended to.
+        model: what the service calls it.
+        api_version: where it is Azure's, which also takes the key in a header of its own.
+        batch: how many texts one request may hold.
+        timeout: of one request, in seconds.
+        query_prefix: put before a text that is searched for, `document_prefix` before one that is stored.
+    """
+
+    name: str
+    url: str
+    model: str
+    dimensions: int
+    api_key: str | None = None
+    api_version: str | None = None
+    batch: int = 64
+    timeout: float = 1.0
+    query_prefix: str = ""
+    document_prefix: str = ""
+
+    def __repr__(self) -> str:
+        return f"EmbeddingService(name={self.name!r}, url={redact(self.url)!r}, model={self.model!r})"
+
+
+class RerankingService(msgspec.Struct, frozen=True):
+    """An HTTP service that scores texts against a query; `timeout` is of one request, in seconds."""
+
+    name: str
+    url: str
+    model: str
+    api: RerankingApi = RerankingApi.COHERE
+    api_key: str | None = None
+    timeout: float = 1.0
+
+    def __repr__(self) -> str:
+        return f"RerankingService(name={self.name!r}, url={redact(self.url)!r}, model={self.model!r})"
+
+
+class LanguageColumn(msgspec.Struct, frozen=True):
+    """A text column that says which of `values`, names of text search configurations, a row is in.
+
+    A row that holds another value, or none, is taken apart by the configuration `simple`.
+    """
+
+    column: str
+    values: tuple[str, ...]
+
+
+class Fulltext(msgspec.Struct, frozen=True):
+    """The columns of the table that are searched by their words, the weightiest first."""
+
+    columns: tuple[str, ...]
+    language: str | LanguageColumn = "english"
 
 
 class Node(msgspec.Struct, frozen=True):
@@ -222,6 +292,9 @@ class Collection(msgspec.Struct, frozen=True):
     cache: Cache
     text_model: str | None = None  # absolute path of the model that turns `text` into a vector
     metadata_indexes: dict[tuple[str, ...], MetadataType] = {}  # by the steps of the path
+    embedder: EmbeddingService | None = None  # turns texts into vectors of this collection
+    template: str | None = None  # what is embedded of a document; its content, if None
+    fulltext: Fulltext | None = None
 
     @property
     def sharded_by_id(self) -> bool:
@@ -235,6 +308,8 @@ class ShardMap(msgspec.Struct, frozen=True, dict=True):
     version: int
     shards: dict[str, Shard]
     collections: dict[str, Collection]
+    models: dict[str, EmbeddingService] = {}
+    rerankers: dict[str, RerankingService] = {}
 
     def shards_of(self, collection: Collection) -> tuple[str, ...]:
         """Names of the shards that hold part of `collection`, in the map's order."""

@@ -12,6 +12,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from router.query.composition import Account
 from router.query.sizes import Layout
 from router.query.types import Coverage, Row, ShardReport, Unsettled
 
@@ -28,6 +29,11 @@ class RankedAnswer(msgspec.Struct, frozen=True):
         reports: of every shard that was asked, by its name.
         too_far: whether rows were left out because they lie beyond the query's `max_distance`.
         unsettled: shards whose rows may not be the right ones.
+        notes: for each row the JSON members, without braces, that its hit shows in place of the distance;
+            None where it shows that.
+        account: what was done beside one plain search.
+        settled: whether all that was to be done beside the search was done; if not, the same search might
+            give another answer soon.
     """
 
     rows: Sequence[Ranked]
@@ -36,11 +42,14 @@ class RankedAnswer(msgspec.Struct, frozen=True):
     reports: Mapping[str, ShardReport]
     too_far: bool = False
     unsettled: tuple[Unsettled, ...] = ()
+    notes: Sequence[bytes] | None = None
+    account: Account | None = None
+    settled: bool = True
 
     @property
     def cacheable(self) -> bool:
         """Whether the same search would give the same rows until somebody writes."""
-        return self.coverage.full and not self.coverage.stale and not self.unsettled
+        return self.coverage.full and not self.coverage.stale and not self.unsettled and self.settled
 
     @property
     def distances(self) -> list[float]:

@@ -16,6 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
+from router.query.composition import Account, Composition
 from router.query.filter import Filter
 from router.query.way import Choice
 from shard_config.model import Collection
@@ -101,6 +102,10 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
         by_index: a filtered search may not choose another way than the vector index; one that comes up
             short is followed by an exact read all the same.
         room: shared by the searches of one batch.
+        words: what to search for in the collection's text, as `websearch_to_tsquery` reads it, instead of the
+            nearest rows to `vector`, which is empty then.
+        composition: the lists that the search is made of, and what is done with them, instead of one list
+            by `vector` or `words`.
     """
 
     collection: Collection
@@ -121,6 +126,8 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
     vector_format: VectorFormat = "float"
     room: Room | None = None
     by_index: bool = False
+    words: str | None = None
+    composition: Composition | None = None
 
     @property
     def cached(self) -> bool:
@@ -140,6 +147,8 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
             self.ef_search,
             self.exact,
             self.vector_format,
+            self.words,
+            self.composition,
         )
         state = blake2b(self.vector, digest_size=16)
         try:
@@ -336,6 +345,7 @@ class Answer(msgspec.Struct, frozen=True):
         cacheable: complete, settled and fresh, so that it may be kept.
         more: the rest of the array, in pieces, so that nothing has to hold or copy it in one.
         reservation: keeps the memory of a large answer reserved for as long as anybody holds the answer.
+        account: what was done beside one plain search.
     """
 
     hits: msgspec.Raw
@@ -347,6 +357,7 @@ class Answer(msgspec.Struct, frozen=True):
     more: tuple[bytes, ...] = ()
     reservation: object = None
     unsettled: tuple[Unsettled, ...] = ()
+    account: Account | None = None
 
     @property
     def whole(self) -> msgspec.Raw:
