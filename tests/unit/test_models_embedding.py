@@ -516,6 +516,17 @@ def test_a_document_that_is_refused_is_found_among_the_others() -> None:
     run(test)
 
 
+def test_a_text_that_cannot_be_sent_is_refused_alone() -> None:
+    async def test(fake: FakeService, made: Embeddings) -> None:
+        with pytest.raises(RefusedError, match="surrogate"):
+            await made.query(fake.model(), "a\udc00", soon())
+        first, second, third = await made.documents(fake.model(), ["a", "\ud800", "é"], soon())
+        assert (first, third) == (bytes_of("a"), bytes_of("é"))
+        assert isinstance(second, RefusedError)
+
+    run(test)
+
+
 def test_documents_whose_time_is_over_say_so() -> None:
     async def test(fake: FakeService, made: Embeddings) -> None:
         fake.always = Answer(held=asyncio.Event())
