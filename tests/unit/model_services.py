@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import ssl
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -61,7 +62,10 @@ def bytes_of(text: str) -> bytes:
 class FakeService:
     """`answers` are given first, one to a request; `usual` says how all others are answered."""
 
-    def __init__(self, usual: Callable[[Received], Any] | None = None) -> None:
+    def __init__(
+        self, usual: Callable[[Received], Any] | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._tls = tls
         self.answers: deque[Answer] = deque()
         self.requests: list[Received] = []
         self.connections = 0
@@ -81,7 +85,7 @@ class FakeService:
 
     async def start(self) -> None:
         """On the port that it had before, if it had one."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, ssl=self._tls)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -94,7 +98,7 @@ class FakeService:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/v1"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self._port}/v1"
 
     def model(self, **changes: Any) -> EmbeddingService:
         fields = {"name": "m", "url": self.url, "model": "model", "dimensions": DIMENSIONS, **changes}

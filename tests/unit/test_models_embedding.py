@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from email.utils import formatdate
+from pathlib import Path
 from time import time
 from typing import Any
 
 import pytest
+import uvloop
 
 from router.models.embedding import Embeddings
 from router.models.messages import words_of_refusal
@@ -146,6 +149,41 @@ def test_a_name_is_looked_up_by_the_routers_own_names() -> None:
             await made.query(gone, "a", soon())
 
     run(test)
+
+
+CERTIFICATES = Path(__file__).parents[1] / "tls"
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize(
+    ("certificate", "authority", "says"),
+    [
+        ("server.pem", "ca.pem", None),
+        ("server.pem", "other.pem", "unable to get local issuer certificate"),
+        ("elsewhere.pem", "ca.pem", "not valid for '127.0.0.1'"),
+    ],
+)
+def test_a_service_behind_tls_has_to_be_the_one_that_the_map_names(
+    certificate: str, authority: str, says: str | None, loop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATES / authority))
+    theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    theirs.load_cert_chain(CERTIFICATES / certificate)
+
+    async def test() -> None:
+        async with FakeService(tls=theirs) as fake, embeddings(Settings(model_attempts=1)) as made:
+            if says is None:
+                texts = [f"{n} {'x' * 1000}" for n in range(500)]
+                model = fake.model(batch=500, timeout=LONG)
+                assert await made.documents(model, texts, soon()) == [bytes_of(text) for text in texts]
+                assert await made.query(model, "a", soon()) == bytes_of("a")
+                assert fake.connections == 1
+                return
+            with pytest.raises(UnavailableError, match=says):
+                await made.query(fake.model(), "a", soon())
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(test())
 
 
 VECTOR = [1.0, 2.0, 3.0, 4.0]
