@@ -22,7 +22,7 @@ from router.http.answers import (
     node_faults,
     schema_view,
 )
-from router.http.backend import Backend, NodeStatus
+from router.http.backend import Backend, NodeStatus, ServiceStatus
 from router.http.keys import Keys
 from router.http.life import Life
 from router.http.message import Reply, Request
@@ -32,6 +32,7 @@ from router.schema.findings import redacted
 from shard_config import partition, to_json
 from shard_config.file.collection import INDEX, SEARCH
 from shard_config.file.fields import shown
+from shard_config.file.words import FULLTEXT, named_fulltext
 from shard_config.model import (
     Collection,
     HashSharding,
@@ -130,6 +131,7 @@ class Inspection:
                 ],
                 unidentified=backend.unidentified(),
                 lost_bytes={node.shard: node.lost_bytes for node in nodes if node.lost_bytes},
+                services=[one if request.inside else _outside(one) for one in backend.services()],
             )
         )
 
@@ -141,6 +143,7 @@ def collection_view(
     collection: Collection, shard_map: ShardMap, seen: RecallSeen | None = None
 ) -> CollectionView:
     vector = collection.vector
+    fulltext = named_fulltext(collection)
     return CollectionView(
         name=collection.name,
         table=str(collection.table),
@@ -153,9 +156,15 @@ def collection_view(
         index=shown(collection.index, INDEX),
         search=_search_view(collection.search),
         cache={"ttl_s": collection.cache.ttl},
-        text=collection.text_model is not None,
+        text=collection.embedder is not None,
+        embedder=UNSET if collection.embedder is None else collection.embedder.name,
+        fulltext=UNSET if fulltext is None else shown(fulltext, FULLTEXT),
         recall=UNSET if seen is None else RecallView(round(seen.recall, 4), seen.samples),
     )
+
+
+def _outside(service: ServiceStatus) -> ServiceStatus:
+    return msgspec.structs.replace(service, url=UNSET, reason=UNSET)
 
 
 def _search_view(search: SearchDefaults) -> dict[str, Any]:
@@ -179,5 +188,6 @@ def _status(backend: Backend, nodes: Sequence[NodeStatus], ready: bool, shards: 
     if not ready:
         return "unavailable"
     wrong = node_faults(nodes) or backend.schema().wrong or backend.disagreements()
+    failing = any(service.circuit != "closed" for service in backend.services())
     whole = all(shards.values()) and not wrong and not any(node.lost_bytes for node in nodes)
-    return "ok" if whole else "degraded"
+    return "ok" if whole and not failing else "degraded"
