@@ -7,7 +7,7 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Coroutine, Sequence
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -23,12 +23,12 @@ from router.http.life import Life
 from router.http.metrics import Metrics
 from router.logs import AccessLog, configure
 from router.nodes.agreement import refusal
-from router.query.errors import InvalidError, StartRefusedError
+from router.query.errors import InvalidError, RouterError, StartRefusedError, UnavailableError
 from router.serve_config import ServeConfig, from_env
 from router.topology import Parts, Snapshot, Topology
 from shard_config import ShardMap
 from shard_config.file import codec
-from shard_config.model import Collection
+from shard_config.model import Collection, EmbeddingService
 
 __all__ = ["application", "compare", "create_app"]
 
@@ -89,6 +89,7 @@ def application(
         keys,
         metrics,
         embed=_no_embedder,
+        embed_texts=_no_texts,
         lifespan=lifespan,
         access_log=AccessLog(sys.stderr, level=config.log_level),
         life=life,
@@ -164,3 +165,9 @@ def _relieve_collector() -> None:
 
 def _no_embedder(collection: Collection, text: str) -> NoReturn:
     raise InvalidError.at("text", f"collection {collection.name} has no embedder; send a vector")
+
+
+async def _no_texts(
+    service: EmbeddingService, texts: Sequence[str], deadline: float
+) -> Sequence[RouterError]:
+    return [UnavailableError(f"the embedding service {service.name} is not asked yet")] * len(texts)

@@ -176,6 +176,7 @@ class UpsertAnswer(msgspec.Struct, frozen=True):
     shards: dict[str, ShardOutcome]
     failures: tuple[DocumentFailure, ...]
     unlisted: int = 0
+    embedded: int | UnsetType = UNSET
 
 
 class UpsertProblem(ProblemBody, frozen=True):
@@ -186,6 +187,7 @@ class UpsertProblem(ProblemBody, frozen=True):
     shards: dict[str, ShardOutcome]
     failures: tuple[DocumentFailure, ...]
     unlisted: int = 0
+    embedded: int | UnsetType = UNSET
 
 
 class DeleteAnswer(msgspec.Struct, frozen=True):

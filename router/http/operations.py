@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from router.decode.bodies import BatchBody, DeleteBody, DocumentsBody, SearchBody
+from router.decode.embedded import EmbedTexts
 from router.http.answers import (
     BatchAnswer,
     CollectionList,
@@ -48,11 +49,13 @@ _STALE = "The document's shard, if it was read from a node that may be behind."
 _KEY = Parameter("key", "A value of the sharding key.", "42", required=True)
 
 
-def operations(settings: Settings, embed: Embed, inspection: Inspection, pages: Pages) -> list[Operation]:
+def operations(
+    settings: Settings, embed: Embed, embed_texts: EmbedTexts, inspection: Inspection, pages: Pages
+) -> list[Operation]:
     """All operations; the busiest come first, because paths are tried in this order."""
     return [
         *_search(Searches(settings, embed)),
-        *_documents(Upserts(settings), Documents(settings)),
+        *_documents(Upserts(settings, embed_texts), Documents(settings)),
         *_inspection(inspection),
         *_pages(pages),
     ]
