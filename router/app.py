@@ -7,11 +7,10 @@ import gc
 import logging
 import os
 import sys
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from starlette.types import ASGIApp
 
@@ -22,13 +21,14 @@ from router.http.keys_watch import KeysWatch, watching
 from router.http.life import Life
 from router.http.metrics import Metrics
 from router.logs import AccessLog, configure
+from router.models.embedding import Embedded, Embeddings
 from router.nodes.agreement import refusal
-from router.query.errors import InvalidError, RouterError, StartRefusedError, UnavailableError
+from router.query.errors import InvalidError, StartRefusedError
 from router.serve_config import ServeConfig, from_env
 from router.topology import Parts, Snapshot, Topology
 from shard_config import ShardMap
 from shard_config.file import codec
-from shard_config.model import Collection, EmbeddingService
+from shard_config.model import Collection
 
 __all__ = ["application", "compare", "create_app"]
 
@@ -66,6 +66,7 @@ def application(
         shared_path=None if config.shared_path is None else Path(config.shared_path),
         recall_listener=metrics,
         redis_took=metrics.redis_took,
+        service_listener=metrics,
     )
     topology = Topology(shard_map, parts)
 
@@ -88,8 +89,8 @@ def application(
         config.settings,
         keys,
         metrics,
-        embed=_no_embedder,
-        embed_texts=_no_texts,
+        embed=partial(_embed, parts.embeddings),
+        embed_texts=parts.embeddings.documents,
         lifespan=lifespan,
         access_log=AccessLog(sys.stderr, level=config.log_level),
         life=life,
@@ -163,11 +164,8 @@ def _relieve_collector() -> None:
     gc.set_threshold(_ALLOCATIONS, 10, 10)
 
 
-def _no_embedder(collection: Collection, text: str) -> NoReturn:
-    raise InvalidError.at("text", f"collection {collection.name} has no embedder; send a vector")
-
-
-async def _no_texts(
-    service: EmbeddingService, texts: Sequence[str], deadline: float
-) -> Sequence[RouterError]:
-    return [UnavailableError(f"the embedding service {service.name} is not asked yet")] * len(texts)
+async def _embed(embeddings: Embeddings, collection: Collection, text: str, deadline: float) -> Embedded:
+    """What the edge wants of a text; see `router.http.backend.Embed`."""
+    if collection.embedder is None:
+        raise InvalidError.at("text", f"collection {collection.name} has no embedder; send a vector")
+    return await embeddings.embed(collection.embedder, text, deadline)

@@ -23,7 +23,7 @@ from router.query.errors import (
 )
 from shard_config.model import Collection
 
-__all__ = ["Embedded", "embed_documents"]
+__all__ = ["EmbeddedDocuments", "embed_documents"]
 
 # Of the time for a write, what its texts may take. The rest is for storing what has a vector: a service that
 # does not answer must not keep that from the shards.
@@ -32,7 +32,7 @@ _SHARE = 0.75
 _VECTORS_PER_TURN = 256
 
 
-class Embedded(msgspec.Struct, frozen=True):
+class EmbeddedDocuments(msgspec.Struct, frozen=True):
     """Documents with vectors in the order in which they came, and those that got none.
 
     Attributes:
@@ -54,7 +54,7 @@ async def embed_documents(
     deadline: float,
     *,
     inside: bool,
-) -> Embedded:
+) -> EmbeddedDocuments:
     """Have a vector made for each document that has none.
 
     Args:
@@ -63,7 +63,7 @@ async def embed_documents(
     """
     waiting = [document for document in documents if isinstance(document, TextDocument)]
     if not waiting:
-        return Embedded([document for document in documents if isinstance(document, Document)])
+        return EmbeddedDocuments([document for document in documents if isinstance(document, Document)])
     assert collection.embedder is not None, "the reader takes texts for an embedder only"
     now = asyncio.get_running_loop().time()
     stop = now + _SHARE * max(0.0, deadline - now)
@@ -82,7 +82,9 @@ async def embed_documents(
         if isinstance(completed, OverloadedError | UnavailableError):
             retry_after = max(retry_after, completed.retry_after)
     ready = [made.get(each.index) if isinstance(each, TextDocument) else each for each in documents]
-    return Embedded([each for each in ready if each is not None], len(made), tuple(failures), retry_after)
+    return EmbeddedDocuments(
+        [each for each in ready if each is not None], len(made), tuple(failures), retry_after
+    )
 
 
 def _completed(collection: Collection, document: TextDocument, vector: bytes) -> Document | RouterError:

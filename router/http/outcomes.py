@@ -15,7 +15,7 @@ from msgspec import UNSET
 
 from router.documents.types import DeleteOutcome, DocumentFailure, ShardWrite, UpsertOutcome
 from router.http.answers import DeleteAnswer, ShardOutcome, UpsertAnswer, UpsertProblem
-from router.http.embedding import Embedded
+from router.http.embedding import EmbeddedDocuments
 from router.http.message import Reply, Written
 from router.http.problems import MOST_PROBLEMS, error_reply, problem_body
 from router.query.errors import (
@@ -65,7 +65,7 @@ class Tally:
                 failure = msgspec.structs.replace(failure, message=told)
             self.fail(failure)
 
-    def add_embedded(self, made: Embedded) -> None:
+    def add_embedded(self, made: EmbeddedDocuments) -> None:
         """What became of the texts of some documents; those that have vectors are stored afterwards."""
         self._embedded += made.count
         for failure in made.failures:

@@ -12,9 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from time import perf_counter
 
 import msgspec
-import numpy as np
 
-from router.decode import vectors
 from router.decode.bodies import BatchBody, SearchBody
 from router.decode.body import Decoder
 from router.decode.queries import check_text, search_query, timeout_of
@@ -25,8 +23,9 @@ from router.http.content import read_json
 from router.http.message import Reply, Request
 from router.http.problems import problem_body
 from router.http.slow_log import SlowLog
+from router.http.texts import EmbeddingView, SearchTexts
 from router.policy.batches import AdmittedBatch
-from router.query.errors import DeadlineError, InvalidError, RouterError
+from router.query.errors import InvalidError, RouterError
 from router.query.redaction import ShardFault
 from router.query.types import Found, SearchQuery
 from router.settings import Settings
@@ -70,8 +69,8 @@ class Searches:
         took_ms = round((perf_counter() - started) * 1000, 3)
         self._slow.note(request.id, checked.query, found, took_ms)
         reply = Reply(
-            self._encode(request, checked.query, found, took_ms),
-            headers=[(b"server-timing", _server_timing(found, took_ms))],
+            self._encode(request, checked, found, took_ms),
+            headers=[(b"server-timing", _server_timing(found, took_ms, checked.embedding))],
             found=((collection.name, found),),
         )
         if found.answer.more:
@@ -137,7 +136,7 @@ class Searches:
             found = await request.backend.search(checked.query, min(now + checked.timeout, end))
             took_ms = round((perf_counter() - started) * 1000, 3)
             self._slow.note(request.id, checked.query, found, took_ms)
-            pieces = _in_pieces(self._encode(request, checked.query, found, took_ms), found)
+            pieces = _in_pieces(self._encode(request, checked, found, took_ms), found)
             room.add(sum(map(len, pieces)), counted=found.answer.reservation is not None)
         except RouterError as exc:
             problem = problem_body(exc, request.id, inside=request.inside)
@@ -159,28 +158,25 @@ class Searches:
         text = check_text(body, path)
         # An invalid one is refused below, before anything but the embedding has used it.
         timeout = min(timeout_of(body.timeout_ms, collection), self._settings.max_timeout)
-        embedded = None if text is None else await self._vector_of(collection, text, now + timeout, path)
+        embedded, texts = None, SearchTexts(self._embed)
+        if text is not None:
+            where = f"{path}.text" if path else "text"
+            embedded = await texts.vector(collection, text, now + timeout, where)
         query = search_query(body, collection, self._settings, embedded, path, caller, room)
-        return CheckedSearch(query, timeout, reusable=query.cached and text is None)
+        return CheckedSearch(query, timeout, query.cached and text is None, texts.view)
 
-    async def _vector_of(self, collection: Collection, text: str, deadline: float, path: str) -> bytes:
-        try:
-            async with asyncio.timeout_at(deadline):
-                components = await asyncio.to_thread(self._embed, collection, text)
-        except TimeoutError as exc:
-            raise DeadlineError("the text was not turned into a vector in time") from exc
-        where = f"{path}.text" if path else "text"
-        return vectors.from_components(np.asarray(components), collection.vector, where)
-
-    def _encode(self, request: Request, query: SearchQuery, found: Found, took_ms: float) -> bytes:
+    def _encode(self, request: Request, checked: CheckedSearch, found: Found, took_ms: float) -> bytes:
         """The answer's JSON, of a large one without its hits."""
+        query, embedding = checked.query, checked.embedding
         version = request.backend.shard_map.version
         explain = request.backend.nodes() if query.explain or query.plan else None
         if found.answer.more:
             without = msgspec.structs.replace(found.answer, hits=msgspec.Raw(_NO_HITS))
             found = msgspec.structs.replace(found, answer=without)
         return self._encoder.encode(
-            search_answer(found, took_ms, version, explain=explain, inside=request.inside)
+            search_answer(
+                found, took_ms, version, explain=explain, embedding=embedding, inside=request.inside
+            )
         )
 
 
@@ -241,14 +237,16 @@ def _batch_body(results: list[list[bytes]]) -> tuple[bytes, list[bytes]]:
     return b"", pieces
 
 
-def _server_timing(found: Found, took_ms: float) -> bytes:
-    """Where the time went: in all, and on the slowest shard."""
+def _server_timing(found: Found, took_ms: float, embedding: EmbeddingView | None) -> bytes:
+    """Where the time went: in all, on the text, and on the slowest shard."""
     reports = found.answer.reports
+    before = b"total;dur=%.3f" % took_ms
+    if embedding is not None:
+        before += b", embed;dur=%.3f" % embedding.ms
     if not reports:
-        return b"total;dur=%.3f" % took_ms
+        return before
     slowest = max(reports, key=lambda report: report.total_ms)
-    return b'total;dur=%.3f, queue;dur=%.3f;desc="%s", execute;dur=%.3f;desc="%s"' % (
-        took_ms,
+    return before + b', queue;dur=%.3f;desc="%s", execute;dur=%.3f;desc="%s"' % (
         slowest.queue_ms,
         slowest.shard.encode(),
         slowest.execute_ms,

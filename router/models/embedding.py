@@ -8,7 +8,7 @@ that a service refuses takes none of its batch with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -20,7 +20,7 @@ from router.models.messages import embedding_request, read_embeddings
 from router.models.service import RefusedError, Service, ServiceListener, ServiceStatus
 from router.models.vectors import VectorCache
 from router.network.dial import Network
-from router.query.errors import DeadlineError, RouterError
+from router.query.errors import DeadlineError, Problem, RouterError
 from router.settings import Settings
 from shard_config.model import EmbeddingService
 
@@ -39,6 +39,10 @@ class Embedded(msgspec.Struct, frozen=True):
     vector: bytes
     model: str
     tier: Literal["l1", "l2", "miss"] = "miss"
+
+    @property
+    def cached(self) -> bool:
+        return self.tier != "miss"
 
 
 class EmbeddingListener(ServiceListener, Protocol):
@@ -126,9 +130,9 @@ class Embeddings:
                 group.create_task(work(batches))
         return outcomes
 
-    def statuses(self) -> list[ServiceStatus]:
-        """Of every service that was asked since the process began, in the order of the first question."""
-        return [model.service.status() for model in self._models.values()]
+    def statuses(self, services: Iterable[EmbeddingService]) -> list[ServiceStatus]:
+        """Of each of `services`, whether it was asked or not."""
+        return [self._model(service).service.status() for service in services]
 
     async def close(self) -> None:
         await self._cache.close()
@@ -169,6 +173,9 @@ class Embeddings:
         def read(data: bytes) -> list[bytes]:
             return read_embeddings(data, model.config, len(texts))
 
+        if any(_unencodable(text) for text in texts):
+            message = "it holds half of a surrogate pair, for which UTF-8 has no bytes"
+            raise RefusedError(f"text: {message}", [Problem("text", message)])
         base64 = model.takes_base64 is not False
         try:
             body = embedding_request(model.config, texts, base64=base64)
@@ -201,6 +208,16 @@ class Embeddings:
             )
             model = self._models[config] = _Model(config, service)
         return model
+
+
+def _unencodable(text: str) -> bool:
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _late(service: EmbeddingService) -> DeadlineError:

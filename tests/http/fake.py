@@ -23,7 +23,7 @@ from router.documents.types import (
     UpsertOutcome,
 )
 from router.http.app import create
-from router.http.backend import Backend, NodeStatus
+from router.http.backend import Backend, Embed, Embedded, NodeStatus, ServiceStatus
 from router.http.keys import Keys
 from router.http.life import Life
 from router.http.metrics import Metrics
@@ -123,6 +123,7 @@ class FakeBackend:
         self.schema_state = SchemaState()
         self.measured: dict[str, RecallSeen] = {}
         self.tier = "miss"
+        self.service_states: list[ServiceStatus] = []
         self.unsettled: tuple[Unsettled, ...] = ()
         self.differing: list[tuple[str, Disagreement]] = []
         self.memory = AnswerMemory(64 << 20, 128 << 20)
@@ -271,6 +272,9 @@ class FakeBackend:
             for node in shard.nodes
         ]
 
+    def services(self) -> list[ServiceStatus]:
+        return self.service_states
+
     def disagreements(self) -> list[tuple[str, Disagreement]]:
         return self.differing
 
@@ -301,10 +305,10 @@ class FakeBackend:
             raise self.error
 
 
-def embed(collection: Collection, text: str) -> list[float]:
+async def embed(collection: Collection, text: str, deadline: float) -> Embedded:
     if collection.name != "documents":
-        raise InvalidError.at("text", f"collection {collection.name} has no text model")
-    return [float(len(text)), 1.0, math.pi]
+        raise InvalidError.at("text", f"collection {collection.name} has no embedder; send a vector")
+    return Embedded(np.array([len(text), 1.0, math.pi], "<f4").tobytes(), "minilm")
 
 
 async def embed_texts(
@@ -334,6 +338,7 @@ def application(
     log: LogLines | None = None,
     lifespan: Callable[[], Any] = no_lifespan,
     life: Life | None = None,
+    embed: Embed = embed,
     embed_texts: EmbedTexts = embed_texts,
 ) -> Any:
     return create(

@@ -1,18 +1,18 @@
-"""Documents that come as text: what becomes of each, whatever the model's service does."""
+"""Searches by text at the edge: what their answers say, and how a service that fails is told of."""
 
 from __future__ import annotations
 
-import asyncio
-import json
-import random
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 
+from router.http.backend import Embedded, ServiceStatus
 from router.http.keys_file import parse
+from router.http.metrics import Metrics
+from router.models.service import RefusedError
 from router.query.errors import (
     DeadlineError,
     InvalidError,
@@ -22,401 +22,165 @@ from router.query.errors import (
     RouterError,
     UnavailableError,
 )
-from router.settings import Settings
-from shard_config.model import EmbeddingService
-from tests.http.fake import FakeBackend, application
-from tests.http.test_documents import NDJSON, lines
+from shard_config import parse as parse_map
+from shard_config.model import Collection
+from tests.http.fake import MAP, FakeBackend, application
 
-ARTICLES = "/v1/collections/articles/documents"
+SEARCH = "/v1/collections/documents/search"
+URL = "http://10.0.0.5:8200/v1/embeddings"
 KEYS = """
 keys:
-  - {name: app, key: app, scopes: [write]}
-  - {name: op, key: op, scopes: [admin, write]}
+  - {name: app, key: app, scopes: [read, write]}
+  - {name: operator, key: operator, scopes: [admin]}
 """
-SECRET = "http://10.0.0.9:8200/v1"
-KINDS: dict[str, tuple[type[RouterError], str]] = {
-    "down": (UnavailableError, "unavailable"),
-    "busy": (OverloadedError, "unavailable"),
-    "late": (DeadlineError, "unavailable"),
-    "wrong": (MisconfiguredError, "misconfigured"),
-}
+APP, OPERATOR = ({"Authorization": f"Bearer {key}"} for key in ("app", "operator"))
 
 
-def refused(kind: str) -> RouterError:
-    """What the client of services says of a text that it has no vector for."""
-    detail = f"the embedding service letters ({SECRET}) does not: {kind}"
-    told = f"the embedding service letters does not: {kind}"
-    if kind == "long":
-        error: RouterError = InvalidError(f"text: {detail}", [Problem("text", detail)])
-        return error.hidden(f"text: {told}", [Problem("text", told)])
-    return KINDS[kind][0](detail).hidden(told)
-
-
-def expected(text: str) -> list[float]:
-    """The vector that `Model` makes of `text`."""
-    return [float(len(text)), float(sum(map(ord, text)) % 97), 1.0]
-
-
-class Model:
-    """Makes a vector of each text, but for those that begin with the name of a failure."""
+class Service:
+    """What the edge asks; `error` is what it gets, if anything."""
 
     def __init__(self) -> None:
-        self.calls: list[list[str]] = []
-        self.deadlines: list[float] = []
-        self.gate: asyncio.Event | None = None
-        self.cancelled = 0
+        self.error: RouterError | None = None
+        self.vector = [1.0, 2.0, 3.0]
+        self.tier: Any = "miss"
 
-    async def __call__(
-        self, service: EmbeddingService, texts: Sequence[str], deadline: float
-    ) -> list[bytes | RouterError]:
-        assert service.name == "letters"
-        self.calls.append(list(texts))
-        self.deadlines.append(deadline)
-        if self.gate is not None:
-            try:
-                await self.gate.wait()
-            except asyncio.CancelledError:
-                self.cancelled += 1
-                raise
-        return [self.vector(text.lstrip()) for text in texts]
-
-    def vector(self, text: str) -> bytes | RouterError:
-        word = text.split(" ")[0]
-        if word in KINDS or word == "long":
-            return refused(word)
-        if word == "zero":
-            return bytes(12)
-        if word == "short":
-            return bytes(8)
-        return np.array(expected("\n" + text), "<f4").tobytes()
+    async def __call__(self, collection: Collection, text: str, deadline: float) -> Embedded:
+        if self.error is not None:
+            raise self.error
+        return Embedded(np.array(self.vector, "<f4").tobytes(), "minilm", self.tier)
 
 
 @pytest.fixture
-def model() -> Model:
-    return Model()
+def service() -> Service:
+    return Service()
 
 
 @pytest.fixture
-def texts(
-    backend: FakeBackend, model: Model, connect: Callable[[Any], httpx.AsyncClient]
+def guarded(
+    backend: FakeBackend, service: Service, connect: Callable[[Any], httpx.AsyncClient]
 ) -> httpx.AsyncClient:
-    return connect(application(backend, embed_texts=model))
+    return connect(application(backend, keys=parse(KEYS, {}, "keys.yaml"), embed=service))
 
 
-def vectors(backend: FakeBackend) -> dict[object, list[float]]:
-    stored = backend.documents["articles"]
-    return {id_: np.frombuffer(each.vector, "<f4").tolist() for id_, each in stored.items()}
-
-
-async def put(client: httpx.AsyncClient, documents: Sequence[Any], *, stream: bool = False) -> httpx.Response:
-    if stream:
-        return await client.put(ARTICLES, content=lines(*documents), headers=NDJSON)
-    return await client.put(ARTICLES, json={"documents": list(documents)})
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_text_is_stored_with_its_vector_and_a_vector_is_kept(
-    texts: httpx.AsyncClient, backend: FakeBackend, model: Model, stream: bool
+async def test_an_answer_says_whether_the_vector_was_known(
+    guarded: httpx.AsyncClient, service: Service
 ) -> None:
-    documents = [
-        {"id": 1, "title": "t", "content": "c", "metadata": {"a": 1}, "year": 7},
-        {"id": 2, "vector": [1, 2, 3], "content": "has one"},
-        {"id": 3, "vector": None, "content": "has none"},
-    ]
-    response = await put(texts, documents, stream=stream)
-    assert response.status_code == 200, response.text
-    body = response.json()
-    assert (body["stored"], body["failed"], body["embedded"]) == (3, 0, 2)
-    assert model.calls == [["t\nc", "\nhas none"]]
-    assert vectors(backend) == {1: expected("\nt\nc"), 2: [1, 2, 3], 3: expected("\nhas none")}
-    assert [each.id for each in backend.upserts[0]] == [1, 2, 3]
-    first = backend.documents["articles"][1]
-    assert (first.content, first.columns) == ("c", {"title": "t", "year": 7})
-    assert json.loads(first.metadata or "") == {"a": 1}
+    for tier, cached in (("miss", False), ("l1", True), ("l2", True)):
+        service.tier = tier
+        answer = (await guarded.post(SEARCH, json={"text": "a"}, headers=APP)).json()
+        assert answer["embedding"].keys() == {"model", "cached", "ms"}
+        assert answer["embedding"]["cached"] is cached
+        assert 0 <= answer["embedding"]["ms"] <= answer["took_ms"]
 
 
-async def test_where_every_document_has_a_vector_no_model_is_asked(
-    texts: httpx.AsyncClient, model: Model
-) -> None:
-    body = (await put(texts, [{"id": 1, "vector": [1, 2, 3], "content": "c"}])).json()
-    assert (body["stored"], model.calls, "embedded" in body) == (1, [], False)
-
-
-async def test_all_documents_are_checked_before_any_is_embedded(
-    texts: httpx.AsyncClient, backend: FakeBackend, model: Model
-) -> None:
-    documents = [
-        {"id": 1, "content": "fine"},
-        {"id": 2, "content": " ", "title": "\t"},
-        {"id": 3, "content": "x", "colour": "red"},
-        {"id": 1, "content": "again"},
-    ]
-    response = await put(texts, documents)
-    assert response.status_code == 422
-    assert [error["path"] for error in response.json()["errors"]] == [
-        *("documents[1].vector", "documents[2].colour", "documents[3].id")
-    ]
-    message = "required, but missing; there is no text in title and content to make it of"
-    assert response.json()["errors"][0]["message"] == message
-    assert (model.calls, backend.upserts) == ([], [])
-
-
-async def test_a_collection_without_an_embedder_says_that_it_has_none(
-    texts: httpx.AsyncClient, backend: FakeBackend
-) -> None:
-    url = "/v1/collections/documents/documents"
-    response = await texts.put(url, json={"documents": [{"id": 1, "content": "c"}]})
-    assert response.status_code == 422
-    assert response.json()["errors"] == [
-        {
-            "path": "documents[0].vector",
-            "message": "required, but missing; collection documents has no embedder to make it of a text",
-        }
-    ]
-    streamed = await texts.put(url, content=lines({"id": 1, "content": "c"}), headers=NDJSON)
-    assert "line 1: vector: required, but missing; collection documents" in streamed.text
-    assert backend.upserts == []
-
-
-@pytest.mark.parametrize("stream", [False, True])
-@pytest.mark.parametrize("seed", range(4))
-async def test_each_document_is_stored_with_its_vector_or_told_of(
-    texts: httpx.AsyncClient, backend: FakeBackend, seed: int, stream: bool
-) -> None:
-    rng = random.Random(seed)
-    kinds = [*KINDS, "long", "zero", "short", "good", "good", "vector"]
-    chosen = [rng.choice(kinds) for _ in range(600)]
-    backend.conflicts = set(rng.sample(range(600), 30))
-    documents = [
-        {"id": i, "content": f"{kind} {i}", **({"vector": [i + 1, 0, 0]} if kind == "vector" else {})}
-        for i, kind in enumerate(chosen)
-    ]
-    body = (await put(texts, documents, stream=stream)).json()
-    failures = {failure["id"]: failure for failure in body["failures"]}
-    reasons = {kind: reason for kind, (_, reason) in KINDS.items()} | dict.fromkeys(
-        ("long", "zero", "short"), "invalid"
-    )
-    assert body["stored"] + body["failed"] == 600
-    assert body["embedded"] == chosen.count("good")
-    for i, kind in enumerate(chosen):
-        failure = failures.get(i)
-        if kind in reasons:
-            assert failure is not None
-            assert (failure["index"], failure["reason"]) == (i, reasons[kind])
-            assert (failure["shard"], i in backend.documents["articles"]) == (None, False)
-        elif i in backend.conflicts:
-            assert failure is not None
-            assert failure["reason"] == "conflict"
-    assert list(failures) == sorted(failures)
-    wanted = {
-        i: [float(i + 1), 0, 0] if kind == "vector" else expected(f"\n{kind} {i}")
-        for i, kind in enumerate(chosen)
-        if i not in failures
-    }
-    assert vectors(backend) == wanted
-
-
-@pytest.mark.parametrize("stream", [False, True])
 @pytest.mark.parametrize(
-    ("kinds", "status", "said"),
+    ("error", "status"),
     [
-        (["down"], 503, "none of 1 documents was stored: their texts could not be embedded"),
-        (["late", "wrong"], 503, "none of 2 documents was stored: their texts could not be embedded"),
+        (UnavailableError(f"m ({URL}) cannot be reached", retry_after=7).hidden("m cannot answer"), 503),
+        (DeadlineError(f"m ({URL}) did not answer").hidden("m did not answer in time"), 504),
+        (OverloadedError(f"m ({URL}) has too much to do", 7).hidden("m has too much to do"), 429),
+        (MisconfiguredError(f"m ({URL}) does not take the key").hidden("m is not set up for this"), 500),
         (
-            ["wrong", "long"],
-            500,
-            "their texts cannot be embedded until somebody mends the map or the model's",
+            RefusedError(f"text: m ({URL}) answers 400", [Problem("text", f"m ({URL}) answers 400")]).hidden(
+                "text: m does not take it", [Problem("text", "m does not take it")]
+            ),
+            422,
         ),
-        (["long", "zero"], 422, "each is invalid"),
+        (InvalidError.at("text", "m"), 422),
     ],
 )
-async def test_where_no_text_gets_a_vector_the_status_says_what_to_do(
-    texts: httpx.AsyncClient, backend: FakeBackend, kinds: list[str], status: int, said: str, stream: bool
+async def test_a_service_that_fails_is_named_and_its_address_is_for_operators(
+    guarded: httpx.AsyncClient, service: Service, error: RouterError, status: int
 ) -> None:
-    documents = [{"id": i, "content": kind} for i, kind in enumerate(kinds)]
-    response = await put(texts, documents, stream=stream)
-    assert response.status_code == status
-    assert said in response.json()["detail"]
-    assert response.json()["failed"] == len(kinds)
-    assert backend.upserts == []
+    service.error = error
+    batch = {"searches": [{"vector": [1, 2, 3]}, {"text": "a"}]}
+    for headers in (APP, OPERATOR):
+        inside = headers is OPERATOR and error.outside is not None
+        single = await guarded.post(SEARCH, json={"text": "a"}, headers=headers)
+        assert (single.status_code, URL in single.text) == (status, inside)
+        assert ("retry-after" in single.headers) == (status in (429, 503))
+        member = (await guarded.post(f"{SEARCH}/batch", json=batch, headers=headers)).json()["results"][1]
+        assert (member["error"]["status"], URL in str(member)) == (status, inside)
+        if status == 422:
+            assert [one["path"] for one in single.json()["errors"]] == ["text"]
+            assert [one["path"] for one in member["error"]["errors"]] == ["searches[1].text"]
+            assert member["error"]["detail"].startswith("searches[1].text: m")
 
 
-async def test_texts_and_shards_that_fail_together_are_both_named(
-    texts: httpx.AsyncClient, backend: FakeBackend
+async def test_a_vector_that_the_metric_does_not_take_is_refused_at_the_text(
+    guarded: httpx.AsyncClient, service: Service
 ) -> None:
-    backend.down = {"s0", "s1"}
-    response = await put(texts, [{"id": 1, "content": "down"}, {"id": 2, "content": "good"}])
-    assert response.status_code == 503
-    assert response.json()["detail"].endswith(
-        ": their shards could not be written, or their texts could not be embedded"
-    )
+    service.vector = [0.0, 0.0, 0.0]
+    answer = await guarded.post(SEARCH, json={"text": "a"}, headers=APP)
+    assert answer.status_code == 422
+    assert [one["path"] for one in answer.json()["errors"]] == ["text"]
 
 
-async def test_a_busy_service_says_when_to_try_again(
-    backend: FakeBackend, connect: Callable[[Any], httpx.AsyncClient]
+async def test_health_tells_of_services_and_one_that_is_down_leaves_the_router_ready(
+    guarded: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
-    async def busy(
-        service: EmbeddingService, texts: Sequence[str], deadline: float
-    ) -> list[bytes | RouterError]:
-        return [OverloadedError("too much to do", 1.0), OverloadedError("too much to do", 6.2)]
+    def state(circuit: Any) -> ServiceStatus:
+        return ServiceStatus(
+            "m", "embedding", "mini", circuit, 1, 2, 10, 3, URL, f"cannot be reached at {URL}"
+        )
 
-    client = connect(application(backend, embed_texts=busy))
-    response = await put(client, [{"id": 1, "content": "a"}, {"id": 2, "content": "b"}])
-    assert (response.status_code, response.headers["retry-after"]) == (503, "7")
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_who_may_not_see_the_inside_reads_no_address_of_a_service(
-    backend: FakeBackend, model: Model, connect: Callable[[Any], httpx.AsyncClient], stream: bool
-) -> None:
-    keys = parse(KEYS, {}, "keys.yaml")
-    client = connect(application(backend, keys=keys, embed_texts=model))
-    documents = [{"id": i, "content": f"{kind} x"} for i, kind in enumerate([*KINDS, "long"])]
-    for name, sees in (("app", False), ("op", True)):
-        client.headers["x-api-key"] = name
-        response = await put(client, documents, stream=stream)
-        assert (SECRET in response.text) is sees
-        for failure, kind in zip(response.json()["failures"], [*KINDS, "long"], strict=True):
-            assert failure["message"].startswith("the embedding service letters")
-            assert failure["message"].endswith(f"does not: {kind}")
-
-
-@pytest.mark.parametrize("stream", [False, True])
-async def test_a_service_that_hangs_leaves_time_to_store_what_has_a_vector(
-    backend: FakeBackend, connect: Callable[[Any], httpx.AsyncClient], stream: bool
-) -> None:
-    async def hanging(
-        service: EmbeddingService, texts: Sequence[str], deadline: float
-    ) -> list[bytes | RouterError]:
-        await asyncio.sleep(max(0.0, deadline - asyncio.get_running_loop().time()))
-        return [refused("late") for _ in texts]
-
-    left: list[float] = []
-
-    class Noting(FakeBackend):
-        async def upsert(self, collection: Any, documents: Any, deadline: float) -> Any:
-            left.append(deadline - asyncio.get_running_loop().time())
-            return await super().upsert(collection, documents, deadline)
-
-    backend = Noting()
-    client = connect(application(backend, Settings(write_timeout=2.0), embed_texts=hanging))
-    documents = [{"id": 1, "content": "text"}, {"id": 2, "vector": [1, 2, 3]}]
-    body = (await put(client, documents, stream=stream)).json()
-    assert (body["stored"], body["failures"][0]["id"], body["failures"][0]["reason"]) == (1, 1, "unavailable")
-    # Of two seconds half a second is kept; less is left only as far as this machine was slow.
-    assert 0 < left[0] <= 0.5
-
-
-async def test_texts_of_a_stream_are_embedded_while_the_batch_before_is_stored_and_no_further(
-    backend: FakeBackend, model: Model
-) -> None:
-    backend.gate = asyncio.Event()
-    pulled = 0
-
-    async def receive() -> dict[str, Any]:
-        nonlocal pulled
-        pulled += 1
-        line = lines({"id": pulled, "content": "good"})
-        return {"type": "http.request", "body": line, "more_body": pulled < 2000}
-
-    sent: list[dict[str, Any]] = []
-
-    async def send(message: dict[str, Any]) -> None:
-        sent.append(message)
-
-    task = asyncio.create_task(application(backend, embed_texts=model)(scope(), receive, send))
-    for _ in range(5000):
-        await asyncio.sleep(0)
-    assert ([len(call) for call in model.calls], len(backend.upserts), pulled) == ([500, 500], 1, 1000)
-    backend.gate.set()
-    await task
-    assert sent[0]["status"] == 200
-    assert [[each.id for each in batch] for batch in backend.upserts] == [
-        list(range(first, first + 500)) for first in (1, 501, 1001, 1501)
+    backend.service_states = [state("closed")]
+    assert (await guarded.get("/health", headers=OPERATOR)).json()["status"] == "ok"
+    backend.service_states = [state("open")]
+    health = (await guarded.get("/health", headers=OPERATOR)).json()
+    assert health["status"] == "degraded"
+    assert health["services"] == [
+        {
+            "name": "m",
+            "kind": "embedding",
+            "model": "mini",
+            "circuit": "open",
+            "in_flight": 1,
+            "waiting": 2,
+            "requests": 10,
+            "failures": 3,
+            "url": URL,
+            "reason": f"cannot be reached at {URL}",
+        }
     ]
-    assert len(vectors(backend)) == 2000
+    outside = await guarded.get("/health", headers=APP)
+    assert URL not in outside.text
+    assert outside.json()["services"][0]["circuit"] == "open"
+    assert (await guarded.get("/readyz")).status_code == 200
+    scrape = (await guarded.get("/metrics", headers=OPERATOR)).text
+    assert 'pgscatter_model_circuit_open{kind="embedding",service="m"} 1.0' in scrape
 
 
-async def test_the_later_text_of_an_id_stays(texts: httpx.AsyncClient, backend: FakeBackend) -> None:
-    documents = [{"id": 1, "content": "old"}, {"id": 2, "content": "x"}, {"id": 1, "content": "new"}]
-    assert (await put(texts, documents, stream=True)).json()["stored"] == 3
-    assert vectors(backend)[1] == expected("\nnew")
+def test_requests_to_services_are_counted(backend: FakeBackend) -> None:
+    metrics = Metrics()
+    metrics.service_answered("embedding", "m", 0.003)
+    metrics.service_failed("embedding", "m", "timeout")
+    metrics.text_embedded("m", "l1")
+    found = metrics.render(backend).decode()
+    for line in (
+        'pgscatter_model_requests_total{kind="embedding",outcome="ok",service="m"} 1.0',
+        'pgscatter_model_requests_total{kind="embedding",outcome="timeout",service="m"} 1.0',
+        'pgscatter_model_seconds_bucket{kind="embedding",le="0.005",service="m"} 1.0',
+        'pgscatter_texts_embedded_total{cache="l1",service="m"} 1.0',
+    ):
+        assert line in found
 
 
-async def test_what_stops_a_stream_is_told_with_all_that_was_stored(
-    backend: FakeBackend, model: Model, connect: Callable[[Any], httpx.AsyncClient]
+async def test_a_collection_says_which_model_and_words_it_has(
+    client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
-    client = connect(application(backend, Settings(max_stream_bytes=30_000), embed_texts=model))
-
-    async def pieces() -> AsyncIterator[bytes]:
-        for i in range(10_000):
-            yield lines({"id": i, "content": "good"})
-
-    response = await client.put(ARTICLES, content=pieces(), headers=NDJSON)
-    assert response.status_code == 413
-    stored = len(vectors(backend))
-    assert stored and stored % 500 == 0
-    assert response.json()["stored"] == stored
-    backend.error = OverloadedError("the queue is full")
-    documents = [{"id": i, "content": "good"} for i in range(600)]
-    response = await put(client, documents[:10], stream=True)
-    assert (response.status_code, response.json()["stored"]) == (429, 0)
-    response = await put(client, documents, stream=True)
-    assert (response.status_code, response.json()["stored"]) == (429, 0)
-
-
-async def test_a_client_that_leaves_while_its_texts_are_embedded_stores_nothing(
-    backend: FakeBackend, model: Model
-) -> None:
-    model.gate = asyncio.Event()
-    messages = iter(
-        [{"type": "http.request", "body": lines({"id": 1, "content": "good"}), "more_body": False}]
+    with_words = MAP.replace(
+        "    content: content\n",
+        "    content: content\n    embedder: minilm\n    fulltext: {columns: [content], language: english}\n",
+        1,
     )
-
-    async def receive() -> dict[str, Any]:
-        return next(messages)
-
-    async def send(message: dict[str, Any]) -> None:
-        raise AssertionError("nobody is there to answer")
-
-    task = asyncio.create_task(application(backend, embed_texts=model)(scope(), receive, send))
-    while not model.calls:
-        await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    assert (model.cancelled, backend.upserts) == (1, [])
-
-
-async def test_a_stream_that_is_cancelled_leaves_no_store_behind(backend: FakeBackend, model: Model) -> None:
-    backend.gate = asyncio.Event()
-    first = True
-
-    async def receive() -> dict[str, Any]:
-        nonlocal first
-        if not first:
-            await asyncio.Event().wait()
-        first = False
-        body = lines(*({"id": i, "content": "good"} for i in range(500)))
-        return {"type": "http.request", "body": body, "more_body": True}
-
-    async def send(message: dict[str, Any]) -> None:
-        raise AssertionError("nobody is there to answer")
-
-    before = asyncio.all_tasks()
-    task = asyncio.create_task(application(backend, embed_texts=model)(scope(), receive, send))
-    while not backend.upserts:
-        await asyncio.sleep(0)
-    task.cancel()
-    await asyncio.gather(task, return_exceptions=True)
-    assert asyncio.all_tasks() == before
-    assert vectors(backend) == {}
-
-
-def scope() -> dict[str, Any]:
-    return {
-        "type": "http",
-        "method": "PUT",
-        "path": ARTICLES,
-        "query_string": b"",
-        "headers": [(b"content-type", b"application/x-ndjson")],
-    }
+    service = "  minilm: {url: 'http://10.0.0.5/v1', dimensions: 3, api_key: k3y}\n"
+    backend.shard_map = parse_map(with_words.replace("models:\n", f"models:\n{service}", 1), env={})
+    found = (await client.get("/v1/collections/documents")).json()
+    assert (found["text"], found["embedder"]) == (True, "minilm")
+    assert found["fulltext"] == {"columns": ["content"], "language": "english"}
+    other = (await client.get("/v1/collections/notes")).json()
+    assert (other["text"], "embedder" in other, "fulltext" in other) == (False, False, False)
+    shown = await client.get("/v1/shard-map")
+    assert "k3y" not in shown.text
+    assert shown.json()["models"]["minilm"]["api_key"] == "***"
