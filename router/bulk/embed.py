@@ -12,16 +12,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from router.bulk.batch import Batch, Refused, Source, Unembedded
 from router.bulk.errors import EmbeddingError
 from router.bulk.rows import batch_of
-from router.decode.embedded import EmbedTexts, with_vector
+from router.decode.embedded import with_vector
 from router.documents.types import Document, TextDocument
-from router.query.errors import (
-    InvalidError,
-    MisconfiguredError,
-    OverloadedError,
-    RequestError,
-    RouterError,
-    UnavailableError,
-)
+from router.models.repeated import EmbedTexts, embed_repeatedly
+from router.query.errors import InvalidError, MisconfiguredError, RequestError, RouterError
 from shard_config.model import Collection, EmbeddingService
 
 __all__ = ["Embedding", "rows_together"]
@@ -32,8 +26,8 @@ _BATCHES = 4
 _CALLS = 2
 # Batches in a chunk: few enough for a slow model to commit every few seconds.
 _CHUNK_BATCHES = 32
-# Seconds before the texts that failed are sent again; doubled up to the longest.
-_FIRST_PAUSE, _LONGEST_PAUSE = 0.25, 5.0
+# Seconds for a call, of which each request has the map's `timeout`; beyond any that makes progress.
+_LONGEST = 86_400.0
 
 
 def rows_together(service: EmbeddingService) -> int:
@@ -99,31 +93,22 @@ class Embedding:
 
     async def _part(self, part: Sequence[TextDocument]) -> dict[int, bytes | RequestError]:
         loop = asyncio.get_running_loop()
+        began = loop.time()
+        texts = [document.text for document in part]
+        answers = await embed_repeatedly(
+            self._embed, self._service, texts, began + _LONGEST, self._patience, self._tell
+        )
         found: dict[int, bytes | RequestError] = {}
-        began, pause = loop.time(), _FIRST_PAUSE
-        while True:
-            end = began + self._patience
-            answers = await self._embed(self._service, [document.text for document in part], end)
-            left: list[TextDocument] = []
-            faults: list[RouterError] = []
-            for document, answer in zip(part, answers, strict=True):
-                if isinstance(answer, bytes | RequestError):
-                    found[document.index] = answer
-                else:
-                    left.append(document)
-                    faults.append(answer)
-            if not left:
-                self._failing = False
-                return found
-            if len(left) < len(part):
-                began, pause = loop.time(), _FIRST_PAUSE
-            wait = max(pause, *map(_retry_after, faults))
-            lasting = next((fault for fault in faults if isinstance(fault, MisconfiguredError)), None)
-            if lasting is not None or loop.time() + wait >= began + self._patience:
-                raise self._given_up(left, lasting or faults[0], loop.time() - began)
-            self._tell(faults[0])
-            await asyncio.sleep(wait)
-            part, pause = left, min(2 * pause, _LONGEST_PAUSE)
+        left: list[tuple[TextDocument, RouterError]] = []
+        for document, answer in zip(part, answers, strict=True):
+            if isinstance(answer, bytes | RequestError):
+                found[document.index] = answer
+            else:
+                left.append((document, answer))
+        if left:
+            raise self._given_up(left, loop.time() - began)
+        self._failing = False
+        return found
 
     def completed(self, rows: Unembedded, outcomes: Mapping[int, bytes | RequestError]) -> Batch:
         """The rows with the vectors of `outcomes`; those that got none are refused."""
@@ -150,13 +135,11 @@ class Embedding:
             self._failing = True
             self._say(f"{fault.detail}; trying again, for {self._patience:g} s at most")
 
-    def _given_up(self, left: Sequence[TextDocument], fault: RouterError, tried: float) -> EmbeddingError:
-        first = left[0].index
-        lines = [f"{self._source.path}, {self._source.place(first)}: not embedded: {fault.detail}"]
+    def _given_up(self, left: Sequence[tuple[TextDocument, RouterError]], tried: float) -> EmbeddingError:
+        lasting = next((one for one in left if isinstance(one[1], MisconfiguredError)), None)
+        document, fault = lasting or left[0]
+        place = self._source.place(document.index)
+        lines = [f"{self._source.path}, {place}: not embedded: {fault.detail}"]
         if len(left) > 1:
-            lines.append(f"nor were {len(left) - 1} rows after it, in {tried:.1f} s")
+            lines.append(f"nor were {len(left) - 1} other rows, in {tried:.1f} s")
         return EmbeddingError(*lines)
-
-
-def _retry_after(fault: RouterError) -> float:
-    return fault.retry_after if isinstance(fault, OverloadedError | UnavailableError) else 0.0

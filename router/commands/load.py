@@ -51,7 +51,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument(
         "--embed-timeout",
-        type=real("seconds", 0, 86_400),
+        type=real("seconds", 1, 86_400),
         default=Options().embed_patience,
         metavar="SECONDS",
         help="end when the service that makes vectors of texts has failed for so long (default: %(default)g)",

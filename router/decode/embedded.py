@@ -6,27 +6,21 @@ checks as a caller's vector; and no vector is made of a document in whose fields
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import TypeAlias
+from collections.abc import Callable, Mapping
 
 import msgspec
 
 from router.decode import vectors
 from router.documents.types import Document, TextDocument
-from router.query.errors import InvalidError, RouterError
+from router.query.errors import InvalidError
 from router.query.metadata import may_be_index
 from shard_config import template
 from shard_config.metadata_path import spelled
-from shard_config.model import Collection, EmbeddingService
+from shard_config.model import Collection
 from shard_config.template import TemplateField
 from shard_config.values import json_form
 
-__all__ = ["EmbedTexts", "Texts", "with_vector"]
-
-# Has a service make a vector of each text by a deadline: little-endian float32 of its dimensions, or why not.
-EmbedTexts: TypeAlias = Callable[
-    [EmbeddingService, Sequence[str], float], Awaitable[Sequence[bytes | RouterError]]
-]
+__all__ = ["Texts", "with_vector"]
 
 _CONTENT = TemplateField("content")
 _encoder = msgspec.json.Encoder(decimal_format="number")

@@ -11,7 +11,6 @@ from time import perf_counter
 
 from starlette.types import ASGIApp
 
-from router.decode.embedded import EmbedTexts
 from router.http import docs_page, openapi
 from router.http.backend import Backend, Embed
 from router.http.edge import Edge
@@ -24,6 +23,7 @@ from router.http.operations import operations
 from router.http.pages import Pages
 from router.http.routes import Routes
 from router.logs import AccessLog
+from router.models.repeated import EmbedTexts
 from router.settings import Settings
 
 __all__ = ["create"]

@@ -11,8 +11,9 @@ from typing import Literal
 
 import msgspec
 
-from router.decode.embedded import EmbedTexts, with_vector
+from router.decode.embedded import with_vector
 from router.documents.types import Document, DocumentFailure, TextDocument
+from router.models.repeated import EmbedTexts, embed_repeatedly
 from router.query.errors import (
     InvalidError,
     MisconfiguredError,
@@ -52,6 +53,7 @@ async def embed_documents(
     documents: Sequence[Document | TextDocument],
     embed: EmbedTexts,
     deadline: float,
+    patience: float,
     *,
     inside: bool,
 ) -> EmbeddedDocuments:
@@ -59,6 +61,7 @@ async def embed_documents(
 
     Args:
         deadline: for storing them as well.
+        patience: seconds in which the service must make a vector.
         inside: the caller may see the inside of the cluster.
     """
     waiting = [document for document in documents if isinstance(document, TextDocument)]
@@ -67,7 +70,8 @@ async def embed_documents(
     assert collection.embedder is not None, "the reader takes texts for an embedder only"
     now = asyncio.get_running_loop().time()
     stop = now + _SHARE * max(0.0, deadline - now)
-    outcomes = await embed(collection.embedder, [document.text for document in waiting], stop)
+    texts = [document.text for document in waiting]
+    outcomes = await embed_repeatedly(embed, collection.embedder, texts, stop, patience)
     made: dict[int, Document] = {}
     failures: list[DocumentFailure] = []
     retry_after = 0.0

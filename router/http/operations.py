@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from router.decode.bodies import BatchBody, DeleteBody, DocumentsBody, SearchBody
-from router.decode.embedded import EmbedTexts
 from router.http.answers import (
     BatchAnswer,
     CollectionList,
@@ -28,6 +27,7 @@ from router.http.pages import Pages
 from router.http.routes import Answer, Handler, Operation, Parameter
 from router.http.search import Searches
 from router.http.upsert import Upserts
+from router.models.repeated import EmbedTexts
 from router.settings import Settings
 
 __all__ = ["operations"]

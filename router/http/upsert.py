@@ -16,13 +16,13 @@ import msgspec
 from router.decode.bodies import DocumentsBody
 from router.decode.body import Decoder
 from router.decode.document import DocumentReader, Readers
-from router.decode.embedded import EmbedTexts
 from router.documents.types import Document, DocumentFailure, TextDocument, UpsertOutcome
 from router.http.content import media_type, read_json
 from router.http.embedding import embed_documents
 from router.http.message import Reply, Request
 from router.http.ndjson import Line, Lines
 from router.http.outcomes import Tally
+from router.models.repeated import EmbedTexts
 from router.query.errors import InvalidError, Problem, RequestError, RouterError, TooLargeError
 from router.settings import Settings
 from shard_config.model import Collection
@@ -60,7 +60,14 @@ class Upserts:
         tally = Tally(collection.name, listed=len(raw), inside=request.inside)
         if documents:
             deadline = asyncio.get_running_loop().time() + self._settings.write_timeout
-            made = await embed_documents(collection, documents, self._embed, deadline, inside=request.inside)
+            made = await embed_documents(
+                collection,
+                documents,
+                self._embed,
+                deadline,
+                self._settings.model_patience,
+                inside=request.inside,
+            )
             tally.add_embedded(made)
             if made.documents:
                 tally.add(await request.backend.upsert(collection, made.documents, deadline))
@@ -189,7 +196,12 @@ class _Stream:
         deadline = loop.time() + self._settings.write_timeout
         batch, self._batch, self._batch_bytes = list(self._batch.values()), {}, 0
         made = await embed_documents(
-            self._collection, batch, self._embed, deadline, inside=self._request.inside
+            self._collection,
+            batch,
+            self._embed,
+            deadline,
+            self._settings.model_patience,
+            inside=self._request.inside,
         )
         left = deadline - loop.time()
         # One batch after the other: of two documents with one id the later one stays.

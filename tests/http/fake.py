@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from router.decode.embedded import EmbedTexts
 from router.documents.types import (
     CountAnswer,
     DeleteOutcome,
@@ -28,6 +27,7 @@ from router.http.keys import Keys
 from router.http.life import Life
 from router.http.metrics import Metrics
 from router.logs import AccessLog
+from router.models.repeated import EmbedTexts
 from router.policy.batches import AdmittedBatch, Batches
 from router.query.errors import InvalidError, RouterError
 from router.query.filter import Filter

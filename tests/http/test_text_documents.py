@@ -33,6 +33,8 @@ keys:
   - {name: app, key: app, scopes: [write]}
   - {name: op, key: op, scopes: [admin, write]}
 """
+# What fails is not sent again, which the tests of `embed_repeatedly` are about.
+AT_ONCE = Settings(model_patience=0)
 SECRET = "http://10.0.0.9:8200/v1"
 KINDS: dict[str, tuple[type[RouterError], str]] = {
     "down": (UnavailableError, "unavailable"),
@@ -100,7 +102,7 @@ def model() -> Model:
 def texts(
     backend: FakeBackend, model: Model, connect: Callable[[Any], httpx.AsyncClient]
 ) -> httpx.AsyncClient:
-    return connect(application(backend, embed_texts=model))
+    return connect(application(backend, AT_ONCE, embed_texts=model))
 
 
 def vectors(backend: FakeBackend) -> dict[object, list[float]]:
@@ -260,7 +262,7 @@ async def test_a_busy_service_says_when_to_try_again(
     ) -> list[bytes | RouterError]:
         return [OverloadedError("too much to do", 1.0), OverloadedError("too much to do", 6.2)]
 
-    client = connect(application(backend, embed_texts=busy))
+    client = connect(application(backend, AT_ONCE, embed_texts=busy))
     response = await put(client, [{"id": 1, "content": "a"}, {"id": 2, "content": "b"}])
     assert (response.status_code, response.headers["retry-after"]) == (503, "7")
 
@@ -270,7 +272,7 @@ async def test_who_may_not_see_the_inside_reads_no_address_of_a_service(
     backend: FakeBackend, model: Model, connect: Callable[[Any], httpx.AsyncClient], stream: bool
 ) -> None:
     keys = parse(KEYS, {}, "keys.yaml")
-    client = connect(application(backend, keys=keys, embed_texts=model))
+    client = connect(application(backend, AT_ONCE, keys=keys, embed_texts=model))
     documents = [{"id": i, "content": f"{kind} x"} for i, kind in enumerate([*KINDS, "long"])]
     for name, sees in (("app", False), ("op", True)):
         client.headers["x-api-key"] = name
@@ -299,7 +301,8 @@ async def test_a_service_that_hangs_leaves_time_to_store_what_has_a_vector(
             return await super().upsert(collection, documents, deadline)
 
     backend = Noting()
-    client = connect(application(backend, Settings(write_timeout=2.0), embed_texts=hanging))
+    settings = Settings(write_timeout=2.0, model_patience=0)
+    client = connect(application(backend, settings, embed_texts=hanging))
     documents = [{"id": 1, "content": "text"}, {"id": 2, "vector": [1, 2, 3]}]
     body = (await put(client, documents, stream=stream)).json()
     assert (body["stored"], body["failures"][0]["id"], body["failures"][0]["reason"]) == (1, 1, "unavailable")
@@ -324,7 +327,7 @@ async def test_texts_of_a_stream_are_embedded_while_the_batch_before_is_stored_a
     async def send(message: dict[str, Any]) -> None:
         sent.append(message)
 
-    task = asyncio.create_task(application(backend, embed_texts=model)(scope(), receive, send))
+    task = asyncio.create_task(application(backend, AT_ONCE, embed_texts=model)(scope(), receive, send))
     for _ in range(5000):
         await asyncio.sleep(0)
     assert ([len(call) for call in model.calls], len(backend.upserts), pulled) == ([500, 500], 1, 1000)
@@ -379,7 +382,7 @@ async def test_a_client_that_leaves_while_its_texts_are_embedded_stores_nothing(
     async def send(message: dict[str, Any]) -> None:
         raise AssertionError("nobody is there to answer")
 
-    task = asyncio.create_task(application(backend, embed_texts=model)(scope(), receive, send))
+    task = asyncio.create_task(application(backend, AT_ONCE, embed_texts=model)(scope(), receive, send))
     while not model.calls:
         await asyncio.sleep(0)
     task.cancel()
@@ -403,7 +406,7 @@ async def test_a_stream_that_is_cancelled_leaves_no_store_behind(backend: FakeBa
         raise AssertionError("nobody is there to answer")
 
     before = asyncio.all_tasks()
-    task = asyncio.create_task(application(backend, embed_texts=model)(scope(), receive, send))
+    task = asyncio.create_task(application(backend, AT_ONCE, embed_texts=model)(scope(), receive, send))
     while not backend.upserts:
         await asyncio.sleep(0)
     task.cancel()
