@@ -179,6 +179,7 @@ class UpsertAnswer(msgspec.Struct, frozen=True):
     shards: dict[str, ShardOutcome]
     failures: tuple[DocumentFailure, ...]
     unlisted: int = 0
+    embedded: int | UnsetType = UNSET
 
 
 class UpsertProblem(ProblemBody, frozen=True):
@@ -189,6 +190,7 @@ class UpsertProblem(ProblemBody, frozen=True):
     shards: dict[str, ShardOutcome]
     failures: tuple[DocumentFailure, ...]
     unlisted: int = 0
+    embedded: int | UnsetType = UNSET
 
 
 class DeleteAnswer(msgspec.Struct, frozen=True):
