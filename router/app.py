@@ -22,11 +22,11 @@ from router.http.life import Life
 from router.http.metrics import Metrics
 from router.logs import AccessLog, configure
 from router.nodes.agreement import refusal
-from router.query.errors import MisconfiguredError, StartRefusedError
+from router.query.errors import DeadlineError, MisconfiguredError, StartRefusedError
 from router.serve_config import ServeConfig, from_env
 from router.text import TextModels
 from router.topology import Parts, Snapshot, Topology
-from shard_config import ShardMap
+from shard_config import Collection, ShardMap
 from shard_config.file import codec
 
 __all__ = ["application", "compare", "create_app"]
@@ -89,11 +89,21 @@ def application(
         config.settings,
         keys,
         metrics,
-        embed=models.embed,
+        embed=partial(_embed, models),
         lifespan=lifespan,
         access_log=AccessLog(sys.stderr, level=config.log_level),
         life=life,
     )
+
+
+async def _embed(models: TextModels, collection: Collection, text: str, deadline: float) -> bytes:
+    """In a thread, because a model may take longer than the event loop can spare."""
+    try:
+        async with asyncio.timeout_at(deadline):
+            components = await asyncio.to_thread(models.embed, collection, text)
+    except TimeoutError as exc:
+        raise DeadlineError("the text was not turned into a vector in time") from exc
+    return components.astype("<f4").tobytes()
 
 
 async def _unless_ending(start: Coroutine[object, object, None], life: Life) -> None:

@@ -7,7 +7,7 @@ some values of columns; these have names. Text, metadata and vectors of any leng
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -18,12 +18,25 @@ from router.query.wire import base64_text, number_text
 from shard_config.model import Collection
 from shard_config.values import json_form
 
-__all__ = ["Fields", "encode_hits", "field_values", "fields_of", "hit_of", "pieces_of"]
+__all__ = [
+    "Fields",
+    "Notes",
+    "encode_hits",
+    "field_values",
+    "fields_of",
+    "hit_of",
+    "json_number",
+    "pieces_of",
+]
 
 # Columns by name, and what turns a value into one that JSON has; None where nothing need be done.
 Fields: TypeAlias = Sequence[tuple[str, Callable[[Any], object] | None]]
 
+# By id, the JSON members that a hit shows in place of its distance.
+Notes: TypeAlias = Mapping[object, bytes]
+
 _encoder = msgspec.json.Encoder(decimal_format="number")
+_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _PIECE = 1 << 18
 
 
@@ -40,27 +53,38 @@ def fields_of(collection: Collection, names: Sequence[str], vector_format: Vecto
     return [(name, _form(collection, name, vector_format)) for name in names]
 
 
-def encode_hits(rows: Sequence[Ranked], fields: Fields) -> bytes:
-    """The hits as a JSON array; a row is (id, distance, *columns), and they ascend by distance."""
+def encode_hits(rows: Sequence[Ranked], fields: Fields, notes: Notes | None = None) -> bytes:
+    """The hits as a JSON array; a row is (id, distance, *columns). Without notes they ascend by distance."""
+    if notes is not None:
+        return _encoder.encode([hit_of(row, shard, fields, notes) for row, shard in rows])
     # The ends tell of all.
     if not fields and rows and math.isfinite(rows[0][0][1]) and math.isfinite(rows[-1][0][1]):
         return _encoder.encode([_Hit(row[0], row[1], shard) for row, shard in rows])
     return _encoder.encode([hit_of(row, shard, fields) for row, shard in rows])
 
 
-def hit_of(row: Row, shard: str, fields: Fields) -> dict[str, Any]:
-    """A row of (id, distance, *columns) as JSON will hold it.
+def hit_of(row: Row, shard: str, fields: Fields, notes: Notes | None = None) -> dict[str, Any]:
+    """A row of (id, distance, *columns) as JSON will hold it, with its note in place of the distance.
 
     JSON has no number for an infinite distance, which then has the name that such values have. Vectors that
     the router stored have none; others' may be so long that float32 overflows.
     """
-    distance = row[1]
-    if not math.isfinite(distance):
-        distance = "Infinity" if distance > 0 else "-Infinity"
-    hit: dict[str, Any] = {"id": row[0], "distance": distance, "shard": shard}
+    hit: dict[str, Any] = {"id": row[0]}
+    if notes is None:
+        hit["distance"] = json_number(row[1])
+    else:
+        hit |= _members.decode(b"{%b}" % notes[row[0]])
+    hit["shard"] = shard
     if fields:
         hit.update(field_values(row, 2, fields))
     return hit
+
+
+def json_number(value: float) -> float | str:
+    """`value`, or its name where JSON has no number for it."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def field_values(row: Row, first: int, fields: Fields) -> dict[str, Any]:

@@ -315,15 +315,17 @@ class Coverage(msgspec.Struct, frozen=True):
 
 
 class Shortfall(msgspec.Struct, frozen=True):
-    """Why fewer than k hits came back.
+    """Why fewer than k hits came back, or fewer than k groups.
 
     `exhausted`: no further row matches. `max_distance`: further rows lie beyond it. `scan_limit`:
-    the approximate scan gave up and no time was left for an exact one. `coverage`: shards are missing.
+    the approximate scan gave up and no time was left for an exact one. `candidates`: lists were ranked as
+    deep as they may be, which was not enough for k groups. `legs`: a ranked list is missing. `coverage`:
+    shards are missing.
     """
 
     asked: int
     returned: int
-    reason: Literal["exhausted", "max_distance", "scan_limit", "coverage"]
+    reason: Literal["exhausted", "max_distance", "scan_limit", "candidates", "legs", "coverage"]
 
 
 class Unsettled(msgspec.Struct, frozen=True):
@@ -366,8 +368,11 @@ class Answer(msgspec.Struct, frozen=True):
 
     @property
     def size_bytes(self) -> int:
-        """Of the hits."""
-        return len(self.hits) + sum(map(len, self.more))
+        """Of the hits, and of the values of their groups."""
+        size = len(self.hits) + sum(map(len, self.more))
+        if self.account is not None and self.account.groups:
+            size += sum([len(group.value) for group in self.account.groups])
+        return size
 
 
 class Found(msgspec.Struct, frozen=True):
