@@ -37,8 +37,8 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     mode: Annotated[
         Literal["vector", "fulltext"],
         Meta(
-            description="`vector` finds what is nearest to the vector, or to the text's; `fulltext` what holds"
-            " the text's words, where the collection has a full text."
+            description="`vector` finds what is nearest to the vector, or to the text's; `fulltext` what"
+            " holds the text's words, where the collection has a full text."
         ),
     ] = "vector"
     k: Annotated[int, Meta(description="How many hits.", extra_json_schema={"minimum": 1})] = 10
