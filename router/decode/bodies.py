@@ -183,6 +183,13 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     cache: Annotated[bool, Meta(description="Whether a cached answer will do.")] = True
     explain: Annotated[bool, Meta(description="Report what happened on each shard.")] = False
     explain_plan: Annotated[bool, Meta(description="Also bring each shard's statement plan.")] = False
+    mode: Annotated[
+        Literal["vector", "fulltext", "hybrid"],
+        Meta(
+            description="`vector` finds what is nearest to the vector, the examples or the text's vector;"
+            " `fulltext` what holds the text's words, where the collection has a full text; `hybrid` both."
+        ),
+    ] = "vector"
     like: LikeBody | UnsetType = UNSET
     queries: (
         Annotated[
@@ -191,13 +198,6 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         ]
         | UnsetType
     ) = UNSET
-    mode: Annotated[
-        Literal["vector", "fulltext", "hybrid"],
-        Meta(
-            description="Whether `text` is searched for by its meaning (`vector`, also of a search by vector"
-            " or examples), by its words, or by both."
-        ),
-    ] = "vector"
     candidates: (
         Annotated[
             _Candidates,

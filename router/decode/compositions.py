@@ -181,6 +181,8 @@ class _Reader:
         named = {"vector": body.vector, "text": body.text, "like": body.like, "queries": body.queries}
         given = [name for name, value in named.items() if value is not UNSET]
         hybrid = body.mode == "hybrid"
+        if not given and body.mode != "vector":
+            return self._by_words(hybrid=hybrid)
         if not given:
             self.problems.append(
                 Problem(path, "a search needs a vector, a text, examples (`like`) or `queries`")
@@ -207,14 +209,13 @@ class _Reader:
         return [msgspec.structs.replace(leg, vector=vector)]
 
     def check_distances(self, legs: Sequence[Leg]) -> None:
-        """Refuse what would be ignored."""
+        """Refuse what would be ignored; a ranking by words is exact in any case."""
         if not legs or any(leg.mode is Mode.VECTOR for leg in legs):
             return
         body = self._body
         given = {
             "max_distance": body.max_distance is not None,
             "ef_search": body.ef_search is not None,
-            "exact": body.exact,
         }
         for name, there in given.items():
             if there:
@@ -275,9 +276,7 @@ class _Reader:
                 self._wrong(f"{place}.mode", "fulltext searches for a text")
             else:
                 self._check_fulltext(f"{place}.mode")
-                return msgspec.structs.replace(
-                    leg, words=check_text(query.text, f"{path}.text", self.problems)
-                )
+                return msgspec.structs.replace(leg, words=self._words(query.text, f"{path}.text"))
         elif query.text is not UNSET:
             self._text(number, query.text, f"{path}.text")
         elif query.like is not UNSET:
@@ -312,10 +311,10 @@ class _Reader:
     def _by_words(self, *, hybrid: bool) -> list[Leg]:
         body, prefix = self._body, self._prefix
         if body.text is UNSET:
-            self._wrong("mode", f"{body.mode} searches for a text")
+            self._wrong("text", f"required, but missing: mode {body.mode} searches for a text")
             return []
         self._check_fulltext("mode")
-        words = check_text(body.text, f"{prefix}text", self.problems)
+        words = self._words(body.text, f"{prefix}text")
         fulltext = Leg("fulltext", Mode.FULLTEXT, words=words)
         if not hybrid:
             return [fulltext]
@@ -406,6 +405,11 @@ class _Reader:
             self.problems.extend(exc.problems)
             return None
 
+    def _words(self, text: str, path: str) -> str:
+        if "\0" in text:
+            self.problems.append(Problem(path, "holds a NUL character, which no stored text can hold"))
+        return check_text(text, path, self.problems)
+
     def _text(self, number: int, text: str, path: str) -> None:
         self.texts[number] = Wanted(path, check_text(text, path, self.problems))
 
@@ -433,7 +437,7 @@ class _Reader:
 
     def _check_fulltext(self, path: str) -> None:
         if self._collection.fulltext is None:
-            self._wrong(path, f"{self._collection.name} has no `fulltext` in the shard map")
+            self._wrong(path, f"collection {self._collection.name} has no full text")
 
     def _check_count(self, path: str, value: int, most: int, setting: str) -> None:
         if not 1 <= value <= most:

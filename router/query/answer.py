@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from typing import Literal
 
 import msgspec
 
@@ -20,6 +19,7 @@ from router.query.redaction import ShardFault, redacted
 from router.query.types import (
     Coverage,
     Failure,
+    Reason,
     SearchQuery,
     ShardCounts,
     ShardReport,
@@ -165,9 +165,11 @@ def shortfall(query: SearchQuery, returned: int, ranked: RankedAnswer) -> Shortf
         returned = sum([group.hits > 0 for group in ranked.account.groups])
     if returned >= query.k:
         return None
-    reason: Literal["exhausted", "max_distance", "scan_limit", "candidates", "legs", "coverage"] = "exhausted"
+    reason: Reason = "exhausted"
     if ranked.limited == "legs":
         reason = "legs"
+    elif ranked.wordless:
+        reason = "no_words"
     elif not ranked.coverage.full:
         reason = "coverage"
     elif any(one.reason == "scan_limit" for one in ranked.unsettled):

@@ -102,7 +102,10 @@ class Composition(msgspec.Struct, frozen=True):
 
 
 class LegAccount(msgspec.Struct, frozen=True, omit_defaults=True):
-    """`candidates` were asked for, and `returned` came; `error` says why a leg is missing altogether."""
+    """`candidates` were asked for, and `returned` came; `error` says why a leg is missing altogether.
+
+    `no_words`: its text holds nothing to search for.
+    """
 
     name: str
     mode: Mode
@@ -110,6 +113,7 @@ class LegAccount(msgspec.Struct, frozen=True, omit_defaults=True):
     candidates: int
     returned: int
     error: str | None = None
+    no_words: bool = False
 
 
 class StepAccount(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -31,12 +31,10 @@ __all__ = [
 
 # Columns by name, and what turns a value into one that JSON has; None where nothing need be done.
 Fields: TypeAlias = Sequence[tuple[str, Callable[[Any], object] | None]]
-
-# By id, the JSON members that a hit shows in place of its distance.
-Notes: TypeAlias = Mapping[object, bytes]
+# By id, what a hit shows in place of its distance: members of its JSON.
+Notes: TypeAlias = Mapping[object, bytes] | None
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
-_members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _PIECE = 1 << 18
 
 
@@ -53,38 +51,32 @@ def fields_of(collection: Collection, names: Sequence[str], vector_format: Vecto
     return [(name, _form(collection, name, vector_format)) for name in names]
 
 
-def encode_hits(rows: Sequence[Ranked], fields: Fields, notes: Notes | None = None) -> bytes:
-    """The hits as a JSON array; a row is (id, distance, *columns). Without notes they ascend by distance."""
+def encode_hits(rows: Sequence[Ranked], fields: Fields, notes: Notes = None) -> bytes:
+    """The hits as a JSON array; a row is (id, distance, *columns), and they ascend by distance."""
     if notes is not None:
-        return _encoder.encode([hit_of(row, shard, fields, notes) for row, shard in rows])
+        hits = [b"".join(pieces_of(hit_of(row, shard, fields), notes[row[0]])) for row, shard in rows]
+        return b"[%s]" % b",".join(hits)
     # The ends tell of all.
     if not fields and rows and math.isfinite(rows[0][0][1]) and math.isfinite(rows[-1][0][1]):
         return _encoder.encode([_Hit(row[0], row[1], shard) for row, shard in rows])
     return _encoder.encode([hit_of(row, shard, fields) for row, shard in rows])
 
 
-def hit_of(row: Row, shard: str, fields: Fields, notes: Notes | None = None) -> dict[str, Any]:
-    """A row of (id, distance, *columns) as JSON will hold it, with its note in place of the distance.
+def hit_of(row: Row, shard: str, fields: Fields) -> dict[str, Any]:
+    """A row of (id, distance, *columns) as JSON will hold it.
 
     JSON has no number for an infinite distance, which then has the name that such values have. Vectors that
     the router stored have none; others' may be so long that float32 overflows.
     """
-    hit: dict[str, Any] = {"id": row[0]}
-    if notes is None:
-        hit["distance"] = json_number(row[1])
-    else:
-        hit |= _members.decode(b"{%b}" % notes[row[0]])
-    hit["shard"] = shard
+    hit: dict[str, Any] = {"id": row[0], "distance": json_number(row[1]), "shard": shard}
     if fields:
         hit.update(field_values(row, 2, fields))
     return hit
 
 
 def json_number(value: float) -> float | str:
-    """`value`, or its name where JSON has no number for it."""
-    if math.isfinite(value):
-        return value
-    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    """`value`, or the name that it has where JSON has no number for it."""
+    return value if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def field_values(row: Row, first: int, fields: Fields) -> dict[str, Any]:
@@ -96,10 +88,16 @@ def field_values(row: Row, first: int, fields: Fields) -> dict[str, Any]:
     return values
 
 
-def pieces_of(hit: dict[str, Any]) -> Iterator[bytes]:
-    """The JSON of one hit or document with megabytes of text or metadata, in pieces of some 256 KiB."""
+def pieces_of(hit: dict[str, Any], note: bytes | None = None) -> Iterator[bytes]:
+    """The JSON of one hit or document with megabytes of text or metadata, in pieces of some 256 KiB.
+
+    `note` takes the place of the distance.
+    """
     written = b"{"
     for i, (name, value) in enumerate(hit.items()):
+        if name == "distance" and note is not None and i == 1:
+            written += b"," + note
+            continue
         written += (b"," if i else b"") + _encoder.encode(name) + b":"
         if isinstance(value, str) and len(value) > _PIECE:
             yield written + b'"'

@@ -31,6 +31,7 @@ __all__ = [
     "Hit",
     "Position",
     "Probe",
+    "Reason",
     "Room",
     "Row",
     "Scan",
@@ -51,6 +52,12 @@ Hit: TypeAlias = dict[str, Any]
 Row: TypeAlias = tuple[Any, ...]
 # How an answer writes vectors: numbers, or base64 of little-endian float32.
 VectorFormat: TypeAlias = Literal["float", "base64"]
+
+
+# Why fewer than k hits came back; see `Shortfall`.
+Reason: TypeAlias = Literal[
+    "exhausted", "max_distance", "scan_limit", "candidates", "legs", "coverage", "no_words"
+]
 
 
 class Room(Protocol):
@@ -198,6 +205,7 @@ class Work(IntEnum):
     LOOKUP = 3
     COLUMNS = 4  # of many rows, by their ids
     FILTER = 5  # rows that an index of the filter brings
+    WORDS = 6  # by a full-text index
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -317,7 +325,8 @@ class Coverage(msgspec.Struct, frozen=True):
 class Shortfall(msgspec.Struct, frozen=True):
     """Why fewer than k hits came back, or fewer than k groups.
 
-    `exhausted`: no further row matches. `max_distance`: further rows lie beyond it. `scan_limit`:
+    `exhausted`: no further row matches. `no_words`: the text holds nothing to search for, but words that are
+    in nearly every text of its language. `max_distance`: further rows lie beyond it. `scan_limit`:
     the approximate scan gave up and no time was left for an exact one. `candidates`: lists were ranked as
     deep as they may be, which was not enough for k groups. `legs`: a ranked list is missing. `coverage`:
     shards are missing.
@@ -325,7 +334,7 @@ class Shortfall(msgspec.Struct, frozen=True):
 
     asked: int
     returned: int
-    reason: Literal["exhausted", "max_distance", "scan_limit", "candidates", "legs", "coverage"]
+    reason: Reason
 
 
 class Unsettled(msgspec.Struct, frozen=True):

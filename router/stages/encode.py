@@ -71,8 +71,7 @@ class Encoded:
             with suppress(RowsChangedError):
                 ranked = await self._inner.search(query, deadline)
                 if ranked.complete(query.include):
-                    notes = _notes_of(ranked)
-                    pieces = await json_of(query, ranked.rows, ranked.layout.fixed_bytes, notes)
+                    pieces = await json_of(query, ranked.rows, ranked.layout.fixed_bytes, _notes(ranked))
                     answer = _answer(query, ranked, pieces, _by_shard(ranked))
                 else:
                     answer = await self._completed(query, ranked, stop)
@@ -87,7 +86,7 @@ class Encoded:
         rows = pending(ranked)
         reports = as_readable(ranked.reports, {one.shard for one in rows})
         counts = dict.fromkeys(reports, 0)
-        notes, kept = _notes_of(ranked), set[object]()
+        notes, kept = _notes(ranked), set[object]()
         async with AsyncExitStack() as stack:
             if query.room is not None:
                 try:
@@ -98,7 +97,7 @@ class Encoded:
             await self._columns.measure(query, rows, reports, stop)
             reservation = await self._reserve(query, rows, stop)
             try:
-                pieces = await self._write(query, rows, reports, counts, stop, notes, kept)
+                pieces = await self._write(query, rows, notes, reports, counts, stop, kept)
                 reservation.resize(sum(map(len, pieces)))
                 # A shard may have failed since it ranked its rows.
                 coverage = coverage_of(list(reports.values()), ranked.coverage.shards.total)
@@ -135,10 +134,10 @@ class Encoded:
         self,
         query: SearchQuery,
         rows: Sequence[PendingRow],
+        notes: Notes,
         reports: dict[str, ShardReport],
         counts: dict[str, int],
         stop: float,
-        notes: Notes | None,
         kept: set[object],
     ) -> list[bytes]:
         """The JSON array of `rows`, read and written run by run.
@@ -176,7 +175,7 @@ class Encoded:
         return self._memory.most_each if query.room is None else query.room.left
 
 
-def _notes_of(ranked: RankedAnswer) -> Notes | None:
+def _notes(ranked: RankedAnswer) -> Notes:
     """By id, since rows of a shard that fails while columns are read are lost in between."""
     if ranked.notes is None:
         return None

@@ -24,9 +24,7 @@ _WIDE_BYTES = 1 << 18
 _HIT_BYTES = 64
 
 
-async def json_of(
-    query: SearchQuery, rows: Sequence[Ranked], width: int, notes: Notes | None = None
-) -> list[bytes]:
+async def json_of(query: SearchQuery, rows: Sequence[Ranked], width: int, notes: Notes = None) -> list[bytes]:
     """The JSON array of complete rows, `width` bytes wide each, in as many pieces as it takes turns."""
     if len(rows) * max(width, _HIT_BYTES) <= SLICE_BYTES:
         return [encode_hits(rows, _fields(query), notes)]
@@ -40,7 +38,7 @@ async def write_slices(
     rows: Sequence[Ranked],
     width: int,
     write: Callable[[bytes], object],
-    notes: Notes | None = None,
+    notes: Notes = None,
 ) -> None:
     """Write the JSON of rows, each and a comma; none of them is wider than `width` bytes.
 
@@ -52,8 +50,9 @@ async def write_slices(
         part = rows[start : start + each]
         began = perf_counter()
         if width > _WIDE_BYTES:
-            hit = hit_of(*part[0], fields, notes)
-            await write_yielding(pieces_of(hit), write)
+            hit = hit_of(*part[0], fields)
+            note = None if notes is None else notes[part[0][0][0]]
+            await write_yielding(pieces_of(hit, note), write)
             write(b",")
             continue
         array = memoryview(encode_hits(part, fields, notes))

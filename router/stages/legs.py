@@ -7,7 +7,7 @@ or data in the answer if the query allows a partial one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import msgspec
 
@@ -21,7 +21,7 @@ from router.query.types import SearchQuery, ShardReport, ShardState, Unsettled
 from router.stages.all_of import all_of
 from router.stages.stage import Stage
 
-__all__ = ["LegStages", "Legs", "joined_reports", "run_legs", "search_of"]
+__all__ = ["LegStages", "Legs", "run_legs", "searches_of"]
 
 LegStages = Mapping[Mode, Stage[SearchQuery, RankedAnswer]]
 
@@ -38,6 +38,7 @@ class Legs(msgspec.Struct):
         total: how many shards the collection has.
         exhausted: whether no further row can be found: no list was cut off, and none lacks a shard.
         missing: whether a list is missing altogether.
+        wordless: whether no list had anything to search for.
     """
 
     fused: list[Fused]
@@ -48,9 +49,23 @@ class Legs(msgspec.Struct):
     too_far: bool
     unsettled: tuple[Unsettled, ...]
     missing: bool
+    wordless: bool
 
 
-def search_of(query: SearchQuery, leg: Leg, depth: int, caller: object, filter: Filter | None) -> SearchQuery:
+def searches_of(
+    query: SearchQuery, composition: Composition, depth: int | None = None, filter: Filter | None = None
+) -> list[SearchQuery]:
+    """The searches that `query` is composed of, `depth` rows deep, of rows that match `filter` as well."""
+    legs = composition.legs
+    depth = composition.candidates if depth is None else depth
+    # Others go between the lists of a search, as between the searches of a batch.
+    caller = object() if query.caller is None and len(legs) > 1 else query.caller
+    return [_search_of(query, leg, depth, caller, filter) for leg in legs]
+
+
+def _search_of(
+    query: SearchQuery, leg: Leg, depth: int, caller: Hashable, filter: Filter | None
+) -> SearchQuery:
     """One list of `query`, `depth` deep without the rows that it leaves out."""
     filters = tuple(one for one in (query.filter, leg.filter, filter) if one is not None)
     by_vector = leg.mode is Mode.VECTOR
@@ -85,9 +100,7 @@ async def run_legs(
         RouterError: of the list that failed, if it is the only one or the query wants all.
     """
     legs = composition.legs
-    # Others go between the lists of a search, as between the searches of a batch.
-    caller = object() if query.caller is None and len(legs) > 1 else query.caller
-    searches = [search_of(query, leg, depth, caller, filter) for leg in legs]
+    searches = searches_of(query, composition, depth, filter)
     if len(legs) == 1:
         outcomes: list[RankedAnswer | RouterError] = [
             await stages[legs[0].mode].search(searches[0], deadline)
@@ -138,22 +151,23 @@ def _joined(composition: Composition, depth: int, outcomes: Sequence[RankedAnswe
         if leg.without:
             rows = [pair for pair in rows if pair[0][0] not in leg.without]
         lists.append(rows[:depth])
-        accounts.append(msgspec.structs.replace(account, returned=len(lists[-1])))
+        accounts.append(msgspec.structs.replace(account, returned=len(lists[-1]), no_words=outcome.wordless))
         reports.append(outcome.reports)
     answers = [one for one in outcomes if isinstance(one, RankedAnswer)]
     return Legs(
         fuse(lists, [leg.weight for leg in composition.legs], composition.fusion),
-        joined_reports(*reports),
+        _joined_reports(*reports),
         max([one.coverage.shards.total for one in answers]),
         tuple(accounts),
         exhausted,
         any([one.too_far for one in answers]),
         tuple(dict.fromkeys([shard for one in answers for shard in one.unsettled])),
         missing,
+        all([one.wordless for one in answers]),
     )
 
 
-def joined_reports(*parts: Mapping[str, ShardReport]) -> dict[str, ShardReport]:
+def _joined_reports(*parts: Mapping[str, ShardReport]) -> dict[str, ShardReport]:
     """One account of each shard, of searches that ran at once."""
     if len(parts) == 1:
         return dict(parts[0])
