@@ -128,7 +128,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     },
     "Hit": {
         "id": "The document's id, of the collection's id type.",
-        "distance": "Its distance; smaller is nearer for every metric.",
+        "distance": "Its distance; smaller is nearer for every metric. Of a search by vector.",
+        "score": "How well it matches the words; larger is better. Of a full-text search.",
         "shard": "The shard that it was found on.",
     },
     "Live": {"status": "Always `ok`."},
