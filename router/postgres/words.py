@@ -22,7 +22,8 @@ __all__ = ["NORMALISATION", "words_search"]
 # A score is divided by 1 + log of the text's length. nDCG@10 of names as queries for what they name, where
 # all words must match and where any will do: 528 docstrings of Python's library, 0.69 and 0.34; 400 Debian
 # packages, 0.71 and 0.37. Divided by the length itself: 0.70 and 0.20, 0.74 and 0.20. Not divided: 0.70 and
-# 0.24, 0.69 and 0.32. ts_rank_cd, which looks at how close words stand, divided: 0.72 and 0.19, 0.67 and 0.09.
+# 0.24, 0.69 and 0.32. ts_rank_cd, which looks at how close words stand, so divided: 0.72 and 0.19, 0.67 and
+# 0.09.
 NORMALISATION = 1
 # PostgreSQL refuses a query of more than 32 operators that wait for one operand, which only negations do:
 # "-" that stand next to each other, or with nothing but space and what it passes over between them.
