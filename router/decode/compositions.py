@@ -197,7 +197,7 @@ class _Reader:
             return self._by_words(hybrid=hybrid)
         if not given:
             self.problems.append(
-                Problem(path, "a search needs a vector, a text, examples (`like`) or `queries`")
+                Problem(path, "a search needs a vector or a text, examples (`like`) or `queries`")
             )
             return []
         if len(given) > 1 and not (hybrid and given == ["vector", "text"]):
