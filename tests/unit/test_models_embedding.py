@@ -355,6 +355,19 @@ def test_connections_are_kept_and_one_that_was_closed_while_idle_costs_no_error(
     run(test)
 
 
+def test_what_comes_unasked_is_not_taken_for_the_answer_to_the_next_request() -> None:
+    async def test(fake: FakeService, made: Embeddings) -> None:
+        model = fake.model()
+        other = json.dumps(data([9.0, 9.0, 9.0, 9.0])).encode()
+        stray = b"HTTP/1.1 200 x\r\ncontent-length: %d\r\n\r\n%s" % (len(other), other)
+        fake.answers.append(Answer(stray=stray))
+        for text in "abc":
+            assert await made.query(model, text, soon()) == bytes_of(text)
+        assert fake.connections == 2
+
+    run(test)
+
+
 def test_a_service_that_keeps_failing_is_not_asked_until_one_trial_has_succeeded(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
