@@ -21,7 +21,7 @@ import msgspec
 
 from router.models.messages import AnswerError, DimensionsError, words_of_refusal
 from router.network.dial import Network
-from router.network.http_client import NetworkBackend
+from router.network.http_client import NetworkBackend, close_if_more_came
 from router.policy.circuit import Circuit, CircuitState, Leave
 from router.query.errors import (
     DeadlineError,
@@ -286,6 +286,7 @@ class Service:
                 size += len(part)
                 if size > most:
                     raise _Fault("answer", f"answers with more than {most} bytes")
+            close_if_more_came(response)
         wait = next((value for name, value in response.headers if name.lower() == b"retry-after"), None)
         return response.status, None if wait is None else _seconds(wait), b"".join(parts)
 
