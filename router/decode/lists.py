@@ -37,7 +37,7 @@ class Examples(msgspec.Struct, frozen=True):
 
 
 class ListReader:
-    """Reads the lists of one body; collects problems, and what vectors are wanted, by the number of the list."""
+    """Reads the lists of one body; collects problems, and the vectors wanted, by the number of the list."""
 
     def __init__(self, body: SearchBody, collection: Collection, limits: Settings, prefix: str) -> None:
         self.problems: list[Problem] = []
