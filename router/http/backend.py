@@ -11,11 +11,11 @@ from typing import Protocol, TypeAlias
 
 from router.documents.types import CountAnswer, DeleteOutcome, Document, ReadAnswer, UpsertOutcome
 from router.models.embedding import Embedded
-from router.models.service import ServiceStatus
+from router.models.status import ServiceStatus
 from router.nodes.status import NodeStatus
 from router.policy.batches import AdmittedBatch
 from router.query.filter import Filter
-from router.query.types import Found, SearchQuery, VectorFormat
+from router.query.types import Consistency, Found, SearchQuery, VectorFormat
 from router.recall.sampling import RecallSeen
 from router.schema.watch import SchemaState
 from router.stages.answer_memory import BatchRoom
@@ -49,6 +49,12 @@ class Backend(Protocol):
         deadline: float,
         vector_format: VectorFormat = "float",
     ) -> ReadAnswer | None: ...
+
+    async def vectors(
+        self, collection: Collection, ids: Sequence[object], consistency: Consistency, deadline: float
+    ) -> Mapping[object, bytes | None]:
+        """The stored vectors of those documents that exist, as little-endian float32; None for NULL."""
+        ...
 
     async def delete(
         self, collection: Collection, ids: Sequence[object], deadline: float

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import msgspec
 
 from router.postgres.conditions import PlainParams, where
-from router.query.filter import Filter
+from router.query.filter import Field, Filter
 from router.query.sizes import variable_columns
 from shard_config.model import Collection, Metric
+from shard_config.template import TemplateField
 from shard_config.values import ValueType
 
 __all__ = [
@@ -32,7 +33,9 @@ __all__ = [
     "select_by_id",
     "select_by_ids",
     "sizes_by_ids",
+    "texts_by_ids",
     "upsert",
+    "values_by_ids",
     "variable_bytes",
 ]
 
@@ -119,6 +122,47 @@ def sizes_by_ids(
     """Rows as (id, bytes of the included columns of variable length)."""
     size = variable_bytes(variable_columns(collection, include))
     return _by_ids(collection, ids, f", {size} AS size", filter)
+
+
+def texts_by_ids(
+    collection: Collection, fields: Sequence[TemplateField], characters: int, ids: Sequence[object]
+) -> Statement:
+    """Rows as (id, *`fields` as text, each cut after so many characters)."""
+    params = PlainParams()
+    selected = ""
+    for field in fields:
+        if field.path:
+            value = f"{collection.metadata} #>> {params.add(field.path, 'text[]')}"
+        elif field.name == "content":
+            value = str(collection.content)
+        else:
+            column = collection.columns.get(field.name)
+            value = f"{collection.metadata if column is None else column.column}::text"
+        selected += f", left({value}, {characters})"
+    condition = f"{collection.id.column} = ANY({params.add(list(ids), f'{collection.id.type}[]')})"
+    return Statement(
+        f"SELECT {collection.id.column} AS _id{selected} FROM {collection.table} WHERE {condition}",
+        tuple(params.args),
+    )
+
+
+def values_by_ids(collection: Collection, field: Field, most_bytes: int, ids: Sequence[object]) -> Statement:
+    """Rows as (id, value of `field`, its bytes as text), the value only if it takes at most `most_bytes`.
+
+    A value of the metadata is text, of a column what its type is.
+    """
+    params = PlainParams()
+    if field.column is None:
+        value = f"({collection.metadata} #> {params.add(tuple(field.path), 'text[]')})::text"
+    else:
+        value = field.column.column
+    size = f"octet_length({value}::text)"
+    condition = f"{collection.id.column} = ANY({params.add(list(ids), f'{collection.id.type}[]')})"
+    return Statement(
+        f"SELECT {collection.id.column} AS _id, CASE WHEN {size} <= {most_bytes} THEN {value} END AS _v,"
+        f" {size} AS _size FROM {collection.table} WHERE {condition}",
+        tuple(params.args),
+    )
 
 
 def variable_bytes(columns: Sequence[str]) -> str:

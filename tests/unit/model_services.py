@@ -48,6 +48,7 @@ class Answer(NamedTuple):
     held: asyncio.Event | None = None
     close: bool = False
     reset: bool = False  # instead of an answer
+    stray: bytes = b""  # comes behind the answer, and belongs to nothing
 
 
 def vector_of(text: str) -> list[float]:
@@ -148,7 +149,7 @@ class FakeService:
         data = said if isinstance(said, bytes) else json.dumps(said).encode()
         fields = [f"HTTP/1.1 {answer.status} x", f"content-length: {len(data)}", *answer.headers]
         sent = data if answer.cut is None else data[: answer.cut]
-        writer.write("\r\n".join([*fields, "", ""]).encode() + sent)
+        writer.write("\r\n".join([*fields, "", ""]).encode() + sent + answer.stray)
         await writer.drain()
         return answer.cut is None and not answer.close
 

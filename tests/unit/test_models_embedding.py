@@ -19,7 +19,7 @@ import uvloop
 
 from router.models.embedding import Embeddings
 from router.models.messages import words_of_refusal
-from router.models.service import RefusedError
+from router.models.status import RefusedError
 from router.query.errors import (
     DeadlineError,
     MisconfiguredError,
@@ -349,6 +349,19 @@ def test_connections_are_kept_and_one_that_was_closed_while_idle_costs_no_error(
         assert fake.connections == 1
         fake.answers.append(Answer(close=True))
         for text in "def":
+            assert await made.query(model, text, soon()) == bytes_of(text)
+        assert fake.connections == 2
+
+    run(test)
+
+
+def test_what_comes_unasked_is_not_taken_for_the_answer_to_the_next_request() -> None:
+    async def test(fake: FakeService, made: Embeddings) -> None:
+        model = fake.model()
+        other = json.dumps(data([9.0, 9.0, 9.0, 9.0])).encode()
+        stray = b"HTTP/1.1 200 x\r\ncontent-length: %d\r\n\r\n%s" % (len(other), other)
+        fake.answers.append(Answer(stray=stray))
+        for text in "abc":
             assert await made.query(model, text, soon()) == bytes_of(text)
         assert fake.connections == 2
 
