@@ -203,9 +203,15 @@ class FacetsBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         | UnsetType
     ) = UNSET
     filter: Annotated[_Filter, Meta(description="Which documents to count; all if absent.")] | None = None
-    limit: Annotated[
-        int, Meta(description="How many values of each field.", extra_json_schema={"minimum": 1})
-    ] = 100
+    limit: (
+        Annotated[
+            int,
+            Meta(
+                description="How many values of each field; 100 if absent.", extra_json_schema={"minimum": 1}
+            ),
+        ]
+        | None
+    ) = None
     timeout_ms: (
         Annotated[
             float,

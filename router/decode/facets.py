@@ -18,6 +18,9 @@ from shard_config.model import Collection
 __all__ = ["Counting", "counting"]
 
 
+_LIMIT = 100
+
+
 class Counting(msgspec.Struct, frozen=True):
     """`timeout` in seconds; `filter` is None for all documents."""
 
@@ -39,8 +42,9 @@ def counting(body: FacetsBody, collection: Collection, limits: Settings) -> Coun
             filter_ = filters.parse(collection, body.filter, limits)
         except InvalidError as exc:
             problems.extend(exc.problems)
-    if not 1 <= body.limit <= limits.max_facet_values:
-        shown = f"limit={body.limit} is not between 1 and {limits.max_facet_values} (--max-facet-values)"
+    limit = min(_LIMIT, limits.max_facet_values) if body.limit is None else body.limit
+    if not 1 <= limit <= limits.max_facet_values:
+        shown = f"limit={limit} is not between 1 and {limits.max_facet_values} (--max-facet-values)"
         problems.append(Problem("limit", shown))
     longest = limits.max_timeout * 1000
     if body.timeout_ms is not None and not 1 <= body.timeout_ms <= longest:
@@ -66,7 +70,7 @@ def counting(body: FacetsBody, collection: Collection, limits: Settings) -> Coun
     if problems:
         raise invalid(problems)
     timeout = min(timeout_of(body.timeout_ms, collection), limits.max_timeout)
-    return Counting(tuple(fields), filter_, body.limit, timeout)
+    return Counting(tuple(fields), filter_, limit, timeout)
 
 
 def _field(name: str, collection: Collection, place: str) -> Field:

@@ -61,7 +61,7 @@ def _sized(
     given = "".join(f", NULL AS _c{i}" for i in range(len(columns)))
     if most is None:
         read = ""
-    else:
+    elif columns:
         limit = params.add(most, "int")
         given = "".join(f", CASE WHEN _size <= {limit} THEN _c{i} END" for i in range(len(columns)))
     size = variable_bytes(variable_columns(collection, include))

@@ -8,8 +8,9 @@ and NaN, which equals itself there.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from decimal import Decimal
+from enum import IntEnum
 from typing import Any
 
 import msgspec
@@ -65,8 +66,8 @@ def facet_of(field: FacetField, rows: Mapping[str, Sequence[Row]], limit: int, m
             falling count but for those without a value. With more than `most` values there are others.
     """
     missing = too_long = undercount = 0
-    counts: dict[object, int] = {}
-    shown: dict[object, object] = {}
+    counts: dict[Any, int] = {}
+    is_json = field.field.column is None
     for part in rows.values():
         values = 0
         for value, long, count in part:
@@ -75,77 +76,95 @@ def facet_of(field: FacetField, rows: Mapping[str, Sequence[Row]], limit: int, m
             elif value is None:
                 missing += count
             elif (values := values + 1) > most:
-                undercount += count  # no value that is not here has more there
+                undercount += count  # no value that is not among them has more there
             else:
-                key = _json_key(value) if field.field.column is None else _key(value)
+                key = _json_key(value) if is_json else _key(value)
                 counts[key] = counts.get(key, 0) + count
-                shown.setdefault(key, value)
-    order = sorted(counts, key=lambda key: (-counts[key], _place(key)))
-    form = _shown_json if field.field.column is None else json_form(field.field.column.type)
-    first = [(shown[key], counts[key]) for key in order[:limit]]
+    order = sorted(counts, key=lambda key: (-counts[key], key.place if is_json else rank(key)))
+    form = _Json.shown if is_json else _form(field)
     return Facet(
         field.name,
-        tuple(FacetValue(value if form is None else form(value), count) for value, count in first),
+        tuple(FacetValue(form(key), counts[key]) for key in order[:limit]),
         missing,
         too_long,
-        None if undercount else len(order) - len(first),
+        None if undercount else len(order[limit:]),
         undercount,
     )
 
 
-_NAN = (True, 0)  # as `rank` has it
+def _key(value: Any) -> Any:
+    """The one value that stands for all that are equal."""
+    if isinstance(value, (float, Decimal)):
+        if value != value:
+            return _NAN[type(value)]
+        return value + 0.0 if isinstance(value, float) else _plain(value)
+    return value
 
 
-def _key(value: Any) -> object:
-    return _NAN if value != value else value
+# One object each: NaN is not equal to itself, but a dictionary finds an object that it holds.
+_NAN: Mapping[type, object] = {float: float("nan"), Decimal: Decimal("nan")}
 
 
-def _place(key: Any) -> tuple[Any, ...]:
-    """Kinds of JSON values one after the other, and NaN above every other number."""
-    if isinstance(key, _Json):
-        return (key.kind, key.value)
-    return (0, *(key if key is _NAN else rank(key)))
+def _form(field: FacetField) -> Callable[[Any], object]:
+    assert field.field.column is not None
+    return json_form(field.field.column.type) or (lambda value: value)
 
 
 class _Json(msgspec.Struct, frozen=True):
-    """A JSON value, equal to another one where jsonb says so."""
+    """A JSON value, equal to another one where jsonb says so; kinds come one after the other."""
 
     kind: int
     value: Any
+
+    @property
+    def place(self) -> tuple[int, Any]:
+        return self.kind, self.value
+
+    def shown(self) -> msgspec.Raw:
+        return msgspec.Raw((self.value if self.kind == _Kind.TREE else _canonical(self.value)).encode())
+
+
+class _Kind(IntEnum):
+    BOOLEAN = 0
+    NUMBER = 1
+    STRING = 2
+    TREE = 3  # as text
 
 
 def _json_key(text: str) -> _Json:
     value = json.loads(text, parse_float=Decimal, parse_int=Decimal)
     match value:
         case bool():
-            return _Json(0, value)
+            return _Json(_Kind.BOOLEAN, value)
         case Decimal():
-            return _Json(1, value)
+            return _Json(_Kind.NUMBER, _plain(value))
         case str():
-            return _Json(2, value)
-    return _Json(3, _canonical(value))
+            return _Json(_Kind.STRING, value)
+    return _Json(_Kind.TREE, _canonical(value))
 
 
 def _canonical(value: Any) -> str:
-    """Text that is equal for equal objects and arrays."""
+    """JSON that is the same for equal values."""
     match value:
         case dict():
-            members = [f"{json.dumps(name)}:{_canonical(value[name])}" for name in sorted(value)]
-            return f"{{{','.join(members)}}}"
+            return f"{{{', '.join(f'{_string(name)}: {_canonical(value[name])}' for name in sorted(value))}}}"
         case list():
-            return f"[{','.join(map(_canonical, value))}]"
+            return f"[{', '.join(map(_canonical, value))}]"
         case Decimal():
-            return _plain(value)
+            return f"{_plain(value):f}"
+        case str():
+            return _string(value)
     return json.dumps(value)
 
 
-def _shown_json(text: object) -> msgspec.Raw:
-    value = _json_key(str(text))
-    return msgspec.Raw((_plain(value.value) if value.kind == 1 else str(text)).encode())
+def _string(text: str) -> str:
+    return msgspec.json.encode(text).decode()
 
 
-def _plain(value: Decimal) -> str:
-    """The one notation of a number, without zeros at its end."""
-    text = f"{value:f}"
-    text = text.rstrip("0").rstrip(".") if "." in text else text
-    return "0" if text == "-0" else text
+def _plain(value: Decimal) -> Decimal:
+    """The same number without zeros behind its fraction."""
+    if not value.is_finite() or value == 0:
+        return value if value else Decimal(0)
+    exponent = value.as_tuple().exponent
+    assert isinstance(exponent, int)
+    return Decimal(f"{value:f}".rstrip("0").rstrip(".")) if exponent < 0 else Decimal(f"{value:f}")
