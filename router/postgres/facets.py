@@ -38,14 +38,13 @@ def facets(
             (f"{_shown(one.field.column)} AS v{j}" if i == j else f"NULL::{type_} AS v{j}")
             for j, type_ in enumerate(types)
         )
-        source = (
-            _of_metadata(collection, one, condition, params)
-            if one.field.column is None
-            else _of_column(collection, one.field.column, condition)
-        )
+        if one.field.column is None:
+            source, n = _of_metadata(collection, one, condition, params), "sum(n)::bigint"
+        else:
+            source, n = _of_column(collection, one.field.column, condition), "count(*)"
         parts.append(
-            f"(SELECT {i} AS field, long, count(*) AS n, {values} FROM {source} GROUP BY value, long"
-            f" ORDER BY value IS NULL DESC, n DESC, value LIMIT {limit})"
+            f"(SELECT {i} AS field, long, {n} AS count, {values} FROM {source} GROUP BY value, long"
+            f" ORDER BY value IS NULL DESC, count DESC, value LIMIT {limit})"
         )
     return Statement(" UNION ALL ".join(parts), tuple(params.args))
 
@@ -67,16 +66,21 @@ def _of_column(collection: Collection, column: Column, condition: str) -> str:
 
 
 def _of_metadata(collection: Collection, one: FacetField, condition: str, params: PlainParams) -> str:
-    """Rows of (value, long), for each row of the table one for each value that it has, or one without any.
+    """Rows of (value, long, n), each for n rows of the table, and one for each value that these have.
 
-    An array has its elements for values, each of them once. null is no value.
+    An array has its elements for values, each of them once; null is no value. Rows are grouped by what they
+    hold as a whole first: 100,000 with few different values take 60 ms so instead of 210, and with few
+    different arrays 66 instead of 360. Where all of them differ it is 430 instead of 250.
     """
     at = f"{collection.metadata} #> {params.add(list(one.field.path), 'text[]')}"
-    long = f"coalesce(octet_length(e.value::text) > {MOST_VALUE_BYTES}, false)"
     return (
-        f"(SELECT CASE WHEN {long} THEN NULL ELSE e.value END AS value, {long} AS long FROM"
-        f" (SELECT {at} AS found FROM {collection.table} WHERE {condition} OFFSET 0) d LEFT JOIN LATERAL"
+        f"(SELECT CASE WHEN l.long THEN NULL ELSE e.value END AS value, l.long, d.n FROM"
+        f" (SELECT found, count(*) AS n FROM"
+        f" (SELECT {at} AS found FROM {collection.table} WHERE {condition}) r GROUP BY found) d"
+        " LEFT JOIN LATERAL"
         " (SELECT DISTINCT a.value FROM jsonb_array_elements("
         "CASE jsonb_typeof(d.found) WHEN 'array' THEN d.found END) AS a(value) WHERE a.value <> 'null'"
-        " UNION ALL SELECT d.found WHERE jsonb_typeof(d.found) NOT IN ('array', 'null')) e ON true) f"
+        " UNION ALL SELECT d.found WHERE jsonb_typeof(d.found) NOT IN ('array', 'null')) e ON true"
+        " CROSS JOIN LATERAL"
+        f" (SELECT coalesce(octet_length(e.value::text) > {MOST_VALUE_BYTES}, false) AS long) l) f"
     )
