@@ -9,9 +9,7 @@ error, so that whoever goes on from page to page leaves no shard out.
 from __future__ import annotations
 
 import asyncio
-from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 
 import msgspec
 
@@ -20,23 +18,29 @@ from router.freshness.freshness import Freshness
 from router.policy.deadline import stop_before
 from router.postgres import sql
 from router.postgres.listing import many_by_id, next_ids
-from router.query.answer import coverage_of, joined, raise_if_unanswered
-from router.query.errors import Problem, UnavailableError
+from router.query.answer import coverage_of, joined, raise_if_stale, raise_if_unanswered
 from router.query.filter import Filter
 from router.query.hits import Fields, encode_document, field_values, fields_of, pieces_of
 from router.query.merge import merge_by_id
-from router.query.plan import targets
-from router.query.redaction import ShardFault
+from router.query.plan import ids_by_shard, targets
 from router.query.sizes import expected_bytes, fixed_bytes, least_bytes, runs
-from router.query.types import Coverage, Probe, Row, Shape, ShardReport, ShardRows, ShardState, VectorFormat
-from router.query.types import Work as WorkKind
+from router.query.types import (
+    Coverage,
+    Probe,
+    Row,
+    Shape,
+    ShardReport,
+    ShardRows,
+    ShardState,
+    VectorFormat,
+    Work,
+)
 from router.stages.answer_memory import AnswerMemory, Reservation, too_large
 from router.stages.fanout import Fanout
 from router.stages.json_pieces import SLICE_BYTES, array_of
 from shard_config.model import Collection, ShardMap
-from shard_config.partition import NoPlaceError, locate
 
-__all__ = ["Listing", "raise_if_stale"]
+__all__ = ["Listing"]
 
 # What all shards together may send along with the rows, what is then read at once, and what an answer may
 # take without memory being reserved for it.
@@ -97,13 +101,13 @@ class Listing:
         """
         stop = stop_before(deadline, asyncio.get_running_loop().time())
         wanted = _Wanted(collection, include, vector_format)
-        groups = self._by_shard(collection, ids)
+        groups = ids_by_shard(ids, collection, self._map)
         most = _room(collection, include, len(ids))
         parts = await self._fetch(
             wanted,
             {shard: many_by_id(collection, part, include, most) for shard, part in groups.items()},
             {shard: len(part) for shard, part in groups.items()},
-            WorkKind.COLUMNS,
+            Work.COLUMNS,
             stop,
         )
         reports = {shard: part.report for shard, part in parts.items()}
@@ -156,7 +160,7 @@ class Listing:
             wanted,
             dict.fromkeys(shards, statement),
             dict.fromkeys(shards, limit + 1),
-            WorkKind.PAGE,
+            Work.PAGE,
             stop,
         )
         reports = {shard: part.report for shard, part in parts.items()}
@@ -195,16 +199,6 @@ class Listing:
         raise_if_stale(every, "documents that exist might be left out")
         return coverage
 
-    def _by_shard(self, collection: Collection, ids: Sequence[object]) -> dict[str, list[object]]:
-        """The ids that each shard may hold; one that has no place is on none."""
-        if not collection.sharded_by_id:
-            return {shard: list(ids) for shard in self._map.shards_of(collection)} if ids else {}
-        groups: dict[str, list[object]] = defaultdict(list)
-        for id_ in ids:
-            with suppress(NoPlaceError):
-                groups[locate(collection.sharding, id_)].append(id_)
-        return groups
-
     async def _written(
         self,
         wanted: _Wanted,
@@ -242,6 +236,7 @@ class Listing:
                 for i, one in zip(run, part, strict=True):
                     if one.complete and not await written.add(one, fields, widths[i]):
                         break
+                    one.row = one.row[:1]  # the rest is in the answer, and not to be held twice
                     written.considered += 1
                 if written.considered <= run[-1]:
                     break
@@ -270,7 +265,7 @@ class Listing:
                 for shard, part in lacking.items()
             },
             {shard: len(part) for shard, part in lacking.items()},
-            WorkKind.COLUMNS,
+            Work.COLUMNS,
             stop,
             reports,
         )
@@ -285,7 +280,7 @@ class Listing:
         wanted: _Wanted,
         statements: Mapping[str, sql.Statement],
         counts: Mapping[str, int],
-        work: WorkKind,
+        work: Work,
         stop: float,
         before: Mapping[str, ShardReport] = {},
     ) -> dict[str, ShardRows]:
@@ -357,22 +352,6 @@ class _Written:
         if self._slice:
             self.pieces.append(b"".join(self._slice))
         self._slice, self._slice_bytes = [], 0
-
-
-def raise_if_stale(reports: Sequence[ShardReport], so: str) -> None:
-    """
-    Raises:
-        UnavailableError: some of what is there may be missing; `so` says what may come of that.
-    """
-    stale = [report for report in reports if report.stale]
-    if stale:
-        rest = "may be behind, and no node that is well is fresher"
-        problems = [Problem(f"shards.{one.shard}", f"stale: {one.node} {rest}") for one in stale]
-        outside = [Problem(f"shards.{one.shard}", f"stale: its node {rest}") for one in stale]
-        what = f"{len(stale)} of {len(reports)} shards could be read only as they were"
-        error = UnavailableError(f"{what}; {so}", problems)
-        faults = [ShardFault.of(one.shard, "stale", "stale", f"{one.node} {rest}") for one in stale]
-        raise error.hidden(problems=outside, faults=faults)
 
 
 def _room(collection: Collection, include: frozenset[str], rows: int) -> int | None:

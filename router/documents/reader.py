@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import asyncio
 
-from router.documents.listing import raise_if_stale
 from router.documents.types import CountAnswer, ReadAnswer
 from router.freshness.freshness import Freshness
 from router.policy.deadline import stop_before
 from router.postgres import sql
-from router.query.answer import coverage_of, raise_if_unanswered
+from router.query.answer import coverage_of, raise_if_stale, raise_if_unanswered
 from router.query.errors import NotFoundError
 from router.query.filter import Filter
 from router.query.hits import field_values, fields_of

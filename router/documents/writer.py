@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -23,9 +22,9 @@ from router.postgres.patch import PatchStatement, patch_by_ids, patch_matching
 from router.postgres.write import Patched, delete, explained, patch, repeated
 from router.query.filter import Filter
 from router.query.patch import Patch
-from router.query.plan import targets
+from router.query.plan import ids_by_shard, targets
 from shard_config.model import Collection, ShardMap
-from shard_config.partition import NoPlaceError, locate
+from shard_config.partition import locate
 
 __all__ = ["Writer"]
 
@@ -61,7 +60,7 @@ class Writer:
         """Delete the documents with these ids, wherever they are; what has no place is nowhere."""
         statements = {
             shard: sql.delete_by_ids(collection, part)
-            for shard, part in self._by_shard(collection, ids).items()
+            for shard, part in ids_by_shard(ids, collection, self._map).items()
         }
         return await self._delete(collection, statements, deadline)
 
@@ -77,7 +76,7 @@ class Writer:
         """Change the documents with these ids, each shard's in one transaction; none moves or is added."""
         work = {
             shard: _patching(collection, patch, partial(patch_by_ids, collection, part, patch))
-            for shard, part in self._by_shard(collection, ids).items()
+            for shard, part in ids_by_shard(ids, collection, self._map).items()
         }
         return await self._patch(collection, work, deadline)
 
@@ -102,16 +101,6 @@ class Writer:
         )
         found = sum(one.found for one in done.values())
         return PatchOutcome(found, sum(write.rows for write in writes), writes)
-
-    def _by_shard(self, collection: Collection, ids: Sequence[object]) -> dict[str, list[object]]:
-        """The ids that each shard may hold; one that has no place is on none."""
-        if not collection.sharded_by_id:
-            return {shard: list(ids) for shard in self._map.shards_of(collection)}
-        groups: dict[str, list[object]] = defaultdict(list)
-        for id_ in ids:
-            with suppress(NoPlaceError):
-                groups[locate(collection.sharding, id_)].append(id_)
-        return groups
 
     async def _delete(
         self, collection: Collection, statements: Mapping[str, sql.Statement], deadline: float
