@@ -89,7 +89,7 @@ class Settings(msgspec.Struct, frozen=True):
     ] = 512
     max_answer_bytes: Annotated[
         Count,
-        "largest answer to a search, a batch or a read of a document, before compression; a search beyond "
+        "largest answer to a search, a batch or a read of documents, before compression; a search beyond "
         "it is refused with 422, of a batch that search alone",
     ] = 64 << 20
     answer_memory_bytes: Annotated[

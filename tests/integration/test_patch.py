@@ -167,6 +167,25 @@ async def test_paths_within_the_metadata_make_their_parents_and_leave_all_else(c
         assert '"a": 1.0' in (await client.get("/documents/0")).text
 
 
+async def test_as_many_and_as_deep_paths_as_a_patch_may_have_are_taken(cluster: Cluster) -> None:
+    async with world(cluster) as w, w.over_http() as client:
+        await w.put(w.document(1, ONES, metadata={"keep": 1}))
+        deep = {f"metadata.p{i}" + ".a" * 30: i for i in range(4)}
+        wide = {f"metadata.w.x{i}": "v" for i in range(40)}
+        answer = await client.patch("/documents/1", json={"set": deep | wide})
+        assert (answer.status_code, answer.json()["patched"]) == (200, 1)
+        metadata = (await stored(w, 1))["metadata"]
+        assert metadata["w"] == {f"x{i}": "v" for i in range(40)} and metadata["keep"] == 1
+        for i in range(4):
+            value = metadata[f"p{i}"]
+            for _ in range(30):
+                value = value["a"]
+            assert value == i
+        gone = await client.patch("/documents/1", json={"unset": [*deep, *wide, "metadata.keep"]})
+        assert gone.json()["patched"] == 1
+        assert (await client.patch("/documents/1", json={"unset": [*deep, *wide]})).json()["patched"] == 0
+
+
 IN_THE_WAY: list[tuple[Any, dict[str, Any], list[str], str]] = [
     ({"a": "x"}, {"metadata.a.b": 1}, [], "metadata.a"),
     ({"a": [1]}, {"metadata.a.0": 1}, [], "metadata.a"),
