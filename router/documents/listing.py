@@ -142,8 +142,11 @@ class Listing:
         vector_format: VectorFormat = "float",
         *,
         primary_only: bool = False,
+        lines: bool = False,
     ) -> DocumentPage:
         """Of the documents that match, the `limit` that have the lowest ids above `after`, or fewer.
+
+        With `lines` its pieces are documents that each end with a newline, instead of an array.
 
         Raises:
             AnswerTooLargeError: the first of them is.
@@ -167,7 +170,7 @@ class Listing:
         self._whole(collection, reports)
         merged = merge_by_id({shard: part.rows for shard, part in parts.items()}, limit + 1)
         rows = _first([_listed(row, shard, most) for row, shard in merged[:limit]], wanted, self._page_bytes)
-        written = await self._written(wanted, rows, reports, stop, cut=True)
+        written = await self._written(wanted, rows, reports, stop, cut=True, lines=lines)
         try:
             # A shard may have failed since it listed its rows.
             coverage = self._whole(collection, reports)
@@ -177,7 +180,7 @@ class Listing:
             raise
         last = rows[written.considered - 1].row[0] if written.considered else None
         return DocumentPage(
-            array_of(written.pieces),
+            written.pieces if lines else array_of(written.pieces),
             last=last if written.considered < len(merged) else None,
             coverage=coverage,
             reservation=written.reservation,
@@ -207,6 +210,7 @@ class Listing:
         stop: float,
         *,
         cut: bool,
+        lines: bool = False,
     ) -> _Written:
         """The JSON of `rows`, whose columns are read before if they are lacking. It tells `reports` of that.
 
@@ -228,7 +232,7 @@ class Listing:
             reservation = await self._memory.take(size, stop)
         names = [name for name, _ in sql.result_columns(collection, wanted.include)]
         fields = fields_of(collection, names, wanted.vector_format)
-        written = _Written(self._memory.most_each, cut=cut)
+        written = _Written(self._memory.most_each, cut=cut, end=b"\n" if lines else b",")
         try:
             for run in runs(widths, SLICE_BYTES, _INLINE_BYTES):
                 part = [rows[i] for i in run]
@@ -302,14 +306,14 @@ class Listing:
 
 
 class _Written:
-    """Documents as the members of a JSON array, each with a comma behind it, in pieces.
+    """Documents as JSON, each with `end` behind it, in pieces.
 
     Attributes:
         ids: of the documents in it.
         considered: how many rows are in it, or left out for being gone.
     """
 
-    def __init__(self, most: int, *, cut: bool) -> None:
+    def __init__(self, most: int, *, cut: bool, end: bytes) -> None:
         self.pieces: list[bytes] = []
         self.size = 0
         self.ids: set[object] = set()
@@ -317,6 +321,7 @@ class _Written:
         self.reservation: Reservation | None = None
         self._most = most
         self._cut = cut
+        self._end = end
         self._slice: list[bytes] = []
         self._slice_bytes = 0
 
@@ -341,7 +346,7 @@ class _Written:
         self.ids.add(one.row[0])
         self.size += size + 1
         self._slice += pieces
-        self._slice.append(b",")
+        self._slice.append(self._end)
         self._slice_bytes += size
         if self._slice_bytes > SLICE_BYTES or len(self._slice) > _SLICE_PIECES:
             self.flush()

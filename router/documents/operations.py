@@ -108,10 +108,19 @@ class DocumentOperations:
         vector_format: VectorFormat = "float",
         *,
         primary_only: bool = False,
+        lines: bool = False,
     ) -> DocumentPage:
         self._require(collection.name)
         return await self._listing.page(
-            collection, filter, after, limit, include, deadline, vector_format, primary_only=primary_only
+            collection,
+            filter,
+            after,
+            limit,
+            include,
+            deadline,
+            vector_format,
+            primary_only=primary_only,
+            lines=lines,
         )
 
     async def facets(

@@ -101,6 +101,7 @@ class Backend(Protocol):
         vector_format: VectorFormat = "float",
         *,
         primary_only: bool = False,
+        lines: bool = False,
     ) -> DocumentPage: ...
 
     async def facets(

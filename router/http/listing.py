@@ -23,7 +23,11 @@ from router.query.filter import Filter
 from router.settings import Settings
 from shard_config.model import Collection
 
-__all__ = ["Listings"]
+__all__ = ["CURSOR_HEADER", "Listings"]
+
+# Of a page of lines, which have no place for a cursor.
+CURSOR_HEADER = "X-Next-Cursor"
+_LINES = b"application/x-ndjson"
 
 _PAGE = 100
 _NUMBER = re.compile(r"[0-9]{1,15}")
@@ -70,6 +74,7 @@ class Listings:
         after = None
         if (given := request.query.get("cursor")) is not None:
             after = page_cursor.after(given, collection, tree)
+        lines = _LINES in request.headers.get(b"accept", b"")
         answer = await request.backend.page(
             collection,
             filter_,
@@ -79,10 +84,16 @@ class Listings:
             _deadline(collection),
             vector_format(request),
             primary_only=_strong(request),
+            lines=lines,
         )
         cursor = None if answer.last is None else page_cursor.cursor(collection, answer.last, tree)
         coverage = coverage_view(answer.coverage, inside=request.inside)
-        reply = _reply(DocumentPageView(_NONE, cursor, coverage), answer.pieces)
+        if lines:
+            reply = _joined(answer.pieces)
+            reply.content_type = _LINES
+            reply.headers = [] if cursor is None else [(CURSOR_HEADER.lower().encode(), cursor.encode())]
+        else:
+            reply = _reply(DocumentPageView(_NONE, cursor, coverage), answer.pieces)
         reply.reservation = answer.reservation
         return reply
 
@@ -116,6 +127,11 @@ def _deadline(collection: Collection) -> float:
 def _reply(view: DocumentListView | DocumentPageView, pieces: Sequence[bytes]) -> Reply:
     """`view`, with `pieces` for its documents, which come first in it."""
     before, after = msgspec.json.encode(view).split(_NONE, 1)
+    return _joined([before, *pieces, after])
+
+
+def _joined(pieces: Sequence[bytes]) -> Reply:
+    """All in one piece, unless that is large."""
     if sum(map(len, pieces)) <= _JOINED_BYTES:
-        return Reply(b"".join((before, *pieces, after)))
-    return Reply(before, more=[*pieces, after])
+        return Reply(b"".join(pieces))
+    return Reply(pieces[0], more=pieces[1:])

@@ -37,7 +37,7 @@ from router.http.documents import STALE_HEADER, Documents
 from router.http.facets import FacetCounts
 from router.http.inspect import Inspection
 from router.http.keys import Scope
-from router.http.listing import Listings
+from router.http.listing import CURSOR_HEADER, Listings
 from router.http.pages import Pages
 from router.http.patch import Patches
 from router.http.routes import Answer, Handler, Operation, Parameter
@@ -70,6 +70,10 @@ _CONSISTENCY = Parameter(
     "consistency", "`eventual` (default), or `strong` to read from primaries only.", "strong"
 )
 _STALE = "The document's shard, if it was read from a node that may be behind."
+_NEXT = (
+    "With `Accept: application/x-ndjson`, for which the answer has one document per line: the cursor, if"
+    " there is a next page."
+)
 _KEY = Parameter("key", "A value of the sharding key.", "42", required=True)
 
 
@@ -226,6 +230,7 @@ def _many_documents(patches: Patches, listings: Listings, facets: FacetCounts) -
             {200: DocumentPageView},
             query=(_CURSOR, _FILTER, _INCLUDE, _LIMIT, _VECTOR_FORMAT, _CONSISTENCY),
             errors=_READ_ERRORS,
+            headers={CURSOR_HEADER: _NEXT},
         ),
         Operation(
             "POST",

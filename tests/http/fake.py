@@ -280,6 +280,7 @@ class FakeBackend:
         vector_format: VectorFormat = "float",
         *,
         primary_only: bool = False,
+        lines: bool = False,
     ) -> DocumentPage:
         await self._pass()
         self.filters.append(filter)
@@ -287,6 +288,8 @@ class FakeBackend:
         stored: list[Any] = sorted(self.documents[collection.name], key=str)
         rest = [id_ for id_ in stored if after is None or str(id_) > str(after)]
         pieces = (msgspec.json.encode([{"id": id_, "shard": "s0"} for id_ in rest[:limit]]),)
+        if lines:
+            pieces = tuple(msgspec.json.encode({"id": id_, "shard": "s0"}) + b"\n" for id_ in rest[:limit])
         return DocumentPage(pieces, rest[limit - 1] if len(rest) > limit else None, self._coverage())
 
     async def facets(

@@ -146,6 +146,19 @@ async def test_pages_follow_each_other_by_their_cursors(
     assert (await three.get(f"{DOCUMENTS}/get")).json()["errors"][0]["path"] == "id"
 
 
+async def test_a_page_of_lines_has_its_cursor_in_the_header(three: httpx.AsyncClient) -> None:
+    headers = {"accept": "application/x-ndjson"}
+    first = await three.get(DOCUMENTS, params={"limit": "2"}, headers=headers)
+    assert first.headers["content-type"] == "application/x-ndjson"
+    assert [json.loads(line)["id"] for line in first.text.splitlines()] == [1, 2]
+    query = {"limit": "2", "cursor": first.headers["x-next-cursor"]}
+    second = await three.get(DOCUMENTS, params=query, headers=headers)
+    assert [json.loads(line)["id"] for line in second.text.splitlines()] == [3]
+    assert "x-next-cursor" not in second.headers
+    empty = await three.get("/v1/collections/coarse/documents", headers=headers)
+    assert (empty.status_code, empty.content) == (200, b"")
+
+
 @pytest.mark.parametrize(
     ("query", "path"),
     [

@@ -219,6 +219,35 @@ async def test_what_is_there_during_the_whole_export_comes_once_whatever_is_writ
         assert sum(counts) > 20
 
 
+@pytest.mark.parametrize("type_", list(model.VectorType))
+async def test_what_is_exported_as_lines_can_be_stored_as_a_stream(
+    cluster: Cluster, type_: model.VectorType
+) -> None:
+    vector = model.Vector("embedding", type_, 8, model.Metric.L2)
+    async with world(cluster, vector=vector, sharding=BY_CATEGORY) as w, w.over_http() as client:
+        await fill(w, list(range(50)))
+        await w.put(w.document(50, ONES, category="c0", content="x" * 300_000, metadata={"n": "\n"}))
+        before = await export(client, include="vector,content,metadata,category,price")
+        lines = {"accept": "application/x-ndjson"}
+        query = {"include": "vector,content,metadata,category,price", "limit": "20"}
+        stream = b""
+        while True:
+            page = await client.get("/documents", params=query, headers=lines)
+            assert page.status_code == 200
+            stream += page.content
+            if "x-next-cursor" not in page.headers:
+                break
+            query["cursor"] = page.headers["x-next-cursor"]
+        assert len(stream.splitlines()) == 51
+        await w.router.delete(w.collection, list(range(51)), w.soon())
+        assert await export(client) == []
+        stored = await client.put(
+            "/documents", content=stream, headers={"content-type": "application/x-ndjson"}
+        )
+        assert (stored.status_code, stored.json()["stored"]) == (200, 51)
+        assert await export(client, include="vector,content,metadata,category,price") == before
+
+
 async def test_a_row_that_goes_between_being_listed_and_being_read_is_left_out(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
