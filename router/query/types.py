@@ -206,6 +206,8 @@ class Work(IntEnum):
     COLUMNS = 4  # of many rows, by their ids
     FILTER = 5  # rows that an index of the filter brings
     WORDS = 6  # by a full-text index
+    PAGE = 7  # of documents in the order of their ids
+    FACETS = 8
 
 
 class Probe(msgspec.Struct, frozen=True):
