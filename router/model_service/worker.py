@@ -103,12 +103,12 @@ class Worker(Generic[Item]):
         self._watcher = watcher
         self._clock = clock
         self._loop = asyncio.get_running_loop()
+        self._rate = 0.0  # items per second, of the last calls; changed by the thread alone
         self._changed = threading.Condition()
         # All of these are changed under `_changed`.
         self._waiting: deque[Job[Item]] = deque()
         self._waiting_items = 0
         self._waiting_chars = 0
-        self._rate = 0.0  # items per second, of the last calls
         self._since: float | None = None  # when the call under way began
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name=f"model {name}", daemon=True)
