@@ -362,10 +362,7 @@ async def test_many_requests_at_once_all_get_their_own_vectors() -> None:
             assert np.array(found, np.float32).tobytes() == embedder.run(some).values.tobytes()
 
 
-async def test_a_call_that_does_not_end_holds_up_the_end_for_a_bounded_time(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr("router.model_service.service._JOIN_SECONDS", 0.01)
+async def test_a_call_that_does_not_end_holds_up_the_end_for_a_bounded_time() -> None:
     model = GatedModel(closed=True)
     metrics = Metrics()
     running = ModelService({"m": model}, {"r": GatedReranker()}, Limits(), metrics)
@@ -375,8 +372,9 @@ async def test_a_call_that_does_not_end_holds_up_the_end_for_a_bounded_time(
     async with asyncio.timeout(SECONDS):
         while running.waiting["m"] != 1:
             await asyncio.sleep(0.001)
-    assert await running.close() == ["m"]
+    assert await running.close(0.01) == ["m"]
     with pytest.raises(NotServingError):
         await late
     model.gate.set()
     assert json.loads(await asking)["model"] == "m"
+    assert await running.close(SECONDS) == []

@@ -138,6 +138,8 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path, load: Any) -> None:
     with pytest.raises(BackendError) as caught:
         load(ModelSpec("m", kind, str(tmp_path)))
     assert str(caught.value).startswith(f"model 'm': {kind}:{tmp_path} cannot be loaded: ")
+    with pytest.raises(BackendError, match="cannot be loaded: there is no such folder"):
+        load(ModelSpec("m", kind, str(tmp_path / "gone")))
 
 
 def test_the_service_serves_both(bert: str, cross: str, embedder: TransformerEmbedder) -> None:
