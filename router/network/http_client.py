@@ -67,14 +67,14 @@ class Connections:
 
     def __init__(self, url: str, network: Network, tls: ssl.SSLContext | None, idle_seconds: float) -> None:
         """`tls` for a URL of https; an idle connection is used again for `idle_seconds`."""
-        self._url = httpcore.URL(url)
+        self._url = url
         self._backend = NetworkBackend(network)
         self._tls = tls
         self._idle_seconds = idle_seconds
         self._idle: deque[httpcore.AsyncHTTP11Connection] = deque()  # the latest used last
 
     def __repr__(self) -> str:
-        return f"<Connections to {self._url.origin}: {len(self._idle)} idle>"
+        return f"<Connections to {self._url}: {len(self._idle)} idle>"
 
     async def request(
         self, method: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, most: int
@@ -84,9 +84,10 @@ class Connections:
         Raises:
             OSError, ValueError, and httpcore's errors
         """
-        own = [(b"host", _host(self._url)), *headers, (b"content-length", b"%d" % len(body))]
-        request = httpcore.Request(method, self._url, headers=own, content=body)
-        connection = await self._take()
+        url = httpcore.URL(self._url)
+        own = [(b"host", _host(url)), *headers, (b"content-length", b"%d" % len(body))]
+        request = httpcore.Request(method, url, headers=own, content=body)
+        connection = await self._take(url.origin)
         try:
             response = await connection.handle_async_request(request)
             parts: list[bytes] = []
@@ -112,7 +113,7 @@ class Connections:
         while self._idle:
             await self._idle.pop().aclose()
 
-    async def _take(self) -> httpcore.AsyncHTTP11Connection:
+    async def _take(self, origin: httpcore.Origin) -> httpcore.AsyncHTTP11Connection:
         """One that is idle, or else a new one."""
         while self._idle and self._idle[0].has_expired():
             await self._idle.popleft().aclose()
@@ -121,7 +122,6 @@ class Connections:
             if not connection.has_expired():
                 return connection
             await connection.aclose()
-        origin = self._url.origin
         host = origin.host.decode()
         stream = await self._backend.connect_tcp(host, origin.port)
         if self._tls is not None:

@@ -148,6 +148,8 @@ def test_a_name_is_looked_up_by_the_routers_own_names() -> None:
             UnavailableError, match=r"embedding service m .*name\.invalid.* cannot be reached"
         ):
             await made.query(gone, "a", soon())
+        with pytest.raises(UnavailableError, match=r"embedding service m .* cannot be spoken to"):
+            await made.query(fake.model(url="http://[::::]/v1"), "a", soon())
 
     run(test)
 
