@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 
@@ -20,6 +22,7 @@ from shard_config import model
 from shard_config.model import Fulltext, RerankingService
 from shard_config.values import ValueType
 from tests.integration.worlds import World, column, patient, world
+from tests.unit.model_services import Answer, FakeService, cohere
 
 ROWS = 240
 WORDS = "cat dog fox house river stone query shard index vector".split()
@@ -313,24 +316,18 @@ class Reversed:
         pass
 
 
-def with_reranker(w: World, reranker: Reversed) -> None:
-    services = {name: RerankingService(name, "http://127.0.0.1:9/v1", name) for name in ("reversed", "down")}
-    w.topology.parts.reranking = cast(Any, reranker)
-    w.router = w.topology.snapshot = assemble(
-        model.ShardMap(
-            w.router.shard_map.version,
-            w.router.shard_map.shards,
-            w.router.shard_map.collections,
-            rerankers=services,
-        ),
-        w.topology.parts,
-    )
+def with_rerankers(w: World, *services: RerankingService) -> None:
+    shards = msgspec.structs.replace(w.router.shard_map, rerankers={one.name: one for one in services})
+    w.router = w.topology.snapshot = assemble(shards, w.topology.parts)
 
 
 async def test_a_model_orders_the_best_candidates_by_their_texts(cluster: Cluster) -> None:
     async with filled(cluster, settings=patient(rerank_characters=6)) as w:
         reranker = Reversed()
-        with_reranker(w, reranker)
+        w.topology.parts.reranking = cast(Any, reranker)
+        with_rerankers(
+            w, *[RerankingService(name, "http://127.0.0.1:9/v1", name) for name in ("reversed", "down")]
+        )
         http = httpx.AsyncClient(transport=httpx.ASGITransport(_application(w)), base_url=BASE, timeout=None)
         async with http:
             before = ids(await ask(http, vector=QUERY, k=60))
@@ -352,6 +349,38 @@ async def test_a_model_orders_the_best_candidates_by_their_texts(cluster: Cluste
             assert (await http.post("/search", json={**body, "cache": True})).json()["cache"] == "miss"
             response = await http.post("/search", json={**body, "rerank": {"model": "none", "text": "x"}})
             assert response.status_code == 422 and "it has down, reversed" in response.text
+
+
+async def test_a_service_that_fails_is_told_of_and_asked_again(cluster: Cluster) -> None:
+    async with FakeService(cohere) as fake, filled(cluster, template="{category}: {content}") as w:
+        with_rerankers(w, fake.reranker(name="ce", timeout=20.0))
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(_application(w)), base_url=BASE, timeout=None)
+        body = {"vector": QUERY, "k": 12, "rerank": {"model": "ce", "text": "x", "candidates": 12}}
+        async with http:
+            before = ids(await ask(http, vector=QUERY, k=12))
+            texts = {i: f"{category(i) or ''}: {content(i) or ''}" for i in before}
+            answer = await ask(http, **body)
+            assert answer["rerank"] == {"done": True, "candidates": 12}
+            assert fake.requests[-1].json["documents"] == [
+                texts[i] for i in before if category(i) or content(i)
+            ]
+            lengths = [len(texts[i]) for i in ids(answer) if category(i) or content(i)]
+            assert lengths == sorted(lengths, reverse=True)
+            held = asyncio.Event()
+            for failure in (Answer(held=held), Answer(body=b"no json"), Answer(body={"results": []})):
+                fake.answers.append(failure)
+                answer = await ask(http, **body, timeout_ms=1000)
+                held.set()
+                fake.answers.clear()
+                assert ids(answer) == before and not answer["rerank"]["done"]
+                assert "ce" in answer["rerank"]["reason"] and answer["coverage"]["full"]
+            await fake.stop()
+            assert not (await ask(http, **body))["rerank"]["done"]
+            await fake.start()
+            async with asyncio.timeout(30):
+                while not (answer := await ask(http, **body))["rerank"]["done"]:
+                    await asyncio.sleep(0.05)
+            assert ids(answer) != before
 
 
 BASE = "http://router/v1/collections/docs"
