@@ -17,11 +17,12 @@ from deploy.local import Cluster
 from router.query.composition import Fusion, FusionMethod
 from router.query.errors import UnavailableError
 from router.query.fusion import fuse
+from router.schema import ddl
 from router.topology import assemble
 from shard_config import model
 from shard_config.model import Fulltext, RerankingService
 from shard_config.values import ValueType
-from tests.integration.worlds import World, column, patient, world
+from tests.integration.worlds import World, column, execute, patient, world
 from tests.unit.model_services import Answer, FakeService, cohere
 
 ROWS = 240
@@ -381,6 +382,40 @@ async def test_a_service_that_fails_is_told_of_and_asked_again(cluster: Cluster)
                 while not (answer := await ask(http, **body))["rerank"]["done"]:
                     await asyncio.sleep(0.05)
             assert ids(answer) != before
+
+
+async def test_shards_that_cannot_be_searched_for_words_still_give_what_is_near(cluster: Cluster) -> None:
+    fulltext = Fulltext(("content",), stored="words")
+    async with world(cluster, fulltext=fulltext) as w, w.over_http() as http:
+        await w.on_primaries(ddl.add_words(w.collection, fulltext))
+        await w.put(*[w.document(i, VECTORS[i], content=content(i)) for i in range(60)])
+        body = {"mode": "hybrid", "text": "cat", "vector": QUERY, "k": 60, "include": ["content"]}
+        whole = await ask(http, **body)
+        assert whole["coverage"]["full"] and len(whole["hits"]) == 60
+        primaries = {node.shard: node.dsn for node in w.cluster.nodes if node.role == "primary"}
+        await execute(primaries["s2"], f"ALTER TABLE {w.collection.table} DROP COLUMN words")
+        answer = await ask(http, **body)
+        assert [one["shard"] for one in answer["coverage"]["failures"]] == ["s2"]
+        assert not answer["coverage"]["full"] and answer["coverage"]["shards"]["ok"] == 3
+        of_lost = [hit for hit in answer["hits"] if hit["shard"] == "s2"]
+        assert of_lost and all(list(hit["ranks"]) == ["vector"] for hit in of_lost)
+        assert all(hit["content"] == content(hit["id"]) for hit in answer["hits"])
+        assert "error" not in answer["legs"][1]
+        response = await http.post("/search", json={**body, "allow_partial": False})
+        assert response.status_code == 500
+        for shard in ("s0", "s1", "s3"):
+            await execute(primaries[shard], f"ALTER TABLE {w.collection.table} DROP COLUMN words")
+        answer = await ask(http, **body)
+        near = [i for i in np.argsort(distances(QUERY), kind="stable").tolist() if i < 60]
+        assert ids(answer) == near and answer["legs"][1]["error"] == "0 of 4 shards answered"
+        assert all(hit["content"] == content(hit["id"]) for hit in answer["hits"])
+        assert len(answer["coverage"]["failures"]) == 4 and not answer["coverage"]["full"]
+        answer = await ask(http, **{**body, "k": 61})
+        assert answer["short"] == {"asked": 61, "returned": 60, "reason": "legs"}
+        again = (await http.post("/search", json={**body, "exact": True})).json()
+        assert (await http.post("/search", json={**body, "exact": True})).json()["cache"] == "miss", again
+        response = await http.post("/search", json={"mode": "fulltext", "text": "cat"})
+        assert response.status_code == 500
 
 
 BASE = "http://router/v1/collections/docs"
