@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,11 +17,13 @@ from deploy.local import Cluster
 from router.query.composition import Fusion, FusionMethod
 from router.query.errors import UnavailableError
 from router.query.fusion import fuse
+from router.schema import ddl
 from router.topology import assemble
 from shard_config import model
 from shard_config.model import Fulltext, RerankingService
 from shard_config.values import ValueType
-from tests.integration.worlds import World, column, patient, world
+from tests.integration.worlds import World, column, execute, patient, world
+from tests.unit.model_services import Answer, FakeService, cohere
 
 ROWS = 240
 WORDS = "cat dog fox house river stone query shard index vector".split()
@@ -313,24 +317,18 @@ class Reversed:
         pass
 
 
-def with_reranker(w: World, reranker: Reversed) -> None:
-    services = {name: RerankingService(name, "http://127.0.0.1:9/v1", name) for name in ("reversed", "down")}
-    w.topology.parts.reranking = cast(Any, reranker)
-    w.router = w.topology.snapshot = assemble(
-        model.ShardMap(
-            w.router.shard_map.version,
-            w.router.shard_map.shards,
-            w.router.shard_map.collections,
-            rerankers=services,
-        ),
-        w.topology.parts,
-    )
+def with_rerankers(w: World, *services: RerankingService) -> None:
+    shards = msgspec.structs.replace(w.router.shard_map, rerankers={one.name: one for one in services})
+    w.router = w.topology.snapshot = assemble(shards, w.topology.parts)
 
 
 async def test_a_model_orders_the_best_candidates_by_their_texts(cluster: Cluster) -> None:
     async with filled(cluster, settings=patient(rerank_characters=6)) as w:
         reranker = Reversed()
-        with_reranker(w, reranker)
+        w.topology.parts.reranking = cast(Any, reranker)
+        with_rerankers(
+            w, *[RerankingService(name, "http://127.0.0.1:9/v1", name) for name in ("reversed", "down")]
+        )
         http = httpx.AsyncClient(transport=httpx.ASGITransport(_application(w)), base_url=BASE, timeout=None)
         async with http:
             before = ids(await ask(http, vector=QUERY, k=60))
@@ -352,6 +350,72 @@ async def test_a_model_orders_the_best_candidates_by_their_texts(cluster: Cluste
             assert (await http.post("/search", json={**body, "cache": True})).json()["cache"] == "miss"
             response = await http.post("/search", json={**body, "rerank": {"model": "none", "text": "x"}})
             assert response.status_code == 422 and "it has down, reversed" in response.text
+
+
+async def test_a_service_that_fails_is_told_of_and_asked_again(cluster: Cluster) -> None:
+    async with FakeService(cohere) as fake, filled(cluster, template="{category}: {content}") as w:
+        with_rerankers(w, fake.reranker(name="ce", timeout=20.0))
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(_application(w)), base_url=BASE, timeout=None)
+        body = {"vector": QUERY, "k": 12, "rerank": {"model": "ce", "text": "x", "candidates": 12}}
+        async with http:
+            before = ids(await ask(http, vector=QUERY, k=12))
+            texts = {i: f"{category(i) or ''}: {content(i) or ''}" for i in before}
+            answer = await ask(http, **body)
+            assert answer["rerank"] == {"done": True, "candidates": 12}
+            assert fake.requests[-1].json["documents"] == [
+                texts[i] for i in before if category(i) or content(i)
+            ]
+            lengths = [len(texts[i]) for i in ids(answer) if category(i) or content(i)]
+            assert lengths == sorted(lengths, reverse=True)
+            held = asyncio.Event()
+            for failure in (Answer(held=held), Answer(body=b"no json"), Answer(body={"results": []})):
+                fake.answers.append(failure)
+                answer = await ask(http, **body, timeout_ms=1000)
+                held.set()
+                fake.answers.clear()
+                assert ids(answer) == before and not answer["rerank"]["done"]
+                assert "ce" in answer["rerank"]["reason"] and answer["coverage"]["full"]
+            await fake.stop()
+            assert not (await ask(http, **body))["rerank"]["done"]
+            await fake.start()
+            async with asyncio.timeout(30):
+                while not (answer := await ask(http, **body))["rerank"]["done"]:
+                    await asyncio.sleep(0.05)
+            assert ids(answer) != before
+
+
+async def test_shards_that_cannot_be_searched_for_words_still_give_what_is_near(cluster: Cluster) -> None:
+    fulltext = Fulltext(("content",), stored="words")
+    async with world(cluster, fulltext=fulltext) as w, w.over_http() as http:
+        await w.on_primaries(ddl.add_words(w.collection, fulltext))
+        await w.put(*[w.document(i, VECTORS[i], content=content(i)) for i in range(60)])
+        body = {"mode": "hybrid", "text": "cat", "vector": QUERY, "k": 60, "include": ["content"]}
+        whole = await ask(http, **body)
+        assert whole["coverage"]["full"] and len(whole["hits"]) == 60
+        primaries = {node.shard: node.dsn for node in w.cluster.nodes if node.role == "primary"}
+        await execute(primaries["s2"], f"ALTER TABLE {w.collection.table} DROP COLUMN words")
+        answer = await ask(http, **body)
+        assert [one["shard"] for one in answer["coverage"]["failures"]] == ["s2"]
+        assert not answer["coverage"]["full"] and answer["coverage"]["shards"]["ok"] == 3
+        of_lost = [hit for hit in answer["hits"] if hit["shard"] == "s2"]
+        assert of_lost and all(list(hit["ranks"]) == ["vector"] for hit in of_lost)
+        assert all(hit["content"] == content(hit["id"]) for hit in answer["hits"])
+        assert "error" not in answer["legs"][1]
+        response = await http.post("/search", json={**body, "allow_partial": False})
+        assert response.status_code == 500
+        for shard in ("s0", "s1", "s3"):
+            await execute(primaries[shard], f"ALTER TABLE {w.collection.table} DROP COLUMN words")
+        answer = await ask(http, **body)
+        near = [i for i in np.argsort(distances(QUERY), kind="stable").tolist() if i < 60]
+        assert ids(answer) == near and answer["legs"][1]["error"] == "0 of 4 shards answered"
+        assert all(hit["content"] == content(hit["id"]) for hit in answer["hits"])
+        assert len(answer["coverage"]["failures"]) == 4 and not answer["coverage"]["full"]
+        answer = await ask(http, **{**body, "k": 61})
+        assert answer["short"] == {"asked": 61, "returned": 60, "reason": "legs"}
+        again = (await http.post("/search", json={**body, "exact": True})).json()
+        assert (await http.post("/search", json={**body, "exact": True})).json()["cache"] == "miss", again
+        response = await http.post("/search", json={"mode": "fulltext", "text": "cat"})
+        assert response.status_code == 500
 
 
 BASE = "http://router/v1/collections/docs"
