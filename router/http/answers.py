@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 from router.documents.types import DocumentFailure
 from router.http.backend import NodeStatus
 from router.http.problems import ProblemBody
+from router.query.paging import Ended, Page
 from router.query.redaction import redacted
 from router.query.types import (
     CacheTier,
@@ -43,6 +44,7 @@ __all__ = [
     "Location",
     "NodeFault",
     "NodeList",
+    "PageView",
     "Ready",
     "RecallView",
     "SchemaView",
@@ -109,11 +111,22 @@ class Explanation(msgspec.Struct, frozen=True):
     nodes: tuple[NodeStatus, ...] | UnsetType = UNSET
 
 
+class PageView(msgspec.Struct, frozen=True):
+    """The place of the hits in their ranking; `kept` is there while it is kept, `ended` on its last page."""
+
+    position: int
+    ranked: int
+    gone: int
+    kept: Literal["l1", "l2"] | UnsetType = UNSET
+    ended: Ended | UnsetType = UNSET
+
+
 class SearchAnswer(msgspec.Struct, frozen=True):
     """Hits in ascending (distance, id) order, and how complete they are.
 
     `short` is there only when fewer than k hits came back, and says why. `unsettled` is there only if shards
-    that were to be asked again did not answer in time, and names them.
+    that were to be asked again did not answer in time, and names them. `cursor` and `page` are there only if
+    the search has a cursor.
     """
 
     hits: Annotated[
@@ -127,6 +140,8 @@ class SearchAnswer(msgspec.Struct, frozen=True):
     short: Shortfall | UnsetType = UNSET
     unsettled: tuple[Unsettled, ...] | UnsetType = UNSET
     explain: Explanation | UnsetType = UNSET
+    cursor: str | UnsetType | None = UNSET
+    page: PageView | UnsetType = UNSET
 
 
 class BatchError(msgspec.Struct, frozen=True):
@@ -345,7 +360,7 @@ def search_answer(
     inside: bool = True,
 ) -> SearchAnswer:
     """`explain` are all nodes as they are now, None where no explanation is wanted."""
-    answer = found.answer
+    answer, page = found.answer, found.answer.page
     return SearchAnswer(
         answer.hits,
         took_ms,
@@ -355,7 +370,13 @@ def search_answer(
         answer.short or UNSET,
         answer.unsettled or UNSET,
         UNSET if explain is None else _explanation(answer.reports, explain, inside=inside),
+        UNSET if page is None else page.cursor,
+        UNSET if page is None else _page_view(page),
     )
+
+
+def _page_view(page: Page) -> PageView:
+    return PageView(page.position, page.ranked, page.gone, page.kept or UNSET, page.ended or UNSET)
 
 
 def _explanation(

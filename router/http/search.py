@@ -17,7 +17,7 @@ import numpy as np
 from router.decode import vectors
 from router.decode.bodies import BatchBody, SearchBody
 from router.decode.body import Decoder
-from router.decode.queries import check_text, search_query, timeout_of
+from router.decode.queries import check_text, first_page, next_page, search_query, timeout_of
 from router.http.answers import BatchError, search_answer
 from router.http.backend import Embed
 from router.http.body_cache import BodyCache, CheckedSearch
@@ -27,6 +27,7 @@ from router.http.problems import problem_body
 from router.http.slow_log import SlowLog
 from router.policy.batches import AdmittedBatch
 from router.query.errors import DeadlineError, InvalidError, RouterError
+from router.query.paging import FIRST
 from router.query.redaction import ShardFault
 from router.query.types import Found, SearchQuery
 from router.settings import Settings
@@ -63,7 +64,7 @@ class Searches:
         now = asyncio.get_running_loop().time()
         checked = self._bodies.get(collection, data)
         if checked is None:
-            checked = await self._check(collection, data, now)
+            checked = await self._check(collection, data, now, owner=request.caller)
             if checked.reusable:
                 self._bodies.put(data, checked)
         found = await request.backend.search(checked.query, now + checked.timeout)
@@ -153,14 +154,22 @@ class Searches:
         path: str = "",
         caller: AdmittedBatch | None = None,
         room: BatchRoom | None = None,
+        owner: str = "",
     ) -> CheckedSearch:
-        """Decode and check the body of a search, which came at `now`."""
+        """Decode and check the body of a search, which came at `now` from `owner`."""
         body = self._decoder.decode(data, path)
-        text = check_text(body, path)
         # An invalid one is refused below, before anything but the embedding has used it.
         timeout = min(timeout_of(body.timeout_ms, collection), self._settings.max_timeout)
+        if body.cursor is not None and room is not None:
+            raise InvalidError.at(f"{path}.cursor", "a search of a batch has no pages; send it alone")
+        if body.cursor is not None and body.cursor != FIRST:
+            query = next_page(body, collection, self._settings, owner, path)
+            return CheckedSearch(query, timeout, reusable=False)
+        text = check_text(body, path)
         embedded = None if text is None else await self._vector_of(collection, text, now + timeout, path)
         query = search_query(body, collection, self._settings, embedded, path, caller, room)
+        if body.cursor is not None:
+            query = first_page(query, body, owner, path)
         return CheckedSearch(query, timeout, reusable=query.cached and text is None)
 
     async def _vector_of(self, collection: Collection, text: str, deadline: float, path: str) -> bytes:

@@ -18,6 +18,7 @@ import msgspec
 
 from router.query.composition import Account, Composition
 from router.query.filter import Filter
+from router.query.paging import Page, Paging
 from router.query.way import Choice
 from shard_config.model import Collection
 
@@ -106,6 +107,8 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
             nearest rows to `vector`, which is empty then.
         composition: the lists that the search is made of, and what is done with them, instead of one list
             by `vector` or `words`.
+        paging: it is for a page of a kept ranking; of any page but the first, all that is said of how to
+            search is empty then.
     """
 
     collection: Collection
@@ -128,11 +131,21 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
     by_index: bool = False
     words: str | None = None
     composition: Composition | None = None
+    paging: Paging | None = None
 
     @property
     def cached(self) -> bool:
-        """Whether caches may answer: not for primaries' word, nor for an account of this very run."""
-        return self.cache and not self.explain and not self.plan and self.consistency is Consistency.EVENTUAL
+        """Whether caches may answer: not for primaries' word, nor for an account of this very run.
+
+        Nor for pages of a kept ranking, each of which is another's.
+        """
+        return (
+            self.cache
+            and not self.explain
+            and not self.plan
+            and self.consistency is Consistency.EVENTUAL
+            and self.paging is None
+        )
 
     @cached_property
     def digest(self) -> bytes:
@@ -319,11 +332,12 @@ class Shortfall(msgspec.Struct, frozen=True):
 
     `exhausted`: no further row matches. `max_distance`: further rows lie beyond it. `scan_limit`:
     the approximate scan gave up and no time was left for an exact one. `coverage`: shards are missing.
+    `depth`: a kept ranking goes no deeper.
     """
 
     asked: int
     returned: int
-    reason: Literal["exhausted", "max_distance", "scan_limit", "coverage"]
+    reason: Literal["exhausted", "max_distance", "scan_limit", "coverage", "depth"]
 
 
 class Unsettled(msgspec.Struct, frozen=True):
@@ -346,6 +360,7 @@ class Answer(msgspec.Struct, frozen=True):
         more: the rest of the array, in pieces, so that nothing has to hold or copy it in one.
         reservation: keeps the memory of a large answer reserved for as long as anybody holds the answer.
         account: what was done beside one plain search.
+        page: what it says of its ranking, where it is a page of a kept one.
     """
 
     hits: msgspec.Raw
@@ -358,6 +373,7 @@ class Answer(msgspec.Struct, frozen=True):
     reservation: object = None
     unsettled: tuple[Unsettled, ...] = ()
     account: Account | None = None
+    page: Page | None = None
 
     @property
     def whole(self) -> msgspec.Raw:

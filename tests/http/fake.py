@@ -121,7 +121,7 @@ class FakeBackend:
         self.queries.append(query)
         self.deadlines.append(deadline)
         await self._pass()
-        wanted = np.frombuffer(query.vector, "<f4")
+        wanted = np.frombuffer(query.vector or bytes(4), "<f4")  # of a further page, which has none
         hits = [
             {
                 "id": document.id,

@@ -1,0 +1,203 @@
+"""Pages of one ranking: it is computed once and kept, and a page costs reading its rows.
+
+It stands below the answers' caches, which keep no pages, and around what writes answers. Invariants: over all
+pages that are reached by following cursors from the first, no row comes twice, and none of the ranking is
+skipped but those that are gone, which each page counts, and those of shards that failed, which its coverage
+names; a cursor asks for the same page of the ranking whenever it is sent.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import NamedTuple
+
+import msgspec
+
+from router.policy.deadline import stop_before
+from router.query.answer import coverage_of, raise_if_unanswered
+from router.query.errors import DeadlineError, UnavailableError
+from router.query.paging import Cursor, Page, encode
+from router.query.ranked import Ranked, RankedAnswer
+from router.query.ranking import Ranking, filter_of, ranking_of
+from router.query.sizes import Layout
+from router.query.types import Answer, Found, SearchQuery, ShardReport, ShardState, Shortfall
+from router.settings import Settings
+from router.stages.columns import ColumnReader, RowsChangedError
+from router.stages.encode import Encoded
+from router.stages.rankings import Kept, Rankings
+from router.stages.stage import Figures, Stage
+
+__all__ = ["Paged"]
+
+# As of any search whose rows change while they are read.
+_TRIES = 3
+# Of a first page's time, what the ranking may take: where a shard keeps silent it takes all that it may, and
+# the rows of the others are still to be read.
+_RANKING_SHARE = 0.8
+
+
+class _Window(NamedTuple):
+    """The rows of a page, with their places in the ranking, and where the next one begins."""
+
+    rows: list[Ranked]
+    places: list[int]
+    sizes: list[int]
+    end: int
+    gone: int
+
+
+class Paged:
+    """Answers searches for pages, and hands all others through."""
+
+    def __init__(
+        self,
+        encoded: Encoded,
+        ranked: Stage[SearchQuery, RankedAnswer],
+        columns: ColumnReader,
+        rankings: Rankings,
+        settings: Settings,
+    ) -> None:
+        """
+        Args:
+            encoded: writes answers, and answers what is no page.
+            ranked: what stands below it.
+        """
+        self._encoded = encoded
+        self._ranked = ranked
+        self._columns = columns
+        self._rankings = rankings
+        self._settings = settings
+
+    def __repr__(self) -> str:
+        return f"<Paged {self._rankings!r}>"
+
+    async def search(self, query: SearchQuery, deadline: float) -> Found:
+        """
+        Raises:
+            ExpiredError: the cursor's ranking is not kept.
+            InvalidError, AnswerTooLargeError, UnavailableError: no ranking can be kept.
+            and what the stages below raise.
+        """
+        if query.paging is None:
+            return await self._encoded.search(query, deadline)
+        stop = stop_before(deadline, asyncio.get_running_loop().time())
+        cursor = query.paging.cursor
+        if cursor is None:
+            kept, reports = await self._begin(query, deadline)
+            return Found(await self._page(query, kept, reports, 0, stop), kept.tier)
+        async with _until(stop):
+            kept = await self._rankings.find(cursor.ranking, query.collection, query.paging.owner)
+        answer = await self._page(query, kept, kept.ranking.reports, cursor.position, stop)
+        return Found(answer, kept.tier)
+
+    def describe(self) -> Figures:
+        return self._rankings.describe() | self._encoded.describe()
+
+    async def _begin(self, query: SearchQuery, deadline: float) -> tuple[Kept, dict[str, ShardReport]]:
+        """A new ranking, kept if it has more than one page, and the reports of its search."""
+        now = asyncio.get_running_loop().time()
+        self._rankings.require()
+        depth = max(query.k, min(self._settings.ranking_depth, query.collection.search.max_k))
+        deep = msgspec.structs.replace(query, k=depth, include=frozenset(), room=None)
+        answer = await self._ranked.search(deep, now + _RANKING_SHARE * (deadline - now))
+        ranking = ranking_of(deep, answer)
+        if len(ranking) <= query.k:
+            return Kept(b"", ranking, None, "bypass"), dict(answer.reports)
+        async with _until(deadline):
+            return await self._rankings.keep(ranking), dict(answer.reports)
+
+    async def _page(
+        self, query: SearchQuery, kept: Kept, reports: dict[str, ShardReport], position: int, stop: float
+    ) -> Answer:
+        """The page of up to k rows from `position` on; `reports` are of the ranking's shards."""
+        ranking = kept.ranking
+        filter_ = filter_of(ranking, query.collection, self._settings)
+        query = msgspec.structs.replace(query, filter=filter_)
+        for _ in range(_TRIES):
+            with suppress(RowsChangedError):
+                told = dict(reports)
+                window = await self._window(query, ranking, told, position, stop)
+                ranked = _ranked(ranking, window, told)
+                raise_if_unanswered(ranked.coverage, list(told.values()), allow_partial=query.allow_partial)
+                answer = await self._encoded.write(query, ranked, stop, window.sizes)
+                return _told(answer, query, kept, position, window)
+        raise UnavailableError("documents were deleted or changed while they were read")
+
+    async def _window(
+        self,
+        query: SearchQuery,
+        ranking: Ranking,
+        reports: dict[str, ShardReport],
+        position: int,
+        stop: float,
+    ) -> _Window:
+        """The next k rows that are there; those of a shard that has failed count as if they were."""
+        rows: list[Ranked] = []
+        places: list[int] = []
+        sizes: list[int] = []
+        gone, lacking, end, size = 0, 0, position, query.k
+        while end < len(ranking) and len(rows) + lacking < query.k:
+            part = ranking.rows(end, end + size, query.collection.id.type)
+            found = await self._columns.present(query, part, reports, stop)
+            for one, size_bytes in zip(part, found, strict=True):
+                if len(rows) + lacking == query.k:
+                    break
+                if reports[one[1]].state is not ShardState.OK:
+                    lacking += 1
+                elif size_bytes is None:
+                    gone += 1
+                else:
+                    rows.append(one)
+                    places.append(end)
+                    sizes.append(size_bytes)
+                end += 1
+            # Where many are gone, few questions find the next that are not.
+            size *= 2
+        return _Window(rows, places, sizes, end, gone)
+
+
+def _ranked(ranking: Ranking, window: _Window, reports: dict[str, ShardReport]) -> RankedAnswer:
+    return RankedAnswer(
+        rows=window.rows,
+        layout=Layout(frozenset()),
+        coverage=coverage_of(list(reports.values()), ranking.total),
+        reports=reports,
+        unsettled=ranking.unsettled,
+        notes=None if ranking.notes is None else [ranking.notes[place] for place in window.places],
+        account=ranking.account,
+        settled=False,
+    )
+
+
+def _told(answer: Answer, query: SearchQuery, kept: Kept, position: int, window: _Window) -> Answer:
+    """The page with what it says of its ranking."""
+    ranking = kept.ranking
+    more = window.end < len(ranking)
+    short = None
+    if answer.count < query.k:
+        lacks = more or not answer.coverage.full
+        short = Shortfall(query.k, answer.count, "coverage" if lacks else ranking.ended)
+    page = Page(
+        cursor=encode(Cursor(kept.id, window.end)) if more else None,
+        position=position,
+        ranked=len(ranking),
+        gone=window.gone,
+        kept=kept.kept,
+        ended=None if more else ranking.ended,
+    )
+    return msgspec.structs.replace(answer, short=short, page=page, account=ranking.account, cacheable=False)
+
+
+@asynccontextmanager
+async def _until(stop: float) -> AsyncIterator[None]:
+    """
+    Raises:
+        DeadlineError: it takes longer.
+    """
+    try:
+        async with asyncio.timeout_at(stop):
+            yield
+    except TimeoutError as exc:
+        raise DeadlineError("Redis, which keeps rankings, left no time") from exc
