@@ -33,9 +33,9 @@ __all__ = ["Paged"]
 
 # As of any search whose rows change while they are read.
 _TRIES = 3
-# Of a first page's time, what the ranking may take: where a shard keeps silent it takes all that it may, and
-# the rows of the others are still to be read.
-_RANKING_SHARE = 0.8
+# Of the time that is left, what a step may take that others follow: where a shard keeps silent it takes all
+# that it may, and the rows of the others are still to be read.
+_STEP_SHARE = 0.7
 
 
 class _Window(NamedTuple):
@@ -97,11 +97,10 @@ class Paged:
 
     async def _begin(self, query: SearchQuery, deadline: float) -> tuple[Kept, dict[str, ShardReport]]:
         """A new ranking, kept if it has more than one page, and the reports of its search."""
-        now = asyncio.get_running_loop().time()
         self._rankings.require()
         depth = max(query.k, min(self._settings.ranking_depth, query.collection.search.max_k))
         deep = msgspec.structs.replace(query, k=depth, include=frozenset(), room=None)
-        answer = await self._ranked.search(deep, now + _RANKING_SHARE * (deadline - now))
+        answer = await self._ranked.search(deep, _step(deadline))
         ranking = ranking_of(deep, answer)
         if len(ranking) <= query.k:
             return Kept(b"", ranking, None, "bypass"), dict(answer.reports)
@@ -140,7 +139,7 @@ class Paged:
         gone, lacking, end, size = 0, 0, position, query.k
         while end < len(ranking) and len(rows) + lacking < query.k:
             part = ranking.rows(end, end + size, query.collection.id.type)
-            found = await self._columns.present(query, part, reports, stop)
+            found = await self._columns.present(query, part, reports, _step(stop))
             for one, size_bytes in zip(part, found, strict=True):
                 if len(rows) + lacking == query.k:
                     break
@@ -188,6 +187,12 @@ def _told(answer: Answer, query: SearchQuery, kept: Kept, position: int, window:
         ended=None if more else ranking.ended,
     )
     return msgspec.structs.replace(answer, short=short, page=page, account=ranking.account, cacheable=False)
+
+
+def _step(stop: float) -> float:
+    """Until when a step may take that others follow."""
+    now = asyncio.get_running_loop().time()
+    return now + _STEP_SHARE * (stop - now)
 
 
 @asynccontextmanager
