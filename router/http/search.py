@@ -17,7 +17,8 @@ import numpy as np
 from router.decode import vectors
 from router.decode.bodies import BatchBody, SearchBody
 from router.decode.body import Decoder
-from router.decode.queries import check_text, first_page, next_page, search_query, timeout_of
+from router.decode.pages import first_page, next_page
+from router.decode.queries import check_text, search_query, timeout_of
 from router.http.answers import BatchError, search_answer
 from router.http.backend import Embed
 from router.http.body_cache import BodyCache, CheckedSearch
