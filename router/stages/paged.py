@@ -121,7 +121,9 @@ class Paged:
                 ranked = _ranked(ranking, window, told)
                 raise_if_unanswered(ranked.coverage, list(told.values()), allow_partial=query.allow_partial)
                 answer = await self._encoded.write(query, ranked, stop, window.sizes)
-                return _told(answer, query, kept, position, window)
+                # Those of shards that were asked for an earlier page alone were accounted for then.
+                asked = {shard for shard, one in told.items() if one.attempts or one is not reports[shard]}
+                return _told(answer, query, kept, position, window, asked)
         raise UnavailableError("documents were deleted or changed while they were read")
 
     async def _window(
@@ -170,8 +172,10 @@ def _ranked(ranking: Ranking, window: _Window, reports: dict[str, ShardReport]) 
     )
 
 
-def _told(answer: Answer, query: SearchQuery, kept: Kept, position: int, window: _Window) -> Answer:
-    """The page with what it says of its ranking."""
+def _told(
+    answer: Answer, query: SearchQuery, kept: Kept, position: int, window: _Window, asked: set[str]
+) -> Answer:
+    """The page with what it says of its ranking, and the reports of the shards that were asked for it."""
     ranking = kept.ranking
     more = window.end < len(ranking)
     short = None
@@ -186,7 +190,14 @@ def _told(answer: Answer, query: SearchQuery, kept: Kept, position: int, window:
         kept=kept.kept,
         ended=None if more else ranking.ended,
     )
-    return msgspec.structs.replace(answer, short=short, page=page, account=ranking.account, cacheable=False)
+    return msgspec.structs.replace(
+        answer,
+        short=short,
+        page=page,
+        account=ranking.account,
+        reports=tuple([one for one in answer.reports if one.shard in asked]),
+        cacheable=False,
+    )
 
 
 def _step(stop: float) -> float:

@@ -22,8 +22,6 @@ from router.stages.stage import Figures
 from shard_config.model import Collection
 
 if TYPE_CHECKING:
-    import redis.asyncio as redis
-
     from router.freshness.redis_link import RedisLink
 
 __all__ = ["Kept", "RankingStore", "Rankings"]
@@ -209,20 +207,21 @@ class Rankings:
         """
         if self._link is None:
             return None
+        # Where nothing needs it, a router does without the client of Redis.
+        from router.freshness.redis_link import exchange
+
         name = self._name(key[1])
-
-        async def read(client: redis.Redis) -> tuple[bytes | None, int]:
-            data = await client.get(name)
-            return (data, await client.pttl(name)) if isinstance(data, bytes) else (None, 0)
-
-        answer = await self._link.call(read, kind="read")
-        if answer is None:
+        commands = [("MGET", name), ("PTTL", name)]
+        replies = await self._link.call(lambda client: exchange(client, commands), kind="read")
+        if replies is None:
             self.found["unanswered"] += 1
             raise self._away("tell whether it has the ranking of this cursor")
-        data, left_ms = answer
+        (data,), left_ms = replies
         if data is None:
             return None
-        self._store.put(key, data, left_ms / 1000, shared=True)
+        # One who may not ask for it keeps no ranking of Redis here.
+        if isinstance(left_ms, int):
+            self._store.put(key, data, left_ms / 1000, shared=True)
         return data, True
 
     def _name(self, id_: bytes) -> str:

@@ -193,6 +193,9 @@ async def test_a_ranking_that_lacks_a_shard_says_so_on_every_page(cluster: Clust
         whole = await ask(client, {**SEARCH, "k": 200})
         assert ids_of(pages) == [hit["id"] for hit in whole["hits"] if hit["shard"] != "s1"]
         assert pages[-1]["page"]["ended"] == "coverage"
+        # What happened then is not told as if it happened now.
+        told = await ask(client, {"cursor": first["cursor"], "explain": True})
+        assert "s1" not in [one["shard"] for one in told["explain"]["shards"]]
         refused = {"cursor": first["cursor"], "allow_partial": False}
         assert (await ask(client, refused, 504))["errors"][0]["path"] == "shards.s1"
 
