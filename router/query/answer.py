@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import msgspec
@@ -27,7 +27,15 @@ from router.query.types import (
     Shortfall,
 )
 
-__all__ = ["coverage_of", "faults_of", "joined", "raise_if_unanswered", "shortfall"]
+__all__ = [
+    "as_readable",
+    "coverage_of",
+    "faults_of",
+    "joined",
+    "raise_if_unanswered",
+    "shortfall",
+    "with_failures_of",
+]
 
 
 def joined(report: ShardReport, *others: ShardReport, at_once: bool = False) -> ShardReport:
@@ -83,6 +91,37 @@ def coverage_of(reports: Sequence[ShardReport], total: int) -> Coverage:
 
 def _cause(report: ShardReport) -> str:
     return report.cause or ("timeout" if report.state is ShardState.TIMED_OUT else "unavailable")
+
+
+def as_readable(reports: Mapping[str, ShardReport]) -> dict[str, ShardReport]:
+    """`reports` before columns are read: shards may have failed in a part of the search, but not here yet.
+
+    A search of several lists may have rows of a shard that failed in another one.
+    """
+    return {
+        shard: report
+        if report.state is ShardState.OK
+        else msgspec.structs.replace(report, state=ShardState.OK, error=None, cause=None, fault=None)
+        for shard, report in reports.items()
+    }
+
+
+def with_failures_of(
+    before: Mapping[str, ShardReport], reports: Mapping[str, ShardReport]
+) -> dict[str, ShardReport]:
+    """`reports` after columns were read, with the failures that `before` had already."""
+    return {
+        shard: report
+        if before[shard].state is ShardState.OK or report.state is not ShardState.OK
+        else msgspec.structs.replace(
+            report,
+            state=before[shard].state,
+            error=before[shard].error,
+            cause=before[shard].cause,
+            fault=before[shard].fault,
+        )
+        for shard, report in reports.items()
+    }
 
 
 def faults_of(coverage: Coverage) -> list[ShardFault]:

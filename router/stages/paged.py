@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec
 
 from router.policy.deadline import stop_before
-from router.query.answer import coverage_of, raise_if_unanswered
+from router.query.answer import as_readable, coverage_of, raise_if_unanswered, with_failures_of
 from router.query.errors import DeadlineError, UnavailableError
 from router.query.paging import Cursor, Page, encode
 from router.query.ranked import Ranked, RankedAnswer
@@ -114,17 +114,20 @@ class Paged:
         ranking = kept.ranking
         filter_ = filter_of(ranking, query.collection, self._settings)
         query = msgspec.structs.replace(query, filter=filter_)
+        if not query.allow_partial:
+            self._raise_if_lacking(query, reports, ranking.total)
         for _ in range(_TRIES):
             with suppress(RowsChangedError):
-                told = dict(reports)
-                window = await self._window(query, ranking, told, position, stop)
-                ranked = _ranked(ranking, window, told)
-                raise_if_unanswered(ranked.coverage, list(told.values()), allow_partial=query.allow_partial)
-                answer = await self._encoded.write(query, ranked, stop, window.sizes)
-                # Those of shards that were asked for an earlier page alone were accounted for then.
-                asked = {shard for shard, one in told.items() if one.attempts or one is not reports[shard]}
-                return _told(answer, query, kept, position, window, asked)
+                now = as_readable(reports)
+                window = await self._window(query, ranking, now, position, stop)
+                self._raise_if_lacking(query, now, ranking.total)
+                answer = await self._encoded.write(query, _ranked(ranking, window, now), stop, window.sizes)
+                return _told(answer, query, kept, position, window, reports)
         raise UnavailableError("documents were deleted or changed while they were read")
+
+    def _raise_if_lacking(self, query: SearchQuery, reports: dict[str, ShardReport], total: int) -> None:
+        every = list(reports.values())
+        raise_if_unanswered(coverage_of(every, total), every, allow_partial=query.allow_partial)
 
     async def _window(
         self,
@@ -173,14 +176,27 @@ def _ranked(ranking: Ranking, window: _Window, reports: dict[str, ShardReport]) 
 
 
 def _told(
-    answer: Answer, query: SearchQuery, kept: Kept, position: int, window: _Window, asked: set[str]
+    answer: Answer,
+    query: SearchQuery,
+    kept: Kept,
+    position: int,
+    window: _Window,
+    before: dict[str, ShardReport],
 ) -> Answer:
-    """The page with what it says of its ranking, and the reports of the shards that were asked for it."""
+    """The page with what it says of its ranking; `before` are the reports with which the page began."""
     ranking = kept.ranking
+    reports = with_failures_of(before, {one.shard: one for one in answer.reports})
+    coverage = coverage_of(list(reports.values()), ranking.total)
+    # What shards did for an earlier page was told with that, and of the ranking with the first.
+    asked = [
+        reports[one.shard] if before[one.shard].attempts else one
+        for one in answer.reports
+        if one.attempts or one.state is not ShardState.OK
+    ]
     more = window.end < len(ranking)
     short = None
     if answer.count < query.k:
-        lacks = more or not answer.coverage.full
+        lacks = more or not coverage.full
         short = Shortfall(query.k, answer.count, "coverage" if lacks else ranking.ended)
     page = Page(
         cursor=encode(Cursor(kept.id, window.end)) if more else None,
@@ -192,11 +208,12 @@ def _told(
     )
     return msgspec.structs.replace(
         answer,
+        coverage=coverage,
         short=short,
-        page=page,
-        account=ranking.account,
-        reports=tuple([one for one in answer.reports if one.shard in asked]),
+        reports=tuple(asked),
         cacheable=False,
+        account=ranking.account,
+        page=page,
     )
 
 

@@ -183,7 +183,10 @@ async def test_a_ranking_that_lacks_a_shard_says_so_on_every_page(cluster: Clust
         await fill(w, range(200))
         strong = {"consistency": "strong", "timeout_ms": 2000}
         async with locked(primary(cluster, "s1"), w.collection.table):
-            first = await ask(client, {**SEARCH, **strong, "k": 20, "cursor": "*", "include": ["content"]})
+            body = {**SEARCH, **strong, "k": 20, "cursor": "*", "include": ["content"], "explain": True}
+            first = await ask(client, body)
+            states = {one["shard"]: one["state"] for one in first["explain"]["shards"]}
+            assert states == {"s0": "ok", "s1": "timed_out", "s2": "ok", "s3": "ok"}
             assert [one["shard"] for one in first["coverage"]["failures"]] == ["s1"]
             assert len(first["hits"]) == 20
         pages = [page async for page in follow(client, first, 20)]
@@ -264,7 +267,7 @@ async def test_another_router_goes_on_where_one_has_ended(cluster: Cluster) -> N
 
 async def test_without_its_redis_a_router_goes_on_with_what_it_remembers(cluster: Cluster) -> None:
     # A Redis of its own time: others' tests use it before and after.
-    settings = {"l2_pause": 0.05, "l2_timeout": 1.0}
+    settings = {"l2_pause": 0.05}
     async with world(cluster, patient(**settings), redis=True) as w, w.over_http() as client:
         await fill(w, range(100))
         first = await ask(client, {**SEARCH, "k": 10, "cursor": "*"})
