@@ -24,6 +24,7 @@ from router.documents.primary import Primaries
 from router.documents.reader import Reader
 from router.documents.types import CountAnswer, DeleteOutcome, Document, ReadAnswer, UpsertOutcome
 from router.documents.unconfirmed import UnconfirmedWrites
+from router.documents.vectors import StoredVectors
 from router.documents.writer import Writer
 from router.freshness.freshness import Freshness
 from router.network.dial import Network
@@ -42,7 +43,7 @@ from router.policy.selection import Health, Reads
 from router.policy.ways import Ways
 from router.query.filter import Filter
 from router.query.ranked import RankedAnswer
-from router.query.types import Found, Probe, SearchQuery, ShardRows, VectorFormat
+from router.query.types import Consistency, Found, Probe, SearchQuery, ShardRows, VectorFormat
 from router.recall.live import LiveRecall, RecallListener, Sampled
 from router.recall.sampling import RecallSampler, RecallSeen
 from router.schema.watch import SchemaState, SchemaWatch
@@ -50,8 +51,11 @@ from router.settings import Settings
 from router.stages.answer_memory import AnswerMemory, BatchRoom
 from router.stages.coalesce import Coalesced
 from router.stages.columns import ColumnReader
+from router.stages.compose import Composed, Reranker
 from router.stages.encode import Encoded
 from router.stages.fanout import Fanout
+from router.stages.fulltext import FulltextScatter
+from router.stages.legs import searches_of
 from router.stages.local_cache import LocalCache, Store
 from router.stages.paged import Paged
 from router.stages.rankings import Rankings, RankingStore
@@ -152,6 +156,8 @@ class Parts:
         self._warming: asyncio.Task[None] | None = None
         self.hedges = Budget(settings.hedge_budget) if settings.hedge_quantile else None
         self.retries = Budget(settings.retry_budget, _RETRIES_AT_ONCE)
+        # Asks re-ranking services; None until there is a client for them.
+        self.reranking: Reranker | None = None
         self.store = Store(settings.l1_bytes)
         self.rankings = RankingStore(settings.ranking_bytes)
         self.memory = AnswerMemory(settings.max_answer_bytes, settings.answer_memory_bytes)
@@ -222,7 +228,8 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
     Coalescing comes before L2, so that equal misses cost one GET. Encoding stands below the caches, which
     keep bytes; all below it speak of ranked rows. Pages of kept rankings are made around it, since they are
     written as any answer is, but of rows that were ranked before. Recall is measured of what was searched,
-    not of what a cache repeats. Scatter is last: it alone speaks of shards.
+    not of what a cache repeats, and of nearest rows alone, since a search for words is exact. The scatters
+    are last: they alone speak of shards.
 
     Raises:
         KeyError: the parts were not made for one of the map's nodes or collections.
@@ -249,8 +256,16 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
     fanout = Fanout(sets)
     ways = Ways(parts.statistics.of, sharing=parts.settings.node_together > 1)
     scatter = Scatter(shard_map, fanout, freshness, ways)
-    ranked = Sampled(scatter, parts.recall)
+    fulltext = FulltextScatter(shard_map, fanout, freshness)
     columns = ColumnReader(fanout, freshness)
+    ranked = Composed(
+        shard_map,
+        vector=Sampled(scatter, parts.recall),
+        fulltext=fulltext,
+        columns=columns,
+        rerank=parts.reranking,
+        settings=settings,
+    )
     encoded = Encoded(ranked, columns, parts.memory)
     rankings = Rankings(
         parts.rankings,
@@ -285,9 +300,11 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         fanout,
         search=search,
         scatter=scatter,
+        fulltext=fulltext,
         shared_cache=shared_cache,
         writer=Writer(shard_map, primaries),
         reader=Reader(shard_map, fanout, freshness, parts.memory),
+        vectors=StoredVectors(shard_map, fanout, freshness),
         agreement=Agreement(shard_map, nodes),
     )
 
@@ -304,15 +321,17 @@ class Snapshot:
         *,
         search: Stage[SearchQuery, Found],
         scatter: Scatter,
+        fulltext: FulltextScatter,
         shared_cache: SharedCache | None,
         writer: Writer,
         reader: Reader,
+        vectors: StoredVectors,
         agreement: Agreement,
     ) -> None:
         """
         Args:
             search: the outermost stage.
-            scatter: the innermost.
+            scatter, fulltext: the innermost, for vectors and for words.
         """
         self.shard_map = shard_map
         self._parts = parts
@@ -320,9 +339,11 @@ class Snapshot:
         self._fanout = fanout
         self._search = search
         self._scatter = scatter
+        self._fulltext = fulltext
         self._shared_cache = shared_cache
         self._writer = writer
         self._reader = reader
+        self._vectors = vectors
         self._agreement = agreement
 
     def __repr__(self) -> str:
@@ -366,6 +387,12 @@ class Snapshot:
         self._agreement.require(collection.name)
         return await self._reader.read(collection, id, include, deadline, vector_format)
 
+    async def vectors(
+        self, collection: Collection, ids: Sequence[object], consistency: Consistency, deadline: float
+    ) -> dict[object, bytes | None]:
+        self._agreement.require(collection.name)
+        return await self._vectors.read(collection, ids, consistency, deadline)
+
     async def delete(self, collection: Collection, ids: Sequence[object], deadline: float) -> DeleteOutcome:
         self._agreement.require(collection.name)
         return await self._writer.delete(collection, ids, deadline)
@@ -385,7 +412,7 @@ class Snapshot:
                 node.reads.discard_idle()
 
     def admit(self, sample: Sequence[SearchQuery], searches: int, available: float) -> AdmittedBatch:
-        expected = [self._scatter.expected(query) for query in sample]
+        expected = [self._expected(query) for query in sample]
         return self._parts.batches.admit(
             searches,
             ahead=max([ahead for ahead, _ in expected], default=0.0),
@@ -393,6 +420,12 @@ class Snapshot:
             available=available,
             timeout=min([query.collection.search.timeout for query in sample], default=available),
         )
+
+    def _expected(self, query: SearchQuery) -> tuple[float, float]:
+        """Seconds that it would wait for the nodes, and that each of many like it takes."""
+        lists = [query] if query.composition is None else searches_of(query, query.composition)
+        expected = [(self._scatter if one.words is None else self._fulltext).expected(one) for one in lists]
+        return max([ahead for ahead, _ in expected]), sum([each for _, each in expected])
 
     def batch_room(self) -> BatchRoom:
         return BatchRoom(self._parts.memory)

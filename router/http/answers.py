@@ -12,13 +12,15 @@ from msgspec import UNSET, Meta, UnsetType
 from router.documents.types import DocumentFailure
 from router.http.backend import NodeStatus
 from router.http.problems import ProblemBody
-from router.query.paging import Ended, Page
+from router.query.composition import Account, LegAccount, StepAccount
 from router.query.redaction import redacted
 from router.query.types import (
     CacheTier,
     Coverage,
     Failure,
     Found,
+    Page,
+    Reason,
     ShardCounts,
     ShardReport,
     Shortfall,
@@ -38,6 +40,7 @@ __all__ = [
     "DisagreementView",
     "Explanation",
     "Fields",
+    "GroupView",
     "Health",
     "Hit",
     "Live",
@@ -63,11 +66,20 @@ _MOST_FINDINGS = 100
 
 
 class Hit(msgspec.Struct):
-    """A found document; what was asked for by `include` stands beside these."""
+    """A found document; what was asked for by `include` stands beside these.
+
+    It has a `distance` if it was found by a vector, a `score` if by words or in several ranked lists.
+    """
 
     id: Any
-    distance: float
     shard: str
+    distance: float | UnsetType = UNSET
+    score: float | UnsetType = UNSET
+    ranks: dict[str, int] | UnsetType = UNSET
+    distances: dict[str, float] | UnsetType = UNSET
+    scores: dict[str, float] | UnsetType = UNSET
+    rerank_score: float | UnsetType | None = UNSET
+    group: Any | UnsetType = UNSET
 
 
 class Fields(msgspec.Struct):
@@ -111,6 +123,14 @@ class Explanation(msgspec.Struct, frozen=True):
     nodes: tuple[NodeStatus, ...] | UnsetType = UNSET
 
 
+class GroupView(msgspec.Struct, frozen=True):
+    """A group of hits that share a value."""
+
+    value: Annotated[msgspec.Raw, Meta(extra_json_schema={})]
+    hits: int
+    full: bool
+
+
 class PageView(msgspec.Struct, frozen=True):
     """The place of the hits in their ranking; `kept` is there while it is kept, `ended` on its last page."""
 
@@ -118,11 +138,11 @@ class PageView(msgspec.Struct, frozen=True):
     ranked: int
     gone: int
     kept: Literal["l1", "l2"] | UnsetType = UNSET
-    ended: Ended | UnsetType = UNSET
+    ended: Reason | UnsetType = UNSET
 
 
 class SearchAnswer(msgspec.Struct, frozen=True):
-    """Hits in ascending (distance, id) order, and how complete they are.
+    """Hits, the best first, and how complete they are.
 
     `short` is there only when fewer than k hits came back, and says why. `unsettled` is there only if shards
     that were to be asked again did not answer in time, and names them. `cursor` and `page` are there only if
@@ -140,6 +160,10 @@ class SearchAnswer(msgspec.Struct, frozen=True):
     short: Shortfall | UnsetType = UNSET
     unsettled: tuple[Unsettled, ...] | UnsetType = UNSET
     explain: Explanation | UnsetType = UNSET
+    legs: tuple[LegAccount, ...] | UnsetType = UNSET
+    rerank: StepAccount | UnsetType = UNSET
+    diversity: StepAccount | UnsetType = UNSET
+    groups: tuple[GroupView, ...] | UnsetType = UNSET
     cursor: str | UnsetType | None = UNSET
     page: PageView | UnsetType = UNSET
 
@@ -239,6 +263,8 @@ class CollectionView(msgspec.Struct, frozen=True):
     search: dict[str, Any]
     cache: dict[str, float]
     text: bool
+    embedder: str | UnsetType = UNSET
+    fulltext: dict[str, Any] | UnsetType = UNSET
     recall: RecallView | UnsetType = UNSET
 
 
@@ -361,7 +387,7 @@ def search_answer(
 ) -> SearchAnswer:
     """`explain` are all nodes as they are now, None where no explanation is wanted."""
     answer, page = found.answer, found.answer.page
-    return SearchAnswer(
+    made = SearchAnswer(
         answer.hits,
         took_ms,
         found.tier,
@@ -370,8 +396,23 @@ def search_answer(
         answer.short or UNSET,
         answer.unsettled or UNSET,
         UNSET if explain is None else _explanation(answer.reports, explain, inside=inside),
-        UNSET if page is None else page.cursor,
-        UNSET if page is None else _page_view(page),
+        cursor=UNSET if page is None else page.cursor,
+        page=UNSET if page is None else _page_view(page),
+    )
+    return made if answer.account is None else _accounted(made, answer.account)
+
+
+def _accounted(answer: SearchAnswer, account: Account) -> SearchAnswer:
+    """`answer`, with what was done beside one plain search."""
+    groups: tuple[GroupView, ...] | UnsetType = UNSET
+    if account.groups is not None:
+        groups = tuple([GroupView(msgspec.Raw(one.value), one.hits, one.full) for one in account.groups])
+    return msgspec.structs.replace(
+        answer,
+        legs=account.legs or UNSET,
+        rerank=account.rerank or UNSET,
+        diversity=account.diversity or UNSET,
+        groups=groups,
     )
 
 

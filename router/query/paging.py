@@ -11,11 +11,11 @@ from __future__ import annotations
 
 from base64 import urlsafe_b64decode, urlsafe_b64encode
 from hashlib import blake2b
-from typing import Literal, NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import msgspec
 
-__all__ = ["FIRST", "MAX_CURSOR", "Cursor", "Ended", "Page", "Paging", "decode", "encode"]
+__all__ = ["FIRST", "MAX_CURSOR", "Cursor", "Paging", "decode", "encode"]
 
 # The cursor of a search that wants its ranking kept, as in Solr.
 FIRST = "*"
@@ -24,9 +24,6 @@ _VERSION = b"\x01"
 _ID_BYTES, _POSITION_BYTES, _DIGEST_BYTES = 16, 4, 4
 _BYTES = len(_VERSION) + _ID_BYTES + _POSITION_BYTES + _DIGEST_BYTES
 MAX_CURSOR = -(-_BYTES * 4 // 3)
-
-# Why a ranking has no further rows, as `router.query.types.Shortfall` has it.
-Ended: TypeAlias = Literal["depth", "exhausted", "max_distance", "scan_limit", "coverage"]
 
 
 class Cursor(NamedTuple):
@@ -47,27 +44,6 @@ class Paging(msgspec.Struct, frozen=True):
     owner: str = ""
     cursor: Cursor | None = None
     filter: bytes | None = None
-
-
-class Page(msgspec.Struct, frozen=True):
-    """What a page says of its ranking.
-
-    Attributes:
-        cursor: of the next page; None at the ranking's end.
-        position: how many of the ranking's rows come before the page.
-        ranked: how many rows the ranking has.
-        gone: rows that were passed over, since they were deleted or no longer match the filter.
-        kept: where the ranking is: in this process's memory alone (`l1`), or in Redis too, for every router
-            that shares it (`l2`); None where it has no other page and is not kept.
-        ended: why there is no next page.
-    """
-
-    cursor: str | None
-    position: int
-    ranked: int
-    gone: int = 0
-    kept: Literal["l1", "l2"] | None = None
-    ended: Ended | None = None
 
 
 def encode(cursor: Cursor) -> str:

@@ -8,7 +8,7 @@ may still lack columns that the query includes; `RankedAnswer.complete` tells, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -29,11 +29,13 @@ class RankedAnswer(msgspec.Struct, frozen=True):
         reports: of every shard that was asked, by its name.
         too_far: whether rows were left out because they lie beyond the query's `max_distance`.
         unsettled: shards whose rows may not be the right ones.
+        wordless: whether a full-text search had no word to search for.
         notes: for each row the JSON members, without braces, that its hit shows in place of the distance;
             None where it shows that.
         account: what was done beside one plain search.
         settled: whether all that was to be done beside the search was done; if not, the same search might
             give another answer soon.
+        limited: why rows may be missing beside what shards and distances say of that.
     """
 
     rows: Sequence[Ranked]
@@ -45,6 +47,8 @@ class RankedAnswer(msgspec.Struct, frozen=True):
     notes: Sequence[bytes] | None = None
     account: Account | None = None
     settled: bool = True
+    wordless: bool = False
+    limited: Literal["candidates", "legs"] | None = None
 
     @property
     def cacheable(self) -> bool:

@@ -8,7 +8,7 @@ collection's ranking, or another version of this module, has left under the same
 from __future__ import annotations
 
 from decimal import Decimal
-from typing import Any
+from typing import Any, Literal
 from uuid import UUID
 
 import msgspec
@@ -17,9 +17,8 @@ from router.query import filter as filters
 from router.query.answer import shortfall
 from router.query.composition import Account
 from router.query.filter import Filter
-from router.query.paging import Ended
 from router.query.ranked import Ranked, RankedAnswer
-from router.query.types import SearchQuery, ShardReport, ShardState, Unsettled
+from router.query.types import Reason, SearchQuery, ShardReport, ShardState, Unsettled
 from router.settings import Settings
 from shard_config.model import Collection
 from shard_config.values import ValueType
@@ -49,7 +48,7 @@ class Ranking(msgspec.Struct, frozen=True, array_like=True):
         shards: the place in `asked` of the shard of each row.
         asked: the shards that were searched.
         total: shards of the collection.
-        notes, account, unsettled: as of `router.query.ranked.RankedAnswer`.
+        notes, account, unsettled, limited: as of `router.query.ranked.RankedAnswer`.
         ended: why it has no further rows.
     """
 
@@ -61,10 +60,11 @@ class Ranking(msgspec.Struct, frozen=True, array_like=True):
     shards: list[int]
     asked: tuple[_Asked, ...]
     total: int
-    ended: Ended
+    ended: Reason
     notes: list[bytes] | None = None
     account: Account | None = None
     unsettled: tuple[Unsettled, ...] = ()
+    limited: Literal["candidates", "legs"] | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -84,6 +84,10 @@ class Ranking(msgspec.Struct, frozen=True, array_like=True):
             )
             for one in self.asked
         }
+
+    def shards_of(self, start: int) -> set[str]:
+        """Of the rows from `start` on."""
+        return {self.asked[shard].shard for shard in set(self.shards[start:])}
 
     def rows(self, start: int, end: int, id_type: ValueType) -> list[Ranked]:
         """Those from `start` to before `end`, as (id, distance) with the shard's name."""
@@ -120,6 +124,7 @@ def ranking_of(query: SearchQuery, answer: RankedAnswer) -> Ranking:
         notes=None if answer.notes is None else list(answer.notes),
         account=answer.account,
         unsettled=answer.unsettled,
+        limited=answer.limited,
     )
 
 

@@ -18,7 +18,7 @@ import msgspec
 
 from router.query.composition import Account, Composition
 from router.query.filter import Filter
-from router.query.paging import Page, Paging
+from router.query.paging import Paging
 from router.query.way import Choice
 from shard_config.model import Collection
 
@@ -30,8 +30,10 @@ __all__ = [
     "Failure",
     "Found",
     "Hit",
+    "Page",
     "Position",
     "Probe",
+    "Reason",
     "Room",
     "Row",
     "Scan",
@@ -52,6 +54,12 @@ Hit: TypeAlias = dict[str, Any]
 Row: TypeAlias = tuple[Any, ...]
 # How an answer writes vectors: numbers, or base64 of little-endian float32.
 VectorFormat: TypeAlias = Literal["float", "base64"]
+
+
+# Why fewer than k hits came back; see `Shortfall`.
+Reason: TypeAlias = Literal[
+    "exhausted", "max_distance", "scan_limit", "candidates", "legs", "coverage", "no_words", "depth"
+]
 
 
 class Room(Protocol):
@@ -211,6 +219,7 @@ class Work(IntEnum):
     LOOKUP = 3
     COLUMNS = 4  # of many rows, by their ids
     FILTER = 5  # rows that an index of the filter brings
+    WORDS = 6  # by a full-text index
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -328,16 +337,18 @@ class Coverage(msgspec.Struct, frozen=True):
 
 
 class Shortfall(msgspec.Struct, frozen=True):
-    """Why fewer than k hits came back.
+    """Why fewer than k hits came back, or fewer than k groups.
 
-    `exhausted`: no further row matches. `max_distance`: further rows lie beyond it. `scan_limit`:
-    the approximate scan gave up and no time was left for an exact one. `coverage`: shards are missing.
-    `depth`: a kept ranking goes no deeper.
+    `exhausted`: no further row matches. `no_words`: the text holds nothing to search for, but words that are
+    in nearly every text of its language. `max_distance`: further rows lie beyond it. `scan_limit`:
+    the approximate scan gave up and no time was left for an exact one. `candidates`: lists were ranked as
+    deep as they may be, which was not enough for k groups. `legs`: a ranked list is missing. `coverage`:
+    shards are missing. `depth`: a kept ranking goes no deeper.
     """
 
     asked: int
     returned: int
-    reason: Literal["exhausted", "max_distance", "scan_limit", "coverage", "depth"]
+    reason: Reason
 
 
 class Unsettled(msgspec.Struct, frozen=True):
@@ -349,6 +360,27 @@ class Unsettled(msgspec.Struct, frozen=True):
 
     shard: str
     reason: Literal["ties", "scan_limit"]
+
+
+class Page(msgspec.Struct, frozen=True):
+    """What a page says of its ranking.
+
+    Attributes:
+        cursor: of the next page; None at the ranking's end.
+        position: how many of the ranking's rows come before the page.
+        ranked: how many rows the ranking has.
+        gone: rows that were passed over, since they were deleted or no longer match the filter.
+        kept: where the ranking is: in this process's memory alone (`l1`), or in Redis too, for every router
+            that shares it (`l2`); None where it has no other page and is not kept.
+        ended: why there is no next page.
+    """
+
+    cursor: str | None
+    position: int
+    ranked: int
+    gone: int = 0
+    kept: Literal["l1", "l2"] | None = None
+    ended: Reason | None = None
 
 
 class Answer(msgspec.Struct, frozen=True):
@@ -382,8 +414,11 @@ class Answer(msgspec.Struct, frozen=True):
 
     @property
     def size_bytes(self) -> int:
-        """Of the hits."""
-        return len(self.hits) + sum(map(len, self.more))
+        """Of the hits, and of the values of their groups."""
+        size = len(self.hits) + sum(map(len, self.more))
+        if self.account is not None and self.account.groups:
+            size += sum([len(group.value) for group in self.account.groups])
+        return size
 
 
 class Found(msgspec.Struct, frozen=True):

@@ -18,11 +18,11 @@ import msgspec
 from router.policy.deadline import stop_before
 from router.query.answer import as_readable, coverage_of, raise_if_unanswered, with_failures_of
 from router.query.errors import DeadlineError, UnavailableError
-from router.query.paging import Cursor, Page, encode
+from router.query.paging import Cursor, encode
 from router.query.ranked import Ranked, RankedAnswer
 from router.query.ranking import Ranking, filter_of, ranking_of
 from router.query.sizes import Layout
-from router.query.types import Answer, Found, SearchQuery, ShardReport, ShardState, Shortfall
+from router.query.types import Answer, Found, Page, SearchQuery, ShardReport, ShardState, Shortfall
 from router.settings import Settings
 from router.stages.columns import ColumnReader, RowsChangedError
 from router.stages.encode import Encoded
@@ -116,13 +116,16 @@ class Paged:
         query = msgspec.structs.replace(query, filter=filter_)
         if not query.allow_partial:
             self._raise_if_lacking(query, reports, ranking.total)
+        readable = as_readable(reports, ranking.shards_of(position))
         for _ in range(_TRIES):
             with suppress(RowsChangedError):
-                now = as_readable(reports)
+                now = dict(readable)
                 window = await self._window(query, ranking, now, position, stop)
                 self._raise_if_lacking(query, now, ranking.total)
                 answer = await self._encoded.write(query, _ranked(ranking, window, now), stop, window.sizes)
-                return _told(answer, query, kept, position, window, reports)
+                # What shards did for an earlier page was told with that, and of the ranking with the first.
+                asked = {name for name, one in now.items() if one.attempts or one is not readable[name]}
+                return _told(answer, query, kept, position, window, reports, asked)
         raise UnavailableError("documents were deleted or changed while they were read")
 
     def _raise_if_lacking(self, query: SearchQuery, reports: dict[str, ShardReport], total: int) -> None:
@@ -172,6 +175,7 @@ def _ranked(ranking: Ranking, window: _Window, reports: dict[str, ShardReport]) 
         notes=None if ranking.notes is None else [ranking.notes[place] for place in window.places],
         account=ranking.account,
         settled=False,
+        limited=ranking.limited,
     )
 
 
@@ -182,16 +186,21 @@ def _told(
     position: int,
     window: _Window,
     before: dict[str, ShardReport],
+    asked: set[str],
 ) -> Answer:
-    """The page with what it says of its ranking; `before` are the reports with which the page began."""
+    """The page with what it says of its ranking.
+
+    `before` are the reports with which the page began, and `asked` the shards whose reports it shows.
+    """
     ranking = kept.ranking
     reports = with_failures_of(before, {one.shard: one for one in answer.reports})
     coverage = coverage_of(list(reports.values()), ranking.total)
-    # What shards did for an earlier page was told with that, and of the ranking with the first.
-    asked = [
+    if ranking.limited == "legs":
+        coverage = msgspec.structs.replace(coverage, full=False)
+    shown = [
         reports[one.shard] if before[one.shard].attempts else one
         for one in answer.reports
-        if one.attempts or one.state is not ShardState.OK
+        if one.shard in asked
     ]
     more = window.end < len(ranking)
     short = None
@@ -210,7 +219,7 @@ def _told(
         answer,
         coverage=coverage,
         short=short,
-        reports=tuple(asked),
+        reports=tuple(shown),
         cacheable=False,
         account=ranking.account,
         page=page,

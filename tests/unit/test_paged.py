@@ -13,9 +13,9 @@ import pytest
 from bench.simulation.virtual_time import run
 from router.freshness.freshness import Freshness
 from router.query.errors import UnavailableError
-from router.query.paging import Page, Paging, decode
+from router.query.paging import Paging, decode
 from router.query.ranked import RankedAnswer
-from router.query.types import Answer, Probe, Row, SearchQuery, ShardReport, ShardRows, ShardState
+from router.query.types import Answer, Page, Probe, Row, SearchQuery, ShardReport, ShardRows, ShardState
 from router.settings import Settings
 from router.stages.answer_memory import AnswerMemory
 from router.stages.columns import ColumnReader
