@@ -98,7 +98,10 @@ class Paged:
     async def _begin(self, query: SearchQuery, deadline: float) -> tuple[Kept, dict[str, ShardReport]]:
         """A new ranking, kept if it has more than one page, and the reports of its search."""
         self._rankings.require()
-        depth = max(query.k, min(self._settings.ranking_depth, query.collection.search.max_k))
+        depth = min(self._settings.ranking_depth, query.collection.search.max_k)
+        if query.composition is not None:
+            depth = min(depth, self._settings.max_candidates)
+        depth = max(query.k, depth)
         deep = msgspec.structs.replace(query, k=depth, include=frozenset(), room=None)
         answer = await self._ranked.search(deep, _step(deadline))
         ranking = ranking_of(deep, answer)

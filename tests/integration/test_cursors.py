@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import uuid
 from collections.abc import AsyncIterator, Sequence
@@ -99,6 +100,45 @@ async def test_the_pages_of_a_ranking_are_one_deep_search(
                 assert pages[0]["cache"] == "bypass" and pages[1]["cache"] == "l1"
         one = await ask(client, {**SEARCH, "k": 500, "cursor": "*"})
         assert one["cursor"] is None and "kept" not in one["page"] and len(one["hits"]) == 400
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        {"text": "cat", "mode": "fulltext"},
+        {"queries": [{"vector": QUERY}, {"text": "cat or dog", "mode": "fulltext", "name": "words"}]},
+        {"vector": QUERY, "exact": True, "diversity": {"lambda": 0.5, "candidates": 60}},
+        {"like": {"ids": [3, 4], "not": [5]}, "exact": True},
+        {"queries": [{"vector": QUERY}, {"text": "nothing", "mode": "fulltext"}], "max_distance": 4.0},
+    ],
+    ids=["words", "two lists", "diverse", "like", "near"],
+)
+async def test_searches_of_lists_and_steps_have_pages_too(cluster: Cluster, body: dict[str, Any]) -> None:
+    rng = random.Random(4)
+    async with (
+        world(cluster, redis=True, fulltext=model.Fulltext(("content",))) as w,
+        w.over_http() as client,
+    ):
+        vectors = gaussian(300, 8)
+        texts = [" ".join(rng.choices(["cat", "dog", "runs", "fast"], k=6)) for _ in vectors]
+        await w.put(
+            *(w.document(n, vectors[n], content=texts[n], category="ab"[n % 2]) for n in range(len(vectors)))
+        )
+        search = {**body, "filter": {"category": "a"}}
+        deep = await ask(client, {**search, "k": 1000})
+        assert len(deep["hits"]) > 30
+        async with second_router(w) as other:
+            for include in ([], ["content", "vector"]):
+                whole = await ask(client, {**search, "k": 1000, "include": include})
+                first = await ask(client, {**search, "k": 8, "cursor": "*", "include": include})
+                pages = [page async for page in follow(other, first, 8, include=include)]
+                assert [hit for page in pages for hit in page["hits"]] == whole["hits"]
+                assert pages[-1]["page"]["ended"] == whole["short"]["reason"]
+                # What was done is said again by each page, as far as it is about the ranking.
+                for member in ("legs", "diversity"):
+                    assert {json.dumps(page.get(member)) for page in pages} == {json.dumps(whole.get(member))}
+        problem = await ask(client, {**search, "cursor": "*", "group_by": {"field": "category"}}, 422)
+        assert "group_by" in [one["path"] for one in problem["errors"]]
 
 
 async def test_a_ranking_ends_at_its_depth_or_distance_and_says_so(cluster: Cluster) -> None:
