@@ -12,6 +12,7 @@ import pytest
 
 from bench.simulation.virtual_time import run
 from router.freshness.freshness import Freshness
+from router.query.answer import coverage_of
 from router.query.errors import UnavailableError
 from router.query.paging import Paging, decode
 from router.query.ranked import RankedAnswer
@@ -37,14 +38,21 @@ class Shards:
         self.deadlines: list[float] = []
         self.asked: list[list[int]] = []
         self.silent: set[str] = set()
+        self.failed: set[str] = set()  # in one of the search's lists
         self.vanish: dict[int, list[int]] = {}  # before the reading of this number
 
     async def search(self, query: SearchQuery, deadline: float) -> RankedAnswer:
         self.searches.append(query)
         self.deadlines.append(deadline)
         rows = [((id_, float(id_)), f"s{id_ % 2}") for id_ in sorted(self.ids)][: query.k]
-        reports = {name: ShardReport(name, ShardState.OK, attempts=1) for name in ("s0", "s1")}
-        return msgspec.structs.replace(ranked(), rows=rows, reports=reports)
+        reports = {
+            name: ShardReport(name, ShardState.FAILED, attempts=1, error="gone", cause="no_node")
+            if name in self.failed
+            else ShardReport(name, ShardState.OK, attempts=1)
+            for name in ("s0", "s1")
+        }
+        coverage = coverage_of(list(reports.values()), 2)
+        return msgspec.structs.replace(ranked(), rows=rows, reports=reports, coverage=coverage)
 
     async def fetch(self, probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
         self.ids -= set(self.vanish.pop(len(self.asked), []))
@@ -155,6 +163,31 @@ def test_a_silent_shard_leaves_time_to_read_the_rows_of_the_others() -> None:
         assert told(whole).cursor == told(answer).cursor
 
     run(simulated())
+
+
+async def test_rows_of_a_shard_that_failed_in_another_list_are_read_and_the_failure_is_told() -> None:
+    world = World(100)
+    world.shards.failed.add("s1")
+    ids, answer = await world.page(None)
+    for start in (0, 5, 10):
+        assert ids == list(range(start, start + 5)) and told(answer).gone == 0
+        assert [one.shard for one in answer.coverage.failures] == ["s1"]
+        assert not answer.coverage.full and answer.short is None
+        ids, answer = await world.page(told(answer).cursor)
+
+
+async def test_a_list_that_is_missing_is_missing_on_every_page() -> None:
+    world = World(100)
+    rank = world.shards.search
+
+    async def lacking(query: SearchQuery, deadline: float) -> RankedAnswer:
+        return msgspec.structs.replace(await rank(query, deadline), limited="legs")
+
+    world.shards.search = lacking  # type: ignore[method-assign]
+    _, answer = await world.page(None)
+    for _ in range(2):
+        assert not answer.coverage.full and not answer.coverage.failures
+        _, answer = await world.page(told(answer).cursor)
 
 
 async def test_pages_are_past_all_caches() -> None:
