@@ -17,6 +17,7 @@ __all__ = ["CommandAnswer", "show"]
 _PIPE_WIDTH = 120
 _REASONS = {
     "exhausted": "nothing else matches",
+    "no_words": "the text has no word to search for",
     "max_distance": "the rest is too far away",
     "scan_limit": "the index scan stopped early, and no time was left to read every row",
     "coverage": "shards are missing",
@@ -92,12 +93,13 @@ def _hits(hits: Sequence[dict[str, Any]], include: Sequence[str]) -> Table:
     # Columns that must not wrap keep their width; the others give way, the widest first.
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("id", no_wrap=True)
-    table.add_column("distance", justify="right", no_wrap=True)
+    by = "score" if "score" in hits[0] else "distance"
+    table.add_column(by, justify="right", no_wrap=True)
     table.add_column("shard", no_wrap=True)
     for name in include:
         table.add_column(Text(_line(name)))
     for rank, hit in enumerate(hits, 1):
-        known = [_cell(hit["id"]), Text(f"{float(hit['distance']):.4f}"), _cell(hit["shard"])]
+        known = [_cell(hit["id"]), Text(f"{float(hit[by]):.4f}"), _cell(hit["shard"])]
         table.add_row(str(rank), *known, *(_cell(hit.get(name)) for name in include))
     return table
 

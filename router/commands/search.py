@@ -43,6 +43,12 @@ def add_parser(subparsers: Any) -> None:
     what.add_argument(
         "--vector", metavar="FILE", help="a vector to look for: .npy or a JSON list; - is standard input"
     )
+    parser.add_argument(
+        "--mode",
+        choices=["vector", "fulltext", "hybrid"],
+        default="vector",
+        help="search the text by its meaning (vector, the default), by its words (fulltext), or by both",
+    )
     parser.add_argument("--k", type=int, default=10, metavar="K", help="how many hits (default: 10)")
     parser.add_argument(
         "--filter", type=json_object, metavar="JSON", help="""for instance '{"kind": "class"}'"""
@@ -78,6 +84,8 @@ def _run(args: argparse.Namespace) -> int:
         if args.filter is not None:
             body["filter"] = args.filter
         body |= {name: True for name in ("exact", "explain") if getattr(args, name)}
+        if args.mode != "vector":
+            body["mode"] = args.mode
         raw = client.call("POST", f"{path}/search", body)
         if args.json:
             print(raw.decode())

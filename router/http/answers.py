@@ -10,8 +10,9 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from router.documents.types import DocumentFailure
-from router.http.backend import NodeStatus
+from router.http.backend import NodeStatus, ServiceStatus
 from router.http.problems import ProblemBody
+from router.http.texts import EmbeddingView
 from router.query.composition import Account, LegAccount, StepAccount
 from router.query.redaction import redacted
 from router.query.types import (
@@ -145,8 +146,8 @@ class SearchAnswer(msgspec.Struct, frozen=True):
     """Hits, the best first, and how complete they are.
 
     `short` is there only when fewer than k hits came back, and says why. `unsettled` is there only if shards
-    that were to be asked again did not answer in time, and names them. `cursor` and `page` are there only if
-    the search has a cursor.
+    that were to be asked again did not answer in time, and names them. `embedding` is there where a text was
+    turned into a vector, `cursor` and `page` where the search has a cursor.
     """
 
     hits: Annotated[
@@ -164,6 +165,7 @@ class SearchAnswer(msgspec.Struct, frozen=True):
     rerank: StepAccount | UnsetType = UNSET
     diversity: StepAccount | UnsetType = UNSET
     groups: tuple[GroupView, ...] | UnsetType = UNSET
+    embedding: EmbeddingView | UnsetType = UNSET
     cursor: str | UnsetType | None = UNSET
     page: PageView | UnsetType = UNSET
 
@@ -318,8 +320,9 @@ class SchemaView(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """`ok`: every shard can be searched, every node is up, nothing fails on a shard's tables, and the map
-    agrees with the shards; `degraded`: not all of that; `unavailable`: no search has a chance.
+    """`ok`: every shard can be searched, every node is up, nothing fails on a shard's tables, the map agrees
+    with the shards, and no service for texts is left alone for failing; `degraded`: not all of that;
+    `unavailable`: no search has a chance.
 
     `schema` is what is not as the map says, and there only if something is. `keys`: `outdated` if their file
     has changed to what cannot be used, so that those before are in force. `unidentified` are shards that do
@@ -340,6 +343,7 @@ class Health(msgspec.Struct, frozen=True):
     disagreements: list[DisagreementView] = []
     unidentified: list[str] = []
     lost_bytes: dict[str, int] = {}
+    services: list[ServiceStatus] = []
 
 
 def node_faults(nodes: Iterable[NodeStatus]) -> list[NodeFault]:
@@ -383,6 +387,7 @@ def search_answer(
     map_version: int,
     *,
     explain: Sequence[NodeStatus] | None,
+    embedding: EmbeddingView | None = None,
     inside: bool = True,
 ) -> SearchAnswer:
     """`explain` are all nodes as they are now, None where no explanation is wanted."""
@@ -396,6 +401,7 @@ def search_answer(
         answer.short or UNSET,
         answer.unsettled or UNSET,
         UNSET if explain is None else _explanation(answer.reports, explain, inside=inside),
+        embedding=embedding or UNSET,
         cursor=UNSET if page is None else page.cursor,
         page=UNSET if page is None else _page_view(page),
     )

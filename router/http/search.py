@@ -25,8 +25,16 @@ from router.http.content import read_json
 from router.http.message import Reply, Request
 from router.http.problems import problem_body
 from router.http.slow_log import SlowLog
+from router.http.texts import EmbeddingView, SearchTexts
 from router.policy.batches import AdmittedBatch
-from router.query.errors import InvalidError, RouterError
+from router.query.errors import (
+    DeadlineError,
+    InvalidError,
+    MisconfiguredError,
+    OverloadedError,
+    RouterError,
+    UnavailableError,
+)
 from router.query.paging import FIRST
 from router.query.redaction import ShardFault
 from router.query.types import Consistency, Found, SearchQuery
@@ -42,6 +50,8 @@ _SAMPLE = 8
 # A batch's answer up to this size is joined before it is sent.
 _JOINED_BYTES = 1 << 18
 _NO_HITS = b"[]"
+# What keeps a model from answering, and lets the other lists of a search stand.
+_MODEL_AWAY = (DeadlineError, MisconfiguredError, OverloadedError, UnavailableError)
 # Of the searches of a batch; the log names the first shards.
 _MOST_FAULTS = 1000
 
@@ -72,8 +82,8 @@ class Searches:
         took_ms = round((perf_counter() - started) * 1000, 3)
         self._slow.note(request.id, checked.query, found, took_ms)
         reply = Reply(
-            self._encode(request, checked.query, found, took_ms),
-            headers=[(b"server-timing", _server_timing(found, took_ms))],
+            self._encode(request, checked, found, took_ms),
+            headers=[(b"server-timing", _server_timing(found, took_ms, checked.embedding))],
             found=((collection.name, found),),
         )
         if found.answer.more:
@@ -142,7 +152,7 @@ class Searches:
             found = await request.backend.search(checked.query, min(now + checked.timeout, end))
             took_ms = round((perf_counter() - started) * 1000, 3)
             self._slow.note(request.id, checked.query, found, took_ms)
-            pieces = _in_pieces(self._encode(request, checked.query, found, took_ms), found)
+            pieces = _in_pieces(self._encode(request, checked, found, took_ms), found)
             room.add(sum(map(len, pieces)), counted=found.answer.reservation is not None)
         except RouterError as exc:
             problem = problem_body(exc, request.id, inside=request.inside)
@@ -183,42 +193,57 @@ class Searches:
         rerankers = request.backend.shard_map.rerankers
         drawn = draft(body, collection, self._settings, rerankers, path, caller, room)
         query, timeout = drawn.query, self._timeout(body, collection)
-        if not drawn.complete:
-            query = finished(drawn, await self._vectors_of(request, drawn, now + timeout))
+        if drawn.complete:
+            return CheckedSearch(query, timeout, reusable=query.cached)
+        texts = SearchTexts(self._embed)
+        query = await self._finished(request, drawn, texts, now + timeout)
         # A text's vector changes with its model, and that of examples with these.
-        return CheckedSearch(query, timeout, reusable=query.cached and drawn.complete)
+        return CheckedSearch(query, timeout, False, texts.view)
 
     async def _check_page(self, request: Request, body: SearchBody, now: float) -> CheckedSearch:
         """The same of a page of a ranking that is kept for the caller."""
         if body.cursor == FIRST:
             check_first_page(body)
-            first = await self._check_body(request, body, now)
-            query, timeout = first_page(first.query, body, request.caller), first.timeout
-        else:
-            query = next_page(body, request.collection, self._settings, request.caller)
-            timeout = self._timeout(body, request.collection)
-        return CheckedSearch(query, timeout, reusable=False)
+            checked = await self._check_body(request, body, now)
+            query = first_page(checked.query, body, request.caller)
+            return msgspec.structs.replace(checked, query=query, reusable=False)
+        query = next_page(body, request.collection, self._settings, request.caller)
+        return CheckedSearch(query, self._timeout(body, request.collection), reusable=False)
 
     def _timeout(self, body: SearchBody, collection: Collection) -> float:
         return min(timeout_of(body.timeout_ms, collection), self._settings.max_timeout)
 
-    async def _vectors_of(self, request: Request, drawn: Draft, deadline: float) -> dict[int, bytes]:
-        """The vectors of a search's texts and examples, all at once."""
-        consistency = drawn.query.consistency
-        wanted = {
-            number: self._embedded(request.collection, one, deadline) for number, one in drawn.texts.items()
-        } | {
-            number: self._of_stored(request, one, consistency, deadline)
+    async def _finished(
+        self, request: Request, drawn: Draft, texts: SearchTexts, deadline: float
+    ) -> SearchQuery:
+        """With the vectors of its texts and examples, all found at once.
+
+        A search of several lists does without one whose text has no vector now, and says so.
+        """
+        missing: dict[int, RouterError] = {}
+
+        async def embedded(number: int, wanted: Wanted) -> bytes:
+            try:
+                return await texts.vector(request.collection, wanted.text, deadline, wanted.path)
+            except _MODEL_AWAY as exc:
+                if not drawn.divisible:
+                    raise
+                missing[number] = exc.with_traceback(None)
+                return b""
+
+        wanted = {number: embedded(number, one) for number, one in drawn.texts.items()} | {
+            number: self._of_stored(request, one, drawn.query.consistency, deadline)
             for number, one in drawn.likes.items()
         }
-        return dict(zip(wanted, await all_of(wanted.values()), strict=True))
-
-    async def _embedded(self, collection: Collection, wanted: Wanted, deadline: float) -> bytes:
-        try:
-            return await self._embed(collection, wanted.text, deadline)
-        except InvalidError as exc:
-            # It knows of no request.
-            raise InvalidError.at(wanted.path, exc.problems[0].message) from exc
+        found = dict(zip(wanted, await all_of(wanted.values()), strict=True))
+        composition = drawn.query.composition
+        if missing and composition is not None and len(missing) == len(composition.legs):
+            raise missing[0]
+        return finished(
+            drawn,
+            {number: data for number, data in found.items() if number not in missing},
+            {number: exc.told(inside=False)[0] for number, exc in missing.items()},
+        )
 
     async def _of_stored(
         self, request: Request, examples: Examples, consistency: Consistency, deadline: float
@@ -227,15 +252,18 @@ class Searches:
         stored = await request.backend.vectors(request.collection, ids, consistency, deadline)
         return of_examples(examples, stored, request.collection)
 
-    def _encode(self, request: Request, query: SearchQuery, found: Found, took_ms: float) -> bytes:
+    def _encode(self, request: Request, checked: CheckedSearch, found: Found, took_ms: float) -> bytes:
         """The answer's JSON, of a large one without its hits."""
+        query, embedding = checked.query, checked.embedding
         version = request.backend.shard_map.version
         explain = request.backend.nodes() if query.explain or query.plan else None
         if found.answer.more:
             without = msgspec.structs.replace(found.answer, hits=msgspec.Raw(_NO_HITS))
             found = msgspec.structs.replace(found, answer=without)
         return self._encoder.encode(
-            search_answer(found, took_ms, version, explain=explain, inside=request.inside)
+            search_answer(
+                found, took_ms, version, explain=explain, embedding=embedding, inside=request.inside
+            )
         )
 
 
@@ -296,14 +324,16 @@ def _batch_body(results: list[list[bytes]]) -> tuple[bytes, list[bytes]]:
     return b"", pieces
 
 
-def _server_timing(found: Found, took_ms: float) -> bytes:
-    """Where the time went: in all, and on the slowest shard."""
+def _server_timing(found: Found, took_ms: float, embedding: EmbeddingView | None) -> bytes:
+    """Where the time went: in all, on the text, and on the slowest shard."""
     reports = found.answer.reports
+    before = b"total;dur=%.3f" % took_ms
+    if embedding is not None:
+        before += b", embed;dur=%.3f" % embedding.ms
     if not reports:
-        return b"total;dur=%.3f" % took_ms
+        return before
     slowest = max(reports, key=lambda report: report.total_ms)
-    return b'total;dur=%.3f, queue;dur=%.3f;desc="%s", execute;dur=%.3f;desc="%s"' % (
-        took_ms,
+    return before + b', queue;dur=%.3f;desc="%s", execute;dur=%.3f;desc="%s"' % (
         slowest.queue_ms,
         slowest.shard.encode(),
         slowest.execute_ms,

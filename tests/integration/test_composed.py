@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import numpy as np
@@ -15,7 +15,6 @@ from deploy.local import Cluster
 from router.query.composition import Fusion, FusionMethod
 from router.query.errors import UnavailableError
 from router.query.fusion import fuse
-from router.stages.steps import Reranker
 from router.topology import assemble
 from shard_config import model
 from shard_config.model import Fulltext, RerankingService
@@ -310,10 +309,13 @@ class Reversed:
         self.texts = list(texts)
         return [float(i) for i in range(len(texts))]
 
+    async def close(self) -> None:
+        pass
 
-def with_reranker(w: World, reranker: Reranker) -> None:
+
+def with_reranker(w: World, reranker: Reversed) -> None:
     services = {name: RerankingService(name, "http://127.0.0.1:9/v1", name) for name in ("reversed", "down")}
-    w.topology.parts.reranking = reranker
+    w.topology.parts.reranking = cast(Any, reranker)
     w.router = w.topology.snapshot = assemble(
         model.ShardMap(
             w.router.shard_map.version,
