@@ -263,7 +263,21 @@ class Settings(msgspec.Struct, frozen=True):
         "time between two questions to a Redis that failed or was too slow, which is not used until it "
         "answers one, and between two writes to one that refuses them",
     ] = 2.0
-    l2_max_entry_bytes: Annotated[CountOrZero, "largest answer kept in Redis; 0 keeps none"] = 1 << 20
+    l2_max_entry_bytes: Annotated[CountOrZero, "largest answer, or ranking, kept in Redis; 0 keeps none"] = (
+        1 << 20
+    )
+    ranking_depth: Annotated[
+        Count,
+        "rows of a ranking that is kept for its [pages](http.md#pages-by-cursor), within the collection's "
+        "`max_k`; each takes some 20 bytes",
+    ] = 1000
+    ranking_ttl: Annotated[
+        Seconds, "for how long rankings are kept for their pages, from when they are made"
+    ] = 600.0
+    ranking_bytes: Annotated[
+        CountOrZero,
+        "size of the memory of rankings; 0 keeps them in Redis alone, or none where there is no Redis",
+    ] = 32 << 20
     # models
     model_requests: Annotated[
         Count,

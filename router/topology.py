@@ -61,6 +61,8 @@ from router.stages.fanout import Fanout
 from router.stages.fulltext import FulltextScatter
 from router.stages.legs import searches_of
 from router.stages.local_cache import LocalCache, Store
+from router.stages.paged import Paged
+from router.stages.rankings import Rankings, RankingStore
 from router.stages.replicas import ReplicaSet
 from router.stages.scatter import Scatter
 from router.stages.stage import Figures, Stage
@@ -164,6 +166,7 @@ class Parts:
         self.hedges = Budget(settings.hedge_budget) if settings.hedge_quantile else None
         self.retries = Budget(settings.retry_budget, _RETRIES_AT_ONCE)
         self.store = Store(settings.l1_bytes)
+        self.rankings = RankingStore(settings.ranking_bytes)
         self.memory = AnswerMemory(settings.max_answer_bytes, settings.answer_memory_bytes)
         self.batches = Batches(settings.node_queue)
         self.prober = Prober(self.nodes, settings, self.freshness)
@@ -232,9 +235,10 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
 
     The order of stages: L1 is outermost, because a hit there must cost neither a task nor a wait.
     Coalescing comes before L2, so that equal misses cost one GET. Encoding stands below the caches, which
-    keep bytes; all below it speak of ranked rows. Recall is measured of what was searched, not of what a
-    cache repeats, and of nearest rows alone, since a search for words is exact. The scatters are last: they
-    alone speak of shards.
+    keep bytes; all below it speak of ranked rows. Pages of kept rankings are made around it, since they are
+    written as any answer is, but of rows that were ranked before. Recall is measured of what was searched,
+    not of what a cache repeats, and of nearest rows alone, since a search for words is exact. The scatters
+    are last: they alone speak of shards.
 
     Raises:
         KeyError: the parts were not made for one of the map's nodes or collections.
@@ -271,7 +275,16 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         rerank=parts.reranking,
         settings=settings,
     )
-    search: Stage[SearchQuery, Found] = Encoded(ranked, columns, parts.memory)
+    encoded = Encoded(ranked, columns, parts.memory)
+    rankings = Rankings(
+        parts.rankings,
+        parts.link,
+        namespace,
+        ttl=settings.ranking_ttl,
+        max_shared_bytes=settings.l2_max_entry_bytes,
+        several=freshness.counters.shared,
+    )
+    search: Stage[SearchQuery, Found] = Paged(encoded, ranked, columns, rankings, settings)
     shared_cache = None
     if parts.link is not None:
         from router.stages.shared_cache import SharedCache

@@ -11,6 +11,8 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from router.query.paging import MAX_CURSOR
+
 __all__ = [
     "BatchBody",
     "DeleteBody",
@@ -216,6 +218,18 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     rerank: RerankBody | UnsetType = UNSET
     diversity: DiversityBody | UnsetType = UNSET
     group_by: GroupByBody | UnsetType = UNSET
+    cursor: (
+        Annotated[
+            str,
+            Meta(
+                description="`*` has the ranking kept for further pages; the `cursor` of a page brings the "
+                "next one, and with it only `k`, `include`, `vector_format`, `timeout_ms`, `allow_partial`, "
+                "`consistency` and `explain` may be said.",
+                extra_json_schema={"maxLength": MAX_CURSOR},
+            ),
+        ]
+        | None
+    ) = None
 
 
 class BatchBody(msgspec.Struct, forbid_unknown_fields=True):

@@ -20,6 +20,8 @@ from router.query.types import (
     Coverage,
     Failure,
     Found,
+    Page,
+    Reason,
     ShardCounts,
     ShardReport,
     Shortfall,
@@ -51,6 +53,7 @@ __all__ = [
     "Location",
     "NodeFault",
     "NodeList",
+    "PageView",
     "PatchAnswer",
     "Ready",
     "RecallView",
@@ -135,12 +138,22 @@ class GroupView(msgspec.Struct, frozen=True):
     full: bool
 
 
+class PageView(msgspec.Struct, frozen=True):
+    """The place of the hits in their ranking; `kept` is there while it is kept, `ended` on its last page."""
+
+    position: int
+    ranked: int
+    gone: int
+    kept: Literal["l1", "l2"] | UnsetType = UNSET
+    ended: Reason | UnsetType = UNSET
+
+
 class SearchAnswer(msgspec.Struct, frozen=True):
     """Hits, the best first, and how complete they are.
 
     `short` is there only when fewer than k hits came back, and says why. `unsettled` is there only if shards
     that were to be asked again did not answer in time, and names them. `embedding` is there where a text was
-    turned into a vector.
+    turned into a vector, `cursor` and `page` where the search has a cursor.
     """
 
     hits: Annotated[
@@ -159,6 +172,8 @@ class SearchAnswer(msgspec.Struct, frozen=True):
     diversity: StepAccount | UnsetType = UNSET
     groups: tuple[GroupView, ...] | UnsetType = UNSET
     embedding: EmbeddingView | UnsetType = UNSET
+    cursor: str | UnsetType | None = UNSET
+    page: PageView | UnsetType = UNSET
 
 
 class BatchError(msgspec.Struct, frozen=True):
@@ -453,7 +468,7 @@ def search_answer(
     inside: bool = True,
 ) -> SearchAnswer:
     """`explain` are all nodes as they are now, None where no explanation is wanted."""
-    answer = found.answer
+    answer, page = found.answer, found.answer.page
     made = SearchAnswer(
         answer.hits,
         took_ms,
@@ -464,6 +479,8 @@ def search_answer(
         answer.unsettled or UNSET,
         UNSET if explain is None else _explanation(answer.reports, explain, inside=inside),
         embedding=embedding or UNSET,
+        cursor=UNSET if page is None else page.cursor,
+        page=UNSET if page is None else _page_view(page),
     )
     return made if answer.account is None else _accounted(made, answer.account)
 
@@ -480,6 +497,10 @@ def _accounted(answer: SearchAnswer, account: Account) -> SearchAnswer:
         diversity=account.diversity or UNSET,
         groups=groups,
     )
+
+
+def _page_view(page: Page) -> PageView:
+    return PageView(page.position, page.ranked, page.gone, page.kept or UNSET, page.ended or UNSET)
 
 
 def _explanation(

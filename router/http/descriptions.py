@@ -206,6 +206,13 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "holds_map": "The version of the map that was applied to it last.",
         "lost_bytes": "Of the shard's log, how much was written and is gone.",
     },
+    "PageView": {
+        "position": "Rows of the ranking that come before this page.",
+        "ranked": "Rows of the ranking.",
+        "gone": "Rows that this page has passed over: deleted, or not matching the filter any more.",
+        "kept": "Where the ranking is kept: in this router's memory alone (`l1`), or in Redis too (`l2`).",
+        "ended": "Why there is no next page; `depth` if the ranking goes no deeper.",
+    },
     "Problem": {
         "path": "Where in the request, or which shard; empty for the whole.",
         "message": "What is wrong there.",
@@ -272,6 +279,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "diversity": "Whether hits were chosen to differ, and if not, why.",
         "groups": "The groups that the hits are of, in their order.",
         "explain": "What happened on each shard.",
+        "cursor": "Brings the next page; null at the ranking's end.",
+        "page": "Where in the ranking the hits are.",
         "embedding": "How the search's text became a vector.",
     },
     "ServiceStatus": {

@@ -193,6 +193,7 @@ class Edge:
             exchange.id,
             body_received=BODY_RECEIVED in exchange.scope,
             inside=exchange.inside,
+            caller=exchange.caller or "",
         )
 
     def _write_log(self, exchange: _Exchange, seconds: float) -> None:

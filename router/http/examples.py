@@ -13,6 +13,8 @@ __all__ = ["ANSWERS", "PATH", "REQUESTS"]
 _COUNTS = {"total": 2, "queried": 2, "ok": 2, "skipped": 0, "timed_out": 0, "failed": 0}
 _COVERAGE = {"full": True, "shards": _COUNTS, "failures": []}
 _HIT = {"id": 42, "distance": 0.0713, "shard": "s1", "content": "A short text."}
+# Of a ranking that nobody has kept.
+_CURSOR = "AQABAgMEBQYHCAkKCwwNDg8AAAABhPh34Q"
 _FOUND = {"hits": [_HIT], "took_ms": 3.1, "cache": "miss", "coverage": _COVERAGE, "map_version": 12}
 
 # Of each, a name and what it shows; the first is the usual one.
@@ -61,6 +63,14 @@ REQUESTS: Mapping[str, Mapping[str, tuple[str, Any]]] = {
                 "group_by": {"field": "category", "size": 3},
                 "diversity": {"lambda": 0.5},
             },
+        ),
+        "pages": (
+            "The first page of a ranking that is kept.",
+            {"vector": [0.1, 0.2, 0.3], "k": 1, "cursor": "*"},
+        ),
+        "next_page": (
+            "The page that follows one whose answer had this cursor.",
+            {"cursor": _CURSOR, "k": 1, "include": ["content"]},
         ),
     },
     "search_batch": {

@@ -103,7 +103,7 @@ def _search(handlers: Searches) -> list[Operation]:
             "Search by vector or text.",
             {200: SearchAnswer},
             body=SearchBody,
-            errors=_READ_ERRORS,
+            errors=_READ_ERRORS | {410},
         ),
         Operation(
             "POST",

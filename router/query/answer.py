@@ -58,6 +58,7 @@ def joined(report: ShardReport, *others: ShardReport, at_once: bool = False) -> 
         hedged=any([one.hedged for one in every]),
         hedge=next((one.hedge for one in every if one.hedge is not None), None),
         stale=any([one.stale for one in every]),
+        lost=any([one.lost for one in every]),
         lsn=min([one.lsn for one in every]),
         queue_ms=sum([one.queue_ms for one in every]),
         execute_ms=sum([one.execute_ms for one in every]),

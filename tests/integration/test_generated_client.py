@@ -111,7 +111,9 @@ def test_examples_keep_to_their_schemas_and_requests_succeed(url: str, openapi: 
             for example in content.get("examples", {}).values():
                 check(openapi, content["schema"], example["value"])
                 answer = client.request(method, target, json=example["value"])
-                assert answer.status_code == 200, (path, answer.text)
+                # Nobody has had the ranking of the example's cursor kept.
+                followed = example["value"].get("cursor", "*") != "*"
+                assert answer.status_code == (410 if followed else 200), (path, answer.text)
             if not contents and method == "get":
                 answer = client.request(method, target, params=query)
                 assert answer.status_code == 200, (path, answer.text)
