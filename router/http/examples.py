@@ -37,9 +37,10 @@ REQUESTS: Mapping[str, Mapping[str, tuple[str, Any]]] = {
             {"vector": "zczMPc3MTD6amZk+", "include": ["vector"], "vector_format": "base64"},
         ),
         "hybrid": (
-            "By the meaning of a text and by its words; the best are re-ranked by a model.",
+            "By a vector and by words; the best are re-ranked by a model.",
             {
                 "mode": "hybrid",
+                "vector": [0.1, 0.2, 0.3],
                 "text": "replica falls behind",
                 "fusion": {"weights": {"vector": 2, "fulltext": 1}},
                 "rerank": {"model": "ce", "candidates": 50},
@@ -49,7 +50,7 @@ REQUESTS: Mapping[str, Mapping[str, tuple[str, Any]]] = {
             "Several ranked lists, fused into one.",
             {
                 "queries": [
-                    {"text": "replica falls behind"},
+                    {"vector": [0.3, 0.2, 0.1]},
                     {"text": "standby or lag", "mode": "fulltext", "weight": 0.5},
                     {"vector": [0.1, 0.2, 0.3], "filter": {"category": "tech"}, "name": "tech"},
                 ]

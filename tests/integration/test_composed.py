@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
@@ -21,8 +22,8 @@ from router.schema import ddl
 from router.topology import assemble
 from shard_config import model
 from shard_config.model import Fulltext, RerankingService
-from shard_config.values import ValueType
-from tests.integration.worlds import World, column, execute, patient, world
+from shard_config.values import ValueType, coerce
+from tests.integration.worlds import World, column, execute, patient, replayed, world
 from tests.unit.model_services import Answer, FakeService, cohere
 
 ROWS = 240
@@ -394,6 +395,7 @@ async def test_shards_that_cannot_be_searched_for_words_still_give_what_is_near(
         assert whole["coverage"]["full"] and len(whole["hits"]) == 60
         primaries = {node.shard: node.dsn for node in w.cluster.nodes if node.role == "primary"}
         await execute(primaries["s2"], f"ALTER TABLE {w.collection.table} DROP COLUMN words")
+        await replayed(w.cluster)
         answer = await ask(http, **body)
         assert [one["shard"] for one in answer["coverage"]["failures"]] == ["s2"]
         assert not answer["coverage"]["full"] and answer["coverage"]["shards"]["ok"] == 3
@@ -405,6 +407,7 @@ async def test_shards_that_cannot_be_searched_for_words_still_give_what_is_near(
         assert response.status_code == 500
         for shard in ("s0", "s1", "s3"):
             await execute(primaries[shard], f"ALTER TABLE {w.collection.table} DROP COLUMN words")
+        await replayed(w.cluster)
         answer = await ask(http, **body)
         near = [i for i in np.argsort(distances(QUERY), kind="stable").tolist() if i < 60]
         assert ids(answer) == near and answer["legs"][1]["error"] == "0 of 4 shards answered"
@@ -427,20 +430,36 @@ def _application(w: World) -> Any:
     return application(w.router, w.topology.parts.settings)
 
 
-@pytest.mark.parametrize("metric", [model.Metric.COSINE, model.Metric.INNER_PRODUCT, model.Metric.L1])
-async def test_every_metric_and_type_of_id_has_all_of_it(cluster: Cluster, metric: model.Metric) -> None:
-    id_ = column("id", ValueType.TEXT)
+@pytest.mark.parametrize(
+    ("metric", "type_"),
+    [
+        (model.Metric.COSINE, ValueType.TEXT),
+        (model.Metric.INNER_PRODUCT, ValueType.UUID),
+        (model.Metric.L1, ValueType.BIGINT),
+    ],
+)
+async def test_every_metric_and_type_of_id_has_all_of_it(
+    cluster: Cluster, metric: model.Metric, type_: ValueType
+) -> None:
+    def id_of(i: int) -> Any:
+        return {ValueType.TEXT: f"é{i}", ValueType.UUID: str(uuid.UUID(int=i << 64))}.get(type_, i)
+
+    id_ = column("id", type_)
     vector = model.Vector("embedding", model.VectorType.HALFVEC, 8, metric)
     sharding = model.HashSharding(id_, ("s0", "s1", "s2", "s3"))
     async with world(cluster, id=id_, vector=vector, sharding=sharding, fulltext=Fulltext(("content",))) as w:
-        await w.put(*[w.document(f"d{i}", VECTORS[i], content=content(i)) for i in range(60)])
+        stored = [coerce(type_, id_of(i)) for i in range(60)]
+        await w.put(*[w.document(stored[i], VECTORS[i], content=content(i)) for i in range(60)])
         async with w.over_http() as http:
             plain = await ask(http, vector=QUERY, k=60)
-            like = await ask(http, like={"ids": ["d7"]}, k=60)
-            assert ids(like) == [i for i in ids(plain) if i != "d7"]
+            like = await ask(http, like={"ids": [id_of(7)]}, k=60)
+            assert ids(like) == [i for i in ids(plain) if i != id_of(7)]
             answer = await ask(
                 http,
-                queries=[{"like": {"ids": ["d7", "d8"]}}, {"text": "cat", "mode": "fulltext"}],
+                queries=[
+                    {"like": {"ids": [id_of(7), id_of(8)]}},
+                    {"text": "cat", "mode": "fulltext"},
+                ],
                 diversity={},
                 group_by={"field": "category"},
                 k=2,
@@ -448,3 +467,6 @@ async def test_every_metric_and_type_of_id_has_all_of_it(cluster: Cluster, metri
             )
             assert answer["groups"] == [{"value": None, "hits": 1, "full": True}]
             assert len(answer["hits"]) == 1 and len(answer["hits"][0]["vector"]) == 8
+            body = {"like": {"ids": [id_of(7)]}}
+            found = [(await http.post("/search", json=body)).json()["cache"] for _ in range(2)]
+            assert found == ["miss", "l1"]
