@@ -68,6 +68,7 @@ collections:
     content: content
     metadata: metadata
     columns: {category: text, price: float8, created_at: timestamptz, amount: numeric}
+    embedder: letters
     sharding: {strategy: hash, key: id, buckets: 4, placement: {s0: [0-1], s1: [2-3]}}
   halves:
     table: public.halves

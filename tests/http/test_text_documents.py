@@ -166,17 +166,17 @@ async def test_all_documents_are_checked_before_any_is_embedded(
 async def test_a_collection_without_an_embedder_says_that_it_has_none(
     texts: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
-    url = "/v1/collections/documents/documents"
-    response = await texts.put(url, json={"documents": [{"id": 1, "content": "c"}]})
+    url = "/v1/collections/coarse/documents"
+    response = await texts.put(url, json={"documents": [{"id": 1}]})
     assert response.status_code == 422
     assert response.json()["errors"] == [
         {
             "path": "documents[0].vector",
-            "message": "required, but missing; collection documents has no embedder to make it of a text",
+            "message": "required, but missing; collection coarse has no embedder to make it of a text",
         }
     ]
-    streamed = await texts.put(url, content=lines({"id": 1, "content": "c"}), headers=NDJSON)
-    assert "line 1: vector: required, but missing; collection documents" in streamed.text
+    streamed = await texts.put(url, content=lines({"id": 1}), headers=NDJSON)
+    assert "line 1: vector: required, but missing; collection coarse" in streamed.text
     assert backend.upserts == []
 
 

@@ -171,9 +171,9 @@ async def test_a_collection_says_which_model_and_words_it_has(
 ) -> None:
     with_words = MAP.replace(
         "    content: content\n",
-        "    content: content\n    embedder: minilm\n    fulltext: {columns: [content], language: english}\n",
+        "    content: content\n    fulltext: {columns: [content], language: english}\n",
         1,
-    )
+    ).replace("embedder: letters", "embedder: minilm", 1)
     service = "  minilm: {url: 'http://10.0.0.5/v1', dimensions: 3, api_key: k3y}\n"
     backend.shard_map = parse_map(with_words.replace("models:\n", f"models:\n{service}", 1), env={})
     found = (await client.get("/v1/collections/documents")).json()

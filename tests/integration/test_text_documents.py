@@ -10,15 +10,18 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
 
 from deploy.local import Cluster
+from deploy.local.models import model_service
 from router.settings import Settings
 from shard_config import model
 from shard_config.values import ValueType
+from tests.conftest import Serve
 from tests.http.test_documents import NDJSON, lines
 from tests.integration.apps import collection, pgscatter, write_map
 from tests.integration.worlds import World, column, patient, world
@@ -173,9 +176,11 @@ async def test_a_slow_service_costs_the_texts_and_not_the_vectors(cluster: Clust
         assert await stored(cluster, w.collection.table) == {2: [1, 2, 3, 4]}
 
 
-def map_of(cluster: Cluster, folder: Path, url: str, **more: Any) -> tuple[Path, str]:
+def map_of(
+    cluster: Cluster, folder: Path, url: str, vector: dict[str, Any] | None = None, **more: Any
+) -> tuple[Path, str]:
     """A map with an embedder, applied; and the collection's table."""
-    docs = collection(embedder="m", template="{category}|{content}")
+    docs = collection(embedder="m", template="{category}|{content}", **({"vector": vector} if vector else {}))
     path = write_map(cluster, folder / "map.yaml", {"docs": docs})
     tree = yaml.safe_load(path.read_text())
     service = {"url": url, "dimensions": 4, "batch": 16, "document_prefix": "doc: ", "timeout": "20s", **more}
@@ -291,3 +296,32 @@ async def test_a_load_of_texts_needs_an_embedder(cluster: Cluster, tmp_path: Pat
     done = await load(path, parquet(tmp_path, [article(1)]))
     assert "expected one, since docs has no embedder to make vectors of texts" in done.stderr
     assert json.dumps(await stored(cluster, docs["table"])) == "{}"
+
+
+async def test_texts_stored_and_loaded_by_the_real_service_are_found_by_their_meaning(
+    cluster: Cluster, tmp_path: Path, serve: Serve
+) -> None:
+    vector = {"column": "embedding", "type": "vector", "dimensions": 256, "metric": "cosine"}
+    with model_service() as url:
+        path, _ = map_of(cluster, tmp_path, str(url), vector, model="wordllama", dimensions=256)
+        told = [
+            "a cache that drops what was least recently used",
+            "wait for a task of the event loop to finish",
+            "sort a list of numbers in ascending order",
+            "read the lines of a text file",
+        ]
+        documents = [{"id": i, "content": text} for i, text in enumerate(told)]
+        done = await load(path, jsonl(tmp_path, documents[:2]))
+        assert done.returncode == 0, done.stderr
+        with serve(path, redis=cluster.redis_url) as router:
+            async with httpx.AsyncClient(base_url=f"{router}/v1/collections/docs", timeout=60) as client:
+                body = (await client.put("/documents", json={"documents": documents[2:]})).json()
+                assert (body["stored"], body["embedded"]) == (2, 2)
+                for text, id_ in (
+                    ("asynchronous task awaiting completion", 1),
+                    ("ordering numbers from small to large", 2),
+                    ("file reading, line by line", 3),
+                    ("evicting the least recently used entries of a cache", 0),
+                ):
+                    hits = (await client.post("/search", json={"text": text, "k": 1})).json()["hits"]
+                    assert hits[0]["id"] == id_, text
