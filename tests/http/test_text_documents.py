@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+from router.documents.types import Document, UpsertOutcome
 from router.http.keys_file import parse
 from router.query.errors import (
     DeadlineError,
@@ -23,7 +24,7 @@ from router.query.errors import (
     UnavailableError,
 )
 from router.settings import Settings
-from shard_config.model import EmbeddingService
+from shard_config.model import Collection, EmbeddingService
 from tests.http.fake import FakeBackend, application
 from tests.http.test_documents import NDJSON, lines
 
@@ -284,30 +285,24 @@ async def test_who_may_not_see_the_inside_reads_no_address_of_a_service(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_service_that_hangs_leaves_time_to_store_what_has_a_vector(
-    backend: FakeBackend, connect: Callable[[Any], httpx.AsyncClient], stream: bool
+async def test_texts_may_take_no_more_than_leaves_time_to_store_what_has_a_vector(
+    model: Model, connect: Callable[[Any], httpx.AsyncClient], stream: bool
 ) -> None:
-    async def hanging(
-        service: EmbeddingService, texts: Sequence[str], deadline: float
-    ) -> list[bytes | RouterError]:
-        await asyncio.sleep(max(0.0, deadline - asyncio.get_running_loop().time()))
-        return [refused("late") for _ in texts]
-
-    left: list[float] = []
+    ends: list[float] = []
 
     class Noting(FakeBackend):
-        async def upsert(self, collection: Any, documents: Any, deadline: float) -> Any:
-            left.append(deadline - asyncio.get_running_loop().time())
+        async def upsert(
+            self, collection: Collection, documents: Sequence[Document], deadline: float
+        ) -> UpsertOutcome:
+            ends.append(deadline)
             return await super().upsert(collection, documents, deadline)
 
-    backend = Noting()
-    settings = Settings(write_timeout=2.0, model_patience=0)
-    client = connect(application(backend, settings, embed_texts=hanging))
-    documents = [{"id": 1, "content": "text"}, {"id": 2, "vector": [1, 2, 3]}]
-    body = (await put(client, documents, stream=stream)).json()
-    assert (body["stored"], body["failures"][0]["id"], body["failures"][0]["reason"]) == (1, 1, "unavailable")
-    # Of two seconds half a second is kept; less is left only as far as this machine was slow.
-    assert 0 < left[0] <= 0.5
+    client = connect(application(Noting(), AT_ONCE, embed_texts=model))
+    body = await put(client, [{"id": 1, "content": "late"}, {"id": 2, "vector": [1, 2, 3]}], stream=stream)
+    assert (body.json()["stored"], body.json()["failures"][0]["reason"]) == (1, "unavailable")
+    # A quarter of the time, which is shorter by as much as this machine was slow.
+    left = ends[0] - model.deadlines[0]
+    assert 0.2 * AT_ONCE.write_timeout < left < 0.3 * AT_ONCE.write_timeout
 
 
 async def test_texts_of_a_stream_are_embedded_while_the_batch_before_is_stored_and_no_further(

@@ -34,13 +34,12 @@ BY_CATEGORY = model.HashSharding(column("category", ValueType.TEXT), ("s0", "s1"
 
 @asynccontextmanager
 async def texts(
-    cluster: Cluster, settings: Settings | None = None, **changes: Any
+    cluster: Cluster, settings: Settings | None = None, *, timeout: float = 20.0, **changes: Any
 ) -> AsyncIterator[tuple[World, FakeService]]:
     """A collection whose texts are embedded by a service, which is asked again soon after it has failed."""
     settings = settings or patient(model_pause=0.05, model_pause_max=0.05, model_patience=20.0)
     async with FakeService() as service:
-        # A loaded machine may take its time to answer.
-        embedder = service.model(timeout=20.0, batch=32, document_prefix="doc: ")
+        embedder = service.model(timeout=timeout, batch=32, document_prefix="doc: ")
         fields = {"vector": VECTOR, "embedder": embedder, "template": "{category}|{content}", **changes}
         async with world(cluster, settings, **fields) as w:
             yield w, service
@@ -166,13 +165,13 @@ async def test_what_a_broken_service_answers_is_never_stored(
 
 
 async def test_a_slow_service_costs_the_texts_and_not_the_vectors(cluster: Cluster) -> None:
-    async with texts(cluster, patient(write_timeout=4.0)) as (w, service), w.over_http() as client:
+    settings = patient(model_attempts=1, model_patience=0)
+    async with texts(cluster, settings, timeout=0.2) as (w, service), w.over_http() as client:
         service.always = Answer(held=asyncio.Event())
         documents = [article(1), article(2, vector=[1, 2, 3, 4])]
         body = (await client.put("/documents", json={"documents": documents})).json()
-        assert (body["stored"], body["failures"][0]["id"], body["failures"][0]["reason"]) == (
-            *(1, 1, "unavailable"),
-        )
+        assert (body["stored"], [failure["id"] for failure in body["failures"]]) == (1, [1])
+        assert body["failures"][0]["reason"] == "unavailable"
         assert await stored(cluster, w.collection.table) == {2: [1, 2, 3, 4]}
 
 
@@ -239,14 +238,12 @@ async def test_a_load_whose_service_dies_names_the_row_and_goes_on_from_there(
             await service.stop()
 
         killer = asyncio.create_task(kill())
-        done = await load(path, source, "--chunk-rows", 64, "--embed-timeout", 3)
+        done = await load(path, source, "--chunk-rows", 64, "--embed-timeout", 1)
         await killer
         assert done.returncode == 1
-        told, first, *_, last = done.stderr.splitlines()
-        assert told.startswith("the embedding service m (http://127.0.0.1:")
-        assert told.endswith("; trying again, for 3 s at most")
-        assert ": not embedded: the embedding service m (http://127.0.0.1:" in first
-        assert last == "what was loaded stays; the same command goes on from there"
+        said = done.stderr.splitlines()
+        (first,) = [line for line in said if ": not embedded: the embedding service m (http://" in line]
+        assert said[-1] == "what was loaded stays; the same command goes on from there"
         row = int(first.split(", line ")[1].split(":")[0])
         kept = await stored(cluster, table)
         assert kept == {i: wanted(documents[i]) for i in kept}
