@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from router.documents.facets import Facets
+from router.documents.listing import Listing
+from router.documents.operations import DocumentOperations
 from router.documents.primary import Primaries
 from router.documents.reader import Reader
-from router.documents.types import CountAnswer, DeleteOutcome, Document, ReadAnswer, UpsertOutcome
 from router.documents.unconfirmed import UnconfirmedWrites
 from router.documents.writer import Writer
 from router.freshness.freshness import Freshness
@@ -43,9 +45,8 @@ from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, Reads
 from router.policy.ways import Ways
-from router.query.filter import Filter
 from router.query.ranked import RankedAnswer
-from router.query.types import Found, Probe, SearchQuery, ShardRows, VectorFormat
+from router.query.types import Found, Probe, SearchQuery, ShardRows
 from router.recall.live import LiveRecall, RecallListener, Sampled
 from router.recall.sampling import RecallSampler, RecallSeen
 from router.schema.watch import SchemaState, SchemaWatch
@@ -62,7 +63,7 @@ from router.stages.stage import Figures, Stage
 from shard_config import model
 from shard_config.dsn import server
 from shard_config.identity import Disagreement
-from shard_config.model import Collection, ShardMap
+from shard_config.model import ShardMap
 
 # Where nothing needs it, a router does without the client of Redis, a fifth of its start.
 if TYPE_CHECKING:
@@ -284,11 +285,13 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         shared_cache=shared_cache,
         writer=Writer(shard_map, primaries),
         reader=Reader(shard_map, fanout, freshness, parts.memory),
+        listing=Listing(shard_map, fanout, freshness, parts.memory),
+        facets=Facets(shard_map, fanout, freshness, settings.max_facet_values),
         agreement=Agreement(shard_map, nodes),
     )
 
 
-class Snapshot:
+class Snapshot(DocumentOperations):
     """The router for one shard map, as `assemble` makes it; satisfies `router.http.backend.Backend`."""
 
     def __init__(
@@ -303,6 +306,8 @@ class Snapshot:
         shared_cache: SharedCache | None,
         writer: Writer,
         reader: Reader,
+        listing: Listing,
+        facets: Facets,
         agreement: Agreement,
     ) -> None:
         """
@@ -310,6 +315,7 @@ class Snapshot:
             search: the outermost stage.
             scatter: the innermost.
         """
+        super().__init__(writer, reader, listing, facets, agreement.require)
         self.shard_map = shard_map
         self._parts = parts
         self._sets = sets
@@ -317,8 +323,6 @@ class Snapshot:
         self._search = search
         self._scatter = scatter
         self._shared_cache = shared_cache
-        self._writer = writer
-        self._reader = reader
         self._agreement = agreement
 
     def __repr__(self) -> str:
@@ -344,35 +348,6 @@ class Snapshot:
     async def fetch(self, probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
         """Rows of each probe's shard, past all stages; see `Fanout.fetch`."""
         return await self._fanout.fetch(probes, deadline)
-
-    async def upsert(
-        self, collection: Collection, documents: Sequence[Document], deadline: float
-    ) -> UpsertOutcome:
-        self._agreement.require(collection.name)
-        return await self._writer.upsert(collection, documents, deadline)
-
-    async def read(
-        self,
-        collection: Collection,
-        id: object,
-        include: frozenset[str],
-        deadline: float,
-        vector_format: VectorFormat = "float",
-    ) -> ReadAnswer | None:
-        self._agreement.require(collection.name)
-        return await self._reader.read(collection, id, include, deadline, vector_format)
-
-    async def delete(self, collection: Collection, ids: Sequence[object], deadline: float) -> DeleteOutcome:
-        self._agreement.require(collection.name)
-        return await self._writer.delete(collection, ids, deadline)
-
-    async def delete_matching(self, collection: Collection, filter: Filter, deadline: float) -> DeleteOutcome:
-        self._agreement.require(collection.name)
-        return await self._writer.delete_matching(collection, filter, deadline)
-
-    async def count(self, collection: Collection, filter: Filter | None, deadline: float) -> CountAnswer:
-        self._agreement.require(collection.name)
-        return await self._reader.count(collection, filter, deadline)
 
     def discard_plans(self) -> None:
         """Close idle connections, so that the next searches are planned anew."""

@@ -36,7 +36,12 @@ __all__ = [
     "CoverageView",
     "DeleteAnswer",
     "DisagreementView",
+    "DocumentListView",
+    "DocumentPageView",
     "Explanation",
+    "FacetValueView",
+    "FacetView",
+    "FacetsView",
     "Fields",
     "Health",
     "Hit",
@@ -44,6 +49,7 @@ __all__ = [
     "Location",
     "NodeFault",
     "NodeList",
+    "PatchAnswer",
     "Ready",
     "RecallView",
     "SchemaView",
@@ -204,6 +210,76 @@ class CountView(msgspec.Struct, frozen=True):
     """The count over the shards that answered."""
 
     count: int
+    coverage: CoverageView
+
+
+class PatchAnswer(msgspec.Struct, frozen=True):
+    """Documents found, and of these changed, as far as is known; one that is as wanted already is left alone.
+
+    A shard that is not `ok` may still hold matching documents that are as they were.
+    """
+
+    matched: int
+    patched: int
+    shards: dict[str, ShardOutcome]
+    vectors: Literal["kept"] | UnsetType = UNSET
+
+
+_Documents = Annotated[
+    msgspec.Raw,
+    Meta(extra_json_schema={"type": "array", "items": {"$ref": "#/components/schemas/Fields"}}),
+]
+_Ids = Annotated[
+    list[Any], Meta(extra_json_schema={"items": {"description": "Of the collection's id type."}})
+]
+
+
+class DocumentListView(msgspec.Struct, frozen=True):
+    """The documents found, in the order of the ids.
+
+    `unread` is there only if shards did not answer, or are behind.
+    """
+
+    documents: _Documents
+    missing: _Ids
+    coverage: CoverageView
+    unread: _Ids | UnsetType = UNSET
+
+
+class DocumentPageView(msgspec.Struct, frozen=True):
+    """Some of all documents, in the order of their ids. Without a cursor it is the last page."""
+
+    documents: _Documents
+    cursor: str | None
+    coverage: CoverageView
+
+
+class FacetValueView(msgspec.Struct, frozen=True):
+    """A value, and how many documents have it."""
+
+    value: Any
+    count: int
+
+
+class FacetView(msgspec.Struct, frozen=True):
+    """The values of one field that most documents have, equal counts by value.
+
+    `undercount` is there only if the counts are not `exact`, and `too_long` only if there are such values.
+    """
+
+    field: str
+    values: list[FacetValueView]
+    missing: int
+    exact: bool
+    more: int | None
+    undercount: int | UnsetType = UNSET
+    too_long: int | UnsetType = UNSET
+
+
+class FacetsView(msgspec.Struct, frozen=True):
+    """One for each field, in the order of the fields, over the shards that answered."""
+
+    facets: list[FacetView]
     coverage: CoverageView
 
 

@@ -181,6 +181,39 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "shards": "Whether each shard can be searched for all collections that it holds; with keys in force "
         "`/health` says it.",
     },
+    "PatchAnswer": {
+        "matched": "Documents found, on the shards whose transactions are known to be committed.",
+        "patched": "Documents that were not yet as wanted, and are now.",
+        "shards": "What each shard's transaction did, by shard.",
+        "vectors": "There if fields were changed of which the embedder makes vectors: these are as they were.",
+    },
+    "PatchManyBody": {"ids": "Ids of the documents to change.", "filter": "What to change, as a filter."},
+    "GetBody": {"ids": "Ids of the documents; one that comes twice counts once."},
+    "DocumentListView": {
+        "documents": "The documents that were found.",
+        "missing": "Ids that no document has.",
+        "unread": "Ids of which that is not known, because a shard did not answer or is behind.",
+        "coverage": "Which shards the answer rests on.",
+    },
+    "DocumentPageView": {
+        "documents": "The documents of this page.",
+        "cursor": "What the next page takes; null at the end.",
+        "coverage": "Which shards the page rests on, none of which is missing.",
+    },
+    "FacetValueView": {"value": "The value, as documents show it.", "count": "Documents that have it."},
+    "FacetView": {
+        "field": "The field, as the request has it.",
+        "values": "The values that most documents have.",
+        "missing": "Documents without a value, or with an empty array.",
+        "exact": "Whether each count is that of all documents on the shards that answered.",
+        "more": "Further values that are not listed; null where that is not known.",
+        "undercount": "By how much each count may be too low, or that of a value that is not listed.",
+        "too_long": "How often a value of more than 256 bytes was not counted by itself.",
+    },
+    "FacetsView": {
+        "facets": "The counts, field by field.",
+        "coverage": "Which shards the counts rest on.",
+    },
     "RecallView": {
         "at_k": "Mean recall at the searches' own k, 0 to 1.",
         "samples": "Searches that it is the mean of.",

@@ -215,6 +215,8 @@ class Edge:
         if reply.written is not None:
             written = reply.written
             fields |= {"stored": written.stored, "deleted": written.deleted, "failed": dict(written.failed)}
+            if written.patched:
+                fields["patched"] = written.patched
         if reply.faults or fields.get("coverage") == "partial":
             fields["missing"], more = worst(_faults(reply))
             if more:

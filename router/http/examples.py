@@ -62,6 +62,26 @@ REQUESTS: Mapping[str, Mapping[str, tuple[str, Any]]] = {
             {"documents": [{"id": 1, "content": "A text."}, {"id": 2, "content": "Another."}]},
         ),
     },
+    "patch_document": {
+        "set": (
+            "A new price and language; the category is taken away.",
+            {"set": {"price": 8.5, "metadata.lang": "de"}, "unset": ["category"]},
+        ),
+    },
+    "patch_documents": {
+        "ids": ("By ids.", {"ids": [1, 2, 3], "set": {"metadata.reviewed": {"by": "Eva"}}}),
+        "filter": ("By a filter.", {"filter": {"category": "old"}, "unset": ["metadata.draft"]}),
+    },
+    "get_documents": {
+        "ids": ("Two documents, with their content.", {"ids": [42, 43], "include": ["content"]}),
+    },
+    "count_facets": {
+        "field": ("By one column.", {"field": "category"}),
+        "fields": (
+            "By a column and a path, of the documents that a filter lets through.",
+            {"fields": ["category", "metadata.lang"], "filter": {"price": {"$lt": 10}}, "limit": 10},
+        ),
+    },
     "delete_documents": {
         "ids": ("By ids.", {"ids": [1, 2, 3]}),
         "filter": ("By a filter.", {"filter": {"category": "old"}}),
@@ -81,6 +101,41 @@ ANSWERS: Mapping[str, Any] = {
     "delete_documents": {"deleted": 3, "shards": {"s0": {"ok": True, "rows": 3, "error": None}}},
     "delete_document": {"deleted": 1, "shards": {"s1": {"ok": True, "rows": 1, "error": None}}},
     "get_document": {"id": 42, "shard": "s1", "content": "A short text.", "price": 9.5},
+    "patch_document": {
+        "matched": 1,
+        "patched": 1,
+        "shards": {"s1": {"ok": True, "rows": 1, "error": None}},
+    },
+    "patch_documents": {
+        "matched": 3,
+        "patched": 2,
+        "shards": {
+            "s0": {"ok": True, "rows": 2, "error": None},
+            "s1": {"ok": True, "rows": 0, "error": None},
+        },
+    },
+    "get_documents": {
+        "documents": [{"id": 42, "shard": "s1", "content": "A short text."}],
+        "missing": [43],
+        "coverage": _COVERAGE,
+    },
+    "list_documents": {
+        "documents": [{"id": 42, "shard": "s1", "content": "A short text.", "price": 9.5}],
+        "cursor": None,
+        "coverage": _COVERAGE,
+    },
+    "count_facets": {
+        "facets": [
+            {
+                "field": "category",
+                "values": [{"value": "tech", "count": 17}, {"value": "old", "count": 3}],
+                "missing": 1,
+                "exact": True,
+                "more": 0,
+            }
+        ],
+        "coverage": _COVERAGE,
+    },
     "count_documents": {"count": 1234, "coverage": _COVERAGE},
     "locate": {"collection": "documents", "key": 42, "shard": "s1", "bucket": 17},
     "livez": {"status": "ok"},

@@ -54,6 +54,7 @@ class Written(msgspec.Struct, frozen=True):
     collection: str
     stored: int = 0
     deleted: int = 0
+    patched: int = 0
     failed: Mapping[str, int] = {}
 
 

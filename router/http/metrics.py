@@ -130,6 +130,7 @@ class Metrics:
         self._role_changes = self._counter("node_role_changes", "Promotions and demotions.", _NODE)
         self._stored = self._counter("documents_stored", "Documents inserted or replaced.", ["collection"])
         self._deleted = self._counter("documents_deleted", "Documents deleted.", ["collection"])
+        self._patched = self._counter("documents_patched", "Documents changed by a patch.", ["collection"])
         self._failed = self._counter("documents_failed", "Documents not stored.", ["collection", "reason"])
         self._recall_samples = self._counter(
             "recall_samples", "Searches repeated exactly to measure recall.", ["collection"]
@@ -357,6 +358,8 @@ class Metrics:
             self._child(self._stored, written.collection).inc(written.stored)
         if written.deleted:
             self._child(self._deleted, written.collection).inc(written.deleted)
+        if written.patched:
+            self._child(self._patched, written.collection).inc(written.patched)
         for reason, count in written.failed.items():
             self._child(self._failed, written.collection, reason).inc(count)
 

@@ -23,6 +23,7 @@ _REF = "#/components/schemas/{name}"
 _RAW_MEMBERS = (
     bodies.SearchBody,
     bodies.DocumentShape,
+    answers.Fields,
     answers.Hit,
     answers.SearchAnswer,
     answers.BatchError,

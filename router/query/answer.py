@@ -27,7 +27,7 @@ from router.query.types import (
     Shortfall,
 )
 
-__all__ = ["coverage_of", "faults_of", "joined", "raise_if_unanswered", "shortfall"]
+__all__ = ["coverage_of", "faults_of", "joined", "raise_if_stale", "raise_if_unanswered", "shortfall"]
 
 
 def joined(report: ShardReport, *others: ShardReport, at_once: bool = False) -> ShardReport:
@@ -118,6 +118,22 @@ def _unanswered(coverage: Coverage, reports: Sequence[ShardReport], *, allow_par
     if all(faults) if allow_partial else any(faults):
         return (MisconfiguredError if "server" in faults else InvalidError)(what, problems)
     return UnavailableError(what, problems)
+
+
+def raise_if_stale(reports: Sequence[ShardReport], so: str) -> None:
+    """
+    Raises:
+        UnavailableError: some of what is there may be missing; `so` says what may come of that.
+    """
+    stale = [report for report in reports if report.stale]
+    if stale:
+        rest = "may be behind, and no node that is well is fresher"
+        problems = [Problem(f"shards.{one.shard}", f"stale: {one.node} {rest}") for one in stale]
+        outside = [Problem(f"shards.{one.shard}", f"stale: its node {rest}") for one in stale]
+        what = f"{len(stale)} of {len(reports)} shards could be read only as they were"
+        error = UnavailableError(f"{what}; {so}", problems)
+        faults = [ShardFault.of(one.shard, "stale", "stale", f"{one.node} {rest}") for one in stale]
+        raise error.hidden(problems=outside, faults=faults)
 
 
 def shortfall(query: SearchQuery, returned: int, ranked: RankedAnswer) -> Shortfall | None:

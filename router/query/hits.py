@@ -18,7 +18,7 @@ from router.query.wire import base64_text, number_text
 from shard_config.model import Collection
 from shard_config.values import json_form
 
-__all__ = ["Fields", "encode_hits", "field_values", "fields_of", "hit_of", "pieces_of"]
+__all__ = ["Fields", "encode_document", "encode_hits", "field_values", "fields_of", "hit_of", "pieces_of"]
 
 # Columns by name, and what turns a value into one that JSON has; None where nothing need be done.
 Fields: TypeAlias = Sequence[tuple[str, Callable[[Any], object] | None]]
@@ -46,6 +46,11 @@ def encode_hits(rows: Sequence[Ranked], fields: Fields) -> bytes:
     if not fields and rows and math.isfinite(rows[0][0][1]) and math.isfinite(rows[-1][0][1]):
         return _encoder.encode([_Hit(row[0], row[1], shard) for row, shard in rows])
     return _encoder.encode([hit_of(row, shard, fields) for row, shard in rows])
+
+
+def encode_document(document: dict[str, Any]) -> bytes:
+    """The JSON of one document whose values are as `field_values` gives them."""
+    return _encoder.encode(document)
 
 
 def hit_of(row: Row, shard: str, fields: Fields) -> dict[str, Any]:

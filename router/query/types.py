@@ -198,6 +198,8 @@ class Work(IntEnum):
     LOOKUP = 3
     COLUMNS = 4  # of many rows, by their ids
     FILTER = 5  # rows that an index of the filter brings
+    PAGE = 6  # of documents in the order of their ids
+    FACETS = 7
 
 
 class Probe(msgspec.Struct, frozen=True):

@@ -335,6 +335,17 @@ async def test_texts_of_a_stream_are_embedded_while_the_batch_before_is_stored_a
     assert len(vectors(backend)) == 2000
 
 
+async def test_a_patch_of_what_is_embedded_says_that_vectors_stay(
+    texts: httpx.AsyncClient, model: Model
+) -> None:
+    await put(texts, [{"id": 1, "content": "c", "title": "t", "year": 1}])
+    for changes, kept in (({"content": "new"}, True), ({"title": "new"}, True), ({"year": 2}, False)):
+        one = (await texts.patch(f"{ARTICLES}/1", json={"set": changes})).json()
+        many = (await texts.post(f"{ARTICLES}/patch", json={"ids": [1], "set": changes})).json()
+        assert (one.get("vectors"), many.get("vectors")) == (("kept", "kept") if kept else (None, None))
+    assert len(model.calls) == 1
+
+
 async def test_the_later_text_of_an_id_stays(texts: httpx.AsyncClient, backend: FakeBackend) -> None:
     documents = [{"id": 1, "content": "old"}, {"id": 2, "content": "x"}, {"id": 1, "content": "new"}]
     assert (await put(texts, documents, stream=True)).json()["stored"] == 3
