@@ -260,6 +260,7 @@ class PatchAnswer(msgspec.Struct, frozen=True):
     matched: int
     patched: int
     shards: dict[str, ShardOutcome]
+    vectors: Literal["kept"] | UnsetType = UNSET
 
 
 _Documents = Annotated[

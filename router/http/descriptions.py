@@ -228,6 +228,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "matched": "Documents found, on the shards whose transactions are known to be committed.",
         "patched": "Documents that were not yet as wanted, and are now.",
         "shards": "What each shard's transaction did, by shard.",
+        "vectors": "There if fields were changed of which the embedder makes vectors, which stay.",
     },
     "PatchManyBody": {"ids": "Ids of the documents to change.", "filter": "What to change, as a filter."},
     "GetBody": {"ids": "Ids of the documents; one that comes twice counts once."},

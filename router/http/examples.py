@@ -95,7 +95,11 @@ REQUESTS: Mapping[str, Mapping[str, tuple[str, Any]]] = {
                     }
                 ]
             },
-        )
+        ),
+        "text": (
+            "Two texts, of which the collection's embedder makes vectors.",
+            {"documents": [{"id": 1, "content": "A text."}, {"id": 2, "content": "Another."}]},
+        ),
     },
     "patch_document": {
         "set": (

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from router.documents.types import DeleteOutcome, DocumentFailure, PatchOutcome, ShardWrite, UpsertOutcome
 from router.http.answers import DeleteAnswer, PatchAnswer, ShardOutcome, UpsertAnswer, UpsertProblem
@@ -141,15 +142,21 @@ def delete_reply(collection: str, outcome: DeleteOutcome, request_id: str, *, in
     return reply
 
 
-def patch_reply(collection: str, outcome: PatchOutcome, request_id: str, *, inside: bool = True) -> Reply:
-    """The answer to a patch, which is an error only if shards failed and no document is known to match."""
+def patch_reply(
+    collection: str, outcome: PatchOutcome, request_id: str, *, embedded: bool = False, inside: bool = True
+) -> Reply:
+    """The answer to a patch, which is an error only if shards failed and no document is known to match.
+
+    `embedded`: it changes what vectors are made of.
+    """
     shards: dict[str, ShardOutcome] = {}
     _add_shards(shards, outcome.shards, inside=inside)
     error = _undone(outcome.shards, "patch", "patched", inside=inside)
     if error is not None and not outcome.matched:
         reply = error_reply(error, request_id)
     else:
-        body = msgspec.json.encode(PatchAnswer(outcome.matched, outcome.patched, shards))
+        vectors: Literal["kept"] | UnsetType = "kept" if embedded and outcome.patched else UNSET
+        body = msgspec.json.encode(PatchAnswer(outcome.matched, outcome.patched, shards, vectors))
         reply = Reply(body, written=Written(collection, patched=outcome.patched))
     reply.faults = _faults(outcome.shards)
     return reply

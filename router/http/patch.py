@@ -8,7 +8,9 @@ from msgspec import UNSET
 
 from router.decode.bodies import PatchBody, PatchManyBody
 from router.decode.body import Decoder
+from router.decode.embedded import Texts
 from router.decode.patch import patch_of
+from router.documents.types import PatchOutcome
 from router.http.content import read_json
 from router.http.message import Reply, Request
 from router.http.outcomes import patch_reply
@@ -38,7 +40,7 @@ class Patches:
         outcome = await request.backend.patch(collection, [id_], patch, self._deadline())
         if not outcome.matched and all(write.ok for write in outcome.shards):
             raise no_document(request, collection)
-        return patch_reply(collection.name, outcome, request.id, inside=request.inside)
+        return self._reply(request, outcome, patch)
 
     async def patch_many(self, request: Request) -> Reply:
         collection = request.collection
@@ -48,7 +50,12 @@ class Patches:
             outcome = await request.backend.patch(collection, which, patch, self._deadline())
         else:
             outcome = await request.backend.patch_matching(collection, which, patch, self._deadline())
-        return patch_reply(collection.name, outcome, request.id, inside=request.inside)
+        return self._reply(request, outcome, patch)
+
+    def _reply(self, request: Request, outcome: PatchOutcome, patch: Patch) -> Reply:
+        collection = request.collection
+        embedded = Texts(collection).concerned(patch)
+        return patch_reply(collection.name, outcome, request.id, embedded=embedded, inside=request.inside)
 
     def _checked(self, body: PatchManyBody, collection: Collection) -> tuple[list[object] | Filter, Patch]:
         """Which documents to change, and how.

@@ -78,6 +78,7 @@ collections:
     metadata: metadata
     fulltext: {columns: [content]}
     columns: {category: text, price: float8, created_at: timestamptz, amount: numeric}
+    embedder: letters
     sharding: {strategy: hash, key: id, buckets: 4, placement: {s0: [0-1], s1: [2-3]}}
   halves:
     table: public.halves
