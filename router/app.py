@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
+from typing import NoReturn
 
 from starlette.types import ASGIApp
 
@@ -22,12 +23,12 @@ from router.http.life import Life
 from router.http.metrics import Metrics
 from router.logs import AccessLog, configure
 from router.nodes.agreement import refusal
-from router.query.errors import MisconfiguredError, StartRefusedError
+from router.query.errors import InvalidError, StartRefusedError
 from router.serve_config import ServeConfig, from_env
-from router.text import TextModels
 from router.topology import Parts, Snapshot, Topology
 from shard_config import ShardMap
 from shard_config.file import codec
+from shard_config.model import Collection
 
 __all__ = ["application", "compare", "create_app"]
 
@@ -67,7 +68,6 @@ def application(
         redis_took=metrics.redis_took,
     )
     topology = Topology(shard_map, parts)
-    models = TextModels()
 
     @asynccontextmanager
     async def lifespan() -> AsyncIterator[None]:
@@ -75,7 +75,6 @@ def application(
             await _unless_ending(topology.open(), life)
             if not life.ending:
                 compare(topology.snapshot, config)
-            await _unless_ending(_warm(models, topology.snapshot.shard_map), life)
             _relieve_collector()
             with ExitStack() as stack:
                 if keys is not None and watch is not None:
@@ -89,7 +88,7 @@ def application(
         config.settings,
         keys,
         metrics,
-        embed=models.embed,
+        embed=_no_embedder,
         lifespan=lifespan,
         access_log=AccessLog(sys.stderr, level=config.log_level),
         life=life,
@@ -163,12 +162,5 @@ def _relieve_collector() -> None:
     gc.set_threshold(_ALLOCATIONS, 10, 10)
 
 
-async def _warm(models: TextModels, shard_map: ShardMap) -> None:
-    """Read the text models before the first search; one that cannot be read fails only its own texts."""
-    for collection in shard_map.collections.values():
-        try:
-            await asyncio.to_thread(models.warm, collection)
-        except MisconfiguredError as exc:
-            _logger.error(
-                "text model not loaded", extra={"collection": collection.name, "reason": exc.detail}
-            )
+def _no_embedder(collection: Collection, text: str) -> NoReturn:
+    raise InvalidError.at("text", f"collection {collection.name} has no embedder; send a vector")

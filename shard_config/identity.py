@@ -21,8 +21,9 @@ from shard_config.values import ValueType
 
 __all__ = ["Disagreement", "Holding", "Identity", "disagreements", "identities"]
 
-# Text models are files, which lie elsewhere on another machine.
-_LOCAL = ("text_model",)
+# Of a collection's model, what decides which vector a text has. Addresses, keys and times are each router's
+# own, so that a key can be changed one router after the other.
+_DECIDES_VECTORS = ("name", "model", "dimensions", "query_prefix", "document_prefix")
 _SHOWN = 8
 _DIFFERENCES = 5
 # Of these, equal values have equal hashes.
@@ -141,12 +142,13 @@ def _misplaced(
 
 
 def _content(shard_map: ShardMap) -> dict[str, Any]:
-    """What every router of the map must agree on: all that it says of collections."""
+    """What every router of the map must agree on: all that it says of collections, and of their models."""
     collections: dict[str, dict[str, Any]] = to_json(shard_map)["collections"]
-    return {
-        name: {field: value for field, value in one.items() if field not in _LOCAL}
-        for name, one in collections.items()
-    }
+    for name, collection in shard_map.collections.items():
+        if collection.embedder is not None:
+            decides = {field: getattr(collection.embedder, field) for field in _DECIDES_VECTORS}
+            collections[name]["embedder"] = decides
+    return collections
 
 
 def _holdings(collection: Collection) -> Iterator[tuple[str, Holding]]:

@@ -31,11 +31,25 @@ TUNE_FILTERS = (0, 1000)
 TIMEOUT = (0.001, 3600.0)  # seconds
 METADATA_INDEXES = 64  # of one collection; each is written by every upsert
 TTL = (0.0, 7 * 86_400.0)  # seconds
+EMBEDDING_BATCH = (1, 2048)  # texts of a request; OpenAI takes no more
+SERVICES = 256  # of a kind, in one map
+MODEL_NAME = r"[^\u0000-\u001f\u007f]{1,256}"
+API_KEY = r"[!-~]{1,4096}"  # a header holds it
+PREFIX = r"[^\u0000]{0,4096}"
+TEMPLATE_LENGTH = 4096
+TEMPLATE_FIELDS = 64
+FULLTEXT_COLUMNS = 4  # PostgreSQL has four weights
+LANGUAGES = 64  # that a column may name
 
 NAME = r"[a-z][a-z0-9_-]{0,62}"  # of shards, nodes and collections
 ZONE = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 _PORT = r"(?:[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 PATRONI = rf"https?://(?:[A-Za-z0-9._-]{{1,253}}|\[[0-9a-fA-F:.]{{2,45}}\])(?::{_PORT})?/?"
+SERVICE_URL = (
+    rf"https?://(?:[A-Za-z0-9._-]{{1,253}}|\[[0-9a-fA-F:.]{{2,45}}\])(?::{_PORT})?"
+    r"(?:/[A-Za-z0-9._~%!$&'()*+,;=:-]{0,255}){0,16}"
+)
+API_VERSION = r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}"
 IDENTIFIER = r"[a-z_][a-z0-9_]{0,62}"  # what PostgreSQL takes without quotes
 BUCKET_RUN = r"([0-9]{1,5})(?:-([0-9]{1,5}))?"
 DAY = r"[0-9]{4}-[0-9]{2}-[0-9]{2}"

@@ -98,6 +98,7 @@ class EmbeddingService(msgspec.Struct, frozen=True):
         api_version: where it is Azure's, which also takes the key in a header of its own.
         batch: how many texts one request may hold.
         timeout: of one request, in seconds.
+        send_dimensions: whether requests name `dimensions`, which not every model can choose.
         query_prefix: put before a text that is searched for, `document_prefix` before one that is stored.
     """
 
@@ -111,6 +112,7 @@ class EmbeddingService(msgspec.Struct, frozen=True):
     timeout: float = 1.0
     query_prefix: str = ""
     document_prefix: str = ""
+    send_dimensions: bool = False
 
     def __repr__(self) -> str:
         return f"EmbeddingService(name={self.name!r}, url={redact(self.url)!r}, model={self.model!r})"
@@ -290,7 +292,6 @@ class Collection(msgspec.Struct, frozen=True):
     index: Index
     search: SearchDefaults
     cache: Cache
-    text_model: str | None = None  # absolute path of the model that turns `text` into a vector
     metadata_indexes: dict[tuple[str, ...], MetadataType] = {}  # by the steps of the path
     embedder: EmbeddingService | None = None  # turns texts into vectors of this collection
     template: str | None = None  # what is embedded of a document; its content, if None

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import json
 import shutil
 import signal
 import socket
@@ -32,7 +31,6 @@ __all__ = ["main"]
 _POLL = 0.5
 _USUAL_PORT = 8080
 
-# JSON is YAML, so the path may hold whatever a path may hold.
 _COLLECTIONS = """\
 collections:
   stdlib:
@@ -42,7 +40,6 @@ collections:
     content: content
     columns: {{name: text, module: text, kind: text}}
     sharding: {{strategy: hash, key: id, buckets: 64}}
-    text_model: {model}
 """
 
 
@@ -88,8 +85,7 @@ def _demo(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     directory = _directory(args.dir, stack)
     prepared = prepare(directory, progress=say)
     collections = directory / "collections.yaml"
-    model = json.dumps(str(prepared.model))
-    collections.write_text(_COLLECTIONS.format(dimensions=DIMENSIONS, model=model))
+    collections.write_text(_COLLECTIONS.format(dimensions=DIMENSIONS))
 
     say(f"starting {args.shards} shards with {args.replicas} replicas each, and Redis")
     cluster = Cluster(directory / "cluster", lambda line: say(f"  {line}"))

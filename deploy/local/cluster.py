@@ -460,11 +460,11 @@ class Cluster:
             dsn=f"postgresql://postgres@127.0.0.1:{port}/postgres",
         )
 
-    def _write_map(self, collections: dict[str, Any]) -> None:
+    def _write_map(self, part: dict[str, dict[str, Any]]) -> None:
         shards: dict[str, list[dict[str, str]]] = {}
         for node in self.nodes:
             shards.setdefault(node.shard, []).append({"name": node.name, "dsn": node.dsn})
-        write_map(self.map_path, shards, collections)
+        write_map(self.map_path, shards, part)
 
 
 def _names(shards: int) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import yaml
 
@@ -22,18 +22,21 @@ __all__ = ["checked_collections", "write_map"]
 
 _BUCKETS = 64
 _COLLECTIONS = "collections"
+_SERVICES = ("models", "rerankers")
 
+Part: TypeAlias = "dict[str, dict[str, Any]]"  # keys of a map and what stands under them
 Shards = Mapping[str, Sequence[Mapping[str, str]]]
 
 
 def checked_collections(
     file: Path | None, map_path: Path, shards: Sequence[str], report: Callable[[str], None] = lambda _: None
-) -> dict[str, Any]:
-    """The collections of the file, or of the present map if it is None, for a map of these shards.
+) -> Part:
+    """`collections`, `models` and `rerankers` of the file, or of the present map if it is None.
 
-    The file has them under `collections`, as a whole map does, or nothing else. Where a collection does not
-    say how it is sharded, its hash buckets are spread evenly over all shards. What `pgscatter tune` wrote
-    into the present map stays where the file does not speak of it; `report` is told of what does not stay.
+    The file has them under these keys, as a whole map does, or is the collections alone. Where a collection
+    does not say how it is sharded, its hash buckets are spread evenly over all shards. What `pgscatter tune`
+    wrote into the present map stays where the file does not speak of it, and so do the present map's services
+    where the file has no key for them; `report` is told of what does not stay.
 
     Raises:
         MapError: the map with them would be none; what is wrong has its place in the file.
@@ -43,41 +46,45 @@ def checked_collections(
     if source is None:
         return {}
     under, part = _part(source, alone=file is not None)
-    if file is None:
-        collections = part
-    else:
-        collections = {name: _placed(_moved(one, file), shards) for name, one in part.items()}
-        before = present.value.get(_COLLECTIONS) if present and isinstance(present.value, dict) else None
-        for line in keep_tuned(collections, before if isinstance(before, dict) else {}):
+    own = (_COLLECTIONS, *part)
+    before = present.value if present is not None and isinstance(present.value, dict) else {}
+    if file is not None:
+        collections = {name: _placed(one, shards) for name, one in part[_COLLECTIONS].items()}
+        old = before.get(_COLLECTIONS)
+        for line in keep_tuned(collections, old if isinstance(old, dict) else {}):
             report(f"{line} ({file})")
+        kept: Part = {key: before[key] for key in _SERVICES if key in before}  # type: ignore[misc]
+        part = {**kept, **part, _COLLECTIONS: collections}
     # Ports are not known yet; any servers will do, if no two are the same.
     nodes = {
         name: [{"name": f"{name}-a", "dsn": f"postgresql://127.0.0.1:{port}/postgres"}]
         for port, name in enumerate(shards, 1)
     }
     try:
-        parse(_text(_version(present), nodes, collections), directory=map_path.parent)
+        parse(_text(_version(present), nodes, part), directory=map_path.parent)
     except MapError as exc:
         owner = present if present is not None else source
         raise MapError(
             source.problem(found.path, found.message, under=under)
-            if found.path.startswith(_COLLECTIONS)
+            if found.path.startswith(own)
             else owner.problem(found.path, found.message)
             for found in exc.problems
         ) from None
-    return collections
+    return part
 
 
-def write_map(path: Path, shards: Shards, collections: Mapping[str, Any]) -> None:
+def write_map(path: Path, shards: Shards, part: Mapping[str, Mapping[str, Any]]) -> None:
     """Write the map; a new version only if something is new. `shards` has nodes as {name, dsn}."""
     before = path.read_bytes() if path.exists() else b""
     present = fragment(path) if before else None
     if present is not None and isinstance(present.value, dict):
         shards = keep_node_fields(shards, present.value.get("shards"))
-        old = (present.value.get("shards"), present.value.get(_COLLECTIONS) or {})
-        if old == ({name: {"nodes": nodes} for name, nodes in shards.items()}, collections):
+        nodes = {name: {"nodes": nodes} for name, nodes in shards.items()}
+        keys = (_COLLECTIONS, *_SERVICES)
+        old = (present.value.get("shards"), *(present.value.get(key) or {} for key in keys))
+        if old == (nodes, *(part.get(key) or {} for key in keys)):
             return
-    replace_file(path, _text(_version(present), shards, collections).encode(), expected=before)
+    replace_file(path, _text(_version(present), shards, part).encode(), expected=before)
 
 
 class _Dumper(yaml.SafeDumper):
@@ -94,9 +101,10 @@ _Dumper.add_representer(
 )
 
 
-def _text(version: object, shards: Shards, collections: Mapping[str, Any]) -> str:
+def _text(version: object, shards: Shards, part: Mapping[str, Any]) -> str:
     nodes = {name: {"nodes": list(nodes)} for name, nodes in shards.items()}
-    tree = {"version": version, "shards": nodes, _COLLECTIONS: dict(collections)}
+    services = {key: part[key] for key in _SERVICES if key in part}
+    tree = {"version": version, "shards": nodes, **services, _COLLECTIONS: part.get(_COLLECTIONS) or {}}
     return yaml.dump(tree, Dumper=_Dumper, sort_keys=False, allow_unicode=True)
 
 
@@ -108,8 +116,8 @@ def _version(present: Fragment | None) -> object:
     return old + 1 if isinstance(old, int) and not isinstance(old, bool) else old
 
 
-def _part(source: Fragment, *, alone: bool) -> tuple[str, dict[str, Any]]:
-    """The collections of a file, and under which key of a map it has them, if not under the map's own.
+def _part(source: Fragment, *, alone: bool) -> tuple[str, Part]:
+    """What a file has for a map, and under which key of one its collections stand, if not under their own.
 
     Raises:
         MapError: there are none, or, if they should be `alone`, something stands beside them.
@@ -117,23 +125,17 @@ def _part(source: Fragment, *, alone: bool) -> tuple[str, dict[str, Any]]:
     tree = source.value
     if not isinstance(tree, dict):
         raise MapError([source.problem("", "expected a mapping of collections")])
-    if _COLLECTIONS not in tree:
-        return (_COLLECTIONS, tree) if alone else ("", {})
-    others = [key for key in tree if key not in (_COLLECTIONS, "version", "shards") and alone]
+    if _COLLECTIONS not in tree and alone:
+        return _COLLECTIONS, {_COLLECTIONS: tree}
+    known = (_COLLECTIONS, *_SERVICES, "version", "shards")
+    others = [key for key in tree if key not in known and alone]
     if others:
         raise MapError(source.problem(key, "unknown field") for key in others)
-    part = tree[_COLLECTIONS]
-    if part is not None and not isinstance(part, dict):
+    collections = tree.get(_COLLECTIONS)
+    if collections is not None and not isinstance(collections, dict):
         raise MapError([source.problem(_COLLECTIONS, "expected a mapping of collections")])
-    return "", part or {}
-
-
-def _moved(collection: Any, file: Path) -> Any:
-    """The collection with its model as an absolute path: the map will stand in another folder than `file`."""
-    model = collection.get("text_model") if isinstance(collection, dict) else None
-    if not isinstance(model, str) or not model or model.startswith("$"):
-        return collection
-    return {**collection, "text_model": str(file.absolute().parent / model)}
+    services = {key: tree[key] for key in _SERVICES if key in tree}
+    return "", {**services, _COLLECTIONS: collections or {}}  # type: ignore[dict-item]
 
 
 def _placed(collection: Any, shards: Sequence[str]) -> Any:

@@ -224,6 +224,8 @@ class CollectionView(msgspec.Struct, frozen=True):
     search: dict[str, Any]
     cache: dict[str, float]
     text: bool
+    embedder: str | UnsetType = UNSET
+    fulltext: dict[str, Any] | UnsetType = UNSET
     recall: RecallView | UnsetType = UNSET
 
 

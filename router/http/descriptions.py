@@ -55,6 +55,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "search": "Defaults and limits of searches.",
         "cache": "For how long answers are cached.",
         "text": "Whether it can be searched by text.",
+        "embedder": "The model of the map that turns texts into its vectors, if it has one.",
+        "fulltext": "The columns that are searched by their words, and their language, if any are.",
         "recall": "Recall as measured lately, if it has been.",
     },
     "CountView": {"count": "Documents that match.", "coverage": "Which shards the count rests on."},

@@ -32,6 +32,7 @@ from router.schema.findings import redacted
 from shard_config import partition, to_json
 from shard_config.file.collection import INDEX, SEARCH
 from shard_config.file.fields import shown
+from shard_config.file.words import FULLTEXT, named_fulltext
 from shard_config.model import (
     Collection,
     HashSharding,
@@ -141,6 +142,7 @@ def collection_view(
     collection: Collection, shard_map: ShardMap, seen: RecallSeen | None = None
 ) -> CollectionView:
     vector = collection.vector
+    fulltext = named_fulltext(collection)
     return CollectionView(
         name=collection.name,
         table=str(collection.table),
@@ -153,7 +155,9 @@ def collection_view(
         index=shown(collection.index, INDEX),
         search=_search_view(collection.search),
         cache={"ttl_s": collection.cache.ttl},
-        text=collection.text_model is not None,
+        text=collection.embedder is not None,
+        embedder=UNSET if collection.embedder is None else collection.embedder.name,
+        fulltext=UNSET if fulltext is None else shown(fulltext, FULLTEXT),
         recall=UNSET if seen is None else RecallView(round(seen.recall, 4), seen.samples),
     )
 

@@ -1,6 +1,5 @@
-"""Text becomes a vector here, at the edge; nothing below it knows text."""
+"""Vectors of texts by the words that they share: a model that is fitted to a corpus and saved."""
 
 from router.text.model import TextModel, fit
-from router.text.models import TextModels
 
-__all__ = ["TextModel", "TextModels", "fit"]
+__all__ = ["TextModel", "fit"]

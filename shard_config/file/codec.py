@@ -14,6 +14,7 @@ from shard_config.file.fields import Field, integer, later, named_of, ref, shown
 from shard_config.file.nodes import read_shards, show_shards
 from shard_config.file.problems import MAX_PROBLEMS, Findings, MapError, Problem, TooManyProblems
 from shard_config.file.reader import Context, Cursor
+from shard_config.file.services import read_models, read_rerankers, show_models, show_rerankers
 from shard_config.model import ShardMap
 
 __all__ = ["MAP", "MapError", "about_dsns", "load", "parse", "read", "to_json"]
@@ -25,6 +26,18 @@ MAP = {
         {**named_of(ref("shard")), "minProperties": 1, "maxProperties": limits.SHARDS},
         show=show_shards,
     ).required("{s0: {nodes: [{name: s0-a, dsn: ...}]}}"),
+    "models": Field(
+        read_models,
+        {**named_of(ref("model")), "maxProperties": limits.SERVICES},
+        help="Services that turn texts into vectors.",
+        show=show_models,
+    ),
+    "rerankers": Field(
+        read_rerankers,
+        {**named_of(ref("reranker")), "maxProperties": limits.SERVICES},
+        help="Services that score texts against a query.",
+        show=show_rerankers,
+    ),
     "collections": later(named_of(ref("collection")), show=show_collections),
 }
 
@@ -109,12 +122,12 @@ def about_dsns(
 def to_json(shard_map: ShardMap) -> dict[str, Any]:
     """The map as JSON values under the names of the file, every default written out.
 
-    But for `***` in place of passwords, reading it back gives an equal map.
+    But for `***` in place of passwords and keys, reading it back gives an equal map.
     """
     return shown(shard_map, MAP)
 
 
 def _read(root: Cursor) -> ShardMap:
     found = values(root, MAP)
-    collections = read_collections(found.pop("collections"), found["shards"])
+    collections = read_collections(found.pop("collections"), found["shards"], found["models"])
     return ShardMap(**found, collections=collections)

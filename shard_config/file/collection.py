@@ -17,11 +17,19 @@ from shard_config.file.identifiers import PLAIN_NAME, column_complaint, complain
 from shard_config.file.nodes import check_name
 from shard_config.file.placement import SHARDING, read_sharding
 from shard_config.file.reader import Cursor, repeated
-from shard_config.file.view import escaped
+from shard_config.file.words import (
+    FULLTEXT,
+    WORDS,
+    check_template,
+    embedder_of,
+    fulltext_of,
+    named_fulltext,
+)
 from shard_config.model import (
     Cache,
     Collection,
     Column,
+    EmbeddingService,
     Index,
     IndexType,
     MetadataType,
@@ -191,19 +199,16 @@ COLLECTION = {
     "index": fields.section(INDEX, Index),
     "search": fields.section(SEARCH, SearchDefaults),
     "cache": fields.section(CACHE, Cache),
-    "text_model": Field(
-        Cursor.file,
-        text_of(r"[^\u0000]+"),
-        help="The model that turns text into a vector, from this file's folder.",
-        show=escaped,
-    ),
+    **WORDS,
 }
 
 
-def read_collections(cursor: Cursor, shards: Names[str]) -> dict[str, Collection]:
-    """All collections under `cursor`, in a map that has these shards."""
+def read_collections(
+    cursor: Cursor, shards: Names[str], models: Mapping[str, EmbeddingService]
+) -> dict[str, Collection]:
+    """All collections under `cursor`, in a map that has these shards and models."""
     entries = cursor.entries()
-    collections = {name: _read(name, entry, shards) for name, entry in entries}
+    collections = {name: _read(name, entry, shards, models) for name, entry in entries}
     # Two owners of one table would each answer from a cache that the other's writes do not reach.
     for table, entry, owner in repeated((collections[name].table, entry) for name, entry in entries):
         entry.fail(f"the table {table} belongs to {owner} already")
@@ -215,19 +220,25 @@ def show_collections(collections: Mapping[str, Collection]) -> dict[str, Any]:
     return {name: _shown(collection) for name, collection in collections.items()}
 
 
-def _read(name: str, cursor: Cursor, shards: Names[str]) -> Collection:
+def _read(
+    name: str, cursor: Cursor, shards: Names[str], models: Mapping[str, EmbeddingService]
+) -> Collection:
     check_name(name, cursor)
     found = values(cursor, COLLECTION)
     id_, metadata = found["id"], found.pop("metadata")
     keys = {id_.column: id_, "id": id_, **found["columns"]}
     sharding = read_sharding(found.pop("sharding"), keys, shards)
+    embedder, named = found.pop("embedder"), found.pop("fulltext")
     collection = Collection(
         name=name,
         metadata=metadata.column,
         metadata_indexes=metadata.indexes,
         sharding=sharding,
+        embedder=embedder_of(embedder, cursor["embedder"], models, found["vector"].dimensions),
+        fulltext=fulltext_of(named, cursor["fulltext"], found["content"], found["columns"]),
         **found,
     )
+    check_template(collection, cursor)
     _check_mapped_once(collection, cursor)
     _check_dimensions(collection, cursor["vector"]["dimensions"])
     _check_index(collection.index, cursor["index"])
@@ -235,7 +246,10 @@ def _read(name: str, cursor: Cursor, shards: Names[str]) -> Collection:
 
 
 def _shown(collection: Collection) -> dict[str, Any]:
-    view = shown(collection, COLLECTION)
+    view = shown(collection, {name: field for name, field in COLLECTION.items() if name != "fulltext"})
+    named = named_fulltext(collection)
+    if named is not None:
+        view["fulltext"] = shown(named, FULLTEXT)
     if collection.metadata_indexes:
         view["metadata"] = shown(_Metadata(collection.metadata, collection.metadata_indexes), METADATA)
     return view

@@ -55,6 +55,10 @@ class Cursor:
     def is_sequence(self) -> bool:
         return isinstance(self.element, document.Sequence)
 
+    @property
+    def is_text(self) -> bool:
+        return self._leaf is not None and isinstance(self._leaf.value, str)
+
     def fail(self, message: str) -> None:
         self.context.findings.add(self.line, self.column, self.path, message)
 

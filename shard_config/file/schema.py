@@ -12,6 +12,7 @@ from shard_config.file.collection import COLLECTION
 from shard_config.file.fields import Schema, object_of, ref, schema_of, text_of
 from shard_config.file.identifiers import COLUMN_NAME
 from shard_config.file.nodes import SHARD
+from shard_config.file.services import EMBEDDING, RERANKING
 
 DIALECT = "https://json-schema.org/draft/2020-12/schema"
 
@@ -24,6 +25,8 @@ def json_schema() -> Schema:
         **schema_of(MAP),
         "$defs": {
             "shard": schema_of(SHARD),
+            "model": schema_of(EMBEDDING),
+            "reranker": schema_of(RERANKING),
             "collection": schema_of(COLLECTION),
             "column": {**text_of(COLUMN_NAME), "description": "A column of the table."},
             "key_value": {"type": ["string", "number", "boolean"]},

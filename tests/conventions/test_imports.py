@@ -18,6 +18,7 @@ LEVELS = [
     ["shard_config.values", "shard_config.ordering"],
     ["shard_config.hashing", "shard_config.metadata_path", "shard_config.model"],
     ["shard_config.limits", "shard_config.predicate"],
+    ["shard_config.template"],
     ["shard_config.partition"],
     ["shard_config.file"],
     ["shard_config"],

@@ -50,7 +50,6 @@ def client(cluster: Cluster, serve: Serve, folder: Path, prepared: corpus.Prepar
         vector={"column": "embedding", "type": "vector", "dimensions": corpus.DIMENSIONS, "metric": "cosine"},
         metadata=None,
         columns={"name": "text", "module": "text", "kind": "text"},
-        text_model=str(prepared.model),
     )
     map_path = applied_map(cluster, folder, stdlib={k: v for k, v in stdlib.items() if v is not None})
     pgscatter("load", prepared.documents, "--map", map_path, "--collection", "stdlib")

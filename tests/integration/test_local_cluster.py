@@ -83,7 +83,12 @@ def eventually(true: Any, seconds: float = 30.0) -> bool:
 def test_a_cluster_comes_up_goes_down_and_keeps_its_data(directory: Path) -> None:
     collections = directory / "collections.yaml"
     collections.write_text(
-        json.dumps({"collections": {"documents": collection(sharding={"buckets": 10}, text_model="m")}})
+        json.dumps(
+            {
+                "models": {"m": {"url": "http://127.0.0.1:8200/v1", "dimensions": 4}},
+                "collections": {"documents": collection(sharding={"buckets": 10}, embedder="m")},
+            }
+        )
     )
     up(directory, "--collections", collections, shards=2)
     nodes = {node["name"]: node for node in state(directory)["nodes"]}
@@ -96,7 +101,7 @@ def test_a_cluster_comes_up_goes_down_and_keeps_its_data(directory: Path) -> Non
     assert all(processes.alive(node["pid"]) for node in nodes.values())
     shard_map = load(directory / "shard_map.yaml")
     assert list(shard_map.shards) == ["s0", "s1"]
-    assert shard_map.collections["documents"].text_model == str(directory / "m")
+    assert shard_map.collections["documents"].embedder == shard_map.models["m"]
     placement = shard_map.collections["documents"].sharding
     assert placement.placement == ("s0",) * 5 + ("s1",) * 5  # type: ignore[union-attr]
     query(directory, "s0-a", "CREATE TABLE kept AS SELECT 42 AS answer")

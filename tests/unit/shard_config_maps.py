@@ -27,6 +27,31 @@ TUNED = {
     "at": "2026-01-31",
 }
 
+# Changes that let it search in words.
+WORDS: dict[str, Any] = {
+    "models": {
+        "m": {
+            "url": "https://10.0.0.5:8200/v1",
+            "model": "all-MiniLM",
+            "dimensions": 384,
+            "api_key": "k3y",
+            "api_version": "2024-02-01",
+            "batch": 10,
+            "timeout": "500ms",
+            "query_prefix": "query: $",
+            "document_prefix": "passage: ",
+            "send_dimensions": True,
+        }
+    },
+    "rerankers": {"r": {"url": "http://[::1]:8200", "api": "tei"}},
+    "collections.documents.embedder": "m",
+    "collections.documents.template": "{tenant}\n{content}: {metadata.a.b} {{$$}}",
+    "collections.documents.fulltext": {
+        "columns": ["tenant", "content"],
+        "language": {"column": "tenant", "values": ["english", "german"]},
+    },
+}
+
 _DOCUMENT: dict[str, Any] = {
     "version": 12,
     "shards": {
@@ -77,7 +102,7 @@ def document(changes: dict[str, Any] | None = None, /, **sharding: Any) -> dict[
         if value is REMOVED:
             del at[last]
         else:
-            at[last] = value
+            at[last] = copy.deepcopy(value)
     return tree
 
 

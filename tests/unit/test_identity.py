@@ -9,7 +9,7 @@ import pytest
 
 from shard_config import ShardMap
 from shard_config.identity import Disagreement, Identity, disagreements, identities
-from tests.unit.shard_config_maps import document, parse
+from tests.unit.shard_config_maps import WORDS, document, parse
 
 
 def mapped(version: int = 12, /, changes: dict[str, Any] | None = None, **sharding: Any) -> ShardMap:
@@ -44,8 +44,6 @@ HASHED = by_hash(8, s0=["0-3"], s1=["4-7"])
 def test_a_map_agrees_with_itself_whatever_its_nodes() -> None:
     before = mapped(**HASHED)
     assert compared(before, before) == []
-    models = [{"collections.documents.text_model": f"/{folder}/model.npz"} for folder in "ab"]
-    assert compared(mapped(12, models[0], **HASHED), mapped(12, models[1], **HASHED)) == []
     moved = {"shards.s0.nodes": [{"name": "other", "dsn": "postgresql://me:secret@elsewhere/x"}]}
     assert compared(before, mapped(12, moved, **HASHED)) == []
     assert b"secret" not in msgspec.json.encode(identities(mapped(12, moved, **HASHED))["s0"])
@@ -134,6 +132,22 @@ def test_a_key_of_another_type_has_other_hashes_and_an_integer_of_another_width_
     for known in ("", "integer"):  # earlier releases did not say
         holds = {table: msgspec.structs.replace(held, type=known) for table, held in found.holds.items()}
         assert disagreements(now, identities(now)["s0"], msgspec.structs.replace(found, holds=holds)) == []
+
+
+def test_keys_and_addresses_of_services_are_each_routers_own() -> None:
+    def of(**changes: Any) -> ShardMap:
+        fields = {f"models.m.{name}": value for name, value in changes.items()}
+        return mapped(12, {**WORDS, **fields}, **HASHED)
+
+    before = of()
+    others = of(url="http://elsewhere", api_key="other", timeout=9, batch=1)
+    assert compared(before, others) == []
+    assert b"k3y" not in msgspec.json.encode(identities(before)["s0"])
+    (point,) = compared(before, of(model="large"))
+    assert 'documents.embedder.model is "all-MiniLM" there and "large" here' in point.text
+    without = msgspec.structs.replace(before.collections["documents"], embedder=None, fulltext=None)
+    earlier = msgspec.structs.replace(before, collections={"documents": without})
+    assert compared(earlier, before) == []  # a release that knows of no models has written it
 
 
 def test_thrice_the_buckets_are_not_taken_for_the_same_rows() -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from deploy.local.mapfile import checked_collections, write_map
+from deploy.local.mapfile import Part, checked_collections, write_map
 from shard_config import MapError, load
 
 GOOD = """\
@@ -23,7 +23,7 @@ NODES = {
 }
 
 
-def checked(folder: Path, text: str) -> dict[str, Any]:
+def checked(folder: Path, text: str) -> Part:
     file = folder / "collections.yaml"
     file.write_text(text)
     return checked_collections(file, folder / "shard_map.yaml", list(NODES))
@@ -144,6 +144,33 @@ def test_words_are_what_maps_take_them_for(tmp_path: Path) -> None:
     write_map(tmp_path / "map.yaml", NODES, checked(tmp_path, text))
     sharding = load(tmp_path / "map.yaml").collections["documents"].sharding
     assert [value for value, shard in sharding.values.items() if shard == "s0"] == values  # type: ignore[union-attr]
+
+
+SERVICES = """\
+models: {m: {url: "http://127.0.0.1:8200/v1", dimensions: 4, api_key: "${MODEL_KEY}"}}
+rerankers: {r: {url: "http://127.0.0.1:8200/v1"}}
+"""
+
+
+def test_services_come_with_the_collections_and_stay_when_a_file_does_not_speak_of_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MODEL_KEY", "k3y")
+    path = tmp_path / "shard_map.yaml"
+    searched = GOOD + "  embedder: m\n"
+    write_map(path, NODES, checked(tmp_path, SERVICES + under(searched)))
+    embedder = load(path).collections["documents"].embedder
+    assert embedder is not None
+    assert embedder.api_key == "k3y"
+    assert "k3y" not in path.read_text()
+    text = path.read_text()
+    for part in (checked_collections(None, path, list(NODES)), checked(tmp_path, searched)):
+        write_map(path, NODES, part)
+        assert path.read_text() == text
+    write_map(path, NODES, checked(tmp_path, "rerankers: {}\n" + under(searched)))
+    assert (load(path).version, list(load(path).rerankers), list(load(path).models)) == (2, [], ["m"])
+    with pytest.raises(MapError, match=r"collections\.yaml:1:14: models\.m\.url: expected an http"):
+        checked(tmp_path, SERVICES.replace("http://127.0.0.1:8200/v1", "ftp://x", 1) + under(searched))
 
 
 def test_of_a_whole_map_the_collections_are_taken(tmp_path: Path) -> None:

@@ -16,14 +16,19 @@ from shard_config.file.problems import MAX_PROBLEMS
 from shard_config.model import (
     Cache,
     Column,
+    EmbeddingService,
+    Fulltext,
     HashSharding,
     Index,
+    LanguageColumn,
     ListSharding,
     MetadataType,
     Metric,
     Quantization,
     RangePart,
     RangeSharding,
+    RerankingApi,
+    RerankingService,
     SearchDefaults,
     Table,
     Tuned,
@@ -31,7 +36,7 @@ from shard_config.model import (
     VectorType,
 )
 from shard_config.values import ValueType
-from tests.unit.shard_config_maps import ENV, REMOVED, TUNED, document, parse, problems
+from tests.unit.shard_config_maps import ENV, REMOVED, TUNED, WORDS, document, parse, problems
 
 C = "collections.documents"
 
@@ -75,7 +80,7 @@ def test_what_a_file_leaves_out_has_its_default() -> None:
     assert collection.index == Index(16, 64, Quantization.NONE)
     assert collection.search == SearchDefaults(40, 2.0, 2.0, 1000)
     assert collection.cache == Cache(60.0)
-    assert collection.text_model is None
+    assert (collection.embedder, collection.template, collection.fulltext) == (None, None, None)
 
 
 def test_what_tune_measured_is_read_strictly_and_shown_again() -> None:
@@ -168,11 +173,51 @@ def test_a_ttl_of_zero_turns_the_cache_off() -> None:
     assert parse(document({f"{C}.cache.ttl": 0})).collections["documents"].cache.ttl == 0.0
 
 
-def test_the_text_model_is_found_from_the_files_folder(tmp_path: Path) -> None:
-    path = tmp_path / "map.yaml"
-    path.write_text(yaml.safe_dump(document({f"{C}.text_model": "models/tfidf.bin"})))
-    found = codec.load(path, ENV).collections["documents"].text_model
-    assert found == str(tmp_path / "models" / "tfidf.bin")
+def test_services_are_read_and_a_collection_has_its_model() -> None:
+    shard_map = parse(document(WORDS))
+    model = EmbeddingService(
+        "m",
+        "https://10.0.0.5:8200/v1",
+        "all-MiniLM",
+        384,
+        api_key="k3y",
+        api_version="2024-02-01",
+        batch=10,
+        timeout=0.5,
+        query_prefix="query: $",
+        document_prefix="passage: ",
+        send_dimensions=True,
+    )
+    assert shard_map.models == {"m": model}
+    assert shard_map.rerankers == {"r": RerankingService("r", "http://[::1]:8200", "r", RerankingApi.TEI)}
+    collection = shard_map.collections["documents"]
+    assert collection.embedder is shard_map.models["m"]
+    assert collection.fulltext == Fulltext(
+        ("tenant_id", "body"), LanguageColumn("tenant_id", ("english", "german"))
+    )
+    least = {"models": {"minilm": {"url": "http://h/", "dimensions": 3}}}
+    assert parse(document(least)).models["minilm"] == EmbeddingService("minilm", "http://h/", "minilm", 3)
+    plain = parse(document({f"{C}.fulltext": {"columns": ["content"]}})).collections["documents"]
+    assert plain.fulltext == Fulltext(("body",), "english")
+
+
+def test_no_finding_repeats_a_key_or_what_stands_in_the_place_of_one() -> None:
+    faults: list[dict[str, Any]] = [
+        {"api_key": "s3cret key"},
+        {"api_key": "${S3}"},
+        {"api_key": 5318008},
+        {"api_key": ""},
+        {"url": "http://me:s3cret@h/v1"},
+        {"url": "https://h/v1?key=s3cret"},
+        {"url": "${S3}"},
+    ]
+    for fault in faults:
+        service = {"url": "http://h", "dimensions": 3, **fault}
+        found = problems(document({"models": {"m": service}}), env={**ENV, "S3": "s3cret s3cret"})
+        (name,) = fault
+        assert list(found) == [f"models.m.{name}"]
+        assert "s3cret" not in str(found)
+        assert "5318008" not in str(found)
 
 
 def test_load_reads_what_parse_reads(tmp_path: Path) -> None:
@@ -268,7 +313,53 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
     ({f"{C}.search.tuned": {"recall": 0.9}}, f"{C}.search.tuned", "missing field 'lower_bound'"),
     ({f"{C}.search.limit": 5}, f"{C}.search.limit", "unknown field"),
     ({f"{C}.cache.ttl": -1}, f"{C}.cache.ttl", "duration"),
-    ({f"{C}.text_model": ""}, f"{C}.text_model", "path of a file"),
+    ({f"{C}.text_model": "m"}, f"{C}.text_model", "unknown field 'text_model'"),
+    ({"models": {"m": {"dimensions": 3}}}, "models.m", "missing field 'url'"),
+    ({"models": {"m": {"url": "http://h"}}}, "models.m", "missing field 'dimensions'"),
+    ({"models": {"M": {"url": "http://h", "dimensions": 3}}}, "models.M", "expected a name"),
+    ({"models": {f"m{n}": {"url": "http://h", "dimensions": 3} for n in range(257)}}, "models", "exceed 256"),
+    *(({"models": {"m": {"url": "http://h", "dimensions": 3, name: value}}}, f"models.m.{name}", said)
+      for name, value, said in [
+        ("url", "h:80", "expected an http or https URL"), ("url", "ftp://h", "expected an http"),
+        ("url", "http://h:99999", "expected an http"), ("url", 5, "expected an http"),
+        ("batch", 0, "from 1 to 2048"), ("batch", 2049, "from 1 to 2048"), ("timeout", 0, "duration"),
+        ("model", "", "a model's name"), ("api_version", "a b", "a version such as"),
+        ("query_prefix", "x" * 4097, "4096 characters at most"), ("send_dimensions", 1, "true or false"),
+        ("dimension", 3, "did you mean 'dimensions'?")]),
+    ({"rerankers": {"r": {"url": "http://h", "api": "jina"}}}, "rerankers.r.api", "cohere, tei"),
+    ({"rerankers": {"r": {"url": "http://h", "dimensions": 3}}}, "rerankers.r.dimensions", "unknown field"),
+    ({f"{C}.embedder": "m"}, f"{C}.embedder", "no model 'm' in this map; the map has no models"),
+    ({**WORDS, f"{C}.embedder": "n"}, f"{C}.embedder", "no model 'n' in this map; known are m"),
+    ({**WORDS, f"{C}.vector.dimensions": 256}, f"{C}.embedder",
+     "the model m makes 384 dimensions, and the vector has 256"),
+    ({f"{C}.template": "{content}"}, f"{C}.template", "no effect without an embedder"),
+    *(({**WORDS, f"{C}.template": text}, f"{C}.template", said) for text, said in [
+        ("{titel}", "{titel} is no field of the collection's documents"), ("{", "a brace that no other"),
+        ("}{content}", "a brace that no other"),
+        ("plain {{}}", "a template names from 1 to 64 fields, such as {content}"),
+        ("{content}" * 65, "names from 1 to 64 fields, such as {content}; this, 65"),
+        ("x" * 4097, "4097 characters exceeds 4096"),
+        ("{metadata}", "expected a path in the metadata"), ("{metadata.a..b}", "a metadata path is"),
+        ("{content.a}", "only metadata has paths"),
+        ("{id}", "{id} is no field of the collection's documents")]),
+    ({f"{C}.content": REMOVED, **WORDS}, f"{C}.template",
+     "{content} is no field of the collection's documents"),
+    ({f"{C}.content": REMOVED, f"{C}.fulltext": {"columns": ["content"]}}, f"{C}.fulltext.columns[0]",
+     "'content' is none of the collection's"),
+    *(({f"{C}.fulltext": value}, f"{C}.fulltext{path}", said) for value, path, said in [
+        ({}, "", "missing field 'columns'"), ({"columns": []}, ".columns", "from 1 to 4 columns, got 0"),
+        ({"columns": "content"}, ".columns", "expected a list of columns"),
+        ({"columns": ["content", "price"]}, ".columns[1]", "'price' is not of type text"),
+        ({"columns": ["body"]}, ".columns[0]", "'body' is none of the collection's"),
+        ({"columns": ["content", "content"]}, ".columns[1]", f"stands at {C}.fulltext.columns[0] already"),
+        ({"columns": ["content"], "language": "English"}, ".language", "a text search configuration"),
+        ({"columns": ["content"], "language": {"column": "lang", "values": ["english"]}},
+         ".language.column", "'lang' is none of the collection's"),
+        ({"columns": ["content"], "language": {"column": "tenant"}}, ".language", "missing field 'values'"),
+        ({"columns": ["content"], "language": {"column": "tenant", "values": ["a", "a"]}},
+         ".language.values[1]", "stands at"),
+        ({"columns": ["content"], "language": {"column": "tenant", "values": []}}, ".language.values",
+         "from 1 to 64 languages")]),
     ({f"{C}.sharding": REMOVED}, C, "missing field 'sharding', such as `sharding: {strategy: hash"),
     ({f"{C}.sharding.strategy": "centroid"}, f"{C}.sharding.strategy", "does not have the strategy centroid"),
     ({f"{C}.sharding.strategy": "modulo"}, f"{C}.sharding.strategy", "hash, list, range"),

@@ -16,7 +16,7 @@ from shard_config.file.collection import CACHE, INDEX, SEARCH
 from shard_config.file.schema import json_schema
 from shard_config.hashing import HASHABLE
 from shard_config.values import TYPE_NAMES
-from tests.unit.shard_config_maps import ENV, document
+from tests.unit.shard_config_maps import ENV, WORDS, document
 
 TEXT = (Path(__file__).parents[2] / "docs" / "shard-map.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```yaml\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
@@ -27,10 +27,20 @@ def test_every_block_is_a_map_or_a_part_of_one(block: str) -> None:
     tree = yaml.safe_load(block)
     part = re.match(r"# part: (\w+)\n", block)
     if part:
-        whole = document({"collections.documents.columns": {"tenant": "text", "created_at": "timestamptz"}})
-        whole["collections"]["documents"][part[1]] = tree
+        whole = document(
+            {
+                "collections.documents.columns": {
+                    "tenant": "text",
+                    "title": "text",
+                    "lang": "text",
+                    "created_at": "timestamptz",
+                }
+            }
+        )
+        whole |= {"models": WORDS["models"]} if part[1] == "words" else {}
+        whole["collections"]["documents"] |= tree if part[1] == "words" else {part[1]: tree}
         tree, block = whole, yaml.safe_dump(whole)
-    codec.parse(block, "docs/shard-map.md", ENV)
+    codec.parse(block, "docs/shard-map.md", {**ENV, "MODEL_KEY": "k3y"})
     jsonschema_rs.Draft202012Validator(json_schema()).validate(tree)
 
 

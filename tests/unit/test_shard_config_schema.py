@@ -10,22 +10,26 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shard_config.file import codec, collection, nodes
+from shard_config.file import codec, collection, nodes, services, words
 from shard_config.file.fields import Field
 from shard_config.file.schema import DIALECT, json_schema
 from shard_config.model import (
     Cache,
     Collection,
     Column,
+    EmbeddingService,
+    Fulltext,
     Index,
+    LanguageColumn,
     Node,
+    RerankingService,
     SearchDefaults,
     Shard,
     ShardMap,
     Tuned,
     Vector,
 )
-from tests.unit.shard_config_maps import TUNED, document, problems
+from tests.unit.shard_config_maps import TUNED, WORDS, document, problems
 from tests.unit.test_shard_config_codec import FAULTS, LIST, PLACEMENTS, RANGE
 
 VALIDATOR = jsonschema_rs.Draft202012Validator(json_schema())
@@ -35,6 +39,8 @@ ONLY_THE_READER = (
     "exceed", "mapped by", "already", "ef_construction", "66 for m", "no shard", "of 16", "of 8",
     "from 0 to 7", "ascending", "did you mean 'tenant'", "hash needs", "gap", "overlap", "empty range",
     "calendar", "no value", "no range",
+    "no model", "dimensions, and", "documents", "without an embedder", "brace", "names from", "has paths",
+    "expected a path", "is not of type", "stands at", "none of the", "characters",
     "a metadata path is", "twice", "quote it", "an integer from", "a number", "4000", "3600s", "duration",
 )  # fmt: skip
 
@@ -59,6 +65,10 @@ def test_the_schema_is_one() -> None:
         (collection.SEARCH, SearchDefaults, ()),
         (collection.TUNED, Tuned, ()),
         (collection.CACHE, Cache, ()),
+        (services.EMBEDDING, EmbeddingService, ("name",)),
+        (services.RERANKING, RerankingService, ("name",)),
+        (words.FULLTEXT, Fulltext, ()),
+        (words.LANGUAGE, LanguageColumn, ()),
     ],
 )
 def test_a_table_has_the_fields_of_its_model(table: dict[str, Field], model: Any, others: Any) -> None:
@@ -75,6 +85,8 @@ def test_a_table_has_the_fields_of_its_model(table: dict[str, Field], model: Any
         document(strategy="range", key="price", placement={"s0": [{"to": 1}], "s1": {"from": 1}}),
         document({"collections.documents.metadata": {"column": "meta", "indexes": {'"a.b".c': "array"}}}),
         document({"collections.documents.columns.tenant": {"type": "text", "index": True}}),
+        document(WORDS),
+        document({"models": {"m": {"url": "${URL}", "dimensions": 1}}}),
         document({"collections.documents.search.timeout": 0.5, "collections.documents.cache": {}}),
     ],
 )
@@ -110,11 +122,13 @@ FIELDS = """
     columns.tenant columns.id columns.n sharding index index.m index.ef_construction index.quantization
     search.ef_search search.overfetch search.timeout search.max_k
     search.target_recall search.tuned search.tuned.recall search.tuned.queries search.tuned.at
-    cache cache.ttl text_model
+    cache cache.ttl embedder template fulltext fulltext.columns fulltext.language
     sharding.buckets sharding.key sharding.placement sharding.placement.s0 sharding.placement.s1
     sharding.default sharding.strategy
 """.split()
 PATHS = [
+    *("models", "models.m", "models.m.url", "models.m.batch", "models.m.dimensions", "models.m.api_key"),
+    *("models.m.query_prefix", "models.m.model", "rerankers", "rerankers.r.api", "rerankers.r.timeout"),
     *("version", "shards", "shards.s0", "shards.s0.nodes", "shards.s9", "extra"),
     *(f"collections.documents.{field}" for field in FIELDS),
 ]
@@ -134,6 +148,11 @@ values = st.recursive(
             "array",
             "X",
             "ctid",
+            "http://h/v1",
+            "m",
+            "{content}",
+            "content",
+            "english",
             "9",
             "a-b",
             "postgresql://h/d",
@@ -144,7 +163,11 @@ values = st.recursive(
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(
-            st.sampled_from(["s0", "s1", "from", "to", "type", "column", "name", "dsn"]), inner, max_size=3
+            st.sampled_from(
+                ["s0", "s1", "from", "to", "type", "column", "name", "dsn", "columns", "values", "url"]
+            ),
+            inner,
+            max_size=3,
         )
     ),
     max_leaves=5,
@@ -162,6 +185,7 @@ bases = st.sampled_from(
 def test_the_schema_never_refuses_what_the_reader_takes(base: dict[str, Any], path: str, value: Any) -> None:
     indexed = {"column": "meta", "indexes": {"lang": "text"}}
     changes = {"collections.documents.search.tuned": {**TUNED}, "collections.documents.metadata": indexed}
+    changes |= WORDS
     tree = document({**changes, path: value}, **base)
     if not VALIDATOR.is_valid(tree):
         assert problems(tree) != {}

@@ -10,7 +10,7 @@ import yaml
 
 from shard_config import to_json
 from shard_config.file import codec
-from tests.unit.shard_config_maps import ENV, document, parse
+from tests.unit.shard_config_maps import ENV, REMOVED, WORDS, document, parse
 
 NODES = "shards.s0.nodes"
 
@@ -32,7 +32,8 @@ def test_the_view_reads_back_as_the_map_it_shows() -> None:
         ]
         changes = {
             NODES: nodes,
-            "collections.documents.text_model": "m$$.bin",
+            **WORDS,
+            "models.m.api_key": REMOVED,
             "collections.documents.metadata": {"column": "meta", "indexes": {'"a.b"."".x': "array"}},
             "collections.documents.columns.price": {"type": "float8", "index": True},
         }
@@ -47,6 +48,13 @@ def test_the_view_shows_no_password() -> None:
     view = json.dumps(to_json(parse(document())))
     assert ENV["PGPASSWORD"] not in view
     assert "postgresql://router:***@10.0.0.11:5432/search" in view
+
+
+def test_the_view_shows_no_key_of_a_service() -> None:
+    shard_map = parse(document(WORDS))
+    view = to_json(shard_map)
+    assert (shard_map.models["m"].api_key, view["models"]["m"]["api_key"]) == ("k3y", "***")
+    assert "k3y" not in json.dumps(view) + repr(shard_map)
 
 
 def test_bounds_beyond_python_s_values_are_read_from_the_form_that_is_shown() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import builtins
-import threading
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,11 +11,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from router.query.errors import InvalidError, MisconfiguredError
-from router.text import TextModel, TextModels, fit, model
+from router.text import TextModel, fit, model
 from router.text.words import words
-from shard_config.model import Collection, Metric, Vector, VectorType
-from tests.unit.queries import collection
 
 TEXTS = [
     "functools.lru_cache: least recently used cache decorator",
@@ -39,11 +35,6 @@ def fitted() -> TextModel:
 def saved(fitted: TextModel, tmp_path: Path) -> Path:
     fitted.save(tmp_path / "m.model")
     return tmp_path / "m.model"
-
-
-def with_model(path: Path | None, dimensions: int = 6) -> Collection:
-    vector = Vector("embedding", VectorType.VECTOR, dimensions, Metric.COSINE)
-    return collection(vector=vector, text_model=None if path is None else str(path))
 
 
 @pytest.mark.parametrize(
@@ -188,55 +179,3 @@ def test_without_scikit_learn_the_error_says_what_to_install(
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(ImportError, match=r"pip install 'pgscatter\[text\]'"):
         TextModel.load(saved)
-    with pytest.raises(MisconfiguredError, match="scikit-learn"):
-        TextModels().embed(with_model(saved), "cache")
-
-
-def test_a_collections_text_becomes_its_models_vector(fitted: TextModel, saved: Path) -> None:
-    models = TextModels()
-    assert repr(models) == "<TextModels 0 loaded>"
-    assert np.array_equal(models.embed(with_model(saved), "cache"), fitted.embed("cache"))
-    assert repr(models) == "<TextModels 1 loaded>"
-
-
-def test_a_model_is_read_once_by_many_threads(saved: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads: list[Path] = []
-    load = TextModel.load
-    monkeypatch.setattr(TextModel, "load", lambda path: (reads.append(path), load(path))[1])
-    models = TextModels()
-    threads = [threading.Thread(target=models.embed, args=(with_model(saved), "cache")) for _ in range(8)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert reads == [saved]
-
-
-def test_a_warm_model_is_there_before_the_first_search(saved: Path) -> None:
-    models = TextModels()
-    models.warm(with_model(None))
-    models.warm(with_model(saved))
-    saved.unlink()
-    assert models.embed(with_model(saved), "cache").shape == (6,)
-
-
-def test_a_caller_is_told_what_is_wrong_with_the_text(saved: Path) -> None:
-    models = TextModels()
-    for asked, text, message in [
-        (with_model(None), "cache", "collection documents has no text model"),
-        (with_model(saved, dimensions=5), "cache", "makes 6 dimensions, not its 5"),
-        (with_model(saved), "zzyzx", "knows none of the words of 'zzyzx'"),
-    ]:
-        with pytest.raises(InvalidError, match=message) as raised:
-            models.embed(asked, text)
-        assert [problem.path for problem in raised.value.problems] == ["text"]
-
-
-def test_a_model_that_cannot_be_read_is_the_routers_fault_and_tried_again(saved: Path) -> None:
-    models = TextModels()
-    moved = saved.with_name("other.model")
-    saved.rename(moved)
-    with pytest.raises(MisconfiguredError, match=r"text model of collection documents.*m\.model"):
-        models.embed(with_model(saved), "cache")
-    moved.rename(saved)
-    assert models.embed(with_model(saved), "cache").shape == (6,)
