@@ -38,6 +38,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         recall: that tuned variants have to reach.
         open_loop: rates in searches/s at which searches arrive.
         duration: seconds of a scenario that watches one long run.
+        embedder, reranker: what `pgscatter models serve` makes of texts, and ranks them again by.
         faults: whether servers break meanwhile.
     """
 
@@ -54,6 +55,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     recall: float = 0.99
     open_loop: list[float] | None = None
     duration: float | None = None
+    embedder: str = "wordllama"
+    reranker: str | None = None
     faults: bool = False
     quick: bool = False
 
