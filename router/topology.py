@@ -50,8 +50,10 @@ from router.settings import Settings
 from router.stages.answer_memory import AnswerMemory, BatchRoom
 from router.stages.coalesce import Coalesced
 from router.stages.columns import ColumnReader
+from router.stages.compose import Composed
 from router.stages.encode import Encoded
 from router.stages.fanout import Fanout
+from router.stages.fulltext import FulltextScatter
 from router.stages.local_cache import LocalCache, Store
 from router.stages.replicas import ReplicaSet
 from router.stages.scatter import Scatter
@@ -218,7 +220,8 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
     The order of stages: L1 is outermost, because a hit there must cost neither a task nor a wait.
     Coalescing comes before L2, so that equal misses cost one GET. Encoding stands below the caches, which
     keep bytes; all below it speak of ranked rows. Recall is measured of what was searched, not of what a
-    cache repeats. Scatter is last: it alone speaks of shards.
+    cache repeats, and of nearest rows alone, since a search for words is exact. The scatters are last: they
+    alone speak of shards.
 
     Raises:
         KeyError: the parts were not made for one of the map's nodes or collections.
@@ -245,7 +248,8 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
     fanout = Fanout(sets)
     ways = Ways(parts.statistics.of, sharing=parts.settings.node_together > 1)
     scatter = Scatter(shard_map, fanout, freshness, ways)
-    ranked = Sampled(scatter, parts.recall)
+    fulltext = FulltextScatter(shard_map, fanout, freshness)
+    ranked = Composed(vector=Sampled(scatter, parts.recall), fulltext=fulltext)
     search: Stage[SearchQuery, Found] = Encoded(ranked, ColumnReader(fanout, freshness), parts.memory)
     shared_cache = None
     if parts.link is not None:
@@ -271,6 +275,7 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         fanout,
         search=search,
         scatter=scatter,
+        fulltext=fulltext,
         shared_cache=shared_cache,
         writer=Writer(shard_map, primaries),
         reader=Reader(shard_map, fanout, freshness, parts.memory),
@@ -290,6 +295,7 @@ class Snapshot:
         *,
         search: Stage[SearchQuery, Found],
         scatter: Scatter,
+        fulltext: FulltextScatter,
         shared_cache: SharedCache | None,
         writer: Writer,
         reader: Reader,
@@ -298,7 +304,7 @@ class Snapshot:
         """
         Args:
             search: the outermost stage.
-            scatter: the innermost.
+            scatter, fulltext: the innermost, for vectors and for words.
         """
         self.shard_map = shard_map
         self._parts = parts
@@ -306,6 +312,7 @@ class Snapshot:
         self._fanout = fanout
         self._search = search
         self._scatter = scatter
+        self._fulltext = fulltext
         self._shared_cache = shared_cache
         self._writer = writer
         self._reader = reader
@@ -371,7 +378,9 @@ class Snapshot:
                 node.reads.discard_idle()
 
     def admit(self, sample: Sequence[SearchQuery], searches: int, available: float) -> AdmittedBatch:
-        expected = [self._scatter.expected(query) for query in sample]
+        expected = [
+            (self._scatter if query.words is None else self._fulltext).expected(query) for query in sample
+        ]
         return self._parts.batches.admit(
             searches,
             ahead=max([ahead for ahead, _ in expected], default=0.0),

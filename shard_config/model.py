@@ -143,10 +143,15 @@ class LanguageColumn(msgspec.Struct, frozen=True):
 
 
 class Fulltext(msgspec.Struct, frozen=True):
-    """The columns of the table that are searched by their words, the weightiest first."""
+    """The columns of the table that are searched by their words, the weightiest first.
+
+    `stored` is the table's generated column that keeps each row's words; None where the index is on the
+    columns themselves, so that ranking takes the texts apart anew.
+    """
 
     columns: tuple[str, ...]
     language: str | LanguageColumn = "english"
+    stored: str | None = None
 
 
 class Node(msgspec.Struct, frozen=True):

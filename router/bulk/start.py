@@ -18,7 +18,7 @@ from router.bulk.resume import Job, Load
 from router.bulk.target import Target
 from router.postgres.connection import ErrorKind, NodeError
 from router.postgres.rights import Held, Use, held_rights, missing_rights
-from router.schema import ddl
+from router.schema import ddl, fulltext
 from router.schema.identity import require_placement
 from router.schema.inspect import Found, inspect
 from router.schema.load_lock import load_lock
@@ -234,6 +234,10 @@ async def _defer_index(seen: _Seen, collection: Collection) -> str:
 
     Copying 25,000 rows into an indexed table took 5 times as long as copying them and building after.
     """
+    words = fulltext.found_index(collection, seen.found)
+    if words is not None:
+        # The end of the load makes what is missing: 0.04 ms a document at once, and 0.35 one by one.
+        await seen.primary.connection.execute(f"DROP INDEX {collection.table.schema}.{words.name}")
     index = vector_index(collection, seen.found)
     if index is None:
         name = ddl.free_name((collection.table.name, collection.vector.column), "hnsw", seen.found.relations)

@@ -30,10 +30,17 @@ _Filter = Annotated[
 
 
 class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A search: by `vector`, or by `text` where the collection has a model for it."""
+    """A search: by `vector`, or by `text`, whose meaning or whose words are searched for."""
 
     vector: _Vector | UnsetType = UNSET
     text: Annotated[str, Meta(extra_json_schema={"maxLength": MAX_TEXT})] | UnsetType = UNSET
+    mode: Annotated[
+        Literal["vector", "fulltext"],
+        Meta(
+            description="`vector` finds what is nearest to the vector, or to the text's; `fulltext` what"
+            " holds the text's words, where the collection has a full text."
+        ),
+    ] = "vector"
     k: Annotated[int, Meta(description="How many hits.", extra_json_schema={"minimum": 1})] = 10
     filter: _Filter | None = None
     include: Annotated[

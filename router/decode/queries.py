@@ -49,7 +49,12 @@ def search_query(
     include = frozenset(body.include)
     if include:
         problems.extend(_unknown_fields(body.include, collection, prefix))
-    vector = _vector(body, embedded, collection, prefix, problems)
+    words: str | None = None
+    vector = b""
+    if body.mode == "fulltext":
+        words = _words(body, collection, prefix, problems)
+    else:
+        vector = _vector(body, embedded, collection, prefix, problems)
     filter_ = _filter(body, collection, limits, prefix, problems)
     if problems:
         raise invalid(problems)
@@ -72,6 +77,7 @@ def search_query(
         # Where there is no vector, searches that differ in this alone have the same answer.
         vector_format=body.vector_format if "vector" in include else "float",
         room=room,
+        words=words,
     )
 
 
@@ -91,13 +97,13 @@ def includable(collection: Collection) -> list[str]:
 
 
 def check_text(body: SearchBody, path: str = "") -> str | None:
-    """The text to search by, if it is by text.
+    """The text to search by the meaning of, if it is by that.
 
     Raises:
         InvalidError: both or neither of text and vector, or a text too long.
     """
     if body.text is UNSET:
-        if body.vector is UNSET:
+        if body.vector is UNSET and body.mode == "vector":
             raise InvalidError.at(path, "a search needs a vector or a text")
         return None
     where = f"{path}.text" if path else "text"
@@ -107,6 +113,21 @@ def check_text(body: SearchBody, path: str = "") -> str | None:
         raise InvalidError.at(where, f"{len(body.text)} characters exceed {MAX_TEXT}")
     if not body.text.strip():
         raise InvalidError.at(where, "the text is empty")
+    return body.text if body.mode == "vector" else None
+
+
+def _words(body: SearchBody, collection: Collection, prefix: str, problems: list[Problem]) -> str | None:
+    if collection.fulltext is None:
+        problems.append(Problem(f"{prefix}mode", f"collection {collection.name} has no full text"))
+    if body.max_distance is not None:
+        problems.append(Problem(f"{prefix}max_distance", "a full-text search has scores, and no distances"))
+    if body.ef_search is not None:
+        problems.append(Problem(f"{prefix}ef_search", "a full-text search scans no vector index"))
+    if body.text is UNSET:
+        problems.append(Problem(f"{prefix}text", "required, but missing: a full-text search needs a text"))
+        return None
+    if "\0" in body.text:
+        problems.append(Problem(f"{prefix}text", "holds a NUL character, which no stored text can hold"))
     return body.text
 
 

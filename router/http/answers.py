@@ -61,11 +61,15 @@ _MOST_FINDINGS = 100
 
 
 class Hit(msgspec.Struct):
-    """A found document; what was asked for by `include` stands beside these."""
+    """A found document; what was asked for by `include` stands beside these.
+
+    A search by vector gives it a `distance`, a full-text search a `score`.
+    """
 
     id: Any
-    distance: float
     shard: str
+    distance: float | UnsetType = UNSET
+    score: float | UnsetType = UNSET
 
 
 class Fields(msgspec.Struct):

@@ -149,7 +149,9 @@ def missing_rights(collection: Collection, held: Held, use: Use) -> list[str]:
         return grants if held.owns else [*grants, f"GRANT {held.owner} TO {held.role}"]
     id_ = collection.id.column
     columns = [name for name in mapped_columns(collection) if name in held.columns]
-    needed: dict[str, list[str]] = {"SELECT": [id_] if use is Use.LOAD else columns}
+    needed: dict[str, list[str]] = {
+        "SELECT": [id_] if use is Use.LOAD else [*columns, *_words(collection, held)]
+    }
     if use is not Use.READ:
         needed["INSERT"] = columns
     if use is Use.WRITE:
@@ -176,6 +178,12 @@ def missing_rights(collection: Collection, held: Held, use: Use) -> list[str]:
 def lacking(grants: Iterable[str], role: str) -> str:
     """The rights that `grants` of `missing_rights` give, for a message that does not name the role."""
     return ", ".join(grant.removeprefix("GRANT ").removesuffix(f" TO {role}") for grant in grants)
+
+
+def _words(collection: Collection, held: Held) -> list[str]:
+    """The column that keeps each row's words: it is read, and nobody may write a generated one."""
+    stored = None if collection.fulltext is None else collection.fulltext.stored
+    return [stored] if stored is not None and stored in held.columns else []
 
 
 def _on_progress(held: Held) -> Iterable[str]:

@@ -20,13 +20,22 @@ from router.query.types import Scan, Shape
 from shard_config.model import Collection, Quantization
 from shard_config.values import ValueType
 
-__all__ = ["SearchStatement", "SearchStatements", "arrays", "by_index_order", "seen_at"]
+__all__ = [
+    "PLANNED_ANEW",
+    "SearchStatement",
+    "SearchStatements",
+    "arrays",
+    "by_index_order",
+    "id_in_order",
+    "limited",
+    "seen_at",
+]
 
 _SHAPES = 1024
 # True for every row, and dropped from a plan that knows its argument to be true. In a plan for any argument
 # it looks so dear that PostgreSQL makes one for these values each time, which it would stop after five:
 # a plan for any value does not know how many rows a range or a common value keeps. Never executed.
-_PLANNED_ANEW = "({true} OR (SELECT count(*) FROM generate_series(1, 1000000000)) > 0)"
+PLANNED_ANEW = "({true} OR (SELECT count(*) FROM generate_series(1, 1000000000)) > 0)"
 
 
 class SearchStatement(msgspec.Struct, frozen=True):
@@ -118,12 +127,12 @@ class SearchStatements:
         arguments.sharing = scan is Scan.EXACT
         condition = "" if filter is None else where(filter, collection, arguments)
         if filter is not None and scan is Scan.EXACT:
-            condition += f" AND {_PLANNED_ANEW.format(true=arguments.add(True, 'bool'))}"
+            condition += f" AND {PLANNED_ANEW.format(true=arguments.add(True, 'bool'))}"
         name = (collection.name, scan, counted, layout.inline, condition)
         shape = self._shapes.get(name)
         if shape is None:
             nearest = _nearest(collection, query, condition, brought, at_most, scan, counted, layout.inline)
-            single = _one(
+            single = limited(
                 collection, nearest, wanted, most, layout.inline, filter is not None and scan is not Scan.TIES
             )
             reads_once, together = scan is Scan.EXACT and filter is not None, None
@@ -153,8 +162,8 @@ def by_index_order(
     condition = "" if filter is None else f" WHERE {where(filter, collection, params)}"
     distance = f"{collection.vector.column} {distance_operator(collection.vector.metric)} {query}"
     rows = (
-        f"SELECT {_id(collection)} AS _id, {distance} AS _d, {_index_distance(collection, query)} AS _o"
-        f" FROM {collection.table} t{condition} OFFSET 0"
+        f"SELECT {id_in_order(collection)} AS _id, {distance} AS _d,"
+        f" {_index_distance(collection, query)} AS _o FROM {collection.table} t{condition} OFFSET 0"
     )
     first = f"SELECT _id, _d FROM ({rows}) r ORDER BY _o LIMIT {params.add(candidates, 'int')}"
     sql = f"SELECT * FROM ({first}) f WHERE _d <> 'NaN' ORDER BY _d, _id LIMIT {params.add(limit, 'int')}"
@@ -189,7 +198,7 @@ def _nearest(
     if scan is Scan.EXACT:
         # OFFSET 0 keeps the HNSW index out, which knows no order of what a query within has made.
         seen = f", {'count(*) OVER ()' if counted else 'NULL::bigint'} AS _seen" if condition else ""
-        rows = f"SELECT {_id(collection)} AS _id, {distance} AS _d{read} FROM {collection.table} t"
+        rows = f"SELECT {id_in_order(collection)} AS _id, {distance} AS _d{read} FROM {collection.table} t"
         rows += f"{' WHERE ' + condition if condition else ''} OFFSET 0"
         return (
             f"SELECT *{seen if condition or counted else ''} FROM ({rows}) a ORDER BY _d, _id LIMIT {brought}"
@@ -198,18 +207,18 @@ def _nearest(
     if scan is Scan.TIES:
         # An index scan knows no ids; asked for their order, it is read until the distance changes, by an
         # incremental sort.
-        order += f", t.{_id(collection)}"
+        order += f", t.{id_in_order(collection)}"
     if not condition or scan is Scan.TIES:
         return (
-            f"SELECT {_id(collection)} AS _id, {distance} AS _d{read} FROM {collection.table} t"
+            f"SELECT {id_in_order(collection)} AS _id, {distance} AS _d{read} FROM {collection.table} t"
             f"{' WHERE ' + condition if condition else ''} ORDER BY {order} LIMIT (SELECT {brought})"
         )
     # The condition is no WHERE of the scan, so that rows it does not keep are counted as well: the scan ends
     # here, in the order in which it goes outwards. Where hnsw.max_scan_tuples ends it, pgvector returns what
     # it has merely touched, and the first of these that match are no near ones.
     visited = (
-        f"SELECT {_id(collection)} AS _id, {collection.vector.column} AS _e, ({condition}) AS _ok{read}"
-        f" FROM {collection.table} t ORDER BY {order} LIMIT (SELECT {visits})"
+        f"SELECT {id_in_order(collection)} AS _id, {collection.vector.column} AS _e,"
+        f" ({condition}) AS _ok{read} FROM {collection.table} t ORDER BY {order} LIMIT (SELECT {visits})"
     )
     numbered = f"SELECT *, row_number() OVER () AS _n FROM ({visited}) v"
     kept = f"SELECT * FROM ({numbered}) n WHERE _ok LIMIT (SELECT {brought})"
@@ -217,7 +226,7 @@ def _nearest(
     return f"SELECT _id, _e {operator} {query} AS _d{passed}, {seen} AS _seen FROM ({kept}) k"
 
 
-def _one(
+def limited(
     collection: Collection, nearest: str, wanted: str, most: str, include: frozenset[str], seen: bool
 ) -> str:
     """A search's statement.
@@ -263,7 +272,7 @@ def _many(collection: Collection, filter: Filter | None, layout: Layout) -> str:
     visits = "" if filter is None else arguments.add(None, "int")
     condition = "" if filter is None else where(filter, collection, arguments)
     nearest = _nearest(collection, query, condition, brought, visits, Scan.INDEX, False, layout.inline)
-    one = _one(collection, nearest, wanted, most, layout.inline, filter is not None)
+    one = limited(collection, nearest, wanted, most, layout.inline, filter is not None)
     return f"SELECT x.*, q.n FROM {arguments.unnested()} CROSS JOIN LATERAL ({one}) x"
 
 
@@ -277,7 +286,7 @@ def _many_exact(collection: Collection, condition: str, counted: bool, layout: L
     read = "".join(f", {read_as(collection, column)} AS _c{i}" for i, column in enumerate(columns))
     passed = "".join(f", _c{i}" for i in range(len(columns)))
     kept = (
-        f"SELECT {_id(collection)} AS _id, {collection.vector.column} AS _e{read}"
+        f"SELECT {id_in_order(collection)} AS _id, {collection.vector.column} AS _e{read}"
         f" FROM {collection.table} t WHERE {condition}"
     )
     operator = distance_operator(collection.vector.metric)
@@ -286,7 +295,7 @@ def _many_exact(collection: Collection, condition: str, counted: bool, layout: L
         f"SELECT *, {seen} AS _seen FROM (SELECT _id, _e {operator} {query} AS _d{passed} FROM m OFFSET 0) a"
         f" ORDER BY _d, _id LIMIT {brought}"
     )
-    one = _one(collection, nearest, wanted, most, layout.inline, True)
+    one = limited(collection, nearest, wanted, most, layout.inline, True)
     searches = arguments.unnested()
     return f"WITH m AS MATERIALIZED ({kept}) SELECT x.*, q.n FROM {searches} CROSS JOIN LATERAL ({one}) x"
 
@@ -305,7 +314,7 @@ def _index_distance(collection: Collection, query: str) -> str:
             return f"(binary_quantize({vector.column})::{bits}) <~> (binary_quantize({query})::{bits})"
 
 
-def _id(collection: Collection) -> str:
+def id_in_order(collection: Collection) -> str:
     """The id in the order that the router merges by: text by code point."""
     collate = ' COLLATE "C"' if collection.id.type is ValueType.TEXT else ""
     return f"{collection.id.column}{collate}"

@@ -124,8 +124,10 @@ def shortfall(query: SearchQuery, returned: int, ranked: RankedAnswer) -> Shortf
     """Why there are fewer than k hits, the gravest reason first; None if there are k."""
     if returned >= query.k:
         return None
-    reason: Literal["exhausted", "max_distance", "scan_limit", "coverage"] = "exhausted"
-    if not ranked.coverage.full:
+    reason: Literal["exhausted", "max_distance", "scan_limit", "coverage", "no_words"] = "exhausted"
+    if ranked.wordless:
+        reason = "no_words"
+    elif not ranked.coverage.full:
         reason = "coverage"
     elif any(one.reason == "scan_limit" for one in ranked.unsettled):
         reason = "scan_limit"

@@ -7,7 +7,7 @@ some values of columns; these have names. Text, metadata and vectors of any leng
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
@@ -18,10 +18,12 @@ from router.query.wire import base64_text, number_text
 from shard_config.model import Collection
 from shard_config.values import json_form
 
-__all__ = ["Fields", "encode_hits", "field_values", "fields_of", "hit_of", "pieces_of"]
+__all__ = ["Fields", "Notes", "encode_hits", "field_values", "fields_of", "hit_of", "pieces_of"]
 
 # Columns by name, and what turns a value into one that JSON has; None where nothing need be done.
 Fields: TypeAlias = Sequence[tuple[str, Callable[[Any], object] | None]]
+# By id, what a hit shows in place of its distance: members of its JSON.
+Notes: TypeAlias = Mapping[object, bytes] | None
 
 _encoder = msgspec.json.Encoder(decimal_format="number")
 _PIECE = 1 << 18
@@ -40,8 +42,11 @@ def fields_of(collection: Collection, names: Sequence[str], vector_format: Vecto
     return [(name, _form(collection, name, vector_format)) for name in names]
 
 
-def encode_hits(rows: Sequence[Ranked], fields: Fields) -> bytes:
+def encode_hits(rows: Sequence[Ranked], fields: Fields, notes: Notes = None) -> bytes:
     """The hits as a JSON array; a row is (id, distance, *columns), and they ascend by distance."""
+    if notes is not None:
+        hits = [b"".join(pieces_of(hit_of(row, shard, fields), notes[row[0]])) for row, shard in rows]
+        return b"[%s]" % b",".join(hits)
     # The ends tell of all.
     if not fields and rows and math.isfinite(rows[0][0][1]) and math.isfinite(rows[-1][0][1]):
         return _encoder.encode([_Hit(row[0], row[1], shard) for row, shard in rows])
@@ -72,10 +77,16 @@ def field_values(row: Row, first: int, fields: Fields) -> dict[str, Any]:
     return values
 
 
-def pieces_of(hit: dict[str, Any]) -> Iterator[bytes]:
-    """The JSON of one hit or document with megabytes of text or metadata, in pieces of some 256 KiB."""
+def pieces_of(hit: dict[str, Any], note: bytes | None = None) -> Iterator[bytes]:
+    """The JSON of one hit or document with megabytes of text or metadata, in pieces of some 256 KiB.
+
+    `note` takes the place of the distance.
+    """
     written = b"{"
     for i, (name, value) in enumerate(hit.items()):
+        if name == "distance" and note is not None and i == 1:
+            written += b"," + note
+            continue
         written += (b"," if i else b"") + _encoder.encode(name) + b":"
         if isinstance(value, str) and len(value) > _PIECE:
             yield written + b'"'

@@ -29,6 +29,7 @@ class RankedAnswer(msgspec.Struct, frozen=True):
         reports: of every shard that was asked, by its name.
         too_far: whether rows were left out because they lie beyond the query's `max_distance`.
         unsettled: shards whose rows may not be the right ones.
+        wordless: whether a full-text search had no word to search for.
         notes: for each row the JSON members, without braces, that its hit shows in place of the distance;
             None where it shows that.
         account: what was done beside one plain search.
@@ -45,6 +46,7 @@ class RankedAnswer(msgspec.Struct, frozen=True):
     notes: Sequence[bytes] | None = None
     account: Account | None = None
     settled: bool = True
+    wordless: bool = False
 
     @property
     def cacheable(self) -> bool:

@@ -198,6 +198,7 @@ class Work(IntEnum):
     LOOKUP = 3
     COLUMNS = 4  # of many rows, by their ids
     FILTER = 5  # rows that an index of the filter brings
+    WORDS = 6  # by a full-text index
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -317,13 +318,14 @@ class Coverage(msgspec.Struct, frozen=True):
 class Shortfall(msgspec.Struct, frozen=True):
     """Why fewer than k hits came back.
 
-    `exhausted`: no further row matches. `max_distance`: further rows lie beyond it. `scan_limit`:
+    `exhausted`: no further row matches. `no_words`: the text holds nothing to search for, but words that are
+    in nearly every text of its language. `max_distance`: further rows lie beyond it. `scan_limit`:
     the approximate scan gave up and no time was left for an exact one. `coverage`: shards are missing.
     """
 
     asked: int
     returned: int
-    reason: Literal["exhausted", "max_distance", "scan_limit", "coverage"]
+    reason: Literal["exhausted", "max_distance", "scan_limit", "coverage", "no_words"]
 
 
 class Unsettled(msgspec.Struct, frozen=True):

@@ -17,7 +17,7 @@ from router.postgres.connection import ErrorKind, NodeError
 from router.postgres.identity import read_identity
 from router.postgres.session_settings import set_search_path
 from router.schema import identity
-from router.schema.build import BuildLimits, build_index, graph_bytes, sort_bytes
+from router.schema.build import BuildLimits, build_index, graph_bytes, sort_bytes, words_bytes
 from router.schema.inspect import Misplaced, inspect, misplaced
 from router.schema.load_lock import load_lock
 from router.schema.load_tables import create_load_tables
@@ -238,6 +238,8 @@ class _Run:
         meter = self._display.meter(f"{primary.shard} {collection.name} index", rows, "rows")
         result = self.results[primary.shard]
         memory = graph_bytes(collection, rows) if change.hnsw else sort_bytes(rows)
+        if change.words:
+            memory = words_bytes(rows)
         for statement in change.statements:
             note = await build_index(
                 primary.node, primary.connection, statement, rows, memory, self._limits, meter.reach

@@ -18,7 +18,7 @@ from router.postgres.connection import NodeError, node_error
 from router.schema.session import Connection, bound_to, connect, node_errors
 from shard_config.model import Collection, Node, Quantization, VectorType
 
-__all__ = ["BuildLimits", "build_index", "graph_bytes", "sort_bytes"]
+__all__ = ["BuildLimits", "build_index", "graph_bytes", "sort_bytes", "words_bytes"]
 
 _BUILD_TIMEOUT = 24 * 3600.0
 _POLL = 0.5
@@ -27,6 +27,8 @@ _SILENCE = 60.0
 _MIB = 1 << 20
 # The server gives a build no worker for which there are not 32 MiB (plan_create_index_workers).
 _WORKER_BYTES = 32 * _MIB
+# Of one document: what a build gathers in memory before it writes that down, at no great cost.
+_WORDS_BYTES = 1000
 # A key of a filter's index with what the sort keeps beside it, and room for texts; more spills to disk, at
 # no great cost.
 _SORTED_BYTES = 100
@@ -69,6 +71,11 @@ _CONCURRENTLY = re.compile(r"CREATE INDEX CONCURRENTLY (?P<name>\w+) ON (?P<sche
 def sort_bytes(rows: int) -> int:
     """What the sort of an ordinary index takes."""
     return rows * _SORTED_BYTES + 4 * _MIB
+
+
+def words_bytes(rows: int) -> int:
+    """What the build of a full-text index takes."""
+    return rows * _WORDS_BYTES + 4 * _MIB
 
 
 async def build_index(

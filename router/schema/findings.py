@@ -205,13 +205,18 @@ def _of_table(shard: str, collection: Collection, facts: NodeFacts, replicated: 
             found += told(Severity.ERROR, [what], searchable=False)
         elif table.kind is None or lethal:
             continue  # it comes with the table, or cannot come before that is mended
+        elif change.kind == "column":
+            found += told(Severity.ERROR, [f"{what}, without which searches for words fail"])
         elif table.loading and change.kind == "index":
             what += (
                 " while a load is at work on the table, or a build of its indexes, which ends with it there"
             )
             found += told(Severity.NOTE, [what])
         else:
-            found += told(Severity.WARNING, [what])
+            found += told(
+                Severity.WARNING,
+                [f"{what}, so that searches for words read every row"] if change.words else [what],
+            )
     found += told(Severity.WARNING, differences(collection, table))
     found += told(Severity.NOTE, [*remarks(collection, table), *_collations(collection, table)])
     held = facts.rights.get(collection.name)

@@ -14,7 +14,8 @@ __all__ = ["Found", "FoundColumn", "FoundIndex", "Misplaced", "inspect", "mispla
 
 class FoundColumn(msgspec.Struct, frozen=True):
     """`filled`: an insert may leave it out. `generated`: an upsert may not give it; of an identity column,
-    which can be inserted and not updated, the id alone may."""
+    which can be inserted and not updated, the id alone may. `stored`: what its values are computed by before
+    they are stored."""
 
     name: str
     type: str
@@ -24,6 +25,7 @@ class FoundColumn(msgspec.Struct, frozen=True):
     deterministic: bool
     collation: str | None = None
     default: str | None = None
+    stored: str | None = None
 
 
 class FoundIndex(msgspec.Struct, frozen=True):
@@ -65,6 +67,7 @@ class Found(msgspec.Struct, frozen=True):
         policed: its policies may hide rows from the session's role.
         constraints: those that are no indexes, as the server writes them.
         triggers: those that are on, each with its function.
+        languages: text search configurations that can be named without a schema.
         outdated: collations of its indexes' keys that are not as when these were built: name, version then
             and now.
     """
@@ -86,6 +89,7 @@ class Found(msgspec.Struct, frozen=True):
     constraints: tuple[str, ...] = ()
     triggers: tuple[str, ...] = ()
     outdated: tuple[tuple[str, str, str], ...] = ()
+    languages: frozenset[str] = frozenset()
 
 
 class Misplaced(msgspec.Struct, frozen=True):
@@ -104,7 +108,8 @@ SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS vector,
        EXISTS (SELECT FROM pg_namespace WHERE nspname = $1) AS schema,
        (SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database()) AS encoding,
        ARRAY(SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
-             WHERE n.nspname = $1) AS relations
+             WHERE n.nspname = $1) AS relations,
+       ARRAY(SELECT cfgname::text FROM pg_ts_config WHERE pg_ts_config_is_visible(oid)) AS languages
 """
 
 _TABLE = f"""
@@ -133,7 +138,8 @@ SELECT a.attname AS name,
        a.atthasdef OR a.attidentity <> '' AS filled,
        a.attgenerated <> '' OR (a.attidentity = 'a' AND a.attname <> $2) AS generated,
        COALESCE(l.collisdeterministic, true) AS deterministic, l.collname::text AS collation,
-       CASE a.attgenerated WHEN '' THEN pg_get_expr(d.adbin, d.adrelid) END AS default
+       CASE a.attgenerated WHEN '' THEN pg_get_expr(d.adbin, d.adrelid) END AS default,
+       CASE a.attgenerated WHEN 's' THEN pg_get_expr(d.adbin, d.adrelid) END AS stored
 FROM pg_attribute a JOIN pg_type t ON t.oid = a.atttypid LEFT JOIN pg_collation l ON l.oid = a.attcollation
      LEFT JOIN pg_attrdef d ON d.adrelid = a.attrelid AND d.adnum = a.attnum
 WHERE a.attrelid = $1 AND a.attnum > 0 AND NOT a.attisdropped
@@ -198,6 +204,7 @@ async def inspect(connection: asyncpg.Connection, collection: Collection, *, rea
         schema=server["schema"],
         relations=frozenset(server["relations"]),
         encoding=server["encoding"],
+        languages=frozenset(server["languages"]),
     )
     row = await connection.fetchrow(_TABLE, table.schema, table.name)
     if row is None:

@@ -15,7 +15,8 @@ from typing import Literal
 import msgspec
 
 from router.postgres.filter_indexes import IndexDefinition, filter_indexes, same_expression
-from router.schema import ddl
+from router.postgres.fulltext_index import fulltext_index
+from router.schema import ddl, fulltext
 from router.schema.inspect import Found, FoundColumn, FoundIndex
 from router.schema.minima import LEAST_PGVECTOR, numbers, shown
 from shard_config.model import Collection
@@ -53,14 +54,15 @@ class Change(msgspec.Struct, frozen=True):
 
     `kind`: what they create, or `statistics` that they gather.
     `index`: builds an index over rows that exist, outside of a transaction and for as long as it takes.
-    `hnsw`: that index takes the memory of a graph.
+    `hnsw`: that index takes the memory of a graph; `words`, of texts.
     """
 
     what: str
     statements: tuple[str, ...]
-    kind: Literal["schema", "extension", "table", "index", "statistics"]
+    kind: Literal["schema", "extension", "table", "column", "index", "statistics"]
     index: bool = False
     hnsw: bool = False
+    words: bool = False
 
     @property
     def lacking(self) -> str:
@@ -70,7 +72,9 @@ class Change(msgspec.Struct, frozen=True):
 
 def mismatches(collection: Collection, found: Found, *, replicated: bool) -> list[str]:
     """Everything that keeps the table from serving the collection, each with what would be right."""
-    problems = _extension(found) + _encoding(collection, found)
+    problems = (
+        _extension(found) + _encoding(collection, found) + fulltext.language_mismatches(collection, found)
+    )
     if found.kind is None:
         return problems
     if found.kind not in ("r", "p"):
@@ -83,6 +87,7 @@ def mismatches(collection: Collection, found: Found, *, replicated: bool) -> lis
         )
     for name, type_ in ddl.stored_types(collection).items():
         problems += _column(collection, found, name, type_)
+    problems += fulltext.column_mismatches(collection, found)
     problems += _unmapped(collection, found)
     if collection.id.column in found.columns and not _unique_id(collection, found):
         problems.append(
@@ -140,6 +145,7 @@ def remarks(collection: Collection, found: Found) -> list[str]:
         f"index {index.name} is being built by another session" for index in found.indexes if index.building
     ]
     said += _unwanted(collection, found)
+    said += fulltext.remarks(collection, found)
     if found.policed:
         said.append(f"policies may hide rows of {collection.table} from the role, which are not found then")
     bytewise = {index.key for index in filter_indexes(collection)}
@@ -172,6 +178,9 @@ def changes(collection: Collection, found: Found, *, vector_index: bool) -> list
     if found.kind is None:
         statements = tuple(ddl.create_table(collection))
         missing.append(Change(f"created table {collection.table}", statements, "table"))
+    elif (stored := fulltext.missing_column(collection, found)) is not None:
+        what = f"created column {stored.stored} of {collection.table}"
+        missing.append(Change(what, (ddl.add_words(collection, stored),), "column"))
     missing += _missing_indexes(collection, found, vector_index)
     return missing
 
@@ -248,6 +257,7 @@ class _WantedIndex(msgspec.Struct, frozen=True):
     named: Callable[[Names[str]], str]
     create: Callable[..., str]
     hnsw: bool = False
+    words: bool = False
 
 
 def _wanted_indexes(collection: Collection, vector_index: bool) -> list[_WantedIndex]:
@@ -267,6 +277,10 @@ def _wanted_indexes(collection: Collection, vector_index: bool) -> list[_WantedI
         named = partial(ddl.filter_index_name, collection, index)
         create = partial(ddl.create_filter_index, collection, index)
         wanted.append(_WantedIndex(partial(_is_filter_index, index), named, create))
+    if (words := fulltext_index(collection)) is not None:
+        named = partial(ddl.free_name, (table,), "fulltext")
+        create = partial(ddl.create_fulltext_index, collection, words)
+        wanted.append(_WantedIndex(partial(fulltext.serves, words), named, create, words=True))
     return wanted
 
 
@@ -286,13 +300,17 @@ def _missing_indexes(collection: Collection, found: Found, vector_index: bool) -
         taken.add(name)
         what = f"created index {name}{' in place of one whose build had failed' if alike else ''}"
         statements = (*dropped, wanted.create(name, concurrently=live))
-        missing.append(Change(what, statements, "index", index=not found.empty, hnsw=wanted.hnsw))
+        missing.append(
+            Change(what, statements, "index", not found.empty, hnsw=wanted.hnsw, words=wanted.words)
+        )
     return missing + _statistics(collection, found, missing)
 
 
 def _statistics(collection: Collection, found: Found, missing: list[Change]) -> list[Change]:
     """Gathering those of new indexes, and of one whose run ended before it came to them."""
     there = [filter_index(index, found) for index in filter_indexes(collection)]
+    if fulltext_index(collection) is not None:
+        there.append(fulltext.found_index(collection, found))
     made = any(change.index and not change.hnsw for change in missing)
     if found.empty or not there or not (made or any(index and not index.analyzed for index in there)):
         return []
@@ -302,14 +320,19 @@ def _statistics(collection: Collection, found: Found, missing: list[Change]) -> 
 
 def _unwanted(collection: Collection, found: Found) -> list[str]:
     """Indexes that an earlier map wanted; they are no reason to drop anything."""
-    wanted = filter_indexes(collection)
+    wanted, words = filter_indexes(collection), fulltext_index(collection)
+
+    def unwanted(index: FoundIndex) -> bool:
+        if ddl.FULLTEXT_INDEX_NAME.fullmatch(index.name):
+            return words is None or not fulltext.serves(words, index)
+        named = ddl.FILTER_INDEX_NAME.fullmatch(index.name)
+        return bool(named) and not any(_is_filter_index(one, index) for one in wanted)
+
     return [
         f"index {index.name} is kept, though the map has no index on what it is for{_unused(index)}: drop it,"
         " or put it into the map"
         for index in found.indexes
-        if index.valid
-        and ddl.FILTER_INDEX_NAME.fullmatch(index.name)
-        and not any(_is_filter_index(one, index) for one in wanted)
+        if index.valid and unwanted(index)
     ]
 
 

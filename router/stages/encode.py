@@ -17,6 +17,7 @@ import msgspec
 from router.policy.deadline import stop_before
 from router.query.answer import coverage_of, raise_if_unanswered, shortfall
 from router.query.errors import DeadlineError, UnavailableError
+from router.query.hits import Notes
 from router.query.ranked import RankedAnswer
 from router.query.sizes import expected_bytes, fixed_bytes, least_bytes, runs
 from router.query.types import Answer, Found, SearchQuery, ShardReport
@@ -62,7 +63,7 @@ class Encoded:
             with suppress(RowsChangedError):
                 ranked = await self._inner.search(query, deadline)
                 if ranked.complete(query.include):
-                    pieces = await json_of(query, ranked.rows, ranked.layout.fixed_bytes)
+                    pieces = await json_of(query, ranked.rows, ranked.layout.fixed_bytes, _notes(ranked))
                     answer = _answer(query, ranked, pieces, _by_shard(ranked))
                 else:
                     answer = await self._completed(query, ranked, stop)
@@ -86,7 +87,7 @@ class Encoded:
             await self._columns.measure(query, rows, reports, stop)
             reservation = await self._reserve(query, rows, stop)
             try:
-                pieces = await self._write(query, rows, reports, counts, stop)
+                pieces = await self._write(query, rows, _notes(ranked), reports, counts, stop)
                 reservation.resize(sum(map(len, pieces)))
                 # A shard may have failed since it ranked its rows.
                 coverage = coverage_of(list(reports.values()), ranked.coverage.shards.total)
@@ -114,6 +115,7 @@ class Encoded:
         self,
         query: SearchQuery,
         rows: Sequence[PendingRow],
+        notes: Notes,
         reports: dict[str, ShardReport],
         counts: dict[str, int],
         stop: float,
@@ -136,7 +138,7 @@ class Encoded:
             completed = await self._columns.read(query, [rows[i] for i in run], reports, stop)
             for _, shard in completed:
                 counts[shard] += 1
-            await write_slices(query, completed, max(widths[i] for i in run), take)
+            await write_slices(query, completed, max(widths[i] for i in run), take, notes)
             read += sum(widths[i] for i in run)
             expected = size * total // read
             if size > _SURE_BYTES and expected > _SURE_FACTOR * self._left(query):
@@ -146,6 +148,12 @@ class Encoded:
     def _left(self, query: SearchQuery) -> int:
         """How large the answer may be."""
         return self._memory.most_each if query.room is None else query.room.left
+
+
+def _notes(ranked: RankedAnswer) -> Notes:
+    if ranked.notes is None:
+        return None
+    return {row[0]: note for (row, _), note in zip(ranked.rows, ranked.notes, strict=True)}
 
 
 def _by_shard(ranked: RankedAnswer) -> dict[str, int]:

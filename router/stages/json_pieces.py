@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Sequence
 from time import perf_counter
 
 from router.postgres import sql
-from router.query.hits import Fields, encode_hits, fields_of, hit_of, pieces_of
+from router.query.hits import Fields, Notes, encode_hits, fields_of, hit_of, pieces_of
 from router.query.ranked import Ranked
 from router.query.types import SearchQuery
 
@@ -24,17 +24,21 @@ _WIDE_BYTES = 1 << 18
 _HIT_BYTES = 64
 
 
-async def json_of(query: SearchQuery, rows: Sequence[Ranked], width: int) -> list[bytes]:
+async def json_of(query: SearchQuery, rows: Sequence[Ranked], width: int, notes: Notes = None) -> list[bytes]:
     """The JSON array of complete rows, `width` bytes wide each, in as many pieces as it takes turns."""
     if len(rows) * max(width, _HIT_BYTES) <= SLICE_BYTES:
-        return [encode_hits(rows, _fields(query))]
+        return [encode_hits(rows, _fields(query), notes)]
     pieces: list[bytes] = []
-    await write_slices(query, rows, width, pieces.append)
+    await write_slices(query, rows, width, pieces.append, notes)
     return array_of(pieces)
 
 
 async def write_slices(
-    query: SearchQuery, rows: Sequence[Ranked], width: int, write: Callable[[bytes], object]
+    query: SearchQuery,
+    rows: Sequence[Ranked],
+    width: int,
+    write: Callable[[bytes], object],
+    notes: Notes = None,
 ) -> None:
     """Write the JSON of rows, each and a comma; none of them is wider than `width` bytes.
 
@@ -47,10 +51,11 @@ async def write_slices(
         began = perf_counter()
         if width > _WIDE_BYTES:
             hit = hit_of(*part[0], fields)
-            await write_yielding(pieces_of(hit), write)
+            note = None if notes is None else notes[part[0][0][0]]
+            await write_yielding(pieces_of(hit, note), write)
             write(b",")
             continue
-        array = memoryview(encode_hits(part, fields))
+        array = memoryview(encode_hits(part, fields, notes))
         write(b"".join((array[1:-1], b",")))
         await asyncio.sleep(perf_counter() - began)
 

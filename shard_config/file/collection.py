@@ -264,6 +264,8 @@ def _check_mapped_once(collection: Collection, cursor: Cursor) -> None:
         (collection.metadata, cursor["metadata"]),
         *((column.column, columns[name]) for name, column in collection.columns.items()),
     ]
+    if collection.fulltext is not None:
+        mapped.append((collection.fulltext.stored, cursor["fulltext"]["stored"]))
     named = [(name, at["column"] if at["column"].present else at) for name, at in mapped]
     for name, at, first in repeated(named):
         at.fail(f"the table's column {name!r} is mapped by {first} already")

@@ -23,6 +23,7 @@ class NamedFulltext(msgspec.Struct):
 
     columns: tuple[str, ...]
     language: str | LanguageColumn
+    stored: str | None
 
 
 def _read_column_names(cursor: Cursor) -> tuple[str, ...]:
@@ -81,6 +82,7 @@ FULLTEXT = {
         "english",
         show=lambda language: language if isinstance(language, str) else shown(language, LANGUAGE),
     ),
+    "stored": fields.column(),
 }
 
 
@@ -165,7 +167,7 @@ def fulltext_of(
     if isinstance(language, LanguageColumn):
         column = resolved(language.column, cursor["language"]["column"], texts)
         language = LanguageColumn(column, language.values)
-    return Fulltext(found, language)
+    return Fulltext(found, language, named.stored)
 
 
 def named_fulltext(collection: Collection) -> NamedFulltext | None:
@@ -179,4 +181,4 @@ def named_fulltext(collection: Collection) -> NamedFulltext | None:
     language = fulltext.language
     if isinstance(language, LanguageColumn):
         language = LanguageColumn(names[language.column], language.values)
-    return NamedFulltext(tuple(names[column] for column in fulltext.columns), language)
+    return NamedFulltext(tuple(names[column] for column in fulltext.columns), language, fulltext.stored)

@@ -49,6 +49,7 @@ WORDS: dict[str, Any] = {
     "collections.documents.fulltext": {
         "columns": ["tenant", "content"],
         "language": {"column": "tenant", "values": ["english", "german"]},
+        "stored": "words",
     },
 }
 

@@ -193,7 +193,7 @@ def test_services_are_read_and_a_collection_has_its_model() -> None:
     collection = shard_map.collections["documents"]
     assert collection.embedder is shard_map.models["m"]
     assert collection.fulltext == Fulltext(
-        ("tenant_id", "body"), LanguageColumn("tenant_id", ("english", "german"))
+        ("tenant_id", "body"), LanguageColumn("tenant_id", ("english", "german")), "words"
     )
     least = {"models": {"minilm": {"url": "http://h/", "dimensions": 3}}}
     assert parse(document(least)).models["minilm"] == EmbeddingService("minilm", "http://h/", "minilm", 3)
@@ -352,6 +352,8 @@ FAULTS: list[tuple[dict[str, Any], str, str]] = [
         ({"columns": ["content", "price"]}, ".columns[1]", "'price' is not of type text"),
         ({"columns": ["body"]}, ".columns[0]", "'body' is none of the collection's"),
         ({"columns": ["content", "content"]}, ".columns[1]", f"stands at {C}.fulltext.columns[0] already"),
+        ({"columns": ["content"], "stored": "body"}, ".stored", f"is mapped by {C}.content already"),
+        ({"columns": ["content"], "stored": "Words"}, ".stored", ""),
         ({"columns": ["content"], "language": "English"}, ".language", "a text search configuration"),
         ({"columns": ["content"], "language": {"column": "lang", "values": ["english"]}},
          ".language.column", "'lang' is none of the collection's"),

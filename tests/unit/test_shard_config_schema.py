@@ -122,7 +122,7 @@ FIELDS = """
     columns.tenant columns.id columns.n sharding index index.m index.ef_construction index.quantization
     search.ef_search search.overfetch search.timeout search.max_k
     search.target_recall search.tuned search.tuned.recall search.tuned.queries search.tuned.at
-    cache cache.ttl embedder template fulltext fulltext.columns fulltext.language
+    cache cache.ttl embedder template fulltext fulltext.columns fulltext.language fulltext.stored
     sharding.buckets sharding.key sharding.placement sharding.placement.s0 sharding.placement.s1
     sharding.default sharding.strategy
 """.split()
