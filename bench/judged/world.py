@@ -43,7 +43,7 @@ class Models(msgspec.Struct, frozen=True):
 
 
 class JudgedWorld:
-    """Made by `open_judged`; `routers_flags` are how its router was called."""
+    """Made by `open_judged`; `reranks` says whether a model can rank hits again."""
 
     def __init__(self, url: str, reranks: bool) -> None:
         self.reranks = reranks
@@ -88,17 +88,18 @@ def open_judged(
     with tempfile.TemporaryDirectory(prefix="pgscatter-bench-", ignore_cleanup_errors=True) as temporary:
         folder = Path(temporary)
         folder.chmod(0o755)  # PostgreSQL may have to run as another user
-        wanted = {_EMBEDDER: models.embedder}
-        again = {_RERANKER: models.reranker} if models.reranker is not None else {}
+        flags = ["--embedder", f"{_EMBEDDER}={models.embedder}"]
+        if reranks := models.reranker is not None:
+            flags += ["--reranker", f"{_RERANKER}={models.reranker}"]
         display.say(f"starting the model service, and {shards} shards")
-        with model_service(folder / "models.log", embedders=wanted, rerankers=again) as service:
+        with model_service(*flags, log=folder / "models.log") as service:
             collections = folder / "collections.yaml"
-            collections.write_text(yaml.safe_dump(_map_part(sets, service, bool(again)), sort_keys=False))
+            collections.write_text(yaml.safe_dump(_map_part(sets, str(service), reranks), sort_keys=False))
             with Cluster.temporary(shards, 0, collections, folder / "cluster") as cluster:
                 _apply(cluster, display, with_index=False)
                 serve = serve_arguments(cluster.map_path)
                 with serving(serve, folder / "serve.log") as router:
-                    world = JudgedWorld(router.url, bool(again))
+                    world = JudgedWorld(router.url, reranks)
                     for judged in sets:
                         _store(world, judged, display)
                     _apply(cluster, display, with_index=True)
@@ -115,18 +116,24 @@ def _path(judged: Judged) -> str:
     return f"/v1/collections/{collection_name(judged)}"
 
 
-def _map_part(sets: Sequence[Judged], service: ModelService, reranks: bool) -> dict[str, Any]:
+def _map_part(sets: Sequence[Judged], service: str, reranks: bool) -> dict[str, Any]:
     """Collections and services, as a map has them."""
-    url = f"{service.url}/v1"
-    dimensions = service.dimensions(_EMBEDDER)
+    dimensions = _dimensions(service)
     # A re-ranker may be a model of some size, on a machine without an accelerator.
     part: dict[str, Any] = {
-        "models": {_EMBEDDER: {"url": url, "dimensions": dimensions, "timeout": "30s"}},
+        "models": {_EMBEDDER: {"url": service, "dimensions": dimensions, "timeout": "30s"}},
         "collections": {collection_name(judged): _map_entry(judged, dimensions) for judged in sets},
     }
     if reranks:
-        part["rerankers"] = {_RERANKER: {"url": url, "timeout": "30s"}}
+        part["rerankers"] = {_RERANKER: {"url": service, "timeout": "30s"}}
     return part
+
+
+def _dimensions(service: str) -> int:
+    """Of the embedder's vectors, by one of them."""
+    body = {"model": _EMBEDDER, "input": "dimensions"}
+    answer = msgspec.json.decode(Client(service, timeout=_ASK_SECONDS).call("POST", "/embeddings", body))
+    return len(answer["data"][0]["embedding"])
 
 
 def _map_entry(judged: Judged, dimensions: int) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import pytest
 from bench.errors import NotHere
 from bench.judged import debian, library
 from bench.judged.measures import difference, ndcg, ratio, recall, reciprocal_rank
+from bench.judged.types import Query
+from bench.scenarios import relevance
 from deploy.corpus.documents import Entry
 
 RANKED = [5, 3, 8, 1]
@@ -159,3 +161,12 @@ def test_packages_are_asked_for_by_their_names_in_words() -> None:
 def test_a_machine_that_describes_hardly_a_package_is_told_with_the_number() -> None:
     with pytest.raises(NotHere, match="1 packages are described on this machine; 200 are needed"):
         debian.judged(10, 10, listed=LISTED)
+
+
+def test_a_mode_is_judged_by_its_short_answers_and_its_long_ones() -> None:
+    queries = [Query("a", frozenset({1})), Query("b", frozenset({2, 3})), Query("c", frozenset({4}))]
+    found = relevance.judge(queries, [([1, 5], [1, 5, 6]), ([5, 2], [5, 2, 3]), ([], [])])
+    second = (1 / math.log2(3)) / (1 + 1 / math.log2(3))
+    assert found.ndcg == pytest.approx([1, second, 0])
+    assert found.reciprocal_rank == [1, 0.5, 0] and found.recall == [1, 1, 0]
+    assert found.empty == pytest.approx(1 / 3)
