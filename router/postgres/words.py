@@ -7,6 +7,8 @@ different shards compare, and it does not matter how rows lie on them.
 
 from __future__ import annotations
 
+import re
+
 from router.postgres.conditions import PlainParams, where
 from router.postgres.fulltext_index import by_language, configuration, languages, row_words
 from router.postgres.search import PLANNED_ANEW, id_in_order, limited
@@ -22,6 +24,9 @@ __all__ = ["NORMALISATION", "words_search"]
 # packages, 0.71 and 0.37. Divided by the length itself: 0.70 and 0.20, 0.74 and 0.20. Not divided: 0.70 and
 # 0.24, 0.69 and 0.32. ts_rank_cd, which looks at how close words stand: 0.72 and 0.19 at best, 0.68 and less.
 NORMALISATION = 1
+# PostgreSQL refuses a query of more than 32 operators that wait for one operand, which only negations do:
+# "-" that stand next to each other, or with nothing but space and what it passes over between them.
+_NEGATIONS = re.compile(r"(?:-[\s!&|()]*){4,}")
 
 
 def words_search(
@@ -39,7 +44,7 @@ def words_search(
     nothing to search for, in none of these, the only row begins with NULL.
     """
     params = PlainParams()
-    text, wanted = params.add(words, "text"), params.add(limit, "int")
+    text, wanted = params.add(_NEGATIONS.sub(_fewer, words), "text"), params.add(limit, "int")
     most = params.add(layout.row_bytes, "int") if layout.guarded else ""
     condition = ""
     if filter is not None:
@@ -57,6 +62,11 @@ def words_search(
     nodes = " + ".join(f"numnode({query})" for query in queries.values())
     none = f"SELECT NULL, NULL{', NULL' * columns} WHERE {nodes} = 0"
     return Statement(f"({rows}) UNION ALL {none}", tuple(params.args))
+
+
+def _fewer(negations: re.Match[str]) -> str:
+    """As many as say the same; not one alone, which would join two words into one with a hyphen."""
+    return "--" if negations[0].count("-") % 2 == 0 else "---"
 
 
 def _ranked(

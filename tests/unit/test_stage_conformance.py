@@ -27,14 +27,17 @@ from router.recall.sampling import RecallSampler
 from router.stages.answer_memory import AnswerMemory
 from router.stages.coalesce import Coalesced
 from router.stages.columns import ColumnReader
+from router.stages.compose import Composed
 from router.stages.encode import Encoded
 from router.stages.fanout import Fanout
+from router.stages.fulltext import FulltextScatter
 from router.stages.local_cache import LocalCache, Store
 from router.stages.replicas import ReplicaSet
 from router.stages.scatter import Scatter
 from router.stages.shared_cache import SharedCache
 from router.stages.stage import Stage
-from tests.unit.queries import answer, query, ranked, shard_map
+from shard_config.model import Fulltext
+from tests.unit.queries import answer, collection, query, ranked, shard_map
 
 R = TypeVar("R")
 UNKNOWN = Ways(lambda collection, shard: None)
@@ -201,6 +204,24 @@ async def scatter_of_several_depths(below: Below) -> AsyncIterator[Stage[SearchQ
     yield Deep()
 
 
+@asynccontextmanager
+async def fulltext(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
+    stage = FulltextScatter(shard_map(), shards(below), Freshness(shard_map()))
+    never = Scatter(shard_map(), shards(Below()), Freshness(shard_map()), UNKNOWN)
+    composed = Composed(vector=never, fulltext=stage)
+    searched = collection(fulltext=Fulltext(("content",)))
+
+    class Wordy:
+        def __repr__(self) -> str:
+            return repr(composed)
+
+        async def search(self, query: SearchQuery, deadline: float) -> RankedAnswer:
+            query = msgspec.structs.replace(query, collection=searched, vector=b"", words="cat")
+            return await composed.search(query, deadline)
+
+    yield Wordy()
+
+
 Made = Callable[[Below], AbstractAsyncContextManager[Stage[SearchQuery, Any]]]
 EVERY: list[Made] = [
     local_cache,
@@ -211,6 +232,7 @@ EVERY: list[Made] = [
     sampled,
     scatter,
     scatter_of_several_depths,
+    fulltext,
 ]
 every_stage = pytest.mark.parametrize("made", EVERY, ids=lambda made: made.__name__)
 
