@@ -234,6 +234,37 @@ class Settings(msgspec.Struct, frozen=True):
         "answers one, and between two writes to one that refuses them",
     ] = 2.0
     l2_max_entry_bytes: Annotated[CountOrZero, "largest answer kept in Redis; 0 keeps none"] = 1 << 20
+    # models
+    model_requests: Annotated[
+        Count,
+        "requests to one [service for texts](models.md) at the same time, and connections to it",
+    ] = 32
+    model_queue: Annotated[
+        CountOrZero, "requests that may wait for one of these to end; 429 beyond it; 0 lets none wait"
+    ] = 256
+    model_attempts: Annotated[
+        Count,
+        "attempts at a request to a service, while its time lasts and another attempt may help",
+    ] = 3
+    model_failures: Annotated[
+        Count, "failures of a service in a row after which it is not asked for a while"
+    ] = 5
+    model_pause: Annotated[
+        Seconds,
+        "that while; then one request tries, and if it fails the while is twice as long, up to "
+        "`model_pause_max`",
+    ] = 1.0
+    model_pause_max: Annotated[Seconds, "longest time for which a service that fails is not asked"] = 30.0
+    model_answer_bytes: Annotated[Count, "largest answer of a service; a larger one counts as a failure"] = (
+        64 << 20
+    )
+    embedding_cache_bytes: Annotated[
+        CountOrZero, "size of the cache of texts' vectors in memory; 0 turns it off"
+    ] = 16 << 20
+    embedding_cache_ttl: Annotated[
+        SecondsOrZero,
+        "how long a text's vector is kept in memory and in Redis; 0 keeps none",
+    ] = 3600.0
     # recall
     recall_sample_rate: Annotated[
         Share,

@@ -25,7 +25,7 @@ LEVELS = [
     ["router.settings", "router.terminal", "router.client", "router.network"],
     ["router.query"],
     ["router.policy", "router.postgres", "router.freshness"],
-    ["router.nodes"],
+    ["router.nodes", "router.models"],
     ["router.schema"],
     ["router.stages"],
     ["router.recall"],

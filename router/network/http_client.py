@@ -1,0 +1,161 @@
+"""What httpcore connects with: the router's own names and sockets, and asyncio's transports as they are.
+
+httpcore's own backend looks names up in a few threads that all share, and goes through a library that
+speaks for several event loops, which costs more than all the rest of a small request.
+
+Invariants: what was read ahead is bounded; a connection on which anything has come, its end included, while
+nobody was waiting for it counts as readable, so that httpcore does not use it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import Iterable
+from typing import Any
+
+import httpcore
+
+from router.network.dial import Network
+
+__all__ = ["NetworkBackend"]
+
+# What may be read ahead of whoever reads; one turn of the loop may bring 64 KiB more.
+_AHEAD_BYTES = 1 << 18
+
+
+class NetworkBackend(httpcore.AsyncNetworkBackend):
+    """Connects by the names of `network`; whoever calls bounds the time."""
+
+    def __init__(self, network: Network) -> None:
+        self._network = network
+
+    def __repr__(self) -> str:
+        return f"<NetworkBackend {self._network!r}>"
+
+    async def connect_tcp(
+        self,
+        host: str,
+        port: int,
+        timeout: float | None = None,
+        local_address: str | None = None,
+        socket_options: Iterable[Any] | None = None,
+    ) -> httpcore.AsyncNetworkStream:
+        try:
+            sock, _ = await self._network.dial(host, port)
+        except OSError as exc:
+            raise httpcore.ConnectError(exc.strerror or str(exc)) from exc
+        stream = _Received()
+        try:
+            transport, _ = await asyncio.get_running_loop().create_connection(lambda: stream, sock=sock)
+        except BaseException:
+            sock.close()
+            raise
+        return _Stream(transport, stream)
+
+
+class _Received(asyncio.Protocol):
+    """What has come on a connection and was not read yet."""
+
+    def __init__(self) -> None:
+        self.data = bytearray()
+        self.ended = False
+        self.error: Exception | None = None
+        self.writable = asyncio.Event()
+        self.writable.set()
+        self._reader: asyncio.Future[None] | None = None
+        self._transport: asyncio.Transport | None = None
+        self._paused = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        assert isinstance(transport, asyncio.Transport) or hasattr(transport, "pause_reading")
+        self._transport = transport  # type: ignore[assignment]
+
+    def data_received(self, data: bytes) -> None:
+        self.data += data
+        if len(self.data) > _AHEAD_BYTES and self._transport is not None and not self._paused:
+            self._transport.pause_reading()
+            self._paused = True
+        self._wake()
+
+    def eof_received(self) -> bool:
+        self.ended = True
+        self._wake()
+        return False  # nothing is sent on a connection whose other end has gone
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.ended, self.error = True, exc
+        self.writable.set()
+        self._wake()
+
+    def pause_writing(self) -> None:
+        self.writable.clear()
+
+    def resume_writing(self) -> None:
+        self.writable.set()
+
+    async def read(self, most: int) -> bytes:
+        """Some bytes, or none at the end."""
+        if not self.data and not self.ended:
+            self._reader = asyncio.get_running_loop().create_future()
+            try:
+                await self._reader
+            finally:
+                self._reader = None
+        if not self.data and self.error is not None:
+            raise httpcore.ReadError(str(self.error) or type(self.error).__name__) from self.error
+        taken = bytes(self.data[:most])
+        del self.data[:most]
+        if self._paused and len(self.data) <= _AHEAD_BYTES and self._transport is not None:
+            self._transport.resume_reading()
+            self._paused = False
+        return taken
+
+    def _wake(self) -> None:
+        if self._reader is not None and not self._reader.done():
+            self._reader.set_result(None)
+
+
+class _Stream(httpcore.AsyncNetworkStream):
+    def __init__(self, transport: asyncio.Transport, received: _Received) -> None:
+        self._transport = transport
+        self._received = received
+
+    async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        return await self._received.read(max_bytes)
+
+    async def write(self, buffer: bytes, timeout: float | None = None) -> None:
+        if self._received.ended:
+            raise httpcore.WriteError("the other end has closed the connection")
+        self._transport.write(buffer)
+        await self._received.writable.wait()
+
+    async def aclose(self) -> None:
+        # What is not sent yet is of no use to anybody, and waiting for it would have no bound.
+        self._transport.abort()
+
+    async def start_tls(
+        self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
+    ) -> httpcore.AsyncNetworkStream:
+        received = _Received()
+        try:
+            transport = await asyncio.get_running_loop().start_tls(
+                self._transport, received, ssl_context, server_hostname=server_hostname
+            )
+        except (OSError, ssl.SSLError) as exc:
+            self._transport.abort()
+            raise httpcore.ConnectError(getattr(exc, "verify_message", None) or str(exc)) from exc
+        except BaseException:
+            self._transport.abort()
+            raise
+        if transport is None:
+            raise httpcore.ConnectError("the other end has closed the connection")
+        received.connection_made(transport)
+        return _Stream(transport, received)
+
+    def get_extra_info(self, info: str) -> Any:
+        if info == "is_readable":
+            return bool(self._received.data) or self._received.ended
+        if info == "ssl_object":
+            return self._transport.get_extra_info("ssl_object")
+        return None
