@@ -162,5 +162,5 @@ def _relieve_collector() -> None:
     gc.set_threshold(_ALLOCATIONS, 10, 10)
 
 
-def _no_embedder(collection: Collection, text: str) -> NoReturn:
+async def _no_embedder(collection: Collection, text: str, deadline: float) -> NoReturn:
     raise InvalidError.at("text", f"collection {collection.name} has no embedder; send a vector")

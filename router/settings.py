@@ -65,6 +65,23 @@ class Settings(msgspec.Struct, frozen=True):
         "largest offset of a search; every shard has to produce up to four times offset + k rows, see "
         "[Pages](http.md#pages); 0 allows none",
     ] = 10_000
+    max_queries: Annotated[Count, "ranked lists that one search may be made of by `queries`"] = 8
+    max_candidates: Annotated[
+        Count,
+        "how deep each of the ranked lists may go that a search is made of, fused, diversified or grouped; a "
+        "grouped search that finds too few groups goes as deep",
+    ] = 1000
+    max_rerank: Annotated[Count, "texts that one search may have re-ranked by a model"] = 200
+    rerank_characters: Annotated[
+        Count,
+        "of each text that is re-ranked, the characters that the model gets; the rest is cut off",
+    ] = 4000
+    max_examples: Annotated[Count, "documents that one `like` may name"] = 100
+    max_group_searches: Annotated[
+        CountOrZero,
+        "further searches that one grouped search may make to fill its groups; those that are left then say "
+        "that they are not full",
+    ] = 64
     max_timeout: Annotated[
         Seconds,
         "longest `timeout_ms` that a search may ask for, time for a whole batch, time for a JSON body to "

@@ -24,6 +24,7 @@ from router.documents.primary import Primaries
 from router.documents.reader import Reader
 from router.documents.types import CountAnswer, DeleteOutcome, Document, ReadAnswer, UpsertOutcome
 from router.documents.unconfirmed import UnconfirmedWrites
+from router.documents.vectors import StoredVectors
 from router.documents.writer import Writer
 from router.freshness.freshness import Freshness
 from router.network.dial import Network
@@ -42,7 +43,7 @@ from router.policy.selection import Health, Reads
 from router.policy.ways import Ways
 from router.query.filter import Filter
 from router.query.ranked import RankedAnswer
-from router.query.types import Found, Probe, SearchQuery, ShardRows, VectorFormat
+from router.query.types import Consistency, Found, Probe, SearchQuery, ShardRows, VectorFormat
 from router.recall.live import LiveRecall, RecallListener, Sampled
 from router.recall.sampling import RecallSampler, RecallSeen
 from router.schema.watch import SchemaState, SchemaWatch
@@ -50,10 +51,11 @@ from router.settings import Settings
 from router.stages.answer_memory import AnswerMemory, BatchRoom
 from router.stages.coalesce import Coalesced
 from router.stages.columns import ColumnReader
-from router.stages.compose import Composed
+from router.stages.compose import Composed, Reranker
 from router.stages.encode import Encoded
 from router.stages.fanout import Fanout
 from router.stages.fulltext import FulltextScatter
+from router.stages.legs import searches_of
 from router.stages.local_cache import LocalCache, Store
 from router.stages.replicas import ReplicaSet
 from router.stages.scatter import Scatter
@@ -152,6 +154,8 @@ class Parts:
         self._warming: asyncio.Task[None] | None = None
         self.hedges = Budget(settings.hedge_budget) if settings.hedge_quantile else None
         self.retries = Budget(settings.retry_budget, _RETRIES_AT_ONCE)
+        # Asks re-ranking services; None until there is a client for them.
+        self.reranking: Reranker | None = None
         self.store = Store(settings.l1_bytes)
         self.memory = AnswerMemory(settings.max_answer_bytes, settings.answer_memory_bytes)
         self.batches = Batches(settings.node_queue)
@@ -249,8 +253,16 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
     ways = Ways(parts.statistics.of, sharing=parts.settings.node_together > 1)
     scatter = Scatter(shard_map, fanout, freshness, ways)
     fulltext = FulltextScatter(shard_map, fanout, freshness)
-    ranked = Composed(vector=Sampled(scatter, parts.recall), fulltext=fulltext)
-    search: Stage[SearchQuery, Found] = Encoded(ranked, ColumnReader(fanout, freshness), parts.memory)
+    columns = ColumnReader(fanout, freshness)
+    ranked = Composed(
+        shard_map,
+        vector=Sampled(scatter, parts.recall),
+        fulltext=fulltext,
+        columns=columns,
+        rerank=parts.reranking,
+        settings=settings,
+    )
+    search: Stage[SearchQuery, Found] = Encoded(ranked, columns, parts.memory)
     shared_cache = None
     if parts.link is not None:
         from router.stages.shared_cache import SharedCache
@@ -279,6 +291,7 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         shared_cache=shared_cache,
         writer=Writer(shard_map, primaries),
         reader=Reader(shard_map, fanout, freshness, parts.memory),
+        vectors=StoredVectors(shard_map, fanout, freshness),
         agreement=Agreement(shard_map, nodes),
     )
 
@@ -299,6 +312,7 @@ class Snapshot:
         shared_cache: SharedCache | None,
         writer: Writer,
         reader: Reader,
+        vectors: StoredVectors,
         agreement: Agreement,
     ) -> None:
         """
@@ -316,6 +330,7 @@ class Snapshot:
         self._shared_cache = shared_cache
         self._writer = writer
         self._reader = reader
+        self._vectors = vectors
         self._agreement = agreement
 
     def __repr__(self) -> str:
@@ -359,6 +374,12 @@ class Snapshot:
         self._agreement.require(collection.name)
         return await self._reader.read(collection, id, include, deadline, vector_format)
 
+    async def vectors(
+        self, collection: Collection, ids: Sequence[object], consistency: Consistency, deadline: float
+    ) -> dict[object, bytes | None]:
+        self._agreement.require(collection.name)
+        return await self._vectors.read(collection, ids, consistency, deadline)
+
     async def delete(self, collection: Collection, ids: Sequence[object], deadline: float) -> DeleteOutcome:
         self._agreement.require(collection.name)
         return await self._writer.delete(collection, ids, deadline)
@@ -378,9 +399,7 @@ class Snapshot:
                 node.reads.discard_idle()
 
     def admit(self, sample: Sequence[SearchQuery], searches: int, available: float) -> AdmittedBatch:
-        expected = [
-            (self._scatter if query.words is None else self._fulltext).expected(query) for query in sample
-        ]
+        expected = [self._expected(query) for query in sample]
         return self._parts.batches.admit(
             searches,
             ahead=max([ahead for ahead, _ in expected], default=0.0),
@@ -388,6 +407,12 @@ class Snapshot:
             available=available,
             timeout=min([query.collection.search.timeout for query in sample], default=available),
         )
+
+    def _expected(self, query: SearchQuery) -> tuple[float, float]:
+        """Seconds that it would wait for the nodes, and that each of many like it takes."""
+        lists = [query] if query.composition is None else searches_of(query, query.composition)
+        expected = [(self._scatter if one.words is None else self._fulltext).expected(one) for one in lists]
+        return max([ahead for ahead, _ in expected]), sum([each for _, each in expected])
 
     def batch_room(self) -> BatchRoom:
         return BatchRoom(self._parts.memory)

@@ -11,7 +11,19 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
-__all__ = ["BatchBody", "DeleteBody", "DocumentShape", "DocumentsBody", "SearchBody"]
+__all__ = [
+    "BatchBody",
+    "DeleteBody",
+    "DiversityBody",
+    "DocumentShape",
+    "DocumentsBody",
+    "FusionBody",
+    "GroupByBody",
+    "LikeBody",
+    "QueryBody",
+    "RerankBody",
+    "SearchBody",
+]
 
 MAX_TEXT = 8192
 
@@ -29,18 +41,108 @@ _Filter = Annotated[
 ]
 
 
-class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
-    """A search: by `vector`, or by `text`, whose meaning or whose words are searched for."""
+_Text = Annotated[str, Meta(extra_json_schema={"maxLength": MAX_TEXT})]
+_Candidates = Annotated[int, Meta(extra_json_schema={"minimum": 1})]
 
+
+class LikeBody(msgspec.Struct, forbid_unknown_fields=True, rename={"not_": "not"}):
+    """Documents that hits are to be like, by their stored vectors; they are no hits themselves."""
+
+    ids: Annotated[
+        list[Any],
+        Meta(extra_json_schema={"items": {"description": "Of the collection's id type."}, "minItems": 1}),
+    ]
+    not_: Annotated[
+        list[Any],
+        Meta(
+            description="Documents that hits are not to be like.",
+            extra_json_schema={"items": {"description": "Of the collection's id type."}},
+        ),
+    ] = []
+
+
+class QueryBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """One ranked list of a search: by `text`, `vector` or `like`."""
+
+    text: _Text | UnsetType = UNSET
     vector: _Vector | UnsetType = UNSET
-    text: Annotated[str, Meta(extra_json_schema={"maxLength": MAX_TEXT})] | UnsetType = UNSET
+    like: LikeBody | UnsetType = UNSET
     mode: Annotated[
         Literal["vector", "fulltext"],
-        Meta(
-            description="`vector` finds what is nearest to the vector, or to the text's; `fulltext` what"
-            " holds the text's words, where the collection has a full text."
-        ),
+        Meta(description="Whether a text is searched for by its meaning or by its words."),
     ] = "vector"
+    weight: Annotated[
+        float,
+        Meta(description="How much the list counts in the fused one.", extra_json_schema={"minimum": 0}),
+    ] = 1.0
+    filter: _Filter | None = None
+    name: (
+        Annotated[
+            str,
+            Meta(
+                description="What the answer calls the list; its mode, and a number, if absent.",
+                extra_json_schema={"minLength": 1, "maxLength": 64},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+
+
+class FusionBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """How ranked lists become one."""
+
+    method: Annotated[
+        Literal["rrf", "scores"],
+        Meta(description="By reciprocal ranks, or by scores scaled to 0..1 in each list."),
+    ] = "rrf"
+    k: Annotated[
+        float,
+        Meta(
+            description="Of `rrf`: the larger, the less the first ranks count.",
+            extra_json_schema={"minimum": 0, "maximum": 10000},
+        ),
+    ] = 60.0
+    weights: Annotated[
+        dict[str, float],
+        Meta(description="Of the lists `vector` and `fulltext` of a hybrid search; 1 if absent."),
+    ] = {}
+
+
+class RerankBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Have a model order the best candidates."""
+
+    model: Annotated[str, Meta(description="One of the shard map's `rerankers`.")]
+    candidates: Annotated[_Candidates, Meta(description="How many of the best it is given.")] = 50
+    text: Annotated[_Text, Meta(description="What it compares them with; the search's text, if absent.")] | (
+        UnsetType
+    ) = UNSET
+
+
+class DiversityBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True, rename={"weight": "lambda"}):
+    """Choose hits that differ from each other, by maximal marginal relevance."""
+
+    weight: Annotated[
+        float,
+        Meta(
+            description="1 for relevance alone, 0 for difference alone.",
+            extra_json_schema={"minimum": 0, "maximum": 1},
+        ),
+    ] = 0.5
+    candidates: Annotated[_Candidates, Meta(description="Among how many of the best they are chosen.")] = 50
+
+
+class GroupByBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Find k groups of documents that share a value, instead of k documents."""
+
+    field: Annotated[str, Meta(description="A column, or a path into the metadata.", examples=["category"])]
+    size: Annotated[int, Meta(description="Hits per group at most.", extra_json_schema={"minimum": 1})] = 1
+
+
+class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """A search: by `vector`, by `text`, by examples (`like`), or by several of these (`queries`)."""
+
+    vector: _Vector | UnsetType = UNSET
+    text: _Text | UnsetType = UNSET
     k: Annotated[int, Meta(description="How many hits.", extra_json_schema={"minimum": 1})] = 10
     filter: _Filter | None = None
     include: Annotated[
@@ -81,6 +183,34 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     cache: Annotated[bool, Meta(description="Whether a cached answer will do.")] = True
     explain: Annotated[bool, Meta(description="Report what happened on each shard.")] = False
     explain_plan: Annotated[bool, Meta(description="Also bring each shard's statement plan.")] = False
+    mode: Annotated[
+        Literal["vector", "fulltext", "hybrid"],
+        Meta(
+            description="`vector` finds what is nearest to the vector, the examples or the text's vector;"
+            " `fulltext` what holds the text's words, where the collection has a full text; `hybrid` both."
+        ),
+    ] = "vector"
+    like: LikeBody | UnsetType = UNSET
+    queries: (
+        Annotated[
+            list[QueryBody],
+            Meta(description="Ranked lists that are fused into one.", extra_json_schema={"minItems": 1}),
+        ]
+        | UnsetType
+    ) = UNSET
+    candidates: (
+        Annotated[
+            _Candidates,
+            Meta(
+                description="How deep each ranked list goes, at least; 50 if absent, and offset + k at least."
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    fusion: FusionBody | UnsetType = UNSET
+    rerank: RerankBody | UnsetType = UNSET
+    diversity: DiversityBody | UnsetType = UNSET
+    group_by: GroupByBody | UnsetType = UNSET
 
 
 class BatchBody(msgspec.Struct, forbid_unknown_fields=True):

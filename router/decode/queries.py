@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Hashable
 
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
 from router.decode import vectors
 from router.decode.bodies import MAX_TEXT, SearchBody
@@ -16,19 +16,26 @@ from router.query.types import Consistency, Room, SearchQuery
 from router.settings import Settings
 from shard_config.model import Collection
 
-__all__ = ["check_text", "includable", "search_query", "timeout_of"]
+__all__ = [
+    "check_text",
+    "checked_query",
+    "filter_of",
+    "includable",
+    "search_query",
+    "timeout_of",
+    "vector_of",
+]
 
 
 def search_query(
     body: SearchBody,
     collection: Collection,
     limits: Settings,
-    embedded: bytes | None = None,
     path: str = "",
     caller: Hashable | None = None,
     room: Room | None = None,
 ) -> SearchQuery:
-    """The query that `body` asks for; `embedded` is the vector of its text, `caller` the batch it is of.
+    """The query that `body`, a plain search by vector, asks for; `caller` is the batch it is of.
 
     `room` is what the batch's answers may take together.
 
@@ -37,6 +44,25 @@ def search_query(
     """
     problems: list[Problem] = []
     prefix = f"{path}." if path else ""
+    vector = vector_of(body.vector, body.exact, collection, f"{prefix}vector", problems)
+    return checked_query(body, collection, limits, vector, prefix, problems, caller, room)
+
+
+def checked_query(
+    body: SearchBody,
+    collection: Collection,
+    limits: Settings,
+    vector: bytes,
+    prefix: str,
+    problems: list[Problem],
+    caller: Hashable | None,
+    room: Room | None,
+) -> SearchQuery:
+    """What any search has, around a `vector` that has been checked; `prefix` goes in front of paths.
+
+    Raises:
+        InvalidError: with `problems`, and every other.
+    """
     if body.k < 1 or body.k > collection.search.max_k:
         problems.append(_bounds(f"{prefix}k", "k", body.k, 1, collection.search.max_k, collection))
     if body.offset < 0 or body.offset > limits.max_offset:
@@ -49,13 +75,7 @@ def search_query(
     include = frozenset(body.include)
     if include:
         problems.extend(_unknown_fields(body.include, collection, prefix))
-    words: str | None = None
-    vector = b""
-    if body.mode == "fulltext":
-        words = _words(body, collection, prefix, problems)
-    else:
-        vector = _vector(body, embedded, collection, prefix, problems)
-    filter_ = _filter(body, collection, limits, prefix, problems)
+    filter_ = filter_of(body.filter, collection, limits, f"{prefix}filter", problems)
     if problems:
         raise invalid(problems)
     return SearchQuery(
@@ -77,7 +97,6 @@ def search_query(
         # Where there is no vector, searches that differ in this alone have the same answer.
         vector_format=body.vector_format if "vector" in include else "float",
         room=room,
-        words=words,
     )
 
 
@@ -96,53 +115,28 @@ def includable(collection: Collection) -> list[str]:
     return names
 
 
-def check_text(body: SearchBody, path: str = "") -> str | None:
-    """The text to search by the meaning of, if it is by that.
-
-    Raises:
-        InvalidError: both or neither of text and vector, or a text too long.
-    """
-    if body.text is UNSET:
-        if body.vector is UNSET and body.mode == "vector":
-            raise InvalidError.at(path, "a search needs a vector or a text")
-        return None
-    where = f"{path}.text" if path else "text"
-    if body.vector is not UNSET:
-        raise InvalidError.at(where, "a search takes a vector or a text, not both")
-    if len(body.text) > MAX_TEXT:
-        raise InvalidError.at(where, f"{len(body.text)} characters exceed {MAX_TEXT}")
-    if not body.text.strip():
-        raise InvalidError.at(where, "the text is empty")
-    return body.text if body.mode == "vector" else None
+def check_text(text: str, path: str, problems: list[Problem]) -> str:
+    """A text to search by."""
+    if len(text) > MAX_TEXT:
+        problems.append(Problem(path, f"{len(text)} characters exceed {MAX_TEXT}"))
+    elif not text.strip():
+        problems.append(Problem(path, "the text is empty"))
+    return text
 
 
-def _words(body: SearchBody, collection: Collection, prefix: str, problems: list[Problem]) -> str | None:
-    if collection.fulltext is None:
-        problems.append(Problem(f"{prefix}mode", f"collection {collection.name} has no full text"))
-    if body.max_distance is not None:
-        problems.append(Problem(f"{prefix}max_distance", "a full-text search has scores, and no distances"))
-    if body.ef_search is not None:
-        problems.append(Problem(f"{prefix}ef_search", "a full-text search scans no vector index"))
-    if body.text is UNSET:
-        problems.append(Problem(f"{prefix}text", "required, but missing: a full-text search needs a text"))
-        return None
-    if "\0" in body.text:
-        problems.append(Problem(f"{prefix}text", "holds a NUL character, which no stored text can hold"))
-    return body.text
-
-
-def _vector(
-    body: SearchBody, embedded: bytes | None, collection: Collection, prefix: str, problems: list[Problem]
+def vector_of(
+    raw: list[float] | bytes | UnsetType,
+    exact: bool,
+    collection: Collection,
+    path: str,
+    problems: list[Problem],
 ) -> bytes:
+    """A checked vector to search by; an empty one where there is a problem with it."""
     try:
-        if embedded is not None:
-            path, vector = f"{prefix}text", embedded
-        elif body.vector is UNSET:
-            raise InvalidError.at(f"{prefix}vector", "required, but missing")
-        else:
-            path = f"{prefix}vector"
-            vector = vectors.parse(body.vector, collection.vector, path)
-        if not body.exact:
+        if raw is UNSET:
+            raise InvalidError.at(path, "required, but missing")
+        vector = vectors.parse(raw, collection.vector, path)
+        if not exact:
             vectors.check_indexed(vector, collection, path)
         return vector
     except InvalidError as exc:
@@ -150,13 +144,17 @@ def _vector(
         return b""
 
 
-def _filter(
-    body: SearchBody, collection: Collection, limits: Settings, prefix: str, problems: list[Problem]
+def filter_of(
+    raw: dict[str, object] | None,
+    collection: Collection,
+    limits: Settings,
+    path: str,
+    problems: list[Problem],
 ) -> Filter | None:
-    if body.filter is None:
+    if raw is None:
         return None
     try:
-        return filters.parse(collection, body.filter, limits, f"{prefix}filter")
+        return filters.parse(collection, raw, limits, path)
     except InvalidError as exc:
         problems.extend(exc.problems)
         return None

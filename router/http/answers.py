@@ -12,6 +12,7 @@ from msgspec import UNSET, Meta, UnsetType
 from router.documents.types import DocumentFailure
 from router.http.backend import NodeStatus
 from router.http.problems import ProblemBody
+from router.query.composition import Account, LegAccount, StepAccount
 from router.query.redaction import redacted
 from router.query.types import (
     CacheTier,
@@ -37,6 +38,7 @@ __all__ = [
     "DisagreementView",
     "Explanation",
     "Fields",
+    "GroupView",
     "Health",
     "Hit",
     "Live",
@@ -63,13 +65,18 @@ _MOST_FINDINGS = 100
 class Hit(msgspec.Struct):
     """A found document; what was asked for by `include` stands beside these.
 
-    A search by vector gives it a `distance`, a full-text search a `score`.
+    It has a `distance` if it was found by a vector, a `score` if by words or in several ranked lists.
     """
 
     id: Any
     shard: str
     distance: float | UnsetType = UNSET
     score: float | UnsetType = UNSET
+    ranks: dict[str, int] | UnsetType = UNSET
+    distances: dict[str, float] | UnsetType = UNSET
+    scores: dict[str, float] | UnsetType = UNSET
+    rerank_score: float | UnsetType | None = UNSET
+    group: Any | UnsetType = UNSET
 
 
 class Fields(msgspec.Struct):
@@ -113,8 +120,16 @@ class Explanation(msgspec.Struct, frozen=True):
     nodes: tuple[NodeStatus, ...] | UnsetType = UNSET
 
 
+class GroupView(msgspec.Struct, frozen=True):
+    """A group of hits that share a value."""
+
+    value: Annotated[msgspec.Raw, Meta(extra_json_schema={})]
+    hits: int
+    full: bool
+
+
 class SearchAnswer(msgspec.Struct, frozen=True):
-    """Hits in ascending (distance, id) order, and how complete they are.
+    """Hits, the best first, and how complete they are.
 
     `short` is there only when fewer than k hits came back, and says why. `unsettled` is there only if shards
     that were to be asked again did not answer in time, and names them.
@@ -131,6 +146,10 @@ class SearchAnswer(msgspec.Struct, frozen=True):
     short: Shortfall | UnsetType = UNSET
     unsettled: tuple[Unsettled, ...] | UnsetType = UNSET
     explain: Explanation | UnsetType = UNSET
+    legs: tuple[LegAccount, ...] | UnsetType = UNSET
+    rerank: StepAccount | UnsetType = UNSET
+    diversity: StepAccount | UnsetType = UNSET
+    groups: tuple[GroupView, ...] | UnsetType = UNSET
 
 
 class BatchError(msgspec.Struct, frozen=True):
@@ -352,7 +371,7 @@ def search_answer(
 ) -> SearchAnswer:
     """`explain` are all nodes as they are now, None where no explanation is wanted."""
     answer = found.answer
-    return SearchAnswer(
+    made = SearchAnswer(
         answer.hits,
         took_ms,
         found.tier,
@@ -361,6 +380,21 @@ def search_answer(
         answer.short or UNSET,
         answer.unsettled or UNSET,
         UNSET if explain is None else _explanation(answer.reports, explain, inside=inside),
+    )
+    return made if answer.account is None else _accounted(made, answer.account)
+
+
+def _accounted(answer: SearchAnswer, account: Account) -> SearchAnswer:
+    """`answer`, with what was done beside one plain search."""
+    groups: tuple[GroupView, ...] | UnsetType = UNSET
+    if account.groups is not None:
+        groups = tuple([GroupView(msgspec.Raw(one.value), one.hits, one.full) for one in account.groups])
+    return msgspec.structs.replace(
+        answer,
+        legs=account.legs or UNSET,
+        rerank=account.rerank or UNSET,
+        diversity=account.diversity or UNSET,
+        groups=groups,
     )
 
 

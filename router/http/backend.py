@@ -6,17 +6,14 @@ two shard maps in one answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, TypeAlias
-
-import numpy as np
-from numpy.typing import NDArray
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from typing import Protocol, TypeAlias
 
 from router.documents.types import CountAnswer, DeleteOutcome, Document, ReadAnswer, UpsertOutcome
 from router.nodes.status import NodeStatus
 from router.policy.batches import AdmittedBatch
 from router.query.filter import Filter
-from router.query.types import Found, SearchQuery, VectorFormat
+from router.query.types import Consistency, Found, SearchQuery, VectorFormat
 from router.recall.sampling import RecallSeen
 from router.schema.watch import SchemaState
 from router.stages.answer_memory import BatchRoom
@@ -25,9 +22,9 @@ from shard_config.model import Collection, ShardMap
 
 __all__ = ["Backend", "Embed", "NodeStatus"]
 
-# Turns a search's text into a vector with the collection's model; raises InvalidError if it has none.
-# It runs in a thread, because a model may take longer than the event loop can spare.
-Embed: TypeAlias = Callable[[Collection, str], Sequence[float] | NDArray[np.floating[Any]]]
+# Turns a search's text into a vector of the collection, as little-endian float32, by a deadline; raises
+# InvalidError if the collection has no model.
+Embed: TypeAlias = Callable[[Collection, str, float], Awaitable[bytes]]
 
 
 class Backend(Protocol):
@@ -50,6 +47,12 @@ class Backend(Protocol):
         deadline: float,
         vector_format: VectorFormat = "float",
     ) -> ReadAnswer | None: ...
+
+    async def vectors(
+        self, collection: Collection, ids: Sequence[object], consistency: Consistency, deadline: float
+    ) -> Mapping[object, bytes | None]:
+        """The stored vectors of those documents that exist, as little-endian float32; None for NULL."""
+        ...
 
     async def delete(
         self, collection: Collection, ids: Sequence[object], deadline: float

@@ -23,6 +23,8 @@ __all__ = ["BodyCache", "CheckedSearch"]
 
 # An entry's objects beside the body and its vector.
 _ENTRY_BYTES = 600
+# The same for each ranked list of a search that has several.
+_LEG_BYTES = 300
 
 _Key: TypeAlias = tuple[str, bytes]  # the collection's name, and the body
 
@@ -74,4 +76,8 @@ class BodyCache:
 
 def _size(key: _Key, checked: CheckedSearch) -> int:
     # A decoded filter takes a few times the bytes that it has in the body.
-    return _ENTRY_BYTES + 3 * len(key[1]) + len(checked.query.vector)
+    size = _ENTRY_BYTES + 3 * len(key[1]) + len(checked.query.vector)
+    composition = checked.query.composition
+    if composition is not None:
+        size += sum([_LEG_BYTES + len(leg.vector) for leg in composition.legs])
+    return size

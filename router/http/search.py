@@ -8,16 +8,15 @@ the nodes can answer soon.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Container, Sequence
 from time import perf_counter
 
 import msgspec
-import numpy as np
 
-from router.decode import vectors
 from router.decode.bodies import BatchBody, SearchBody
 from router.decode.body import Decoder
-from router.decode.queries import check_text, search_query, timeout_of
+from router.decode.compositions import Draft, Examples, Wanted, draft, finished, is_plain, of_examples
+from router.decode.queries import search_query, timeout_of
 from router.http.answers import BatchError, search_answer
 from router.http.backend import Embed
 from router.http.body_cache import BodyCache, CheckedSearch
@@ -26,10 +25,11 @@ from router.http.message import Reply, Request
 from router.http.problems import problem_body
 from router.http.slow_log import SlowLog
 from router.policy.batches import AdmittedBatch
-from router.query.errors import DeadlineError, InvalidError, RouterError
+from router.query.errors import InvalidError, RouterError
 from router.query.redaction import ShardFault
-from router.query.types import Found, SearchQuery
+from router.query.types import Consistency, Found, SearchQuery
 from router.settings import Settings
+from router.stages.all_of import all_of
 from router.stages.answer_memory import BatchRoom
 from shard_config.model import Collection
 
@@ -63,7 +63,7 @@ class Searches:
         now = asyncio.get_running_loop().time()
         checked = self._bodies.get(collection, data)
         if checked is None:
-            checked = await self._check(collection, data, now)
+            checked = await self._check(request, data, now)
             if checked.reusable:
                 self._bodies.put(data, checked)
         found = await request.backend.search(checked.query, now + checked.timeout)
@@ -94,27 +94,31 @@ class Searches:
 
         async def answer(i: int) -> None:
             where = f"searches[{i}]"
-            results[i], found = await self._member(request, collection, searches[i], where, end, room, batch)
+            results[i], found = await self._member(request, searches[i], where, end, room, batch)
             if isinstance(found, Found):
                 answers.append((collection.name, found))
             elif len(faults) < _MOST_FAULTS:
                 faults.extend(found.faults)
 
-        sample = self._sample(collection, searches)
+        sample = self._sample(collection, searches, request.backend.shard_map.rerankers)
         with request.backend.admit(sample, len(searches), self._settings.max_timeout) as batch:
             async with asyncio.TaskGroup() as group:
                 _Workers(batch, group, len(searches), end, answer).start()
         body, more = _batch_body(results)
         return Reply(body, more=more, found=tuple(answers), reservation=room, faults=faults)
 
-    def _sample(self, collection: Collection, searches: Sequence[msgspec.Raw]) -> list[SearchQuery]:
-        """Some of them, as far as they can be understood before a text is embedded."""
+    def _sample(
+        self, collection: Collection, searches: Sequence[msgspec.Raw], rerankers: Container[str]
+    ) -> list[SearchQuery]:
+        """Some of them, without the vectors of texts and examples, which cost a shard what others do."""
         sample: list[SearchQuery] = []
         for raw in searches[:: -(-len(searches) // _SAMPLE) or 1]:
             try:
                 body = self._decoder.decode(raw)
-                if check_text(body, "") is None:
+                if is_plain(body):
                     sample.append(search_query(body, collection, self._settings))
+                else:
+                    sample.append(draft(body, collection, self._settings, rerankers).query)
             except RouterError:
                 continue  # it is told so in its turn
         return sample
@@ -122,7 +126,6 @@ class Searches:
     async def _member(
         self,
         request: Request,
-        collection: Collection,
         raw: msgspec.Raw,
         path: str,
         end: float,
@@ -133,7 +136,7 @@ class Searches:
         started = perf_counter()
         now = asyncio.get_running_loop().time()
         try:
-            checked = await self._check(collection, raw, now, path, caller=batch, room=room)
+            checked = await self._check(request, raw, now, path, caller=batch, room=room)
             found = await request.backend.search(checked.query, min(now + checked.timeout, end))
             took_ms = round((perf_counter() - started) * 1000, 3)
             self._slow.note(request.id, checked.query, found, took_ms)
@@ -147,7 +150,7 @@ class Searches:
 
     async def _check(
         self,
-        collection: Collection,
+        request: Request,
         data: bytes | msgspec.Raw,
         now: float,
         path: str = "",
@@ -155,22 +158,45 @@ class Searches:
         room: BatchRoom | None = None,
     ) -> CheckedSearch:
         """Decode and check the body of a search, which came at `now`."""
-        body = self._decoder.decode(data, path)
-        text = check_text(body, path)
-        # An invalid one is refused below, before anything but the embedding has used it.
-        timeout = min(timeout_of(body.timeout_ms, collection), self._settings.max_timeout)
-        embedded = None if text is None else await self._vector_of(collection, text, now + timeout, path)
-        query = search_query(body, collection, self._settings, embedded, path, caller, room)
-        return CheckedSearch(query, timeout, reusable=query.cached and text is None)
+        body, collection = self._decoder.decode(data, path), request.collection
+        if is_plain(body):
+            query = search_query(body, collection, self._settings, path, caller, room)
+            return CheckedSearch(query, self._timeout(body, collection), reusable=query.cached)
+        rerankers = request.backend.shard_map.rerankers
+        drawn = draft(body, collection, self._settings, rerankers, path, caller, room)
+        query, timeout = drawn.query, self._timeout(body, collection)
+        if not drawn.complete:
+            query = finished(drawn, await self._vectors_of(request, drawn, now + timeout))
+        # A text's vector changes with its model, and that of examples with these.
+        return CheckedSearch(query, timeout, reusable=query.cached and drawn.complete)
 
-    async def _vector_of(self, collection: Collection, text: str, deadline: float, path: str) -> bytes:
+    def _timeout(self, body: SearchBody, collection: Collection) -> float:
+        return min(timeout_of(body.timeout_ms, collection), self._settings.max_timeout)
+
+    async def _vectors_of(self, request: Request, drawn: Draft, deadline: float) -> dict[int, bytes]:
+        """The vectors of a search's texts and examples, all at once."""
+        consistency = drawn.query.consistency
+        wanted = {
+            number: self._embedded(request.collection, one, deadline) for number, one in drawn.texts.items()
+        } | {
+            number: self._of_stored(request, one, consistency, deadline)
+            for number, one in drawn.likes.items()
+        }
+        return dict(zip(wanted, await all_of(wanted.values()), strict=True))
+
+    async def _embedded(self, collection: Collection, wanted: Wanted, deadline: float) -> bytes:
         try:
-            async with asyncio.timeout_at(deadline):
-                components = await asyncio.to_thread(self._embed, collection, text)
-        except TimeoutError as exc:
-            raise DeadlineError("the text was not turned into a vector in time") from exc
-        where = f"{path}.text" if path else "text"
-        return vectors.from_components(np.asarray(components), collection.vector, where)
+            return await self._embed(collection, wanted.text, deadline)
+        except InvalidError as exc:
+            # It knows of no request.
+            raise InvalidError.at(wanted.path, exc.problems[0].message) from exc
+
+    async def _of_stored(
+        self, request: Request, examples: Examples, consistency: Consistency, deadline: float
+    ) -> bytes:
+        ids = list(dict.fromkeys((*examples.ids, *examples.others)))
+        stored = await request.backend.vectors(request.collection, ids, consistency, deadline)
+        return of_examples(examples, stored, request.collection)
 
     def _encode(self, request: Request, query: SearchQuery, found: Found, took_ms: float) -> bytes:
         """The answer's JSON, of a large one without its hits."""

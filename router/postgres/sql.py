@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import msgspec
 
 from router.postgres.conditions import PlainParams, where
-from router.query.filter import Filter
+from router.query.filter import Field, Filter
 from router.query.sizes import variable_columns
 from shard_config.model import Collection, Metric
 from shard_config.values import ValueType
@@ -32,7 +32,9 @@ __all__ = [
     "select_by_id",
     "select_by_ids",
     "sizes_by_ids",
+    "texts_by_ids",
     "upsert",
+    "values_by_ids",
     "variable_bytes",
 ]
 
@@ -119,6 +121,33 @@ def sizes_by_ids(
     """Rows as (id, bytes of the included columns of variable length)."""
     size = variable_bytes(variable_columns(collection, include))
     return _by_ids(collection, ids, f", {size} AS size", filter)
+
+
+def texts_by_ids(
+    collection: Collection, columns: Sequence[str], characters: int, ids: Sequence[object]
+) -> Statement:
+    """Rows as (id, *columns of the table as text, each cut after so many characters)."""
+    selected = "".join(f", left({column}::text, {characters})" for column in columns)
+    return _by_ids(collection, ids, selected, None)
+
+
+def values_by_ids(collection: Collection, field: Field, most_bytes: int, ids: Sequence[object]) -> Statement:
+    """Rows as (id, value of `field`, its bytes as text), the value only if it takes at most `most_bytes`.
+
+    A value of the metadata is text, of a column what its type is.
+    """
+    params = PlainParams()
+    if field.column is None:
+        value = f"({collection.metadata} #> {params.add(tuple(field.path), 'text[]')})::text"
+    else:
+        value = field.column.column
+    size = f"octet_length({value}::text)"
+    condition = f"{collection.id.column} = ANY({params.add(list(ids), f'{collection.id.type}[]')})"
+    return Statement(
+        f"SELECT {collection.id.column} AS _id, CASE WHEN {size} <= {most_bytes} THEN {value} END AS _v,"
+        f" {size} AS _size FROM {collection.table} WHERE {condition}",
+        tuple(params.args),
+    )
 
 
 def variable_bytes(columns: Sequence[str]) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Container, Mapping, Sequence
 
 import msgspec
 
@@ -20,6 +19,7 @@ from router.query.redaction import ShardFault, redacted
 from router.query.types import (
     Coverage,
     Failure,
+    Reason,
     SearchQuery,
     ShardCounts,
     ShardReport,
@@ -27,7 +27,15 @@ from router.query.types import (
     Shortfall,
 )
 
-__all__ = ["coverage_of", "faults_of", "joined", "raise_if_unanswered", "shortfall"]
+__all__ = [
+    "as_readable",
+    "coverage_of",
+    "faults_of",
+    "joined",
+    "raise_if_unanswered",
+    "shortfall",
+    "with_failures_of",
+]
 
 
 def joined(report: ShardReport, *others: ShardReport, at_once: bool = False) -> ShardReport:
@@ -84,6 +92,37 @@ def _cause(report: ShardReport) -> str:
     return report.cause or ("timeout" if report.state is ShardState.TIMED_OUT else "unavailable")
 
 
+def as_readable(reports: Mapping[str, ShardReport], having: Container[str]) -> dict[str, ShardReport]:
+    """`reports` before columns are read from the shards that rows are of.
+
+    A search of several lists may have rows of a shard that failed in another list, and will answer here.
+    """
+    return {
+        shard: report
+        if report.state is ShardState.OK or shard not in having
+        else msgspec.structs.replace(report, state=ShardState.OK, error=None, cause=None, fault=None)
+        for shard, report in reports.items()
+    }
+
+
+def with_failures_of(
+    before: Mapping[str, ShardReport], reports: Mapping[str, ShardReport]
+) -> dict[str, ShardReport]:
+    """`reports` after columns were read, with the failures that `before` had already."""
+    return {
+        shard: report
+        if before[shard].state is ShardState.OK or report.state is not ShardState.OK
+        else msgspec.structs.replace(
+            report,
+            state=before[shard].state,
+            error=before[shard].error,
+            cause=before[shard].cause,
+            fault=before[shard].fault,
+        )
+        for shard, report in reports.items()
+    }
+
+
 def faults_of(coverage: Coverage) -> list[ShardFault]:
     """What the log says of the shards that are missing."""
     return [ShardFault.of(one.shard, one.state, one.cause, one.error) for one in coverage.failures]
@@ -121,16 +160,22 @@ def _unanswered(coverage: Coverage, reports: Sequence[ShardReport], *, allow_par
 
 
 def shortfall(query: SearchQuery, returned: int, ranked: RankedAnswer) -> Shortfall | None:
-    """Why there are fewer than k hits, the gravest reason first; None if there are k."""
+    """Why there are fewer than k hits, or groups, the gravest reason first; None if there are k."""
+    if ranked.account is not None and ranked.account.groups is not None:
+        returned = sum([group.hits > 0 for group in ranked.account.groups])
     if returned >= query.k:
         return None
-    reason: Literal["exhausted", "max_distance", "scan_limit", "coverage", "no_words"] = "exhausted"
-    if ranked.wordless:
+    reason: Reason = "exhausted"
+    if ranked.limited == "legs":
+        reason = "legs"
+    elif ranked.wordless:
         reason = "no_words"
     elif not ranked.coverage.full:
         reason = "coverage"
     elif any(one.reason == "scan_limit" for one in ranked.unsettled):
         reason = "scan_limit"
+    elif ranked.limited is not None:
+        reason = ranked.limited
     elif ranked.too_far:
         reason = "max_distance"
     return Shortfall(query.k, returned, reason)

@@ -8,11 +8,10 @@ came of each step is told in the answer's `Account`.
 from __future__ import annotations
 
 from enum import StrEnum
-from typing import Any, Literal
 
 import msgspec
 
-from router.query.filter import Filter
+from router.query.filter import Field, Filter
 
 __all__ = [
     "Account",
@@ -87,7 +86,7 @@ class Diversity(msgspec.Struct, frozen=True):
 class GroupBy(msgspec.Struct, frozen=True):
     """k groups by the value of `field`, a column or a path into the metadata, of up to `size` hits each."""
 
-    field: str
+    field: Field
     size: int = 1
 
 
@@ -102,14 +101,19 @@ class Composition(msgspec.Struct, frozen=True):
     group_by: GroupBy | None = None
 
 
-class LegAccount(msgspec.Struct, frozen=True):
-    """`candidates` were asked for, and `returned` came."""
+class LegAccount(msgspec.Struct, frozen=True, omit_defaults=True):
+    """`candidates` were asked for, and `returned` came; `error` says why a leg is missing altogether.
+
+    `no_words`: its text holds nothing to search for.
+    """
 
     name: str
     mode: Mode
     weight: float
     candidates: int
     returned: int
+    error: str | None = None
+    no_words: bool = False
 
 
 class StepAccount(msgspec.Struct, frozen=True, omit_defaults=True):
@@ -121,21 +125,17 @@ class StepAccount(msgspec.Struct, frozen=True, omit_defaults=True):
 
 
 class Group(msgspec.Struct, frozen=True):
-    """`full`: no further row of this value is missing among its hits, up to the size asked for."""
+    """`value` is JSON. `full`: no row of this value is missing among its hits, up to the size asked for."""
 
-    value: Any
+    value: bytes
     hits: int
     full: bool
 
 
 class Account(msgspec.Struct, frozen=True):
-    """What was done beside searching; each becomes a member of the answer if it is there.
-
-    `ordered_by` says what the hits' order is by.
-    """
+    """What was done beside searching; each becomes a member of the answer if it is there."""
 
     legs: tuple[LegAccount, ...] = ()
     rerank: StepAccount | None = None
     diversity: StepAccount | None = None
     groups: tuple[Group, ...] | None = None
-    ordered_by: Literal["distance", "score", "rerank_score", "diversity"] = "distance"

@@ -40,6 +40,7 @@ __all__ = [
     "Not",
     "Or",
     "constant",
+    "field_of",
     "parse",
 ]
 
@@ -125,6 +126,19 @@ def parse(collection: Collection, raw: dict[str, object], limits: Settings, path
     return _indexable(tree)
 
 
+def field_of(collection: Collection, name: str, limits: Settings, path: str) -> Field:
+    """The field that `name` means in filters.
+
+    Raises:
+        InvalidError: none of `collection`.
+    """
+    parser = _Parser(collection, limits)
+    field = parser.field(name, path)
+    if field is None:
+        raise InvalidError.at(parser.problems[0].path, parser.problems[0].message)
+    return field
+
+
 def constant(filter: Filter) -> bool | None:
     """What `filter` says of every row by its form alone; None where it depends on the row."""
     match filter:
@@ -169,7 +183,7 @@ class _Parser:
             return Not(self.conditions(value, path, depth + 1))
         if key.startswith("$"):
             return self._wrong(path, f"unknown combinator {_shown(key)}; known are $and, $or, $not")
-        field = self._field(key, path)
+        field = self.field(key, path)
         return And(()) if field is None else self._conditions_on(field, value, path)
 
     def _conditions_on(self, field: Field, value: object, path: str) -> Filter:
@@ -300,7 +314,7 @@ class _Parser:
             self._wrong(path, str(exc))
             return ""
 
-    def _field(self, name: str, path: str) -> Field | None:
+    def field(self, name: str, path: str) -> Field | None:
         collection = self._collection
         if name == "id":
             return Field(collection.id)

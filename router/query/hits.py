@@ -18,7 +18,16 @@ from router.query.wire import base64_text, number_text
 from shard_config.model import Collection
 from shard_config.values import json_form
 
-__all__ = ["Fields", "Notes", "encode_hits", "field_values", "fields_of", "hit_of", "pieces_of"]
+__all__ = [
+    "Fields",
+    "Notes",
+    "encode_hits",
+    "field_values",
+    "fields_of",
+    "hit_of",
+    "json_number",
+    "pieces_of",
+]
 
 # Columns by name, and what turns a value into one that JSON has; None where nothing need be done.
 Fields: TypeAlias = Sequence[tuple[str, Callable[[Any], object] | None]]
@@ -59,13 +68,15 @@ def hit_of(row: Row, shard: str, fields: Fields) -> dict[str, Any]:
     JSON has no number for an infinite distance, which then has the name that such values have. Vectors that
     the router stored have none; others' may be so long that float32 overflows.
     """
-    distance = row[1]
-    if not math.isfinite(distance):
-        distance = "Infinity" if distance > 0 else "-Infinity"
-    hit: dict[str, Any] = {"id": row[0], "distance": distance, "shard": shard}
+    hit: dict[str, Any] = {"id": row[0], "distance": json_number(row[1]), "shard": shard}
     if fields:
         hit.update(field_values(row, 2, fields))
     return hit
+
+
+def json_number(value: float) -> float | str:
+    """`value`, or the name that it has where JSON has no number for it."""
+    return value if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
 
 
 def field_values(row: Row, first: int, fields: Fields) -> dict[str, Any]:

@@ -8,7 +8,7 @@ may still lack columns that the query includes; `RankedAnswer.complete` tells, a
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 import msgspec
 
@@ -35,6 +35,7 @@ class RankedAnswer(msgspec.Struct, frozen=True):
         account: what was done beside one plain search.
         settled: whether all that was to be done beside the search was done; if not, the same search might
             give another answer soon.
+        limited: why rows may be missing beside what shards and distances say of that.
     """
 
     rows: Sequence[Ranked]
@@ -47,6 +48,7 @@ class RankedAnswer(msgspec.Struct, frozen=True):
     account: Account | None = None
     settled: bool = True
     wordless: bool = False
+    limited: Literal["candidates", "legs"] | None = None
 
     @property
     def cacheable(self) -> bool:

@@ -31,6 +31,7 @@ __all__ = [
     "Hit",
     "Position",
     "Probe",
+    "Reason",
     "Room",
     "Row",
     "Scan",
@@ -51,6 +52,12 @@ Hit: TypeAlias = dict[str, Any]
 Row: TypeAlias = tuple[Any, ...]
 # How an answer writes vectors: numbers, or base64 of little-endian float32.
 VectorFormat: TypeAlias = Literal["float", "base64"]
+
+
+# Why fewer than k hits came back; see `Shortfall`.
+Reason: TypeAlias = Literal[
+    "exhausted", "max_distance", "scan_limit", "candidates", "legs", "coverage", "no_words"
+]
 
 
 class Room(Protocol):
@@ -316,16 +323,18 @@ class Coverage(msgspec.Struct, frozen=True):
 
 
 class Shortfall(msgspec.Struct, frozen=True):
-    """Why fewer than k hits came back.
+    """Why fewer than k hits came back, or fewer than k groups.
 
     `exhausted`: no further row matches. `no_words`: the text holds nothing to search for, but words that are
     in nearly every text of its language. `max_distance`: further rows lie beyond it. `scan_limit`:
-    the approximate scan gave up and no time was left for an exact one. `coverage`: shards are missing.
+    the approximate scan gave up and no time was left for an exact one. `candidates`: lists were ranked as
+    deep as they may be, which was not enough for k groups. `legs`: a ranked list is missing. `coverage`:
+    shards are missing.
     """
 
     asked: int
     returned: int
-    reason: Literal["exhausted", "max_distance", "scan_limit", "coverage", "no_words"]
+    reason: Reason
 
 
 class Unsettled(msgspec.Struct, frozen=True):
@@ -368,8 +377,11 @@ class Answer(msgspec.Struct, frozen=True):
 
     @property
     def size_bytes(self) -> int:
-        """Of the hits."""
-        return len(self.hits) + sum(map(len, self.more))
+        """Of the hits, and of the values of their groups."""
+        size = len(self.hits) + sum(map(len, self.more))
+        if self.account is not None and self.account.groups:
+            size += sum([len(group.value) for group in self.account.groups])
+        return size
 
 
 class Found(msgspec.Struct, frozen=True):

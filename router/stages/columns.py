@@ -7,7 +7,7 @@ on how much is read at once are the caller's.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import msgspec
 
@@ -97,6 +97,37 @@ class ColumnReader:
                 id_, *columns = found[one.shard][one.row[0]]
                 completed.append(((id_, one.row[1], *columns), one.shard))
         return completed
+
+    async def look_up(
+        self,
+        statement: Callable[[Sequence[object]], sql.Statement],
+        query: SearchQuery,
+        places: Sequence[tuple[object, str]],
+        reports: Mapping[str, ShardReport],
+        stop: float,
+    ) -> tuple[dict[object, Row], dict[str, ShardReport]]:
+        """What `statement` says of the rows at `places`, by id, and what became of each shard.
+
+        Rows that are gone, and those of shards that do not answer, are missing. `reports` are of the search
+        that has found the rows.
+
+        Raises:
+            OverloadedError
+        """
+        ids: dict[str, list[object]] = {}
+        for id_, shard in places:
+            ids.setdefault(shard, []).append(id_)
+        probes = {
+            shard: self._probe(query, statement(part), part, reports[shard]) for shard, part in ids.items()
+        }
+        answers = await self._fanout.fetch(probes, stop)
+        found = {
+            row[0]: row
+            for answer in answers.values()
+            if answer.report.state is ShardState.OK
+            for row in answer.rows
+        }
+        return found, {shard: answer.report for shard, answer in answers.items()}
 
     async def _by_id(
         self,

@@ -9,14 +9,22 @@ more than a bounded number of bytes of rows is held; the answer ends as soon as 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 
 import msgspec
 
 from router.policy.deadline import stop_before
-from router.query.answer import coverage_of, raise_if_unanswered, shortfall
+from router.query.answer import (
+    as_readable,
+    coverage_of,
+    raise_if_unanswered,
+    shortfall,
+    with_failures_of,
+)
+from router.query.composition import Account
 from router.query.errors import DeadlineError, UnavailableError
+from router.query.grouping import without_lost
 from router.query.hits import Notes
 from router.query.ranked import RankedAnswer
 from router.query.sizes import expected_bytes, fixed_bytes, least_bytes, runs
@@ -75,8 +83,10 @@ class Encoded:
 
     async def _completed(self, query: SearchQuery, ranked: RankedAnswer, stop: float) -> Answer:
         """The same where columns are still to be read, within the memory that is reserved for them."""
-        rows, reports = pending(ranked), dict(ranked.reports)
+        rows = pending(ranked)
+        reports = as_readable(ranked.reports, {one.shard for one in rows})
         counts = dict.fromkeys(reports, 0)
+        notes, kept = _notes(ranked), set[object]()
         async with AsyncExitStack() as stack:
             if query.room is not None:
                 try:
@@ -87,15 +97,24 @@ class Encoded:
             await self._columns.measure(query, rows, reports, stop)
             reservation = await self._reserve(query, rows, stop)
             try:
-                pieces = await self._write(query, rows, _notes(ranked), reports, counts, stop)
+                pieces = await self._write(query, rows, notes, reports, counts, stop, kept)
                 reservation.resize(sum(map(len, pieces)))
                 # A shard may have failed since it ranked its rows.
                 coverage = coverage_of(list(reports.values()), ranked.coverage.shards.total)
                 raise_if_unanswered(coverage, list(reports.values()), allow_partial=query.allow_partial)
+                reports = with_failures_of(ranked.reports, reports)
+                coverage = coverage_of(list(reports.values()), ranked.coverage.shards.total)
             except BaseException:
                 reservation.release()
                 raise
-        ranked = msgspec.structs.replace(ranked, rows=(), coverage=coverage, reports=reports)
+        ranked = msgspec.structs.replace(
+            ranked,
+            rows=(),
+            notes=None,
+            coverage=msgspec.structs.replace(coverage, full=coverage.full and ranked.limited != "legs"),
+            reports=reports,
+            account=_account_of(ranked, kept),
+        )
         return _answer(query, ranked, pieces, counts, reservation)
 
     async def _reserve(self, query: SearchQuery, rows: Sequence[PendingRow], stop: float) -> Reservation:
@@ -119,8 +138,12 @@ class Encoded:
         reports: dict[str, ShardReport],
         counts: dict[str, int],
         stop: float,
+        kept: set[object],
     ) -> list[bytes]:
-        """The JSON array of `rows`, read and written run by run; `counts` becomes the hits of each shard."""
+        """The JSON array of `rows`, read and written run by run.
+
+        `counts` becomes the hits of each shard; `kept` their ids, where they have notes.
+        """
         fixed = fixed_bytes(query.collection, query.include)
         widths = [fixed + one.size_bytes for one in rows]
         total, read, size = sum(widths), 0, 0
@@ -136,8 +159,10 @@ class Encoded:
         # A few rows first: of an answer that is too large, they tell.
         for run in runs(widths, SLICE_BYTES, _READ_BYTES):
             completed = await self._columns.read(query, [rows[i] for i in run], reports, stop)
-            for _, shard in completed:
+            for row, shard in completed:
                 counts[shard] += 1
+                if notes is not None:
+                    kept.add(row[0])
             await write_slices(query, completed, max(widths[i] for i in run), take, notes)
             read += sum(widths[i] for i in run)
             expected = size * total // read
@@ -151,9 +176,19 @@ class Encoded:
 
 
 def _notes(ranked: RankedAnswer) -> Notes:
+    """By id, since rows of a shard that fails while columns are read are lost in between."""
     if ranked.notes is None:
         return None
     return {row[0]: note for (row, _), note in zip(ranked.rows, ranked.notes, strict=True)}
+
+
+def _account_of(ranked: RankedAnswer, kept: Container[object]) -> Account | None:
+    """The account, when of all rows only those in `kept` are left."""
+    account = ranked.account
+    if account is None or account.groups is None:
+        return account
+    groups = without_lost(account.groups, [row[0] for row, _ in ranked.rows], kept)
+    return msgspec.structs.replace(account, groups=groups)
 
 
 def _by_shard(ranked: RankedAnswer) -> dict[str, int]:
@@ -184,4 +219,5 @@ def _answer(
         more=tuple(pieces[1:]),
         reservation=reservation,
         unsettled=ranked.unsettled,
+        account=ranked.account,
     )

@@ -40,6 +40,7 @@ from router.freshness import token
 from router.freshness.freshness import Freshness
 from router.freshness.lookups import UNKNOWN, Lookups
 from router.freshness.redis_link import RedisLink
+from router.query.composition import Account
 from router.query.types import Answer, Coverage, Found, Position, SearchQuery, Shortfall
 from router.stages.stage import Figures, Stage
 from shard_config.model import Collection, ShardMap
@@ -61,6 +62,7 @@ class _Entry(msgspec.Struct, frozen=True, array_like=True):
     short: Shortfall | None
     positions: _Positions
     left_ms: int  # of its token, when its search began
+    account: Account | None = None
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -258,7 +260,14 @@ class SharedCache:
             return None
         if not self._freshness.contains(positions):
             return None
-        answer = Answer(msgspec.Raw(entry.hits), entry.count, entry.coverage, entry.short, cacheable=True)
+        answer = Answer(
+            msgspec.Raw(entry.hits),
+            entry.count,
+            entry.coverage,
+            entry.short,
+            cacheable=True,
+            account=entry.account,
+        )
         known = left_ms >= 0 and entry.left_ms >= left_ms
         return Found(answer, "l2", (entry.left_ms - left_ms) / 1000 if known else ttl)
 
@@ -288,7 +297,9 @@ class SharedCache:
         if answer.size_bytes > self._max_entry_bytes:
             return
         hits = bytes(answer.whole)
-        entry = _Entry(name, hits, answer.count, answer.coverage, answer.short, positions, left_ms)
+        entry = _Entry(
+            name, hits, answer.count, answer.coverage, answer.short, positions, left_ms, answer.account
+        )
         data = _encoder.encode(entry)
         if len(data) > self._max_entry_bytes:
             return

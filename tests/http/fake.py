@@ -32,6 +32,7 @@ from router.query.errors import InvalidError
 from router.query.filter import Filter
 from router.query.types import (
     Answer,
+    Consistency,
     Coverage,
     Failure,
     Found,
@@ -207,6 +208,13 @@ class FakeBackend:
         fields |= {name: value for name, value in document.columns.items() if name in include}
         return ReadAnswer(fields, self.stale)
 
+    async def vectors(
+        self, collection: Collection, ids: Sequence[object], consistency: Consistency, deadline: float
+    ) -> dict[object, bytes | None]:
+        await self._pass()
+        stored = self.documents[collection.name]
+        return {id_: stored[id_].vector for id_ in ids if id_ in stored}
+
     async def delete(self, collection: Collection, ids: Sequence[object], deadline: float) -> DeleteOutcome:
         await self._pass()
         if self.silent:
@@ -288,10 +296,10 @@ class FakeBackend:
             raise self.error
 
 
-def embed(collection: Collection, text: str) -> list[float]:
+async def embed(collection: Collection, text: str, deadline: float) -> bytes:
     if collection.name != "documents":
         raise InvalidError.at("text", f"collection {collection.name} has no text model")
-    return [float(len(text)), 1.0, math.pi]
+    return np.array([len(text), 1.0, math.pi], dtype="<f4").tobytes()
 
 
 @asynccontextmanager

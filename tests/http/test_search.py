@@ -349,13 +349,13 @@ async def test_a_batch_is_refused_as_a_whole_before_its_first_search(
     assert backend.queries == []
     (sample,) = backend.samples
     assert 4 <= len(sample) <= 8
-    # What is wrong or has no vector yet is told in its turn.
+    # What is wrong is told in its turn.
     backend.seconds_each = 0.0
     response = await client.post(
         f"{SEARCH}/batch", json={"searches": [{"k": 0}, {"text": "x"}, *searches[:3]]}
     )
     assert response.status_code == 200 and len(response.json()["results"]) == 5
-    assert len(backend.samples[1]) == 3
+    assert len(backend.samples[1]) == 4
     assert backend.batches.seconds == 0.0 and repr(backend.batches).startswith("<Batches 0 admitted")
 
 

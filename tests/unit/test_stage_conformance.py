@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import weakref
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, Generic, TypeVar, cast
 
@@ -19,11 +19,13 @@ from bench.simulation.virtual_time import run
 from router.freshness.freshness import Freshness
 from router.freshness.redis_link import RedisLink
 from router.policy.ways import Ways
+from router.query.composition import Composition, Leg, Mode, Rerank
 from router.query.errors import DeadlineError, OverloadedError, RouterError
 from router.query.ranked import RankedAnswer
 from router.query.types import Found, Probe, SearchQuery, ShardReport, ShardRows, ShardState
 from router.recall.live import LiveRecall, Sampled
 from router.recall.sampling import RecallSampler
+from router.settings import Settings
 from router.stages.answer_memory import AnswerMemory
 from router.stages.coalesce import Coalesced
 from router.stages.columns import ColumnReader
@@ -36,7 +38,7 @@ from router.stages.replicas import ReplicaSet
 from router.stages.scatter import Scatter
 from router.stages.shared_cache import SharedCache
 from router.stages.stage import Stage
-from shard_config.model import Fulltext
+from shard_config.model import Fulltext, RerankingService
 from tests.unit.queries import answer, collection, query, ranked, shard_map
 
 R = TypeVar("R")
@@ -206,9 +208,7 @@ async def scatter_of_several_depths(below: Below) -> AsyncIterator[Stage[SearchQ
 
 @asynccontextmanager
 async def fulltext(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
-    stage = FulltextScatter(shard_map(), shards(below), Freshness(shard_map()))
-    never = Scatter(shard_map(), shards(Below()), Freshness(shard_map()), UNKNOWN)
-    composed = Composed(vector=never, fulltext=stage)
+    composed = composed_over(Below(), below)
     searched = collection(fulltext=Fulltext(("content",)))
 
     class Wordy:
@@ -222,6 +222,57 @@ async def fulltext(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
     yield Wordy()
 
 
+class Scoring:
+    """A re-ranking service that takes a while, too."""
+
+    def __init__(self, below: Below) -> None:
+        self.below = below
+
+    async def scores(
+        self, service: RerankingService, query: str, texts: Sequence[str], deadline: float
+    ) -> list[float]:
+        self.below.waiting += 1
+        try:
+            await asyncio.sleep(self.below.delay)
+        finally:
+            self.below.waiting -= 1
+        return [0.0] * len(texts)
+
+
+def composed_over(vector: Below, words: Below) -> Composed:
+    services = {"ce": RerankingService("ce", "http://127.0.0.1:1/v1", "ce")}
+    return Composed(
+        msgspec.structs.replace(shard_map(), rerankers=services),
+        vector=Scatter(shard_map(), shards(vector), Freshness(shard_map()), UNKNOWN),
+        fulltext=FulltextScatter(shard_map(), shards(words), Freshness(shard_map())),
+        columns=ColumnReader(shards(vector), Freshness(shard_map())),
+        rerank=Scoring(vector),
+        settings=Settings(),
+    )
+
+
+@asynccontextmanager
+async def several_lists(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
+    stage = composed_over(below, below)
+    searched = collection(fulltext=Fulltext(("content",)))
+
+    class Several:
+        def __repr__(self) -> str:
+            return repr(stage)
+
+        async def search(self, query: SearchQuery, deadline: float) -> RankedAnswer:
+            legs = (
+                Leg("vector", Mode.VECTOR, query.vector),
+                Leg("other", Mode.VECTOR, query.vector),
+                Leg("fulltext", Mode.FULLTEXT, words="cat"),
+            )
+            steps = Composition(legs, 20, rerank=Rerank("ce", "cat"))
+            changes = {"collection": searched, "vector": b"", "composition": steps}
+            return await stage.search(msgspec.structs.replace(query, **changes), deadline)
+
+    yield Several()
+
+
 Made = Callable[[Below], AbstractAsyncContextManager[Stage[SearchQuery, Any]]]
 EVERY: list[Made] = [
     local_cache,
@@ -233,6 +284,7 @@ EVERY: list[Made] = [
     scatter,
     scatter_of_several_depths,
     fulltext,
+    several_lists,
 ]
 every_stage = pytest.mark.parametrize("made", EVERY, ids=lambda made: made.__name__)
 
