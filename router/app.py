@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Coroutine
 from contextlib import ExitStack, asynccontextmanager
 from functools import partial
 from pathlib import Path
-from typing import NoReturn
 
 from starlette.types import ASGIApp
 
@@ -22,6 +21,7 @@ from router.http.keys_watch import KeysWatch, watching
 from router.http.life import Life
 from router.http.metrics import Metrics
 from router.logs import AccessLog, configure
+from router.models.embedding import Embedded, Embeddings
 from router.nodes.agreement import refusal
 from router.query.errors import InvalidError, StartRefusedError
 from router.serve_config import ServeConfig, from_env
@@ -66,6 +66,7 @@ def application(
         shared_path=None if config.shared_path is None else Path(config.shared_path),
         recall_listener=metrics,
         redis_took=metrics.redis_took,
+        service_listener=metrics,
     )
     topology = Topology(shard_map, parts)
 
@@ -88,7 +89,7 @@ def application(
         config.settings,
         keys,
         metrics,
-        embed=_no_embedder,
+        embed=partial(_embed, parts.embeddings),
         lifespan=lifespan,
         access_log=AccessLog(sys.stderr, level=config.log_level),
         life=life,
@@ -162,5 +163,8 @@ def _relieve_collector() -> None:
     gc.set_threshold(_ALLOCATIONS, 10, 10)
 
 
-async def _no_embedder(collection: Collection, text: str, deadline: float) -> NoReturn:
-    raise InvalidError.at("text", f"collection {collection.name} has no embedder; send a vector")
+async def _embed(embeddings: Embeddings, collection: Collection, text: str, deadline: float) -> Embedded:
+    """What the edge wants of a text; see `router.http.backend.Embed`."""
+    if collection.embedder is None:
+        raise InvalidError.at("text", f"collection {collection.name} has no embedder; send a vector")
+    return await embeddings.embed(collection.embedder, text, deadline)

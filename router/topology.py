@@ -27,6 +27,9 @@ from router.documents.unconfirmed import UnconfirmedWrites
 from router.documents.vectors import StoredVectors
 from router.documents.writer import Writer
 from router.freshness.freshness import Freshness
+from router.models.embedding import EmbeddingListener, Embeddings
+from router.models.reranking import Reranking
+from router.models.service import ServiceStatus
 from router.network.dial import Network
 from router.network.names import Names
 from router.nodes.agreement import Agreement
@@ -51,7 +54,7 @@ from router.settings import Settings
 from router.stages.answer_memory import AnswerMemory, BatchRoom
 from router.stages.coalesce import Coalesced
 from router.stages.columns import ColumnReader
-from router.stages.compose import Composed, Reranker
+from router.stages.compose import Composed
 from router.stages.encode import Encoded
 from router.stages.fanout import Fanout
 from router.stages.fulltext import FulltextScatter
@@ -118,8 +121,9 @@ class Parts:
         shared_path: Path | None = None,
         recall_listener: RecallListener | None = None,
         redis_took: Callable[[float], None] = lambda _: None,
+        service_listener: EmbeddingListener | None = None,
     ) -> None:
-        """`redis_took` is told the seconds of each call of Redis."""
+        """`redis_took` is told the seconds of each call of Redis, `service_listener` of texts."""
         self.settings = settings
         limits = _limits(shard_map, settings)
         self.state_log = StateLog()
@@ -151,11 +155,13 @@ class Parts:
                 network=_network(settings),
             )
         self.freshness = Freshness(shard_map, self.link, shared_path)
+        # Their own names, as Redis's: services are elsewhere than the nodes.
+        services = _network(settings)
+        self.embeddings = Embeddings(settings, services, self.link, service_listener)
+        self.reranking = Reranking(settings, services, service_listener)
         self._warming: asyncio.Task[None] | None = None
         self.hedges = Budget(settings.hedge_budget) if settings.hedge_quantile else None
         self.retries = Budget(settings.retry_budget, _RETRIES_AT_ONCE)
-        # Asks re-ranking services; None until there is a client for them.
-        self.reranking: Reranker | None = None
         self.store = Store(settings.l1_bytes)
         self.memory = AnswerMemory(settings.max_answer_bytes, settings.answer_memory_bytes)
         self.batches = Batches(settings.node_queue)
@@ -214,6 +220,8 @@ class Parts:
         await self.unconfirmed.close()
         await asyncio.gather(*(node.close() for node in self.nodes))
         await self.freshness.close()
+        await self.embeddings.close()
+        await self.reranking.close()
         if self.link is not None:
             await self.link.close()
 
@@ -424,6 +432,14 @@ class Snapshot:
             for replicas in self._sets.values()
             for head in [_head(replicas)]
             for node in replicas.nodes
+        ]
+
+    def services(self) -> list[ServiceStatus]:
+        """Every service for texts of the map, in the map's order."""
+        shard_map = self.shard_map
+        return [
+            *self._parts.embeddings.statuses(shard_map.models.values()),
+            *self._parts.reranking.statuses(shard_map.rerankers.values()),
         ]
 
     def disagreements(self) -> list[tuple[str, Disagreement]]:

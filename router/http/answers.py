@@ -10,8 +10,9 @@ import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
 from router.documents.types import DocumentFailure
-from router.http.backend import NodeStatus
+from router.http.backend import NodeStatus, ServiceStatus
 from router.http.problems import ProblemBody
+from router.http.texts import EmbeddingView
 from router.query.composition import Account, LegAccount, StepAccount
 from router.query.redaction import redacted
 from router.query.types import (
@@ -132,7 +133,8 @@ class SearchAnswer(msgspec.Struct, frozen=True):
     """Hits, the best first, and how complete they are.
 
     `short` is there only when fewer than k hits came back, and says why. `unsettled` is there only if shards
-    that were to be asked again did not answer in time, and names them.
+    that were to be asked again did not answer in time, and names them. `embedding` is there where a text was
+    turned into a vector.
     """
 
     hits: Annotated[
@@ -150,6 +152,7 @@ class SearchAnswer(msgspec.Struct, frozen=True):
     rerank: StepAccount | UnsetType = UNSET
     diversity: StepAccount | UnsetType = UNSET
     groups: tuple[GroupView, ...] | UnsetType = UNSET
+    embedding: EmbeddingView | UnsetType = UNSET
 
 
 class BatchError(msgspec.Struct, frozen=True):
@@ -302,8 +305,9 @@ class SchemaView(msgspec.Struct, frozen=True):
 
 
 class Health(msgspec.Struct, frozen=True):
-    """`ok`: every shard can be searched, every node is up, nothing fails on a shard's tables, and the map
-    agrees with the shards; `degraded`: not all of that; `unavailable`: no search has a chance.
+    """`ok`: every shard can be searched, every node is up, nothing fails on a shard's tables, the map agrees
+    with the shards, and no service for texts is left alone for failing; `degraded`: not all of that;
+    `unavailable`: no search has a chance.
 
     `schema` is what is not as the map says, and there only if something is. `keys`: `outdated` if their file
     has changed to what cannot be used, so that those before are in force. `unidentified` are shards that do
@@ -324,6 +328,7 @@ class Health(msgspec.Struct, frozen=True):
     disagreements: list[DisagreementView] = []
     unidentified: list[str] = []
     lost_bytes: dict[str, int] = {}
+    services: list[ServiceStatus] = []
 
 
 def node_faults(nodes: Iterable[NodeStatus]) -> list[NodeFault]:
@@ -367,6 +372,7 @@ def search_answer(
     map_version: int,
     *,
     explain: Sequence[NodeStatus] | None,
+    embedding: EmbeddingView | None = None,
     inside: bool = True,
 ) -> SearchAnswer:
     """`explain` are all nodes as they are now, None where no explanation is wanted."""
@@ -380,6 +386,7 @@ def search_answer(
         answer.short or UNSET,
         answer.unsettled or UNSET,
         UNSET if explain is None else _explanation(answer.reports, explain, inside=inside),
+        embedding=embedding or UNSET,
     )
     return made if answer.account is None else _accounted(made, answer.account)
 

@@ -10,6 +10,8 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
 from router.documents.types import CountAnswer, DeleteOutcome, Document, ReadAnswer, UpsertOutcome
+from router.models.embedding import Embedded
+from router.models.service import ServiceStatus
 from router.nodes.status import NodeStatus
 from router.policy.batches import AdmittedBatch
 from router.query.filter import Filter
@@ -20,11 +22,11 @@ from router.stages.answer_memory import BatchRoom
 from shard_config.identity import Disagreement
 from shard_config.model import Collection, ShardMap
 
-__all__ = ["Backend", "Embed", "NodeStatus"]
+__all__ = ["Backend", "Embed", "Embedded", "NodeStatus", "ServiceStatus"]
 
-# Turns a search's text into a vector of the collection, as little-endian float32, by a deadline; raises
-# InvalidError if the collection has no model.
-Embed: TypeAlias = Callable[[Collection, str, float], Awaitable[bytes]]
+# Turns a search's text into a vector by the collection's embedder, until a deadline; raises InvalidError,
+# about `text`, if it has none.
+Embed: TypeAlias = Callable[[Collection, str, float], Awaitable[Embedded]]
 
 
 class Backend(Protocol):
@@ -78,6 +80,10 @@ class Backend(Protocol):
 
     def nodes(self) -> list[NodeStatus]:
         """Every node of the map, in the map's order."""
+        ...
+
+    def services(self) -> list[ServiceStatus]:
+        """Every service for texts of the map."""
         ...
 
     def disagreements(self) -> list[tuple[str, Disagreement]]:

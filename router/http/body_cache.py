@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import msgspec
 
+from router.http.texts import EmbeddingView
 from router.query.types import SearchQuery
 from shard_config.model import Collection
 
@@ -33,11 +34,13 @@ class CheckedSearch(msgspec.Struct, frozen=True):
     """A search's body, decoded and checked, and the seconds that it gets.
 
     `reusable` says that a cache may answer it and that its body will be decoded to the same search again.
+    `embedding` is of its text, if it has one.
     """
 
     query: SearchQuery
     timeout: float
     reusable: bool
+    embedding: EmbeddingView | None = None
 
 
 class BodyCache:

@@ -120,6 +120,7 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "disagreements": "Points in which shards differ from the map.",
         "unidentified": "Shards that do not say which they are, or what they hold of a collection.",
         "lost_bytes": "Log that was written and is gone, by shard.",
+        "services": "The map's services for texts and how they do.",
     },
     "DisagreementView": {
         "shard": "The shard's name.",
@@ -238,6 +239,24 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "diversity": "Whether hits were chosen to differ, and if not, why.",
         "groups": "The groups that the hits are of, in their order.",
         "explain": "What happened on each shard.",
+        "embedding": "How the search's text became a vector.",
+    },
+    "ServiceStatus": {
+        "name": "Its name in the map.",
+        "kind": "Whether it embeds texts or scores them.",
+        "model": "What it calls its model.",
+        "circuit": "`open` while it is left alone for failing, `trial` while one request tries it.",
+        "in_flight": "This worker's requests that it is answering.",
+        "waiting": "This worker's requests that wait for one of these to end.",
+        "requests": "This worker's requests since it began.",
+        "failures": "Those of them that failed.",
+        "url": "Where it is; for the scope `admin`.",
+        "reason": "Why the last request failed, if it did; for the scope `admin`.",
+    },
+    "EmbeddingView": {
+        "model": "The model's name in the map.",
+        "cached": "Whether the vector was known from before.",
+        "ms": "Milliseconds that it took.",
     },
     "SearchBody": {
         "text": "What to search for, in words.",

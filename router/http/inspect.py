@@ -22,7 +22,7 @@ from router.http.answers import (
     node_faults,
     schema_view,
 )
-from router.http.backend import Backend, NodeStatus
+from router.http.backend import Backend, NodeStatus, ServiceStatus
 from router.http.keys import Keys
 from router.http.life import Life
 from router.http.message import Reply, Request
@@ -131,6 +131,7 @@ class Inspection:
                 ],
                 unidentified=backend.unidentified(),
                 lost_bytes={node.shard: node.lost_bytes for node in nodes if node.lost_bytes},
+                services=[one if request.inside else _outside(one) for one in backend.services()],
             )
         )
 
@@ -162,6 +163,10 @@ def collection_view(
     )
 
 
+def _outside(service: ServiceStatus) -> ServiceStatus:
+    return msgspec.structs.replace(service, url=UNSET, reason=UNSET)
+
+
 def _search_view(search: SearchDefaults) -> dict[str, Any]:
     view = shown(search, SEARCH)
     return {"timeout_ms": view.pop("timeout") * 1000, **view}
@@ -183,5 +188,6 @@ def _status(backend: Backend, nodes: Sequence[NodeStatus], ready: bool, shards: 
     if not ready:
         return "unavailable"
     wrong = node_faults(nodes) or backend.schema().wrong or backend.disagreements()
+    failing = any(service.circuit != "closed" for service in backend.services())
     whole = all(shards.values()) and not wrong and not any(node.lost_bytes for node in nodes)
-    return "ok" if whole else "degraded"
+    return "ok" if whole and not failing else "degraded"

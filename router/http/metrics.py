@@ -158,6 +158,24 @@ class Metrics:
             _L2_BUCKETS,
         )
         self.redis_took: Callable[[float], None] = self._l2_seconds.observe
+        self._services = self._counter(
+            "model_requests", "Requests to services for texts.", ["kind", "service", "outcome"]
+        )
+        self._service_seconds = self._histogram(
+            "model_seconds",
+            "Time that an answered request to a service for texts took, its repetitions included.",
+            ["kind", "service"],
+            _REQUEST_BUCKETS,
+        )
+        self._service_open = self._gauge(
+            "model_circuit_open",
+            "Whether a service for texts is left alone for failing.",
+            ["kind", "service"],
+            "livemax",
+        )
+        self._texts = self._counter(
+            "texts_embedded", "Texts of searches by what had their vectors.", ["service", "cache"]
+        )
         self.process = ProcessMetrics(self.registry)
         self._keys_outdated = self._gauge(
             "keys_outdated", "Whether the file of keys has changed to what cannot be used.", [], "livemax"
@@ -236,6 +254,17 @@ class Metrics:
     def recall_dropped(self, reason: str) -> None:
         self._child(self._recall_dropped, reason).inc()
 
+    def service_answered(self, kind: str, name: str, seconds: float) -> None:
+        """With the next two, what `router.models.embedding.EmbeddingListener` asks for."""
+        self._child(self._services, kind, name, "ok").inc()
+        self._child(self._service_seconds, kind, name).observe(seconds)
+
+    def service_failed(self, kind: str, name: str, cause: str) -> None:
+        self._child(self._services, kind, name, cause).inc()
+
+    def text_embedded(self, name: str, tier: str) -> None:
+        self._child(self._texts, name, tier).inc()
+
     def write(self) -> None:
         """Let scrapes, also those of other workers, see what has been counted."""
         self._unwritten.write()
@@ -272,6 +301,8 @@ class Metrics:
             self._child(self._shard_disagreements, shard).set(differing[shard])
             self._child(self._shard_identified, shard).set(shard not in silent)
             self._child(self._shard_primaries, shard).set(claims[shard])
+        for service in backend.services():
+            self._child(self._service_open, service.kind, service.name).set(service.circuit != "closed")
         self._schema_of(backend)
         for gone in self._nodes.keys() - nodes.keys():
             self._forget(gone)

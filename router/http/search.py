@@ -15,7 +15,7 @@ import msgspec
 
 from router.decode.bodies import BatchBody, SearchBody
 from router.decode.body import Decoder
-from router.decode.compositions import Draft, Examples, Wanted, draft, finished, is_plain, of_examples
+from router.decode.compositions import Draft, Examples, draft, finished, is_plain, of_examples
 from router.decode.queries import search_query, timeout_of
 from router.http.answers import BatchError, search_answer
 from router.http.backend import Embed
@@ -24,6 +24,7 @@ from router.http.content import read_json
 from router.http.message import Reply, Request
 from router.http.problems import problem_body
 from router.http.slow_log import SlowLog
+from router.http.texts import EmbeddingView, SearchTexts
 from router.policy.batches import AdmittedBatch
 from router.query.errors import InvalidError, RouterError
 from router.query.redaction import ShardFault
@@ -70,8 +71,8 @@ class Searches:
         took_ms = round((perf_counter() - started) * 1000, 3)
         self._slow.note(request.id, checked.query, found, took_ms)
         reply = Reply(
-            self._encode(request, checked.query, found, took_ms),
-            headers=[(b"server-timing", _server_timing(found, took_ms))],
+            self._encode(request, checked, found, took_ms),
+            headers=[(b"server-timing", _server_timing(found, took_ms, checked.embedding))],
             found=((collection.name, found),),
         )
         if found.answer.more:
@@ -140,7 +141,7 @@ class Searches:
             found = await request.backend.search(checked.query, min(now + checked.timeout, end))
             took_ms = round((perf_counter() - started) * 1000, 3)
             self._slow.note(request.id, checked.query, found, took_ms)
-            pieces = _in_pieces(self._encode(request, checked.query, found, took_ms), found)
+            pieces = _in_pieces(self._encode(request, checked, found, took_ms), found)
             room.add(sum(map(len, pieces)), counted=found.answer.reservation is not None)
         except RouterError as exc:
             problem = problem_body(exc, request.id, inside=request.inside)
@@ -164,32 +165,28 @@ class Searches:
             return CheckedSearch(query, self._timeout(body, collection), reusable=query.cached)
         rerankers = request.backend.shard_map.rerankers
         drawn = draft(body, collection, self._settings, rerankers, path, caller, room)
-        query, timeout = drawn.query, self._timeout(body, collection)
+        query, timeout, texts = drawn.query, self._timeout(body, collection), SearchTexts(self._embed)
         if not drawn.complete:
-            query = finished(drawn, await self._vectors_of(request, drawn, now + timeout))
+            query = finished(drawn, await self._vectors_of(request, drawn, texts, now + timeout))
         # A text's vector changes with its model, and that of examples with these.
-        return CheckedSearch(query, timeout, reusable=query.cached and drawn.complete)
+        return CheckedSearch(query, timeout, query.cached and drawn.complete, texts.view)
 
     def _timeout(self, body: SearchBody, collection: Collection) -> float:
         return min(timeout_of(body.timeout_ms, collection), self._settings.max_timeout)
 
-    async def _vectors_of(self, request: Request, drawn: Draft, deadline: float) -> dict[int, bytes]:
+    async def _vectors_of(
+        self, request: Request, drawn: Draft, texts: SearchTexts, deadline: float
+    ) -> dict[int, bytes]:
         """The vectors of a search's texts and examples, all at once."""
         consistency = drawn.query.consistency
         wanted = {
-            number: self._embedded(request.collection, one, deadline) for number, one in drawn.texts.items()
+            number: texts.vector(request.collection, one.text, deadline, one.path)
+            for number, one in drawn.texts.items()
         } | {
             number: self._of_stored(request, one, consistency, deadline)
             for number, one in drawn.likes.items()
         }
         return dict(zip(wanted, await all_of(wanted.values()), strict=True))
-
-    async def _embedded(self, collection: Collection, wanted: Wanted, deadline: float) -> bytes:
-        try:
-            return await self._embed(collection, wanted.text, deadline)
-        except InvalidError as exc:
-            # It knows of no request.
-            raise InvalidError.at(wanted.path, exc.problems[0].message) from exc
 
     async def _of_stored(
         self, request: Request, examples: Examples, consistency: Consistency, deadline: float
@@ -198,15 +195,18 @@ class Searches:
         stored = await request.backend.vectors(request.collection, ids, consistency, deadline)
         return of_examples(examples, stored, request.collection)
 
-    def _encode(self, request: Request, query: SearchQuery, found: Found, took_ms: float) -> bytes:
+    def _encode(self, request: Request, checked: CheckedSearch, found: Found, took_ms: float) -> bytes:
         """The answer's JSON, of a large one without its hits."""
+        query, embedding = checked.query, checked.embedding
         version = request.backend.shard_map.version
         explain = request.backend.nodes() if query.explain or query.plan else None
         if found.answer.more:
             without = msgspec.structs.replace(found.answer, hits=msgspec.Raw(_NO_HITS))
             found = msgspec.structs.replace(found, answer=without)
         return self._encoder.encode(
-            search_answer(found, took_ms, version, explain=explain, inside=request.inside)
+            search_answer(
+                found, took_ms, version, explain=explain, embedding=embedding, inside=request.inside
+            )
         )
 
 
@@ -267,14 +267,16 @@ def _batch_body(results: list[list[bytes]]) -> tuple[bytes, list[bytes]]:
     return b"", pieces
 
 
-def _server_timing(found: Found, took_ms: float) -> bytes:
-    """Where the time went: in all, and on the slowest shard."""
+def _server_timing(found: Found, took_ms: float, embedding: EmbeddingView | None) -> bytes:
+    """Where the time went: in all, on the text, and on the slowest shard."""
     reports = found.answer.reports
+    before = b"total;dur=%.3f" % took_ms
+    if embedding is not None:
+        before += b", embed;dur=%.3f" % embedding.ms
     if not reports:
-        return b"total;dur=%.3f" % took_ms
+        return before
     slowest = max(reports, key=lambda report: report.total_ms)
-    return b'total;dur=%.3f, queue;dur=%.3f;desc="%s", execute;dur=%.3f;desc="%s"' % (
-        took_ms,
+    return before + b', queue;dur=%.3f;desc="%s", execute;dur=%.3f;desc="%s"' % (
         slowest.queue_ms,
         slowest.shard.encode(),
         slowest.execute_ms,

@@ -8,7 +8,7 @@ that a service refuses takes none of its batch with it.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal, Protocol
@@ -39,6 +39,10 @@ class Embedded(msgspec.Struct, frozen=True):
     vector: bytes
     model: str
     tier: Literal["l1", "l2", "miss"] = "miss"
+
+    @property
+    def cached(self) -> bool:
+        return self.tier != "miss"
 
 
 class EmbeddingListener(ServiceListener, Protocol):
@@ -126,9 +130,9 @@ class Embeddings:
                 group.create_task(work(batches))
         return outcomes
 
-    def statuses(self) -> list[ServiceStatus]:
-        """Of every service that was asked since the process began, in the order of the first question."""
-        return [model.service.status() for model in self._models.values()]
+    def statuses(self, services: Iterable[EmbeddingService]) -> list[ServiceStatus]:
+        """Of each of `services`, whether it was asked or not."""
+        return [self._model(service).service.status() for service in services]
 
     async def close(self) -> None:
         await self._cache.close()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from router.models.messages import read_scores, rerank_request
 from router.models.service import Service, ServiceListener, ServiceStatus
@@ -47,9 +47,9 @@ class Reranking:
             body, lambda data: read_scores(data, service, len(texts)), deadline
         )
 
-    def statuses(self) -> list[ServiceStatus]:
-        """Of every service that was asked since the process began, in the order of the first question."""
-        return [service.status() for service in self._services.values()]
+    def statuses(self, services: Iterable[RerankingService]) -> list[ServiceStatus]:
+        """Of each of `services`, whether it was asked or not."""
+        return [self._service(service).status() for service in services]
 
     async def close(self) -> None:
         await asyncio.gather(*(service.close() for service in self._services.values()))

@@ -22,7 +22,7 @@ from router.documents.types import (
     UpsertOutcome,
 )
 from router.http.app import create
-from router.http.backend import Backend, NodeStatus
+from router.http.backend import Backend, Embed, Embedded, NodeStatus, ServiceStatus
 from router.http.keys import Keys
 from router.http.life import Life
 from router.http.metrics import Metrics
@@ -111,6 +111,7 @@ class FakeBackend:
         self.schema_state = SchemaState()
         self.measured: dict[str, RecallSeen] = {}
         self.tier = "miss"
+        self.service_states: list[ServiceStatus] = []
         self.unsettled: tuple[Unsettled, ...] = ()
         self.differing: list[tuple[str, Disagreement]] = []
         self.memory = AnswerMemory(64 << 20, 128 << 20)
@@ -266,6 +267,9 @@ class FakeBackend:
             for node in shard.nodes
         ]
 
+    def services(self) -> list[ServiceStatus]:
+        return self.service_states
+
     def disagreements(self) -> list[tuple[str, Disagreement]]:
         return self.differing
 
@@ -296,10 +300,10 @@ class FakeBackend:
             raise self.error
 
 
-async def embed(collection: Collection, text: str, deadline: float) -> bytes:
+async def embed(collection: Collection, text: str, deadline: float) -> Embedded:
     if collection.name != "documents":
-        raise InvalidError.at("text", f"collection {collection.name} has no text model")
-    return np.array([len(text), 1.0, math.pi], dtype="<f4").tobytes()
+        raise InvalidError.at("text", f"collection {collection.name} has no embedder; send a vector")
+    return Embedded(np.array([len(text), 1.0, math.pi], "<f4").tobytes(), "minilm")
 
 
 @asynccontextmanager
@@ -323,6 +327,7 @@ def application(
     log: LogLines | None = None,
     lifespan: Callable[[], Any] = no_lifespan,
     life: Life | None = None,
+    embed: Embed = embed,
 ) -> Any:
     return create(
         lambda: backend,

@@ -128,6 +128,12 @@ async def test_a_text_becomes_a_vector_by_the_collections_model(
     response = await client.post(SEARCH, json={"text": "abcd"})
     assert response.status_code == 200
     assert np.frombuffer(backend.queries[0].vector, "<f4")[0] == 4.0
+    embedding = response.json()["embedding"]
+    assert (embedding["model"], embedding["cached"]) == ("minilm", False)
+    assert f", embed;dur={embedding['ms']:.3f}" in response.headers["server-timing"]
+    plain = await client.post(SEARCH, json={"vector": VECTOR})
+    assert "embedding" not in plain.json()
+    assert "embed" not in plain.headers["server-timing"]
 
 
 @pytest.mark.parametrize(
@@ -251,7 +257,7 @@ async def test_include_knows_only_what_the_collection_has(client: httpx.AsyncCli
 async def test_a_collection_without_model_refuses_text(client: httpx.AsyncClient) -> None:
     response = await client.post("/v1/collections/notes/search", json={"text": "x"})
     assert response.status_code == 422
-    assert "no text model" in response.json()["detail"]
+    assert response.json()["detail"] == "text: collection notes has no embedder; send a vector"
 
 
 async def test_a_partial_answer_is_200_and_says_so(client: httpx.AsyncClient, backend: FakeBackend) -> None:

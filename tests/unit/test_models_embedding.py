@@ -328,7 +328,7 @@ def test_a_service_that_keeps_failing_is_not_asked_until_one_trial_has_succeeded
         for _ in range(2):
             with pytest.raises(UnavailableError, match="answers 500"):
                 await made.query(model, "a", soon())
-        assert made.statuses()[0].circuit == "open"
+        assert made.statuses([model])[0].circuit == "open"
         with pytest.raises(UnavailableError, match=r"is not asked for another .*kept failing: answers 500"):
             await made.query(model, "a", soon())
         assert len(fake.requests) == 2
@@ -336,7 +336,7 @@ def test_a_service_that_keeps_failing_is_not_asked_until_one_trial_has_succeeded
         fake.always = Answer(held=held)
         while True:
             trial = asyncio.ensure_future(made.query(model, "b", soon()))
-            await until(lambda trial=trial: trial.done() or made.statuses()[0].circuit == "trial")
+            await until(lambda trial=trial: trial.done() or made.statuses([model])[0].circuit == "trial")
             if not trial.done():
                 break
             assert isinstance(trial.exception(), UnavailableError)  # it was too soon
@@ -345,7 +345,7 @@ def test_a_service_that_keeps_failing_is_not_asked_until_one_trial_has_succeeded
         held.set()
         assert await trial == bytes_of("b")
         assert await made.query(model, "c", soon()) == bytes_of("c")
-        assert made.statuses()[0].circuit == "closed"
+        assert made.statuses([model])[0].circuit == "closed"
 
     run(test, Settings(model_failures=2, model_pause=0.05, model_attempts=1))
     said = [(record.levelname, record.message) for record in caplog.records]
@@ -362,7 +362,7 @@ def test_requests_at_once_and_those_that_wait_are_bounded() -> None:
         fake.always = Answer(held=held)
         model = fake.model(timeout=LONG)
         asked = [asyncio.ensure_future(made.query(model, text, soon())) for text in "abcde"]
-        await until(lambda: len(fake.requests) == 2 and made.statuses()[0].waiting == 3)
+        await until(lambda: len(fake.requests) == 2 and made.statuses([model])[0].waiting == 3)
         with pytest.raises(OverloadedError, match="3 requests waiting already"):
             await made.query(model, "f", soon())
         with pytest.raises(OverloadedError):
@@ -413,7 +413,7 @@ def test_equal_texts_in_flight_share_a_request_that_lives_while_one_of_them_wait
         await until(lambda: len(fake.requests) == 2)
         last.cancel()
         await asyncio.gather(last, return_exceptions=True)
-        assert made.statuses()[0].in_flight == 0
+        assert made.statuses([model])[0].in_flight == 0
         assert [task for task in asyncio.all_tasks() if "_look_up" in repr(task)] == []
         assert await made.query(model, "other", end) == bytes_of("other")
 

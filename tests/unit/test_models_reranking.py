@@ -37,7 +37,7 @@ def test_scores_come_in_the_order_of_the_texts(
             (request,) = fake.requests
             assert (request.path, request.json) == ("/v1/rerank", sent)
             assert request.headers["authorization"] == "bearer k3y"
-            (status,) = reranking.statuses()
+            (status,) = reranking.statuses([service])
             assert (status.name, status.kind, status.requests, status.failures) == ("r", "reranking", 1, 0)
             await reranking.close()
 
