@@ -13,7 +13,7 @@ import numpy as np
 
 from bench.interleave import Spread
 
-__all__ = ["difference", "ndcg", "ratio", "recall", "reciprocal_rank"]
+__all__ = ["difference", "ndcg", "recall", "reciprocal_rank"]
 
 # Enough for the second digit of a 95 % interval (Efron and Tibshirani 1993, 14.2).
 _RESAMPLES = 5000
@@ -44,31 +44,14 @@ def difference(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) ->
     """The mean of `ours` minus that of `theirs`, query by query, with its 95 % interval.
 
     The interval is a paired bootstrap's: queries are drawn with replacement, each with both its figures.
-    """
-    a, b = _resampled(ours, theirs, seed)
-    low, high = np.percentile(a - b, _INTERVAL)
-    return Spread(float(np.mean(ours) - np.mean(theirs)), float(low), float(high), len(ours))
-
-
-def ratio(ours: Sequence[float], theirs: Sequence[float], seed: int = 0) -> Spread | None:
-    """As `difference`, but what `ours` is of `theirs`; None where that has no meaning."""
-    a, b = _resampled(ours, theirs, seed)
-    if not b.all():
-        return None
-    low, high = np.percentile(a / b, _INTERVAL)
-    return Spread(float(np.mean(ours) / np.mean(theirs)), float(low), float(high), len(ours))
-
-
-def _resampled(
-    ours: Sequence[float], theirs: Sequence[float], seed: int
-) -> tuple[np.ndarray[tuple[int], np.dtype[np.float64]], np.ndarray[tuple[int], np.dtype[np.float64]]]:
-    """The means of each of the resamples, which both sides share.
 
     Raises:
         ValueError: there are no queries, or not the same number on both sides.
     """
     if not ours or len(ours) != len(theirs):
         raise ValueError(f"{len(ours)} queries against {len(theirs)}")
-    # How often each query is drawn: a matrix of counts needs less memory than one of figures.
-    counts = np.random.default_rng(seed).multinomial(len(ours), [1 / len(ours)] * len(ours), _RESAMPLES)
-    return counts @ np.asarray(ours) / len(ours), counts @ np.asarray(theirs) / len(ours)
+    # How often each query is drawn: counts need less memory than figures.
+    draws = np.random.default_rng(seed).multinomial(len(ours), [1 / len(ours)] * len(ours), _RESAMPLES)
+    more = np.asarray(ours) - np.asarray(theirs)
+    low, high = np.percentile(draws @ more / len(ours), _INTERVAL)
+    return Spread(float(more.mean()), float(low), float(high), len(ours))

@@ -1,12 +1,14 @@
 """Judged collections behind a router as an application has them: texts go in, and searches are in words.
 
-The model service, the servers and the router are those that the commands start; the router has the documents
-embedded. Invariant: as of `bench.world`, whatever ends the bench, nothing that it started goes on.
+The model service, the servers and the router are those that the commands start. Documents are embedded here,
+by the service that the router asks for the vectors of queries. Invariant: as of `bench.world`, whatever ends
+the bench, nothing that it started goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import base64
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -45,9 +47,9 @@ class Models(msgspec.Struct, frozen=True):
 class JudgedWorld:
     """Made by `open_judged`; `reranks` says whether a model can rank hits again."""
 
-    def __init__(self, url: str, reranks: bool) -> None:
+    def __init__(self, url: str, service: str, reranks: bool) -> None:
         self.reranks = reranks
-        self._client = Client(url, timeout=_ASK_SECONDS)
+        self._client, self._service = Client(url, timeout=_ASK_SECONDS), service
 
     def search(self, judged: Judged, text: str, k: int, mode: str, *, rerank: bool = False) -> list[int]:
         """Ids of the hits, best first.
@@ -67,7 +69,12 @@ class JudgedWorld:
 
     def store(self, judged: Judged, begin: int, end: int) -> None:
         """Documents from `begin` up to `end`, as texts."""
-        documents = [{"id": i, "content": judged.documents[i]} for i in range(begin, end)]
+        texts = judged.documents[begin:end]
+        vectors = _embedded(self._service, texts)
+        documents = [
+            {"id": begin + i, "content": text, "vector": vector}
+            for i, (text, vector) in enumerate(zip(texts, vectors, strict=True))
+        ]
         stored = self._call("PUT", f"{_path(judged)}/documents", {"documents": documents})
         if stored.get("failed"):
             raise BenchError(f"documents of {judged.name} were not stored: {stored['failed'][0]}")
@@ -99,7 +106,7 @@ def open_judged(
                 _apply(cluster, display, with_index=False)
                 serve = serve_arguments(cluster.map_path)
                 with serving(serve, folder / "serve.log") as router:
-                    world = JudgedWorld(router.url, reranks)
+                    world = JudgedWorld(router.url, service, reranks)
                     for judged in sets:
                         _store(world, judged, display)
                     _apply(cluster, display, with_index=True)
@@ -131,9 +138,22 @@ def _map_part(sets: Sequence[Judged], service: str, reranks: bool) -> dict[str, 
 
 def _dimensions(service: str) -> int:
     """Of the embedder's vectors, by one of them."""
-    body = {"model": _EMBEDDER, "input": "dimensions"}
-    answer = msgspec.json.decode(Client(service, timeout=_ASK_SECONDS).call("POST", "/embeddings", body))
-    return len(answer["data"][0]["embedding"])
+    (vector,) = _embedded(service, ["dimensions"])
+    return len(base64.b64decode(vector)) // 4
+
+
+def _embedded(service: str, texts: Sequence[str]) -> list[str]:
+    """Base64 of float32, as the router takes it, too.
+
+    Raises:
+        BenchError: the service refused, or did not answer.
+    """
+    body = {"model": _EMBEDDER, "input": texts, "encoding_format": "base64"}
+    try:
+        answer = Client(service, timeout=_ASK_SECONDS).call("POST", "/embeddings", body)
+    except ClientError as exc:
+        raise BenchError(f"texts were not embedded: {exc}") from exc
+    return [one["embedding"] for one in msgspec.json.decode(answer)["data"]]
 
 
 def _map_entry(judged: Judged, dimensions: int) -> dict[str, Any]:

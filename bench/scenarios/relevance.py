@@ -15,7 +15,7 @@ from bench.context import Context
 from bench.errors import NotHere
 from bench.interleave import Spread
 from bench.judged import debian, library
-from bench.judged.measures import difference, ndcg, ratio, recall, reciprocal_rank
+from bench.judged.measures import difference, ndcg, recall, reciprocal_rank
 from bench.judged.types import Judged, Query
 from bench.judged.world import JudgedWorld, Models, open_judged
 from bench.results import Cell, Metric, Outcome, Table
@@ -122,13 +122,17 @@ def judge(queries: Sequence[Query], answers: Sequence[tuple[Sequence[int], Seque
 
 def _metrics(name: str, modes: Mapping[str, Found]) -> list[Metric]:
     """What has a target: hybrid is at least as good as either leg, and ranking again makes it no worse."""
-    metrics = []
-    for leg in (_VECTOR, _FULLTEXT):
-        against = ratio(modes[_HYBRID].ndcg, modes[leg].ndcg)
-        metrics.append(Metric.of(f"{name}: nDCG@10 of hybrid against {leg}", against, "x", target=1.0))
+    pairs = [(_HYBRID, _VECTOR), (_HYBRID, _FULLTEXT)]
     if _RERANKED in modes:
-        against = ratio(modes[_RERANKED].ndcg, modes[_HYBRID].ndcg)
-        metrics.append(Metric.of(f"{name}: nDCG@10 re-ranked against hybrid", against, "x", target=1.0))
+        pairs.append((_RERANKED, _HYBRID))
+    metrics = [
+        Metric.of(
+            f"{name}: nDCG@10 of {ours} less that of {theirs}",
+            difference(modes[ours].ndcg, modes[theirs].ndcg),
+            target=0.0,
+        )
+        for ours, theirs in pairs
+    ]
     metrics += [Metric(name=f"{name}: nDCG@10, {mode}", value=_mean(one.ndcg)) for mode, one in modes.items()]
     return metrics
 

@@ -9,7 +9,7 @@ import pytest
 
 from bench.errors import NotHere
 from bench.judged import debian, library
-from bench.judged.measures import difference, ndcg, ratio, recall, reciprocal_rank
+from bench.judged.measures import difference, ndcg, recall, reciprocal_rank
 from bench.judged.types import Query
 from bench.scenarios import relevance
 from deploy.corpus.documents import Entry
@@ -54,10 +54,7 @@ def test_a_difference_of_every_query_is_beyond_chance_and_one_of_noise_is_not() 
     assert none.median == pytest.approx(0) and none.low < 0 < none.high
 
 
-def test_a_ratio_to_nothing_is_none_and_unequal_sides_are_refused() -> None:
-    assert ratio([0.5, 0.5], [0.0, 0.0]) is None
-    found = ratio([0.5, 0.6], [0.25, 0.3])
-    assert found is not None and found.median == pytest.approx(2) and found.count == 2
+def test_sides_of_unequal_length_are_refused() -> None:
     with pytest.raises(ValueError, match="1 queries against 2"):
         difference([1.0], [1.0, 1.0])
 
