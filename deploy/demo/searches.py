@@ -24,7 +24,7 @@ class Shown(NamedTuple):
 _LRU = ("--text", "least recently used cache decorator", "--k", "5")
 # What `math.gcd` and `random` are about: the one in words that it does not have, the other by a name.
 _GCD = ("--text", "calculate the greatest shared factor", "--k", "3")
-_TWISTER = ("--text", "Mersenne Twister", "--k", "3")
+_TWISTER = ("--text", "Mersenne Twister random generator", "--k", "3")
 _RANDOM, _WITHOUT_RANDOM = "Random variable generators", r"(?s)\A(?!.*Random variable generators)"
 _WORDS, _HYBRID = ("--mode", "fulltext"), ("--mode", "hybrid")
 SEARCHES = (
@@ -34,7 +34,7 @@ SEARCHES = (
     Shown("The words themselves do not:", (*_GCD, *_WORDS), r"(?s)\A(?!.*\bmath\.gcd\b)"),
     Shown("A name that the model knows nothing of is not found by meaning:", _TWISTER, _WITHOUT_RANDOM),
     Shown("But by its words:", (*_TWISTER, *_WORDS), _RANDOM, lines=2),
-    Shown("Both, fused, with the rank in each list:", (*_TWISTER, *_HYBRID), _RANDOM, lines=3),
+    Shown("Both, fused, with the rank in each list:", (*_TWISTER, *_HYBRID), _RANDOM, lines=2),
     Shown(
         "Only what a filter lets through:",
         ("--text", "wait for several tasks to finish", "--filter", '{"module": "asyncio"}', "--k", "5"),
