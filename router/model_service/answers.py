@@ -7,7 +7,7 @@ said is an error that names it.
 from __future__ import annotations
 
 import base64
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import orjson
@@ -49,7 +49,7 @@ def cohere_answer(model: str, reranker: Reranker, wanted: Wanted, output: Output
     Raises:
         ModelFailedError
     """
-    order, scores = _ranked(model, wanted, output, reranker.relevance(output.values))
+    order, scores = _ranked(model, wanted, output, reranker.relevance)
     results = []
     for index, score in zip(order, scores, strict=True):
         result: dict[str, object] = {"index": index, "relevance_score": score}
@@ -74,9 +74,9 @@ def tei_answer(model: str, reranker: Reranker, wanted: Wanted, output: Output) -
             f'{model!r} reads; shorten it, or send "truncate": true',
             param="texts",
         )
-    values = output.values if wanted.raw else reranker.relevance(output.values)
+    shown = None if wanted.raw else reranker.relevance
     results = []
-    for index, score in zip(*_ranked(model, wanted, output, values), strict=True):
+    for index, score in zip(*_ranked(model, wanted, output, shown), strict=True):
         result: dict[str, object] = {"index": index, "score": score}
         if wanted.echo:
             result["text"] = wanted.texts[index]
@@ -84,27 +84,33 @@ def tei_answer(model: str, reranker: Reranker, wanted: Wanted, output: Output) -
     return orjson.dumps(results)
 
 
-def _ranked(model: str, wanted: Wanted, output: Output, shown: Floats) -> tuple[list[int], list[float]]:
-    """Places in order of the model's own scores, which differ where those up to 1 may be equal."""
-    broken = ~np.isfinite(output.values)
+def _ranked(
+    model: str, wanted: Wanted, output: Output, shown: Callable[[Floats], Floats] | None
+) -> tuple[list[int], list[float]]:
+    """Places in order of the model's own scores, and these or what `shown` makes of them.
+
+    Scores between 0 and 1 may be equal where the model's own are not.
+    """
+    scores = output.values
+    broken = ~np.isfinite(scores)
     if broken.any():
         raise ModelFailedError(f"model {model!r} made no number of text {int(np.flatnonzero(broken)[0])}")
-    order = np.argsort(-output.values, kind="stable")[: wanted.most]
-    return order.tolist(), shown[order].tolist()
+    order = np.argsort(-scores, kind="stable")[: wanted.most]
+    return order.tolist(), (scores if shown is None else shown(scores))[order].tolist()
 
 
 def _unit_vectors(model: str, values: Floats, dimensions: int | None) -> NDArray[np.float32]:
     vectors = np.ascontiguousarray(values, np.float32)
-    lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
+    broken = ~np.isfinite(vectors).all(axis=1)
+    if broken.any():
+        raise ModelFailedError(f"model {model!r} made no vector of input[{int(np.flatnonzero(broken)[0])}]")
     if dimensions is not None and dimensions < vectors.shape[1]:
         vectors = np.ascontiguousarray(vectors[:, :dimensions])
         lengths = np.linalg.norm(vectors, axis=1, keepdims=True)
-        vectors = np.divide(vectors, lengths, out=np.zeros_like(vectors), where=lengths > 0)
-    if not np.isfinite(lengths).all():
-        first = int(np.flatnonzero(~np.isfinite(lengths))[0])
-        raise ModelFailedError(f"model {model!r} made no vector of input[{first}]")
-    if not lengths.all():
-        first = int(np.flatnonzero(lengths == 0)[0])
+        vectors = np.divide(vectors, lengths, out=vectors, where=lengths > 0)
+    known = vectors.any(axis=1)
+    if not known.all():
+        first = int(np.flatnonzero(~known)[0])
         raise InvalidBodyError(
             f"input[{first}]: model {model!r} knows nothing of this text, so it has no vector", param="input"
         )

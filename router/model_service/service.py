@@ -7,6 +7,7 @@ answered where there is no choice.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Callable, Mapping
 from functools import partial
 from typing import TypeVar
@@ -45,6 +46,7 @@ class ModelService:
         self._limits = limits
         self._embedders = embedders
         self._rerankers = rerankers
+        self._created = int(time.time())
         watchers = metrics.of_models([*embedders, *rerankers])
         self._embedding: dict[str, Worker[str]] = {
             name: Worker(name, model, limits, watchers[name]) for name, model in embedders.items()
@@ -116,15 +118,22 @@ class ModelService:
         return msgspec.json.encode(found[0])
 
     def _described(self) -> list[dict[str, object]]:
-        described: list[dict[str, object]] = [
+        common = {"object": "model", "created": self._created, "owned_by": "pgscatter"}
+        embedders: list[dict[str, object]] = [
             {
-                **_entry(name, "embedder", model.backend),
+                "id": name,
+                **common,
+                "kind": "embedder",
+                "backend": model.backend,
                 "dimensions": model.dimensions,
                 "shorter_dimensions": list(model.shorter),
             }
             for name, model in self._embedders.items()
         ]
-        return described + [_entry(name, "reranker", one.backend) for name, one in self._rerankers.items()]
+        return embedders + [
+            {"id": name, **common, "kind": "reranker", "backend": model.backend}
+            for name, model in self._rerankers.items()
+        ]
 
     async def _rank(self, wanted: Wanted, answer: _RankAnswer) -> bytes:
         name, model = _chosen(self._rerankers, wanted.model, "re-ranker", "--reranker NAME=BACKEND")
@@ -140,17 +149,6 @@ class ModelService:
 
     def _workers(self) -> list[Worker[str] | Worker[Pair]]:
         return [*self._embedding.values(), *self._reranking.values()]
-
-
-def _entry(name: str, kind: str, backend: str) -> dict[str, object]:
-    return {
-        "id": name,
-        "object": "model",
-        "created": 0,
-        "owned_by": "pgscatter",
-        "kind": kind,
-        "backend": backend,
-    }
 
 
 def _chosen(models: Mapping[str, _M], name: str | None, kind: str, flag: str) -> tuple[str, _M]:

@@ -101,6 +101,7 @@ def _embedder(source: str) -> SentenceTransformer:
         from sentence_transformers import SentenceTransformer
     except ImportError as exc:
         raise BackendError(f"sentence-transformers is missing ({exc}): {_INSTALL}") from exc
+    _without_progress_bars()
     try:
         return SentenceTransformer(source)
     except Exception as exc:  # whatever the libraries below raise about a file or a name
@@ -113,10 +114,18 @@ def _cross_encoder(source: str) -> tuple[CrossEncoder, Any]:
         from torch.nn import Identity
     except ImportError as exc:
         raise BackendError(f"sentence-transformers is missing ({exc}): {_INSTALL}") from exc
+    _without_progress_bars()
     try:
         return CrossEncoder(source), Identity()
     except Exception as exc:
         raise BackendError(f"cross-encoder:{source} cannot be loaded: {_first_line(exc)}") from exc
+
+
+def _without_progress_bars() -> None:
+    """Standard error is for the log, a JSON object per line."""
+    from transformers.utils.logging import disable_progress_bar
+
+    disable_progress_bar()
 
 
 def _limit(tokens: int | None) -> int:

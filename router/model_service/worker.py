@@ -123,9 +123,9 @@ class Worker(Generic[Item]):
         return self._waiting_items
 
     def stuck(self, seconds: float) -> bool:
-        """Whether the call under way has taken more than `seconds`."""
+        """Whether the call under way has taken more than `seconds`, or no call can come any more."""
         since = self._since
-        return since is not None and self._clock() - since > seconds
+        return not self._thread.is_alive() or (since is not None and self._clock() - since > seconds)
 
     async def answer(self, job: Job[Item], seconds: float) -> bytes:
         """What `job.finish` makes of the model's output, within `seconds`; who leaves drops the job.
@@ -149,6 +149,9 @@ class Worker(Generic[Item]):
             if not job.answer.done() or job.answer.cancelled():
                 self._forget(job)
                 self._watcher.abandoned()
+            else:
+                # Read here in case this task was cancelled in the very turn that brought it.
+                job.answer.exception()
 
     def stop(self) -> None:
         """Take no more jobs, and fail those that wait. The thread ends after the call under way."""
@@ -157,7 +160,7 @@ class Worker(Generic[Item]):
             left, self._waiting = self._waiting, deque()
             self._waiting_items = self._waiting_chars = 0
             self._changed.notify()
-        _settle([(job, NotServingError(f"model {self.name!r} is being closed")) for job in left])
+        _settle([(job, self._ending()) for job in left])
 
     def join(self, seconds: float) -> bool:
         """Wait for the thread of a stopped worker; whether it ended in time."""
@@ -169,7 +172,7 @@ class Worker(Generic[Item]):
         limits = self._limits
         with self._changed:
             if self._stopped:
-                raise NotServingError(f"model {self.name!r} is being closed")
+                raise self._ending()
             all_items, all_chars = self._waiting_items + items, self._waiting_chars + chars
             if self._waiting_items and (all_items > limits.queue_texts or all_chars > limits.queue_chars):
                 raise BusyError(
@@ -180,6 +183,9 @@ class Worker(Generic[Item]):
             self._waiting.append(job)
             self._waiting_items, self._waiting_chars = all_items, all_chars
             self._changed.notify()
+
+    def _ending(self) -> NotServingError:
+        return NotServingError(f"the service ends, and with it model {self.name!r}", retry_after=_LEAST_RETRY)
 
     def _forget(self, job: Job[Item]) -> None:
         """Let nothing more be computed for `job`."""
@@ -224,6 +230,8 @@ class Worker(Generic[Item]):
         began = self._clock()
         try:
             made = self.model.run([batch[part][0].items[index] for _, part, index in places])
+            if not len(made.values) == len(made.tokens) == len(made.truncated) == len(places):
+                raise RuntimeError(f"{len(places)} items went in, and {len(made.values)} came out")
         except Exception as exc:
             if len(batch) > 1:
                 return [end for part in batch for end in self._compute([part])]
