@@ -20,7 +20,7 @@ from router.models.messages import embedding_request, read_embeddings
 from router.models.service import RefusedError, Service, ServiceListener, ServiceStatus
 from router.models.vectors import VectorCache
 from router.network.dial import Network
-from router.query.errors import DeadlineError, RouterError
+from router.query.errors import DeadlineError, Problem, RouterError
 from router.settings import Settings
 from shard_config.model import EmbeddingService
 
@@ -173,6 +173,9 @@ class Embeddings:
         def read(data: bytes) -> list[bytes]:
             return read_embeddings(data, model.config, len(texts))
 
+        if any(_unencodable(text) for text in texts):
+            message = "it holds half of a surrogate pair, for which UTF-8 has no bytes"
+            raise RefusedError(f"text: {message}", [Problem("text", message)])
         base64 = model.takes_base64 is not False
         try:
             body = embedding_request(model.config, texts, base64=base64)
@@ -205,6 +208,16 @@ class Embeddings:
             )
             model = self._models[config] = _Model(config, service)
         return model
+
+
+def _unencodable(text: str) -> bool:
+    if text.isascii():
+        return False
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _late(service: EmbeddingService) -> DeadlineError:

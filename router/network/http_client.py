@@ -22,6 +22,9 @@ __all__ = ["NetworkBackend"]
 
 # What may be read ahead of whoever reads; one turn of the loop may bring 64 KiB more.
 _AHEAD_BYTES = 1 << 18
+# What is written is held back until as much has come together, or an answer is waited for: head and body of a
+# small request leave in one system call.
+_TOGETHER_BYTES = 1 << 16
 
 
 class NetworkBackend(httpcore.AsyncNetworkBackend):
@@ -120,15 +123,24 @@ class _Stream(httpcore.AsyncNetworkStream):
     def __init__(self, transport: asyncio.Transport, received: _Received) -> None:
         self._transport = transport
         self._received = received
+        self._unsent = bytearray()
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        await self._send()
         return await self._received.read(max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if self._received.ended:
             raise httpcore.WriteError("the other end has closed the connection")
-        self._transport.write(buffer)
-        await self._received.writable.wait()
+        self._unsent += buffer
+        if len(self._unsent) >= _TOGETHER_BYTES:
+            await self._send()
+
+    async def _send(self) -> None:
+        if self._unsent:
+            self._transport.write(bytes(self._unsent))
+            self._unsent.clear()
+            await self._received.writable.wait()
 
     async def aclose(self) -> None:
         # What is not sent yet is of no use to anybody, and waiting for it would have no bound.

@@ -7,13 +7,12 @@ sense, counts as if Patroni had not been asked; a probe never waits for it longe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any
 
 import httpcore
 
 from router.network.dial import Network
+from router.network.http_client import NetworkBackend
 
 __all__ = ["Patroni"]
 
@@ -29,29 +28,6 @@ _ERRORS = (
 )
 
 
-class _Backend(httpcore.AnyIOBackend):
-    """Connects by the router's own names, since the loop's look-ups share a few threads."""
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        failure: Exception = httpcore.ConnectError("the name has no address")
-        for address in await self._network.names.addresses(host):
-            try:
-                return await super().connect_tcp(address.ip, port, timeout, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as exc:
-                failure = exc
-        raise failure
-
-
 class Patroni:
     """The REST API at `url`, such as http://10.0.0.11:8008."""
 
@@ -59,7 +35,9 @@ class Patroni:
         self._leader = url.rstrip("/") + "/leader"
         # A connection that is kept would hold one of the few threads that answer Patroni's own members.
         self._pool = httpcore.AsyncConnectionPool(
-            max_connections=1, max_keepalive_connections=0, network_backend=_Backend(network or Network())
+            max_connections=1,
+            max_keepalive_connections=0,
+            network_backend=NetworkBackend(network or Network()),
         )
 
     def __repr__(self) -> str:

@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from email.utils import formatdate
+from pathlib import Path
 from time import time
 from typing import Any
 
 import pytest
+import uvloop
 
 from router.models.embedding import Embeddings
 from router.models.messages import words_of_refusal
@@ -146,6 +149,41 @@ def test_a_name_is_looked_up_by_the_routers_own_names() -> None:
             await made.query(gone, "a", soon())
 
     run(test)
+
+
+CERTIFICATES = Path(__file__).parents[1] / "tls"
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize(
+    ("certificate", "authority", "says"),
+    [
+        ("server.pem", "ca.pem", None),
+        ("server.pem", "other.pem", "unable to get local issuer certificate"),
+        ("elsewhere.pem", "ca.pem", "not valid for '127.0.0.1'"),
+    ],
+)
+def test_a_service_behind_tls_has_to_be_the_one_that_the_map_names(
+    certificate: str, authority: str, says: str | None, loop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATES / authority))
+    theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    theirs.load_cert_chain(CERTIFICATES / certificate)
+
+    async def test() -> None:
+        async with FakeService(tls=theirs) as fake, embeddings(Settings(model_attempts=1)) as made:
+            if says is None:
+                texts = [f"{n} {'x' * 1000}" for n in range(500)]
+                model = fake.model(batch=500, timeout=LONG)
+                assert await made.documents(model, texts, soon()) == [bytes_of(text) for text in texts]
+                assert await made.query(model, "a", soon()) == bytes_of("a")
+                assert fake.connections == 1
+                return
+            with pytest.raises(UnavailableError, match=says):
+                await made.query(fake.model(), "a", soon())
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(test())
 
 
 VECTOR = [1.0, 2.0, 3.0, 4.0]
@@ -311,6 +349,19 @@ def test_connections_are_kept_and_one_that_was_closed_while_idle_costs_no_error(
         assert fake.connections == 1
         fake.answers.append(Answer(close=True))
         for text in "def":
+            assert await made.query(model, text, soon()) == bytes_of(text)
+        assert fake.connections == 2
+
+    run(test)
+
+
+def test_what_comes_unasked_is_not_taken_for_the_answer_to_the_next_request() -> None:
+    async def test(fake: FakeService, made: Embeddings) -> None:
+        model = fake.model()
+        other = json.dumps(data([9.0, 9.0, 9.0, 9.0])).encode()
+        stray = b"HTTP/1.1 200 x\r\ncontent-length: %d\r\n\r\n%s" % (len(other), other)
+        fake.answers.append(Answer(stray=stray))
+        for text in "abc":
             assert await made.query(model, text, soon()) == bytes_of(text)
         assert fake.connections == 2
 
@@ -512,6 +563,17 @@ def test_a_document_that_is_refused_is_found_among_the_others() -> None:
         assert "answers 400: too long" in refused.detail
         del texts[5]
         assert outcomes == [bytes_of(text) for text in texts]
+
+    run(test)
+
+
+def test_a_text_that_cannot_be_sent_is_refused_alone() -> None:
+    async def test(fake: FakeService, made: Embeddings) -> None:
+        with pytest.raises(RefusedError, match="surrogate"):
+            await made.query(fake.model(), "a\udc00", soon())
+        first, second, third = await made.documents(fake.model(), ["a", "\ud800", "é"], soon())
+        assert (first, third) == (bytes_of("a"), bytes_of("é"))
+        assert isinstance(second, RefusedError)
 
     run(test)
 
