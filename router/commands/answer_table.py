@@ -17,6 +17,7 @@ __all__ = ["CommandAnswer", "show"]
 _PIPE_WIDTH = 120
 _REASONS = {
     "exhausted": "nothing else matches",
+    "no_words": "the text has no word to search for",
     "max_distance": "the rest is too far away",
     "scan_limit": "the index scan stopped early, and no time was left to read every row",
     "coverage": "shards are missing",
@@ -62,7 +63,7 @@ class _Unsettled(msgspec.Struct):
 
 class _Leg(msgspec.Struct):
     name: str
-    returned: int
+    error: str | None = None
 
 
 class _Step(msgspec.Struct):
@@ -169,6 +170,7 @@ def _warnings(answer: CommandAnswer) -> list[str]:
         warnings.append(f"OUT OF DATE: {', '.join(coverage.stale)} lag behind what was written")
     if coverage.lost:
         warnings.append(f"LOST: {', '.join(coverage.lost)} lack writes that were acknowledged")
+    warnings += [_line(f"WITHOUT {leg.name}: {leg.error}") for leg in answer.legs if leg.error is not None]
     for step, done in ((answer.rerank, "RE-RANKED"), (answer.diversity, "DIVERSIFIED")):
         if step is not None and not step.done:
             warnings.append(_line(f"NOT {done}: {step.reason}"))

@@ -9,6 +9,7 @@ further checks but those of the vectors themselves.
 from __future__ import annotations
 
 from collections.abc import Container, Hashable, Mapping, Sequence
+from types import MappingProxyType
 
 import msgspec
 import numpy as np
@@ -66,6 +67,12 @@ class Draft(msgspec.Struct, frozen=True):
     likes: Mapping[int, Examples]
 
     @property
+    def divisible(self) -> bool:
+        """Whether it is worth something without one of its legs."""
+        composition = self.query.composition
+        return self.query.allow_partial and composition is not None and len(composition.legs) > 1
+
+    @property
     def complete(self) -> bool:
         return not self.texts and not self.likes
 
@@ -118,8 +125,13 @@ def draft(
     return Draft(query, reader.texts, reader.likes)
 
 
-def finished(draft: Draft, found: Mapping[int, bytes]) -> SearchQuery:
+def finished(
+    draft: Draft, found: Mapping[int, bytes], missing: Mapping[int, str] = MappingProxyType({})
+) -> SearchQuery:
     """The query with the vectors of its texts and examples, by the number of their leg.
+
+    Args:
+        missing: of legs that cannot be asked for, why not.
 
     Raises:
         InvalidError: a vector is none that the collection can be searched for.
@@ -134,7 +146,7 @@ def finished(draft: Draft, found: Mapping[int, bytes]) -> SearchQuery:
     if query.composition is None:
         return msgspec.structs.replace(query, vector=checked.get(0, query.vector))
     legs = tuple(
-        msgspec.structs.replace(leg, vector=checked.get(number, leg.vector))
+        msgspec.structs.replace(leg, vector=checked.get(number, leg.vector), missing=missing.get(number))
         for number, leg in enumerate(query.composition.legs)
     )
     return msgspec.structs.replace(query, composition=msgspec.structs.replace(query.composition, legs=legs))

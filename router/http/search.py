@@ -15,7 +15,7 @@ import msgspec
 
 from router.decode.bodies import BatchBody, SearchBody
 from router.decode.body import Decoder
-from router.decode.compositions import Draft, Examples, draft, finished, is_plain, of_examples
+from router.decode.compositions import Draft, Examples, Wanted, draft, finished, is_plain, of_examples
 from router.decode.queries import search_query, timeout_of
 from router.http.answers import BatchError, search_answer
 from router.http.backend import Embed
@@ -26,7 +26,14 @@ from router.http.problems import problem_body
 from router.http.slow_log import SlowLog
 from router.http.texts import EmbeddingView, SearchTexts
 from router.policy.batches import AdmittedBatch
-from router.query.errors import InvalidError, RouterError
+from router.query.errors import (
+    DeadlineError,
+    InvalidError,
+    MisconfiguredError,
+    OverloadedError,
+    RouterError,
+    UnavailableError,
+)
 from router.query.redaction import ShardFault
 from router.query.types import Consistency, Found, SearchQuery
 from router.settings import Settings
@@ -41,6 +48,8 @@ _SAMPLE = 8
 # A batch's answer up to this size is joined before it is sent.
 _JOINED_BYTES = 1 << 18
 _NO_HITS = b"[]"
+# What keeps a model from answering, and lets the other lists of a search stand.
+_MODEL_AWAY = (DeadlineError, MisconfiguredError, OverloadedError, UnavailableError)
 # Of the searches of a batch; the log names the first shards.
 _MOST_FAULTS = 1000
 
@@ -165,28 +174,48 @@ class Searches:
             return CheckedSearch(query, self._timeout(body, collection), reusable=query.cached)
         rerankers = request.backend.shard_map.rerankers
         drawn = draft(body, collection, self._settings, rerankers, path, caller, room)
-        query, timeout, texts = drawn.query, self._timeout(body, collection), SearchTexts(self._embed)
-        if not drawn.complete:
-            query = finished(drawn, await self._vectors_of(request, drawn, texts, now + timeout))
+        query, timeout = drawn.query, self._timeout(body, collection)
+        if drawn.complete:
+            return CheckedSearch(query, timeout, reusable=query.cached)
+        texts = SearchTexts(self._embed)
+        query = await self._finished(request, drawn, texts, now + timeout)
         # A text's vector changes with its model, and that of examples with these.
-        return CheckedSearch(query, timeout, query.cached and drawn.complete, texts.view)
+        return CheckedSearch(query, timeout, False, texts.view)
 
     def _timeout(self, body: SearchBody, collection: Collection) -> float:
         return min(timeout_of(body.timeout_ms, collection), self._settings.max_timeout)
 
-    async def _vectors_of(
+    async def _finished(
         self, request: Request, drawn: Draft, texts: SearchTexts, deadline: float
-    ) -> dict[int, bytes]:
-        """The vectors of a search's texts and examples, all at once."""
-        consistency = drawn.query.consistency
-        wanted = {
-            number: texts.vector(request.collection, one.text, deadline, one.path)
-            for number, one in drawn.texts.items()
-        } | {
-            number: self._of_stored(request, one, consistency, deadline)
+    ) -> SearchQuery:
+        """With the vectors of its texts and examples, all found at once.
+
+        A search of several lists does without one whose text has no vector now, and says so.
+        """
+        missing: dict[int, RouterError] = {}
+
+        async def embedded(number: int, wanted: Wanted) -> bytes:
+            try:
+                return await texts.vector(request.collection, wanted.text, deadline, wanted.path)
+            except _MODEL_AWAY as exc:
+                if not drawn.divisible:
+                    raise
+                missing[number] = exc.with_traceback(None)
+                return b""
+
+        wanted = {number: embedded(number, one) for number, one in drawn.texts.items()} | {
+            number: self._of_stored(request, one, drawn.query.consistency, deadline)
             for number, one in drawn.likes.items()
         }
-        return dict(zip(wanted, await all_of(wanted.values()), strict=True))
+        found = dict(zip(wanted, await all_of(wanted.values()), strict=True))
+        composition = drawn.query.composition
+        if missing and composition is not None and len(missing) == len(composition.legs):
+            raise missing[0]
+        return finished(
+            drawn,
+            {number: data for number, data in found.items() if number not in missing},
+            {number: exc.told(inside=False)[0] for number, exc in missing.items()},
+        )
 
     async def _of_stored(
         self, request: Request, examples: Examples, consistency: Consistency, deadline: float

@@ -15,6 +15,7 @@ from router.postgres.conditions import PlainParams, where
 from router.query.filter import Field, Filter
 from router.query.sizes import variable_columns
 from shard_config.model import Collection, Metric
+from shard_config.template import TemplateField
 from shard_config.values import ValueType
 
 __all__ = [
@@ -124,11 +125,25 @@ def sizes_by_ids(
 
 
 def texts_by_ids(
-    collection: Collection, columns: Sequence[str], characters: int, ids: Sequence[object]
+    collection: Collection, fields: Sequence[TemplateField], characters: int, ids: Sequence[object]
 ) -> Statement:
-    """Rows as (id, *columns of the table as text, each cut after so many characters)."""
-    selected = "".join(f", left({column}::text, {characters})" for column in columns)
-    return _by_ids(collection, ids, selected, None)
+    """Rows as (id, *`fields` as text, each cut after so many characters)."""
+    params = PlainParams()
+    selected = ""
+    for field in fields:
+        if field.path:
+            value = f"{collection.metadata} #>> {params.add(field.path, 'text[]')}"
+        elif field.name == "content":
+            value = str(collection.content)
+        else:
+            column = collection.columns.get(field.name)
+            value = f"{collection.metadata if column is None else column.column}::text"
+        selected += f", left({value}, {characters})"
+    condition = f"{collection.id.column} = ANY({params.add(list(ids), f'{collection.id.type}[]')})"
+    return Statement(
+        f"SELECT {collection.id.column} AS _id{selected} FROM {collection.table} WHERE {condition}",
+        tuple(params.args),
+    )
 
 
 def values_by_ids(collection: Collection, field: Field, most_bytes: int, ids: Sequence[object]) -> Statement:

@@ -50,6 +50,7 @@ class Leg(msgspec.Struct, frozen=True):
         words: where it is `FULLTEXT`.
         filter: what its rows match beside the search's own filter.
         without: ids that are left out: those of the examples of a search for more like them.
+        missing: why it cannot be asked for, if it cannot: its text has no vector now.
     """
 
     name: str
@@ -59,6 +60,7 @@ class Leg(msgspec.Struct, frozen=True):
     weight: float = 1.0
     filter: Filter | None = None
     without: tuple[object, ...] = ()
+    missing: str | None = None
 
 
 class Fusion(msgspec.Struct, frozen=True):

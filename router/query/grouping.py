@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from router.query.composition import Group
-from router.query.filter import Compare, Exists, Field, Filter, Not
+from router.query.filter import And, Compare, Contains, Exists, Field, Filter, Not
 from router.query.fusion import Fused
 from router.query.metadata import scalar
 from shard_config.values import json_form
@@ -84,10 +84,16 @@ def key_of_json(text: str | None) -> GroupKey:
 
 
 def filter_for(field: Field, key: GroupKey) -> Filter | None:
-    """What rows of the group match, and perhaps a few others; None where there is no such filter."""
+    """What the rows of the group match, and no others; None where there is no such filter."""
     if key.same is None:
         return Not(Exists(field))
-    return Compare(field, "=", key.value) if key.comparable else None
+    if not key.comparable:
+        return None
+    equal = Compare(field, "=", key.value)
+    if field.column is not None:
+        return equal
+    # In the metadata, equality looks into arrays as well, which are groups of their own.
+    return And((equal, Not(Contains(field, (key.json.decode(),), every=False))))
 
 
 def grouped(

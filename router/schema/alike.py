@@ -70,6 +70,8 @@ def _traits(collection: Collection, found: Found) -> Iterable[str]:
     yield from (_index(one) for one in found.indexes if one.valid and not expected(collection, one))
     yield from (f"the constraint {one}" for one in found.constraints)
     yield from (f"the trigger {one}" for one in found.triggers)
+    if collection.fulltext is not None:
+        yield f"the locale {found.locale}, by which the database tells words apart"
     if found.policed:
         yield "policies that may hide rows from the role"
 

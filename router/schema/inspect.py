@@ -67,6 +67,7 @@ class Found(msgspec.Struct, frozen=True):
         policed: its policies may hide rows from the session's role.
         constraints: those that are no indexes, as the server writes them.
         triggers: those that are on, each with its function.
+        locale: by which the database tells letters from other characters, and large ones from small ones.
         languages: text search configurations that can be named without a schema.
         outdated: collations of its indexes' keys that are not as when these were built: name, version then
             and now.
@@ -90,6 +91,7 @@ class Found(msgspec.Struct, frozen=True):
     triggers: tuple[str, ...] = ()
     outdated: tuple[tuple[str, str, str], ...] = ()
     languages: frozenset[str] = frozenset()
+    locale: str = ""
 
 
 class Misplaced(msgspec.Struct, frozen=True):
@@ -107,6 +109,8 @@ SELECT (SELECT extversion FROM pg_extension WHERE extname = 'vector') AS vector,
        CASE WHEN to_regnamespace('public') IS NULL THEN $1 ELSE 'public' END AS home,
        EXISTS (SELECT FROM pg_namespace WHERE nspname = $1) AS schema,
        (SELECT pg_encoding_to_char(encoding) FROM pg_database WHERE datname = current_database()) AS encoding,
+       (SELECT concat_ws(', ', datctype, to_jsonb(d) ->> 'daticulocale', to_jsonb(d) ->> 'datlocale')
+        FROM pg_database d WHERE datname = current_database()) AS locale,
        ARRAY(SELECT c.relname::text FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace
              WHERE n.nspname = $1) AS relations,
        ARRAY(SELECT cfgname::text FROM pg_ts_config WHERE pg_ts_config_is_visible(oid)) AS languages
@@ -205,6 +209,7 @@ async def inspect(connection: asyncpg.Connection, collection: Collection, *, rea
         relations=frozenset(server["relations"]),
         encoding=server["encoding"],
         languages=frozenset(server["languages"]),
+        locale=server["locale"],
     )
     row = await connection.fetchrow(_TABLE, table.schema, table.name)
     if row is None:

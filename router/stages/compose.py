@@ -192,7 +192,6 @@ class _Search:
             filled = await filling.fill(
                 found,
                 self._stages,
-                self._columns,
                 query,
                 self.composition,
                 self._settings.max_group_searches,

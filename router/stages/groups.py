@@ -21,7 +21,7 @@ from router.query.grouping import Grouped, GroupKey, filter_for, key_of_json, ke
 from router.query.types import Row, SearchQuery, ShardReport, ShardState, Unsettled
 from router.stages.all_of import all_of
 from router.stages.columns import ColumnReader
-from router.stages.legs import Legs, LegStages, run_legs
+from router.stages.legs import LegStages, run_legs
 from shard_config.values import shown
 
 __all__ = ["Filled", "fill", "keys_of"]
@@ -65,7 +65,6 @@ async def keys_of(
 async def fill(
     groups: Sequence[Grouped],
     stages: LegStages,
-    columns: ColumnReader,
     query: SearchQuery,
     composition: Composition,
     most_searches: int,
@@ -83,7 +82,7 @@ async def fill(
 
     async def one(group: Grouped) -> None:
         async with turns:
-            await _fill_one(group, stages, columns, query, composition, end, filled)
+            await _fill_one(group, stages, query, composition, end, filled)
 
     await all_of(one(group) for group in affordable)
     return filled
@@ -92,7 +91,6 @@ async def fill(
 async def _fill_one(
     group: Grouped,
     stages: LegStages,
-    columns: ColumnReader,
     query: SearchQuery,
     composition: Composition,
     end: float,
@@ -109,36 +107,16 @@ async def _fill_one(
         filled.reports.append(_of_answers(legs.reports))
         if legs.missing or len(_of_answers(legs.reports)) < len(legs.reports):
             filled.settled = False
-        rows = await _of_group(group, group_by, legs, columns, query, end, filled)
     except RouterError:
         filled.settled = False
         return
     have = {row.id for row in group.rows}
-    new = [row for row in rows if row.id not in have]
+    new = [row for row in legs.fused if row.id not in have]
     # Their ranks are among the rows of this value, and not those of the lists.
     group.rows += [
         row._replace(ranks=(None,) * len(row.ranks)) for row in new[: group_by.size - len(group.rows)]
     ]
     group.full = len(group.rows) == group_by.size or legs.exhausted
-
-
-async def _of_group(
-    group: Grouped,
-    group_by: GroupBy,
-    legs: Legs,
-    columns: ColumnReader,
-    query: SearchQuery,
-    end: float,
-    filled: Filled,
-) -> list[Fused]:
-    """The rows that are of the group: a filter on the metadata finds arrays that hold the value as well."""
-    if group_by.field.column is not None or not legs.fused:
-        return legs.fused
-    keys, asked = await keys_of(columns, query, group_by, legs.fused, legs.reports, end)
-    if len(_of_answers(asked)) < len(asked):
-        legs.exhausted = filled.settled = False
-    filled.reports.append(_of_answers(asked))
-    return [row for row in legs.fused if row.id in keys and keys[row.id].same == group.key.same]
 
 
 def _key(group_by: GroupBy, row: Row) -> GroupKey:

@@ -56,7 +56,7 @@ def searches_of(
     query: SearchQuery, composition: Composition, depth: int | None = None, filter: Filter | None = None
 ) -> list[SearchQuery]:
     """The searches that `query` is composed of, `depth` rows deep, of rows that match `filter` as well."""
-    legs = composition.legs
+    legs = [leg for leg in composition.legs if leg.missing is None]
     depth = composition.candidates if depth is None else depth
     # Others go between the lists of a search, as between the searches of a batch.
     caller = object() if query.caller is None and len(legs) > 1 else query.caller
@@ -99,7 +99,7 @@ async def run_legs(
     Raises:
         RouterError: of the list that failed, if it is the only one or the query wants all.
     """
-    legs = composition.legs
+    legs = [leg for leg in composition.legs if leg.missing is None]
     searches = searches_of(query, composition, depth, filter)
     if len(legs) == 1:
         outcomes: list[RankedAnswer | RouterError] = [
@@ -117,7 +117,15 @@ async def run_legs(
                 raise errors[0]
             finally:
                 errors.clear()  # an error holds the frames that it passes, and this one would hold it in turn
-    return _joined(composition, depth, outcomes)
+    found = iter(outcomes)
+    return _joined(
+        composition,
+        depth,
+        [
+            UnavailableError(leg.missing) if leg.missing is not None else next(found)
+            for leg in composition.legs
+        ],
+    )
 
 
 async def _outcome(

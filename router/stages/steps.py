@@ -20,7 +20,9 @@ from router.query.fusion import Fused, scaled
 from router.query.types import Row, SearchQuery, ShardReport, ShardState
 from router.query.wire import from_wire_bytes
 from router.stages.columns import ColumnReader
+from shard_config import template
 from shard_config.model import Collection, RerankingService
+from shard_config.template import TemplateField
 
 __all__ = ["Reranker", "Step", "diversify", "rerank"]
 
@@ -73,15 +75,18 @@ async def rerank(
         return undone(f"this router has no client for the re-ranker {wanted.model}")
     if not best:
         return Step(rows, StepAccount(True))
-    column = query.collection.content
-    if column is None:
-        return undone("the documents have no content")
+    parts = _parts(query.collection)
+    fields = [part for part in parts if isinstance(part, TemplateField)]
     try:
-        statement = partial(sql.texts_by_ids, query.collection, [column], characters)
+        statement = partial(sql.texts_by_ids, query.collection, fields, characters)
         found, asked = await columns.look_up(statement, query, _places(best), reports, end)
         if late := _missing(asked):
             return undone(f"the texts could not be read from {late}")
-        texts = {id_: row[1] for id_, row in found.items() if row[1] is not None}
+        texts = {
+            id_: _text(parts, row[1:])[:characters]
+            for id_, row in found.items()
+            if any(value is not None for value in row[1:])
+        }
         with_text = [row for row in best if row.id in texts]
         scores: list[float] = []
         if with_text:
@@ -135,6 +140,16 @@ async def diversify(
     taken = set(chosen)
     others = [row for i, row in enumerate(best) if i not in taken]
     return Step([*(best[i] for i in chosen), *others, *rest], StepAccount(True, len(best)), asked)
+
+
+def _parts(collection: Collection) -> Sequence[str | TemplateField]:
+    """What a document's text is made of: what is embedded of it."""
+    return (TemplateField("content"),) if collection.template is None else template.parts(collection.template)
+
+
+def _text(parts: Sequence[str | TemplateField], values: Sequence[str | None]) -> str:
+    given = iter(values)
+    return "".join([part if isinstance(part, str) else next(given) or "" for part in parts])
 
 
 def _choose(

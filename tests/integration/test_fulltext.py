@@ -126,7 +126,7 @@ class Reference:
         self._connection = connection
         self._w = w
 
-    async def pairs(self, words: str, filter: dict[str, Any] | None = None) -> list[tuple[str, float]]:
+    async def pairs(self, words: str, filter: dict[str, Any] | None = None) -> list[tuple[str, Any]]:
         """Every match as (id, score), the best first."""
         c = self._w.collection
         assert c.fulltext is not None

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from router.query.composition import Fusion, FusionMethod
 from router.query.diversity import diversified, unit_rows
-from router.query.filter import Compare, Field, Not
+from router.query.filter import And, Compare, Contains, Field, Not
 from router.query.fusion import Fused, fuse, scaled
 from router.query.grouping import (
     GroupKey,
@@ -200,10 +200,14 @@ def test_values_of_the_metadata_are_of_one_group_where_jsonb_finds_them_equal(
 
 def test_a_group_is_asked_for_by_its_value() -> None:
     path = Field(None, ("doc",))
-    assert filter_for(path, key_of_json("7")) == Compare(path, "=", 7)
-    assert filter_for(path, key_of_json("0.25")) == Compare(path, "=", 0.25)
-    exact = filter_for(path, key_of_json("0.10000000000000000001"))
-    assert exact == Compare(path, "=", Digits("0.10000000000000000001"))
+    assert filter_for(FIELD, key_of_value(FIELD, "x")) == Compare(FIELD, "=", "x")
+    for text, value in (
+        ("7", 7),
+        ("0.25", 0.25),
+        ("0.10000000000000000001", Digits("0.10000000000000000001")),
+    ):
+        no_array = Not(Contains(path, (text,), every=False))
+        assert filter_for(path, key_of_json(text)) == And((Compare(path, "=", value), no_array))
     assert isinstance(filter_for(path, key_of_json("null")), Not)
     assert filter_for(path, key_of_json("[7]")) is None
     assert filter_for(path, key_of_json("[" * 2000 + "]" * 2000)) is None

@@ -9,6 +9,7 @@ import pytest
 
 from router.schema.alike import shard_differences, traits_of
 from router.schema.inspect import Found
+from shard_config.model import Collection, Fulltext
 from tests.unit.test_schema_findings import facts
 from tests.unit.test_schema_shape import FITTING, HNSW, PRIMARY_KEY, collection, column, index, table
 
@@ -77,3 +78,15 @@ def test_the_primary_speaks_for_its_shard() -> None:
     primary = facts(BEYOND["index"][0], "a")
     assert traits_of([collection()], [behind, primary]) == traits_of([collection()], [primary])
     assert traits_of([collection()], []) == {}
+
+
+def test_shards_whose_databases_tell_words_apart_differently_are_told_where_words_are_searched_for() -> None:
+    searched = msgspec.structs.replace(collection(), fulltext=Fulltext(("body",)))
+
+    def by(locale: str, of: Collection) -> Any:
+        return traits_of([of], [facts(msgspec.structs.replace(table(), locale=locale))])
+
+    assert shard_differences({"s0": by("C", collection()), "s1": by("de_DE.utf8", collection())}) == []
+    (one, other) = shard_differences({"s0": by("C", searched), "s1": by("de_DE.utf8", searched)})
+    assert one.message == "lacks the locale C, by which the database tells words apart, which s0 has"
+    assert other.message.startswith("lacks the locale de_DE.utf8,")

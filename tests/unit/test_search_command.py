@@ -131,6 +131,19 @@ def test_hits_are_a_table_of_rank_id_distance_shard_and_first_lines(
     assert lines[-1] == "2 hits in 3.1 ms, cache miss, 4 of 4 shards, map version 12"
 
 
+def test_hits_of_a_search_for_words_are_shown_with_their_scores(
+    search: Callable[..., int], fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.answer = {**ANSWER, "hits": [{"id": 7, "score": 0.06079, "shard": "s1"}]}
+    fake.answer["short"] = {"asked": 10, "returned": 1, "reason": "no_words"}
+    assert search("--text", "cache", "--mode", "fulltext") == 0
+    assert fake.seen[-1].body["mode"] == "fulltext"
+    out = capsys.readouterr().out
+    assert out.splitlines()[0].split()[:4] == ["#", "id", "score", "shard"]
+    assert out.splitlines()[1].split()[:4] == ["1", "7", "0.0608", "s1"]
+    assert "the text has no word to search for" in out
+
+
 def test_a_distance_that_is_infinite_is_shown_as_such(
     fake: Fake, search: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -237,9 +250,12 @@ def test_an_answer_in_words_shows_scores_alone(
 def test_what_was_wanted_and_not_done_is_said_with_the_reason(
     search: Callable[..., int], fake: Fake, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    fake.answer = {**ANSWER, "rerank": {"done": False, "reason": "ce did not answer in time"}}
+    leg = {"name": "vector", "mode": "vector", "returned": 0, "error": "no answer of minilm"}
+    fake.answer = {**ANSWER, "rerank": {"done": False, "reason": "ce did not answer in time"}, "legs": [leg]}
     assert search() == 0
-    assert "NOT RE-RANKED: ce did not answer in time" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "NOT RE-RANKED: ce did not answer in time" in out
+    assert "WITHOUT vector: no answer of minilm" in out
 
 
 def test_a_vector_comes_from_standard_input(

@@ -88,14 +88,15 @@ class Shard:
         return f"<Shard {self.name}>"
 
     def ask(self, probe: Probe, deadline: float, done: Callable[[str, ShardRows | Exception], None]) -> Any:
-        """Rows of an id and a number, be it a distance or a column."""
+        """Rows of an id and a number, be it a distance or a column, or a text."""
         handle = asyncio.get_running_loop().call_later(self.below.delay, self._answer, probe, done)
         self.below.waiting += 1
         return Asked(self, handle)
 
     def _answer(self, probe: Probe, done: Callable[[str, ShardRows | Exception], None]) -> None:
         self.below.waiting -= 1
-        rows = [(id_, float(id_)) for id_ in range(probe.wanted)]
+        text = "left(" in probe.shape.single
+        rows = [(id_, str(id_) if text else float(id_)) for id_ in range(probe.wanted)]
         try:
             self.below.fail()
         except OverloadedError as exc:
