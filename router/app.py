@@ -90,6 +90,7 @@ def application(
         keys,
         metrics,
         embed=partial(_embed, parts.embeddings),
+        embed_texts=parts.embeddings.documents,
         lifespan=lifespan,
         access_log=AccessLog(sys.stderr, level=config.log_level),
         life=life,

@@ -263,6 +263,11 @@ class Settings(msgspec.Struct, frozen=True):
         Count,
         "attempts at a request to a service, while its time lasts and another attempt may help",
     ] = 3
+    model_patience: Annotated[
+        SecondsOrZero,
+        "how long texts of documents are sent again while their service makes no vector at all; a document "
+        "whose text got none fails",
+    ] = 2.0
     model_failures: Annotated[
         Count, "failures of a service in a row after which it is not asked for a while"
     ] = 5

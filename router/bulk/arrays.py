@@ -21,6 +21,8 @@ __all__ = ["ArraySource", "open_hdf5", "open_npy"]
 class ArraySource:
     """Rows of a two-dimensional array of floats that is read in slices."""
 
+    as_text = False
+
     def __init__(self, path: Path, array: Any, collection: Collection, limit: int | None) -> None:
         """
         Raises:

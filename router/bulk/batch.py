@@ -2,7 +2,8 @@
 
 Invariant: what stands in a batch passed every check that a document sent to the router passes; what did
 not is in `refused`. Which rows those are depends on the file and the collection alone, so that a chunk
-read again is the same batch.
+read again is the same batch; of rows that came as text it depends on the model as well, which is part of the
+collection.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from router.bulk.check import beyond_index
+from router.documents.types import Document, TextDocument
 from shard_config.model import Collection
 from shard_config.partition import NoPlaceError, locate_many
 
-__all__ = ["Batch", "Chunk", "Ids", "Refused", "Source", "Wanted", "placed"]
+__all__ = ["Batch", "Chunk", "Ids", "Refused", "Source", "Unembedded", "Wanted", "placed"]
 
 Ids: TypeAlias = NDArray[np.int64] | Sequence[object]
 Wanted: TypeAlias = Callable[[int], bool]
@@ -50,12 +52,19 @@ class Batch(msgspec.Struct, frozen=True):
     shards: NDArray[np.int64]
 
 
+class Unembedded(msgspec.Struct, frozen=True):
+    """Rows of one chunk of which some have a text and no vector yet; `index` is their place in the file."""
+
+    documents: Sequence[Document | TextDocument]
+    refused: tuple[Refused, ...]
+
+
 class Chunk(msgspec.Struct, frozen=True):
     """A stretch of the file. `extent` is its part of `Source.extent`; `batch` is None if not wanted."""
 
     number: int
     extent: int
-    batch: Batch | None
+    batch: Batch | Unembedded | None
 
 
 class Source(Protocol):
@@ -64,11 +73,13 @@ class Source(Protocol):
     Attributes:
         extent: its size, in rows or bytes, whatever can be told without reading it.
         fingerprint: equal for equal files, different for almost all others.
+        as_text: whether its rows, as far as can be told, have texts to make vectors of.
     """
 
     path: str
     extent: int
     fingerprint: str
+    as_text: bool
 
     def chunks(self, rows: int, wanted: Wanted) -> Iterator[Chunk]:
         """The file in stretches of `rows` rows, the last one shorter; reads no more than one at a time.

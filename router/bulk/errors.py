@@ -3,6 +3,7 @@
 LoadError          `lines`, each naming what is wrong and where
 ├── SourceError    the file cannot be read, or does not fit the collection
 ├── RowsError      rows of it are bad, more than were to be skipped
+├── EmbeddingError the model's service fails, and has for too long
 └── ShardError     a shard failed, or has rows of these ids already
 """
 
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["LoadError", "RowsError", "ShardError", "SourceError"]
+__all__ = ["EmbeddingError", "LoadError", "RowsError", "ShardError", "SourceError"]
 
 
 class LoadError(Exception):
@@ -34,6 +35,10 @@ class SourceError(LoadError):
 
 
 class RowsError(LoadError):
+    pass
+
+
+class EmbeddingError(LoadError):
     pass
 
 

@@ -1,4 +1,4 @@
-"""A file of documents, one JSON object to a line, as the router takes them."""
+"""A file of documents, one JSON object to a line, as the router takes them: with a vector or as text."""
 
 from __future__ import annotations
 
@@ -7,11 +7,14 @@ from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
-from router.bulk.batch import Chunk, Refused, Wanted
+import msgspec
+
+from router.bulk.batch import Chunk, Refused, Unembedded, Wanted
 from router.bulk.errors import SourceError
 from router.bulk.fingerprint import fingerprint
 from router.bulk.rows import batch_of
 from router.decode.document import DocumentReader
+from router.documents.types import Document, TextDocument
 from router.query.errors import RequestError
 from shard_config.model import Collection
 
@@ -33,6 +36,7 @@ class LineSource:
             self.fingerprint = fingerprint(file)
         self.path = str(path)
         self.extent = path.stat().st_size
+        self.as_text = collection.embedder is not None and _begins_as_text(path)
         self._collection = collection
         self._limit = limit
 
@@ -62,7 +66,7 @@ class LineSource:
         extent = sum(len(line) for _, line in lines)
         if not wanted:
             return Chunk(number, extent, None)
-        documents = []
+        documents: list[Document | TextDocument] = []
         refused = []
         for row, line in lines:
             if len(line) > _LINE_BYTES:
@@ -72,7 +76,10 @@ class LineSource:
                 documents.append(reader.read(line, row, ""))
             except RequestError as exc:
                 refused.append(Refused(row, exc.detail))
-        return Chunk(number, extent, batch_of(self._collection, documents, refused))
+        complete = [document for document in documents if isinstance(document, Document)]
+        if len(complete) < len(documents):
+            return Chunk(number, extent, Unembedded(documents, tuple(refused)))
+        return Chunk(number, extent, batch_of(self._collection, complete, refused))
 
 
 def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
@@ -85,6 +92,17 @@ def _lines(file: BinaryIO) -> Iterator[tuple[int, bytes]]:
             rest = file.readline(_LINE_BYTES + 1)
         if line.strip():
             yield number, line
+
+
+def _begins_as_text(path: Path) -> bool:
+    """Whether the first document has no vector; the others may differ."""
+    with path.open("rb") as file:
+        first = next(_lines(file), None)
+    try:
+        members = msgspec.json.decode(b"" if first is None else first[1], type=dict[str, msgspec.Raw])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return False
+    return bytes(members.get("vector", b"null")) == b"null"
 
 
 def open_lines(path: Path, collection: Collection, limit: int | None) -> LineSource:

@@ -9,6 +9,7 @@ import msgspec
 
 from router.bulk import finish, resume
 from router.bulk.batch import Source
+from router.bulk.embed import Embedding, rows_together
 from router.bulk.errors import LoadError
 from router.bulk.pump import pump
 from router.bulk.resume import Job
@@ -16,8 +17,10 @@ from router.bulk.skipped import Skipped
 from router.bulk.sources import open_source
 from router.bulk.start import find_primaries, start
 from router.bulk.target import Target
+from router.models.embedding import Embeddings
 from router.schema.build import BuildLimits
 from router.schema.replicas import Lag
+from router.settings import Settings
 from router.terminal import Display
 from shard_config.model import Collection, ShardMap
 
@@ -32,6 +35,7 @@ class Options(msgspec.Struct, frozen=True):
     dataset: str = "train"
     limit: int | None = None
     skip_bad: int = 0
+    embed_patience: float = 60.0  # seconds that a model's service may fail
     restart: bool = False
     replay_timeout: float = 120.0
     index: bool = True
@@ -77,11 +81,23 @@ async def load(
     job = Job(source.fingerprint, digest)
     began = time.monotonic()
     primaries = await find_primaries(shard_map, collection)
+    embeddings = None
     try:
+        service = collection.embedder
         targets = await start(
-            collection, primaries, job, chunk_rows=options.chunk_rows, restart=options.restart
+            collection,
+            primaries,
+            job,
+            chunk_rows=options.chunk_rows,
+            usual_rows=rows_together(service) if service is not None and source.as_text else None,
+            restart=options.restart,
         )
-        run = _Run(shard_map, collection, source, targets, options, display, began)
+        embedding = None
+        if service is not None:
+            embeddings = Embeddings(Settings())
+            patience = options.embed_patience
+            embedding = Embedding(collection, source, embeddings.documents, patience, display.say)
+        run = _Run(shard_map, collection, source, targets, options, display, began, embedding)
         try:
             return await run.run()
         except LoadError as exc:
@@ -90,6 +106,8 @@ async def load(
     finally:
         for primary in primaries.values():
             primary.close()
+        if embeddings is not None:
+            await embeddings.close()
 
 
 class _Run:
@@ -104,6 +122,7 @@ class _Run:
         options: Options,
         display: Display,
         began: float,
+        embedding: Embedding | None,
     ) -> None:
         self._map = shard_map
         self._collection = collection
@@ -112,6 +131,7 @@ class _Run:
         self._options = options
         self._display = display
         self._began = began
+        self._embedding = embedding
         self._skipped = Skipped(source, options.skip_bad, _refused_earlier(targets))
 
     async def run(self) -> Summary:
@@ -137,7 +157,14 @@ class _Run:
         meter = self._display.meter("loading", self._source.extent, "rows")
         rows = self._targets[0].load.chunk_rows
         await pump(
-            self._collection, self._source, rows, self._targets, self._options.jobs, self._skipped, meter
+            self._collection,
+            self._source,
+            rows,
+            self._targets,
+            self._options.jobs,
+            self._skipped,
+            meter,
+            self._embedding,
         )
         meter.end()
 

@@ -1,5 +1,6 @@
 """Documents in a Parquet file: columns `id`, `vector` or `embedding`, `content`, `metadata`, and those
-that the collection declares. A column that the collection does not know is refused, as in a request."""
+that the collection declares. A column that the collection does not know is refused, as in a request. Where
+the collection has an embedder, rows may lack a vector, or the file the column."""
 
 from __future__ import annotations
 
@@ -12,14 +13,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from router.bulk.batch import Batch, Chunk, Refused, Wanted, placed
+from router.bulk.batch import Batch, Chunk, Refused, Unembedded, Wanted, placed
 from router.bulk.check import to_float32, wrong_vectors
 from router.bulk.errors import SourceError
 from router.bulk.fingerprint import fingerprint
 from router.bulk.rows import as_ids
 from router.decode.document import FOUND_FIELDS
+from router.decode.embedded import Texts
 from router.decode.metadata import checked_text
-from router.query.errors import RequestError
+from router.documents.types import Document, TextDocument
+from router.query.errors import InvalidError, RequestError
 from shard_config.model import Collection
 from shard_config.times import Kind, from_1970
 from shard_config.values import ValueType, coerce
@@ -42,6 +45,7 @@ class ParquetSource:
             SourceError: its columns are not those of the collection.
         """
         self._vector_name = _check_columns(path, file.schema_arrow.names, collection)
+        self.as_text = self._vector_name is None
         with path.open("rb") as plain:
             self.fingerprint = fingerprint(plain)
         self.path = str(path)
@@ -68,10 +72,10 @@ class ParquetSource:
     def place(self, row: int) -> str:
         return f"row {row}"
 
-    def _batch(self, table: pa.Table, first: int) -> Batch:
+    def _batch(self, table: pa.Table, first: int) -> Batch | Unembedded:
         collection = self._collection
         wrong: dict[int, str] = {}
-        vectors, found = self._vectors(table[self._vector_name], wrong)
+        vectors, found = self._vectors(table, wrong)
         ids = _checked(table["id"], "id", _typed(collection.id.type, required=True), wrong)
         columns = {
             column: _checked(table[name], name, check, wrong)
@@ -80,6 +84,9 @@ class ParquetSource:
         }
         keep = np.delete(np.arange(table.num_rows), list(wrong))
         rows = {at: row for row, at in enumerate(found.tolist())}
+        if any(at not in rows for at in keep.tolist()):
+            given = {at: vectors[row] for at, row in rows.items()}
+            return self._unembedded(first, keep.tolist(), ids, given, columns, wrong)
         picked = np.fromiter((rows[at] for at in keep.tolist()), dtype=np.int64, count=len(keep))
         return placed(
             collection,
@@ -90,14 +97,48 @@ class ParquetSource:
             [Refused(first + at, wrong[at]) for at in sorted(wrong)],
         )
 
+    def _unembedded(
+        self,
+        first: int,
+        keep: Sequence[int],
+        ids: Sequence[object],
+        vectors: Mapping[int, NDArray[np.float32]],
+        columns: Mapping[str, Sequence[object]],
+        wrong: Mapping[int, str],
+    ) -> Unembedded:
+        """The rows at the positions `keep` one by one, with the text of those that have no vector."""
+        collection = self._collection
+        texts = Texts(collection)
+        documents: list[Document | TextDocument] = []
+        refused = [Refused(first + at, reason) for at, reason in wrong.items()]
+        for at in keep:
+            values = {name: column[at] for name, column in columns.items()}
+            content = _popped(values, collection.content)
+            metadata = _popped(values, collection.metadata)
+            own = {name: values.get(column.column) for name, column in collection.columns.items()}
+            if at in vectors:
+                vector = vectors[at].astype("<f4").tobytes()
+                documents.append(Document(first + at, ids[at], vector, content, metadata, own))
+                continue
+            try:
+                text = texts.of(content, metadata, own, "vector")
+            except InvalidError as exc:
+                refused.append(Refused(first + at, exc.detail))
+                continue
+            documents.append(TextDocument(first + at, ids[at], text, content, metadata, own))
+        return Unembedded(documents, tuple(refused))
+
     def _vectors(
-        self, column: pa.ChunkedArray, wrong: dict[int, str]
+        self, table: pa.Table, wrong: dict[int, str]
     ) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """The vectors of the right length, and the positions at which they stand."""
         import pyarrow as pa
         import pyarrow.compute as pc
 
         vector = self._collection.vector
+        if self._vector_name is None:
+            return np.empty((0, vector.dimensions), np.float32), np.empty(0, np.int64)
+        column = table[self._vector_name]
         try:
             lengths = pc.fill_null(pc.list_value_length(column), -1).to_numpy()
             fits = lengths == vector.dimensions
@@ -108,6 +149,8 @@ class ParquetSource:
             expected = f"expected a list of floats, got {column.type}"
             raise SourceError(f"{self.path}: {self._vector_name}: {expected}") from exc
         for at in np.flatnonzero(~fits).tolist():
+            if lengths[at] < 0 and self._collection.embedder is not None:
+                continue
             length = "no vector" if lengths[at] < 0 else f"{lengths[at]} dimensions"
             wrong[at] = f"vector: has {length}, but the collection has {vector.dimensions}"
         found = np.flatnonzero(fits)
@@ -134,7 +177,12 @@ def open_parquet(path: Path, collection: Collection, limit: int | None) -> Parqu
     return ParquetSource(path, file, collection, limit)
 
 
-def _check_columns(path: Path, names: Sequence[str], collection: Collection) -> str:
+def _check_columns(path: Path, names: Sequence[str], collection: Collection) -> str | None:
+    """The name of the column of vectors, if there is one.
+
+    Raises:
+        SourceError
+    """
     vectors = [name for name in _VECTOR_NAMES if name in names]
     known = {"id", *_VECTOR_NAMES, *_checks(collection)}
     unknown = [name for name in names if name not in known and name not in FOUND_FIELDS]
@@ -144,11 +192,20 @@ def _check_columns(path: Path, names: Sequence[str], collection: Collection) -> 
     problems += [f"{path}: has {n} columns {name!r}" for name, n in Counter(names).items() if n > 1]
     if "id" not in names:
         problems.append(f"{path}: has no column 'id'")
-    if len(set(vectors)) != 1:
-        problems.append(f"{path}: has {len(vectors)} of the columns 'vector' and 'embedding'; expected one")
+    if len(set(vectors)) > 1 or (not vectors and collection.embedder is None):
+        problem = f"{path}: has {len(vectors)} of the columns 'vector' and 'embedding'; expected one"
+        if not vectors:
+            problem += f", since {collection.name} has no embedder to make vectors of texts"
+        problems.append(problem)
     if problems:
         raise SourceError(*problems)
-    return vectors[0]
+    return vectors[0] if vectors else None
+
+
+def _popped(values: dict[str, object], column: str | None) -> str | None:
+    value = values.pop(column, None) if column is not None else None
+    assert value is None or isinstance(value, str)
+    return value
 
 
 def _stretches(file: Any, rows: int, extent: int) -> Iterator[pa.Table]:

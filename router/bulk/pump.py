@@ -1,6 +1,7 @@
 """Chunks from the file to the shards, in parallel and within bounded memory.
 
-One thread reads and checks the next chunk while the shards' writers send what is read. Invariant: at
+One thread reads and checks the next chunk while the shards' writers send what is read; rows that came as text
+get their vectors in between. Invariant: at
 most `jobs + 3` chunks are held, whatever the shards' speeds; and whatever ends the pump, no task and no
 connection outlives it.
 """
@@ -12,8 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
-from router.bulk.batch import Chunk, Source
+from router.bulk.batch import Batch, Chunk, Source, Unembedded
 from router.bulk.copy import Part, Writer
+from router.bulk.embed import Embedding
 from router.bulk.errors import LoadError
 from router.bulk.skipped import Skipped
 from router.bulk.target import Target
@@ -34,13 +36,14 @@ async def pump(
     jobs: int,
     skipped: Skipped,
     meter: Meter,
+    embedding: Embedding | None = None,
 ) -> None:
-    """Bring every chunk to every shard that lacks it.
+    """Bring every chunk to every shard that lacks it; `embedding` completes rows that came as text.
 
     Raises:
         LoadError: with a line for everything that failed.
     """
-    flow = _Flow(collection, source, targets, jobs, skipped, meter)
+    flow = _Flow(collection, source, targets, jobs, skipped, meter, embedding)
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(flow.produce(chunk_rows))
@@ -62,7 +65,9 @@ class _Flow:
         jobs: int,
         skipped: Skipped,
         meter: Meter,
+        embedding: Embedding | None,
     ) -> None:
+        self._embedding = embedding
         self._collection = collection
         self._source = source
         self._targets = targets
@@ -81,7 +86,13 @@ class _Flow:
             chunk = await asyncio.to_thread(_next, chunks)
             if chunk is None:
                 break
-            self._hand_out(chunk)
+            batch = chunk.batch
+            if isinstance(batch, Unembedded):
+                assert self._embedding is not None, (
+                    "only a collection with an embedder has rows without vectors"
+                )
+                batch = await self._embedding.batch(batch)
+            self._hand_out(chunk, batch)
         for queue in self._queues.values():
             for _ in range(self._jobs):
                 queue.put_nowait(None)
@@ -100,12 +111,11 @@ class _Flow:
     def _wanted(self, chunk: int) -> bool:
         return any(chunk not in target.chunks for target in self._targets)
 
-    def _hand_out(self, chunk: Chunk) -> None:
-        if chunk.batch is None:
+    def _hand_out(self, chunk: Chunk, batch: Batch | None) -> None:
+        if batch is None:
             self._meter.skip(chunk.extent)
             self._room.release()
             return
-        batch = chunk.batch
         self._skipped.take(batch.refused)
         lacking = [target for target in self._targets if chunk.number not in target.chunks]
         done = self._countdown(len(lacking), chunk.extent)

@@ -85,7 +85,7 @@ class Load(msgspec.Struct, frozen=True):
 
 def options_digest(collection: Collection, dataset: str, limit: int | None) -> str:
     """What of the command and the map decides which rows of a chunk belong to which shard, and how."""
-    decisive = (
+    decisive: tuple[object, ...] = (
         dataset,
         limit,
         collection.table,
@@ -99,6 +99,10 @@ def options_digest(collection: Collection, dataset: str, limit: int | None) -> s
             collection.sharding, key=msgspec.structs.replace(collection.sharding.key, index=False)
         ),
     )
+    service = collection.embedder
+    if service is not None:
+        # Rows that another model, or another template, has made would lie among the others unseen.
+        decisive += (service.model, service.document_prefix, collection.template)
     return blake2b(repr(decisive).encode(), digest_size=16).hexdigest()
 
 

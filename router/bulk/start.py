@@ -91,9 +91,14 @@ async def start(
     job: Job,
     *,
     chunk_rows: int | None,
+    usual_rows: int | None = None,
     restart: bool,
 ) -> list[Target]:
     """The shards, ready to be loaded, with what they have already; nobody else loads into their tables.
+
+    Args:
+        chunk_rows: rows of a chunk, where somebody says.
+        usual_rows: the same where nobody does; by the size of a row if None.
 
     Raises:
         ShardError
@@ -112,7 +117,8 @@ async def start(
     for shard in sorted(relations):
         await _lock(primaries[shard], relations[shard])
     seen = _all(await on_each(primaries, see, _TIMEOUT))
-    rows = _chunk_rows(collection, [s.load for s in seen.values() if s.load is not None], chunk_rows)
+    begun = [one.load for one in seen.values() if one.load is not None]
+    rows = _chunk_rows(collection, begun, chunk_rows, usual_rows)
     return list(_all(await on_each(primaries, begin, _TIMEOUT)).values())
 
 
@@ -184,7 +190,7 @@ async def _see(primary: Primary, collection: Collection, job: Job, restart: bool
     return _Seen(primary, found, rights, await resume.existing(connection, found.oid, found.empty, job))
 
 
-def _chunk_rows(collection: Collection, begun: Iterable[Load], wanted: int | None) -> int:
+def _chunk_rows(collection: Collection, begun: Iterable[Load], wanted: int | None, usual: int | None) -> int:
     """
     Raises:
         ShardError: the job has begun with chunks of another size.
@@ -193,7 +199,7 @@ def _chunk_rows(collection: Collection, begun: Iterable[Load], wanted: int | Non
     if not sizes:
         width = 4 * collection.vector.dimensions + 64
         shards = len(shard_names(collection.sharding))
-        return wanted or max(1, min(_PART_BYTES * shards, _CHUNK_BYTES) // width)
+        return wanted or usual or max(1, min(_PART_BYTES * shards, _CHUNK_BYTES) // width)
     if len(sizes) > 1 or (wanted is not None and wanted not in sizes):
         shown = " and ".join(map(str, sorted(sizes)))
         raise ShardError(f"this load was begun with --chunk-rows {shown}, which cannot change on the way")

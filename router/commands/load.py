@@ -11,7 +11,7 @@ from typing import Any
 from router.bulk.errors import LoadError
 from router.bulk.load import Options, Summary, load
 from router.bulk.sources import is_hdf5
-from router.commands.numbers import natural, positive
+from router.commands.numbers import natural, positive, real
 from router.commands.schema import add_build_flags, build_limits, collections_of
 from router.terminal import Display
 from shard_config.file import codec
@@ -50,6 +50,13 @@ def add_parser(subparsers: Any) -> None:
         "--skip-bad", type=natural, default=0, metavar="N", help="leave out up to N bad rows (default: 0)"
     )
     parser.add_argument(
+        "--embed-timeout",
+        type=real("seconds", 1, 86_400),
+        default=Options().embed_patience,
+        metavar="SECONDS",
+        help="end when the service that makes vectors of texts has failed for so long (default: %(default)g)",
+    )
+    parser.add_argument(
         "--restart",
         action="store_true",
         help="forget what was loaded of this file, for instance after deleting it",
@@ -68,6 +75,7 @@ def run_load(args: argparse.Namespace) -> int:
         dataset=Options().dataset if args.dataset is None else args.dataset,
         limit=args.limit,
         skip_bad=args.skip_bad,
+        embed_patience=args.embed_timeout,
         restart=args.restart,
         index=not args.no_index,
         build=build_limits(args),

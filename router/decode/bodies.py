@@ -225,7 +225,16 @@ class DocumentShape(msgspec.Struct):
     """A document; further fields are the collection's declared columns."""
 
     id: Annotated[Any, Meta(description="Of the collection's id type.")]
-    vector: _Vector
+    vector: (
+        Annotated[
+            list[float] | bytes,
+            Meta(
+                description="Components, or base64 of little-endian float32. If left out, where the"
+                " collection has an embedder, it is made of the content, or of what the template says."
+            ),
+        ]
+        | None
+    ) = None
     content: str | None = None
     metadata: dict[str, Any] | None = None
 

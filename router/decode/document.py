@@ -13,8 +13,9 @@ import msgspec
 
 from router.decode import vectors
 from router.decode.body import Decoder
+from router.decode.embedded import Texts
 from router.decode.metadata import checked_text
-from router.documents.types import Document
+from router.documents.types import Document, TextDocument
 from router.query.errors import InvalidError
 from shard_config import partition
 from shard_config.model import Collection, Column
@@ -29,13 +30,13 @@ _CONTENT = Column("content", "content", ValueType.TEXT)
 
 
 class DocumentReader:
-    """Reads documents of one collection."""
+    """Reads documents of one collection; those without a vector if it has an embedder to make one."""
 
     def __init__(self, collection: Collection) -> None:
         self.collection = collection
         # Columns may be called like Python's keywords, so the struct's own names are numbers.
         names = {f"c{i}": name for i, name in enumerate(collection.columns)}
-        fields: list[Any] = [("id", Any), ("vector", list[float] | bytes)]
+        fields: list[Any] = [("id", Any), ("vector", list[float] | bytes | None, None)]
         if collection.content is not None:
             fields.append(("content", str | None, None))
         if collection.metadata is not None:
@@ -43,12 +44,13 @@ class DocumentReader:
         fields.extend((field, Any, None) for field in names)
         fields.extend((name, Any, None) for name in FOUND_FIELDS)
         self._columns = [(field, collection.columns[name]) for field, name in names.items()]
+        self._texts = Texts(collection)
         self._decoder: Decoder[msgspec.Struct] = Decoder(
             msgspec.defstruct("Document", fields, rename=names, forbid_unknown_fields=True), exact=True
         )
 
-    def read(self, data: bytes | msgspec.Raw, index: int, path: str) -> Document:
-        """The document; `path` is where it stands in the request.
+    def read(self, data: bytes | msgspec.Raw, index: int, path: str) -> Document | TextDocument:
+        """The document, with its text where it has no vector; `path` is where it stands in the request.
 
         Raises:
             MalformedError, InvalidError
@@ -57,26 +59,25 @@ class DocumentReader:
         collection = self.collection
         prefix = f"{path}." if path else ""
         id_ = checked(collection.id, raw.id, f"{prefix}id")
-        vector = vectors.parse(raw.vector, collection.vector, f"{prefix}vector")
-        vectors.check_indexed(vector, collection, f"{prefix}vector")
+        vector = None
+        if raw.vector is not None:
+            vector = vectors.parse(raw.vector, collection.vector, f"{prefix}vector")
+            vectors.check_indexed(vector, collection, f"{prefix}vector")
         content = getattr(raw, "content", None)
         if content is not None:
             checked(_CONTENT, content, f"{prefix}content")
-        metadata = bytes(getattr(raw, "metadata", _NULL))
+        raw_metadata = bytes(getattr(raw, "metadata", _NULL))
         columns = {}
         for field, column in self._columns:
             value = getattr(raw, field)
             if value is not None:
                 columns[column.name] = checked(column, value, f"{prefix}{column.name}")
         self._check_place(id_, columns, prefix)
-        return Document(
-            index=index,
-            id=id_,
-            vector=vector,
-            content=content,
-            metadata=None if metadata == b"null" else checked_text(metadata, f"{prefix}metadata"),
-            columns=columns,
-        )
+        metadata = None if raw_metadata == b"null" else checked_text(raw_metadata, f"{prefix}metadata")
+        if vector is not None:
+            return Document(index, id_, vector, content, metadata, columns)
+        text = self._texts.of(content, metadata, columns, f"{prefix}vector")
+        return TextDocument(index, id_, text, content, metadata, columns)
 
     def _check_place(self, id_: object, columns: dict[str, object], prefix: str) -> None:
         sharding = self.collection.sharding

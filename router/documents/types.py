@@ -15,6 +15,7 @@ __all__ = [
     "DocumentFailure",
     "ReadAnswer",
     "ShardWrite",
+    "TextDocument",
     "UpsertOutcome",
     "WriteFailure",
 ]
@@ -40,10 +41,34 @@ class Document(msgspec.Struct, frozen=True):
     columns: dict[str, object]
 
 
+class TextDocument(msgspec.Struct, frozen=True):
+    """A checked document that came without a vector, and so cannot be stored yet.
+
+    Attributes:
+        text: what its vector is to be made of; not blank.
+
+    The others are as of `Document`.
+    """
+
+    index: int
+    id: int | str | object
+    text: str
+    content: str | None
+    metadata: str | None
+    columns: dict[str, object]
+
+    def with_vector(self, vector: bytes) -> Document:
+        return Document(self.index, self.id, vector, self.content, self.metadata, self.columns)
+
+
 class DocumentFailure(msgspec.Struct, frozen=True):
-    """A document that was not stored: `invalid`, `conflict`, `unavailable`, `denied` (the router's role may
-    not write there), `misconfigured` (its shard refuses everything until somebody mends it) or `unknown`
-    (the commit's outcome could not be learned; sending it again is safe)."""
+    """A document that was not stored.
+
+    `invalid`; `conflict`; `unavailable`, which is also one whose text was not turned into a vector; `denied`
+    (the router's role may not write there); `misconfigured` (its shard, or the model of its text, refuses
+    everything until somebody mends it) or `unknown` (the commit's outcome could not be learned; sending it
+    again is safe).
+    """
 
     index: int
     id: object

@@ -202,6 +202,7 @@ class UpsertAnswer(msgspec.Struct, frozen=True):
     shards: dict[str, ShardOutcome]
     failures: tuple[DocumentFailure, ...]
     unlisted: int = 0
+    embedded: int | UnsetType = UNSET
 
 
 class UpsertProblem(ProblemBody, frozen=True):
@@ -212,6 +213,7 @@ class UpsertProblem(ProblemBody, frozen=True):
     shards: dict[str, ShardOutcome]
     failures: tuple[DocumentFailure, ...]
     unlisted: int = 0
+    embedded: int | UnsetType = UNSET
 
 
 class DeleteAnswer(msgspec.Struct, frozen=True):

@@ -23,6 +23,7 @@ from router.http.operations import operations
 from router.http.pages import Pages
 from router.http.routes import Routes
 from router.logs import AccessLog
+from router.models.repeated import EmbedTexts
 from router.settings import Settings
 
 __all__ = ["create"]
@@ -42,19 +43,21 @@ def create(
     metrics: Metrics,
     *,
     embed: Embed,
+    embed_texts: EmbedTexts,
     lifespan: Callable[[], AbstractAsyncContextManager[None]],
     access_log: AccessLog,
     life: Life | None = None,
 ) -> ASGIApp:
     """The application that serves `backend()`, which is called once per request.
 
-    `keys` of None leaves everything open. `lifespan` opens the router and closes it; `backend` is not
+    `embed` is for texts that are searched for, `embed_texts` for those of documents to store. `keys` of None
+    leaves everything open. `lifespan` opens the router and closes it; `backend` is not
     called outside it. Once `life` ends, it is not ready any more.
     """
     inspection = Inspection(version("pgscatter"), Life() if life is None else life, keys)
     metrics.keys = keys
     pages = Pages(metrics)
-    routes = Routes(operations(settings, embed, inspection, pages))
+    routes = Routes(operations(settings, embed, embed_texts, inspection, pages))
     description = openapi.document(routes.operations, version("pgscatter"), keys=keys is not None)
     pages.describe(description, docs_page.render(description))
 

@@ -15,6 +15,7 @@ _UPSERT = {
     "shards": "What each shard's transactions did, by shard.",
     "failures": "The documents that failed, up to a bound for streams.",
     "unlisted": "Failed documents beyond that bound.",
+    "embedded": "Documents whose vectors were made of their texts, if any were.",
 }
 _PROBLEM = {
     "type": "A URN that names the kind of problem, such as `urn:pgscatter:problem:invalid`.",

@@ -27,6 +27,7 @@ from router.http.pages import Pages
 from router.http.routes import Answer, Handler, Operation, Parameter
 from router.http.search import Searches
 from router.http.upsert import Upserts
+from router.models.repeated import EmbedTexts
 from router.settings import Settings
 
 __all__ = ["operations"]
@@ -48,11 +49,13 @@ _STALE = "The document's shard, if it was read from a node that may be behind."
 _KEY = Parameter("key", "A value of the sharding key.", "42", required=True)
 
 
-def operations(settings: Settings, embed: Embed, inspection: Inspection, pages: Pages) -> list[Operation]:
+def operations(
+    settings: Settings, embed: Embed, embed_texts: EmbedTexts, inspection: Inspection, pages: Pages
+) -> list[Operation]:
     """All operations; the busiest come first, because paths are tried in this order."""
     return [
         *_search(Searches(settings, embed)),
-        *_documents(Upserts(settings), Documents(settings)),
+        *_documents(Upserts(settings, embed_texts), Documents(settings)),
         *_inspection(inspection),
         *_pages(pages),
     ]

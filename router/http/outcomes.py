@@ -11,9 +11,11 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import msgspec
+from msgspec import UNSET
 
 from router.documents.types import DeleteOutcome, DocumentFailure, ShardWrite, UpsertOutcome
 from router.http.answers import DeleteAnswer, ShardOutcome, UpsertAnswer, UpsertProblem
+from router.http.embedding import EmbeddedDocuments
 from router.http.message import Reply, Written
 from router.http.problems import MOST_PROBLEMS, error_reply, problem_body
 from router.query.errors import (
@@ -43,6 +45,9 @@ class Tally:
         self._failed: Counter[str] = Counter()
         self._shards: dict[str, ShardOutcome] = {}
         self._failures: list[DocumentFailure] = []
+        self._embedded = 0
+        self._unembedded: Counter[str] = Counter()
+        self._retry_after = 1.0
 
     @property
     def unknown(self) -> int:
@@ -55,22 +60,32 @@ class Tally:
         if len(self._faults) < MOST_PROBLEMS:
             self._faults += _faults(outcome.shards)
         for failure in outcome.failures:
-            self.fail(failure)
-
-    def fail(self, failure: DocumentFailure) -> None:
-        self._failed[failure.reason] += 1
-        if len(self._failures) < self._listed:
             if not self._inside and failure.reason != "invalid":
                 told = redacted(failure.reason, failure.message)
                 failure = msgspec.structs.replace(failure, message=told)
+            self.fail(failure)
+
+    def add_embedded(self, made: EmbeddedDocuments) -> None:
+        """What became of the texts of some documents; those that have vectors are stored afterwards."""
+        self._embedded += made.count
+        for failure in made.failures:
+            self._unembedded[failure.reason] += 1
+            self.fail(failure)
+        self._retry_after = max(self._retry_after, made.retry_after)
+
+    def fail(self, failure: DocumentFailure) -> None:
+        """`failure` says what this caller may know."""
+        self._failed[failure.reason] += 1
+        if len(self._failures) < self._listed:
             self._failures.append(failure)
 
     def reply(self, request_id: str, stopped: RouterError | None = None) -> Reply:
         """The answer; `stopped` is what ended the request before its end."""
         error = stopped or self._nothing_stored()
         failed = self._failed.total()
-        failures = tuple(self._failures)
-        answer = UpsertAnswer(self.stored, failed, self._shards, failures, failed - len(failures))
+        failures = tuple(sorted(self._failures, key=lambda failure: failure.index))
+        embedded = self._embedded or UNSET
+        answer = UpsertAnswer(self.stored, failed, self._shards, failures, failed - len(failures), embedded)
         if error is None:
             reply = Reply(msgspec.json.encode(answer))
         else:
@@ -93,12 +108,23 @@ class Tally:
         if self._failed["conflict"] == failed:
             return ConflictError(f"{detail}: each contradicts what is stored")
         if self._failed["unavailable"]:
-            return UnavailableError(f"{detail}: their shards could not be written")
+            shards, texts = "their shards could not be written", "their texts could not be embedded"
+            why = self._of_either("unavailable", shards, texts)
+            return UnavailableError(f"{detail}: {why}", retry_after=self._retry_after)
         if self._failed["misconfigured"]:
-            return MisconfiguredError(f"{detail}: their shards cannot be written until somebody mends them")
+            shards = "their shards cannot be written until somebody mends them"
+            texts = "their texts cannot be embedded until somebody mends the map or the model's service"
+            return MisconfiguredError(f"{detail}: {self._of_either('misconfigured', shards, texts)}")
         if self._failed["denied"]:
             return DeniedError(f"{detail}: their shards do not let this router write")
         return InvalidError(f"{detail}: each is invalid or contradicts what is stored")
+
+    def _of_either(self, reason: str, shards: str, texts: str) -> str:
+        """What `reason` is about, of the documents that failed for it."""
+        unembedded = self._unembedded[reason]
+        if unembedded == self._failed[reason]:
+            return texts
+        return f"{shards}, or {texts}" if unembedded else shards
 
 
 def delete_reply(collection: str, outcome: DeleteOutcome, request_id: str, *, inside: bool = True) -> Reply:

@@ -2,7 +2,8 @@
 
 A JSON body is checked as a whole before anything is stored. A stream cannot be: it is stored in
 batches as it comes, reading no further while a batch is being written, and answers at its end with
-what became of it.
+what became of it. Documents without a vector are embedded once they are checked; while a stream's batch is
+written, the texts of the next one may be embedded, and no more than that.
 """
 
 from __future__ import annotations
@@ -15,11 +16,13 @@ import msgspec
 from router.decode.bodies import DocumentsBody
 from router.decode.body import Decoder
 from router.decode.document import DocumentReader, Readers
-from router.documents.types import Document, DocumentFailure
+from router.documents.types import Document, DocumentFailure, TextDocument, UpsertOutcome
 from router.http.content import media_type, read_json
+from router.http.embedding import embed_documents
 from router.http.message import Reply, Request
 from router.http.ndjson import Line, Lines
 from router.http.outcomes import Tally
+from router.models.repeated import EmbedTexts
 from router.query.errors import InvalidError, Problem, RequestError, RouterError, TooLargeError
 from router.settings import Settings
 from shard_config.model import Collection
@@ -37,8 +40,9 @@ _DOCUMENTS_PER_TURN = 64
 class Upserts:
     """The handler of PUT …/documents."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, embed: EmbedTexts) -> None:
         self._settings = settings
+        self._embed = embed
         self._readers = Readers()
         self._decoder = Decoder(DocumentsBody)
 
@@ -46,7 +50,7 @@ class Upserts:
         collection = request.collection
         reader = self._readers.of(collection)
         if media_type(request, ndjson=True) == "ndjson":
-            return await _Stream(self._settings, request, collection, reader).run()
+            return await _Stream(self._settings, request, collection, reader, self._embed).run()
         data = await read_json(request, self._settings)
         raw = self._decoder.decode(data).documents
         if len(raw) > self._settings.max_documents:
@@ -56,16 +60,26 @@ class Upserts:
         tally = Tally(collection.name, listed=len(raw), inside=request.inside)
         if documents:
             deadline = asyncio.get_running_loop().time() + self._settings.write_timeout
-            tally.add(await request.backend.upsert(collection, documents, deadline))
+            made = await embed_documents(
+                collection,
+                documents,
+                self._embed,
+                deadline,
+                self._settings.model_patience,
+                inside=request.inside,
+            )
+            tally.add_embedded(made)
+            if made.documents:
+                tally.add(await request.backend.upsert(collection, made.documents, deadline))
         return tally.reply(request.id)
 
 
-async def _read_all(reader: DocumentReader, raw: list[msgspec.Raw]) -> list[Document]:
+async def _read_all(reader: DocumentReader, raw: list[msgspec.Raw]) -> list[Document | TextDocument]:
     """
     Raises:
         InvalidError: with one problem per document that is wrong or repeats an id.
     """
-    documents = []
+    documents: list[Document | TextDocument] = []
     problems = []
     first: dict[object, int] = {}
     for i, data in enumerate(raw):
@@ -91,23 +105,27 @@ class _Stream:
     """One NDJSON upload: lines in, batches out."""
 
     def __init__(
-        self, settings: Settings, request: Request, collection: Collection, reader: DocumentReader
+        self,
+        settings: Settings,
+        request: Request,
+        collection: Collection,
+        reader: DocumentReader,
+        embed: EmbedTexts,
     ) -> None:
         self._settings = settings
         self._request = request
         self._collection = collection
         self._reader = reader
+        self._embed = embed
         self._tally = Tally(collection.name, listed=_LISTED_FAILURES, inside=request.inside)
         self._index = 0
-        self._batch: dict[object, Document] = {}
+        self._batch: dict[object, Document | TextDocument] = {}
         self._batch_bytes = 0
+        self._storing: asyncio.Task[UpsertOutcome] | None = None
 
     async def run(self) -> Reply:
         try:
-            self._request.check_length(self._settings.max_stream_bytes)
-            async for line in self._lines():
-                await self._take(line)
-            await self._flush()
+            await self._store_all()
         except RouterError as exc:
             perhaps = f", and {self._tally.unknown} more may have been" if self._tally.unknown else ""
             stored = f"; {self._tally.stored} documents were stored before that{perhaps}"
@@ -115,7 +133,22 @@ class _Stream:
             if exc.outside is not None:
                 exc.outside = (exc.outside[0] + stored, exc.outside[1])
             return self._tally.reply(self._request.id, stopped=exc)
+        finally:
+            if self._storing is not None:  # this request is cancelled
+                self._storing.cancel()
+                await asyncio.gather(self._storing, return_exceptions=True)
         return self._tally.reply(self._request.id)
+
+    async def _store_all(self) -> None:
+        try:
+            self._request.check_length(self._settings.max_stream_bytes)
+            async for line in self._lines():
+                await self._take(line)
+            await self._flush()
+        except Exception:
+            await self._stored()  # what is under way is told of as well, if anybody is there
+            raise
+        await self._stored()
 
     async def _lines(self) -> AsyncIterator[Line]:
         lines = Lines(self._settings.max_line_bytes)
@@ -159,6 +192,29 @@ class _Stream:
     async def _flush(self) -> None:
         if not self._batch:
             return
-        deadline = asyncio.get_running_loop().time() + self._settings.write_timeout
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._settings.write_timeout
         batch, self._batch, self._batch_bytes = list(self._batch.values()), {}, 0
-        self._tally.add(await self._request.backend.upsert(self._collection, batch, deadline))
+        made = await embed_documents(
+            self._collection,
+            batch,
+            self._embed,
+            deadline,
+            self._settings.model_patience,
+            inside=self._request.inside,
+        )
+        left = deadline - loop.time()
+        # One batch after the other: of two documents with one id the later one stays.
+        await self._stored()
+        self._tally.add_embedded(made)
+        if made.documents:
+            upsert = self._request.backend.upsert(self._collection, made.documents, loop.time() + left)
+            self._storing = asyncio.create_task(upsert, name="upsert of a stream")
+        if not made.count:
+            await self._stored()
+
+    async def _stored(self) -> None:
+        """Wait for the batch that is being written, if one is."""
+        storing, self._storing = self._storing, None
+        if storing is not None:
+            self._tally.add(await storing)

@@ -27,8 +27,9 @@ from router.http.keys import Keys
 from router.http.life import Life
 from router.http.metrics import Metrics
 from router.logs import AccessLog
+from router.models.repeated import EmbedTexts
 from router.policy.batches import AdmittedBatch, Batches
-from router.query.errors import InvalidError
+from router.query.errors import InvalidError, RouterError
 from router.query.filter import Filter
 from router.query.types import (
     Answer,
@@ -51,13 +52,15 @@ from router.settings import Settings
 from router.stages.answer_memory import AnswerMemory, BatchRoom
 from shard_config import Collection, ShardMap, locate, parse
 from shard_config.identity import Disagreement
-from shard_config.model import VectorType
+from shard_config.model import EmbeddingService, VectorType
 
-MAP = """
+MAP = r"""
 version: 12
 shards:
   s0: {nodes: [{name: s0-a, dsn: "postgresql://router:hunter2@127.0.0.1:5401/search", zone: a}]}
   s1: {nodes: [{name: s1-a, dsn: "postgresql://router:hunter2@127.0.0.1:5402/search", zone: b}]}
+models:
+  letters: {url: "http://127.0.0.1:8200/v1", dimensions: 3}
 collections:
   documents:
     table: public.documents
@@ -78,6 +81,16 @@ collections:
     vector: {column: embedding, type: vector, dimensions: 3, metric: cosine}
     sharding: {strategy: hash, key: id, buckets: 2, placement: {s0: [0], s1: [1]}}
     index: {quantization: halfvec}
+  articles:
+    table: public.articles
+    id: {column: id, type: bigint}
+    vector: {column: embedding, type: vector, dimensions: 3, metric: cosine}
+    content: content
+    metadata: metadata
+    columns: {title: text, year: integer}
+    embedder: letters
+    template: "{title}\n{content}"
+    sharding: {strategy: hash, key: id, buckets: 4, placement: {s0: [0-1], s1: [2-3]}}
   notes:
     table: public.notes
     id: {column: id, type: text}
@@ -306,6 +319,12 @@ async def embed(collection: Collection, text: str, deadline: float) -> Embedded:
     return Embedded(np.array([len(text), 1.0, math.pi], "<f4").tobytes(), "minilm")
 
 
+async def embed_texts(
+    service: EmbeddingService, texts: Sequence[str], deadline: float
+) -> list[bytes | RouterError]:
+    return [np.array([len(text), 1.0, math.pi], "<f4").tobytes() for text in texts]
+
+
 @asynccontextmanager
 async def no_lifespan() -> AsyncIterator[None]:
     yield
@@ -328,6 +347,7 @@ def application(
     lifespan: Callable[[], Any] = no_lifespan,
     life: Life | None = None,
     embed: Embed = embed,
+    embed_texts: EmbedTexts = embed_texts,
 ) -> Any:
     return create(
         lambda: backend,
@@ -335,6 +355,7 @@ def application(
         keys,
         Metrics(),
         embed=embed,
+        embed_texts=embed_texts,
         lifespan=lifespan,
         access_log=AccessLog(LogLines() if log is None else log),
         life=life,

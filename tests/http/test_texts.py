@@ -174,8 +174,8 @@ async def test_a_collection_says_which_model_and_words_it_has(
         "    content: content\n    embedder: minilm\n    fulltext: {columns: [content], language: english}\n",
         1,
     )
-    services = "models: {minilm: {url: 'http://10.0.0.5/v1', dimensions: 3, api_key: k3y}}\n"
-    backend.shard_map = parse_map(with_words + services, env={})
+    service = "  minilm: {url: 'http://10.0.0.5/v1', dimensions: 3, api_key: k3y}\n"
+    backend.shard_map = parse_map(with_words.replace("models:\n", f"models:\n{service}", 1), env={})
     found = (await client.get("/v1/collections/documents")).json()
     assert (found["text"], found["embedder"]) == (True, "minilm")
     assert found["fulltext"] == {"columns": ["content"], "language": "english"}

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from deploy.local import Cluster
 from router.documents.types import Document
+from router.models.embedding import Embedded
 from router.query.filter import parse
 from router.query.types import Found, SearchQuery
 from router.settings import Settings
@@ -125,8 +126,16 @@ class World:
         return [hit["id"] for hit in hits(await self.search(vector, k, **options))]
 
     def over_http(self) -> httpx.AsyncClient:
-        """A client whose paths continue that of the collection."""
-        transport = httpx.ASGITransport(application(self.router, self.topology.parts.settings))
+        """A client whose paths continue that of the collection; texts are embedded by the map's services."""
+        embeddings = self.topology.parts.embeddings
+
+        async def embed(collection: model.Collection, text: str, deadline: float) -> Embedded:
+            assert collection.embedder is not None
+            return await embeddings.embed(collection.embedder, text, deadline)
+
+        settings = self.topology.parts.settings
+        app = application(self.router, settings, embed=embed, embed_texts=embeddings.documents)
+        transport = httpx.ASGITransport(app)
         return httpx.AsyncClient(
             transport=transport, base_url="http://router/v1/collections/docs", timeout=None
         )

@@ -21,6 +21,7 @@ def collection(*, dimensions: int = 2, sharding: dict[str, Any] | None = None, *
     fields = {f"collections.documents.{name}": value for name, value in changes.items()}
     fields["collections.documents.vector.dimensions"] = dimensions
     fields.setdefault("collections.documents.vector.metric", "cosine")
+    fields["models"] = {"m": {"url": "http://127.0.0.1:8200/v1", "dimensions": dimensions, "batch": 4}}
     tree = document(fields, **(sharding or SHARDING))
     return parse(tree).collections["documents"]
 
@@ -35,6 +36,6 @@ def batches(source: Source, rows: int) -> list[Batch]:
     found = []
     for number, chunk in enumerate(source.chunks(rows, lambda _: True)):
         assert chunk.number == number
-        assert chunk.batch is not None
+        assert isinstance(chunk.batch, Batch)
         found.append(chunk.batch)
     return found
