@@ -18,7 +18,7 @@ from bench.sample import Sample
 from bench.targets import HttpSpec, TargetSpec
 from bench.truth import Truth
 from bench.workers import Job, measure
-from bench.world import Router, World, open_world
+from bench.world import Router, World, open_world, server_record
 from router.terminal import Display
 
 __all__ = ["Context", "Equal", "Options"]
@@ -100,7 +100,7 @@ class Context:
         """A cluster with the data set; `changes` go to `open_world`."""
         changes = {"shards": self.shards, "k": self.options.k, "display": self.display, **changes}
         with open_world(self.dataset, **changes) as world:
-            self.servers |= world.server_record()
+            self.servers |= server_record(world.cluster)
             yield world
             self.flags += [flags for flags in world.flags if flags not in self.flags]
 

@@ -1,14 +1,12 @@
 """Judged collections behind a router as an application has them: texts go in, and searches are in words.
 
-The model service, the servers and the router are those that the commands start. Documents are embedded here,
-by the service that the router asks for the vectors of queries. Invariant: as of `bench.world`, whatever ends
-the bench, nothing that it started goes on.
+The model service, the servers and the router are those that the commands start, and the router has documents
+and queries embedded. Invariant, as of `bench.world`: whatever ends the bench, nothing that it started stays.
 """
 
 from __future__ import annotations
 
 import asyncio
-import base64
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -47,9 +45,10 @@ class Models(msgspec.Struct, frozen=True):
 class JudgedWorld:
     """Made by `open_judged`; `reranks` says whether a model can rank hits again."""
 
-    def __init__(self, url: str, service: str, reranks: bool) -> None:
+    def __init__(self, url: str, cluster: Cluster, reranks: bool) -> None:
+        self.cluster = cluster
         self.reranks = reranks
-        self._client, self._service = Client(url, timeout=_ASK_SECONDS), service
+        self._client = Client(url, timeout=_ASK_SECONDS)
 
     def search(self, judged: Judged, text: str, k: int, mode: str, *, rerank: bool = False) -> list[int]:
         """Ids of the hits, best first.
@@ -69,12 +68,7 @@ class JudgedWorld:
 
     def store(self, judged: Judged, begin: int, end: int) -> None:
         """Documents from `begin` up to `end`, as texts."""
-        texts = judged.documents[begin:end]
-        vectors = _embedded(self._service, texts)
-        documents = [
-            {"id": begin + i, "content": text, "vector": vector}
-            for i, (text, vector) in enumerate(zip(texts, vectors, strict=True))
-        ]
+        documents = [{"id": i, "content": judged.documents[i]} for i in range(begin, end)]
         stored = self._call("PUT", f"{_path(judged)}/documents", {"documents": documents})
         if stored.get("failed"):
             raise BenchError(f"documents of {judged.name} were not stored: {stored['failed'][0]}")
@@ -106,7 +100,7 @@ def open_judged(
                 _apply(cluster, display, with_index=False)
                 serve = serve_arguments(cluster.map_path)
                 with serving(serve, folder / "serve.log") as router:
-                    world = JudgedWorld(router.url, service, reranks)
+                    world = JudgedWorld(router.url, cluster, reranks)
                     for judged in sets:
                         _store(world, judged, display)
                     _apply(cluster, display, with_index=True)
@@ -137,23 +131,17 @@ def _map_part(sets: Sequence[Judged], service: str, reranks: bool) -> dict[str, 
 
 
 def _dimensions(service: str) -> int:
-    """Of the embedder's vectors, by one of them."""
-    (vector,) = _embedded(service, ["dimensions"])
-    return len(base64.b64decode(vector)) // 4
-
-
-def _embedded(service: str, texts: Sequence[str]) -> list[str]:
-    """Base64 of float32, as the router takes it, too.
+    """Of the embedder's vectors, by one of them.
 
     Raises:
         BenchError: the service refused, or did not answer.
     """
-    body = {"model": _EMBEDDER, "input": texts, "encoding_format": "base64"}
+    body = {"model": _EMBEDDER, "input": "dimensions"}
     try:
         answer = Client(service, timeout=_ASK_SECONDS).call("POST", "/embeddings", body)
     except ClientError as exc:
-        raise BenchError(f"texts were not embedded: {exc}") from exc
-    return [one["embedding"] for one in msgspec.json.decode(answer)["data"]]
+        raise BenchError(f"a text was not embedded: {exc}") from exc
+    return len(msgspec.json.decode(answer)["data"][0]["embedding"])
 
 
 def _map_entry(judged: Judged, dimensions: int) -> dict[str, Any]:

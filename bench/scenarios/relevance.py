@@ -19,6 +19,7 @@ from bench.judged.measures import difference, ndcg, recall, reciprocal_rank
 from bench.judged.types import Judged, Query
 from bench.judged.world import JudgedWorld, Models, open_judged
 from bench.results import Cell, Metric, Outcome, Table
+from bench.world import server_record
 
 __all__ = ["OWN_DATA", "run"]
 
@@ -54,6 +55,7 @@ def run(context: Context) -> Outcome:
     models = Models(options.embedder, options.reranker)
     found: dict[str, dict[str, Found]] = {}
     with open_judged(sets, models, context.shards, context.display) as world:
+        context.servers |= server_record(world.cluster)
         for judged in sets:
             found[judged.name] = _measured(context, world, judged)
     if options.reranker is None:

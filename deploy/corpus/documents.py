@@ -44,14 +44,13 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Document(msgspec.Struct, frozen=True):
-    """An entry as a line of the file that `pgscatter load` reads."""
+    """An entry as a line of the file that `pgscatter load` reads, and has embedded."""
 
     id: int
     name: str
     module: str
     kind: str
     content: str
-    vector: list[float]
 
 
 class Prepared(msgspec.Struct, frozen=True):
@@ -95,28 +94,22 @@ def vectors(texts: Sequence[str]) -> NDArray[np.float32]:
 
 
 def write_documents(path: Path, corpus: Sequence[Entry]) -> None:
-    """One JSON document per line and entry, with the vector of its content."""
+    """One JSON document per line and entry."""
     encoder = msgspec.json.Encoder()
     with path.open("wb") as file:
-        for entry, vector in zip(corpus, vectors([entry.text for entry in corpus]), strict=True):
-            file.write(encoder.encode(_document(entry, vector)) + b"\n")
+        for one in corpus:
+            document = Document(one.id, one.name, one.module, one.kind, one.text)
+            file.write(encoder.encode(document) + b"\n")
 
 
 def prepare(directory: Path, progress: Callable[[str], object] = lambda _: None) -> Prepared:
-    """Write `stdlib.jsonl` into `directory`; `progress` hears of every step.
+    """Write `stdlib.jsonl` into `directory`; `progress` hears of it.
 
     Raises:
-        RuntimeError: the library cannot be read, or the model is missing.
+        RuntimeError: the library cannot be read.
     """
     progress("reading the docstrings of Python's standard library")
     corpus = entries()
-    progress(f"embedding {len(corpus):,} docstrings")
     prepared = Prepared(directory / "stdlib.jsonl", len(corpus))
     write_documents(prepared.documents, corpus)
     return prepared
-
-
-def _document(entry: Entry, vector: NDArray[np.float32]) -> Document:
-    # Seven decimals are what a float32 below 1 has; as doubles they would take twice the space.
-    rounded = vector.astype(np.float64).round(7).tolist()
-    return Document(entry.id, entry.name, entry.module, entry.kind, entry.text, rounded)
