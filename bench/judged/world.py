@@ -27,12 +27,13 @@ from router.schema.apply import apply
 from router.terminal import Display
 from shard_config import load as load_map
 
-__all__ = ["JudgedWorld", "Models", "collection_name", "open_judged"]
+__all__ = ["RERANKER", "JudgedWorld", "Models", "collection_name", "open_judged"]
 
 _ASK_SECONDS = 60.0
 # The router takes a body of up to 16 MiB.
 _BATCH = 200
-_EMBEDDER, _RERANKER = "embedder", "reranker"
+# What the map calls its services.
+_EMBEDDER, RERANKER = "embedder", "reranker"
 
 
 class Models(msgspec.Struct, frozen=True):
@@ -50,19 +51,17 @@ class JudgedWorld:
         self.reranks = reranks
         self._client = Client(url, timeout=_ASK_SECONDS)
 
-    def search(self, judged: Judged, text: str, k: int, mode: str, *, rerank: bool = False) -> list[int]:
-        """Ids of the hits, best first.
+    def search(self, judged: Judged, text: str, k: int, mode: str, **fields: Any) -> list[int]:
+        """Ids of the hits, best first; `fields` are further ones of the search.
 
         Raises:
             BenchError: the search failed, or its answer is not what was asked for.
         """
-        body: dict[str, Any] = {"text": text, "k": k, "mode": mode, "cache": False, "timeout_ms": 30_000}
-        if rerank:
-            body["rerank"] = {"model": _RERANKER}
+        body = {"text": text, "k": k, "mode": mode, "cache": False, "timeout_ms": 30_000, **fields}
         answer = self._call("POST", f"{_path(judged)}/search", body)
         if not answer["coverage"]["full"]:
             raise BenchError(f"a shard is missing: {answer['coverage']['failures']}")
-        if rerank and not answer["rerank"]["done"]:
+        if "rerank" in fields and not answer["rerank"]["done"]:
             raise BenchError(f"hits were not ranked again: {answer['rerank'].get('reason')}")
         return [hit["id"] for hit in answer["hits"]]
 
@@ -91,7 +90,7 @@ def open_judged(
         folder.chmod(0o755)  # PostgreSQL may have to run as another user
         flags = ["--embedder", f"{_EMBEDDER}={models.embedder}"]
         if reranks := models.reranker is not None:
-            flags += ["--reranker", f"{_RERANKER}={models.reranker}"]
+            flags += ["--reranker", f"{RERANKER}={models.reranker}"]
         display.say(f"starting the model service, and {shards} shards")
         with model_service(*flags, log=folder / "models.log") as service:
             collections = folder / "collections.yaml"
@@ -126,7 +125,7 @@ def _map_part(sets: Sequence[Judged], service: str, reranks: bool) -> dict[str, 
         "collections": {collection_name(judged): _map_entry(judged, dimensions) for judged in sets},
     }
     if reranks:
-        part["rerankers"] = {_RERANKER: {"url": service, "timeout": "30s"}}
+        part["rerankers"] = {RERANKER: {"url": service, "timeout": "30s"}}
     return part
 
 

@@ -1,6 +1,7 @@
 """What searches in words find of judged queries: by meaning, by words, hybrid, and re-ranked.
 
-Every mode is asked with its default settings through the router, which has the texts embedded.
+Every mode is asked through the router, which has the texts embedded, with default settings; beside hybrid
+stands the same fused by scores instead of ranks.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from bench.interleave import Spread
 from bench.judged import debian, library
 from bench.judged.measures import difference, ndcg, recall, reciprocal_rank
 from bench.judged.types import Judged, Query
-from bench.judged.world import JudgedWorld, Models, open_judged
+from bench.judged.world import RERANKER, JudgedWorld, Models, open_judged
 from bench.results import Cell, Metric, Outcome, Table
 from bench.world import server_record
 
@@ -29,7 +30,8 @@ _QUERIES, _QUICK_QUERIES = 600, 60
 _DOCUMENTS, _QUICK_DOCUMENTS = 10_000, 1000
 _DEPTH, _RECALL_DEPTH = 10, 100
 _CLIENTS = 4
-_VECTOR, _FULLTEXT, _HYBRID, _RERANKED = "vector", "fulltext", "hybrid", "hybrid, re-ranked"
+_VECTOR, _FULLTEXT, _HYBRID = "vector", "fulltext", "hybrid"
+_SCALED, _RERANKED = "hybrid, by scores", "hybrid, re-ranked"
 _COLUMNS = ["queries", "mode", "nDCG@10", "MRR@10", "recall@100", "no hit", "hybrid's nDCG more by, 95 %"]
 
 
@@ -85,8 +87,9 @@ def _measured(context: Context, world: JudgedWorld, judged: Judged) -> dict[str,
     modes: dict[str, Callable[[str, int], list[int]]] = {
         mode: partial(_ask, world, judged, mode) for mode in (_VECTOR, _FULLTEXT, _HYBRID)
     }
+    modes[_SCALED] = partial(_ask, world, judged, _HYBRID, fusion={"method": "scores"})
     if world.reranks:
-        modes[_RERANKED] = partial(_ask, world, judged, _HYBRID, rerank=True)
+        modes[_RERANKED] = partial(_ask, world, judged, _HYBRID, rerank={"model": RERANKER})
     found = {}
     total = 2 * len(modes) * len(judged.queries)
     with (
@@ -105,10 +108,8 @@ def _measured(context: Context, world: JudgedWorld, judged: Judged) -> dict[str,
     return found
 
 
-def _ask(
-    world: JudgedWorld, judged: Judged, mode: str, text: str, k: int, *, rerank: bool = False
-) -> list[int]:
-    return world.search(judged, text, k, mode, rerank=rerank)
+def _ask(world: JudgedWorld, judged: Judged, mode: str, text: str, k: int, **fields: object) -> list[int]:
+    return world.search(judged, text, k, mode, **fields)
 
 
 def judge(queries: Sequence[Query], answers: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Found:
