@@ -14,18 +14,18 @@ import ssl
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from time import perf_counter, time
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import httpcore
 import msgspec
 
 from router.models.messages import AnswerError, DimensionsError, words_of_refusal
+from router.models.status import Kind, RefusedError, ServiceListener, ServiceStatus
 from router.network.dial import Network
-from router.network.http_client import NetworkBackend
-from router.policy.circuit import Circuit, CircuitState, Leave
+from router.network.http_client import NetworkBackend, close_if_more_came
+from router.policy.circuit import Circuit, Leave
 from router.query.errors import (
     DeadlineError,
-    InvalidError,
     MisconfiguredError,
     OverloadedError,
     Problem,
@@ -39,7 +39,6 @@ __all__ = ["Kind", "RefusedError", "Service", "ServiceListener", "ServiceStatus"
 _logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Kind: TypeAlias = Literal["embedding", "reranking"]
 # Why a request failed, for metrics.
 Cause: TypeAlias = Literal[
     "connect", "closed", "timeout", "busy", "unavailable", "answer", "refused", "misconfigured", "deadline",
@@ -53,37 +52,6 @@ _LONGEST_WAIT = 1.0
 _IDLE_SECONDS = 30.0
 _AGAIN = (502, 503, 504)
 _REFUSALS = (400, 413, 422)
-
-
-class RefusedError(InvalidError):
-    """The service takes none of the request: the text is too long for its model, for instance."""
-
-
-class ServiceStatus(msgspec.Struct, frozen=True):
-    """A service as this process knows it; `reason` is of its last failure, if the last request failed.
-
-    `requests` and `failures` are counted since the process began; `url` and `reason` are for whoever may see
-    the inside.
-    """
-
-    name: str
-    kind: Kind
-    model: str
-    circuit: CircuitState
-    in_flight: int
-    waiting: int
-    requests: int
-    failures: int
-    url: str | msgspec.UnsetType = msgspec.UNSET
-    reason: str | msgspec.UnsetType = msgspec.UNSET
-
-
-class ServiceListener(Protocol):
-    """Is told of every request to a service."""
-
-    def service_answered(self, kind: str, name: str, seconds: float) -> None: ...
-
-    def service_failed(self, kind: str, name: str, cause: str) -> None: ...
 
 
 class _Fault(Exception):
@@ -286,6 +254,7 @@ class Service:
                 size += len(part)
                 if size > most:
                     raise _Fault("answer", f"answers with more than {most} bytes")
+            close_if_more_came(response)
         wait = next((value for name, value in response.headers if name.lower() == b"retry-after"), None)
         return response.status, None if wait is None else _seconds(wait), b"".join(parts)
 

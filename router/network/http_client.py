@@ -18,7 +18,7 @@ import httpcore
 
 from router.network.dial import Network
 
-__all__ = ["NetworkBackend"]
+__all__ = ["NetworkBackend", "close_if_more_came"]
 
 # What may be read ahead of whoever reads; one turn of the loop may bring 64 KiB more.
 _AHEAD_BYTES = 1 << 18
@@ -55,6 +55,18 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
             sock.close()
             raise
         return _Stream(transport, stream)
+
+
+def close_if_more_came(response: httpcore.Response) -> None:
+    """See to it that what came behind the whole `response` is not taken for the answer to the next request.
+
+    To be called when the response has been read, and before it is closed. httpcore leaves such bytes where it
+    reads the next response from; what comes later is noticed by the connection.
+    """
+    stream: Any = response.stream
+    behind, _ = stream._stream._connection._h11_state.trailing_data
+    if behind:
+        response.extensions["network_stream"].discard()
 
 
 class _Received(asyncio.Protocol):
@@ -141,6 +153,10 @@ class _Stream(httpcore.AsyncNetworkStream):
             self._transport.write(bytes(self._unsent))
             self._unsent.clear()
             await self._received.writable.wait()
+
+    def discard(self) -> None:
+        """No other request may go out on it."""
+        self._received.ended = True
 
     async def aclose(self) -> None:
         # What is not sent yet is of no use to anybody, and waiting for it would have no bound.

@@ -1,4 +1,4 @@
-"""What the router overrides and reads of uvicorn and httptools, beyond what they promise to keep.
+"""What the router overrides and reads of uvicorn, httptools and httpcore, beyond what they promise to keep.
 
 Their versions are bounded in pyproject.toml. Before a bound is raised, this says what has changed.
 """
@@ -142,7 +142,7 @@ def test_every_answer_begins_with_what_may_be_sent_ahead_of_it() -> None:
     assert BatchedTransport.write_ahead.__doc__
 
 
-@pytest.mark.parametrize("name", ["uvicorn", "httptools"])
+@pytest.mark.parametrize("name", ["uvicorn", "httptools", "httpcore"])
 def test_versions_are_bounded_and_the_lock_is_within(name: str) -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (found,) = [re.fullmatch(rf"{name}>=([\d.]+),<([\d.]+)", one) for one in declared if one.startswith(name)]

@@ -19,7 +19,7 @@ import uvloop
 
 from router.models.embedding import Embeddings
 from router.models.messages import words_of_refusal
-from router.models.service import RefusedError
+from router.models.status import RefusedError
 from router.query.errors import (
     DeadlineError,
     MisconfiguredError,
