@@ -55,7 +55,7 @@ docs: install
 	$(BIN)/python -m router.model_service.limits_docs docs/models.md
 
 # Every extra but models-torch.
-LOCKED := cluster models text load bench test dev
+LOCKED := cluster models load bench test dev
 
 # Needs uv: rewrites requirements.lock from pyproject.toml, for every platform and Python from 3.11 on.
 lock:

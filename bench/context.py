@@ -18,7 +18,7 @@ from bench.sample import Sample
 from bench.targets import HttpSpec, TargetSpec
 from bench.truth import Truth
 from bench.workers import Job, measure
-from bench.world import Router, World, open_world
+from bench.world import Router, World, open_world, server_record
 from router.terminal import Display
 
 __all__ = ["Context", "Equal", "Options"]
@@ -38,6 +38,7 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
         recall: that tuned variants have to reach.
         open_loop: rates in searches/s at which searches arrive.
         duration: seconds of a scenario that watches one long run.
+        embedder, reranker: what `pgscatter models serve` makes of texts, and ranks them again by.
         faults: whether servers break meanwhile.
     """
 
@@ -54,6 +55,8 @@ class Options(msgspec.Struct, frozen=True, kw_only=True):
     recall: float = 0.99
     open_loop: list[float] | None = None
     duration: float | None = None
+    embedder: str = "wordllama"
+    reranker: str | None = None
     faults: bool = False
     quick: bool = False
 
@@ -97,7 +100,7 @@ class Context:
         """A cluster with the data set; `changes` go to `open_world`."""
         changes = {"shards": self.shards, "k": self.options.k, "display": self.display, **changes}
         with open_world(self.dataset, **changes) as world:
-            self.servers |= world.server_record()
+            self.servers |= server_record(world.cluster)
             yield world
             self.flags += [flags for flags in world.flags if flags not in self.flags]
 

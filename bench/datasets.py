@@ -5,7 +5,6 @@ Invariant: a spec and the files it names give the same data on every machine; a 
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
 
 import msgspec
@@ -133,15 +132,12 @@ def _hdf5(path: Path) -> Dataset:
 def _demo() -> Dataset:
     """The standard library's documentation; the queries are first paragraphs without what follows."""
     from deploy.corpus import documents as corpus
-    from router.text import fit
 
     entries = corpus.entries()
-    model = fit([corpus.searchable(entry) for entry in entries], corpus.DIMENSIONS)
-    base = model.embed_many([corpus.searchable(entry) for entry in entries])
     chosen = np.random.default_rng(0).permutation(len(entries))[:_DEMO_QUERIES]
-    queries = []
-    for i in chosen:
-        # Some have no word that the model knows, and nobody would search by them.
-        with contextlib.suppress(ValueError):
-            queries.append(model.embed(entries[i].text.partition("\n\n")[0]))
-    return Dataset("demo", Metric.COSINE, base, np.array(queries, dtype=np.float32))
+    try:
+        base = corpus.vectors([entry.text for entry in entries])
+        queries = corpus.vectors([entries[i].text.partition("\n\n")[0] for i in chosen])
+    except RuntimeError as exc:
+        raise BenchError(str(exc)) from exc
+    return Dataset("demo", Metric.COSINE, base, queries)

@@ -86,7 +86,7 @@ def _target_row(metric: Metric) -> list[str]:
 def _circumstances(run: Run) -> str:
     machine = run.environment
     parts = [
-        f"{run.dataset}, {run.rows:,} x {run.dimensions}",
+        f"{run.dataset}, {run.rows:,} x {run.dimensions}" if run.rows else run.dataset,
         f"{run.began}, {run.seconds:.0f} s",
         f"{machine.processor}, {machine.cores} cores, {machine.memory_bytes / 2**30:.0f} GiB",
         f"{machine.system}, Python {machine.python}, commit {machine.commit or 'unknown'}",

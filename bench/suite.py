@@ -7,17 +7,19 @@ from pathlib import Path
 from time import perf_counter
 
 import msgspec
+import numpy as np
 
 from bench import environment, plots, report
 from bench.context import Context, Options
-from bench.datasets import open_dataset
+from bench.datasets import Dataset, open_dataset
 from bench.errors import BenchError
 from bench.results import Run, save_run
-from bench.scenarios import scenario
-from bench.truth import truth_of
+from bench.scenarios import own_data, scenario
+from bench.truth import Truth, truth_of
 from deploy.local import ClusterError
 from deploy.local.router import RouterError
 from router.terminal import Display
+from shard_config.model import Metric
 
 __all__ = ["run_scenario", "write"]
 
@@ -31,10 +33,7 @@ def run_scenario(name: str, options: Options, display: Display, command: str = "
     run = scenario(name)
     began, started = datetime.now(UTC), perf_counter()
     machine = environment.describe()
-    display.say(f"{name}: reading {options.dataset}")
-    dataset = open_dataset(options.dataset).head(options.rows, options.queries)
-    with display.meter("exact answers", len(dataset.queries), "queries") as meter:
-        truth = truth_of(dataset, options.k, meter.reach)
+    dataset, truth = _data(name, options, display)
     context = Context(options, dataset, truth, display)
     try:
         outcome = run(context)
@@ -53,6 +52,18 @@ def run_scenario(name: str, options: Options, display: Display, command: str = "
         outcome=outcome,
         command=command,
     )
+
+
+def _data(name: str, options: Options, display: Display) -> tuple[Dataset, Truth]:
+    """The data set with its exact answers; nothing but a name for a scenario that brings its own."""
+    if (own := own_data(name)) is not None:
+        none = np.empty((0, 0), np.float32)
+        empty = np.empty((0, options.k))
+        return Dataset(own, Metric.COSINE, none, none), Truth(empty.astype(np.int64), empty)
+    display.say(f"{name}: reading {options.dataset}")
+    dataset = open_dataset(options.dataset).head(options.rows, options.queries)
+    with display.meter("exact answers", len(dataset.queries), "queries") as meter:
+        return dataset, truth_of(dataset, options.k, meter.reach)
 
 
 def write(run: Run, folder: Path) -> list[Path]:

@@ -42,7 +42,7 @@ from router.terminal import Display
 from shard_config import load as load_map
 from shard_config.model import Metric
 
-__all__ = ["COLLECTION", "COPIED", "SINGLE", "Router", "World", "map_entry", "open_world"]
+__all__ = ["COLLECTION", "COPIED", "SINGLE", "Router", "World", "map_entry", "open_world", "server_record"]
 
 # Sharded over all nodes, a name for a table on one of them, and sharded but empty and without an index.
 COLLECTION = "items"
@@ -157,16 +157,6 @@ class World:
         query = SearchQuery(shard_map.collections[collection], vector, self.k, ef_search=ef_search)
         return query, plan_search(query, shard_map)
 
-    def server_record(self) -> dict[str, str]:
-        """Versions of the servers and the settings that matter, of one node, since all are made alike."""
-        (found,) = asyncio.run(fetch(_SERVER_RECORD, self.primaries[0].dsn))
-        record = {"PostgreSQL": found["postgresql"], "pgvector": found["pgvector"]}
-        record |= json.loads(found["settings"])
-        if self.cluster.redis_url:
-            with redis.Redis.from_url(self.cluster.redis_url) as client:
-                record["Redis"] = str(client.info("server")["redis_version"])
-        return record
-
     def sql(self, statement: str) -> None:
         """Run it on every primary."""
         asyncio.run(execute(statement, *(node.dsn for node in self.primaries)))
@@ -275,6 +265,17 @@ def open_world(
             for name in loaded if filled else ():
                 world.load(name)
             yield world
+
+
+def server_record(cluster: Cluster) -> dict[str, str]:
+    """Versions of the servers and the settings that matter, of one node, since all are made alike."""
+    (found,) = asyncio.run(fetch(_SERVER_RECORD, cluster.nodes[0].dsn))
+    record = {"PostgreSQL": found["postgresql"], "pgvector": found["pgvector"]}
+    record |= json.loads(found["settings"])
+    if cluster.redis_url:
+        with redis.Redis.from_url(cluster.redis_url) as client:
+            record["Redis"] = str(client.info("server")["redis_version"])
+    return record
 
 
 def map_entry(name: str, dimensions: int, metric: Metric, shards: int) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from bench.context import Context
 from bench.errors import BenchError
 from bench.results import Outcome
 
-__all__ = ["names", "scenario", "summary"]
+__all__ = ["names", "own_data", "scenario", "summary"]
 
 
 def names() -> list[str]:
@@ -27,6 +27,12 @@ def scenario(name: str) -> Callable[[Context], Outcome]:
         raise BenchError(f"no scenario {name!r}; there are {', '.join(names())}")
     run: Callable[[Context], Outcome] = importlib.import_module(f"{__name__}.{name}").run
     return run
+
+
+def own_data(name: str) -> str | None:
+    """What the scenario searches, where it is no data set of vectors; the module says it as `OWN_DATA`."""
+    found: str | None = getattr(importlib.import_module(f"{__name__}.{name}"), "OWN_DATA", None)
+    return found
 
 
 def summary(name: str) -> str:

@@ -15,12 +15,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from router.text import TextModel, fit
+from router.model_service.backend import BackendError
+from router.model_service.static import WordLlamaEmbedder
 
-__all__ = ["DIMENSIONS", "Entry", "Prepared", "entries", "prepare", "searchable", "write_documents"]
+__all__ = ["DIMENSIONS", "Entry", "Prepared", "entries", "prepare", "vectors", "write_documents"]
 
-DIMENSIONS = 256
-_WEIGHT = 3  # of name and first paragraph, see `searchable`
+DIMENSIONS = WordLlamaEmbedder.dimensions
 
 # It takes half a second on an idle core.
 _COLLECT_TIMEOUT = 120.0
@@ -44,21 +44,19 @@ class Entry(msgspec.Struct, frozen=True):
 
 
 class Document(msgspec.Struct, frozen=True):
-    """An entry as a line of the file that `pgscatter load` reads."""
+    """An entry as a line of the file that `pgscatter load` reads, and has embedded."""
 
     id: int
     name: str
     module: str
     kind: str
     content: str
-    vector: list[float]
 
 
 class Prepared(msgspec.Struct, frozen=True):
-    """Where the corpus and the model that embeds it have been written."""
+    """Where the corpus has been written, and how many documents it has."""
 
     documents: Path
-    model: Path
     count: int
 
 
@@ -83,45 +81,35 @@ def entries() -> list[Entry]:
     return [Entry(i, *row) for i, row in enumerate(rows)]
 
 
-def searchable(entry: Entry) -> str:
-    """What is embedded: name and first paragraph count more than the details that follow.
+def vectors(texts: Sequence[str]) -> NDArray[np.float32]:
+    """What the default model makes of the texts: shape (n, `DIMENSIONS`), each of length 1.
 
-    Without that, "least recently used cache decorator" finds `functools.lru_cache` fourth on Python
-    3.13, behind docstrings so short that they are about nothing but caches; with it, first on 3.11 to
-    3.13 by a margin of at least 0.14, for every seed tried.
+    Raises:
+        RuntimeError: the model's package is not installed.
     """
-    summary = entry.text.partition("\n\n")[0]
-    return "\n".join([*[entry.name, summary] * _WEIGHT, entry.text])
+    try:
+        return WordLlamaEmbedder().run(texts).values.astype(np.float32, copy=False)
+    except BackendError as exc:
+        raise RuntimeError(str(exc)) from exc
 
 
-def write_documents(path: Path, corpus: Sequence[Entry], model: TextModel) -> None:
-    """One JSON document per line and entry, with its vector."""
-    vectors = model.embed_many([searchable(entry) for entry in corpus])
+def write_documents(path: Path, corpus: Sequence[Entry]) -> None:
+    """One JSON document per line and entry."""
     encoder = msgspec.json.Encoder()
     with path.open("wb") as file:
-        for entry, vector in zip(corpus, vectors, strict=True):
-            file.write(encoder.encode(_document(entry, vector)) + b"\n")
+        for one in corpus:
+            document = Document(one.id, one.name, one.module, one.kind, one.text)
+            file.write(encoder.encode(document) + b"\n")
 
 
-def prepare(
-    directory: Path,
-    dimensions: int = DIMENSIONS,
-    seed: int = 0,
-    progress: Callable[[str], object] = lambda _: None,
-) -> Prepared:
-    """Write `stdlib.jsonl` and `stdlib.model` into `directory`; `progress` hears of every step."""
+def prepare(directory: Path, progress: Callable[[str], object] = lambda _: None) -> Prepared:
+    """Write `stdlib.jsonl` into `directory`; `progress` hears of it.
+
+    Raises:
+        RuntimeError: the library cannot be read.
+    """
     progress("reading the docstrings of Python's standard library")
     corpus = entries()
-    progress(f"fitting the text model on {len(corpus):,} docstrings")
-    model = fit([searchable(entry) for entry in corpus], dimensions, seed)
-    prepared = Prepared(directory / "stdlib.jsonl", directory / "stdlib.model", len(corpus))
-    model.save(prepared.model)
-    progress(f"embedding {len(corpus):,} docstrings")
-    write_documents(prepared.documents, corpus, model)
+    prepared = Prepared(directory / "stdlib.jsonl", len(corpus))
+    write_documents(prepared.documents, corpus)
     return prepared
-
-
-def _document(entry: Entry, vector: NDArray[np.float32]) -> Document:
-    # Seven decimals are what a float32 below 1 has; as doubles they would take twice the space.
-    rounded = vector.astype(np.float64).round(7).tolist()
-    return Document(entry.id, entry.name, entry.module, entry.kind, entry.text, rounded)

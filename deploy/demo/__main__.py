@@ -1,4 +1,4 @@
-"""`make demo`: a cluster, a corpus, a router and a few searches, all on this machine.
+"""`make demo`: models, a cluster, a corpus, a router and a few searches, all on this machine.
 
     python -m deploy.demo [--smoke] [--dir DIR] [--shards N] [--replicas R] [--port P]
 
@@ -24,14 +24,18 @@ from deploy.corpus.documents import DIMENSIONS, prepare
 from deploy.demo.commands import DemoError, run, typed
 from deploy.demo.searches import SEARCHES, arguments, show
 from deploy.local import Cluster, ClusterError
+from deploy.local.models import model_service
 from deploy.local.router import Router, RouterError, serve_arguments, serving
 
 __all__ = ["main"]
 
 _POLL = 0.5
 _USUAL_PORT = 8080
+_MODELS = ("models", "serve", "--port", "0")
 
 _COLLECTIONS = """\
+models:
+  wordllama: {{url: "{url}", dimensions: {dimensions}}}
 collections:
   stdlib:
     table: public.stdlib
@@ -39,6 +43,8 @@ collections:
     vector: {{column: embedding, type: vector, dimensions: {dimensions}, metric: cosine}}
     content: content
     columns: {{name: text, module: text, kind: text}}
+    embedder: wordllama
+    fulltext: {{columns: [content]}}
     sharding: {{strategy: hash, key: id, buckets: 64}}
 """
 
@@ -84,8 +90,11 @@ def _demo(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     say = _Clock()
     directory = _directory(args.dir, stack)
     prepared = prepare(directory, progress=say)
+    say("starting the model service")
+    print(f"$ {typed(_MODELS)}", flush=True)
+    models = stack.enter_context(model_service(log=directory / "models.log"))
     collections = directory / "collections.yaml"
-    collections.write_text(_COLLECTIONS.format(dimensions=DIMENSIONS))
+    collections.write_text(_COLLECTIONS.format(url=models, dimensions=DIMENSIONS))
 
     say(f"starting {args.shards} shards with {args.replicas} replicas each, and Redis")
     cluster = Cluster(directory / "cluster", lambda line: say(f"  {line}"))
@@ -102,7 +111,7 @@ def _demo(args: argparse.Namespace, stack: contextlib.ExitStack) -> int:
     serve = serve_arguments(cluster.map_path, port=port, redis=cluster.redis_url)
     print(f"$ {typed(serve)}", flush=True)
     router = stack.enter_context(serving(serve, directory / "serve.log"))
-    stack.callback(say, "stopping the router and the servers")
+    stack.callback(say, "stopping the router, the servers and the model service")
     say(f"ready at {router.url}")
     for shown in SEARCHES:
         show(shown, router.url)

@@ -22,9 +22,19 @@ class Shown(NamedTuple):
 
 
 _LRU = ("--text", "least recently used cache decorator", "--k", "5")
+# What `math.gcd` and `random` are about: the one in words that it does not have, the other by a name.
+_GCD = ("--text", "calculate the greatest shared factor", "--k", "3")
+_TWISTER = ("--text", "Mersenne Twister random generator", "--k", "3")
+_RANDOM, _WITHOUT_RANDOM = "Random variable generators", r"(?s)\A(?!.*Random variable generators)"
+_WORDS, _HYBRID = ("--mode", "fulltext"), ("--mode", "hybrid")
 SEARCHES = (
     Shown("By meaning, over all shards:", _LRU, r"\bfunctools\.lru_cache\b", lines=4),
     Shown("The same again comes from the cache:", _LRU, r"\bcache l1\b"),
+    Shown("Meaning finds what is said in other words:", _GCD, r"\bmath\.gcd\b", lines=2),
+    Shown("The words themselves do not:", (*_GCD, *_WORDS), r"(?s)\A(?!.*\bmath\.gcd\b)"),
+    Shown("A name that the model knows nothing of is not found by meaning:", _TWISTER, _WITHOUT_RANDOM),
+    Shown("But by its words:", (*_TWISTER, *_WORDS), _RANDOM, lines=2),
+    Shown("Both, fused, with the rank in each list:", (*_TWISTER, *_HYBRID), _RANDOM, lines=2),
     Shown(
         "Only what a filter lets through:",
         ("--text", "wait for several tasks to finish", "--filter", '{"module": "asyncio"}', "--k", "5"),

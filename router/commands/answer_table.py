@@ -24,6 +24,8 @@ _REASONS = {
     "legs": "a ranked list is missing",
     "coverage": "shards are missing",
 }
+# What hits are ordered by, or were before the last step.
+_MEASURES = ("rerank_score", "score", "distance")
 _UNSETTLED = {
     "ties": "no time was left to find the lowest ids of equally near rows",
     "scan_limit": "the index scan stopped early, and no time was left to look for nearer rows",
@@ -66,6 +68,11 @@ class _Leg(msgspec.Struct):
     error: str | None = None
 
 
+class _Step(msgspec.Struct):
+    done: bool
+    reason: str | None = None
+
+
 class _Explanation(msgspec.Struct):
     shards: list[dict[str, Any]]
 
@@ -78,8 +85,10 @@ class CommandAnswer(msgspec.Struct):
     map_version: int
     short: _Short | None = None
     unsettled: list[_Unsettled] = []
-    explain: _Explanation | None = None
     legs: list[_Leg] = []
+    rerank: _Step | None = None
+    diversity: _Step | None = None
+    explain: _Explanation | None = None
 
 
 def show(answer: CommandAnswer, include: Sequence[str], asked: int) -> None:
@@ -88,7 +97,7 @@ def show(answer: CommandAnswer, include: Sequence[str], asked: int) -> None:
     if not console.is_terminal:
         console.width = max(console.width, _PIPE_WIDTH)
     if answer.hits:
-        console.print(_hits(answer.hits, include))
+        console.print(_hits(answer.hits, include, [leg.name for leg in answer.legs]))
     if answer.explain is not None:
         console.print(_explained(answer.explain.shards))
     console.print(_summary(answer, asked))
@@ -96,20 +105,31 @@ def show(answer: CommandAnswer, include: Sequence[str], asked: int) -> None:
         console.print(Text(warning, style="bold red"))
 
 
-def _hits(hits: Sequence[dict[str, Any]], include: Sequence[str]) -> Table:
+def _hits(hits: Sequence[dict[str, Any]], include: Sequence[str], legs: Sequence[str]) -> Table:
+    """`legs` are the lists that the hits were fused of: each hit says how far up it was in which."""
+    measures = [name for name in _MEASURES if any(name in hit for hit in hits)]
+    ranked = [name for name in legs if any(name in hit.get("ranks", {}) for hit in hits)]
     table = Table(box=None, pad_edge=False)
     # Columns that must not wrap keep their width; the others give way, the widest first.
     table.add_column("#", justify="right", no_wrap=True)
     table.add_column("id", no_wrap=True)
-    by = "score" if "score" in hits[0] else "distance"
-    table.add_column(by, justify="right", no_wrap=True)
+    for name in (
+        *(_line(name.replace("_", " ")) for name in measures),
+        *(f"in {_line(leg)}" for leg in ranked),
+    ):
+        table.add_column(Text(name), justify="right", no_wrap=True)
     table.add_column("shard", no_wrap=True)
     for name in include:
         table.add_column(Text(_line(name)))
     for rank, hit in enumerate(hits, 1):
-        known = [_cell(hit["id"]), Text(f"{float(hit[by]):.4f}"), _cell(hit["shard"])]
+        known = [_cell(hit["id"]), *(_measure(hit.get(name)) for name in measures)]
+        known += [*(_cell(hit.get("ranks", {}).get(name)) for name in ranked), _cell(hit["shard"])]
         table.add_row(str(rank), *known, *(_cell(hit.get(name)) for name in include))
     return table
+
+
+def _measure(value: float | None) -> Text:
+    return _cell(None) if value is None else Text(f"{float(value):.4f}")
 
 
 def _explained(reports: Sequence[dict[str, Any]]) -> Table:
@@ -155,6 +175,10 @@ def _warnings(answer: CommandAnswer) -> list[str]:
         warnings.append(f"OUT OF DATE: {', '.join(coverage.stale)} lag behind what was written")
     if coverage.lost:
         warnings.append(f"LOST: {', '.join(coverage.lost)} lack writes that were acknowledged")
+    warnings += [_line(f"WITHOUT {leg.name}: {leg.error}") for leg in answer.legs if leg.error is not None]
+    for step, done in ((answer.rerank, "RE-RANKED"), (answer.diversity, "DIVERSIFIED")):
+        if step is not None and not step.done:
+            warnings.append(_line(f"NOT {done}: {step.reason}"))
     for one in answer.unsettled:
         warnings.append(_line(f"UNSETTLED: {one.shard}: {_UNSETTLED.get(one.reason, one.reason)}"))
     return warnings

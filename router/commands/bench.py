@@ -21,10 +21,11 @@ _COLLECTED = "results.md"
 # The flags that a report repeats in the command that makes the same measurement again.
 _NAMED = (
     *("dataset", "rows", "queries", "shards", "seconds", "rounds", "clients", "ef_search", "k", "recall"),
-    *("open_loop", "duration"),
+    *("open_loop", "duration", "embedder", "reranker"),
 )
 _DATASET = "clustered:n=50000,d=128,seed=1"
 _QUICK_DATASET = "clustered:n=20000,d=64,seed=1"
+_EMBEDDER = "wordllama"
 _NEEDS = "pgscatter bench needs what is not installed ({}): pip install 'pgscatter[bench,cluster]'"
 
 
@@ -85,6 +86,14 @@ def _flags() -> argparse.ArgumentParser:
             real(seconds, 4, 604_800),
             "S",
             "of the long run (scenario soak; default 600, with faults 1200)",
+        ),
+        (
+            *("--embedder", str, "BACKEND"),
+            f"of pgscatter models serve (scenario relevance; default {_EMBEDDER})",
+        ),
+        (
+            *("--reranker", str, "BACKEND"),
+            "ranks hits again, for instance cross-encoder:PATH (scenario relevance; default none)",
         ),
         ("--out", Path, "DIR", "where results go (default ./bench-results)"),
     ):
@@ -224,6 +233,8 @@ def _measure(name: str, args: argparse.Namespace) -> int:
         recall=args.recall,
         open_loop=args.open_loop,
         duration=args.duration,
+        embedder=args.embedder or _EMBEDDER,
+        reranker=args.reranker,
         faults=args.faults,
         quick=quick,
     )

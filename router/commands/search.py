@@ -25,6 +25,7 @@ _MAX_VECTOR_BYTES = 1 << 20
 _NPY_MAGIC = b"\x93NUMPY"
 # Columns that tell a reader what a hit is, shown without being asked for.
 _TITLES = ("name", "title")
+_MODES = ("vector", "fulltext", "hybrid")
 
 
 class _Collection(msgspec.Struct):
@@ -39,15 +40,17 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--url", required=True, help="the router, for instance http://127.0.0.1:8080")
     parser.add_argument("--collection", required=True, metavar="C")
     what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--text", help="what to look for, if the collection has a text model")
+    what.add_argument("--text", help="what to look for, in words")
     what.add_argument(
         "--vector", metavar="FILE", help="a vector to look for: .npy or a JSON list; - is standard input"
     )
     parser.add_argument(
         "--mode",
-        choices=["vector", "fulltext", "hybrid"],
-        default="vector",
-        help="search the text by its meaning (vector, the default), by its words (fulltext), or by both",
+        choices=_MODES,
+        help="by meaning, by the words themselves, or by both (default: vector, which is by meaning)",
+    )
+    parser.add_argument(
+        "--rerank", metavar="MODEL", help="order the best hits by this re-ranking service of the map"
     )
     parser.add_argument("--k", type=int, default=10, metavar="K", help="how many hits (default: 10)")
     parser.add_argument(
@@ -83,9 +86,11 @@ def _run(args: argparse.Namespace) -> int:
             body["include"] = _default_include(client.call("GET", path))
         if args.filter is not None:
             body["filter"] = args.filter
-        body |= {name: True for name in ("exact", "explain") if getattr(args, name)}
-        if args.mode != "vector":
+        if args.mode is not None:
             body["mode"] = args.mode
+        if args.rerank is not None:
+            body["rerank"] = {"model": args.rerank}
+        body |= {name: True for name in ("exact", "explain") if getattr(args, name)}
         raw = client.call("POST", f"{path}/search", body)
         if args.json:
             print(raw.decode())

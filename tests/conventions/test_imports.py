@@ -24,7 +24,7 @@ LEVELS = [
     ["shard_config"],
     ["router.settings", "router.terminal", "router.client", "router.network"],
     ["router.query"],
-    ["router.policy", "router.postgres", "router.freshness", "router.text"],
+    ["router.policy", "router.postgres", "router.freshness"],
     ["router.nodes", "router.models"],
     ["router.schema"],
     ["router.stages"],

@@ -44,14 +44,25 @@ def collection(**changes: Any) -> dict[str, Any]:
     return {**base, **changes}
 
 
-def write_map(cluster: Cluster, path: Path, collections: dict[str, Any], version: int | None = None) -> Path:
+def write_map(
+    cluster: Cluster,
+    path: Path,
+    collections: dict[str, Any],
+    version: int | None = None,
+    models: dict[str, Any] | None = None,
+) -> Path:
     """Without `version` it is newer than every map before: tests share shards, which refuse older ones."""
     shards: dict[str, dict[str, list[dict[str, str]]]] = {}
     for node in cluster.nodes:
         shards.setdefault(node.shard, {"nodes": []})["nodes"].append({"name": node.name, "dsn": node.dsn})
     path.write_text(
         yaml.safe_dump(
-            {"version": version or next(VERSIONS), "shards": shards, "collections": collections},
+            {
+                "version": version or next(VERSIONS),
+                "shards": shards,
+                "models": models or {},
+                "collections": collections,
+            },
             sort_keys=False,
         )
     )
@@ -99,8 +110,10 @@ def _in_process(argv: list[str]) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(argv, status[0], stdout.getvalue(), stderr.getvalue())
 
 
-def applied_map(cluster: Cluster, folder: Path, **collections: dict[str, Any]) -> Path:
+def applied_map(
+    cluster: Cluster, folder: Path, *, models: dict[str, Any] | None = None, **collections: dict[str, Any]
+) -> Path:
     """A map file whose collections exist on every shard."""
-    path = write_map(cluster, folder / "map.yaml", collections)
+    path = write_map(cluster, folder / "map.yaml", collections, models=models)
     pgscatter("schema", "apply", "--map", path)
     return path

@@ -80,7 +80,7 @@ def measured(
     for figure in run.outcome.figures:
         assert (folder / f"{scenario}-{figure.name}.png").stat().st_size > 5000
     assert run.environment.servers["pgvector"] and run.environment.servers["shared_buffers"] == "128MB"
-    assert run.environment.flags or scenario == "load"
+    assert run.environment.flags or scenario in ("load", "relevance")
     for found in run.outcome.samples.values():
         assert len(found) == int(run.settings["rounds"])
         assert all(sample.searches and not sample.failed for sample in found)
@@ -228,6 +228,24 @@ def test_soak_watches_what_grows(tmp_path: Path, capsys: pytest.CaptureFixture[s
     (sample,) = run.outcome.samples["soak"]
     assert sample.rate == pytest.approx(100, rel=0.3) and set(sample.account) == {"l1", "miss"}
     assert metrics["growth of tasks"].unit == "/h"
+
+
+@pytest.mark.full
+def test_relevance_judges_every_mode(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("bench.scenarios.relevance._QUICK_QUERIES", 30)
+    run, metrics = measured("relevance", tmp_path, capsys, "--reranker", "wordllama")
+    assert (run.dataset, run.rows) == ("judged queries", 0)
+    (table,) = run.outcome.tables
+    found = {(row[0], row[1]): row[2:6] for row in table.rows}
+    for name in ("library summaries", "library names"):
+        for mode in ("vector", "fulltext", "hybrid", "hybrid, re-ranked"):
+            assert all(isinstance(value, float) and 0 <= value <= 1 for value in found[name, mode]), mode
+        # What either finds is in the other's way at most: recall of both is that of the better one, or so.
+        vector, hybrid = (found[name, mode][2] for mode in ("vector", "hybrid"))
+        assert isinstance(vector, float) and isinstance(hybrid, float) and hybrid >= vector - 0.1 > 0.2
+        assert metrics[f"{name}: nDCG@10 of hybrid less that of vector"].target == 0
 
 
 @pytest.mark.full

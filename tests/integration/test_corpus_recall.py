@@ -17,8 +17,7 @@ import pytest
 from deploy.corpus import documents as corpus
 from deploy.corpus.documents import Entry
 from deploy.local import Cluster
-from router.text import TextModel
-from router.text.words import words
+from deploy.local.models import ModelService, model_service
 from tests.conftest import Serve
 from tests.integration.apps import applied_map, collection, pgscatter
 
@@ -45,13 +44,24 @@ def entries() -> list[Entry]:
 
 
 @pytest.fixture(scope="module")
-def client(cluster: Cluster, serve: Serve, folder: Path, prepared: corpus.Prepared) -> Iterator[httpx.Client]:
+def models(folder: Path) -> Iterator[ModelService]:
+    with model_service(log=folder / "models.log") as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def client(
+    cluster: Cluster, serve: Serve, folder: Path, prepared: corpus.Prepared, models: ModelService
+) -> Iterator[httpx.Client]:
     stdlib = collection(
         vector={"column": "embedding", "type": "vector", "dimensions": corpus.DIMENSIONS, "metric": "cosine"},
         metadata=None,
         columns={"name": "text", "module": "text", "kind": "text"},
+        embedder="wordllama",
     )
-    map_path = applied_map(cluster, folder, stdlib={k: v for k, v in stdlib.items() if v is not None})
+    services = {"wordllama": {"url": str(models), "dimensions": corpus.DIMENSIONS}}
+    present = {key: value for key, value in stdlib.items() if value is not None}
+    map_path = applied_map(cluster, folder, models=services, stdlib=present)
     pgscatter("load", prepared.documents, "--map", map_path, "--collection", "stdlib")
     with (
         serve(map_path, redis=cluster.redis_url) as url,
@@ -61,12 +71,11 @@ def client(cluster: Cluster, serve: Serve, folder: Path, prepared: corpus.Prepar
 
 
 @pytest.fixture(scope="module")
-def questions(entries: list[Entry], prepared: corpus.Prepared) -> list[list[float]]:
+def questions(entries: list[Entry]) -> list[list[float]]:
     """The first sentences of entries from all over the corpus, as a user might have put them."""
-    model = TextModel.load(prepared.model)
     sentences = [entry.text.partition(".")[0] for entry in entries[:: len(entries) // (2 * QUERIES)]]
-    told = [sentence for sentence in sentences if len(words(sentence)) >= 4]
-    return [vector.tolist() for vector in model.embed_many(told)[:QUERIES]]
+    told = [sentence for sentence in sentences if len(sentence.split()) >= 4]
+    return [vector.tolist() for vector in corpus.vectors(told)[:QUERIES]]
 
 
 def search(client: httpx.Client, **body: Any) -> dict[str, Any]:
@@ -120,11 +129,3 @@ def test_a_filter_that_keeps_one_percent_still_returns_k_rows(
         assert {hit["module"] for hit in found["hits"]} == {module}
         recalls.append(recall(found["hits"], search(client, **asked, exact=True)["hits"]))
     assert sum(recalls) / len(recalls) >= 0.95
-
-
-def test_text_of_unknown_words_is_refused_with_its_place(client: httpx.Client) -> None:
-    answer = client.post(SEARCH, json={"text": "zzyzx"})
-    assert answer.status_code == 422
-    assert answer.json()["errors"] == [
-        {"path": "text", "message": "the model knows none of the words of 'zzyzx'"}
-    ]

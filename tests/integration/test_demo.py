@@ -15,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from deploy.corpus import documents as corpus
+from deploy.demo.searches import SEARCHES
 from tests.integration.machines import HOSTILE
 
 # The demo with fewer documents than Python has, where the test is about something else: to read and to
@@ -29,7 +30,7 @@ from deploy.demo.__main__ import main
 sys.exit(main())
 """
 # What the demo searches for is in these.
-MODULES = ("asyncio", "functools")
+MODULES = ("asyncio", "functools", "math", "random")
 
 # What a stranger is promised on two cores, everything but the installation.
 SMOKE_SECONDS = 180
@@ -116,7 +117,7 @@ def read_until(process: subprocess.Popen[str], marker: str) -> str:
 # That the whole demo runs is shown by test_readme as well.
 @pytest.mark.full
 @pytest.mark.parametrize("whole", [False, True])
-def test_the_demo_shows_four_searches_and_leaves_nothing(
+def test_the_demo_shows_its_searches_and_leaves_nothing(
     start: Start, small: list[str], temporary: Path, whole: bool
 ) -> None:
     """On a poor machine: few files, no home, closed folders, a PostgreSQL of the caller's own."""
@@ -130,11 +131,15 @@ def test_the_demo_shows_four_searches_and_leaves_nothing(
     assert process.returncode == 0, said
     assert time.monotonic() - started < SMOKE_SECONDS
     answers = said.split("pgscatter search")[1:]
-    assert len(answers) == 4
-    first, cached, filtered, explained = (answer.splitlines() for answer in answers)
+    assert len(answers) == len(SEARCHES)
+    first, cached, *compared, filtered, explained = (answer.splitlines() for answer in answers)
     assert any("functools.lru_cache" in line for line in first[2:5])
     assert any("4 of 4 shards" in line for line in first)
     assert any("cache l1" in line for line in cached)
+    told = [" ".join(answer) for answer in compared]
+    assert ["math.gcd" in one for one in told] == [True, False, False, False, False]
+    assert ["Random variable" in one for one in told] == [False, False, False, True, True]
+    assert "in vector" in told[-1] and "in fulltext" in told[-1]
     assert sum(" asyncio" in line for line in filtered) == 5
     assert [line.split()[0] for line in explained if line.startswith("s") and " ok " in line] == [
         *("s0", "s1", "s2", "s3")

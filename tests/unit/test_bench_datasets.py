@@ -149,7 +149,6 @@ def test_a_head_says_so_in_its_name() -> None:
 
 
 def test_the_demo_corpus_has_queries_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    # To fit a model to a fifth of it takes a fifth of the time.
     some = corpus.entries()[::5]
     monkeypatch.setattr(corpus, "entries", lambda: some)
     dataset = open_dataset("demo")

@@ -13,7 +13,6 @@ import pytest
 
 from deploy.corpus import documents as corpus
 from deploy.corpus.documents import Entry
-from router.text import TextModel
 
 
 @pytest.fixture(scope="module")
@@ -79,19 +78,22 @@ def test_a_reader_that_fails_is_an_error_with_its_last_words(
         corpus.entries()
 
 
-def test_documents_carry_the_entry_and_its_vector(found: list[Entry], tmp_path: Path) -> None:
+def test_documents_carry_the_entry_as_text(tmp_path: Path) -> None:
     said: list[str] = []
-    prepared = corpus.prepare(tmp_path, dimensions=32, progress=said.append)
-    model = TextModel.load(prepared.model)
+    prepared = corpus.prepare(tmp_path, progress=said.append)
     documents: list[dict[str, Any]] = [
         msgspec.json.decode(line) for line in prepared.documents.read_bytes().splitlines()
     ]
     assert len(documents) == prepared.count
-    assert len(said) == 3
+    assert len(said) == 1
     by_name = {document["name"]: document for document in documents}
     lru_cache = by_name["functools.lru_cache"]
-    assert set(lru_cache) == {"id", "name", "module", "kind", "content", "vector"}
+    assert set(lru_cache) == {"id", "name", "module", "kind", "content"}
     assert lru_cache["content"].startswith("Least-recently-used cache decorator.")
-    entry = next(entry for entry in found if entry.name == "functools.lru_cache")
-    expected = model.embed(corpus.searchable(entry))
-    assert np.allclose(lru_cache["vector"], expected, atol=1e-6)
+
+
+def test_vectors_have_length_one_and_what_is_alike_is_near() -> None:
+    made = corpus.vectors(["Recursively delete a directory tree.", "delete a tree of directories", "Gamma."])
+    assert made.shape == (3, corpus.DIMENSIONS) and made.dtype == np.float32
+    assert np.linalg.norm(made, axis=1) == pytest.approx([1, 1, 1])
+    assert made[0] @ made[1] > 0.5 > made[0] @ made[2]

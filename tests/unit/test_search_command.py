@@ -221,6 +221,53 @@ def test_a_vector_comes_from_npy_without_losing_a_bit(
     assert base64.b64decode(fake.body["vector"]) == vector.tobytes()
 
 
+def test_a_mode_and_a_model_to_rank_again_with_are_asked_for_by_name(
+    search: Callable[..., int], fake: Fake
+) -> None:
+    assert search() == 0
+    assert not {"mode", "rerank"} & fake.body.keys()
+    assert search("--mode", "hybrid", "--rerank", "ce") == 0
+    assert (fake.body["mode"], fake.body["rerank"]) == ("hybrid", {"model": "ce"})
+
+
+def test_a_hybrid_answer_shows_scores_and_the_rank_in_each_list(
+    search: Callable[..., int], fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    hits = [
+        {"id": 7, "score": 0.5, "distance": 0.25, "ranks": {"vector": 2, "fulltext": 1}, "shard": "s1"},
+        {"id": 9, "score": 0.25, "ranks": {"fulltext": 3}, "shard": "s0"},
+    ]
+    legs = [{"name": name, "mode": name, "returned": 3} for name in ("vector", "fulltext")]
+    fake.answer = {**ANSWER, "hits": hits, "legs": legs}
+    assert search("--include", "") == 0
+    head, first, second, _ = capsys.readouterr().out.splitlines()
+    assert head.split() == ["#", "id", "score", "distance", "in", "vector", "in", "fulltext", "shard"]
+    assert first.split() == ["1", "7", "0.5000", "0.2500", "2", "1", "s1"]
+    assert second.split() == ["2", "9", "0.2500", "-", "-", "3", "s0"]
+
+
+def test_an_answer_in_words_shows_scores_alone(
+    search: Callable[..., int], fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fake.answer = {**ANSWER, "hits": [{"id": 7, "score": 1.5, "shard": "s1"}]}
+    assert search("--include", "") == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()[:2]] == [
+        ["#", "id", "score", "shard"],
+        ["1", "7", "1.5000", "s1"],
+    ]
+
+
+def test_what_was_wanted_and_not_done_is_said_with_the_reason(
+    search: Callable[..., int], fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    leg = {"name": "vector", "mode": "vector", "returned": 0, "error": "no answer of minilm"}
+    fake.answer = {**ANSWER, "rerank": {"done": False, "reason": "ce did not answer in time"}, "legs": [leg]}
+    assert search() == 0
+    out = capsys.readouterr().out
+    assert "NOT RE-RANKED: ce did not answer in time" in out
+    assert "WITHOUT vector: no answer of minilm" in out
+
+
 def test_a_vector_comes_from_standard_input(
     search: Callable[..., int], fake: Fake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
