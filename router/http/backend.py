@@ -21,7 +21,7 @@ from router.documents.types import (
     UpsertOutcome,
 )
 from router.models.embedding import Embedded
-from router.models.service import ServiceStatus
+from router.models.status import ServiceStatus
 from router.nodes.status import NodeStatus
 from router.policy.batches import AdmittedBatch
 from router.query.facets import FacetField

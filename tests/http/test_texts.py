@@ -12,7 +12,7 @@ import pytest
 from router.http.backend import Embedded, ServiceStatus
 from router.http.keys_file import parse
 from router.http.metrics import Metrics
-from router.models.service import RefusedError
+from router.models.status import RefusedError
 from router.query.errors import (
     DeadlineError,
     InvalidError,
