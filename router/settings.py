@@ -53,7 +53,20 @@ class Settings(msgspec.Struct, frozen=True):
         "longest line of such a stream; a longer one is a failed document",
     ] = 1 << 20
     max_batch: Annotated[Count, "searches in one batch"] = 1000
-    max_documents: Annotated[Count, "documents, or ids to delete, in one JSON body"] = 10_000
+    max_documents: Annotated[Count, "documents, or ids, in one JSON body"] = 10_000
+    max_patch_fields: Annotated[
+        Annotated[int, _number("a whole number", "N", zero=False, most=10_000)],
+        "fields of one patch; a path into the metadata counts once for each of its steps",
+    ] = 256
+    max_page: Annotated[
+        Count,
+        "documents of one page of `GET …/documents`; every shard is asked for as many",
+    ] = 1000
+    max_facet_values: Annotated[
+        Count,
+        "values of a field that each shard brings for facets; where it has more, the answer says by how much "
+        "its counts may be too low",
+    ] = 10_000
     max_filter_depth: Annotated[Count, "levels of nesting in a filter"] = 8
     max_filter_conditions: Annotated[Count, "conditions in a filter"] = 256
     max_filter_values: Annotated[
@@ -93,7 +106,7 @@ class Settings(msgspec.Struct, frozen=True):
     ] = 512
     max_answer_bytes: Annotated[
         Count,
-        "largest answer to a search, a batch or a read of a document, before compression; a search beyond "
+        "largest answer to a search, a batch or a read of documents, before compression; a search beyond "
         "it is refused with 422, of a batch that search alone",
     ] = 64 << 20
     answer_memory_bytes: Annotated[
@@ -250,7 +263,21 @@ class Settings(msgspec.Struct, frozen=True):
         "time between two questions to a Redis that failed or was too slow, which is not used until it "
         "answers one, and between two writes to one that refuses them",
     ] = 2.0
-    l2_max_entry_bytes: Annotated[CountOrZero, "largest answer kept in Redis; 0 keeps none"] = 1 << 20
+    l2_max_entry_bytes: Annotated[CountOrZero, "largest answer, or ranking, kept in Redis; 0 keeps none"] = (
+        1 << 20
+    )
+    ranking_depth: Annotated[
+        Count,
+        "rows of a ranking that is kept for its [pages](http.md#pages-by-cursor), within the collection's "
+        "`max_k`; each takes some 20 bytes",
+    ] = 1000
+    ranking_ttl: Annotated[
+        Seconds, "for how long rankings are kept for their pages, from when they are made"
+    ] = 600.0
+    ranking_bytes: Annotated[
+        CountOrZero,
+        "size of the memory of rankings; 0 keeps them in Redis alone, or none where there is no Redis",
+    ] = 32 << 20
     # models
     model_requests: Annotated[
         Count,

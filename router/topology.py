@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from router.documents.facets import Facets
+from router.documents.listing import Listing
+from router.documents.operations import DocumentOperations
 from router.documents.primary import Primaries
 from router.documents.reader import Reader
-from router.documents.types import CountAnswer, DeleteOutcome, Document, ReadAnswer, UpsertOutcome
 from router.documents.unconfirmed import UnconfirmedWrites
 from router.documents.vectors import StoredVectors
 from router.documents.writer import Writer
@@ -44,9 +46,8 @@ from router.policy.budget import Budget
 from router.policy.limit import Limit
 from router.policy.selection import Health, Reads
 from router.policy.ways import Ways
-from router.query.filter import Filter
 from router.query.ranked import RankedAnswer
-from router.query.types import Consistency, Found, Probe, SearchQuery, ShardRows, VectorFormat
+from router.query.types import Found, Probe, SearchQuery, ShardRows
 from router.recall.live import LiveRecall, RecallListener, Sampled
 from router.recall.sampling import RecallSampler, RecallSeen
 from router.schema.watch import SchemaState, SchemaWatch
@@ -60,13 +61,15 @@ from router.stages.fanout import Fanout
 from router.stages.fulltext import FulltextScatter
 from router.stages.legs import searches_of
 from router.stages.local_cache import LocalCache, Store
+from router.stages.paged import Paged
+from router.stages.rankings import Rankings, RankingStore
 from router.stages.replicas import ReplicaSet
 from router.stages.scatter import Scatter
 from router.stages.stage import Figures, Stage
 from shard_config import model
 from shard_config.dsn import server
 from shard_config.identity import Disagreement
-from shard_config.model import Collection, ShardMap
+from shard_config.model import ShardMap
 
 # Where nothing needs it, a router does without the client of Redis, a fifth of its start.
 if TYPE_CHECKING:
@@ -163,6 +166,7 @@ class Parts:
         self.hedges = Budget(settings.hedge_budget) if settings.hedge_quantile else None
         self.retries = Budget(settings.retry_budget, _RETRIES_AT_ONCE)
         self.store = Store(settings.l1_bytes)
+        self.rankings = RankingStore(settings.ranking_bytes)
         self.memory = AnswerMemory(settings.max_answer_bytes, settings.answer_memory_bytes)
         self.batches = Batches(settings.node_queue)
         self.prober = Prober(self.nodes, settings, self.freshness)
@@ -231,9 +235,10 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
 
     The order of stages: L1 is outermost, because a hit there must cost neither a task nor a wait.
     Coalescing comes before L2, so that equal misses cost one GET. Encoding stands below the caches, which
-    keep bytes; all below it speak of ranked rows. Recall is measured of what was searched, not of what a
-    cache repeats, and of nearest rows alone, since a search for words is exact. The scatters are last: they
-    alone speak of shards.
+    keep bytes; all below it speak of ranked rows. Pages of kept rankings are made around it, since they are
+    written as any answer is, but of rows that were ranked before. Recall is measured of what was searched,
+    not of what a cache repeats, and of nearest rows alone, since a search for words is exact. The scatters
+    are last: they alone speak of shards.
 
     Raises:
         KeyError: the parts were not made for one of the map's nodes or collections.
@@ -270,7 +275,16 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         rerank=parts.reranking,
         settings=settings,
     )
-    search: Stage[SearchQuery, Found] = Encoded(ranked, columns, parts.memory)
+    encoded = Encoded(ranked, columns, parts.memory)
+    rankings = Rankings(
+        parts.rankings,
+        parts.link,
+        namespace,
+        ttl=settings.ranking_ttl,
+        max_shared_bytes=settings.l2_max_entry_bytes,
+        several=freshness.counters.shared,
+    )
+    search: Stage[SearchQuery, Found] = Paged(encoded, ranked, columns, rankings, settings)
     shared_cache = None
     if parts.link is not None:
         from router.stages.shared_cache import SharedCache
@@ -300,11 +314,13 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         writer=Writer(shard_map, primaries),
         reader=Reader(shard_map, fanout, freshness, parts.memory),
         vectors=StoredVectors(shard_map, fanout, freshness),
+        listing=Listing(shard_map, fanout, freshness, parts.memory),
+        facets=Facets(shard_map, fanout, freshness, settings.max_facet_values),
         agreement=Agreement(shard_map, nodes),
     )
 
 
-class Snapshot:
+class Snapshot(DocumentOperations):
     """The router for one shard map, as `assemble` makes it; satisfies `router.http.backend.Backend`."""
 
     def __init__(
@@ -321,6 +337,8 @@ class Snapshot:
         writer: Writer,
         reader: Reader,
         vectors: StoredVectors,
+        listing: Listing,
+        facets: Facets,
         agreement: Agreement,
     ) -> None:
         """
@@ -328,6 +346,7 @@ class Snapshot:
             search: the outermost stage.
             scatter, fulltext: the innermost, for vectors and for words.
         """
+        super().__init__(writer, reader, vectors, listing, facets, agreement.require)
         self.shard_map = shard_map
         self._parts = parts
         self._sets = sets
@@ -336,9 +355,6 @@ class Snapshot:
         self._scatter = scatter
         self._fulltext = fulltext
         self._shared_cache = shared_cache
-        self._writer = writer
-        self._reader = reader
-        self._vectors = vectors
         self._agreement = agreement
 
     def __repr__(self) -> str:
@@ -364,41 +380,6 @@ class Snapshot:
     async def fetch(self, probes: Mapping[str, Probe], deadline: float) -> dict[str, ShardRows]:
         """Rows of each probe's shard, past all stages; see `Fanout.fetch`."""
         return await self._fanout.fetch(probes, deadline)
-
-    async def upsert(
-        self, collection: Collection, documents: Sequence[Document], deadline: float
-    ) -> UpsertOutcome:
-        self._agreement.require(collection.name)
-        return await self._writer.upsert(collection, documents, deadline)
-
-    async def read(
-        self,
-        collection: Collection,
-        id: object,
-        include: frozenset[str],
-        deadline: float,
-        vector_format: VectorFormat = "float",
-    ) -> ReadAnswer | None:
-        self._agreement.require(collection.name)
-        return await self._reader.read(collection, id, include, deadline, vector_format)
-
-    async def vectors(
-        self, collection: Collection, ids: Sequence[object], consistency: Consistency, deadline: float
-    ) -> dict[object, bytes | None]:
-        self._agreement.require(collection.name)
-        return await self._vectors.read(collection, ids, consistency, deadline)
-
-    async def delete(self, collection: Collection, ids: Sequence[object], deadline: float) -> DeleteOutcome:
-        self._agreement.require(collection.name)
-        return await self._writer.delete(collection, ids, deadline)
-
-    async def delete_matching(self, collection: Collection, filter: Filter, deadline: float) -> DeleteOutcome:
-        self._agreement.require(collection.name)
-        return await self._writer.delete_matching(collection, filter, deadline)
-
-    async def count(self, collection: Collection, filter: Filter | None, deadline: float) -> CountAnswer:
-        self._agreement.require(collection.name)
-        return await self._reader.count(collection, filter, deadline)
 
     def discard_plans(self) -> None:
         """Close idle connections, so that the next searches are planned anew."""

@@ -20,6 +20,8 @@ _REASONS = {
     "no_words": "the text has no word to search for",
     "max_distance": "the rest is too far away",
     "scan_limit": "the index scan stopped early, and no time was left to read every row",
+    "candidates": "lists were ranked as deep as they may be, and hold no more groups",
+    "legs": "a ranked list is missing",
     "coverage": "shards are missing",
 }
 # What hits are ordered by, or were before the last step.
@@ -166,11 +168,13 @@ def _warnings(answer: CommandAnswer) -> list[str]:
         missing = coverage.shards.queried - coverage.shards.ok
         warnings.append(f"INCOMPLETE: {missing} of {coverage.shards.queried} shards are missing")
         warnings += [_line(f"  {it.shard} {it.state}: {it.error}") for it in coverage.failures]
+    for leg in answer.legs:
+        if leg.error is not None:
+            warnings.append(_line(f"MISSING: the list {leg.name}: {leg.error}"))
     if coverage.stale:
         warnings.append(f"OUT OF DATE: {', '.join(coverage.stale)} lag behind what was written")
     if coverage.lost:
         warnings.append(f"LOST: {', '.join(coverage.lost)} lack writes that were acknowledged")
-    warnings += [_line(f"WITHOUT {leg.name}: {leg.error}") for leg in answer.legs if leg.error is not None]
     for step, done in ((answer.rerank, "RE-RANKED"), (answer.diversity, "DIVERSIFIED")):
         if step is not None and not step.done:
             warnings.append(_line(f"NOT {done}: {step.reason}"))

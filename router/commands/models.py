@@ -71,7 +71,7 @@ def add_parser(subparsers: Any) -> None:
 def _serve(args: argparse.Namespace) -> int:
     limits, embedders, rerankers = _wanted(args)
     raise_limit()
-    # Imported here, because the help needs neither uvicorn nor numpy.
+    # Imported here, because no other command but `serve` needs uvicorn.
     from router.http.life import Life
     from router.http.server import Bounds, is_loopback, listen, serve
     from router.model_service.backend import BackendError

@@ -11,21 +11,28 @@ from typing import Annotated, Any, Literal
 import msgspec
 from msgspec import UNSET, Meta, UnsetType
 
+from router.query.paging import MAX_CURSOR
+
 __all__ = [
     "BatchBody",
     "DeleteBody",
     "DiversityBody",
     "DocumentShape",
     "DocumentsBody",
+    "FacetsBody",
     "FusionBody",
+    "GetBody",
     "GroupByBody",
     "LikeBody",
+    "PatchBody",
+    "PatchManyBody",
     "QueryBody",
     "RerankBody",
     "SearchBody",
 ]
 
 MAX_TEXT = 8192
+MAX_FACET_FIELDS = 16
 
 # msgspec reads base64 in a third of the time that binascii takes.
 _Vector = Annotated[
@@ -143,6 +150,13 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     vector: _Vector | UnsetType = UNSET
     text: _Text | UnsetType = UNSET
+    mode: Annotated[
+        Literal["vector", "fulltext", "hybrid"],
+        Meta(
+            description="`vector` finds what is nearest to the vector, the examples or the text's vector;"
+            " `fulltext` what holds the text's words, where the collection has a full text; `hybrid` both."
+        ),
+    ] = "vector"
     k: Annotated[int, Meta(description="How many hits.", extra_json_schema={"minimum": 1})] = 10
     filter: _Filter | None = None
     include: Annotated[
@@ -183,13 +197,6 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     cache: Annotated[bool, Meta(description="Whether a cached answer will do.")] = True
     explain: Annotated[bool, Meta(description="Report what happened on each shard.")] = False
     explain_plan: Annotated[bool, Meta(description="Also bring each shard's statement plan.")] = False
-    mode: Annotated[
-        Literal["vector", "fulltext", "hybrid"],
-        Meta(
-            description="`vector` finds what is nearest to the vector, the examples or the text's vector;"
-            " `fulltext` what holds the text's words, where the collection has a full text; `hybrid` both."
-        ),
-    ] = "vector"
     like: LikeBody | UnsetType = UNSET
     queries: (
         Annotated[
@@ -211,6 +218,18 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     rerank: RerankBody | UnsetType = UNSET
     diversity: DiversityBody | UnsetType = UNSET
     group_by: GroupByBody | UnsetType = UNSET
+    cursor: (
+        Annotated[
+            str,
+            Meta(
+                description="`*` has the ranking kept for further pages; the `cursor` of a page brings the "
+                "next one, and with it only `k`, `include`, `vector_format`, `timeout_ms`, `allow_partial`, "
+                "`consistency` and `explain` may be said.",
+                extra_json_schema={"maxLength": MAX_CURSOR},
+            ),
+        ]
+        | None
+    ) = None
 
 
 class BatchBody(msgspec.Struct, forbid_unknown_fields=True):
@@ -258,3 +277,102 @@ class DeleteBody(msgspec.Struct, forbid_unknown_fields=True):
         | UnsetType
     ) = UNSET
     filter: _Filter | UnsetType = UNSET
+
+
+# Kept as they come: numbers in metadata have digits that a float would lose.
+_Set = Annotated[
+    dict[str, msgspec.Raw],
+    Meta(
+        description="Values by field: `content`, a column, `metadata`, or a path into it such as"
+        " `metadata.author.name`. null is stored as NULL, and within the metadata as null.",
+        extra_json_schema={"additionalProperties": {"description": "As documents have it."}},
+        examples=[{"price": 3, "metadata.lang": "en"}],
+    ),
+]
+_Unset = Annotated[
+    list[str],
+    Meta(description="Fields to take away: a column gets its default, a member of the metadata is gone."),
+]
+
+
+class PatchBody(msgspec.Struct, forbid_unknown_fields=True):
+    """What to change of a document; all else stays, its vector too. At least one field is set or unset."""
+
+    set: _Set = {}
+    unset: _Unset = []
+
+
+class PatchManyBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """The same change of many documents: of those with `ids`, or what matches a non-empty `filter`."""
+
+    ids: (
+        Annotated[
+            list[Any],
+            Meta(extra_json_schema={"items": {"description": "Of the collection's id type."}}),
+        ]
+        | UnsetType
+    ) = UNSET
+    filter: _Filter | UnsetType = UNSET
+    set: _Set = {}
+    unset: _Unset = []
+
+
+class GetBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """Documents to read, by their ids."""
+
+    ids: Annotated[
+        list[Any], Meta(extra_json_schema={"items": {"description": "Of the collection's id type."}})
+    ]
+    include: (
+        Annotated[
+            list[str],
+            Meta(
+                description="Of content, metadata, vector and the collection's columns;"
+                " everything but the vector if absent."
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    vector_format: Annotated[
+        Literal["float", "base64"],
+        Meta(description="How included vectors are written; `base64` is of little-endian float32."),
+    ] = "float"
+
+
+class FacetsBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
+    """What to count by: one `field`, or several `fields`."""
+
+    field: (
+        Annotated[str, Meta(description="A column, or a path into the metadata such as `metadata.lang`.")]
+        | UnsetType
+    ) = UNSET
+    fields: (
+        Annotated[
+            list[str],
+            Meta(
+                description="The same of several fields.",
+                extra_json_schema={"minItems": 1, "maxItems": MAX_FACET_FIELDS},
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
+    filter: Annotated[_Filter, Meta(description="Which documents to count; all if absent.")] | None = None
+    limit: (
+        Annotated[
+            int,
+            Meta(
+                description="How many values of each field; 100 if absent.", extra_json_schema={"minimum": 1}
+            ),
+        ]
+        | None
+    ) = None
+    timeout_ms: (
+        Annotated[
+            float,
+            Meta(
+                description="For the whole count; the collection's time for a search if absent.",
+                extra_json_schema={"minimum": 1},
+            ),
+        ]
+        | None
+    ) = None

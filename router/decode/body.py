@@ -142,6 +142,10 @@ def _without_raw(type_: Any) -> Any:
     # Members kept undecoded are checked when their turn comes; one by itself is a document's metadata.
     if type_ is msgspec.Raw:
         return dict[str, Any] | None
+    if get_origin(type_) is Annotated and get_origin(get_args(type_)[0]) is dict:
+        type_ = get_args(type_)[0]
+    if get_origin(type_) is dict and get_args(type_)[1] is msgspec.Raw:
+        return dict[str, Any]
     member = get_args(type_)[0] if get_origin(type_) is list else None
     if get_origin(member) is Annotated:
         member = get_args(member)[0]

@@ -21,12 +21,12 @@ from shard_config import partition
 from shard_config.model import Collection, Column
 from shard_config.values import ValueType, coerce
 
-__all__ = ["FOUND_FIELDS", "DocumentReader", "Readers", "checked"]
+__all__ = ["CONTENT", "FOUND_FIELDS", "DocumentReader", "Readers", "checked"]
 
 # What a document in an answer has besides its own fields.
 FOUND_FIELDS = ("shard", "distance")
 _NULL = msgspec.Raw(b"null")
-_CONTENT = Column("content", "content", ValueType.TEXT)
+CONTENT = Column("content", "content", ValueType.TEXT)
 
 
 class DocumentReader:
@@ -65,7 +65,7 @@ class DocumentReader:
             vectors.check_indexed(vector, collection, f"{prefix}vector")
         content = getattr(raw, "content", None)
         if content is not None:
-            checked(_CONTENT, content, f"{prefix}content")
+            checked(CONTENT, content, f"{prefix}content")
         raw_metadata = bytes(getattr(raw, "metadata", _NULL))
         columns = {}
         for field, column in self._columns:

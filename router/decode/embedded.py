@@ -14,6 +14,7 @@ from router.decode import vectors
 from router.documents.types import Document, TextDocument
 from router.query.errors import InvalidError
 from router.query.metadata import may_be_index
+from router.query.patch import Changes, Patch
 from shard_config import template
 from shard_config.metadata_path import spelled
 from shard_config.model import Collection
@@ -38,6 +39,7 @@ class Texts:
                 self._parts = template.parts(collection.template)
             elif collection.content is not None:
                 self._parts = (_CONTENT,)
+        self._collection = collection
         self._forms = {name: json_form(column.type) for name, column in collection.columns.items()}
         self._why_none = _why_none(collection, self._parts)
 
@@ -68,6 +70,18 @@ class Texts:
             raise InvalidError.at(path, f"required, but missing; {self._why_none}")
         return "".join(written)
 
+    def concerned(self, patch: Patch) -> bool:
+        """Whether `patch` may change the text of a document."""
+        changed = {*patch.values, *patch.unset}
+        for part in self._parts:
+            if isinstance(part, str):
+                continue
+            if _column(self._collection, part) in changed:
+                return True
+            if part.path and patch.metadata is not None and _touches(patch.metadata, part.path):
+                return True
+        return False
+
 
 def with_vector(collection: Collection, document: TextDocument, made: bytes) -> Document:
     """The document with the vector that a model has made of its text, as little-endian float32.
@@ -93,6 +107,22 @@ def _why_none(collection: Collection, parts: tuple[str | TemplateField, ...]) ->
     *others, last = fields
     named = f"{', '.join(others)} and {last}" if others else last
     return f"there is no text in {named} to make it of"
+
+
+def _column(collection: Collection, field: TemplateField) -> str | None:
+    """The column of the table that the field is in."""
+    if field.path:
+        return collection.metadata
+    return collection.content if field == _CONTENT else collection.columns[field.name].column
+
+
+def _touches(changes: Changes, path: tuple[str, ...]) -> bool:
+    """Whether what stands at `path`, or a part of it, is changed."""
+    first, rest = path[0], path[1:]
+    if first in changes.members or first in changes.removed:
+        return True
+    inner = changes.within.get(first)
+    return inner is not None and (not rest or _touches(inner, rest))
 
 
 def _spelled(field: TemplateField) -> str:

@@ -14,7 +14,7 @@ from router.query.metadata import MOST_EXPONENT
 from shard_config.metadata_path import MOST_STEPS
 from shard_config.values import ValueType, coerce
 
-__all__ = ["checked_text"]
+__all__ = ["checked_text", "checked_value"]
 
 
 def checked_text(data: bytes, path: str) -> str:
@@ -23,7 +23,22 @@ def checked_text(data: bytes, path: str) -> str:
     Raises:
         MalformedError, InvalidError: with `path`.
     """
-    stack: list[tuple[object, int]] = [(decode_object(data, path, exact=True), 1)]
+    _check(decode_object(data, path, exact=True), 1, path)
+    return data.decode()
+
+
+def checked_value(data: bytes, path: str, level: int) -> str:
+    """`data`, the JSON of any value, as text; if it is an object or an array, it stands at this `level`.
+
+    Raises:
+        MalformedError, InvalidError: with `path`.
+    """
+    _check(decode_object(b'{"":' + data + b"}", path, exact=True)[""], level, path)
+    return data.decode()
+
+
+def _check(tree: object, level: int, path: str) -> None:
+    stack: list[tuple[object, int]] = [(tree, level)]
     while stack:
         value, depth = stack.pop()
         if isinstance(value, str):
@@ -37,7 +52,6 @@ def checked_text(data: bytes, path: str) -> str:
             stack.extend((item, depth + 1) for item in value)
             if isinstance(value, dict):
                 stack.extend((item, depth + 1) for item in value.values())
-    return data.decode()
 
 
 def _check_text(text: str, path: str) -> None:

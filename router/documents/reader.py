@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
 
 from router.documents.types import CountAnswer, ReadAnswer
 from router.freshness.freshness import Freshness
 from router.policy.deadline import stop_before
 from router.postgres import sql
-from router.query.answer import coverage_of, raise_if_unanswered
-from router.query.errors import NotFoundError, Problem, UnavailableError
+from router.query.answer import coverage_of, raise_if_stale, raise_if_unanswered
+from router.query.errors import NotFoundError
 from router.query.filter import Filter
 from router.query.hits import field_values, fields_of
 from router.query.plan import targets
-from router.query.redaction import ShardFault
-from router.query.types import Probe, Shape, ShardReport, ShardRows, VectorFormat, Work
+from router.query.types import Probe, Shape, ShardRows, VectorFormat, Work
 from router.stages.answer_memory import AnswerMemory, too_large
 from router.stages.fanout import Fanout
 from shard_config.model import Collection, ShardMap
@@ -85,7 +83,7 @@ class Reader:
                 return ReadAnswer(document, shard if stale else None, reservation)
         reports = [part.report for part in parts.values()]
         raise_if_unanswered(coverage_of(reports, len(shards)), reports, allow_partial=False)
-        _raise_if_stale(reports)
+        raise_if_stale(reports, "the document was not found, but may be there by now")
         if lost := [report.shard for report in reports if report.lost]:
             raise NotFoundError(
                 f"no document with this id; {', '.join(lost)} has lost writes that were acknowledged"
@@ -116,19 +114,3 @@ class Reader:
             for shard in shards
         }
         return await self._fanout.fetch(probes, stop)
-
-
-def _raise_if_stale(reports: Sequence[ShardReport]) -> None:
-    """
-    Raises:
-        UnavailableError: what was not found may have been written since.
-    """
-    stale = [report for report in reports if report.stale]
-    if stale:
-        rest = "may be behind, and no node that is well is fresher"
-        problems = [Problem(f"shards.{one.shard}", f"stale: {one.node} {rest}") for one in stale]
-        outside = [Problem(f"shards.{one.shard}", f"stale: its node {rest}") for one in stale]
-        what = f"{len(stale)} of {len(reports)} shards could be read only as they were"
-        error = UnavailableError(f"{what}; the document was not found, but may be there by now", problems)
-        faults = [ShardFault.of(one.shard, "stale", "stale", f"{one.node} {rest}") for one in stale]
-        raise error.hidden(problems=outside, faults=faults)

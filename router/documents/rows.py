@@ -9,7 +9,7 @@ from router.documents.primary import Outcome
 from router.documents.types import Document, DocumentFailure, ShardWrite, UpsertOutcome, WriteFailure
 from router.postgres import sql
 from router.postgres.connection import Connection, ErrorKind
-from router.postgres.write import Upsert, store
+from router.postgres.write import Patched, Upsert, store
 from router.query.wire import to_wire
 from shard_config.model import Collection
 
@@ -92,7 +92,7 @@ def upsert_outcome(
     return UpsertOutcome(sum(write.rows for write in writes), tuple(writes), tuple(failures))
 
 
-def _reason(outcome: Outcome[dict[int, str]] | Outcome[int]) -> WriteFailure:
+def _reason(outcome: Outcome[dict[int, str]] | Outcome[int] | Outcome[Patched]) -> WriteFailure:
     if outcome.unknown:
         return "unknown"
     if outcome.kind is ErrorKind.DATA:
@@ -102,7 +102,9 @@ def _reason(outcome: Outcome[dict[int, str]] | Outcome[int]) -> WriteFailure:
     return "misconfigured" if outcome.kind is ErrorKind.FATAL else "unavailable"
 
 
-def shard_write(shard: str, outcome: Outcome[dict[int, str]] | Outcome[int], rows: int) -> ShardWrite:
+def shard_write(
+    shard: str, outcome: Outcome[dict[int, str]] | Outcome[int] | Outcome[Patched], rows: int
+) -> ShardWrite:
     ok = outcome.error is None
     reason = None if ok else _reason(outcome)
     return ShardWrite(shard, ok, rows if ok else 0, outcome.error, outcome.unknown, reason)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
 import msgspec
 
+from router.query.facets import Facet
 from router.query.types import Coverage, Hit
 
 __all__ = [
@@ -13,6 +15,10 @@ __all__ = [
     "DeleteOutcome",
     "Document",
     "DocumentFailure",
+    "DocumentList",
+    "DocumentPage",
+    "FacetsAnswer",
+    "PatchOutcome",
     "ReadAnswer",
     "ShardWrite",
     "TextDocument",
@@ -103,6 +109,14 @@ class DeleteOutcome(msgspec.Struct, frozen=True):
     shards: tuple[ShardWrite, ...]
 
 
+class PatchOutcome(msgspec.Struct, frozen=True):
+    """Documents found on the shards whose transactions are known to be committed, and changed there."""
+
+    matched: int
+    patched: int
+    shards: tuple[ShardWrite, ...]
+
+
 class ReadAnswer(msgspec.Struct, frozen=True):
     """A document as it is stored on one shard.
 
@@ -117,4 +131,40 @@ class ReadAnswer(msgspec.Struct, frozen=True):
 
 class CountAnswer(msgspec.Struct, frozen=True):
     count: int
+    coverage: Coverage
+
+
+class DocumentList(msgspec.Struct, frozen=True):
+    """Documents of given ids.
+
+    Attributes:
+        pieces: a JSON array of them, in the order of the ids.
+        missing: ids that no document has.
+        unread: ids that a document may have, on a shard that did not answer or was read from a node that is
+            behind.
+        reservation: keeps the memory of a large answer reserved.
+    """
+
+    pieces: Sequence[bytes]
+    missing: tuple[object, ...]
+    unread: tuple[object, ...]
+    coverage: Coverage
+    reservation: object = None
+
+
+class DocumentPage(msgspec.Struct, frozen=True):
+    """Some of all documents, as a JSON array in `pieces`, in the order of their ids.
+
+    `last` is the id up to which the page goes, and None where there is nothing beyond. `reservation` is as of
+    `DocumentList`.
+    """
+
+    pieces: Sequence[bytes]
+    last: object
+    coverage: Coverage
+    reservation: object = None
+
+
+class FacetsAnswer(msgspec.Struct, frozen=True):
+    facets: tuple[Facet, ...]
     coverage: Coverage

@@ -1,4 +1,4 @@
-"""Documents into shards: upsert and delete.
+"""Documents into shards: upsert, patch and delete.
 
 Invariant: an id stands on one shard at most. Where the id is the sharding key, its hash sees to that.
 Where it is not, ids are locked and looked for on every shard before they are stored
@@ -9,20 +9,22 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from router.documents.primary import Primaries
 from router.documents.rows import key_of, shard_write, store_documents, upsert_outcome
-from router.documents.types import DeleteOutcome, Document, UpsertOutcome
+from router.documents.types import DeleteOutcome, Document, PatchOutcome, UpsertOutcome
 from router.documents.unique_ids import store_unique
 from router.postgres import sql
 from router.postgres.connection import Connection
-from router.postgres.write import delete, explained, repeated
+from router.postgres.patch import PatchStatement, patch_by_ids, patch_matching
+from router.postgres.write import Patched, delete, explained, patch, repeated
 from router.query.filter import Filter
-from router.query.plan import targets
+from router.query.patch import Patch
+from router.query.plan import ids_by_shard, targets
 from shard_config.model import Collection, ShardMap
-from shard_config.partition import NoPlaceError, locate
+from shard_config.partition import locate
 
 __all__ = ["Writer"]
 
@@ -56,14 +58,10 @@ class Writer:
 
     async def delete(self, collection: Collection, ids: Sequence[object], deadline: float) -> DeleteOutcome:
         """Delete the documents with these ids, wherever they are; what has no place is nowhere."""
-        if collection.sharded_by_id:
-            groups: dict[str, list[object]] = defaultdict(list)
-            for id_ in ids:
-                with suppress(NoPlaceError):
-                    groups[locate(collection.sharding, id_)].append(id_)
-        else:
-            groups = {shard: list(ids) for shard in self._map.shards_of(collection)}
-        statements = {shard: sql.delete_by_ids(collection, part) for shard, part in groups.items()}
+        statements = {
+            shard: sql.delete_by_ids(collection, part)
+            for shard, part in ids_by_shard(ids, collection, self._map).items()
+        }
         return await self._delete(collection, statements, deadline)
 
     async def delete_matching(self, collection: Collection, filter: Filter, deadline: float) -> DeleteOutcome:
@@ -71,6 +69,38 @@ class Writer:
         statement = sql.delete_matching(collection, filter)
         shards = targets(filter, collection, self._map)
         return await self._delete(collection, dict.fromkeys(shards, statement), deadline)
+
+    async def patch(
+        self, collection: Collection, ids: Sequence[object], patch: Patch, deadline: float
+    ) -> PatchOutcome:
+        """Change the documents with these ids, each shard's in one transaction; none moves or is added."""
+        work = {
+            shard: _patching(collection, patch, partial(patch_by_ids, collection, part, patch))
+            for shard, part in ids_by_shard(ids, collection, self._map).items()
+        }
+        return await self._patch(collection, work, deadline)
+
+    async def patch_matching(
+        self, collection: Collection, filter: Filter, patch: Patch, deadline: float
+    ) -> PatchOutcome:
+        """Change every document that `filter` matches."""
+        work = _patching(collection, patch, partial(patch_matching, collection, filter, patch))
+        shards = targets(filter, collection, self._map)
+        return await self._patch(collection, dict.fromkeys(shards, work), deadline)
+
+    async def _patch(
+        self,
+        collection: Collection,
+        work: Mapping[str, Callable[[Connection], Awaitable[Patched]]],
+        deadline: float,
+    ) -> PatchOutcome:
+        outcomes = await self._primaries.run(collection.name, work, deadline)
+        done = {shard: outcome.value or Patched(0, 0) for shard, outcome in outcomes.items()}
+        writes = tuple(
+            shard_write(shard, outcome, done[shard].changed) for shard, outcome in outcomes.items()
+        )
+        found = sum(one.found for one in done.values())
+        return PatchOutcome(found, sum(write.rows for write in writes), writes)
 
     async def _delete(
         self, collection: Collection, statements: Mapping[str, sql.Statement], deadline: float
@@ -104,6 +134,22 @@ def _executing(collection: Collection, statement: sql.Statement) -> Callable[[Co
     async def work(connection: Connection) -> int:
         def once() -> Awaitable[int]:
             return delete(connection, statement.sql, statement.args)
+
+        return await explained(connection, collection, lambda: repeated(connection, once))
+
+    return work
+
+
+def _patching(
+    collection: Collection, wanted: Patch, statement: Callable[[frozenset[str]], PatchStatement]
+) -> Callable[[Connection], Awaitable[Patched]]:
+    async def work(connection: Connection) -> Patched:
+        async def once() -> Patched:
+            defaulted: frozenset[str] = frozenset()
+            if wanted.unset:
+                asked = sql.defaulted_columns(collection)
+                defaulted = frozenset(row[0] for row in await connection.fetch(asked.sql, *asked.args))
+            return await patch(connection, statement(defaulted))
 
         return await explained(connection, collection, lambda: repeated(connection, once))
 

@@ -20,6 +20,8 @@ from router.query.types import (
     Coverage,
     Failure,
     Found,
+    Page,
+    Reason,
     ShardCounts,
     ShardReport,
     Shortfall,
@@ -37,7 +39,12 @@ __all__ = [
     "CoverageView",
     "DeleteAnswer",
     "DisagreementView",
+    "DocumentListView",
+    "DocumentPageView",
     "Explanation",
+    "FacetValueView",
+    "FacetView",
+    "FacetsView",
     "Fields",
     "GroupView",
     "Health",
@@ -46,6 +53,8 @@ __all__ = [
     "Location",
     "NodeFault",
     "NodeList",
+    "PageView",
+    "PatchAnswer",
     "Ready",
     "RecallView",
     "SchemaView",
@@ -129,12 +138,22 @@ class GroupView(msgspec.Struct, frozen=True):
     full: bool
 
 
+class PageView(msgspec.Struct, frozen=True):
+    """The place of the hits in their ranking; `kept` is there while it is kept, `ended` on its last page."""
+
+    position: int
+    ranked: int
+    gone: int
+    kept: Literal["l1", "l2"] | UnsetType = UNSET
+    ended: Reason | UnsetType = UNSET
+
+
 class SearchAnswer(msgspec.Struct, frozen=True):
     """Hits, the best first, and how complete they are.
 
     `short` is there only when fewer than k hits came back, and says why. `unsettled` is there only if shards
     that were to be asked again did not answer in time, and names them. `embedding` is there where a text was
-    turned into a vector.
+    turned into a vector, `cursor` and `page` where the search has a cursor.
     """
 
     hits: Annotated[
@@ -153,6 +172,8 @@ class SearchAnswer(msgspec.Struct, frozen=True):
     diversity: StepAccount | UnsetType = UNSET
     groups: tuple[GroupView, ...] | UnsetType = UNSET
     embedding: EmbeddingView | UnsetType = UNSET
+    cursor: str | UnsetType | None = UNSET
+    page: PageView | UnsetType = UNSET
 
 
 class BatchError(msgspec.Struct, frozen=True):
@@ -227,6 +248,76 @@ class CountView(msgspec.Struct, frozen=True):
     """The count over the shards that answered."""
 
     count: int
+    coverage: CoverageView
+
+
+class PatchAnswer(msgspec.Struct, frozen=True):
+    """Documents found, and of these changed, as far as is known; one that is as wanted already is left alone.
+
+    A shard that is not `ok` may still hold matching documents that are as they were.
+    """
+
+    matched: int
+    patched: int
+    shards: dict[str, ShardOutcome]
+    vectors: Literal["kept"] | UnsetType = UNSET
+
+
+_Documents = Annotated[
+    msgspec.Raw,
+    Meta(extra_json_schema={"type": "array", "items": {"$ref": "#/components/schemas/Fields"}}),
+]
+_Ids = Annotated[
+    list[Any], Meta(extra_json_schema={"items": {"description": "Of the collection's id type."}})
+]
+
+
+class DocumentListView(msgspec.Struct, frozen=True):
+    """The documents found, in the order of the ids.
+
+    `unread` is there only if shards did not answer, or are behind.
+    """
+
+    documents: _Documents
+    missing: _Ids
+    coverage: CoverageView
+    unread: _Ids | UnsetType = UNSET
+
+
+class DocumentPageView(msgspec.Struct, frozen=True):
+    """Some of all documents, in the order of their ids. Without a cursor it is the last page."""
+
+    documents: _Documents
+    cursor: str | None
+    coverage: CoverageView
+
+
+class FacetValueView(msgspec.Struct, frozen=True):
+    """A value, and how many documents have it."""
+
+    value: Any
+    count: int
+
+
+class FacetView(msgspec.Struct, frozen=True):
+    """The values of one field that most documents have, equal counts by value.
+
+    `undercount` is there only if the counts are not `exact`, and `too_long` only if there are such values.
+    """
+
+    field: str
+    values: list[FacetValueView]
+    missing: int
+    exact: bool
+    more: int | None
+    undercount: int | UnsetType = UNSET
+    too_long: int | UnsetType = UNSET
+
+
+class FacetsView(msgspec.Struct, frozen=True):
+    """One for each field, in the order of the fields, over the shards that answered."""
+
+    facets: list[FacetView]
     coverage: CoverageView
 
 
@@ -378,7 +469,7 @@ def search_answer(
     inside: bool = True,
 ) -> SearchAnswer:
     """`explain` are all nodes as they are now, None where no explanation is wanted."""
-    answer = found.answer
+    answer, page = found.answer, found.answer.page
     made = SearchAnswer(
         answer.hits,
         took_ms,
@@ -389,6 +480,8 @@ def search_answer(
         answer.unsettled or UNSET,
         UNSET if explain is None else _explanation(answer.reports, explain, inside=inside),
         embedding=embedding or UNSET,
+        cursor=UNSET if page is None else page.cursor,
+        page=UNSET if page is None else _page_view(page),
     )
     return made if answer.account is None else _accounted(made, answer.account)
 
@@ -405,6 +498,10 @@ def _accounted(answer: SearchAnswer, account: Account) -> SearchAnswer:
         diversity=account.diversity or UNSET,
         groups=groups,
     )
+
+
+def _page_view(page: Page) -> PageView:
+    return PageView(page.position, page.ranked, page.gone, page.kept or UNSET, page.ended or UNSET)
 
 
 def _explanation(

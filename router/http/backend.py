@@ -9,12 +9,24 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Protocol, TypeAlias
 
-from router.documents.types import CountAnswer, DeleteOutcome, Document, ReadAnswer, UpsertOutcome
+from router.documents.types import (
+    CountAnswer,
+    DeleteOutcome,
+    Document,
+    DocumentList,
+    DocumentPage,
+    FacetsAnswer,
+    PatchOutcome,
+    ReadAnswer,
+    UpsertOutcome,
+)
 from router.models.embedding import Embedded
 from router.models.status import ServiceStatus
 from router.nodes.status import NodeStatus
 from router.policy.batches import AdmittedBatch
+from router.query.facets import FacetField
 from router.query.filter import Filter
+from router.query.patch import Patch
 from router.query.types import Consistency, Found, SearchQuery, VectorFormat
 from router.recall.sampling import RecallSeen
 from router.schema.watch import SchemaState
@@ -65,6 +77,46 @@ class Backend(Protocol):
     ) -> DeleteOutcome: ...
 
     async def count(self, collection: Collection, filter: Filter | None, deadline: float) -> CountAnswer: ...
+
+    async def patch(
+        self, collection: Collection, ids: Sequence[object], patch: Patch, deadline: float
+    ) -> PatchOutcome: ...
+
+    async def patch_matching(
+        self, collection: Collection, filter: Filter, patch: Patch, deadline: float
+    ) -> PatchOutcome: ...
+
+    async def get(
+        self,
+        collection: Collection,
+        ids: Sequence[object],
+        include: frozenset[str],
+        deadline: float,
+        vector_format: VectorFormat = "float",
+    ) -> DocumentList: ...
+
+    async def page(
+        self,
+        collection: Collection,
+        filter: Filter | None,
+        after: object,
+        limit: int,
+        include: frozenset[str],
+        deadline: float,
+        vector_format: VectorFormat = "float",
+        *,
+        primary_only: bool = False,
+        lines: bool = False,
+    ) -> DocumentPage: ...
+
+    async def facets(
+        self,
+        collection: Collection,
+        fields: Sequence[FacetField],
+        filter: Filter | None,
+        limit: int,
+        deadline: float,
+    ) -> FacetsAnswer: ...
 
     def admit(self, sample: Sequence[SearchQuery], searches: int, available: float) -> AdmittedBatch:
         """Take on a batch of so many searches, of which `sample` are some; it may take `available` seconds.

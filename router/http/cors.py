@@ -14,9 +14,9 @@ from router.settings import origins_of
 
 __all__ = ["Cors"]
 
-_METHODS = b"GET, HEAD, POST, PUT, DELETE"
+_METHODS = b"GET, HEAD, POST, PUT, PATCH, DELETE"
 _REQUEST_HEADERS = b"Authorization, Content-Type, X-API-Key, X-Request-ID, traceparent"
-_EXPOSED = b"X-Request-ID, Server-Timing, Retry-After, X-Stale-Shard, Allow, traceparent"
+_EXPOSED = b"X-Request-ID, Server-Timing, Retry-After, X-Stale-Shard, X-Next-Cursor, Allow, traceparent"
 _MAX_AGE = b"600"
 
 _Headers = list[tuple[bytes, bytes]]

@@ -206,6 +206,13 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "holds_map": "The version of the map that was applied to it last.",
         "lost_bytes": "Of the shard's log, how much was written and is gone.",
     },
+    "PageView": {
+        "position": "Rows of the ranking that come before this page.",
+        "ranked": "Rows of the ranking.",
+        "gone": "Rows that this page has passed over: deleted, or not matching the filter any more.",
+        "kept": "Where the ranking is kept: in this router's memory alone (`l1`), or in Redis too (`l2`).",
+        "ended": "Why there is no next page; `depth` if the ranking goes no deeper.",
+    },
     "Problem": {
         "path": "Where in the request, or which shard; empty for the whole.",
         "message": "What is wrong there.",
@@ -216,6 +223,39 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "draining": "True if the router is about to end: send requests elsewhere.",
         "shards": "Whether each shard can be searched for all collections that it holds; with keys in force "
         "`/health` says it.",
+    },
+    "PatchAnswer": {
+        "matched": "Documents found, on the shards whose transactions are known to be committed.",
+        "patched": "Documents that were not yet as wanted, and are now.",
+        "shards": "What each shard's transaction did, by shard.",
+        "vectors": "There if fields were changed of which the embedder makes vectors, which stay.",
+    },
+    "PatchManyBody": {"ids": "Ids of the documents to change.", "filter": "What to change, as a filter."},
+    "GetBody": {"ids": "Ids of the documents; one that comes twice counts once."},
+    "DocumentListView": {
+        "documents": "The documents that were found.",
+        "missing": "Ids that no document has.",
+        "unread": "Ids of which that is not known, because a shard did not answer or is behind.",
+        "coverage": "Which shards the answer rests on.",
+    },
+    "DocumentPageView": {
+        "documents": "The documents of this page.",
+        "cursor": "What the next page takes; null at the end.",
+        "coverage": "Which shards the page rests on, none of which is missing.",
+    },
+    "FacetValueView": {"value": "The value, as documents show it.", "count": "Documents that have it."},
+    "FacetView": {
+        "field": "The field, as the request has it.",
+        "values": "The values that most documents have.",
+        "missing": "Documents without a value, or with an empty array.",
+        "exact": "Whether each count is that of all documents on the shards that answered.",
+        "more": "Further values that are not listed; null where that is not known.",
+        "undercount": "By how much each count may be too low, or that of a value that is not listed.",
+        "too_long": "How often a value of more than 256 bytes was not counted by itself.",
+    },
+    "FacetsView": {
+        "facets": "The counts, field by field.",
+        "coverage": "Which shards the counts rest on.",
     },
     "RecallView": {
         "at_k": "Mean recall at the searches' own k, 0 to 1.",
@@ -240,6 +280,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
         "diversity": "Whether hits were chosen to differ, and if not, why.",
         "groups": "The groups that the hits are of, in their order.",
         "explain": "What happened on each shard.",
+        "cursor": "Brings the next page; null at the ranking's end.",
+        "page": "Where in the ranking the hits are.",
         "embedding": "How the search's text became a vector.",
     },
     "ServiceStatus": {

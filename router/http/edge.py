@@ -193,6 +193,7 @@ class Edge:
             exchange.id,
             body_received=BODY_RECEIVED in exchange.scope,
             inside=exchange.inside,
+            caller=exchange.caller or "",
         )
 
     def _write_log(self, exchange: _Exchange, seconds: float) -> None:
@@ -215,6 +216,8 @@ class Edge:
         if reply.written is not None:
             written = reply.written
             fields |= {"stored": written.stored, "deleted": written.deleted, "failed": dict(written.failed)}
+            if written.patched:
+                fields["patched"] = written.patched
         if reply.faults or fields.get("coverage") == "partial":
             fields["missing"], more = worst(_faults(reply))
             if more:

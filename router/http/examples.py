@@ -13,6 +13,8 @@ __all__ = ["ANSWERS", "PATH", "REQUESTS"]
 _COUNTS = {"total": 2, "queried": 2, "ok": 2, "skipped": 0, "timed_out": 0, "failed": 0}
 _COVERAGE = {"full": True, "shards": _COUNTS, "failures": []}
 _HIT = {"id": 42, "distance": 0.0713, "shard": "s1", "content": "A short text."}
+# Of a ranking that nobody has kept.
+_CURSOR = "AQABAgMEBQYHCAkKCwwNDg8AAAABhPh34Q"
 _FOUND = {"hits": [_HIT], "took_ms": 3.1, "cache": "miss", "coverage": _COVERAGE, "map_version": 12}
 
 # Of each, a name and what it shows; the first is the usual one.
@@ -35,9 +37,10 @@ REQUESTS: Mapping[str, Mapping[str, tuple[str, Any]]] = {
             {"vector": "zczMPc3MTD6amZk+", "include": ["vector"], "vector_format": "base64"},
         ),
         "hybrid": (
-            "By the meaning of a text and by its words; the best are re-ranked by a model.",
+            "By a vector and by words; the best are re-ranked by a model.",
             {
                 "mode": "hybrid",
+                "vector": [0.1, 0.2, 0.3],
                 "text": "replica falls behind",
                 "fusion": {"weights": {"vector": 2, "fulltext": 1}},
                 "rerank": {"model": "ce", "candidates": 50},
@@ -47,7 +50,7 @@ REQUESTS: Mapping[str, Mapping[str, tuple[str, Any]]] = {
             "Several ranked lists, fused into one.",
             {
                 "queries": [
-                    {"text": "replica falls behind"},
+                    {"vector": [0.3, 0.2, 0.1]},
                     {"text": "standby or lag", "mode": "fulltext", "weight": 0.5},
                     {"vector": [0.1, 0.2, 0.3], "filter": {"category": "tech"}, "name": "tech"},
                 ]
@@ -61,6 +64,14 @@ REQUESTS: Mapping[str, Mapping[str, tuple[str, Any]]] = {
                 "group_by": {"field": "category", "size": 3},
                 "diversity": {"lambda": 0.5},
             },
+        ),
+        "pages": (
+            "The first page of a ranking that is kept.",
+            {"vector": [0.1, 0.2, 0.3], "k": 1, "cursor": "*"},
+        ),
+        "next_page": (
+            "The page that follows one whose answer had this cursor.",
+            {"cursor": _CURSOR, "k": 1, "include": ["content"]},
         ),
     },
     "search_batch": {
@@ -84,7 +95,31 @@ REQUESTS: Mapping[str, Mapping[str, tuple[str, Any]]] = {
                     }
                 ]
             },
-        )
+        ),
+        "text": (
+            "Two texts, of which the collection's embedder makes vectors.",
+            {"documents": [{"id": 1, "content": "A text."}, {"id": 2, "content": "Another."}]},
+        ),
+    },
+    "patch_document": {
+        "set": (
+            "A new price and language; the category is taken away.",
+            {"set": {"price": 8.5, "metadata.lang": "de"}, "unset": ["category"]},
+        ),
+    },
+    "patch_documents": {
+        "ids": ("By ids.", {"ids": [1, 2, 3], "set": {"metadata.reviewed": {"by": "Eva"}}}),
+        "filter": ("By a filter.", {"filter": {"category": "old"}, "unset": ["metadata.draft"]}),
+    },
+    "get_documents": {
+        "ids": ("Two documents, with their content.", {"ids": [42, 43], "include": ["content"]}),
+    },
+    "count_facets": {
+        "field": ("By one column.", {"field": "category"}),
+        "fields": (
+            "By a column and a path, of the documents that a filter lets through.",
+            {"fields": ["category", "metadata.lang"], "filter": {"price": {"$lt": 10}}, "limit": 10},
+        ),
     },
     "delete_documents": {
         "ids": ("By ids.", {"ids": [1, 2, 3]}),
@@ -105,6 +140,41 @@ ANSWERS: Mapping[str, Any] = {
     "delete_documents": {"deleted": 3, "shards": {"s0": {"ok": True, "rows": 3, "error": None}}},
     "delete_document": {"deleted": 1, "shards": {"s1": {"ok": True, "rows": 1, "error": None}}},
     "get_document": {"id": 42, "shard": "s1", "content": "A short text.", "price": 9.5},
+    "patch_document": {
+        "matched": 1,
+        "patched": 1,
+        "shards": {"s1": {"ok": True, "rows": 1, "error": None}},
+    },
+    "patch_documents": {
+        "matched": 3,
+        "patched": 2,
+        "shards": {
+            "s0": {"ok": True, "rows": 2, "error": None},
+            "s1": {"ok": True, "rows": 0, "error": None},
+        },
+    },
+    "get_documents": {
+        "documents": [{"id": 42, "shard": "s1", "content": "A short text."}],
+        "missing": [43],
+        "coverage": _COVERAGE,
+    },
+    "list_documents": {
+        "documents": [{"id": 42, "shard": "s1", "content": "A short text.", "price": 9.5}],
+        "cursor": None,
+        "coverage": _COVERAGE,
+    },
+    "count_facets": {
+        "facets": [
+            {
+                "field": "category",
+                "values": [{"value": "tech", "count": 17}, {"value": "old", "count": 3}],
+                "missing": 1,
+                "exact": True,
+                "more": 0,
+            }
+        ],
+        "coverage": _COVERAGE,
+    },
     "count_documents": {"count": 1234, "coverage": _COVERAGE},
     "locate": {"collection": "documents", "key": 42, "shard": "s1", "bucket": 17},
     "livez": {"status": "ok"},

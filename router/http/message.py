@@ -54,6 +54,7 @@ class Written(msgspec.Struct, frozen=True):
     collection: str
     stored: int = 0
     deleted: int = 0
+    patched: int = 0
     failed: Mapping[str, int] = {}
 
 
@@ -86,9 +87,20 @@ class Request:
         id: the caller's X-Request-ID, or one of ours.
         body_received: whether the server has the whole body already.
         inside: whether the caller may see the inside of the cluster: nodes, and what servers say.
+        caller: the name of the caller's key; empty where no key is needed.
     """
 
-    __slots__ = ("_body_received", "_receive", "backend", "headers", "id", "inside", "params", "query")
+    __slots__ = (
+        "_body_received",
+        "_receive",
+        "backend",
+        "caller",
+        "headers",
+        "id",
+        "inside",
+        "params",
+        "query",
+    )
 
     def __init__(
         self,
@@ -101,6 +113,7 @@ class Request:
         *,
         body_received: bool = False,
         inside: bool = True,
+        caller: str = "",
     ) -> None:
         self.backend = backend
         self.headers = headers
@@ -108,6 +121,7 @@ class Request:
         self.query = query
         self.id = id
         self.inside = inside
+        self.caller = caller
         self._receive = receive
         self._body_received = body_received
 

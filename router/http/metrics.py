@@ -35,6 +35,7 @@ M = TypeVar("M", Counter, Gauge, Histogram)
 
 _L2_OUTCOMES = {"hit": "l2_hits", "miss": "l2_misses", "unanswered": "l2_unanswered"}
 _L2_ERRORS = "l2_errors_"
+_FOUND = "rankings_found_"
 
 # A cached search takes well under a millisecond, a default deadline is two seconds.
 _REQUEST_BUCKETS = (
@@ -130,6 +131,7 @@ class Metrics:
         self._role_changes = self._counter("node_role_changes", "Promotions and demotions.", _NODE)
         self._stored = self._counter("documents_stored", "Documents inserted or replaced.", ["collection"])
         self._deleted = self._counter("documents_deleted", "Documents deleted.", ["collection"])
+        self._patched = self._counter("documents_patched", "Documents changed by a patch.", ["collection"])
         self._failed = self._counter("documents_failed", "Documents not stored.", ["collection", "reason"])
         self._recall_samples = self._counter(
             "recall_samples", "Searches repeated exactly to measure recall.", ["collection"]
@@ -156,6 +158,13 @@ class Metrics:
             "Time that a call of Redis took, several searches' look-ups together.",
             [],
             _L2_BUCKETS,
+        )
+        self._rankings = self._gauge(
+            "rankings", "Rankings in process memory, for their pages.", [], "livesum"
+        )
+        self._ranking_bytes = self._gauge("ranking_bytes", "Size of these.", [], "livesum")
+        self._ranking_lookups = self._counter(
+            "ranking_lookups", "Pages by where their ranking was found.", ["outcome"]
         )
         self.redis_took: Callable[[float], None] = self._l2_seconds.observe
         self._services = self._counter(
@@ -224,7 +233,7 @@ class Metrics:
         self._node_connections = self._gauge("node_connections", "Open connections.", _NODE, "livesum")
         self._children: dict[tuple[object, ...], Counter | Gauge | Histogram] = {}
         self._nodes: dict[tuple[str, str], NodeStatus] = {}  # as `sample` last saw them
-        self._l2_counted: dict[tuple[str, str], float] = {}  # likewise
+        self._counted: dict[tuple[str, str], float] = {}  # likewise, elsewhere
         self._schema_state: SchemaState | None = None  # as `sample` last saw it
         self.in_flight = 0
         self.keys: Keys | None = None  # whose state is sampled
@@ -285,6 +294,15 @@ class Metrics:
         self._l1_entries.set(float(stats.get("l1_entries", 0)))
         if stats.get("l2_enabled"):
             self._l2(stats)
+        self._rankings.set(float(stats.get("rankings", 0)))
+        self._ranking_bytes.set(float(stats.get("rankings_bytes", 0)))
+        self._raise(
+            {
+                (self._ranking_lookups, name.removeprefix(_FOUND)): count
+                for name, count in stats.items()
+                if name.startswith(_FOUND)
+            }
+        )
         self.process.sample()
         self._keys_outdated.set(self.keys is not None and self.keys.outdated)
         self._map_version.set(backend.shard_map.version)
@@ -357,6 +375,8 @@ class Metrics:
             self._child(self._stored, written.collection).inc(written.stored)
         if written.deleted:
             self._child(self._deleted, written.collection).inc(written.deleted)
+        if written.patched:
+            self._child(self._patched, written.collection).inc(written.patched)
         for reason, count in written.failed.items():
             self._child(self._failed, written.collection, reason).inc(count)
 
@@ -367,10 +387,14 @@ class Metrics:
         counts = {(self._l2_lookups, outcome): stats.get(name, 0) for outcome, name in _L2_OUTCOMES.items()}
         errors = {name: count for name, count in stats.items() if name.startswith(_L2_ERRORS)}
         counts |= {(self._l2_errors, name.removeprefix(_L2_ERRORS)): n for name, n in errors.items()}
+        self._raise(counts)
+
+    def _raise(self, counts: Mapping[tuple[Counter, str], int | float | str]) -> None:
+        """Bring counters up to what has been counted elsewhere, by label."""
         for (counter, label), count in counts.items():
             key = (str(counter), label)
-            self._child(counter, label).inc(max(0.0, float(count) - self._l2_counted.get(key, 0.0)))
-            self._l2_counted[key] = float(count)
+            self._child(counter, label).inc(max(0.0, float(count) - self._counted.get(key, 0.0)))
+            self._counted[key] = float(count)
 
     def _node(self, labels: tuple[str, str], node: NodeStatus) -> None:
         self._child(self._node_up, *labels).set(node.state not in ("down", "unknown"))

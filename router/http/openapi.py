@@ -23,6 +23,7 @@ _REF = "#/components/schemas/{name}"
 _RAW_MEMBERS = (
     bodies.SearchBody,
     bodies.DocumentShape,
+    answers.Fields,
     answers.Hit,
     answers.SearchAnswer,
     answers.BatchError,
@@ -48,6 +49,7 @@ _STATUSES = {
     406: "Accept-Encoding takes neither gzip nor an answer as it is.",
     408: "The body did not come in time.",
     409: "It contradicts what is stored.",
+    410: "The ranking of the cursor is not kept any more.",
     413: "The body exceeds its limit.",
     414: "The target is too long.",
     415: "The content type is not read here, or the body is compressed.",

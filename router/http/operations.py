@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
-from router.decode.bodies import BatchBody, DeleteBody, DocumentsBody, SearchBody
+from router.decode.bodies import (
+    BatchBody,
+    DeleteBody,
+    DocumentsBody,
+    FacetsBody,
+    GetBody,
+    PatchBody,
+    PatchManyBody,
+    SearchBody,
+)
 from router.http.answers import (
     BatchAnswer,
     CollectionList,
     CollectionView,
     CountView,
     DeleteAnswer,
+    DocumentListView,
+    DocumentPageView,
+    FacetsView,
     Fields,
     Health,
     Live,
     Location,
     NodeList,
+    PatchAnswer,
     Ready,
     SearchAnswer,
     UpsertAnswer,
@@ -21,9 +34,12 @@ from router.http.answers import (
 )
 from router.http.backend import Embed
 from router.http.documents import STALE_HEADER, Documents
+from router.http.facets import FacetCounts
 from router.http.inspect import Inspection
 from router.http.keys import Scope
+from router.http.listing import CURSOR_HEADER, Listings
 from router.http.pages import Pages
+from router.http.patch import Patches
 from router.http.routes import Answer, Handler, Operation, Parameter
 from router.http.search import Searches
 from router.http.upsert import Upserts
@@ -45,7 +61,20 @@ _VECTOR_FORMAT = Parameter(
     "How the vector is written: `float` (default), or `base64` of little-endian float32.",
     "base64",
 )
+_CURSOR = Parameter(
+    "cursor",
+    "That of the page before; the first page if absent.",
+    "eyJ2IjoxLCJjIjoiZG9jdW1lbnRzIiwiaSI6NDEsImYiOiJlODdhMzc0MmM3OTc5YmRhMGEifQ",
+)
+_LIMIT = Parameter("limit", "How many documents at most; 100 if absent.", "100")
+_CONSISTENCY = Parameter(
+    "consistency", "`eventual` (default), or `strong` to read from primaries only.", "strong"
+)
 _STALE = "The document's shard, if it was read from a node that may be behind."
+_NEXT = (
+    "With `Accept: application/x-ndjson`, for which the answer has one document per line: the cursor, if"
+    " there is a next page."
+)
 _KEY = Parameter("key", "A value of the sharding key.", "42", required=True)
 
 
@@ -56,6 +85,7 @@ def operations(
     return [
         *_search(Searches(settings, embed)),
         *_documents(Upserts(settings, embed_texts), Documents(settings)),
+        *_many_documents(Patches(settings), Listings(settings), FacetCounts(settings)),
         *_inspection(inspection),
         *_pages(pages),
     ]
@@ -73,7 +103,7 @@ def _search(handlers: Searches) -> list[Operation]:
             "Search by vector or text.",
             {200: SearchAnswer},
             body=SearchBody,
-            errors=_READ_ERRORS,
+            errors=_READ_ERRORS | {410},
         ),
         Operation(
             "POST",
@@ -149,6 +179,72 @@ def _documents(upserts: Upserts, handlers: Documents) -> list[Operation]:
             "Count documents.",
             {200: CountView},
             query=(_FILTER,),
+            errors=_READ_ERRORS,
+        ),
+    ]
+
+
+def _many_documents(patches: Patches, listings: Listings, facets: FacetCounts) -> list[Operation]:
+    return [
+        Operation(
+            "PATCH",
+            f"{_C}/documents/{{id:path}}",
+            "write",
+            patches.patch_one,
+            "patch_document",
+            "documents",
+            "Change fields of one document.",
+            {200: PatchAnswer},
+            body=PatchBody,
+            errors=_WRITE_ERRORS,
+        ),
+        Operation(
+            "POST",
+            f"{_C}/documents/patch",
+            "write",
+            patches.patch_many,
+            "patch_documents",
+            "documents",
+            "Change fields of many documents, by ids or by a filter that is not empty.",
+            {200: PatchAnswer},
+            body=PatchManyBody,
+            errors=_WRITE_ERRORS,
+        ),
+        Operation(
+            "POST",
+            f"{_C}/documents/get",
+            "read",
+            listings.get,
+            "get_documents",
+            "documents",
+            "Read many documents by their ids.",
+            {200: DocumentListView},
+            body=GetBody,
+            errors=_READ_ERRORS,
+        ),
+        Operation(
+            "GET",
+            f"{_C}/documents",
+            "read",
+            listings.page,
+            "list_documents",
+            "documents",
+            "Read all documents, page by page in the order of their ids.",
+            {200: DocumentPageView},
+            query=(_CURSOR, _FILTER, _INCLUDE, _LIMIT, _VECTOR_FORMAT, _CONSISTENCY),
+            errors=_READ_ERRORS,
+            headers={CURSOR_HEADER: _NEXT},
+        ),
+        Operation(
+            "POST",
+            f"{_C}/facets",
+            "read",
+            facets.count,
+            "count_facets",
+            "documents",
+            "Count documents by the values of fields.",
+            {200: FacetsView},
+            body=FacetsBody,
             errors=_READ_ERRORS,
         ),
     ]

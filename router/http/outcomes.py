@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from typing import Literal
 
 import msgspec
-from msgspec import UNSET
+from msgspec import UNSET, UnsetType
 
-from router.documents.types import DeleteOutcome, DocumentFailure, ShardWrite, UpsertOutcome
-from router.http.answers import DeleteAnswer, ShardOutcome, UpsertAnswer, UpsertProblem
+from router.documents.types import DeleteOutcome, DocumentFailure, PatchOutcome, ShardWrite, UpsertOutcome
+from router.http.answers import DeleteAnswer, PatchAnswer, ShardOutcome, UpsertAnswer, UpsertProblem
 from router.http.embedding import EmbeddedDocuments
 from router.http.message import Reply, Written
 from router.http.problems import MOST_PROBLEMS, error_reply, problem_body
@@ -29,7 +30,7 @@ from router.query.errors import (
 )
 from router.query.redaction import ShardFault, redacted
 
-__all__ = ["Tally", "delete_reply"]
+__all__ = ["Tally", "delete_reply", "patch_reply"]
 
 
 class Tally:
@@ -131,16 +132,9 @@ def delete_reply(collection: str, outcome: DeleteOutcome, request_id: str, *, in
     """The answer to a delete, which is an error only if shards failed and nothing is known to be deleted."""
     shards: dict[str, ShardOutcome] = {}
     _add_shards(shards, outcome.shards, inside=inside)
-    failed = [write for write in outcome.shards if not write.ok]
-    if failed and not outcome.deleted:
-        problems = [Problem(f"shards.{write.shard}", _why_not(write, inside=inside)) for write in failed]
-        what = f"{len(failed)} of {len(outcome.shards)} shards"
-        detail = f"{what} could not be written; nothing was deleted"
-        if unknown := sum(write.unknown for write in failed):
-            detail = (
-                f"{what} did not confirm the delete; on {unknown} of them documents may have been deleted"
-            )
-        reply = error_reply(_no_delete(failed)(detail, problems), request_id)
+    error = _undone(outcome.shards, "delete", "deleted", inside=inside)
+    if error is not None and not outcome.deleted:
+        reply = error_reply(error, request_id)
     else:
         body = msgspec.json.encode(DeleteAnswer(outcome.deleted, shards))
         reply = Reply(body, written=Written(collection, deleted=outcome.deleted))
@@ -148,7 +142,40 @@ def delete_reply(collection: str, outcome: DeleteOutcome, request_id: str, *, in
     return reply
 
 
-def _no_delete(failed: Sequence[ShardWrite]) -> type[RouterError]:
+def patch_reply(
+    collection: str, outcome: PatchOutcome, request_id: str, *, embedded: bool = False, inside: bool = True
+) -> Reply:
+    """The answer to a patch, which is an error only if shards failed and no document is known to match.
+
+    `embedded`: it changes what vectors are made of.
+    """
+    shards: dict[str, ShardOutcome] = {}
+    _add_shards(shards, outcome.shards, inside=inside)
+    error = _undone(outcome.shards, "patch", "patched", inside=inside)
+    if error is not None and not outcome.matched:
+        reply = error_reply(error, request_id)
+    else:
+        vectors: Literal["kept"] | UnsetType = "kept" if embedded and outcome.patched else UNSET
+        body = msgspec.json.encode(PatchAnswer(outcome.matched, outcome.patched, shards, vectors))
+        reply = Reply(body, written=Written(collection, patched=outcome.patched))
+    reply.faults = _faults(outcome.shards)
+    return reply
+
+
+def _undone(writes: Sequence[ShardWrite], write: str, done: str, *, inside: bool) -> RouterError | None:
+    """The error of a write that has done nothing as far as is known; None if no shard failed."""
+    failed = [one for one in writes if not one.ok]
+    if not failed:
+        return None
+    problems = [Problem(f"shards.{one.shard}", _why_not(one, inside=inside)) for one in failed]
+    what = f"{len(failed)} of {len(writes)} shards"
+    detail = f"{what} could not be written; nothing was {done}"
+    if unknown := sum(one.unknown for one in failed):
+        detail = f"{what} did not confirm the {write}; on {unknown} of them documents may have been {done}"
+    return _kind_of(failed)(detail, problems)
+
+
+def _kind_of(failed: Sequence[ShardWrite]) -> type[RouterError]:
     """The kind of error that lasts as long as the failures do."""
     reasons = {write.reason for write in failed}
     if reasons == {"conflict"}:

@@ -16,6 +16,7 @@ import msgspec
 from router.decode.bodies import BatchBody, SearchBody
 from router.decode.body import Decoder
 from router.decode.compositions import Draft, Examples, Wanted, draft, finished, is_plain, of_examples
+from router.decode.pages import check_first_page, first_page, next_page
 from router.decode.queries import search_query, timeout_of
 from router.http.answers import BatchError, search_answer
 from router.http.backend import Embed
@@ -34,6 +35,7 @@ from router.query.errors import (
     RouterError,
     UnavailableError,
 )
+from router.query.paging import FIRST
 from router.query.redaction import ShardFault
 from router.query.types import Consistency, Found, SearchQuery
 from router.settings import Settings
@@ -168,7 +170,23 @@ class Searches:
         room: BatchRoom | None = None,
     ) -> CheckedSearch:
         """Decode and check the body of a search, which came at `now`."""
-        body, collection = self._decoder.decode(data, path), request.collection
+        body = self._decoder.decode(data, path)
+        if body.cursor is not None:
+            if room is not None:
+                raise InvalidError.at(f"{path}.cursor", "a search of a batch has no pages; send it alone")
+            return await self._check_page(request, body, now)
+        return await self._check_body(request, body, now, path, caller, room)
+
+    async def _check_body(
+        self,
+        request: Request,
+        body: SearchBody,
+        now: float,
+        path: str = "",
+        caller: AdmittedBatch | None = None,
+        room: BatchRoom | None = None,
+    ) -> CheckedSearch:
+        collection = request.collection
         if is_plain(body):
             query = search_query(body, collection, self._settings, path, caller, room)
             return CheckedSearch(query, self._timeout(body, collection), reusable=query.cached)
@@ -181,6 +199,16 @@ class Searches:
         query = await self._finished(request, drawn, texts, now + timeout)
         # A text's vector changes with its model, and that of examples with these.
         return CheckedSearch(query, timeout, False, texts.view)
+
+    async def _check_page(self, request: Request, body: SearchBody, now: float) -> CheckedSearch:
+        """The same of a page of a ranking that is kept for the caller."""
+        if body.cursor == FIRST:
+            check_first_page(body)
+            checked = await self._check_body(request, body, now)
+            query = first_page(checked.query, body, request.caller)
+            return msgspec.structs.replace(checked, query=query, reusable=False)
+        query = next_page(body, request.collection, self._settings, request.caller)
+        return CheckedSearch(query, self._timeout(body, request.collection), reusable=False)
 
     def _timeout(self, body: SearchBody, collection: Collection) -> float:
         return min(timeout_of(body.timeout_ms, collection), self._settings.max_timeout)
@@ -210,7 +238,10 @@ class Searches:
         found = dict(zip(wanted, await all_of(wanted.values()), strict=True))
         composition = drawn.query.composition
         if missing and composition is not None and len(missing) == len(composition.legs):
-            raise missing[0]
+            try:
+                raise missing[0]
+            finally:
+                missing.clear()  # an error holds the frames that it passes; this one would hold it in turn
         return finished(
             drawn,
             {number: data for number, data in found.items() if number not in missing},

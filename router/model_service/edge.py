@@ -19,7 +19,7 @@ from starlette.routing import Router
 from starlette.types import Receive, Scope, Send
 
 from router.http.identity import request_id
-from router.http.life import Life
+from router.http.life import Life, Phase
 from router.http.message import CLIENT_LEFT, Reply
 from router.http.send import send_reply
 from router.logs import AccessLog
@@ -46,6 +46,10 @@ _logger = logging.getLogger(__name__)
 # The status of a request whose client disconnected before the answer, as nginx logs it; it is never sent.
 _NO_ANSWER = 499
 _LOGGED_PATH = 512
+# Seconds for calls of models under way when the service ends, and when nobody wants to wait. Both are within
+# those that `router.http.server` gives.
+_CLOSING = 5.0
+_AT_ONCE = 0.5
 _MODELS = "/v1/models"
 _TEXT = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -101,7 +105,7 @@ class Edge:
         try:
             yield
         finally:
-            late = await service.close()
+            late = await service.close(_AT_ONCE if self._life.phase is Phase.LEAVING else _CLOSING)
             if late:
                 _logger.warning("calls of models cut off", extra={"models": late})
 

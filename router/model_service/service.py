@@ -7,6 +7,7 @@ answered where there is no choice.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -26,8 +27,6 @@ __all__ = ["ModelService"]
 
 # Larger bodies are read in a thread; this much takes a tenth of a millisecond.
 _READ_AT_ONCE = 1 << 16
-# Seconds for calls under way when the service ends.
-_JOIN_SECONDS = 5.0
 
 _M = TypeVar("_M")
 _RankAnswer = Callable[[str, Reranker, Wanted, Output], bytes]
@@ -68,13 +67,16 @@ class ModelService:
         """Models whose call under way takes longer than any request waits."""
         return [worker.name for worker in self._workers() if worker.stuck(self._limits.request_timeout)]
 
-    async def close(self) -> list[str]:
-        """Stop all models; those whose call under way did not end in time."""
+    async def close(self, seconds: float) -> list[str]:
+        """Stop all models; returns those whose call under way did not end within `seconds`."""
         workers = self._workers()
         for worker in workers:
             worker.stop()
-        ended = await asyncio.gather(*(asyncio.to_thread(worker.join, _JOIN_SECONDS) for worker in workers))
-        return [worker.name for worker, in_time in zip(workers, ended, strict=True) if not in_time]
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                for worker in workers:
+                    await worker.ended.wait()
+        return [worker.name for worker in workers if not worker.ended.is_set()]
 
     async def embeddings(self, data: bytes) -> bytes:
         """

@@ -7,6 +7,7 @@ texts had more.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,6 +102,7 @@ def _embedder(source: str) -> SentenceTransformer:
         from sentence_transformers import SentenceTransformer
     except ImportError as exc:
         raise BackendError(f"sentence-transformers is missing ({exc}): {_INSTALL}") from exc
+    _check_folder(f"sentence-transformers:{source}", source)
     _without_progress_bars()
     try:
         return SentenceTransformer(source)
@@ -114,11 +116,18 @@ def _cross_encoder(source: str) -> tuple[CrossEncoder, Any]:
         from torch.nn import Identity
     except ImportError as exc:
         raise BackendError(f"sentence-transformers is missing ({exc}): {_INSTALL}") from exc
+    _check_folder(f"cross-encoder:{source}", source)
     _without_progress_bars()
     try:
         return CrossEncoder(source), Identity()
     except Exception as exc:
         raise BackendError(f"cross-encoder:{source} cannot be loaded: {_first_line(exc)}") from exc
+
+
+def _check_folder(backend: str, source: str) -> None:
+    """Refuse a path that does not exist: it would be taken for a name on the hub, and a wrong one."""
+    if source.startswith(("/", ".", "~")) and not Path(source).is_dir():
+        raise BackendError(f"{backend} cannot be loaded: there is no such folder")
 
 
 def _without_progress_bars() -> None:

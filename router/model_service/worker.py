@@ -19,6 +19,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 import numpy as np
@@ -87,7 +88,11 @@ class Job(Turns[Item]):
 
 
 class Worker(Generic[Item]):
-    """Runs `model` for jobs; made, used and stopped in the event loop's thread."""
+    """Runs `model` for jobs; made, used and stopped in the event loop's thread.
+
+    Attributes:
+        ended: whether the thread has; that of a stopped worker does after the call under way.
+    """
 
     def __init__(
         self,
@@ -103,12 +108,13 @@ class Worker(Generic[Item]):
         self._watcher = watcher
         self._clock = clock
         self._loop = asyncio.get_running_loop()
+        self.ended = asyncio.Event()
+        self._rate = 0.0  # items per second, of the last calls; changed by the thread alone
         self._changed = threading.Condition()
         # All of these are changed under `_changed`.
         self._waiting: deque[Job[Item]] = deque()
         self._waiting_items = 0
         self._waiting_chars = 0
-        self._rate = 0.0  # items per second, of the last calls
         self._since: float | None = None  # when the call under way began
         self._stopped = False
         self._thread = threading.Thread(target=self._work, name=f"model {name}", daemon=True)
@@ -125,7 +131,7 @@ class Worker(Generic[Item]):
     def stuck(self, seconds: float) -> bool:
         """Whether the call under way has taken more than `seconds`, or no call can come any more."""
         since = self._since
-        return not self._thread.is_alive() or (since is not None and self._clock() - since > seconds)
+        return self.ended.is_set() or (since is not None and self._clock() - since > seconds)
 
     async def answer(self, job: Job[Item], seconds: float) -> bytes:
         """What `job.finish` makes of the model's output, within `seconds`; who leaves drops the job.
@@ -162,11 +168,6 @@ class Worker(Generic[Item]):
             self._changed.notify()
         _settle([(job, self._ending()) for job in left])
 
-    def join(self, seconds: float) -> bool:
-        """Wait for the thread of a stopped worker; whether it ended in time."""
-        self._thread.join(seconds)
-        return not self._thread.is_alive()
-
     def _submit(self, job: Job[Item]) -> None:
         items, chars = len(job.items), sum(job.sizes)
         limits = self._limits
@@ -201,13 +202,20 @@ class Worker(Generic[Item]):
         return max(_LEAST_RETRY, min(_MOST_RETRY, math.ceil(seconds)))
 
     def _work(self) -> None:
-        while batch := self._next_batch():
-            ended = self._compute(batch)
-            with self._changed:
-                self._since = None
-            if ended:
-                with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
-                    self._loop.call_soon_threadsafe(_settle, ended)
+        try:
+            while batch := self._next_batch():
+                ended = self._compute(batch)
+                with self._changed:
+                    self._since = None
+                if ended:
+                    self._call(partial(_settle, ended))
+        finally:
+            self._call(self.ended.set)
+
+    def _call(self, function: Callable[[], None]) -> None:
+        """Let the event loop call it."""
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(function)
 
     def _next_batch(self) -> _Batch[Item]:
         """Waits for it; empty when the worker has been stopped."""

@@ -22,7 +22,7 @@ import msgspec
 from router.models.messages import AnswerError, DimensionsError, words_of_refusal
 from router.models.status import Kind, RefusedError, ServiceListener, ServiceStatus
 from router.network.dial import Network
-from router.network.http_client import NetworkBackend, close_if_more_came
+from router.network.http_client import Connections
 from router.policy.circuit import Circuit, Leave
 from router.query.errors import (
     DeadlineError,
@@ -48,7 +48,7 @@ Cause: TypeAlias = Literal[
 # Seconds before the second attempt; each further one waits twice as long. The jitter takes up to half of it.
 _FIRST_WAIT = 0.02
 _LONGEST_WAIT = 1.0
-# What a pool may keep open between requests, and for how long; most servers close after 5 s or more.
+# An idle connection is used again for so long; most servers close one after 5 s or more.
 _IDLE_SECONDS = 30.0
 _AGAIN = (502, 503, 504)
 _REFUSALS = (400, 413, 422)
@@ -106,15 +106,9 @@ class Service:
         self._listener = listener
         self._rng = rng
         self._headers = _headers(key, azure=api_version is not None)
-        self._target = url if api_version is None else f"{url}?api-version={api_version}"
+        target = url if api_version is None else f"{url}?api-version={api_version}"
         secure = ssl.create_default_context() if url.startswith("https:") else None
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=secure,
-            max_connections=settings.model_requests,
-            max_keepalive_connections=settings.model_requests,
-            keepalive_expiry=_IDLE_SECONDS,
-            network_backend=NetworkBackend(network),
-        )
+        self._connections = Connections(target, network, secure, _IDLE_SECONDS)
         self._circuit = Circuit(settings.model_failures, settings.model_pause, settings.model_pause_max)
         self._free = asyncio.Semaphore(settings.model_requests)
         self._in_flight = self._waiting = 0
@@ -172,7 +166,7 @@ class Service:
         return answer
 
     async def close(self) -> None:
-        await self._pool.aclose()
+        await self._connections.close()
 
     async def _turn(self, deadline: float) -> None:
         """
@@ -246,17 +240,11 @@ class Service:
     async def _exchange(self, body: bytes) -> tuple[int, float | None, bytes]:
         """Status, the seconds of `Retry-After`, and body of the answer."""
         most = self._settings.model_answer_bytes
-        async with self._pool.stream("POST", self._target, headers=self._headers, content=body) as response:
-            parts: list[bytes] = []
-            size = 0
-            async for part in response.aiter_stream():
-                parts.append(part)
-                size += len(part)
-                if size > most:
-                    raise _Fault("answer", f"answers with more than {most} bytes")
-            close_if_more_came(response)
+        response, data = await self._connections.request("POST", self._headers, body, most)
+        if len(data) > most:
+            raise _Fault("answer", f"answers with more than {most} bytes")
         wait = next((value for name, value in response.headers if name.lower() == b"retry-after"), None)
-        return response.status, None if wait is None else _seconds(wait), b"".join(parts)
+        return response.status, None if wait is None else _seconds(wait), data
 
     def _refusal(self, status: int, wait: float | None, data: bytes) -> _Fault:
         if status == 429:

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import httpcore
 
 from router.network.dial import Network
 
-__all__ = ["NetworkBackend", "close_if_more_came"]
+__all__ = ["Connections", "NetworkBackend"]
 
 # What may be read ahead of whoever reads; one turn of the loop may bring 64 KiB more.
 _AHEAD_BYTES = 1 << 18
@@ -57,16 +58,80 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
         return _Stream(transport, stream)
 
 
-def close_if_more_came(response: httpcore.Response) -> None:
-    """See to it that what came behind the whole `response` is not taken for the answer to the next request.
+class Connections:
+    """Connections to the server of `url`, kept open between requests; whoever calls bounds how many at once.
 
-    To be called when the response has been read, and before it is closed. httpcore leaves such bytes where it
-    reads the next response from; what comes later is noticed by the connection.
+    httpcore's own pool loses one of its places for ever when a request is cancelled in the moment in which it
+    is given a connection, and a search may be cancelled at any.
     """
-    stream: Any = response.stream
-    behind, _ = stream._stream._connection._h11_state.trailing_data
-    if behind:
-        response.extensions["network_stream"].discard()
+
+    def __init__(self, url: str, network: Network, tls: ssl.SSLContext | None, idle_seconds: float) -> None:
+        """`tls` for a URL of https; an idle connection is used again for `idle_seconds`."""
+        self._url = url
+        self._backend = NetworkBackend(network)
+        self._tls = tls
+        self._idle_seconds = idle_seconds
+        self._idle: deque[httpcore.AsyncHTTP11Connection] = deque()  # the latest used last
+
+    def __repr__(self) -> str:
+        return f"<Connections to {self._url}: {len(self._idle)} idle>"
+
+    async def request(
+        self, method: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, most: int
+    ) -> tuple[httpcore.Response, bytes]:
+        """The response and its body, of which no more is read than a little over `most` bytes.
+
+        Raises:
+            OSError, ValueError, and httpcore's errors
+        """
+        url = httpcore.URL(self._url)
+        own = [(b"host", _host(url)), *headers, (b"content-length", b"%d" % len(body))]
+        request = httpcore.Request(method, url, headers=own, content=body)
+        connection = await self._take(url.origin)
+        try:
+            response = await connection.handle_async_request(request)
+            parts: list[bytes] = []
+            left = most
+            async for part in response.aiter_stream():
+                parts.append(part)
+                left -= len(part)
+                if left < 0:
+                    break
+            # What came behind the answer would be read as the answer to the next request.
+            more, _ = connection._h11_state.trailing_data
+            await response.aclose()
+        except BaseException:
+            await connection.aclose()
+            raise
+        if more or left < 0 or not connection.is_idle() or connection.has_expired():
+            await connection.aclose()
+        else:
+            self._idle.append(connection)
+        return response, b"".join(parts)
+
+    async def close(self) -> None:
+        while self._idle:
+            await self._idle.pop().aclose()
+
+    async def _take(self, origin: httpcore.Origin) -> httpcore.AsyncHTTP11Connection:
+        """One that is idle, or else a new one."""
+        while self._idle and self._idle[0].has_expired():
+            await self._idle.popleft().aclose()
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.has_expired():
+                return connection
+            await connection.aclose()
+        host = origin.host.decode()
+        stream = await self._backend.connect_tcp(host, origin.port)
+        if self._tls is not None:
+            stream = await stream.start_tls(self._tls, host)
+        return httpcore.AsyncHTTP11Connection(origin, stream, keepalive_expiry=self._idle_seconds)
+
+
+def _host(url: httpcore.URL) -> bytes:
+    host = b"[%s]" % url.host if b":" in url.host else url.host
+    return host if url.port is None else b"%s:%d" % (host, url.port)
 
 
 class _Received(asyncio.Protocol):
@@ -153,10 +218,6 @@ class _Stream(httpcore.AsyncNetworkStream):
             self._transport.write(bytes(self._unsent))
             self._unsent.clear()
             await self._received.writable.wait()
-
-    def discard(self) -> None:
-        """No other request may go out on it."""
-        self._received.ended = True
 
     async def aclose(self) -> None:
         # What is not sent yet is of no use to anybody, and waiting for it would have no bound.

@@ -12,11 +12,14 @@ from http import HTTPStatus
 import httpcore
 
 from router.network.dial import Network
-from router.network.http_client import NetworkBackend
+from router.network.http_client import Connections
 
 __all__ = ["Patroni"]
 
 _SECONDS = 0.25
+# A connection that is kept would hold one of the few threads that answer Patroni's own members.
+_HEADERS = ((b"connection", b"close"),)
+_MOST_BYTES = 1 << 16  # there is no body
 _ERRORS = (
     httpcore.TimeoutException,
     httpcore.NetworkError,
@@ -33,12 +36,8 @@ class Patroni:
 
     def __init__(self, url: str, network: Network | None = None) -> None:
         self._leader = url.rstrip("/") + "/leader"
-        # A connection that is kept would hold one of the few threads that answer Patroni's own members.
-        self._pool = httpcore.AsyncConnectionPool(
-            max_connections=1,
-            max_keepalive_connections=0,
-            network_backend=NetworkBackend(network or Network()),
-        )
+        tls = httpcore.default_ssl_context() if url.startswith("https:") else None
+        self._connections = Connections(self._leader, network or Network(), tls, 0.0)
 
     def __repr__(self) -> str:
         return f"<Patroni {self._leader}>"
@@ -47,7 +46,7 @@ class Patroni:
         """Whether the node holds the leader's lock; None if Patroni does not say."""
         try:
             async with asyncio.timeout(_SECONDS):
-                response = await self._pool.request("HEAD", self._leader)
+                response, _ = await self._connections.request("HEAD", _HEADERS, b"", _MOST_BYTES)
         except _ERRORS:
             return None
         if response.status == HTTPStatus.OK:
@@ -55,4 +54,4 @@ class Patroni:
         return False if response.status == HTTPStatus.SERVICE_UNAVAILABLE else None
 
     async def close(self) -> None:
-        await self._pool.aclose()
+        await self._connections.close()

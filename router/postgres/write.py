@@ -5,19 +5,22 @@ from __future__ import annotations
 import asyncio
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from typing import TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import asyncpg
 
 from router.postgres.connection import POSTGRES_ERRORS, Connection, ErrorKind, NodeError, node_error
+from router.postgres.patch import PatchStatement
 from router.postgres.rights import Use, held_rights, lacking, missing_rights
 from shard_config.model import Collection
 
 __all__ = [
+    "Patched",
     "Upsert",
     "delete",
     "explained",
     "lock_holder",
+    "patch",
     "repeated",
     "store",
     "try_advisory_lock",
@@ -27,6 +30,14 @@ __all__ = [
 T = TypeVar("T")
 
 Upsert: TypeAlias = tuple[str, Sequence[tuple[object, ...]]]  # a statement, and arguments for each row
+
+
+class Patched(NamedTuple):
+    """Rows that a patch has found, and of these how many were not yet as it wants them."""
+
+    found: int
+    changed: int
+
 
 # Of a transaction that deadlocks or cannot be serialised, and seconds before the second one.
 _TRIES, _FIRST_PAUSE = 6, 0.02
@@ -155,6 +166,34 @@ async def delete(connection: Connection, sql: str, args: Sequence[object]) -> in
                 ErrorKind.DATA, f"nothing deleted: a trigger of the table returned NULL for {kept}"
             )
         return deleted
+
+    return await _in_transaction(connection, work)
+
+
+async def patch(connection: Connection, prepared: PatchStatement) -> Patched:
+    """Run the statement of a patch in a transaction of its own.
+
+    Raises:
+        NodeError: something in a document is in the way, or a trigger kept some; then none is changed.
+    """
+    statement = prepared.statement
+
+    async def work() -> Patched:
+        row = await connection.fetchrow(connection.spelled(statement.sql), *statement.args)
+        assert row is not None, "a SELECT from a row has a row"
+        found, wanted, changed, refused = (int(row[i]) for i in range(4))
+        if refused:
+            where = (
+                f"{prepared.parents[row['parent']]} of {refused} of {found} documents, such as {row['id']}"
+            )
+            within = "is no object, so that nothing within it can be set or unset"
+            raise NodeError(ErrorKind.DATA, f"nothing patched: {where}, {within}")
+        if changed < wanted:
+            kept = f"{wanted - changed} of {found} documents"
+            raise NodeError(
+                ErrorKind.DATA, f"nothing patched: a trigger of the table returned NULL for {kept}"
+            )
+        return Patched(found, changed)
 
     return await _in_transaction(connection, work)
 

@@ -32,6 +32,7 @@ __all__ = [
     "coverage_of",
     "faults_of",
     "joined",
+    "raise_if_stale",
     "raise_if_unanswered",
     "shortfall",
     "with_failures_of",
@@ -57,6 +58,7 @@ def joined(report: ShardReport, *others: ShardReport, at_once: bool = False) -> 
         hedged=any([one.hedged for one in every]),
         hedge=next((one.hedge for one in every if one.hedge is not None), None),
         stale=any([one.stale for one in every]),
+        lost=any([one.lost for one in every]),
         lsn=min([one.lsn for one in every]),
         queue_ms=sum([one.queue_ms for one in every]),
         execute_ms=sum([one.execute_ms for one in every]),
@@ -157,6 +159,22 @@ def _unanswered(coverage: Coverage, reports: Sequence[ShardReport], *, allow_par
     if all(faults) if allow_partial else any(faults):
         return (MisconfiguredError if "server" in faults else InvalidError)(what, problems)
     return UnavailableError(what, problems)
+
+
+def raise_if_stale(reports: Sequence[ShardReport], so: str) -> None:
+    """
+    Raises:
+        UnavailableError: some of what is there may be missing; `so` says what may come of that.
+    """
+    stale = [report for report in reports if report.stale]
+    if stale:
+        rest = "may be behind, and no node that is well is fresher"
+        problems = [Problem(f"shards.{one.shard}", f"stale: {one.node} {rest}") for one in stale]
+        outside = [Problem(f"shards.{one.shard}", f"stale: its node {rest}") for one in stale]
+        what = f"{len(stale)} of {len(reports)} shards could be read only as they were"
+        error = UnavailableError(f"{what}; {so}", problems)
+        faults = [ShardFault.of(one.shard, "stale", "stale", f"{one.node} {rest}") for one in stale]
+        raise error.hidden(problems=outside, faults=faults)
 
 
 def shortfall(query: SearchQuery, returned: int, ranked: RankedAnswer) -> Shortfall | None:

@@ -6,6 +6,7 @@
     │   ├── InvalidError          decodable, but wrong: dimension, NaN, unknown column
     │   ├── NotFoundError         no such collection, document, shard or key's place
     │   ├── ConflictError         contradicts what is stored
+    │   ├── ExpiredError          rests on what is kept no longer
     │   ├── TooLargeError         over a size limit
     │   └── AnswerTooLargeError   what it asks for is
     ├── OverloadedError           a bounded queue is full; try again after `retry_after`
@@ -34,6 +35,7 @@ __all__ = [
     "ConflictError",
     "DeadlineError",
     "DeniedError",
+    "ExpiredError",
     "InvalidError",
     "MalformedError",
     "MisconfiguredError",
@@ -112,6 +114,10 @@ class NotFoundError(RequestError):
 
 
 class ConflictError(RequestError):
+    pass
+
+
+class ExpiredError(RequestError):
     pass
 
 

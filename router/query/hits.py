@@ -21,6 +21,7 @@ from shard_config.values import json_form
 __all__ = [
     "Fields",
     "Notes",
+    "encode_document",
     "encode_hits",
     "field_values",
     "fields_of",
@@ -60,6 +61,11 @@ def encode_hits(rows: Sequence[Ranked], fields: Fields, notes: Notes = None) -> 
     if not fields and rows and math.isfinite(rows[0][0][1]) and math.isfinite(rows[-1][0][1]):
         return _encoder.encode([_Hit(row[0], row[1], shard) for row, shard in rows])
     return _encoder.encode([hit_of(row, shard, fields) for row, shard in rows])
+
+
+def encode_document(document: dict[str, Any]) -> bytes:
+    """The JSON of one document whose values are as `field_values` gives them."""
+    return _encoder.encode(document)
 
 
 def hit_of(row: Row, shard: str, fields: Fields) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from typing import Any
 from router.query.ranked import Ranked
 from router.query.types import Row
 
-__all__ = ["merge", "page", "within"]
+__all__ = ["merge", "merge_by_id", "page", "within"]
 
 
 def merge(rows: Mapping[str, Sequence[Row]], limit: int) -> list[Ranked]:
@@ -73,3 +73,16 @@ def within(ranked: list[Ranked], max_distance: float | None) -> list[Ranked]:
     if max_distance is None:
         return ranked
     return ranked[: bisect_right(ranked, max_distance, key=lambda pair: float(pair[0][1]))]
+
+
+def merge_by_id(rows: Mapping[str, Sequence[Row]], limit: int) -> list[Ranked]:
+    """The `limit` lowest ids of all shards' rows, ascending, each with its shard's name.
+
+    A row begins with its id. Where each shard brings its `limit` lowest ids, or all that it has, none is left
+    out. An id that stands on two shards counts once, with the row of the shard that comes first.
+    """
+    first: dict[Any, Ranked] = {}
+    for name, part in rows.items():
+        for row in part:
+            first.setdefault(row[0], (row, name))
+    return [first[id_] for id_ in sorted(first)[:limit]]

@@ -7,15 +7,26 @@ of the plan's targets.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 
 from router.query.filter import And, Compare, Filter, In, Or
 from router.query.types import Scan, SearchQuery
 from shard_config.model import Collection, Quantization, RangeSharding, ShardMap
-from shard_config.partition import shards_for_range, shards_for_values
+from shard_config.partition import NoPlaceError, locate, shards_for_range, shards_for_values
 
-__all__ = ["EF_SEARCH_MAX", "Plan", "depths", "exactly", "plan_search", "targets", "usual_ef_search"]
+__all__ = [
+    "EF_SEARCH_MAX",
+    "Plan",
+    "depths",
+    "exactly",
+    "ids_by_shard",
+    "plan_search",
+    "targets",
+    "usual_ef_search",
+]
 
 # pgvector's upper bound of hnsw.ef_search; the iterative scan continues where it ends.
 EF_SEARCH_MAX = 1000
@@ -169,6 +180,19 @@ def targets(filter: Filter | None, collection: Collection, shard_map: ShardMap) 
     every = shard_map.shards_of(collection)
     possible = None if filter is None else _possible(filter, collection)
     return every if possible is None else tuple(name for name in every if name in possible)
+
+
+def ids_by_shard(
+    ids: Sequence[object], collection: Collection, shard_map: ShardMap
+) -> dict[str, list[object]]:
+    """The ids that each shard may hold, in their order; one that has no place is on none."""
+    if not collection.sharded_by_id:
+        return {shard: list(ids) for shard in shard_map.shards_of(collection)} if ids else {}
+    groups: dict[str, list[object]] = {}
+    for id_ in ids:
+        with suppress(NoPlaceError):
+            groups.setdefault(locate(collection.sharding, id_), []).append(id_)
+    return groups
 
 
 def _possible(filter: Filter, collection: Collection) -> frozenset[str] | None:

@@ -18,6 +18,7 @@ import msgspec
 
 from router.query.composition import Account, Composition
 from router.query.filter import Filter
+from router.query.paging import Paging
 from router.query.way import Choice
 from shard_config.model import Collection
 
@@ -29,6 +30,7 @@ __all__ = [
     "Failure",
     "Found",
     "Hit",
+    "Page",
     "Position",
     "Probe",
     "Reason",
@@ -56,7 +58,7 @@ VectorFormat: TypeAlias = Literal["float", "base64"]
 
 # Why fewer than k hits came back; see `Shortfall`.
 Reason: TypeAlias = Literal[
-    "exhausted", "max_distance", "scan_limit", "candidates", "legs", "coverage", "no_words"
+    "exhausted", "max_distance", "scan_limit", "candidates", "legs", "coverage", "no_words", "depth"
 ]
 
 
@@ -113,6 +115,8 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
             nearest rows to `vector`, which is empty then.
         composition: the lists that the search is made of, and what is done with them, instead of one list
             by `vector` or `words`.
+        paging: it is for a page of a kept ranking; of any page but the first, all that is said of how to
+            search is empty then.
     """
 
     collection: Collection
@@ -135,11 +139,21 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
     by_index: bool = False
     words: str | None = None
     composition: Composition | None = None
+    paging: Paging | None = None
 
     @property
     def cached(self) -> bool:
-        """Whether caches may answer: not for primaries' word, nor for an account of this very run."""
-        return self.cache and not self.explain and not self.plan and self.consistency is Consistency.EVENTUAL
+        """Whether caches may answer: not for primaries' word, nor for an account of this very run.
+
+        Nor for pages of a kept ranking, each of which is another's.
+        """
+        return (
+            self.cache
+            and not self.explain
+            and not self.plan
+            and self.consistency is Consistency.EVENTUAL
+            and self.paging is None
+        )
 
     @cached_property
     def digest(self) -> bytes:
@@ -206,6 +220,8 @@ class Work(IntEnum):
     COLUMNS = 4  # of many rows, by their ids
     FILTER = 5  # rows that an index of the filter brings
     WORDS = 6  # by a full-text index
+    PAGE = 7  # of documents in the order of their ids
+    FACETS = 8
 
 
 class Probe(msgspec.Struct, frozen=True):
@@ -329,7 +345,7 @@ class Shortfall(msgspec.Struct, frozen=True):
     in nearly every text of its language. `max_distance`: further rows lie beyond it. `scan_limit`:
     the approximate scan gave up and no time was left for an exact one. `candidates`: lists were ranked as
     deep as they may be, which was not enough for k groups. `legs`: a ranked list is missing. `coverage`:
-    shards are missing.
+    shards are missing. `depth`: a kept ranking goes no deeper.
     """
 
     asked: int
@@ -348,6 +364,27 @@ class Unsettled(msgspec.Struct, frozen=True):
     reason: Literal["ties", "scan_limit"]
 
 
+class Page(msgspec.Struct, frozen=True):
+    """What a page says of its ranking.
+
+    Attributes:
+        cursor: of the next page; None at the ranking's end.
+        position: how many of the ranking's rows come before the page.
+        ranked: how many rows the ranking has.
+        gone: rows that were passed over, since they were deleted or no longer match the filter.
+        kept: where the ranking is: in this process's memory alone (`l1`), or in Redis too, for every router
+            that shares it (`l2`); None where it has no other page and is not kept.
+        ended: why there is no next page.
+    """
+
+    cursor: str | None
+    position: int
+    ranked: int
+    gone: int = 0
+    kept: Literal["l1", "l2"] | None = None
+    ended: Reason | None = None
+
+
 class Answer(msgspec.Struct, frozen=True):
     """An answer as it is sent and kept: hits in ascending (distance, id) order as JSON, and their account.
 
@@ -357,6 +394,7 @@ class Answer(msgspec.Struct, frozen=True):
         more: the rest of the array, in pieces, so that nothing has to hold or copy it in one.
         reservation: keeps the memory of a large answer reserved for as long as anybody holds the answer.
         account: what was done beside one plain search.
+        page: what it says of its ranking, where it is a page of a kept one.
     """
 
     hits: msgspec.Raw
@@ -369,6 +407,7 @@ class Answer(msgspec.Struct, frozen=True):
     reservation: object = None
     unsettled: tuple[Unsettled, ...] = ()
     account: Account | None = None
+    page: Page | None = None
 
     @property
     def whole(self) -> msgspec.Raw:

@@ -98,6 +98,19 @@ class ColumnReader:
                 completed.append(((id_, one.row[1], *columns), one.shard))
         return completed
 
+    async def present(
+        self, query: SearchQuery, rows: Sequence[Ranked], reports: dict[str, ShardReport], stop: float
+    ) -> list[int | None]:
+        """Of each row the bytes of its columns of variable length; None if it is gone, or its shard failed.
+
+        Raises:
+            OverloadedError
+        """
+        asked = [PendingRow(row, shard, complete=False) for row, shard in rows]
+        found = await self._by_id(sql.sizes_by_ids, query, asked, reports, stop, may_lack=True)
+        sizes = [found.get(one.shard, {}).get(one.row[0]) for one in asked]
+        return [None if one is None else one[1] for one in sizes]
+
     async def look_up(
         self,
         statement: Callable[[Sequence[object]], sql.Statement],
@@ -136,10 +149,16 @@ class ColumnReader:
         rows: Sequence[PendingRow],
         reports: dict[str, ShardReport],
         stop: float,
+        *,
+        may_lack: bool = False,
     ) -> dict[str, dict[object, Row]]:
         """What `statement` says of the rows that are not complete yet, by shard and id.
 
-        A shard that did not answer, now or before, is not among them.
+        A shard that did not answer, now or before, is not among them. A row that is gone is none of them
+        where rows `may_lack`.
+
+        Raises:
+            OverloadedError, RowsChangedError
         """
         ids: dict[str, list[object]] = {}
         for one in rows:
@@ -154,10 +173,13 @@ class ColumnReader:
         answers = await self._fanout.fetch(probes, stop)
         found: dict[str, dict[object, Row]] = {}
         for shard, answer in answers.items():
-            reports[shard] = joined(reports[shard], answer.report)
+            before = reports[shard]
+            # Of a kept ranking's shard nothing was asked before in this search: the account is of this.
+            both = (before, answer.report) if before.attempts else (answer.report, before)
+            reports[shard] = joined(*both)
             if answer.report.state is ShardState.OK:
                 found[shard] = {row[0]: row for row in answer.rows}
-                if len(found[shard]) < len(ids[shard]):
+                if len(found[shard]) < len(ids[shard]) and not may_lack:
                     raise RowsChangedError
         return found
 

@@ -69,19 +69,30 @@ class Encoded:
         stop = stop_before(deadline, asyncio.get_running_loop().time())
         for _ in range(_TRIES):
             with suppress(RowsChangedError):
-                ranked = await self._inner.search(query, deadline)
-                if ranked.complete(query.include):
-                    pieces = await json_of(query, ranked.rows, ranked.layout.fixed_bytes, _notes(ranked))
-                    answer = _answer(query, ranked, pieces, _by_shard(ranked))
-                else:
-                    answer = await self._completed(query, ranked, stop)
+                answer = await self.write(query, await self._inner.search(query, deadline), stop)
                 return Found(answer, "miss" if query.cached else "bypass")
         raise UnavailableError("documents were deleted or changed while they were read")
+
+    async def write(
+        self, query: SearchQuery, ranked: RankedAnswer, stop: float, sizes: Sequence[int] | None = None
+    ) -> Answer:
+        """The answer that `ranked` is; `sizes` of its rows' columns of variable length, where they are known.
+
+        Raises:
+            RowsChangedError: a row is not there any more.
+            OverloadedError, AnswerTooLargeError, UnavailableError, DeadlineError
+        """
+        if ranked.complete(query.include):
+            pieces = await json_of(query, ranked.rows, ranked.layout.fixed_bytes, _notes(ranked))
+            return _answer(query, ranked, pieces, _by_shard(ranked))
+        return await self._completed(query, ranked, stop, sizes)
 
     def describe(self) -> Figures:
         return self._inner.describe()
 
-    async def _completed(self, query: SearchQuery, ranked: RankedAnswer, stop: float) -> Answer:
+    async def _completed(
+        self, query: SearchQuery, ranked: RankedAnswer, stop: float, sizes: Sequence[int] | None = None
+    ) -> Answer:
         """The same where columns are still to be read, within the memory that is reserved for them."""
         rows = pending(ranked)
         reports = as_readable(ranked.reports, {one.shard for one in rows})
@@ -94,7 +105,11 @@ class Encoded:
                         await stack.enter_async_context(query.room)
                 except TimeoutError as exc:
                     raise DeadlineError("the large answers of the same batch took all its time") from exc
-            await self._columns.measure(query, rows, reports, stop)
+            if sizes is None:
+                await self._columns.measure(query, rows, reports, stop)
+            else:
+                for one, size_bytes in zip(rows, sizes, strict=True):
+                    one.size_bytes = size_bytes
             reservation = await self._reserve(query, rows, stop)
             try:
                 pieces = await self._write(query, rows, notes, reports, counts, stop, kept)

@@ -17,6 +17,10 @@ from router.documents.types import (
     DeleteOutcome,
     Document,
     DocumentFailure,
+    DocumentList,
+    DocumentPage,
+    FacetsAnswer,
+    PatchOutcome,
     ReadAnswer,
     ShardWrite,
     UpsertOutcome,
@@ -31,7 +35,9 @@ from router.models.repeated import EmbedTexts
 from router.policy.batches import AdmittedBatch, Batches
 from router.query.composition import Account, Group, LegAccount, StepAccount
 from router.query.errors import InvalidError, RouterError
+from router.query.facets import Facet, FacetField, FacetValue
 from router.query.filter import Filter
+from router.query.patch import Patch
 from router.query.types import (
     Answer,
     Consistency,
@@ -72,6 +78,7 @@ collections:
     metadata: metadata
     fulltext: {columns: [content]}
     columns: {category: text, price: float8, created_at: timestamptz, amount: numeric}
+    embedder: letters
     sharding: {strategy: hash, key: id, buckets: 4, placement: {s0: [0-1], s1: [2-3]}}
   halves:
     table: public.halves
@@ -116,6 +123,8 @@ class FakeBackend:
         self.queries: list[SearchQuery] = []
         self.filters: list[Filter | None] = []
         self.upserts: list[list[Document]] = []
+        self.patches: list[Patch] = []
+        self.pages: list[tuple[object, int]] = []  # after which id, and how many
         self.deadlines: list[float] = []
         self.error: Exception | None = None
         self.down: set[str] = set()
@@ -254,6 +263,77 @@ class FakeBackend:
         await self._pass()
         self.filters.append(filter)
         return CountAnswer(len(self.documents[collection.name]), self._coverage())
+
+    async def patch(
+        self, collection: Collection, ids: Sequence[object], patch: Patch, deadline: float
+    ) -> PatchOutcome:
+        await self._pass()
+        self.patches.append(patch)
+        if self.silent:
+            return PatchOutcome(0, 0, (ShardWrite("s0", False, 0, "no answer", unknown=True),))
+        if self.down:
+            return PatchOutcome(0, 0, (ShardWrite("s0", False, 0, "down"), ShardWrite("s1", True, 0)))
+        found = sum(id_ in self.documents[collection.name] for id_ in ids)
+        return PatchOutcome(found, found, (ShardWrite("s0", True, found),))
+
+    async def patch_matching(
+        self, collection: Collection, filter: Filter, patch: Patch, deadline: float
+    ) -> PatchOutcome:
+        await self._pass()
+        self.filters.append(filter)
+        self.patches.append(patch)
+        return PatchOutcome(3, 2, (ShardWrite("s0", True, 1), ShardWrite("s1", True, 1)))
+
+    async def get(
+        self,
+        collection: Collection,
+        ids: Sequence[object],
+        include: frozenset[str],
+        deadline: float,
+        vector_format: VectorFormat = "float",
+    ) -> DocumentList:
+        await self._pass()
+        stored = self.documents[collection.name]
+        rest = tuple(id_ for id_ in ids if id_ not in stored)
+        pieces = (msgspec.json.encode([{"id": id_, "shard": "s0"} for id_ in ids if id_ in stored]),)
+        missing, unread = ((), rest) if self.down else (rest, ())
+        return DocumentList(pieces, missing, unread, self._coverage())
+
+    async def page(
+        self,
+        collection: Collection,
+        filter: Filter | None,
+        after: object,
+        limit: int,
+        include: frozenset[str],
+        deadline: float,
+        vector_format: VectorFormat = "float",
+        *,
+        primary_only: bool = False,
+        lines: bool = False,
+    ) -> DocumentPage:
+        await self._pass()
+        self.filters.append(filter)
+        self.pages.append((after, limit))
+        stored: list[Any] = sorted(self.documents[collection.name], key=str)
+        rest = [id_ for id_ in stored if after is None or str(id_) > str(after)]
+        pieces = (msgspec.json.encode([{"id": id_, "shard": "s0"} for id_ in rest[:limit]]),)
+        if lines:
+            pieces = tuple(msgspec.json.encode({"id": id_, "shard": "s0"}) + b"\n" for id_ in rest[:limit])
+        return DocumentPage(pieces, rest[limit - 1] if len(rest) > limit else None, self._coverage())
+
+    async def facets(
+        self,
+        collection: Collection,
+        fields: Sequence[FacetField],
+        filter: Filter | None,
+        limit: int,
+        deadline: float,
+    ) -> FacetsAnswer:
+        await self._pass()
+        self.filters.append(filter)
+        counted = tuple(Facet(one.name, (FacetValue("a", 2),), 1, more=0) for one in fields)
+        return FacetsAnswer(counted, self._coverage())
 
     def admit(self, sample: Sequence[SearchQuery], searches: int, available: float) -> AdmittedBatch:
         self.samples.append(list(sample))

@@ -41,7 +41,10 @@ async def test_every_route_is_documented_with_its_scope(client: httpx.AsyncClien
         for path, methods in paths.items()
         for method, operation in methods.items()
     }
-    assert set(re.findall(r"^\| `((?:GET|PUT|POST|DELETE) [^`]+)` \| (\w+) \|", HTTP, re.MULTILINE)) == routes
+    assert (
+        set(re.findall(r"^\| `((?:GET|PUT|POST|PATCH|DELETE) [^`]+)` \| (\w+) \|", HTTP, re.MULTILINE))
+        == routes
+    )
 
 
 def test_every_metric_is_documented_with_its_labels() -> None:

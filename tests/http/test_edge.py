@@ -73,15 +73,18 @@ async def test_a_wrong_method_is_405_with_those_that_are_right(client: httpx.Asy
     response = await client.get(SEARCH)
     assert (response.status_code, response.headers["allow"]) == (405, "POST")
     response = await client.put("/v1/collections/documents/documents/1")
-    assert response.headers["allow"] == "DELETE, GET, HEAD"
-    response = await client.patch("/v1/collections/documents/documents/delete")
-    assert response.headers["allow"] == "DELETE, GET, HEAD, POST"
+    assert response.headers["allow"] == "DELETE, GET, HEAD, PATCH"
+    response = await client.put("/v1/collections/documents/documents/delete")
+    assert response.headers["allow"] == "DELETE, GET, HEAD, PATCH, POST"
 
 
 async def test_an_unknown_collection_is_404_with_those_that_exist(client: httpx.AsyncClient) -> None:
     response = await client.post("/v1/collections/nothing/search", json={"vector": VECTOR})
     assert response.status_code == 404
-    assert response.json()["detail"] == "no collection 'nothing'; there are documents, halves, coarse, notes"
+    assert (
+        response.json()["detail"]
+        == "no collection 'nothing'; there are documents, halves, coarse, articles, notes"
+    )
 
 
 @pytest.mark.parametrize(
@@ -240,7 +243,7 @@ async def test_inspection_shows_the_map_without_passwords(client: httpx.AsyncCli
     assert response.json()["version"] == 12
     assert "hunter2" not in response.text
     listed = (await client.get("/v1/collections")).json()["collections"]
-    assert [each["name"] for each in listed] == ["documents", "halves", "coarse", "notes"]
+    assert [each["name"] for each in listed] == ["documents", "halves", "coarse", "articles", "notes"]
     one = (await client.get("/v1/collections/documents")).json()
     assert one == listed[0]
     assert one["vector"] == {"type": "vector", "dimensions": 3, "metric": "cosine"}

@@ -131,6 +131,16 @@ async def test_redis_is_accounted_once_there_is_one(client: httpx.AsyncClient, b
     assert found["pgscatter_l2_errors_total", labels(cause="timeout")] == 4
 
 
+async def test_kept_rankings_are_accounted(client: httpx.AsyncClient, backend: FakeBackend) -> None:
+    stats = {"rankings": 3, "rankings_bytes": 60_000, "rankings_found_l1": 5, "rankings_found_none": 1}
+    backend.cache_stats = lambda: stats  # type: ignore[method-assign, assignment, return-value]
+    for _ in range(2):
+        found = await scrape(client)
+    assert (found["pgscatter_rankings", labels()], found["pgscatter_ranking_bytes", labels()]) == (3, 60_000)
+    for outcome, count in {"l1": 5, "none": 1}.items():
+        assert found["pgscatter_ranking_lookups_total", labels(outcome=outcome)] == count
+
+
 async def test_the_process_tells_of_itself_under_the_usual_names(client: httpx.AsyncClient) -> None:
     found = await scrape(client)
     python = f"{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"

@@ -16,7 +16,10 @@ import pytest
 from router.http.life import Life, Phase
 from router.logs import AccessLog
 from router.model_service.edge import Edge
+from router.model_service.errors import NotServingError
 from router.model_service.limits import Limits
+from router.model_service.metrics import Metrics
+from router.model_service.service import ModelService
 from router.model_service.static import WordLlamaEmbedder, WordLlamaReranker
 from tests.http.fake import LogLines
 from tests.http.wire import SECONDS, Wire, wire
@@ -357,3 +360,21 @@ async def test_many_requests_at_once_all_get_their_own_vectors() -> None:
         for some, answer in zip(texts, answers, strict=True):
             found = [one["embedding"] for one in answer.json()["data"]]
             assert np.array(found, np.float32).tobytes() == embedder.run(some).values.tobytes()
+
+
+async def test_a_call_that_does_not_end_holds_up_the_end_for_a_bounded_time() -> None:
+    model = GatedModel(closed=True)
+    metrics = Metrics()
+    running = ModelService({"m": model}, {"r": GatedReranker()}, Limits(), metrics)
+    asking = asyncio.create_task(running.embeddings(b'{"input": "a"}'))
+    assert await asyncio.to_thread(model.called.acquire, timeout=SECONDS)
+    late = asyncio.create_task(running.embeddings(b'{"input": "late"}'))
+    async with asyncio.timeout(SECONDS):
+        while running.waiting["m"] != 1:
+            await asyncio.sleep(0.001)
+    assert await running.close(0.01) == ["m"]
+    with pytest.raises(NotServingError):
+        await late
+    model.gate.set()
+    assert json.loads(await asking)["model"] == "m"
+    assert await running.close(SECONDS) == []

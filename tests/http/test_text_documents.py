@@ -12,6 +12,7 @@ import httpx
 import numpy as np
 import pytest
 
+from router.documents.types import Document, UpsertOutcome
 from router.http.keys_file import parse
 from router.query.errors import (
     DeadlineError,
@@ -23,7 +24,7 @@ from router.query.errors import (
     UnavailableError,
 )
 from router.settings import Settings
-from shard_config.model import EmbeddingService
+from shard_config.model import Collection, EmbeddingService
 from tests.http.fake import FakeBackend, application
 from tests.http.test_documents import NDJSON, lines
 
@@ -166,17 +167,17 @@ async def test_all_documents_are_checked_before_any_is_embedded(
 async def test_a_collection_without_an_embedder_says_that_it_has_none(
     texts: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
-    url = "/v1/collections/documents/documents"
-    response = await texts.put(url, json={"documents": [{"id": 1, "content": "c"}]})
+    url = "/v1/collections/coarse/documents"
+    response = await texts.put(url, json={"documents": [{"id": 1}]})
     assert response.status_code == 422
     assert response.json()["errors"] == [
         {
             "path": "documents[0].vector",
-            "message": "required, but missing; collection documents has no embedder to make it of a text",
+            "message": "required, but missing; collection coarse has no embedder to make it of a text",
         }
     ]
-    streamed = await texts.put(url, content=lines({"id": 1, "content": "c"}), headers=NDJSON)
-    assert "line 1: vector: required, but missing; collection documents" in streamed.text
+    streamed = await texts.put(url, content=lines({"id": 1}), headers=NDJSON)
+    assert "line 1: vector: required, but missing; collection coarse" in streamed.text
     assert backend.upserts == []
 
 
@@ -284,30 +285,24 @@ async def test_who_may_not_see_the_inside_reads_no_address_of_a_service(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_service_that_hangs_leaves_time_to_store_what_has_a_vector(
-    backend: FakeBackend, connect: Callable[[Any], httpx.AsyncClient], stream: bool
+async def test_texts_may_take_no_more_than_leaves_time_to_store_what_has_a_vector(
+    model: Model, connect: Callable[[Any], httpx.AsyncClient], stream: bool
 ) -> None:
-    async def hanging(
-        service: EmbeddingService, texts: Sequence[str], deadline: float
-    ) -> list[bytes | RouterError]:
-        await asyncio.sleep(max(0.0, deadline - asyncio.get_running_loop().time()))
-        return [refused("late") for _ in texts]
-
-    left: list[float] = []
+    ends: list[float] = []
 
     class Noting(FakeBackend):
-        async def upsert(self, collection: Any, documents: Any, deadline: float) -> Any:
-            left.append(deadline - asyncio.get_running_loop().time())
+        async def upsert(
+            self, collection: Collection, documents: Sequence[Document], deadline: float
+        ) -> UpsertOutcome:
+            ends.append(deadline)
             return await super().upsert(collection, documents, deadline)
 
-    backend = Noting()
-    settings = Settings(write_timeout=2.0, model_patience=0)
-    client = connect(application(backend, settings, embed_texts=hanging))
-    documents = [{"id": 1, "content": "text"}, {"id": 2, "vector": [1, 2, 3]}]
-    body = (await put(client, documents, stream=stream)).json()
-    assert (body["stored"], body["failures"][0]["id"], body["failures"][0]["reason"]) == (1, 1, "unavailable")
-    # Of two seconds half a second is kept; less is left only as far as this machine was slow.
-    assert 0 < left[0] <= 0.5
+    client = connect(application(Noting(), AT_ONCE, embed_texts=model))
+    body = await put(client, [{"id": 1, "content": "late"}, {"id": 2, "vector": [1, 2, 3]}], stream=stream)
+    assert (body.json()["stored"], body.json()["failures"][0]["reason"]) == (1, "unavailable")
+    # A quarter of the time, which is shorter by as much as this machine was slow.
+    left = ends[0] - model.deadlines[0]
+    assert 0.2 * AT_ONCE.write_timeout < left < 0.3 * AT_ONCE.write_timeout
 
 
 async def test_texts_of_a_stream_are_embedded_while_the_batch_before_is_stored_and_no_further(
@@ -338,6 +333,17 @@ async def test_texts_of_a_stream_are_embedded_while_the_batch_before_is_stored_a
         list(range(first, first + 500)) for first in (1, 501, 1001, 1501)
     ]
     assert len(vectors(backend)) == 2000
+
+
+async def test_a_patch_of_what_is_embedded_says_that_vectors_stay(
+    texts: httpx.AsyncClient, model: Model
+) -> None:
+    await put(texts, [{"id": 1, "content": "c", "title": "t", "year": 1}])
+    for changes, kept in (({"content": "new"}, True), ({"title": "new"}, True), ({"year": 2}, False)):
+        one = (await texts.patch(f"{ARTICLES}/1", json={"set": changes})).json()
+        many = (await texts.post(f"{ARTICLES}/patch", json={"ids": [1], "set": changes})).json()
+        assert (one.get("vectors"), many.get("vectors")) == (("kept", "kept") if kept else (None, None))
+    assert len(model.calls) == 1
 
 
 async def test_the_later_text_of_an_id_stays(texts: httpx.AsyncClient, backend: FakeBackend) -> None:

@@ -169,7 +169,7 @@ def test_requests_to_services_are_counted(backend: FakeBackend) -> None:
 async def test_a_collection_says_which_model_and_words_it_has(
     client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
-    with_words = MAP.replace("    content: content\n", "    content: content\n    embedder: minilm\n", 1)
+    with_words = MAP.replace("embedder: letters", "embedder: minilm", 1)
     service = "  minilm: {url: 'http://10.0.0.5/v1', dimensions: 3, api_key: k3y}\n"
     backend.shard_map = parse_map(with_words.replace("models:\n", f"models:\n{service}", 1), env={})
     found = (await client.get("/v1/collections/documents")).json()

@@ -49,9 +49,27 @@ def test_no_request_finds_a_500_or_an_undocumented_status(
             f"PUT {C}/documents": [{**one, "body": {"documents": [document]}}],
             f"POST {C}/search": [{**one, "body": search}],
             f"POST {C}/search/batch": [{**one, "body": {"searches": [search, {}]}}],
+            f"POST {C}/documents/patch": [
+                {
+                    **one,
+                    "body": {"ids": [1], "set": {"metadata.b.c": [1]}, "unset": ["content", "metadata.d"]},
+                }
+            ],
+            f"PATCH {C}/documents/{{id}}": [
+                {
+                    "path_parameters": {"collection": "documents", "id": "1"},
+                    "media_type": "application/json",
+                    "body": {"set": {"price": None}},
+                }
+            ],
+            f"POST {C}/documents/get": [{**one, "body": {"ids": [1, 2]}}],
+            f"GET {C}/documents": [{"path_parameters": {"collection": "halves"}, "query": {"limit": "3"}}],
+            f"POST {C}/facets": [{**one, "body": {"fields": ["price", "metadata.b.c"]}}],
         },
     )
     schemathesis.python.asgi.shutdown_lifespans()
     succeeded = {label for label, status in statuses if status == 200}
     assert {f"PUT {C}/documents", f"POST {C}/search", f"GET {C}/count", "GET /readyz"} <= succeeded
+    assert {f"POST {C}/documents/patch", f"POST {C}/documents/get", f"POST {C}/facets"} <= succeeded
+    assert {f"GET {C}/documents", f"PATCH {C}/documents/{{id}}"} <= succeeded
     assert not {status for _, status in statuses if status >= 500}

@@ -20,6 +20,7 @@ from router.documents.types import Document, ShardWrite, UpsertOutcome
 from router.documents.unique_ids import _lock_key
 from router.query.errors import UnavailableError
 from router.query.filter import parse
+from router.query.patch import Changes, Patch
 from router.query.types import Consistency
 from router.settings import Settings
 from shard_config import model
@@ -30,6 +31,7 @@ from tests.integration.worlds import World, column, hits, patient, until, world
 BY_CATEGORY = model.HashSharding(column("category", ValueType.TEXT), ("s0", "s1", "s2", "s3"))
 ID = column("id", ValueType.BIGINT)
 ONES = [1.0] * 8
+PATCH = Patch({"price": 2.5}, (), Changes({"seen": "true"}))
 
 
 @pytest.fixture(scope="module")
@@ -57,12 +59,16 @@ async def upsert(w: World, *documents: Document, within: float = 10.0) -> Upsert
 
 
 async def written(w: World, how: str, documents: Sequence[Document]) -> tuple[ShardWrite, ...]:
-    """What became of these documents' upsert, of their deletion, or of that of the first one's category."""
+    """What became of these documents' upsert, deletion or patch, or of that of the first one's category."""
     if how == "upsert":
         return (await upsert(w, *documents)).shards
     if how == "delete":
         return (await w.router.delete(w.collection, [d.id for d in documents], w.soon())).shards
+    if how == "patch":
+        return (await w.router.patch(w.collection, [d.id for d in documents], PATCH, w.soon())).shards
     filter_ = parse(w.collection, {"category": documents[0].columns["category"]}, Settings())
+    if how == "patch matching":
+        return (await w.router.patch_matching(w.collection, filter_, PATCH, w.soon())).shards
     return (await w.router.delete_matching(w.collection, filter_, w.soon())).shards
 
 
@@ -321,18 +327,23 @@ async def test_overlapping_writes_in_any_order_do_not_deadlock(
         documents = [w.document(i, ONES, category=f"c{i % 7}") for i in range(400)]
         everything = parse(w.collection, {"id": {"$lt": 400}}, Settings())
         await w.put(*reversed(documents))
-        for _ in range(3):
+        for n in range(3):
             stored = [upsert(w, *rng.sample(documents, 400), within=30) for _ in range(6)]
             deleted = [
                 w.router.delete(w.collection, rng.sample(range(400), 400), w.soon(30)),
                 w.router.delete_matching(w.collection, everything, w.soon(30)),
             ]
-            outcomes = await asyncio.gather(*stored, *deleted)
+            patch = msgspec.structs.replace(PATCH, values={"price": float(n)})
+            patched = [
+                w.router.patch(w.collection, rng.sample(range(400), 400), patch, w.soon(30)),
+                w.router.patch_matching(w.collection, everything, patch, w.soon(30)),
+            ]
+            outcomes = await asyncio.gather(*stored, *deleted, *patched)
             assert [write.error for outcome in outcomes for write in outcome.shards if not write.ok] == []
         await w.put(*documents)
 
 
-@pytest.mark.parametrize("write", ["upsert", "delete", "delete matching"])
+@pytest.mark.parametrize("write", ["upsert", "delete", "delete matching", "patch", "patch matching"])
 @pytest.mark.parametrize("sharding", ["by id", "by category"])
 @pytest.mark.parametrize("id_type", [ValueType.BIGINT, ValueType.TEXT, ValueType.UUID])
 async def test_a_write_locks_its_rows_by_rising_id(

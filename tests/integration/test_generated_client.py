@@ -27,8 +27,12 @@ def url(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, serve: Serve
     folder = tmp_path_factory.mktemp("generated")
     documents = collection()
     documents["vector"] |= {"dimensions": 3}
+    documents["fulltext"] = {"columns": ["content"]}
     (folder / "keys.yaml").write_text(KEYS)
-    with serve(applied_map(cluster, folder, documents=documents), api_keys=folder / "keys.yaml") as url:
+    path = applied_map(cluster, folder, documents=documents)
+    # Nobody listens there: examples are answered all the same, and say so.
+    path.write_text(f"{path.read_text()}\nrerankers: {{ce: {{url: 'http://127.0.0.1:9/v1'}}}}\n")
+    with serve(path, api_keys=folder / "keys.yaml") as url:
         yield url
 
 
@@ -111,7 +115,9 @@ def test_examples_keep_to_their_schemas_and_requests_succeed(url: str, openapi: 
             for example in content.get("examples", {}).values():
                 check(openapi, content["schema"], example["value"])
                 answer = client.request(method, target, json=example["value"])
-                assert answer.status_code == 200, (path, answer.text)
+                # Nobody has had the ranking of the example's cursor kept.
+                followed = example["value"].get("cursor", "*") != "*"
+                assert answer.status_code == (410 if followed else 200), (path, answer.text)
             if not contents and method == "get":
                 answer = client.request(method, target, params=query)
                 assert answer.status_code == 200, (path, answer.text)

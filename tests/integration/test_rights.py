@@ -225,6 +225,12 @@ WRITES: dict[str, tuple[str, str, dict[str, Any]]] = {
     "delete one": ("DELETE", "/documents/1", {}),
     "delete by ids": ("POST", "/documents/delete", {"json": {"ids": [0, 1, 2, 3]}}),
     "delete by filter": ("POST", "/documents/delete", {"json": {"filter": {"category": "c"}}}),
+    "patch one": ("PATCH", "/documents/1", {"json": {"set": {"price": 2}}}),
+    "patch by filter": (
+        "POST",
+        "/documents/patch",
+        {"json": {"filter": {"category": "c"}, "unset": ["metadata.a", "content"]}},
+    ),
 }
 
 

@@ -36,12 +36,16 @@ async def working(model: Any, **limits: Any) -> AsyncIterator[tuple[Worker[str],
     finally:
         model.gate.set()
         worker.stop()
-        assert await asyncio.to_thread(worker.join, SECONDS)
+        await ended(worker)
 
 
 async def called(model: GatedModel) -> None:
     """Wait until one more call of the model has begun."""
     assert await asyncio.to_thread(model.called.acquire, timeout=SECONDS)
+
+
+async def ended(worker: Worker[str]) -> None:
+    await asyncio.wait_for(worker.ended.wait(), SECONDS)
 
 
 async def waiting(worker: Worker[str], items: int) -> None:
@@ -226,7 +230,8 @@ async def test_a_stopped_worker_fails_what_waits_and_takes_nothing_more() -> Non
             await worker.answer(job("later"), SECONDS)
         model.gate.set()
         assert await under_way == b"[5]"
-        assert await asyncio.to_thread(worker.join, SECONDS)
+        await ended(worker)
+        assert worker.stuck(3600)  # nothing more can come of it
 
 
 async def test_a_call_that_does_not_end_makes_the_model_stuck_until_it_does() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
 import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -147,6 +148,8 @@ def test_a_name_is_looked_up_by_the_routers_own_names() -> None:
             UnavailableError, match=r"embedding service m .*name\.invalid.* cannot be reached"
         ):
             await made.query(gone, "a", soon())
+        with pytest.raises(UnavailableError, match=r"embedding service m .* cannot be spoken to"):
+            await made.query(fake.model(url="http://[::::]/v1"), "a", soon())
 
     run(test)
 
@@ -469,6 +472,40 @@ def test_equal_texts_in_flight_share_a_request_that_lives_while_one_of_them_wait
         assert await made.query(model, "other", end) == bytes_of("other")
 
     run(test)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_requests_that_are_cancelled_at_any_moment_leave_nothing_behind(
+    tls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATES / "ca.pem"))
+    theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    theirs.load_cert_chain(CERTIFICATES / "server.pem")
+    chance = random.Random(7)
+
+    async def test() -> None:
+        settings = Settings(model_requests=2, embedding_cache_bytes=0, model_failures=1000)
+        async with FakeService(tls=theirs if tls else None) as fake, embeddings(settings) as made:
+            model = fake.model(timeout=LONG)
+
+            async def ask(n: int) -> None:
+                task = asyncio.ensure_future(made.query(model, f"text {n}", soon()))
+                for _ in range(chance.randrange(40)):
+                    await asyncio.sleep(0)
+                if task.done():
+                    assert task.result() == bytes_of(f"text {n}")
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+            for n in range(100):
+                await asyncio.gather(*(ask(3 * n + i) for i in range(3)))
+            (status,) = made.statuses([model])
+            assert (status.in_flight, status.waiting, status.circuit) == (0, 0, "closed")
+            texts = [f"last {n}" for n in range(4)]
+            found = await asyncio.gather(*(made.query(model, text, soon()) for text in texts))
+            assert found == [bytes_of(text) for text in texts]
+
+    asyncio.run(test())
 
 
 def test_a_cancelled_trial_does_not_keep_the_circuit_open() -> None:

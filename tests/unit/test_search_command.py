@@ -144,6 +144,16 @@ def test_hits_of_a_search_for_words_are_shown_with_their_scores(
     assert "the text has no word to search for" in out
 
 
+def test_a_ranked_list_that_is_missing_is_not_overlooked(
+    search: Callable[..., int], fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = {"name": "vector", "mode": "vector", "error": "the model did not answer in time"}
+    fake.answer = {**ANSWER, "legs": [missing, {"name": "fulltext", "mode": "fulltext"}]}
+    assert search("--text", "cache", "--mode", "hybrid") == 0
+    assert fake.seen[-1].body["mode"] == "hybrid"
+    assert "MISSING: the list vector: the model did not answer in time" in capsys.readouterr().out
+
+
 def test_a_distance_that_is_infinite_is_shown_as_such(
     fake: Fake, search: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -255,7 +265,7 @@ def test_what_was_wanted_and_not_done_is_said_with_the_reason(
     assert search() == 0
     out = capsys.readouterr().out
     assert "NOT RE-RANKED: ce did not answer in time" in out
-    assert "WITHOUT vector: no answer of minilm" in out
+    assert "MISSING: the list vector: no answer of minilm" in out
 
 
 def test_a_vector_comes_from_standard_input(

@@ -21,6 +21,7 @@ from router.freshness.redis_link import RedisLink
 from router.policy.ways import Ways
 from router.query.composition import Composition, Leg, Mode, Rerank
 from router.query.errors import DeadlineError, OverloadedError, RouterError
+from router.query.paging import Paging, decode
 from router.query.ranked import RankedAnswer
 from router.query.types import Found, Probe, SearchQuery, ShardReport, ShardRows, ShardState
 from router.recall.live import LiveRecall, Sampled
@@ -34,6 +35,8 @@ from router.stages.encode import Encoded
 from router.stages.fanout import Fanout
 from router.stages.fulltext import FulltextScatter
 from router.stages.local_cache import LocalCache, Store
+from router.stages.paged import Paged
+from router.stages.rankings import Rankings, RankingStore
 from router.stages.replicas import ReplicaSet
 from router.stages.scatter import Scatter
 from router.stages.shared_cache import SharedCache
@@ -181,6 +184,48 @@ async def encoded_with_columns_to_read(below: Below) -> AsyncIterator[Stage[Sear
     assert memory.used == 0
 
 
+def pages(below: Below, reading: Below) -> Paged:
+    """Of two rows, over what ranks and over shards that are read from."""
+    columns = ColumnReader(shards(reading), Freshness(shard_map()))
+    ranking = rows(below)
+    store = RankingStore(1 << 20)
+    kept = Rankings(store, None, "map", ttl=60.0, max_shared_bytes=0, several=False)
+    encoded = Encoded(ranking, columns, AnswerMemory(1 << 20, 1 << 20))
+    return Paged(encoded, ranking, columns, kept, Settings())
+
+
+class Page:
+    """A page of one row as a stage."""
+
+    def __init__(self, stage: Paged, paging: Paging) -> None:
+        self.stage, self.paging = stage, paging
+
+    def __repr__(self) -> str:
+        return repr(self.stage)
+
+    async def search(self, query: SearchQuery, deadline: float) -> Found:
+        asked = msgspec.structs.replace(
+            query, k=1, include=frozenset(["price"]), allow_partial=False, paging=self.paging
+        )
+        return await self.stage.search(asked, deadline)
+
+
+@asynccontextmanager
+async def first_page(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
+    yield Page(pages(below, Below()), Paging())
+
+
+@asynccontextmanager
+async def next_page(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
+    """Its ranking is there at once; it is the reading of rows that takes a while."""
+    stage, delay, fails = pages(Below(), below), below.delay, below.fails
+    below.delay, below.fails = 0.0, False
+    first = await Page(stage, Paging()).search(query(), now() + 5)
+    assert first.answer.page is not None and first.answer.page.cursor is not None
+    below.delay, below.fails = delay, fails
+    yield Page(stage, Paging(cursor=decode(first.answer.page.cursor)))
+
+
 @asynccontextmanager
 async def sampled(below: Below) -> AsyncIterator[Stage[SearchQuery, Any]]:
     recall = LiveRecall(RecallSampler(1.0, 1.0), lambda _: 0)
@@ -281,6 +326,8 @@ EVERY: list[Made] = [
     shared_cache,
     encoded,
     encoded_with_columns_to_read,
+    first_page,
+    next_page,
     sampled,
     scatter,
     scatter_of_several_depths,

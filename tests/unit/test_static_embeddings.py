@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import wordllama
 
 from router.model_service.static import WordLlamaEmbedder, WordLlamaReranker
 
@@ -23,6 +22,8 @@ def embedder() -> WordLlamaEmbedder:
 
 
 def test_vectors_are_those_of_the_package(embedder: WordLlamaEmbedder) -> None:
+    import wordllama  # here, where pytest has set up the logging, which its import does otherwise
+
     folder = Path(wordllama.__file__).parent
     theirs = wordllama.WordLlama.load(cache_dir=folder, disable_download=True)
     made = embedder.run(TEXTS)

@@ -15,6 +15,7 @@ from router.decode.document import DocumentReader
 from router.decode.embedded import Texts, with_vector
 from router.documents.types import Document, TextDocument
 from router.query.errors import InvalidError
+from router.query.patch import Patch, changes_of
 from shard_config.model import Collection, Quantization
 from shard_config.values import ValueType, coerce
 from tests.http.fake import shard_map
@@ -187,3 +188,25 @@ def test_what_a_quantized_index_cannot_hold_is_refused_of_a_model_too() -> None:
     of = msgspec.structs.replace(ARTICLES, index=index)
     with pytest.raises(InvalidError, match="exceeds 65504, the limit of the index's halfvec"):
         with_vector(of, came, np.array([70000, 1, 1], "<f4").tobytes())
+
+
+@pytest.mark.parametrize(
+    ("patch", "concerned"),
+    [
+        (Patch({"content": "x"}), True),
+        (Patch(unset=("content",)), True),
+        (Patch({"title": "x"}), False),
+        (Patch({"year": 7}), True),
+        (Patch({"metadata": "{}"}), True),
+        (Patch(unset=("metadata",)), True),
+        (Patch(metadata=changes_of([(("a",), "1")], [])), True),
+        (Patch(metadata=changes_of([(("a", "b"), "1")], [])), True),
+        (Patch(metadata=changes_of([(("a", "b", "c"), "1")], [])), True),
+        (Patch(metadata=changes_of([(("a", "c"), "1")], [("b",), ("a", "d", "b")])), False),
+        (Patch(metadata=changes_of([], [("a", "b")])), True),
+    ],
+)
+def test_it_is_known_whether_a_patch_changes_what_is_embedded(patch: Patch, concerned: bool) -> None:
+    of = collection("{content} {year} {metadata.a.b}")
+    assert Texts(of).concerned(patch) is concerned
+    assert not Texts(msgspec.structs.replace(of, embedder=None)).concerned(patch)
