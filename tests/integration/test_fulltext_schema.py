@@ -197,3 +197,28 @@ async def test_a_load_into_an_empty_table_ends_with_the_full_text_index(
     pgscatter("load", source, "--map", path, "--collection", "docs")
     await replayed(cluster)
     assert run("check", path) == (0, FINE, [])
+
+
+async def test_a_document_that_no_index_can_hold_is_said_and_others_are_done(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    entry = collection(columns=COLUMNS)
+    applied_map(cluster, tmp_path, docs=entry)
+    await fill(cluster, entry["table"])
+    huge = "(SELECT string_agg('word' || i, ' ') FROM generate_series(100000, 250000) i)"
+    await on(cluster, "s2", f"UPDATE {entry['table']} SET content = {huge} WHERE id % 20 = 3")
+    entry["fulltext"] = {"columns": ["content"]}
+    path = write_map(cluster, tmp_path / "map.yaml", {"docs": entry})
+    for _ in range(2):
+        status, lines, errors = run("apply", path)
+        assert status == 1
+        (error,) = errors
+        assert error.startswith("s2: string is too long for tsvector (")
+    name = f"{entry['table'].split('.')[1]}_fulltext"
+    assert run("check", path)[0] == 1
+    await on(cluster, "s2", f"UPDATE {entry['table']} SET content = 'short' WHERE id % 20 = 3")
+    status, lines, errors = run("apply", path)
+    assert (status, errors) == (0, [])
+    assert f"s2: created index {name} in place of one whose build had failed" in lines
+    await replayed(cluster)
+    assert run("check", path) == (0, FINE, [])
