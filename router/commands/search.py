@@ -49,6 +49,12 @@ def add_parser(subparsers: Any) -> None:
         default="vector",
         help="search the text by its meaning (vector, the default), by its words (fulltext), or by both",
     )
+    parser.add_argument(
+        "--match",
+        choices=["all", "any"],
+        help="whether a document must have all words of the text, or any of them"
+        " (default: all with --mode fulltext, any with hybrid)",
+    )
     parser.add_argument("--k", type=int, default=10, metavar="K", help="how many hits (default: 10)")
     parser.add_argument(
         "--filter", type=json_object, metavar="JSON", help="""for instance '{"kind": "class"}'"""
@@ -86,6 +92,8 @@ def _run(args: argparse.Namespace) -> int:
         body |= {name: True for name in ("exact", "explain") if getattr(args, name)}
         if args.mode != "vector":
             body["mode"] = args.mode
+        if args.match is not None:
+            body["match"] = args.match
         raw = client.call("POST", f"{path}/search", body)
         if args.json:
             print(raw.decode())

@@ -25,6 +25,7 @@ from router.query.composition import (
     FusionMethod,
     GroupBy,
     Leg,
+    Match,
     Mode,
     Rerank,
 )
@@ -85,6 +86,7 @@ def is_plain(body: SearchBody) -> bool:
         and body.like is UNSET
         and body.queries is UNSET
         and body.mode == "vector"
+        and body.match is UNSET
         and body.candidates is UNSET
         and body.fusion is UNSET
         and body.rerank is UNSET
@@ -119,7 +121,8 @@ def draft(
     composition = reader.composition(legs, rerankers)
     query = checked_query(body, collection, limits, b"", prefix, reader.problems, caller, room)
     if composition is None and legs:
-        query = msgspec.structs.replace(query, vector=legs[0].vector, words=legs[0].words)
+        leg = legs[0]
+        query = msgspec.structs.replace(query, vector=leg.vector, words=leg.words, match=leg.match)
     else:
         query = msgspec.structs.replace(query, composition=composition)
     return Draft(query, reader.texts, reader.likes)
@@ -211,6 +214,7 @@ class _Reader:
             return self._queries(body.queries)
         if body.mode != "vector":
             return self._by_words(hybrid=hybrid)
+        self._refuse_match(body.match, "match")
         leg = Leg("vector", Mode.VECTOR)
         if body.text is not UNSET:
             self._text(0, body.text, f"{self._prefix}text")
@@ -264,6 +268,8 @@ class _Reader:
     def _queries(self, queries: Sequence[QueryBody]) -> list[Leg]:
         if self._body.mode != "vector":
             self._wrong("mode", "each of `queries` has a mode of its own")
+        if self._body.match is not UNSET:
+            self._wrong("match", "each of `queries` has a match of its own")
         if not 1 <= len(queries) <= self._limits.max_queries:
             self._wrong("queries", f"{len(queries)} queries are not between 1 and {self._limits.max_queries}")
             return []
@@ -279,6 +285,8 @@ class _Reader:
         self._check_weight(query.weight, f"{place}.weight")
         filter_ = filter_of(query.filter, self._collection, self._limits, f"{path}.filter", self.problems)
         leg = Leg(name, Mode(query.mode), weight=query.weight, filter=filter_)
+        if query.mode == "vector":
+            self._refuse_match(query.match, f"{place}.match")
         named = {"vector": query.vector, "text": query.text, "like": query.like}
         given = [name for name, value in named.items() if value is not UNSET]
         if len(given) != 1:
@@ -288,7 +296,8 @@ class _Reader:
                 self._wrong(f"{place}.mode", "fulltext searches for a text")
             else:
                 self._check_fulltext(f"{place}.mode")
-                return msgspec.structs.replace(leg, words=self._words(query.text, f"{path}.text"))
+                words = self._words(query.text, f"{path}.text")
+                return msgspec.structs.replace(leg, words=words, match=_match_of(query.match, Match.ALL))
         elif query.text is not UNSET:
             self._text(number, query.text, f"{path}.text")
         elif query.like is not UNSET:
@@ -327,7 +336,9 @@ class _Reader:
             return []
         self._check_fulltext("mode")
         words = self._words(body.text, f"{prefix}text")
-        fulltext = Leg("fulltext", Mode.FULLTEXT, words=words)
+        # A question in words would lose this list for one of them that no document has beside the others.
+        match = _match_of(body.match, Match.ANY if hybrid else Match.ALL)
+        fulltext = Leg("fulltext", Mode.FULLTEXT, words=words, match=match)
         if not hybrid:
             return [fulltext]
         vector = b""
@@ -451,6 +462,10 @@ class _Reader:
         if self._collection.fulltext is None:
             self._wrong(path, f"collection {self._collection.name} has no full text")
 
+    def _refuse_match(self, given: str | UnsetType, path: str) -> None:
+        if given is not UNSET:
+            self._wrong(path, "speaks of words, for which nothing is searched here")
+
     def _check_count(self, path: str, value: int, most: int, setting: str) -> None:
         if not 1 <= value <= most:
             name = path.rpartition(".")[2]
@@ -463,6 +478,10 @@ class _Reader:
 
     def _wrong(self, path: str, message: str) -> None:
         self.problems.append(Problem(f"{self._prefix}{path}", message))
+
+
+def _match_of(given: str | UnsetType, otherwise: Match) -> Match:
+    return otherwise if given is UNSET else Match(given)
 
 
 def _digits(value: int) -> str:
