@@ -52,10 +52,14 @@ format: install
 # Rewrites the tables that are made from the code.
 docs: install
 	$(BIN)/python -m router.settings_docs docs/settings.md
+	$(BIN)/python -m router.model_service.limits_docs docs/models.md
+
+# Every extra but models-torch.
+LOCKED := cluster models text load bench test dev
 
 # Needs uv: rewrites requirements.lock from pyproject.toml, for every platform and Python from 3.11 on.
 lock:
-	uv pip compile --universal --python-version 3.11 --all-extras --generate-hashes \
+	uv pip compile --universal --python-version 3.11 $(addprefix --extra ,$(LOCKED)) --generate-hashes \
 		--no-annotate --no-header pyproject.toml -o requirements.lock
 
 clean:

@@ -17,7 +17,7 @@ from router.commands.ending import asked_to_end
 
 __all__ = ["main"]
 
-_COMMANDS = ("cluster", "map", "schema", "load", "tune", "serve", "search", "bench")
+_COMMANDS = ("cluster", "map", "schema", "load", "tune", "serve", "search", "models", "bench")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from typing import Any
 
 import msgspec
 
-from router.settings import Settings, described
+from router.settings import Setting, Settings, described
 
-__all__ = ["ServeConfig", "add_setting_flags", "export", "from_env", "read_settings"]
+__all__ = ["ServeConfig", "add_setting_flags", "export", "from_env", "read_settings", "read_values"]
 
 _VARIABLE = "PGSCATTER_SERVE_CONFIG"
 # A link of Markdown, whose text is all that a terminal can use.
@@ -61,14 +61,14 @@ def from_env(env: Mapping[str, str]) -> ServeConfig:
         raise RuntimeError(f"{_VARIABLE} is not set; start the application with pgscatter serve") from exc
 
 
-def add_setting_flags(parser: argparse.ArgumentParser) -> None:
+def add_setting_flags(parser: argparse.ArgumentParser, settings: Sequence[Setting] = described()) -> None:
     """A flag per setting."""
     group = parser.add_argument_group(
         "limits",
         "each holds per worker process if its description says nothing else, and is an environment "
-        f"variable as well, such as {described()[0].variable}",
+        f"variable as well, such as {settings[0].variable}",
     )
-    for setting in described():
+    for setting in settings:
         text = _LINK.sub(r"\1", setting.description).replace("%", "%%")
         default = "none" if setting.default == "" else setting.default
         group.add_argument(setting.flag, metavar=setting.metavar, help=f"{text} (default {default})")
@@ -80,8 +80,19 @@ def read_settings(args: argparse.Namespace, env: Mapping[str, str]) -> Settings:
     Raises:
         ValueError: naming the flag or variable, and what it takes.
     """
+    return Settings(**read_values(args, env, described()))
+
+
+def read_values(
+    args: argparse.Namespace, env: Mapping[str, str], settings: Sequence[Setting]
+) -> dict[str, Any]:
+    """The values of those `settings` that flags or environment say.
+
+    Raises:
+        ValueError: naming the flag or variable, and what it takes.
+    """
     values: dict[str, Any] = {}
-    for setting in described():
+    for setting in settings:
         text, source = getattr(args, setting.name), setting.flag
         if text is None:
             text, source = env.get(setting.variable), setting.variable
@@ -90,4 +101,4 @@ def read_settings(args: argparse.Namespace, env: Mapping[str, str]) -> Settings:
                 values[setting.name] = setting.parse(text)
             except ValueError as exc:
                 raise ValueError(f"{source}: {exc}") from exc
-    return Settings(**values)
+    return values

@@ -296,13 +296,16 @@ class Settings(msgspec.Struct, frozen=True):
 
 
 class Setting:
-    """A field of `Settings`, as its annotation describes it; `description` is Markdown."""
+    """A field of `Settings`, as its annotation describes it; `description` is Markdown.
 
-    def __init__(self, field: msgspec.structs.FieldInfo) -> None:
+    `prefix` begins the name of its environment variable.
+    """
+
+    def __init__(self, field: msgspec.structs.FieldInfo, prefix: str = "PGSCATTER_") -> None:
         self.name = field.name
         self.default = field.default
         self.flag = f"--{field.name.replace('_', '-')}"
-        self.variable = f"PGSCATTER_{field.name.upper()}"
+        self.variable = f"{prefix}{field.name.upper()}"
         self._values = field.type
         self._type, *bounds, self.description = get_args(field.type)
         self._bounds: Meta | None = bounds[0] if bounds else None

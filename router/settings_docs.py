@@ -2,6 +2,8 @@
 
     python -m router.settings_docs docs/settings.md
 
+A row belongs to a table that begins with `| setting |`; other tables are left alone.
+
 A row stays where it is; that of a new setting is put behind that of the setting before it. So the tables
 together hold every setting once, in the order of `Settings`.
 """
@@ -10,20 +12,20 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from router.settings import Setting, described
 
 __all__ = ["main", "rewritten"]
 
+_HEAD = "| setting |"
 _ROW = re.compile(r"\| `(\w+)` \|")
 
 
-def rewritten(text: str) -> str:
-    """The page `text` with the rows that the settings have now."""
-    settings = described()
-    placed = {name for line in text.splitlines() if (name := _name(line))}
+def rewritten(text: str, settings: Sequence[Setting] = described()) -> str:
+    """The page `text` with the rows that `settings` have now."""
+    placed = {name for _, name in _named(text) if name}
     runs: dict[str, list[Setting]] = {}
     last = next(setting.name for setting in settings if setting.name in placed)
     for setting in settings:
@@ -38,17 +40,20 @@ def main() -> None:
 
 
 def _lines(text: str, runs: dict[str, list[Setting]]) -> Iterator[str]:
-    for line in text.splitlines():
-        name = _name(line)
+    for line, name in _named(text):
         if name is None:
             yield line
         else:
             yield from map(_row, runs.get(name, ()))
 
 
-def _name(line: str) -> str | None:
-    row = _ROW.match(line)
-    return None if row is None else row[1]
+def _named(text: str) -> Iterator[tuple[str, str | None]]:
+    """Each line, with the setting's name if it is the row of one."""
+    inside = False
+    for line in text.splitlines():
+        inside = line.startswith("|") and (inside or line.startswith(_HEAD))
+        row = _ROW.match(line) if inside else None
+        yield line, None if row is None else row[1]
 
 
 def _row(setting: Setting) -> str:

@@ -29,7 +29,7 @@ from router.documents.writer import Writer
 from router.freshness.freshness import Freshness
 from router.models.embedding import EmbeddingListener, Embeddings
 from router.models.reranking import Reranking
-from router.models.service import ServiceStatus
+from router.models.status import ServiceStatus
 from router.network.dial import Network
 from router.network.names import Names
 from router.nodes.agreement import Agreement

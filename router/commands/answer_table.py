@@ -20,6 +20,8 @@ _REASONS = {
     "no_words": "the text has no word to search for",
     "max_distance": "the rest is too far away",
     "scan_limit": "the index scan stopped early, and no time was left to read every row",
+    "candidates": "lists were ranked as deep as they may be, and hold no more groups",
+    "legs": "a ranked list is missing",
     "coverage": "shards are missing",
 }
 _UNSETTLED = {
@@ -59,6 +61,11 @@ class _Unsettled(msgspec.Struct):
     reason: str
 
 
+class _Leg(msgspec.Struct):
+    name: str
+    error: str | None = None
+
+
 class _Explanation(msgspec.Struct):
     shards: list[dict[str, Any]]
 
@@ -72,6 +79,7 @@ class CommandAnswer(msgspec.Struct):
     short: _Short | None = None
     unsettled: list[_Unsettled] = []
     explain: _Explanation | None = None
+    legs: list[_Leg] = []
 
 
 def show(answer: CommandAnswer, include: Sequence[str], asked: int) -> None:
@@ -140,6 +148,9 @@ def _warnings(answer: CommandAnswer) -> list[str]:
         missing = coverage.shards.queried - coverage.shards.ok
         warnings.append(f"INCOMPLETE: {missing} of {coverage.shards.queried} shards are missing")
         warnings += [_line(f"  {it.shard} {it.state}: {it.error}") for it in coverage.failures]
+    for leg in answer.legs:
+        if leg.error is not None:
+            warnings.append(_line(f"MISSING: the list {leg.name}: {leg.error}"))
     if coverage.stale:
         warnings.append(f"OUT OF DATE: {', '.join(coverage.stale)} lag behind what was written")
     if coverage.lost:

@@ -153,6 +153,24 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
 
     vector: _Vector | UnsetType = UNSET
     text: _Text | UnsetType = UNSET
+    mode: Annotated[
+        Literal["vector", "fulltext", "hybrid"],
+        Meta(
+            description="`vector` finds what is nearest to the vector, the examples or the text's vector;"
+            " `fulltext` what holds the text's words, where the collection has a full text; `hybrid` both."
+        ),
+    ] = "vector"
+    match: (
+        Annotated[
+            Literal["all", "any"],
+            Meta(
+                description="Which of the text's words a document must hold: `all` of them, or `any`, and"
+                " then those that hold more come first. If absent, `all` in mode `fulltext` and `any` in mode"
+                " `hybrid`. Quoted phrases and -words are conditions in both."
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
     k: Annotated[int, Meta(description="How many hits.", extra_json_schema={"minimum": 1})] = 10
     filter: _Filter | None = None
     include: Annotated[
@@ -193,24 +211,6 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
     cache: Annotated[bool, Meta(description="Whether a cached answer will do.")] = True
     explain: Annotated[bool, Meta(description="Report what happened on each shard.")] = False
     explain_plan: Annotated[bool, Meta(description="Also bring each shard's statement plan.")] = False
-    mode: Annotated[
-        Literal["vector", "fulltext", "hybrid"],
-        Meta(
-            description="`vector` finds what is nearest to the vector, the examples or the text's vector;"
-            " `fulltext` what holds the text's words, where the collection has a full text; `hybrid` both."
-        ),
-    ] = "vector"
-    match: (
-        Annotated[
-            Literal["all", "any"],
-            Meta(
-                description="Which of the text's words a document must hold: `all` of them, or `any`, and"
-                " then those that hold more come first. If absent, `all` in mode `fulltext` and `any` in mode"
-                " `hybrid`. Quoted phrases and -words are conditions in both."
-            ),
-        ]
-        | UnsetType
-    ) = UNSET
     like: LikeBody | UnsetType = UNSET
     queries: (
         Annotated[

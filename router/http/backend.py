@@ -11,7 +11,7 @@ from typing import Protocol, TypeAlias
 
 from router.documents.types import CountAnswer, DeleteOutcome, Document, ReadAnswer, UpsertOutcome
 from router.models.embedding import Embedded
-from router.models.service import ServiceStatus
+from router.models.status import ServiceStatus
 from router.nodes.status import NodeStatus
 from router.policy.batches import AdmittedBatch
 from router.query.filter import Filter

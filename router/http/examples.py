@@ -34,6 +34,35 @@ REQUESTS: Mapping[str, Mapping[str, tuple[str, Any]]] = {
             "A vector in base64, and the vectors found likewise.",
             {"vector": "zczMPc3MTD6amZk+", "include": ["vector"], "vector_format": "base64"},
         ),
+        "hybrid": (
+            "By a vector and by words; the best are re-ranked by a model.",
+            {
+                "mode": "hybrid",
+                "vector": [0.1, 0.2, 0.3],
+                "text": "replica falls behind",
+                "fusion": {"weights": {"vector": 2, "fulltext": 1}},
+                "rerank": {"model": "ce", "candidates": 50},
+            },
+        ),
+        "queries": (
+            "Several ranked lists, fused into one.",
+            {
+                "queries": [
+                    {"vector": [0.3, 0.2, 0.1]},
+                    {"text": "standby or lag", "mode": "fulltext", "weight": 0.5},
+                    {"vector": [0.1, 0.2, 0.3], "filter": {"category": "tech"}, "name": "tech"},
+                ]
+            },
+        ),
+        "groups": (
+            "Two groups of documents that share a category, chosen to differ from each other.",
+            {
+                "vector": [0.1, 0.2, 0.3],
+                "k": 2,
+                "group_by": {"field": "category", "size": 3},
+                "diversity": {"lambda": 0.5},
+            },
+        ),
     },
     "search_batch": {
         "two": (

@@ -210,7 +210,10 @@ class Searches:
         found = dict(zip(wanted, await all_of(wanted.values()), strict=True))
         composition = drawn.query.composition
         if missing and composition is not None and len(missing) == len(composition.legs):
-            raise missing[0]
+            try:
+                raise missing[0]
+            finally:
+                missing.clear()  # an error holds the frames that it passes; this one would hold it in turn
         return finished(
             drawn,
             {number: data for number, data in found.items() if number not in missing},

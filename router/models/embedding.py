@@ -17,7 +17,7 @@ import msgspec
 
 from router.models.flights import Flights
 from router.models.messages import embedding_request, read_embeddings
-from router.models.service import RefusedError, Service, ServiceListener, ServiceStatus
+from router.models.status import RefusedError, ServiceListener, ServiceStatus
 from router.models.vectors import VectorCache
 from router.network.dial import Network
 from router.query.errors import DeadlineError, Problem, RouterError
@@ -26,6 +26,7 @@ from shard_config.model import EmbeddingService
 
 if TYPE_CHECKING:
     from router.freshness.redis_link import RedisLink
+    from router.models.service import Service
 
 __all__ = ["Embedded", "EmbeddingListener", "Embeddings"]
 
@@ -194,6 +195,8 @@ class Embeddings:
     def _model(self, config: EmbeddingService) -> _Model:
         model = self._models.get(config)
         if model is None:
+            from router.models.service import Service
+
             service = Service(
                 config.name,
                 "embedding",

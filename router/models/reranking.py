@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
 
 from router.models.messages import read_scores, rerank_request
-from router.models.service import Service, ServiceListener, ServiceStatus
+from router.models.status import ServiceListener, ServiceStatus
 from router.network.dial import Network
 from router.settings import Settings
 from shard_config.model import RerankingService
+
+if TYPE_CHECKING:
+    from router.models.service import Service
 
 __all__ = ["Reranking"]
 
@@ -57,6 +61,8 @@ class Reranking:
     def _service(self, config: RerankingService) -> Service:
         service = self._services.get(config)
         if service is None:
+            from router.models.service import Service
+
             service = self._services[config] = Service(
                 config.name,
                 "reranking",

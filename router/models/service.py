@@ -14,18 +14,18 @@ import ssl
 from collections.abc import Callable
 from email.utils import parsedate_to_datetime
 from time import perf_counter, time
-from typing import Literal, Protocol, TypeAlias, TypeVar
+from typing import Literal, TypeAlias, TypeVar
 
 import httpcore
 import msgspec
 
 from router.models.messages import AnswerError, DimensionsError, words_of_refusal
+from router.models.status import Kind, RefusedError, ServiceListener, ServiceStatus
 from router.network.dial import Network
-from router.network.http_client import NetworkBackend
-from router.policy.circuit import Circuit, CircuitState, Leave
+from router.network.http_client import Connections
+from router.policy.circuit import Circuit, Leave
 from router.query.errors import (
     DeadlineError,
-    InvalidError,
     MisconfiguredError,
     OverloadedError,
     Problem,
@@ -39,7 +39,6 @@ __all__ = ["Kind", "RefusedError", "Service", "ServiceListener", "ServiceStatus"
 _logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Kind: TypeAlias = Literal["embedding", "reranking"]
 # Why a request failed, for metrics.
 Cause: TypeAlias = Literal[
     "connect", "closed", "timeout", "busy", "unavailable", "answer", "refused", "misconfigured", "deadline",
@@ -49,41 +48,10 @@ Cause: TypeAlias = Literal[
 # Seconds before the second attempt; each further one waits twice as long. The jitter takes up to half of it.
 _FIRST_WAIT = 0.02
 _LONGEST_WAIT = 1.0
-# What a pool may keep open between requests, and for how long; most servers close after 5 s or more.
+# An idle connection is used again for so long; most servers close one after 5 s or more.
 _IDLE_SECONDS = 30.0
 _AGAIN = (502, 503, 504)
 _REFUSALS = (400, 413, 422)
-
-
-class RefusedError(InvalidError):
-    """The service takes none of the request: the text is too long for its model, for instance."""
-
-
-class ServiceStatus(msgspec.Struct, frozen=True):
-    """A service as this process knows it; `reason` is of its last failure, if the last request failed.
-
-    `requests` and `failures` are counted since the process began; `url` and `reason` are for whoever may see
-    the inside.
-    """
-
-    name: str
-    kind: Kind
-    model: str
-    circuit: CircuitState
-    in_flight: int
-    waiting: int
-    requests: int
-    failures: int
-    url: str | msgspec.UnsetType = msgspec.UNSET
-    reason: str | msgspec.UnsetType = msgspec.UNSET
-
-
-class ServiceListener(Protocol):
-    """Is told of every request to a service."""
-
-    def service_answered(self, kind: str, name: str, seconds: float) -> None: ...
-
-    def service_failed(self, kind: str, name: str, cause: str) -> None: ...
 
 
 class _Fault(Exception):
@@ -138,15 +106,9 @@ class Service:
         self._listener = listener
         self._rng = rng
         self._headers = _headers(key, azure=api_version is not None)
-        self._target = url if api_version is None else f"{url}?api-version={api_version}"
+        target = url if api_version is None else f"{url}?api-version={api_version}"
         secure = ssl.create_default_context() if url.startswith("https:") else None
-        self._pool = httpcore.AsyncConnectionPool(
-            ssl_context=secure,
-            max_connections=settings.model_requests,
-            max_keepalive_connections=settings.model_requests,
-            keepalive_expiry=_IDLE_SECONDS,
-            network_backend=NetworkBackend(network),
-        )
+        self._connections = Connections(target, network, secure, _IDLE_SECONDS)
         self._circuit = Circuit(settings.model_failures, settings.model_pause, settings.model_pause_max)
         self._free = asyncio.Semaphore(settings.model_requests)
         self._in_flight = self._waiting = 0
@@ -204,7 +166,7 @@ class Service:
         return answer
 
     async def close(self) -> None:
-        await self._pool.aclose()
+        await self._connections.close()
 
     async def _turn(self, deadline: float) -> None:
         """
@@ -278,16 +240,11 @@ class Service:
     async def _exchange(self, body: bytes) -> tuple[int, float | None, bytes]:
         """Status, the seconds of `Retry-After`, and body of the answer."""
         most = self._settings.model_answer_bytes
-        async with self._pool.stream("POST", self._target, headers=self._headers, content=body) as response:
-            parts: list[bytes] = []
-            size = 0
-            async for part in response.aiter_stream():
-                parts.append(part)
-                size += len(part)
-                if size > most:
-                    raise _Fault("answer", f"answers with more than {most} bytes")
+        response, data = await self._connections.request("POST", self._headers, body, most)
+        if len(data) > most:
+            raise _Fault("answer", f"answers with more than {most} bytes")
         wait = next((value for name, value in response.headers if name.lower() == b"retry-after"), None)
-        return response.status, None if wait is None else _seconds(wait), b"".join(parts)
+        return response.status, None if wait is None else _seconds(wait), data
 
     def _refusal(self, status: int, wait: float | None, data: bytes) -> _Fault:
         if status == 429:

@@ -11,17 +11,21 @@ from __future__ import annotations
 
 import asyncio
 import ssl
-from collections.abc import Iterable
+from collections import deque
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import httpcore
 
 from router.network.dial import Network
 
-__all__ = ["NetworkBackend"]
+__all__ = ["Connections", "NetworkBackend"]
 
 # What may be read ahead of whoever reads; one turn of the loop may bring 64 KiB more.
 _AHEAD_BYTES = 1 << 18
+# What is written is held back until as much has come together, or an answer is waited for: head and body of a
+# small request leave in one system call.
+_TOGETHER_BYTES = 1 << 16
 
 
 class NetworkBackend(httpcore.AsyncNetworkBackend):
@@ -52,6 +56,82 @@ class NetworkBackend(httpcore.AsyncNetworkBackend):
             sock.close()
             raise
         return _Stream(transport, stream)
+
+
+class Connections:
+    """Connections to the server of `url`, kept open between requests; whoever calls bounds how many at once.
+
+    httpcore's own pool loses one of its places for ever when a request is cancelled in the moment in which it
+    is given a connection, and a search may be cancelled at any.
+    """
+
+    def __init__(self, url: str, network: Network, tls: ssl.SSLContext | None, idle_seconds: float) -> None:
+        """`tls` for a URL of https; an idle connection is used again for `idle_seconds`."""
+        self._url = url
+        self._backend = NetworkBackend(network)
+        self._tls = tls
+        self._idle_seconds = idle_seconds
+        self._idle: deque[httpcore.AsyncHTTP11Connection] = deque()  # the latest used last
+
+    def __repr__(self) -> str:
+        return f"<Connections to {self._url}: {len(self._idle)} idle>"
+
+    async def request(
+        self, method: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, most: int
+    ) -> tuple[httpcore.Response, bytes]:
+        """The response and its body, of which no more is read than a little over `most` bytes.
+
+        Raises:
+            OSError, ValueError, and httpcore's errors
+        """
+        url = httpcore.URL(self._url)
+        own = [(b"host", _host(url)), *headers, (b"content-length", b"%d" % len(body))]
+        request = httpcore.Request(method, url, headers=own, content=body)
+        connection = await self._take(url.origin)
+        try:
+            response = await connection.handle_async_request(request)
+            parts: list[bytes] = []
+            left = most
+            async for part in response.aiter_stream():
+                parts.append(part)
+                left -= len(part)
+                if left < 0:
+                    break
+            # What came behind the answer would be read as the answer to the next request.
+            more, _ = connection._h11_state.trailing_data
+            await response.aclose()
+        except BaseException:
+            await connection.aclose()
+            raise
+        if more or left < 0 or not connection.is_idle() or connection.has_expired():
+            await connection.aclose()
+        else:
+            self._idle.append(connection)
+        return response, b"".join(parts)
+
+    async def close(self) -> None:
+        while self._idle:
+            await self._idle.pop().aclose()
+
+    async def _take(self, origin: httpcore.Origin) -> httpcore.AsyncHTTP11Connection:
+        """One that is idle, or else a new one."""
+        while self._idle and self._idle[0].has_expired():
+            await self._idle.popleft().aclose()
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.has_expired():
+                return connection
+            await connection.aclose()
+        host = origin.host.decode()
+        stream = await self._backend.connect_tcp(host, origin.port)
+        if self._tls is not None:
+            stream = await stream.start_tls(self._tls, host)
+        return httpcore.AsyncHTTP11Connection(origin, stream, keepalive_expiry=self._idle_seconds)
+
+
+def _host(url: httpcore.URL) -> bytes:
+    host = b"[%s]" % url.host if b":" in url.host else url.host
+    return host if url.port is None else b"%s:%d" % (host, url.port)
 
 
 class _Received(asyncio.Protocol):
@@ -120,15 +200,24 @@ class _Stream(httpcore.AsyncNetworkStream):
     def __init__(self, transport: asyncio.Transport, received: _Received) -> None:
         self._transport = transport
         self._received = received
+        self._unsent = bytearray()
 
     async def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
+        await self._send()
         return await self._received.read(max_bytes)
 
     async def write(self, buffer: bytes, timeout: float | None = None) -> None:
         if self._received.ended:
             raise httpcore.WriteError("the other end has closed the connection")
-        self._transport.write(buffer)
-        await self._received.writable.wait()
+        self._unsent += buffer
+        if len(self._unsent) >= _TOGETHER_BYTES:
+            await self._send()
+
+    async def _send(self) -> None:
+        if self._unsent:
+            self._transport.write(bytes(self._unsent))
+            self._unsent.clear()
+            await self._received.writable.wait()
 
     async def aclose(self) -> None:
         # What is not sent yet is of no use to anybody, and waiting for it would have no bound.

@@ -7,17 +7,19 @@ sense, counts as if Patroni had not been asked; a probe never waits for it longe
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterable
 from http import HTTPStatus
-from typing import Any
 
 import httpcore
 
 from router.network.dial import Network
+from router.network.http_client import Connections
 
 __all__ = ["Patroni"]
 
 _SECONDS = 0.25
+# A connection that is kept would hold one of the few threads that answer Patroni's own members.
+_HEADERS = ((b"connection", b"close"),)
+_MOST_BYTES = 1 << 16  # there is no body
 _ERRORS = (
     httpcore.TimeoutException,
     httpcore.NetworkError,
@@ -29,38 +31,13 @@ _ERRORS = (
 )
 
 
-class _Backend(httpcore.AnyIOBackend):
-    """Connects by the router's own names, since the loop's look-ups share a few threads."""
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        failure: Exception = httpcore.ConnectError("the name has no address")
-        for address in await self._network.names.addresses(host):
-            try:
-                return await super().connect_tcp(address.ip, port, timeout, local_address, socket_options)
-            except (httpcore.ConnectError, httpcore.ConnectTimeout) as exc:
-                failure = exc
-        raise failure
-
-
 class Patroni:
     """The REST API at `url`, such as http://10.0.0.11:8008."""
 
     def __init__(self, url: str, network: Network | None = None) -> None:
         self._leader = url.rstrip("/") + "/leader"
-        # A connection that is kept would hold one of the few threads that answer Patroni's own members.
-        self._pool = httpcore.AsyncConnectionPool(
-            max_connections=1, max_keepalive_connections=0, network_backend=_Backend(network or Network())
-        )
+        tls = httpcore.default_ssl_context() if url.startswith("https:") else None
+        self._connections = Connections(self._leader, network or Network(), tls, 0.0)
 
     def __repr__(self) -> str:
         return f"<Patroni {self._leader}>"
@@ -69,7 +46,7 @@ class Patroni:
         """Whether the node holds the leader's lock; None if Patroni does not say."""
         try:
             async with asyncio.timeout(_SECONDS):
-                response = await self._pool.request("HEAD", self._leader)
+                response, _ = await self._connections.request("HEAD", _HEADERS, b"", _MOST_BYTES)
         except _ERRORS:
             return None
         if response.status == HTTPStatus.OK:
@@ -77,4 +54,4 @@ class Patroni:
         return False if response.status == HTTPStatus.SERVICE_UNAVAILABLE else None
 
     async def close(self) -> None:
-        await self._pool.aclose()
+        await self._connections.close()

@@ -34,6 +34,7 @@ LEVELS = [
     ["router.topology"],
     ["router.logs", "router.serve_config", "router.settings_docs"],
     ["router.http"],
+    ["router.model_service"],
     ["router.bulk"],
     ["router.app"],
     # Commands and benches run on a cluster of their own, so they stand above what starts one.

@@ -1,4 +1,4 @@
-"""What the router overrides and reads of uvicorn and httptools, beyond what they promise to keep.
+"""What the router overrides and reads of uvicorn, httptools and httpcore, beyond what they promise to keep.
 
 Their versions are bounded in pyproject.toml. Before a bound is raised, this says what has changed.
 """
@@ -13,6 +13,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import httpcore
 import httptools
 import pytest
 import uvicorn
@@ -142,7 +143,7 @@ def test_every_answer_begins_with_what_may_be_sent_ahead_of_it() -> None:
     assert BatchedTransport.write_ahead.__doc__
 
 
-@pytest.mark.parametrize("name", ["uvicorn", "httptools"])
+@pytest.mark.parametrize("name", ["uvicorn", "httptools", "httpcore"])
 def test_versions_are_bounded_and_the_lock_is_within(name: str) -> None:
     declared = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["dependencies"]
     (found,) = [re.fullmatch(rf"{name}>=([\d.]+),<([\d.]+)", one) for one in declared if one.startswith(name)]
@@ -153,3 +154,15 @@ def test_versions_are_bounded_and_the_lock_is_within(name: str) -> None:
     for one in (*locked, version(name)):
         assert lower <= tuple(map(int, one.split("."))) < upper
     assert locked
+
+
+async def test_a_client_s_connection_tells_what_came_behind_an_answer() -> None:
+    answer = b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nokmore"
+    stream = httpcore.AsyncMockStream([answer])
+    connection = httpcore.AsyncHTTP11Connection(httpcore.Origin(b"http", b"host", 80), stream)
+    response = await connection.handle_async_request(
+        httpcore.Request("GET", "http://host/", headers=[("host", "host")])
+    )
+    assert b"".join([part async for part in response.aiter_stream()]) == b"ok"
+    assert connection._h11_state.trailing_data[0] == b"more"
+    await connection.aclose()

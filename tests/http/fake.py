@@ -28,6 +28,7 @@ from router.http.life import Life
 from router.http.metrics import Metrics
 from router.logs import AccessLog
 from router.policy.batches import AdmittedBatch, Batches
+from router.query.composition import Account, Group, LegAccount, StepAccount
 from router.query.errors import InvalidError
 from router.query.filter import Filter
 from router.query.types import (
@@ -55,6 +56,7 @@ from shard_config.model import VectorType
 
 MAP = """
 version: 12
+rerankers: {ce: {url: "http://127.0.0.1:9/v1"}}
 shards:
   s0: {nodes: [{name: s0-a, dsn: "postgresql://router:hunter2@127.0.0.1:5401/search", zone: a}]}
   s1: {nodes: [{name: s1-a, dsn: "postgresql://router:hunter2@127.0.0.1:5402/search", zone: b}]}
@@ -65,6 +67,7 @@ collections:
     vector: {column: embedding, type: vector, dimensions: 3, metric: cosine}
     content: content
     metadata: metadata
+    fulltext: {columns: [content]}
     columns: {category: text, price: float8, created_at: timestamptz, amount: numeric}
     sharding: {strategy: hash, key: id, buckets: 4, placement: {s0: [0-1], s1: [2-3]}}
   halves:
@@ -123,7 +126,11 @@ class FakeBackend:
         self.queries.append(query)
         self.deadlines.append(deadline)
         await self._pass()
-        wanted = np.frombuffer(query.vector, "<f4")
+        legs = () if query.composition is None else query.composition.legs
+        vectors = [query.vector, *(leg.vector for leg in legs)]
+        wanted = np.frombuffer(
+            next(filter(None, vectors), bytes(4 * query.collection.vector.dimensions)), "<f4"
+        )
         hits = [
             {
                 "id": document.id,
@@ -153,7 +160,7 @@ class FakeBackend:
             for name in self.shard_map.shards
         )
         answer = Answer(raw, len(kept), self._coverage(), short, reports, cacheable=not self.down)
-        answer = msgspec.structs.replace(answer, unsettled=self.unsettled)
+        answer = msgspec.structs.replace(answer, unsettled=self.unsettled, account=_account(query))
         return Found(answer, self.tier)  # type: ignore[arg-type]
 
     async def upsert(
@@ -298,6 +305,22 @@ class FakeBackend:
             await self.gate.wait()
         if self.error is not None:
             raise self.error
+
+
+def _account(query: SearchQuery) -> Account | None:
+    """As if all of a composed search had been done."""
+    composition = query.composition
+    if composition is None:
+        return None
+    done = StepAccount(True, 1)
+    return Account(
+        tuple(
+            LegAccount(leg.name, leg.mode, leg.weight, composition.candidates, 1) for leg in composition.legs
+        ),
+        None if composition.rerank is None else done,
+        None if composition.diversity is None else done,
+        None if composition.group_by is None else (Group(b'"tech"', 1, True),),
+    )
 
 
 async def embed(collection: Collection, text: str, deadline: float) -> Embedded:

@@ -12,7 +12,7 @@ import pytest
 from router.http.backend import Embedded, ServiceStatus
 from router.http.keys_file import parse
 from router.http.metrics import Metrics
-from router.models.service import RefusedError
+from router.models.status import RefusedError
 from router.query.errors import (
     DeadlineError,
     InvalidError,
@@ -169,11 +169,7 @@ def test_requests_to_services_are_counted(backend: FakeBackend) -> None:
 async def test_a_collection_says_which_model_and_words_it_has(
     client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
-    with_words = MAP.replace(
-        "    content: content\n",
-        "    content: content\n    embedder: minilm\n    fulltext: {columns: [content], language: english}\n",
-        1,
-    )
+    with_words = MAP.replace("    content: content\n", "    content: content\n    embedder: minilm\n", 1)
     services = "models: {minilm: {url: 'http://10.0.0.5/v1', dimensions: 3, api_key: k3y}}\n"
     backend.shard_map = parse_map(with_words + services, env={})
     found = (await client.get("/v1/collections/documents")).json()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import random
+import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, cast
 
 import httpx
+import msgspec
 import numpy as np
 import pytest
 
@@ -15,11 +18,13 @@ from deploy.local import Cluster
 from router.query.composition import Fusion, FusionMethod
 from router.query.errors import UnavailableError
 from router.query.fusion import fuse
+from router.schema import ddl
 from router.topology import assemble
 from shard_config import model
 from shard_config.model import Fulltext, RerankingService
-from shard_config.values import ValueType
-from tests.integration.worlds import World, column, patient, world
+from shard_config.values import ValueType, coerce
+from tests.integration.worlds import World, column, execute, patient, replayed, world
+from tests.unit.model_services import Answer, FakeService, cohere
 
 ROWS = 240
 WORDS = "cat dog fox house river stone query shard index vector".split()
@@ -314,24 +319,18 @@ class Reversed:
         pass
 
 
-def with_reranker(w: World, reranker: Reversed) -> None:
-    services = {name: RerankingService(name, "http://127.0.0.1:9/v1", name) for name in ("reversed", "down")}
-    w.topology.parts.reranking = cast(Any, reranker)
-    w.router = w.topology.snapshot = assemble(
-        model.ShardMap(
-            w.router.shard_map.version,
-            w.router.shard_map.shards,
-            w.router.shard_map.collections,
-            rerankers=services,
-        ),
-        w.topology.parts,
-    )
+def with_rerankers(w: World, *services: RerankingService) -> None:
+    shards = msgspec.structs.replace(w.router.shard_map, rerankers={one.name: one for one in services})
+    w.router = w.topology.snapshot = assemble(shards, w.topology.parts)
 
 
 async def test_a_model_orders_the_best_candidates_by_their_texts(cluster: Cluster) -> None:
     async with filled(cluster, settings=patient(rerank_characters=6)) as w:
         reranker = Reversed()
-        with_reranker(w, reranker)
+        w.topology.parts.reranking = cast(Any, reranker)
+        with_rerankers(
+            w, *[RerankingService(name, "http://127.0.0.1:9/v1", name) for name in ("reversed", "down")]
+        )
         http = httpx.AsyncClient(transport=httpx.ASGITransport(_application(w)), base_url=BASE, timeout=None)
         async with http:
             before = ids(await ask(http, vector=QUERY, k=60))
@@ -355,6 +354,74 @@ async def test_a_model_orders_the_best_candidates_by_their_texts(cluster: Cluste
             assert response.status_code == 422 and "it has down, reversed" in response.text
 
 
+async def test_a_service_that_fails_is_told_of_and_asked_again(cluster: Cluster) -> None:
+    async with FakeService(cohere) as fake, filled(cluster, template="{category}: {content}") as w:
+        with_rerankers(w, fake.reranker(name="ce", timeout=20.0))
+        http = httpx.AsyncClient(transport=httpx.ASGITransport(_application(w)), base_url=BASE, timeout=None)
+        body = {"vector": QUERY, "k": 12, "rerank": {"model": "ce", "text": "x", "candidates": 12}}
+        async with http:
+            before = ids(await ask(http, vector=QUERY, k=12))
+            texts = {i: f"{category(i) or ''}: {content(i) or ''}" for i in before}
+            answer = await ask(http, **body)
+            assert answer["rerank"] == {"done": True, "candidates": 12}
+            assert fake.requests[-1].json["documents"] == [
+                texts[i] for i in before if category(i) or content(i)
+            ]
+            lengths = [len(texts[i]) for i in ids(answer) if category(i) or content(i)]
+            assert lengths == sorted(lengths, reverse=True)
+            held = asyncio.Event()
+            for failure in (Answer(held=held), Answer(body=b"no json"), Answer(body={"results": []})):
+                fake.answers.append(failure)
+                answer = await ask(http, **body, timeout_ms=1000)
+                held.set()
+                fake.answers.clear()
+                assert ids(answer) == before and not answer["rerank"]["done"]
+                assert "ce" in answer["rerank"]["reason"] and answer["coverage"]["full"]
+            await fake.stop()
+            assert not (await ask(http, **body))["rerank"]["done"]
+            await fake.start()
+            async with asyncio.timeout(30):
+                while not (answer := await ask(http, **body))["rerank"]["done"]:
+                    await asyncio.sleep(0.05)
+            assert ids(answer) != before
+
+
+async def test_shards_that_cannot_be_searched_for_words_still_give_what_is_near(cluster: Cluster) -> None:
+    fulltext = Fulltext(("content",), stored="words")
+    async with world(cluster, fulltext=fulltext) as w, w.over_http() as http:
+        await w.on_primaries(ddl.add_words(w.collection, fulltext))
+        await w.put(*[w.document(i, VECTORS[i], content=content(i)) for i in range(60)])
+        body = {"mode": "hybrid", "text": "cat", "vector": QUERY, "k": 60, "include": ["content"]}
+        whole = await ask(http, **body)
+        assert whole["coverage"]["full"] and len(whole["hits"]) == 60
+        primaries = {node.shard: node.dsn for node in w.cluster.nodes if node.role == "primary"}
+        await execute(primaries["s2"], f"ALTER TABLE {w.collection.table} DROP COLUMN words")
+        await replayed(w.cluster)
+        answer = await ask(http, **body)
+        assert [one["shard"] for one in answer["coverage"]["failures"]] == ["s2"]
+        assert not answer["coverage"]["full"] and answer["coverage"]["shards"]["ok"] == 3
+        of_lost = [hit for hit in answer["hits"] if hit["shard"] == "s2"]
+        assert of_lost and all(list(hit["ranks"]) == ["vector"] for hit in of_lost)
+        assert all(hit["content"] == content(hit["id"]) for hit in answer["hits"])
+        assert "error" not in answer["legs"][1]
+        response = await http.post("/search", json={**body, "allow_partial": False})
+        assert response.status_code == 500
+        for shard in ("s0", "s1", "s3"):
+            await execute(primaries[shard], f"ALTER TABLE {w.collection.table} DROP COLUMN words")
+        await replayed(w.cluster)
+        answer = await ask(http, **body)
+        near = [i for i in np.argsort(distances(QUERY), kind="stable").tolist() if i < 60]
+        assert ids(answer) == near and answer["legs"][1]["error"] == "0 of 4 shards answered"
+        assert all(hit["content"] == content(hit["id"]) for hit in answer["hits"])
+        assert len(answer["coverage"]["failures"]) == 4 and not answer["coverage"]["full"]
+        answer = await ask(http, **{**body, "k": 61})
+        assert answer["short"] == {"asked": 61, "returned": 60, "reason": "legs"}
+        again = (await http.post("/search", json={**body, "exact": True})).json()
+        assert (await http.post("/search", json={**body, "exact": True})).json()["cache"] == "miss", again
+        response = await http.post("/search", json={"mode": "fulltext", "text": "cat"})
+        assert response.status_code == 500
+
+
 BASE = "http://router/v1/collections/docs"
 
 
@@ -364,20 +431,36 @@ def _application(w: World) -> Any:
     return application(w.router, w.topology.parts.settings)
 
 
-@pytest.mark.parametrize("metric", [model.Metric.COSINE, model.Metric.INNER_PRODUCT, model.Metric.L1])
-async def test_every_metric_and_type_of_id_has_all_of_it(cluster: Cluster, metric: model.Metric) -> None:
-    id_ = column("id", ValueType.TEXT)
+@pytest.mark.parametrize(
+    ("metric", "type_"),
+    [
+        (model.Metric.COSINE, ValueType.TEXT),
+        (model.Metric.INNER_PRODUCT, ValueType.UUID),
+        (model.Metric.L1, ValueType.BIGINT),
+    ],
+)
+async def test_every_metric_and_type_of_id_has_all_of_it(
+    cluster: Cluster, metric: model.Metric, type_: ValueType
+) -> None:
+    def id_of(i: int) -> Any:
+        return {ValueType.TEXT: f"é{i}", ValueType.UUID: str(uuid.UUID(int=i << 64))}.get(type_, i)
+
+    id_ = column("id", type_)
     vector = model.Vector("embedding", model.VectorType.HALFVEC, 8, metric)
     sharding = model.HashSharding(id_, ("s0", "s1", "s2", "s3"))
     async with world(cluster, id=id_, vector=vector, sharding=sharding, fulltext=Fulltext(("content",))) as w:
-        await w.put(*[w.document(f"d{i}", VECTORS[i], content=content(i)) for i in range(60)])
+        stored = [coerce(type_, id_of(i)) for i in range(60)]
+        await w.put(*[w.document(stored[i], VECTORS[i], content=content(i)) for i in range(60)])
         async with w.over_http() as http:
             plain = await ask(http, vector=QUERY, k=60)
-            like = await ask(http, like={"ids": ["d7"]}, k=60)
-            assert ids(like) == [i for i in ids(plain) if i != "d7"]
+            like = await ask(http, like={"ids": [id_of(7)]}, k=60)
+            assert ids(like) == [i for i in ids(plain) if i != id_of(7)]
             answer = await ask(
                 http,
-                queries=[{"like": {"ids": ["d7", "d8"]}}, {"text": "cat", "mode": "fulltext"}],
+                queries=[
+                    {"like": {"ids": [id_of(7), id_of(8)]}},
+                    {"text": "cat", "mode": "fulltext"},
+                ],
                 diversity={},
                 group_by={"field": "category"},
                 k=2,
@@ -385,3 +468,6 @@ async def test_every_metric_and_type_of_id_has_all_of_it(cluster: Cluster, metri
             )
             assert answer["groups"] == [{"value": None, "hits": 1, "full": True}]
             assert len(answer["hits"]) == 1 and len(answer["hits"][0]["vector"]) == 8
+            body = {"like": {"ids": [id_of(7)]}}
+            found = [(await http.post("/search", json=body)).json()["cache"] for _ in range(2)]
+            assert found == ["miss", "l1"]

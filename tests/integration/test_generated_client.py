@@ -27,8 +27,12 @@ def url(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, serve: Serve
     folder = tmp_path_factory.mktemp("generated")
     documents = collection()
     documents["vector"] |= {"dimensions": 3}
+    documents["fulltext"] = {"columns": ["content"]}
     (folder / "keys.yaml").write_text(KEYS)
-    with serve(applied_map(cluster, folder, documents=documents), api_keys=folder / "keys.yaml") as url:
+    path = applied_map(cluster, folder, documents=documents)
+    # Nobody listens there: examples are answered all the same, and say so.
+    path.write_text(f"{path.read_text()}\nrerankers: {{ce: {{url: 'http://127.0.0.1:9/v1'}}}}\n")
+    with serve(path, api_keys=folder / "keys.yaml") as url:
         yield url
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import ssl
 from collections import deque
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -47,6 +48,7 @@ class Answer(NamedTuple):
     held: asyncio.Event | None = None
     close: bool = False
     reset: bool = False  # instead of an answer
+    stray: bytes = b""  # comes behind the answer, and belongs to nothing
 
 
 def vector_of(text: str) -> list[float]:
@@ -61,7 +63,10 @@ def bytes_of(text: str) -> bytes:
 class FakeService:
     """`answers` are given first, one to a request; `usual` says how all others are answered."""
 
-    def __init__(self, usual: Callable[[Received], Any] | None = None) -> None:
+    def __init__(
+        self, usual: Callable[[Received], Any] | None = None, tls: ssl.SSLContext | None = None
+    ) -> None:
+        self._tls = tls
         self.answers: deque[Answer] = deque()
         self.requests: list[Received] = []
         self.connections = 0
@@ -81,7 +86,7 @@ class FakeService:
 
     async def start(self) -> None:
         """On the port that it had before, if it had one."""
-        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port)
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self._port, ssl=self._tls)
         self._port = self._server.sockets[0].getsockname()[1]
 
     async def stop(self) -> None:
@@ -94,7 +99,7 @@ class FakeService:
 
     @property
     def url(self) -> str:
-        return f"http://127.0.0.1:{self._port}/v1"
+        return f"http{'s' if self._tls else ''}://127.0.0.1:{self._port}/v1"
 
     def model(self, **changes: Any) -> EmbeddingService:
         fields = {"name": "m", "url": self.url, "model": "model", "dimensions": DIMENSIONS, **changes}
@@ -144,7 +149,7 @@ class FakeService:
         data = said if isinstance(said, bytes) else json.dumps(said).encode()
         fields = [f"HTTP/1.1 {answer.status} x", f"content-length: {len(data)}", *answer.headers]
         sent = data if answer.cut is None else data[: answer.cut]
-        writer.write("\r\n".join([*fields, "", ""]).encode() + sent)
+        writer.write("\r\n".join([*fields, "", ""]).encode() + sent + answer.stray)
         await writer.drain()
         return answer.cut is None and not answer.close
 

@@ -106,4 +106,4 @@ def test_the_help_and_an_unknown_command_name_every_command(capsys: pytest.Captu
             cli.main(argv)
         said = "".join(capsys.readouterr())
         found = {word.strip("',.()") for word in said.split()} & names
-        assert found == {"cluster", "map", "schema", "load", "tune", "serve", "search", "bench"}
+        assert found == {"cluster", "map", "schema", "load", "tune", "serve", "search", "models", "bench"}

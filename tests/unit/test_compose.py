@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import math
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any, cast
 
@@ -38,6 +39,7 @@ from router.query.types import (
 )
 from router.query.wire import to_wire
 from router.settings import Settings
+from router.stages import steps
 from router.stages.answer_memory import AnswerMemory
 from router.stages.columns import ColumnReader
 from router.stages.compose import Composed
@@ -369,6 +371,23 @@ async def test_diversity_prefers_what_is_not_there_yet() -> None:
     answer = await world.rank(diversity=Diversity(0.3, 5), k=3)
     # 3, 6 and 9 have one vector, and 1 and 2 have others, of which 2 differs more.
     assert ids(answer) == [3, 2, 6] and answer.cacheable
+
+
+async def test_many_candidates_are_compared_in_a_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    world = World(vector=List(3, 6, 9, 1, 2), words=List())
+    monkeypatch.setattr(steps, "_IN_LOOP", 0)
+    answer = await world.rank(diversity=Diversity(0.3, 5), k=3)
+    assert ids(answer) == [3, 2, 6] and answer.cacheable
+
+    def slow(*args: object) -> list[int]:
+        time.sleep(0.3)
+        return []
+
+    monkeypatch.setattr(steps, "_choose", slow)
+    answer = await world.rank(within=0.1, diversity=Diversity(0.3, 5), k=3)
+    assert ids(answer) == [3, 6, 9] and not answer.cacheable
+    assert answer.account is not None and answer.account.diversity is not None
+    assert answer.account.diversity.reason == "the time was over before hits were chosen"
 
 
 async def test_rows_are_grouped_and_lacking_groups_are_filled_by_searches_of_their_own() -> None:

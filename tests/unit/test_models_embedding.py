@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import random
+import ssl
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from email.utils import formatdate
+from pathlib import Path
 from time import time
 from typing import Any
 
 import pytest
+import uvloop
 
 from router.models.embedding import Embeddings
 from router.models.messages import words_of_refusal
-from router.models.service import RefusedError
+from router.models.status import RefusedError
 from router.query.errors import (
     DeadlineError,
     MisconfiguredError,
@@ -144,8 +148,45 @@ def test_a_name_is_looked_up_by_the_routers_own_names() -> None:
             UnavailableError, match=r"embedding service m .*name\.invalid.* cannot be reached"
         ):
             await made.query(gone, "a", soon())
+        with pytest.raises(UnavailableError, match=r"embedding service m .* cannot be spoken to"):
+            await made.query(fake.model(url="http://[::::]/v1"), "a", soon())
 
     run(test)
+
+
+CERTIFICATES = Path(__file__).parents[1] / "tls"
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+@pytest.mark.parametrize(
+    ("certificate", "authority", "says"),
+    [
+        ("server.pem", "ca.pem", None),
+        ("server.pem", "other.pem", "unable to get local issuer certificate"),
+        ("elsewhere.pem", "ca.pem", "not valid for '127.0.0.1'"),
+    ],
+)
+def test_a_service_behind_tls_has_to_be_the_one_that_the_map_names(
+    certificate: str, authority: str, says: str | None, loop: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATES / authority))
+    theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    theirs.load_cert_chain(CERTIFICATES / certificate)
+
+    async def test() -> None:
+        async with FakeService(tls=theirs) as fake, embeddings(Settings(model_attempts=1)) as made:
+            if says is None:
+                texts = [f"{n} {'x' * 1000}" for n in range(500)]
+                model = fake.model(batch=500, timeout=LONG)
+                assert await made.documents(model, texts, soon()) == [bytes_of(text) for text in texts]
+                assert await made.query(model, "a", soon()) == bytes_of("a")
+                assert fake.connections == 1
+                return
+            with pytest.raises(UnavailableError, match=says):
+                await made.query(fake.model(), "a", soon())
+
+    with asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(test())
 
 
 VECTOR = [1.0, 2.0, 3.0, 4.0]
@@ -317,6 +358,19 @@ def test_connections_are_kept_and_one_that_was_closed_while_idle_costs_no_error(
     run(test)
 
 
+def test_what_comes_unasked_is_not_taken_for_the_answer_to_the_next_request() -> None:
+    async def test(fake: FakeService, made: Embeddings) -> None:
+        model = fake.model()
+        other = json.dumps(data([9.0, 9.0, 9.0, 9.0])).encode()
+        stray = b"HTTP/1.1 200 x\r\ncontent-length: %d\r\n\r\n%s" % (len(other), other)
+        fake.answers.append(Answer(stray=stray))
+        for text in "abc":
+            assert await made.query(model, text, soon()) == bytes_of(text)
+        assert fake.connections == 2
+
+    run(test)
+
+
 def test_a_service_that_keeps_failing_is_not_asked_until_one_trial_has_succeeded(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
@@ -418,6 +472,40 @@ def test_equal_texts_in_flight_share_a_request_that_lives_while_one_of_them_wait
         assert await made.query(model, "other", end) == bytes_of("other")
 
     run(test)
+
+
+@pytest.mark.parametrize("tls", [False, True])
+def test_requests_that_are_cancelled_at_any_moment_leave_nothing_behind(
+    tls: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SSL_CERT_FILE", str(CERTIFICATES / "ca.pem"))
+    theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    theirs.load_cert_chain(CERTIFICATES / "server.pem")
+    chance = random.Random(7)
+
+    async def test() -> None:
+        settings = Settings(model_requests=2, embedding_cache_bytes=0, model_failures=1000)
+        async with FakeService(tls=theirs if tls else None) as fake, embeddings(settings) as made:
+            model = fake.model(timeout=LONG)
+
+            async def ask(n: int) -> None:
+                task = asyncio.ensure_future(made.query(model, f"text {n}", soon()))
+                for _ in range(chance.randrange(40)):
+                    await asyncio.sleep(0)
+                if task.done():
+                    assert task.result() == bytes_of(f"text {n}")
+                task.cancel()
+                await asyncio.gather(task, return_exceptions=True)
+
+            for n in range(100):
+                await asyncio.gather(*(ask(3 * n + i) for i in range(3)))
+            (status,) = made.statuses([model])
+            assert (status.in_flight, status.waiting, status.circuit) == (0, 0, "closed")
+            texts = [f"last {n}" for n in range(4)]
+            found = await asyncio.gather(*(made.query(model, text, soon()) for text in texts))
+            assert found == [bytes_of(text) for text in texts]
+
+    asyncio.run(test())
 
 
 def test_a_cancelled_trial_does_not_keep_the_circuit_open() -> None:

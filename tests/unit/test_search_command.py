@@ -146,6 +146,16 @@ def test_hits_of_a_search_for_words_are_shown_with_their_scores(
     assert fake.seen[-1].body["match"] == "all"
 
 
+def test_a_ranked_list_that_is_missing_is_not_overlooked(
+    search: Callable[..., int], fake: Fake, capsys: pytest.CaptureFixture[str]
+) -> None:
+    missing = {"name": "vector", "mode": "vector", "error": "the model did not answer in time"}
+    fake.answer = {**ANSWER, "legs": [missing, {"name": "fulltext", "mode": "fulltext"}]}
+    assert search("--text", "cache", "--mode", "hybrid") == 0
+    assert fake.seen[-1].body["mode"] == "hybrid"
+    assert "MISSING: the list vector: the model did not answer in time" in capsys.readouterr().out
+
+
 def test_a_distance_that_is_infinite_is_shown_as_such(
     fake: Fake, search: Callable[..., int], capsys: pytest.CaptureFixture[str]
 ) -> None:

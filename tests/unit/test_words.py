@@ -25,9 +25,7 @@ def searched(words: str, fulltext: Fulltext = ONE, **options: object) -> tuple[s
     documents = collection(fulltext=fulltext)
     tree = parse(documents, options["filter"], Settings()) if "filter" in options else None  # type: ignore[arg-type]
     match = Match(options.get("match", "all"))
-    statement = words_search(
-        documents, fulltext, words, match=match, limit=10, filter=tree, layout=PLAIN
-    )
+    statement = words_search(documents, fulltext, words, match=match, limit=10, filter=tree, layout=PLAIN)
     return statement.sql, statement.args
 
 
