@@ -29,6 +29,7 @@ from tests.integration.test_fulltext import (
     pairs,
     searched,
 )
+from tests.integration.test_fulltext import QUESTIONS as OTHERS
 from tests.integration.worlds import World, hits, replayed, world
 
 # By text: what counts of it, and what every row must fulfil as well.
@@ -100,6 +101,9 @@ async def test_shards_together_rank_as_one_table_does(cluster: Cluster, fulltext
                 found += await pairs(w, words, 9, offset=7, match=Match.ANY, filter=filter)
                 assert found == expected[:16], (words, filter)
         assert some > 20
+        for words in OTHERS:
+            every = {id_ for id_, _ in await pairs(w, words, 1000)}
+            assert every <= {id_ for id_, _ in await pairs(w, words, 1000, match=Match.ANY)}, words
 
 
 @pytest.mark.parametrize("name", ["one shard", "ranges"])

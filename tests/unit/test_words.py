@@ -24,7 +24,7 @@ STORED = Fulltext(("content", "tenant"), stored="words")
 def searched(words: str, fulltext: Fulltext = ONE, **options: object) -> tuple[str, tuple[object, ...]]:
     documents = collection(fulltext=fulltext)
     tree = parse(documents, options["filter"], Settings()) if "filter" in options else None  # type: ignore[arg-type]
-    match = Match(options.get("match", "all"))
+    match = Match(str(options.get("match", "all")))
     statement = words_search(documents, fulltext, words, match=match, limit=10, filter=tree, layout=PLAIN)
     return statement.sql, statement.args
 
