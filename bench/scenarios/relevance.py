@@ -1,7 +1,7 @@
 """What searches in words find of judged queries: by meaning, by words, hybrid, and re-ranked.
 
-Every mode is asked through the router, which has the texts embedded, with default settings; beside hybrid
-stands the same fused by scores instead of ranks.
+Every mode is asked through the router, which has the texts embedded, with default settings. Beside them stand
+words any of which may match, and hybrid searches with all words required, and fused by scores.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ _DOCUMENTS, _QUICK_DOCUMENTS = 10_000, 1000
 _DEPTH, _RECALL_DEPTH = 10, 100
 _CLIENTS = 4
 _VECTOR, _FULLTEXT, _HYBRID = "vector", "fulltext", "hybrid"
+_ANY, _ALL_WORDS = "fulltext, any word", "hybrid, all words"
 _SCALED, _RERANKED = "hybrid, by scores", "hybrid, re-ranked"
 _COLUMNS = ["queries", "mode", "nDCG@10", "MRR@10", "recall@100", "no hit", "hybrid's nDCG more by, 95 %"]
 
@@ -87,6 +88,8 @@ def _measured(context: Context, world: JudgedWorld, judged: Judged) -> dict[str,
     modes: dict[str, Callable[[str, int], list[int]]] = {
         mode: partial(_ask, world, judged, mode) for mode in (_VECTOR, _FULLTEXT, _HYBRID)
     }
+    modes[_ANY] = partial(_ask, world, judged, _FULLTEXT, match="any")
+    modes[_ALL_WORDS] = partial(_ask, world, judged, _HYBRID, match="all")
     modes[_SCALED] = partial(_ask, world, judged, _HYBRID, fusion={"method": "scores"})
     if world.reranks:
         modes[_RERANKED] = partial(_ask, world, judged, _HYBRID, rerank={"model": RERANKER})
@@ -125,7 +128,7 @@ def judge(queries: Sequence[Query], answers: Sequence[tuple[Sequence[int], Seque
 
 def _metrics(name: str, modes: Mapping[str, Found]) -> list[Metric]:
     """What has a target: hybrid is at least as good as either leg, and ranking again makes it no worse."""
-    pairs = [(_HYBRID, _VECTOR), (_HYBRID, _FULLTEXT)]
+    pairs = [(_HYBRID, leg) for leg in (_VECTOR, _FULLTEXT, _ANY)]
     if _RERANKED in modes:
         pairs.append((_RERANKED, _HYBRID))
     metrics = [

@@ -175,7 +175,6 @@ def _warnings(answer: CommandAnswer) -> list[str]:
         warnings.append(f"OUT OF DATE: {', '.join(coverage.stale)} lag behind what was written")
     if coverage.lost:
         warnings.append(f"LOST: {', '.join(coverage.lost)} lack writes that were acknowledged")
-    warnings += [_line(f"WITHOUT {leg.name}: {leg.error}") for leg in answer.legs if leg.error is not None]
     for step, done in ((answer.rerank, "RE-RANKED"), (answer.diversity, "DIVERSIFIED")):
         if step is not None and not step.done:
             warnings.append(_line(f"NOT {done}: {step.reason}"))

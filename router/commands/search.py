@@ -52,6 +52,12 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--rerank", metavar="MODEL", help="order the best hits by this re-ranking service of the map"
     )
+    parser.add_argument(
+        "--match",
+        choices=["all", "any"],
+        help="whether a document must have all words of the text, or any of them"
+        " (default: all with --mode fulltext, any with hybrid)",
+    )
     parser.add_argument("--k", type=int, default=10, metavar="K", help="how many hits (default: 10)")
     parser.add_argument(
         "--filter", type=json_object, metavar="JSON", help="""for instance '{"kind": "class"}'"""
@@ -88,6 +94,8 @@ def _run(args: argparse.Namespace) -> int:
             body["filter"] = args.filter
         if args.mode is not None:
             body["mode"] = args.mode
+        if args.match is not None:
+            body["match"] = args.match
         if args.rerank is not None:
             body["rerank"] = {"model": args.rerank}
         body |= {name: True for name in ("exact", "explain") if getattr(args, name)}

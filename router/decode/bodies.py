@@ -78,6 +78,16 @@ class QueryBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
         Literal["vector", "fulltext"],
         Meta(description="Whether a text is searched for by its meaning or by its words."),
     ] = "vector"
+    match: (
+        Annotated[
+            Literal["all", "any"],
+            Meta(
+                description="Of mode `fulltext`: whether a document holds `all` of the text's words, or `any`"
+                " of them, and then those that hold more come first; `all` if absent."
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
     weight: Annotated[
         float,
         Meta(description="How much the list counts in the fused one.", extra_json_schema={"minimum": 0}),
@@ -157,6 +167,17 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             " `fulltext` what holds the text's words, where the collection has a full text; `hybrid` both."
         ),
     ] = "vector"
+    match: (
+        Annotated[
+            Literal["all", "any"],
+            Meta(
+                description="Which of the text's words a document must hold: `all` of them, or `any`, and"
+                " then those that hold more come first. If absent, `all` in mode `fulltext` and `any` in mode"
+                " `hybrid`. Quoted phrases and -words are conditions in both."
+            ),
+        ]
+        | UnsetType
+    ) = UNSET
     k: Annotated[int, Meta(description="How many hits.", extra_json_schema={"minimum": 1})] = 10
     filter: _Filter | None = None
     include: Annotated[

@@ -57,6 +57,7 @@ def is_plain(body: SearchBody) -> bool:
         and body.queries is UNSET
         and body.mode == "vector"
         and body.candidates is UNSET
+        and body.match is UNSET
         and body.fusion is UNSET
         and body.rerank is UNSET
         and body.diversity is UNSET
@@ -91,7 +92,8 @@ def draft(
     composition = steps.composition(legs, rerankers)
     query = checked_query(body, collection, limits, b"", prefix, reader.problems, caller, room)
     if composition is None and legs:
-        query = msgspec.structs.replace(query, vector=legs[0].vector, words=legs[0].words)
+        leg = legs[0]
+        query = msgspec.structs.replace(query, vector=leg.vector, words=leg.words, match=leg.match)
     else:
         query = msgspec.structs.replace(query, composition=composition)
     return Draft(query, reader.texts, reader.likes)

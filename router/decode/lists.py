@@ -9,7 +9,7 @@ from msgspec import UNSET, UnsetType
 
 from router.decode.bodies import LikeBody, QueryBody, SearchBody
 from router.decode.queries import check_text, filter_of, vector_of
-from router.query.composition import Leg, Mode
+from router.query.composition import Leg, Match, Mode
 from router.query.errors import Problem
 from router.settings import Settings
 from shard_config.model import Collection
@@ -71,6 +71,7 @@ class ListReader:
             return self._queries(body.queries)
         if body.mode != "vector":
             return self._by_words(hybrid=hybrid)
+        self._refuse_match(body.match, "match")
         leg = Leg("vector", Mode.VECTOR)
         if body.text is not UNSET:
             self._text(0, body.text, f"{self._prefix}text")
@@ -96,6 +97,8 @@ class ListReader:
     def _queries(self, queries: Sequence[QueryBody]) -> list[Leg]:
         if self._body.mode != "vector":
             self._wrong("mode", "each of `queries` has a mode of its own")
+        if self._body.match is not UNSET:
+            self._wrong("match", "each of `queries` has a match of its own")
         if not 1 <= len(queries) <= self._limits.max_queries:
             self._wrong("queries", f"{len(queries)} queries are not between 1 and {self._limits.max_queries}")
             return []
@@ -111,6 +114,8 @@ class ListReader:
         self._check_weight(query.weight, f"{place}.weight")
         filter_ = filter_of(query.filter, self._collection, self._limits, f"{path}.filter", self.problems)
         leg = Leg(name, Mode(query.mode), weight=query.weight, filter=filter_)
+        if query.mode == "vector":
+            self._refuse_match(query.match, f"{place}.match")
         named = {"vector": query.vector, "text": query.text, "like": query.like}
         given = [name for name, value in named.items() if value is not UNSET]
         if len(given) != 1:
@@ -120,7 +125,8 @@ class ListReader:
                 self._wrong(f"{place}.mode", "fulltext searches for a text")
             else:
                 self._check_fulltext(f"{place}.mode")
-                return msgspec.structs.replace(leg, words=self._words(query.text, f"{path}.text"))
+                words = self._words(query.text, f"{path}.text")
+                return msgspec.structs.replace(leg, words=words, match=_match_of(query.match, Match.ALL))
         elif query.text is not UNSET:
             self._text(number, query.text, f"{path}.text")
         elif query.like is not UNSET:
@@ -159,7 +165,9 @@ class ListReader:
             return []
         self._check_fulltext("mode")
         words = self._words(body.text, f"{prefix}text")
-        fulltext = Leg("fulltext", Mode.FULLTEXT, words=words)
+        # A question in words would lose this list for one of them that no document has beside the others.
+        match = _match_of(body.match, Match.ANY if hybrid else Match.ALL)
+        fulltext = Leg("fulltext", Mode.FULLTEXT, words=words, match=match)
         if not hybrid:
             return [fulltext]
         vector = b""
@@ -205,12 +213,20 @@ class ListReader:
         if self._collection.fulltext is None:
             self._wrong(path, f"collection {self._collection.name} has no full text")
 
+    def _refuse_match(self, given: str | UnsetType, path: str) -> None:
+        if given is not UNSET:
+            self._wrong(path, "speaks of words, for which nothing is searched here")
+
     def _check_weight(self, weight: float, path: str) -> None:
         if (problem := weight_problem(weight)) is not None:
             self._wrong(path, problem)
 
     def _wrong(self, path: str, message: str) -> None:
         self.problems.append(Problem(f"{self._prefix}{path}", message))
+
+
+def _match_of(given: str | UnsetType, otherwise: Match) -> Match:
+    return otherwise if given is UNSET else Match(given)
 
 
 def weight_problem(weight: float) -> str | None:

@@ -161,7 +161,8 @@ FIELDS: Mapping[str, Mapping[str, str]] = {
     "Hit": {
         "id": "The document's id, of the collection's id type.",
         "distance": "Its distance, smaller is nearer for every metric; the least of several.",
-        "score": "How well it fits where that is no distance: of a search by words, or fused.",
+        "score": "How well it fits where that is no distance: of a search by words, or fused; where any word"
+        " may match, how many of them it holds and a part below 1.",
         "ranks": "Its place in each ranked list that has it, from 1.",
         "distances": "Its distance in each list by vector that has it, if there are several.",
         "scores": "Its score in each list by words that has it.",

@@ -23,6 +23,7 @@ __all__ = [
     "GroupBy",
     "Leg",
     "LegAccount",
+    "Match",
     "Mode",
     "Rerank",
     "StepAccount",
@@ -32,6 +33,13 @@ __all__ = [
 class Mode(StrEnum):
     VECTOR = "vector"
     FULLTEXT = "fulltext"
+
+
+class Match(StrEnum):
+    """Which of a text's words a row must hold: every one, or at least one, those with more of them first."""
+
+    ALL = "all"
+    ANY = "any"
 
 
 class FusionMethod(StrEnum):
@@ -47,7 +55,7 @@ class Leg(msgspec.Struct, frozen=True):
     Attributes:
         name: what the answer calls it; distinct within a search.
         vector: as of `SearchQuery`, where the mode is `VECTOR`.
-        words: where it is `FULLTEXT`.
+        words: where it is `FULLTEXT`; `match` says which of them must be there.
         filter: what its rows match beside the search's own filter.
         without: ids that are left out: those of the examples of a search for more like them.
         missing: why it cannot be asked for, if it cannot: its text has no vector now.
@@ -57,6 +65,7 @@ class Leg(msgspec.Struct, frozen=True):
     mode: Mode
     vector: bytes = b""
     words: str | None = None
+    match: Match = Match.ALL
     weight: float = 1.0
     filter: Filter | None = None
     without: tuple[object, ...] = ()

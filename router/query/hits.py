@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import msgspec
+import numpy as np
 
 from router.query.ranked import Ranked
 from router.query.types import Row, VectorFormat
@@ -83,6 +84,12 @@ def hit_of(row: Row, shard: str, fields: Fields) -> dict[str, Any]:
 def json_number(value: float) -> float | str:
     """`value`, or the name that it has where JSON has no number for it."""
     return value if math.isfinite(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def words_score(negated: float) -> float:
+    """As few digits as tell scores apart: ranks are float32 below 1, to which a number of words is added."""
+    score = -negated
+    return float(str(np.float32(score))) if score < 1 else float(f"{score:.9g}")
 
 
 def field_values(row: Row, first: int, fields: Fields) -> dict[str, Any]:

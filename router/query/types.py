@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
-from router.query.composition import Account, Composition
+from router.query.composition import Account, Composition, Match
 from router.query.filter import Filter
 from router.query.paging import Paging
 from router.query.way import Choice
@@ -113,6 +113,7 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
         room: shared by the searches of one batch.
         words: what to search for in the collection's text, as `websearch_to_tsquery` reads it, instead of the
             nearest rows to `vector`, which is empty then.
+        match: of a search for `words`, whether a row holds all of them or at least one.
         composition: the lists that the search is made of, and what is done with them, instead of one list
             by `vector` or `words`.
         paging: it is for a page of a kept ranking; of any page but the first, all that is said of how to
@@ -138,6 +139,7 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
     room: Room | None = None
     by_index: bool = False
     words: str | None = None
+    match: Match = Match.ALL
     composition: Composition | None = None
     paging: Paging | None = None
 
@@ -169,6 +171,7 @@ class SearchQuery(msgspec.Struct, frozen=True, dict=True):
             self.exact,
             self.vector_format,
             self.words,
+            self.match,
             self.composition,
         )
         state = blake2b(self.vector, digest_size=16)

@@ -15,7 +15,6 @@ from functools import partial
 from typing import Literal
 
 import msgspec
-import numpy as np
 
 from router.policy.deadline import ends_of
 from router.query.answer import coverage_of, joined, raise_if_unanswered
@@ -23,7 +22,7 @@ from router.query.composition import Account, Composition, GroupBy, Mode, StepAc
 from router.query.errors import RouterError
 from router.query.fusion import Fused
 from router.query.grouping import Grouped, GroupKey, grouped
-from router.query.hits import json_number
+from router.query.hits import json_number, words_score
 from router.query.ranked import Ranked, RankedAnswer
 from router.query.sizes import Layout
 from router.query.types import SearchQuery, ShardReport, ShardState
@@ -309,7 +308,7 @@ def _note(composition: Composition, row: Fused, group: bytes | None, *, reranked
     if several and ranks:
         shown["score"] = row.score
     elif words and not several:
-        shown["score"] = _score(min(words.values()))
+        shown["score"] = words_score(min(words.values()))
     if distances:
         shown["distance"] = json_number(min(distances.values()))
     if several:
@@ -318,14 +317,9 @@ def _note(composition: Composition, row: Fused, group: bytes | None, *, reranked
         if len(distances) > 1:
             shown["distances"] = {name: json_number(value) for name, value in distances.items()}
         if words:
-            shown["scores"] = {name: _score(value) for name, value in words.items()}
+            shown["scores"] = {name: words_score(value) for name, value in words.items()}
     if reranked:
         shown["rerank_score"] = row.model_score
     if group is not None:
         shown["group"] = msgspec.Raw(group)
     return _encoder.encode(shown)[1:-1]
-
-
-def _score(negated: float) -> float:
-    """The shortest number that is the same float32, which is what PostgreSQL ranks words by."""
-    return float(str(np.float32(-negated)))

@@ -10,7 +10,6 @@ from __future__ import annotations
 import asyncio
 
 import msgspec
-import numpy as np
 
 from router.freshness.freshness import Freshness
 from router.policy.deadline import stop_before
@@ -18,6 +17,7 @@ from router.postgres.words import words_search
 from router.query.answer import coverage_of, raise_if_unanswered
 from router.query.errors import InvalidError
 from router.query.filter import constant
+from router.query.hits import words_score
 from router.query.merge import merge
 from router.query.plan import targets
 from router.query.ranked import RankedAnswer
@@ -73,7 +73,7 @@ class FulltextScatter:
             layout=layout,
             coverage=coverage,
             reports=reports,
-            notes=[_score(row[1]) for row, _ in rows],
+            notes=[b'"score":%r' % words_score(row[1]) for row, _ in rows],
             wordless=bool(wordless),
         )
 
@@ -89,7 +89,13 @@ class FulltextScatter:
         if collection.fulltext is None or query.words is None:
             raise InvalidError(f"collection {collection.name} has no full text")
         statement = words_search(
-            collection, collection.fulltext, query.words, limit=limit, filter=query.filter, layout=layout
+            collection,
+            collection.fulltext,
+            query.words,
+            match=query.match,
+            limit=limit,
+            filter=query.filter,
+            layout=layout,
         )
         shape = Shape(statement.sql)
         return {
@@ -110,8 +116,3 @@ class FulltextScatter:
 
 def _is_wordless(part: ShardRows) -> bool:
     return bool(part.rows) and part.rows[0][0] is None
-
-
-def _score(negated: float) -> bytes:
-    """The member of a hit: as short as a number can be that is the same float32."""
-    return b'"score":%s' % str(np.float32(-negated)).encode()

@@ -73,6 +73,7 @@ def _search_of(
         query,
         vector=leg.vector,
         words=leg.words,
+        match=leg.match,
         k=depth + len(leg.without),
         offset=0,
         filter=filters[0] if len(filters) == 1 else And(filters) if filters else None,

@@ -157,7 +157,11 @@ class Reference:
 
 @asynccontextmanager
 async def searched(
-    cluster: Cluster, fulltext: Fulltext, rows: int = ROWS, **changes: Any
+    cluster: Cluster,
+    fulltext: Fulltext,
+    rows: int = ROWS,
+    reference: type[Reference] = Reference,
+    **changes: Any,
 ) -> AsyncIterator[tuple[World, Reference]]:
     """A world with rows, and the same rows in one table."""
     async with world(cluster, columns=COLUMNS, fulltext=fulltext, **changes) as w:
@@ -178,7 +182,7 @@ async def searched(
                 await connection.copy_records_to_table(
                     "reference", records=[tuple(row) for row in there], columns=names.split(", ")
                 )
-            yield w, Reference(connection, w)
+            yield w, reference(connection, w)
         finally:
             await connection.close()
 

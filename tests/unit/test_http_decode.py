@@ -31,7 +31,7 @@ def test_every_wrong_field_is_named_with_its_place() -> None:
         "searches[4].what",
     }
     assert found["searches[4].k"] == "expected `int`, got `str`"
-    assert found["searches[4].what"].startswith("unknown field; known are vector, text, mode, k")
+    assert found["searches[4].what"].startswith("unknown field; known are vector, text, mode, match, k")
 
 
 def test_a_choice_that_is_none_is_told_what_there_is() -> None:

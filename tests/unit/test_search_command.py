@@ -137,11 +137,13 @@ def test_hits_of_a_search_for_words_are_shown_with_their_scores(
     fake.answer = {**ANSWER, "hits": [{"id": 7, "score": 0.06079, "shard": "s1"}]}
     fake.answer["short"] = {"asked": 10, "returned": 1, "reason": "no_words"}
     assert search("--text", "cache", "--mode", "fulltext") == 0
-    assert fake.seen[-1].body["mode"] == "fulltext"
+    assert fake.seen[-1].body["mode"] == "fulltext" and "match" not in fake.seen[-1].body
     out = capsys.readouterr().out
     assert out.splitlines()[0].split()[:4] == ["#", "id", "score", "shard"]
     assert out.splitlines()[1].split()[:4] == ["1", "7", "0.0608", "s1"]
     assert "the text has no word to search for" in out
+    assert search("--text", "cache", "--mode", "hybrid", "--match", "all") == 0
+    assert fake.seen[-1].body["match"] == "all"
 
 
 def test_a_ranked_list_that_is_missing_is_not_overlooked(
@@ -265,7 +267,7 @@ def test_what_was_wanted_and_not_done_is_said_with_the_reason(
     assert search() == 0
     out = capsys.readouterr().out
     assert "NOT RE-RANKED: ce did not answer in time" in out
-    assert "WITHOUT vector: no answer of minilm" in out
+    assert "MISSING: the list vector: no answer of minilm" in out
 
 
 def test_a_vector_comes_from_standard_input(

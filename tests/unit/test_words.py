@@ -8,6 +8,7 @@ import pytest
 from router.postgres.fulltext_index import fulltext_index, languages, same_document, words_of
 from router.postgres.rights import Held, Use, missing_rights
 from router.postgres.words import words_search
+from router.query.composition import Match
 from router.query.filter import parse
 from router.query.sizes import Layout
 from router.settings import Settings
@@ -23,7 +24,8 @@ STORED = Fulltext(("content", "tenant"), stored="words")
 def searched(words: str, fulltext: Fulltext = ONE, **options: object) -> tuple[str, tuple[object, ...]]:
     documents = collection(fulltext=fulltext)
     tree = parse(documents, options["filter"], Settings()) if "filter" in options else None  # type: ignore[arg-type]
-    statement = words_search(documents, fulltext, words, limit=10, filter=tree, layout=PLAIN)
+    match = Match(str(options.get("match", "all")))
+    statement = words_search(documents, fulltext, words, match=match, limit=10, filter=tree, layout=PLAIN)
     return statement.sql, statement.args
 
 
@@ -31,6 +33,15 @@ def test_a_statement_depends_on_the_shape_of_a_search_and_not_on_its_values() ->
     one, other = searched("cat"), searched("dog or 'mouse")
     assert one[0] == other[0] and one[1] != other[1]
     assert searched("cat", filter={"tenant": "a"})[0] == searched("dog", filter={"tenant": "b"})[0]
+    for words in ("cat dog", '"a \'b" or "c" -d'):
+        one, other = (searched(text, match="any") for text in (words, f"{words} 'mouse\\"))
+        assert one[0] == other[0] and one[1] != other[1]
+
+
+def test_where_any_word_may_match_words_and_conditions_are_arguments_apart() -> None:
+    _, args = searched('cat it\'s <b "big house" -dog', match="any")
+    assert args == ('["cat","it\'s","<b","big house"]', '"big house" -dog', 10)
+    assert searched("cat or dog", match="any")[1] == ('["cat","dog"]', 10)
 
 
 @pytest.mark.parametrize(
@@ -53,6 +64,8 @@ def test_as_many_languages_as_a_map_may_name_make_no_endless_statement() -> None
     fulltext = Fulltext(("content", "tenant"), LanguageColumn("tenant", (*names, "simple", "simple")))
     assert languages(fulltext) == (*names, "simple")
     sql, _ = searched("cat", fulltext)
+    any_word, _ = searched('cat "dog"', fulltext, match="any")
+    assert len(any_word) < len(sql) + 1500 * LANGUAGES
     assert len(sql) < 2 * len(words_of(fulltext)) + 300 * LANGUAGES
     stored, _ = searched("cat", msgspec.structs.replace(fulltext, stored="words"))
     assert "to_tsvector" not in stored
