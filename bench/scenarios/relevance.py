@@ -1,7 +1,7 @@
 """What searches in words find of judged queries: by meaning, by words, hybrid, and re-ranked.
 
 Every mode is asked through the router, which has the texts embedded, with default settings. Beside them stand
-words any of which may match, and hybrid searches with all words required, and fused by scores.
+searches for any of the words, and hybrid ones with these, fused by ranks and by scores.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _DOCUMENTS, _QUICK_DOCUMENTS = 10_000, 1000
 _DEPTH, _RECALL_DEPTH = 10, 100
 _CLIENTS = 4
 _VECTOR, _FULLTEXT, _HYBRID = "vector", "fulltext", "hybrid"
-_ANY, _ALL_WORDS = "fulltext, any word", "hybrid, all words"
-_SCALED, _RERANKED = "hybrid, by scores", "hybrid, re-ranked"
+_ANY, _HYBRID_ANY = "fulltext, any word", "hybrid, any word"
+_SCALED, _RERANKED = "hybrid, any word, by scores", "hybrid, re-ranked"
 _COLUMNS = ["queries", "mode", "nDCG@10", "MRR@10", "recall@100", "no hit", "hybrid's nDCG more by, 95 %"]
 
 
@@ -89,8 +89,8 @@ def _measured(context: Context, world: JudgedWorld, judged: Judged) -> dict[str,
         mode: partial(_ask, world, judged, mode) for mode in (_VECTOR, _FULLTEXT, _HYBRID)
     }
     modes[_ANY] = partial(_ask, world, judged, _FULLTEXT, match="any")
-    modes[_ALL_WORDS] = partial(_ask, world, judged, _HYBRID, match="all")
-    modes[_SCALED] = partial(_ask, world, judged, _HYBRID, fusion={"method": "scores"})
+    modes[_HYBRID_ANY] = partial(_ask, world, judged, _HYBRID, match="any")
+    modes[_SCALED] = partial(_ask, world, judged, _HYBRID, match="any", fusion={"method": "scores"})
     if world.reranks:
         modes[_RERANKED] = partial(_ask, world, judged, _HYBRID, rerank={"model": RERANKER})
     found = {}

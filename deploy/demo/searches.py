@@ -34,7 +34,7 @@ SEARCHES = (
     Shown("The words themselves do not:", (*_GCD, *_WORDS), r"(?s)\A(?!.*\bmath\.gcd\b)"),
     Shown("A name that the model knows nothing of is not found by meaning:", _TWISTER, _WITHOUT_RANDOM),
     Shown("But by its words:", (*_TWISTER, *_WORDS), _RANDOM, lines=2),
-    Shown("Both, fused, with the rank in each list:", (*_TWISTER, *_HYBRID), _RANDOM, lines=2),
+    Shown("Both, fused, with the rank in each list:", (*_TWISTER, *_HYBRID), _RANDOM, lines=4),
     Shown(
         "Only what a filter lets through:",
         ("--text", "wait for several tasks to finish", "--filter", '{"module": "asyncio"}', "--k", "5"),

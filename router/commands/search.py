@@ -55,8 +55,7 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument(
         "--match",
         choices=["all", "any"],
-        help="whether a document must have all words of the text, or any of them"
-        " (default: all with --mode fulltext, any with hybrid)",
+        help="whether a document must have all words of the text, or any of them (default: all)",
     )
     parser.add_argument("--k", type=int, default=10, metavar="K", help="how many hits (default: 10)")
     parser.add_argument(

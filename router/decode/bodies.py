@@ -172,8 +172,8 @@ class SearchBody(msgspec.Struct, forbid_unknown_fields=True, kw_only=True):
             Literal["all", "any"],
             Meta(
                 description="Which of the text's words a document must hold: `all` of them, or `any`, and"
-                " then those that hold more come first. If absent, `all` in mode `fulltext` and `any` in mode"
-                " `hybrid`. Quoted phrases and -words are conditions in both."
+                " then those that hold more come first; `all` if absent. Quoted phrases and -words are"
+                " conditions in both."
             ),
         ]
         | UnsetType

@@ -126,7 +126,7 @@ class ListReader:
             else:
                 self._check_fulltext(f"{place}.mode")
                 words = self._words(query.text, f"{path}.text")
-                return msgspec.structs.replace(leg, words=words, match=_match_of(query.match, Match.ALL))
+                return msgspec.structs.replace(leg, words=words, match=_match_of(query.match))
         elif query.text is not UNSET:
             self._text(number, query.text, f"{path}.text")
         elif query.like is not UNSET:
@@ -165,9 +165,7 @@ class ListReader:
             return []
         self._check_fulltext("mode")
         words = self._words(body.text, f"{prefix}text")
-        # A question in words would lose this list for one of them that no document has beside the others.
-        match = _match_of(body.match, Match.ANY if hybrid else Match.ALL)
-        fulltext = Leg("fulltext", Mode.FULLTEXT, words=words, match=match)
+        fulltext = Leg("fulltext", Mode.FULLTEXT, words=words, match=_match_of(body.match))
         if not hybrid:
             return [fulltext]
         vector = b""
@@ -225,8 +223,8 @@ class ListReader:
         self.problems.append(Problem(f"{self._prefix}{path}", message))
 
 
-def _match_of(given: str | UnsetType, otherwise: Match) -> Match:
-    return otherwise if given is UNSET else Match(given)
+def _match_of(given: str | UnsetType) -> Match:
+    return Match.ALL if given is UNSET else Match(given)
 
 
 def weight_problem(weight: float) -> str | None:

@@ -132,7 +132,7 @@ async def test_where_rows_lie_changes_nothing(cluster: Cluster) -> None:
 async def test_lists_are_fused_as_they_come_when_asked_for_alone(cluster: Cluster) -> None:
     async with filled(cluster) as w, w.over_http() as http:
         near = (await ask(http, vector=QUERY, k=30))["hits"]
-        by_words = {"mode": "fulltext", "match": "any", "text": "cat or fox", "k": 30, "exact": False}
+        by_words = {"mode": "fulltext", "text": "cat or fox", "k": 30, "exact": False}
         words = (await ask(http, **by_words))["hits"]
         assert len(words) == 30
         lists = [
