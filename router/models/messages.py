@@ -138,8 +138,8 @@ def read_scores(data: bytes, service: RerankingService, count: int) -> list[floa
     return _in_order([index for index, _ in found], [score for _, score in found])
 
 
-def words_of_refusal(data: bytes) -> str:
-    """What a service says of why it refuses, in a line; empty if it says nothing that can be shown."""
+def words_of_refusal(data: bytes, secret: str | None = None) -> str:
+    """What a service says of why it refuses, in a line without `secret`; empty if it says nothing to show."""
     try:
         said = msgspec.json.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError):
@@ -149,6 +149,8 @@ def words_of_refusal(data: bytes) -> str:
             said = said[key]
     if not isinstance(said, str):
         return ""
+    if secret:
+        said = said.replace(secret, "***")  # before it is cut, which might leave some of it
     line = " ".join("".join(c if c.isprintable() else " " for c in said[: 4 * _MOST_WORDS]).split())
     return line if len(line) <= _MOST_WORDS else f"{line[: _MOST_WORDS - 3]}..."
 

@@ -22,7 +22,7 @@ import msgspec
 from router.models.messages import AnswerError, DimensionsError, words_of_refusal
 from router.models.status import Kind, RefusedError, ServiceListener, ServiceStatus
 from router.network.dial import Network
-from router.network.http_client import Connections
+from router.network.http_client import Connections, TooLargeError
 from router.policy.circuit import Circuit, Leave
 from router.query.errors import (
     DeadlineError,
@@ -48,6 +48,8 @@ Cause: TypeAlias = Literal[
 # Seconds before the second attempt; each further one waits twice as long. The jitter takes up to half of it.
 _FIRST_WAIT = 0.02
 _LONGEST_WAIT = 1.0
+# What a service may ask for by `Retry-After`; digits can say more than any clock does.
+_LONGEST_ASKED = 86_400.0
 # An idle connection is used again for so long; most servers close one after 5 s or more.
 _IDLE_SECONDS = 30.0
 _AGAIN = (502, 503, 504)
@@ -188,28 +190,31 @@ class Service:
     async def _attempts(self, body: bytes, read: Callable[[bytes], T], deadline: float) -> T:
         loop = asyncio.get_running_loop()
         last: _Fault | None = None
-        for attempt in range(self._settings.model_attempts):
-            leave = self._circuit.admit(loop.time())
-            if leave is None:
-                raise last or self._not_asked(loop.time())
-            try:
-                answer = await self._attempt(body, read, deadline)
-            except _Fault as fault:
-                self._note(leave, fault)
-                last = fault
-            except BaseException:
-                self._circuit.released(leave)  # whoever asked has left
-                raise
-            else:
-                self._note(leave, None)
-                return answer
-            wait = self._wait(last, attempt)
-            if not last.again or loop.time() + wait >= deadline:
-                break
-            if attempt + 1 < self._settings.model_attempts:
-                await asyncio.sleep(wait)
-        assert last is not None, "there is at least one attempt"
-        raise last
+        try:
+            for attempt in range(self._settings.model_attempts):
+                leave = self._circuit.admit(loop.time())
+                if leave is None:
+                    raise last or self._not_asked(loop.time())
+                try:
+                    answer = await self._attempt(body, read, deadline)
+                except _Fault as fault:
+                    self._note(leave, fault)
+                    last = fault
+                except BaseException:
+                    self._circuit.released(leave)  # whoever asked has left
+                    raise
+                else:
+                    self._note(leave, None)
+                    return answer
+                wait = self._wait(last, attempt)
+                if not last.again or loop.time() + wait >= deadline:
+                    break
+                if attempt + 1 < self._settings.model_attempts:
+                    await asyncio.sleep(wait)
+            assert last is not None, "there is at least one attempt"
+            raise last
+        finally:
+            last = None  # an error holds the frames that it passes, and this one would hold it in turn
 
     async def _attempt(self, body: bytes, read: Callable[[bytes], T], deadline: float) -> T:
         now = asyncio.get_running_loop().time()
@@ -240,9 +245,10 @@ class Service:
     async def _exchange(self, body: bytes) -> tuple[int, float | None, bytes]:
         """Status, the seconds of `Retry-After`, and body of the answer."""
         most = self._settings.model_answer_bytes
-        response, data = await self._connections.request("POST", self._headers, body, most)
-        if len(data) > most:
-            raise _Fault("answer", f"answers with more than {most} bytes")
+        try:
+            response, data = await self._connections.request("POST", self._headers, body, most)
+        except TooLargeError:
+            raise _Fault("answer", f"answers with more than {most} bytes") from None
         wait = next((value for name, value in response.headers if name.lower() == b"retry-after"), None)
         return response.status, None if wait is None else _seconds(wait), data
 
@@ -252,9 +258,7 @@ class Service:
         if status in (401, 403):
             # What it says may repeat the key.
             return _Fault("misconfigured", f"does not take the key ({status})", failing=False)
-        words = words_of_refusal(data)
-        if self._key:
-            words = words.replace(self._key, "***")
+        words = words_of_refusal(data, self._key)
         said = f"answers {status}: {words}" if words else f"answers {status}"
         if status in _REFUSALS:
             return _Fault("refused", said, failing=False)
@@ -322,4 +326,5 @@ def _seconds(retry_after: bytes) -> float | None:
         seconds = float(text) if text[:1].isdigit() else parsedate_to_datetime(text).timestamp() - time()
     except (ValueError, OverflowError):
         return None
-    return max(0.0, seconds)
+    # Whoever asks is told the same, which must be a number that they can read.
+    return min(max(0.0, seconds), _LONGEST_ASKED)

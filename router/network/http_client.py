@@ -19,13 +19,17 @@ import httpcore
 
 from router.network.dial import Network
 
-__all__ = ["Connections", "NetworkBackend"]
+__all__ = ["Connections", "NetworkBackend", "TooLargeError"]
 
 # What may be read ahead of whoever reads; one turn of the loop may bring 64 KiB more.
 _AHEAD_BYTES = 1 << 18
 # What is written is held back until as much has come together, or an answer is waited for: head and body of a
 # small request leave in one system call.
 _TOGETHER_BYTES = 1 << 16
+
+
+class TooLargeError(Exception):
+    """An answer has more bytes than are taken; nothing of it is kept."""
 
 
 class NetworkBackend(httpcore.AsyncNetworkBackend):
@@ -77,37 +81,32 @@ class Connections:
         return f"<Connections to {self._url}: {len(self._idle)} idle>"
 
     async def request(
-        self, method: str, headers: Sequence[tuple[bytes, bytes]], body: bytes, most: int
+        self, method: str, headers: Sequence[tuple[bytes, bytes]], content: bytes, most: int
     ) -> tuple[httpcore.Response, bytes]:
-        """The response and its body, of which no more is read than a little over `most` bytes.
+        """The response and its body.
 
         Raises:
+            TooLargeError: the body has more than `most` bytes.
             OSError, ValueError, and httpcore's errors
         """
         url = httpcore.URL(self._url)
-        own = [(b"host", _host(url)), *headers, (b"content-length", b"%d" % len(body))]
-        request = httpcore.Request(method, url, headers=own, content=body)
+        own = [(b"host", _host(url)), *headers, (b"content-length", b"%d" % len(content))]
+        request = httpcore.Request(method, url, headers=own, content=content)
         connection = await self._take(url.origin)
         try:
             response = await connection.handle_async_request(request)
-            parts: list[bytes] = []
-            left = most
-            async for part in response.aiter_stream():
-                parts.append(part)
-                left -= len(part)
-                if left < 0:
-                    break
+            body = await _whole(response, most, bodiless=method == "HEAD")
             # What came behind the answer would be read as the answer to the next request.
             more, _ = connection._h11_state.trailing_data
             await response.aclose()
         except BaseException:
             await connection.aclose()
             raise
-        if more or left < 0 or not connection.is_idle() or connection.has_expired():
+        if more or not connection.is_idle() or connection.has_expired():
             await connection.aclose()
         else:
             self._idle.append(connection)
-        return response, b"".join(parts)
+        return response, body
 
     async def close(self) -> None:
         while self._idle:
@@ -127,6 +126,26 @@ class Connections:
         if self._tls is not None:
             stream = await stream.start_tls(self._tls, host)
         return httpcore.AsyncHTTP11Connection(origin, stream, keepalive_expiry=self._idle_seconds)
+
+
+async def _whole(response: httpcore.Response, most: int, *, bodiless: bool) -> bytes:
+    """
+    Args:
+        bodiless: what the head says of a body is of another request's.
+
+    Raises:
+        TooLargeError
+    """
+    lengths = (value for name, value in response.headers if name.lower() == b"content-length")
+    if not bodiless and int(next(lengths, b"0")) > most:
+        raise TooLargeError
+    body = bytearray()
+    async for part in response.aiter_stream():
+        body += part
+        if len(body) > most:
+            body.clear()  # an error holds the frames that it passes
+            raise TooLargeError
+    return bytes(body)
 
 
 def _host(url: httpcore.URL) -> bytes:

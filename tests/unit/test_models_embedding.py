@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import json
 import logging
 import random
 import ssl
+import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -314,6 +316,45 @@ def test_a_time_that_the_deadline_does_not_leave_is_not_waited_for(date: bool) -
         assert len(fake.requests) == 4
 
     run(test)
+
+
+@pytest.mark.parametrize("value", ["1e999", "1e300", "9" * 400, "99999999999"])
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_time_that_no_clock_has_is_answered_as_a_day(status: int, value: str) -> None:
+    async def test(fake: FakeService, made: Embeddings) -> None:
+        fake.always = Answer(status, headers=(f"Retry-After: {value}",))
+        with pytest.raises((OverloadedError, UnavailableError)) as raised:
+            await made.query(fake.model(), "a", soon())
+        assert isinstance(raised.value, OverloadedError | UnavailableError)
+        assert raised.value.retry_after == 86_400
+        assert len(fake.requests) == 1
+
+    run(test)
+
+
+def test_of_an_answer_that_is_too_large_nothing_stays_in_memory() -> None:
+    most = 1 << 20
+
+    async def test(fake: FakeService, made: Embeddings) -> None:
+        fake.always = Answer(body=b"x" * 4 * most)
+        with pytest.raises(UnavailableError):
+            await made.query(fake.model(), "first", soon())
+        gc.collect()
+        gc.disable()  # which would find later what errors and frames hold of each other
+        tracemalloc.start()
+        try:
+            for _ in range(4):
+                with pytest.raises(UnavailableError, match=f"more than {most} bytes"):
+                    await made.query(fake.model(), "a", soon())
+            left, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+            gc.enable()
+        assert left < most / 2
+        # A length that is said beforehand is believed. What the service itself holds counts here, too.
+        assert peak < 8 * most
+
+    run(test, Settings(model_failures=1000, model_answer_bytes=most))
 
 
 def test_a_slow_service_is_given_up_when_its_time_or_the_callers_is_over() -> None:
@@ -647,7 +688,8 @@ def test_large_answers_come_whole() -> None:
         (b"<html>", ""),
         (b"", ""),
         (json.dumps({"message": "x" * 5000}).encode(), "x" * 297 + "..."),
+        (json.dumps({"message": "y" * 292 + "s3cret" + "z" * 99}).encode(), "y" * 292 + "***zz..."),
     ],
 )
 def test_what_a_service_says_is_one_short_line(body: bytes, words: str) -> None:
-    assert words_of_refusal(body) == words
+    assert words_of_refusal(body, "s3cret") == words
