@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import importlib
 import json
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +19,7 @@ import pytest
 from deploy.local import Cluster
 from tests.conftest import Serve
 from tests.integration.apps import applied_map, collection
+from tests.unit.model_services import FakeService, floats
 
 # The hooks only format what was made.
 CONFIG = "post_hooks: []\n"
@@ -29,11 +33,31 @@ def url(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory, serve: Serve
     documents["vector"] |= {"dimensions": 3}
     documents["fulltext"] = {"columns": ["content"]}
     (folder / "keys.yaml").write_text(KEYS)
-    path = applied_map(cluster, folder, documents=documents)
-    # Nobody listens there: examples are answered all the same, and say so.
-    path.write_text(f"{path.read_text()}\nrerankers: {{ce: {{url: 'http://127.0.0.1:9/v1'}}}}\n")
-    with serve(path, api_keys=folder / "keys.yaml") as url:
-        yield url
+    documents["embedder"] = "m"
+    with embedding_service() as service:
+        models = {"m": {"url": service, "dimensions": 3}}
+        path = applied_map(cluster, folder, models=models, documents=documents)
+        # Nobody listens there: examples are answered all the same, and say so.
+        path.write_text(f"{path.read_text()}\nrerankers: {{ce: {{url: 'http://127.0.0.1:9/v1'}}}}\n")
+        with serve(path, api_keys=folder / "keys.yaml") as url:
+            yield url
+
+
+@contextlib.contextmanager
+def embedding_service() -> Iterator[str]:
+    """The URL of a service with vectors of three dimensions, on a loop of its own."""
+    service = FakeService(lambda request: floats(request, dimensions=3))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
+    thread.start()
+    try:
+        asyncio.run_coroutine_threadsafe(service.start(), loop).result(10)
+        yield service.url
+    finally:
+        asyncio.run_coroutine_threadsafe(service.stop(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join()
+        loop.close()
 
 
 @pytest.fixture(scope="module")

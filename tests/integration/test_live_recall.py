@@ -68,7 +68,8 @@ class Writing:
 async def test_a_write_in_between_drops_the_sample(cluster: Cluster) -> None:
     async with world(cluster, ALWAYS) as w:
         await w.put(*(w.document(i, np.full(8, i, dtype=np.float32)) for i in range(10)))
-        sampled = w.router._search._inner._inner._inner  # type: ignore[attr-defined]
+        composed = w.router._search._inner._inner._ranked  # type: ignore[attr-defined]
+        sampled = composed._vector
         assert isinstance(sampled, Sampled)
         sampled._inner = Writing(w, sampled._inner)
         await w.search(np.zeros(8), 3)

@@ -183,7 +183,7 @@ def map_of(
     path = write_map(cluster, folder / "map.yaml", {"docs": docs})
     tree = yaml.safe_load(path.read_text())
     service = {"url": url, "dimensions": 4, "batch": 16, "document_prefix": "doc: ", "timeout": "20s", **more}
-    path.write_text(yaml.safe_dump({"version": tree["version"], "models": {"m": service}, **tree}))
+    path.write_text(yaml.safe_dump({**tree, "models": {"m": service}}))
     pgscatter("schema", "apply", "--map", path)
     return path, docs["table"]
 

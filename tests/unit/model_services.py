@@ -165,10 +165,10 @@ def openai(request: Received) -> Any:
     return {"object": "list", "data": data, "model": "model", "usage": {"prompt_tokens": 1}}
 
 
-def floats(request: Received) -> Any:
+def floats(request: Received, dimensions: int = DIMENSIONS) -> Any:
     """As services answer that know nothing of base64, such as older releases of Ollama."""
     data = [
-        {"object": "embedding", "index": i, "embedding": vector_of(text)}
+        {"object": "embedding", "index": i, "embedding": vector_of(text)[:dimensions]}
         for i, text in enumerate(request.json["input"])
     ]
     return {"object": "list", "data": data, "model": "model"}
