@@ -8,13 +8,12 @@ from collections.abc import Sequence
 from router.freshness.freshness import Freshness
 from router.policy.deadline import stop_before
 from router.postgres import sql
-from router.query.answer import coverage_of, raise_if_unanswered
-from router.query.errors import UnavailableError
+from router.query.answer import coverage_of, raise_if_stale, raise_if_unanswered
+from router.query.plan import ids_by_shard
 from router.query.types import Consistency, Probe, Shape, Work
 from router.query.wire import from_wire_bytes
 from router.stages.fanout import Fanout
 from shard_config.model import Collection, ShardMap
-from shard_config.partition import NoPlaceError, locate
 
 __all__ = ["StoredVectors"]
 
@@ -45,7 +44,7 @@ class StoredVectors:
         stop = stop_before(deadline, asyncio.get_running_loop().time())
         probes = {
             shard: self._probe(collection, shard, part, consistency)
-            for shard, part in self._places(collection, ids).items()
+            for shard, part in ids_by_shard(ids, collection, self._map).items()
         }
         parts = await self._fanout.fetch(probes, stop)
         reports = [part.report for part in parts.values()]
@@ -56,25 +55,9 @@ class StoredVectors:
         for part in sorted(parts.values(), key=lambda part: not part.report.stale):
             for id_, data in part.rows:
                 found[id_] = None if data is None else from_wire_bytes(data, collection.vector.type)
-        stale = [report.shard for report in reports if report.stale]
-        if stale and any(found.get(id_) is None for id_ in ids):
-            raise UnavailableError(
-                f"{', '.join(stale)} could be read only as it was: a document that was not found there may be"
-                " there by now"
-            )
+        if any(found.get(id_) is None for id_ in ids):
+            raise_if_stale(reports, "a document whose vector was not found may have one by now")
         return found
-
-    def _places(self, collection: Collection, ids: Sequence[object]) -> dict[str, list[object]]:
-        """The ids that each shard may hold."""
-        if not collection.sharded_by_id:
-            return {shard: list(ids) for shard in self._map.shards_of(collection)}
-        places: dict[str, list[object]] = {}
-        for id_ in ids:
-            try:
-                places.setdefault(locate(collection.sharding, id_), []).append(id_)
-            except NoPlaceError:
-                continue  # no shard holds it
-        return places
 
     def _probe(
         self, collection: Collection, shard: str, ids: list[object], consistency: Consistency
