@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 import msgspec
 
-from router.models.flights import Flights
+from router.flights import Flights
 from router.models.messages import embedding_request, read_embeddings
 from router.models.status import RefusedError, ServiceListener, ServiceStatus
 from router.models.vectors import VectorCache
@@ -32,6 +32,11 @@ __all__ = ["Embedded", "EmbeddingListener", "Embeddings"]
 
 # Batches of one call that are under way together: the service has queries to answer as well.
 _BATCHES = 4
+# A call in flight that ends earlier than a caller by no more than this share of its time is joined all the
+# same.
+_EARLIER_SHARE = 0.2
+# Seconds: a call ends by its own deadline, and says better why.
+_GRACE = 0.01
 
 
 class Embedded(msgspec.Struct, frozen=True):
@@ -81,7 +86,7 @@ class Embeddings:
         self._listener = listener
         self._models: dict[EmbeddingService, _Model] = {}
         self._cache = VectorCache(settings.embedding_cache_bytes, settings.embedding_cache_ttl, link)
-        self._flights: Flights[Embedded] = Flights()
+        self._flights: Flights[bytes, Embedded] = Flights(_worth_joining, _GRACE)
 
     def __repr__(self) -> str:
         return f"<Embeddings of {len(self._models)} models, {self._cache!r}, {self._flights!r}>"
@@ -225,3 +230,7 @@ def _unencodable(text: str) -> bool:
 
 def _late(service: EmbeddingService) -> DeadlineError:
     return DeadlineError(f"the embedding service {service.name} did not answer before time ran out")
+
+
+def _worth_joining(flight_deadline: float, deadline: float, now: float) -> bool:
+    return flight_deadline >= deadline - _EARLIER_SHARE * (deadline - now)

@@ -22,7 +22,7 @@ LEVELS = [
     ["shard_config.partition"],
     ["shard_config.file"],
     ["shard_config"],
-    ["router.settings", "router.terminal", "router.client", "router.network"],
+    ["router.settings", "router.terminal", "router.client", "router.network", "router.flights"],
     ["router.query"],
     ["router.policy", "router.postgres", "router.freshness"],
     ["router.nodes", "router.models"],
