@@ -6,8 +6,7 @@ import msgspec
 from msgspec import UNSET
 
 from router.decode.bodies import MAX_FACET_FIELDS, FacetsBody
-from router.decode.queries import timeout_of
-from router.query import filter as filters
+from router.decode.queries import filter_of, timeout_of
 from router.query.errors import InvalidError, Problem, invalid
 from router.query.facets import FacetField
 from router.query.filter import Field, Filter
@@ -36,12 +35,7 @@ def counting(body: FacetsBody, collection: Collection, limits: Settings) -> Coun
         InvalidError: with every problem found.
     """
     problems: list[Problem] = []
-    filter_ = None
-    if body.filter is not None:
-        try:
-            filter_ = filters.parse(collection, body.filter, limits)
-        except InvalidError as exc:
-            problems.extend(exc.problems)
+    filter_ = filter_of(body.filter, collection, limits, "filter", problems)
     limit = min(_LIMIT, limits.max_facet_values) if body.limit is None else body.limit
     if not 1 <= limit <= limits.max_facet_values:
         shown = f"limit={limit} is not between 1 and {limits.max_facet_values} (--max-facet-values)"

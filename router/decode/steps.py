@@ -51,7 +51,7 @@ class StepReader:
         """What is to be done beside one plain search, if anything is."""
         body, end = self._body, self._body.offset + self._body.k
         fusion = self._fusion(legs)
-        rerank = self._rerank(legs, rerankers)
+        rerank = self._rerank(rerankers)
         diversity = self._diversity()
         group_by = None if body.group_by is UNSET else self._group_by(body.group_by)
         several = len(legs) > 1
@@ -97,7 +97,7 @@ class StepReader:
                 self._wrong("fusion.weights", "no weight is above 0")
         return Fusion(FusionMethod(given.method), given.k)
 
-    def _rerank(self, legs: Sequence[Leg], rerankers: Container[str]) -> Rerank | None:
+    def _rerank(self, rerankers: Container[str]) -> Rerank | None:
         given = self._body.rerank
         if given is UNSET:
             return None
