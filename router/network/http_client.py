@@ -1,6 +1,6 @@
-"""What httpcore connects with: the router's own names and sockets, and asyncio's transports as they are.
+"""HTTP requests by httpcore, over the router's own names and sockets and asyncio's transports as they are.
 
-httpcore's own backend looks names up in a few threads that all share, and goes through a library that
+httpcore's own connections look names up in a few threads that all share, and go through a library that
 speaks for several event loops, which costs more than all the rest of a small request.
 
 Invariants: what was read ahead is bounded; a connection on which anything has come, its end included, while
@@ -12,14 +12,14 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import httpcore
 
 from router.network.dial import Network
 
-__all__ = ["Connections", "NetworkBackend", "TooLargeError"]
+__all__ = ["Connections", "TooLargeError"]
 
 # What may be read ahead of whoever reads; one turn of the loop may bring 64 KiB more.
 _AHEAD_BYTES = 1 << 18
@@ -32,36 +32,6 @@ class TooLargeError(Exception):
     """An answer has more bytes than are taken; nothing of it is kept."""
 
 
-class NetworkBackend(httpcore.AsyncNetworkBackend):
-    """Connects by the names of `network`; whoever calls bounds the time."""
-
-    def __init__(self, network: Network) -> None:
-        self._network = network
-
-    def __repr__(self) -> str:
-        return f"<NetworkBackend {self._network!r}>"
-
-    async def connect_tcp(
-        self,
-        host: str,
-        port: int,
-        timeout: float | None = None,
-        local_address: str | None = None,
-        socket_options: Iterable[Any] | None = None,
-    ) -> httpcore.AsyncNetworkStream:
-        try:
-            sock, _ = await self._network.dial(host, port)
-        except OSError as exc:
-            raise httpcore.ConnectError(exc.strerror or str(exc)) from exc
-        stream = _Received()
-        try:
-            transport, _ = await asyncio.get_running_loop().create_connection(lambda: stream, sock=sock)
-        except BaseException:
-            sock.close()
-            raise
-        return _Stream(transport, stream)
-
-
 class Connections:
     """Connections to the server of `url`, kept open between requests; whoever calls bounds how many at once.
 
@@ -72,10 +42,11 @@ class Connections:
     def __init__(self, url: str, network: Network, tls: ssl.SSLContext | None, idle_seconds: float) -> None:
         """`tls` for a URL of https; an idle connection is used again for `idle_seconds`."""
         self._url = url
-        self._backend = NetworkBackend(network)
+        self._network = network
         self._tls = tls
         self._idle_seconds = idle_seconds
         self._idle: deque[httpcore.AsyncHTTP11Connection] = deque()  # the latest used last
+        self._closed = False
 
     def __repr__(self) -> str:
         return f"<Connections to {self._url}: {len(self._idle)} idle>"
@@ -102,13 +73,15 @@ class Connections:
         except BaseException:
             await connection.aclose()
             raise
-        if more or not connection.is_idle() or connection.has_expired():
+        if more or self._closed or not connection.is_idle() or connection.has_expired():
             await connection.aclose()
         else:
             self._idle.append(connection)
         return response, body
 
     async def close(self) -> None:
+        """Keep no connection from now on; that of a request under way ends with it."""
+        self._closed = True
         while self._idle:
             await self._idle.pop().aclose()
 
@@ -122,10 +95,29 @@ class Connections:
                 return connection
             await connection.aclose()
         host = origin.host.decode()
-        stream = await self._backend.connect_tcp(host, origin.port)
+        stream: httpcore.AsyncNetworkStream = await _connect(self._network, host, origin.port)
         if self._tls is not None:
             stream = await stream.start_tls(self._tls, host)
         return httpcore.AsyncHTTP11Connection(origin, stream, keepalive_expiry=self._idle_seconds)
+
+
+async def _connect(network: Network, host: str, port: int) -> _Stream:
+    """Whoever calls bounds the time.
+
+    Raises:
+        httpcore.ConnectError
+    """
+    try:
+        sock, _ = await network.dial(host, port)
+    except OSError as exc:
+        raise httpcore.ConnectError(exc.strerror or str(exc)) from exc
+    received = _Received()
+    try:
+        transport, _ = await asyncio.get_running_loop().create_connection(lambda: received, sock=sock)
+    except BaseException:
+        sock.close()
+        raise
+    return _Stream(transport, received)
 
 
 async def _whole(response: httpcore.Response, most: int, *, bodiless: bool) -> bytes:

@@ -98,6 +98,10 @@ class FakeService:
         await asyncio.gather(*self._handlers)
 
     @property
+    def open_connections(self) -> int:
+        return len(self._handlers)
+
+    @property
     def url(self) -> str:
         return f"http{'s' if self._tls else ''}://127.0.0.1:{self._port}/v1"
 

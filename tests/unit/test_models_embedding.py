@@ -399,6 +399,20 @@ def test_connections_are_kept_and_one_that_was_closed_while_idle_costs_no_error(
     run(test)
 
 
+def test_a_request_that_is_under_way_when_clients_close_leaves_no_connection() -> None:
+    async def test(fake: FakeService, made: Embeddings) -> None:
+        held = asyncio.Event()
+        fake.answers.append(Answer(held=held))
+        asked = asyncio.ensure_future(made.query(fake.model(), "a", soon()))
+        await until(lambda: fake.at_once == 1)
+        await made.close()
+        held.set()
+        assert await asked == bytes_of("a")
+        await until(lambda: fake.open_connections == 0)
+
+    run(test)
+
+
 def test_what_comes_unasked_is_not_taken_for_the_answer_to_the_next_request() -> None:
     async def test(fake: FakeService, made: Embeddings) -> None:
         model = fake.model()
