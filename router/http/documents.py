@@ -10,8 +10,9 @@ from msgspec import UNSET
 
 from router.decode.bodies import DeleteBody
 from router.decode.body import Decoder
-from router.http.answers import CountView, coverage_view
+from router.http.answers import coverage_view
 from router.http.content import read_json
+from router.http.document_answers import CountView
 from router.http.message import Reply, Request
 from router.http.outcomes import delete_reply
 from router.http.parameters import (

@@ -10,8 +10,9 @@ from msgspec import UNSET
 from router.decode.bodies import FacetsBody
 from router.decode.body import Decoder
 from router.decode.facets import Counting, counting
-from router.http.answers import FacetsView, FacetValueView, FacetView, coverage_view
+from router.http.answers import coverage_view
 from router.http.content import read_json
+from router.http.document_answers import FacetsView, FacetValueView, FacetView
 from router.http.message import Reply, Request
 from router.query.answer import faults_of
 from router.query.facets import Facet

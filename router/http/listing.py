@@ -12,8 +12,9 @@ from msgspec import UNSET
 from router.decode import page_cursor
 from router.decode.bodies import GetBody
 from router.decode.body import Decoder
-from router.http.answers import DocumentListView, DocumentPageView, coverage_view
+from router.http.answers import coverage_view
 from router.http.content import read_json
+from router.http.document_answers import DocumentListView, DocumentPageView
 from router.http.message import Reply, Request
 from router.http.parameters import checked_ids, included, included_names, query_filter, vector_format
 from router.query import filter as filters

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from router.decode import bodies
-from router.http import answers
+from router.http import answers, document_answers
 from router.http.descriptions import FIELDS, TYPES
 from router.http.examples import ANSWERS, PATH, REQUESTS
 from router.http.problems import ProblemBody
@@ -23,7 +23,7 @@ _REF = "#/components/schemas/{name}"
 _RAW_MEMBERS = (
     bodies.SearchBody,
     bodies.DocumentShape,
-    answers.Fields,
+    document_answers.Fields,
     answers.Hit,
     answers.SearchAnswer,
     answers.BatchError,

@@ -16,23 +16,25 @@ from router.http.answers import (
     BatchAnswer,
     CollectionList,
     CollectionView,
+    Health,
+    Live,
+    Location,
+    NodeList,
+    Ready,
+    SearchAnswer,
+)
+from router.http.backend import Embed
+from router.http.document_answers import (
     CountView,
     DeleteAnswer,
     DocumentListView,
     DocumentPageView,
     FacetsView,
     Fields,
-    Health,
-    Live,
-    Location,
-    NodeList,
     PatchAnswer,
-    Ready,
-    SearchAnswer,
     UpsertAnswer,
     UpsertProblem,
 )
-from router.http.backend import Embed
 from router.http.documents import STALE_HEADER, Documents
 from router.http.facets import FacetCounts
 from router.http.inspect import Inspection

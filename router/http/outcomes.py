@@ -15,7 +15,7 @@ import msgspec
 from msgspec import UNSET, UnsetType
 
 from router.documents.types import DeleteOutcome, DocumentFailure, PatchOutcome, ShardWrite, UpsertOutcome
-from router.http.answers import DeleteAnswer, PatchAnswer, ShardOutcome, UpsertAnswer, UpsertProblem
+from router.http.document_answers import DeleteAnswer, PatchAnswer, ShardOutcome, UpsertAnswer, UpsertProblem
 from router.http.embedding import EmbeddedDocuments
 from router.http.message import Reply, Written
 from router.http.problems import MOST_PROBLEMS, error_reply, problem_body
