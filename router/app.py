@@ -150,7 +150,7 @@ def _is_first_to_refuse(config: ServeConfig) -> bool:
 def _shard_map(config: ServeConfig) -> ShardMap:
     """The map that the command read; what it says of files starts from where its own file is."""
     text = codec.read(config.map_copy or config.map_path)
-    return codec.parse(text, config.map_path, directory=Path(config.map_path).parent)
+    return codec.parse(text, config.map_path)
 
 
 def _relieve_collector() -> None:

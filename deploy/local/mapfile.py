@@ -61,7 +61,7 @@ def checked_collections(
         for port, name in enumerate(shards, 1)
     }
     try:
-        parse(_text(_version(present), nodes, part), directory=map_path.parent)
+        parse(_text(_version(present), nodes, part))
     except MapError as exc:
         owner = present if present is not None else source
         raise MapError(

@@ -91,7 +91,7 @@ def _run(args: argparse.Namespace) -> int:
     watch, keys = None, None
     try:
         text = codec.read(args.map)
-        shard_map = codec.parse(text, args.map, directory=Path(args.map).parent)
+        shard_map = codec.parse(text, args.map)
         if args.api_keys is not None:
             configure(config.log_level)  # the file may deserve a warning
             path = Path(args.api_keys).absolute()

@@ -202,14 +202,14 @@ def _write(path: Path, measured: ShardMap, options: dict[str, dict[str, Option]]
         ValueError: the map says something else by now about what was measured, or cannot be edited so.
     """
     file = TextFile(path)
-    present = parse(file.text, str(path), directory=path.parent)
+    present = parse(file.text, str(path))
     text = file.text
     for name, changed in options.items():
         found = present.collections.get(name)
         if found != measured.collections[name] or present.shards != measured.shards:
             raise ValueError(f"{path} is left as it is: {name} or its shards were changed since it was read")
         text = set_search_options(text, name, changed)
-    fresh = parse(raise_version(text), str(path), directory=path.parent)
+    fresh = parse(raise_version(text), str(path))
     if _untuned(fresh, options) != _untuned(present, options) or any(
         fresh.collections[name].search.ef_search != changed["ef_search"] for name, changed in options.items()
     ):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 from shard_config import limits
@@ -50,7 +49,7 @@ def load(path: str | os.PathLike[str], env: Mapping[str, str] = os.environ) -> S
     Raises:
         MapError: with all that is wrong; also where the file cannot be read.
     """
-    return parse(read(path), os.fspath(path), env, Path(path).parent)
+    return parse(read(path), os.fspath(path), env)
 
 
 def read(path: str | os.PathLike[str]) -> str:
@@ -79,13 +78,11 @@ def parse(
     text: str,
     name: str = "shard map",
     env: Mapping[str, str] = os.environ,
-    directory: str | os.PathLike[str] = ".",
 ) -> ShardMap:
     """The shard map that `text` describes.
 
     Args:
         name: what findings call the text.
-        directory: what relative paths in the text start from.
 
     Raises:
         MapError: with all that is wrong.
@@ -95,7 +92,7 @@ def parse(
     findings = Findings(name)
     try:
         root = compose(text)
-        shard_map = _read(Cursor(root, "", 1, 1, Context(findings, env, os.fspath(directory))))
+        shard_map = _read(Cursor(root, "", 1, 1, Context(findings, env)))
     except Refused as exc:
         raise MapError([Problem(name, exc.line, exc.column, "", exc.message)]) from None
     except TooManyProblems:
@@ -110,7 +107,7 @@ def about_dsns(
     text: str, name: str, shard_map: ShardMap, complaints: Callable[[str], Iterable[str]]
 ) -> list[Problem]:
     """What `complaints` says of each node's DSN, with its place in `text`, which is that of `shard_map`."""
-    shards = Cursor(compose(text), "", 1, 1, Context(Findings(name), {}, "."))["shards"]
+    shards = Cursor(compose(text), "", 1, 1, Context(Findings(name), {}))["shards"]
     return [
         Problem(name, at["dsn"].line, at["dsn"].column, at["dsn"].path, said)
         for shard in shard_map.shards.values()

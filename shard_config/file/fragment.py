@@ -53,7 +53,7 @@ def fragment(path: str | os.PathLike[str]) -> Fragment:
     places: dict[str, tuple[int, int]] = {}
     try:
         root = compose(text)
-        _visit(Cursor(root, "", 1, 1, Context(findings, {}, "")), places)
+        _visit(Cursor(root, "", 1, 1, Context(findings, {})), places)
     except Refused as exc:
         raise MapError([Problem(name, exc.line, exc.column, "", exc.message)]) from None
     except TooManyProblems:

@@ -8,7 +8,6 @@ handed out.
 from __future__ import annotations
 
 import math
-import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from enum import StrEnum
@@ -28,10 +27,10 @@ _DURATION = re.compile(limits.DURATION)
 
 
 class Context:
-    """What all cursors over one file share: where findings go, the environment, the file's folder."""
+    """What all cursors over one file share: where findings go, and the environment."""
 
-    def __init__(self, findings: Findings, env: Mapping[str, str], directory: str) -> None:
-        self.findings, self.env, self.directory = findings, env, directory
+    def __init__(self, findings: Findings, env: Mapping[str, str]) -> None:
+        self.findings, self.env = findings, env
 
 
 class Cursor:
@@ -188,16 +187,6 @@ class Cursor:
             hint = "; quote it to make it a string" if type_ is ValueType.TEXT else ""
             self.fail(f"not a value of type {type_}" if "$" in leaf.text else f"{exc}{hint}")
             return None
-
-    def file(self) -> str | None:
-        """An absolute path, from one relative to the map's folder."""
-        text = self.string()
-        if text is None:
-            return None
-        if not text or "\0" in text:
-            self._expected("the path of a file")
-            return None
-        return os.path.abspath(os.path.join(self.context.directory, text))
 
     def shown(self) -> str:
         """What the file says here, for a message: never what the environment put in."""
