@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from router.postgres.conditions import PlainParams, where
-from router.postgres.sql import Statement, read_as, result_columns, variable_bytes
+from router.postgres.sql import Statement, any_of, read_as, result_columns, variable_bytes
 from router.query.filter import Filter
 from router.query.sizes import variable_columns
 from shard_config.model import Collection
@@ -23,8 +23,7 @@ def many_by_id(
 ) -> Statement:
     """The rows with these ids; `most` is the limit in bytes, None to bring no columns at all."""
     params = PlainParams()
-    condition = f"{collection.id.column} = ANY({params.add(list(ids), f'{collection.id.type}[]')})"
-    return _sized(collection, condition, "OFFSET 0", include, most, params)
+    return _sized(collection, any_of(collection, ids, params), "OFFSET 0", include, most, params)
 
 
 def next_ids(

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import msgspec
 
 from router.postgres.conditions import PlainParams, where
-from router.postgres.sql import Statement, mapped_columns
+from router.postgres.sql import Statement, any_of, mapped_columns
 from router.query.filter import Filter
 from router.query.patch import Changes, Patch
 from shard_config.metadata_path import spelled
@@ -41,8 +41,7 @@ def patch_by_ids(
 ) -> PatchStatement:
     """`defaulted` are the columns that leaving out fills with anything but NULL."""
     params = PlainParams()
-    array = params.add(list(ids), f"{collection.id.type}[]")
-    return _patch(collection, f"{collection.id.column} = ANY({array})", patch, defaulted, params)
+    return _patch(collection, any_of(collection, ids, params), patch, defaulted, params)
 
 
 def patch_matching(

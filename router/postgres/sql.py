@@ -20,6 +20,7 @@ from shard_config.values import ValueType
 
 __all__ = [
     "Statement",
+    "any_of",
     "count",
     "defaulted_columns",
     "delete_by_ids",
@@ -139,11 +140,7 @@ def texts_by_ids(
             column = collection.columns.get(field.name)
             value = f"{collection.metadata if column is None else column.column}::text"
         selected += f", left({value}, {characters})"
-    condition = f"{collection.id.column} = ANY({params.add(list(ids), f'{collection.id.type}[]')})"
-    return Statement(
-        f"SELECT {collection.id.column} AS _id{selected} FROM {collection.table} WHERE {condition}",
-        tuple(params.args),
-    )
+    return _by_ids(collection, ids, selected, params=params)
 
 
 def values_by_ids(collection: Collection, field: Field, most_bytes: int, ids: Sequence[object]) -> Statement:
@@ -157,12 +154,8 @@ def values_by_ids(collection: Collection, field: Field, most_bytes: int, ids: Se
     else:
         value = field.column.column
     size = f"octet_length({value}::text)"
-    condition = f"{collection.id.column} = ANY({params.add(list(ids), f'{collection.id.type}[]')})"
-    return Statement(
-        f"SELECT {collection.id.column} AS _id, CASE WHEN {size} <= {most_bytes} THEN {value} END AS _v,"
-        f" {size} AS _size FROM {collection.table} WHERE {condition}",
-        tuple(params.args),
-    )
+    selected = f", CASE WHEN {size} <= {most_bytes} THEN {value} END AS _v, {size} AS _size"
+    return _by_ids(collection, ids, selected, params=params)
 
 
 def variable_bytes(columns: Sequence[str]) -> str:
@@ -178,8 +171,7 @@ def count(collection: Collection, filter: Filter | None) -> Statement:
 
 def delete_by_ids(collection: Collection, ids: Sequence[object]) -> Statement:
     params = PlainParams()
-    array = params.add(list(ids), f"{collection.id.type}[]")
-    return _delete(collection, f"{collection.id.column} = ANY({array})", params)
+    return _delete(collection, any_of(collection, ids, params), params)
 
 
 def delete_matching(collection: Collection, filter: Filter) -> Statement:
@@ -190,11 +182,8 @@ def delete_matching(collection: Collection, filter: Filter) -> Statement:
 def existing_ids(collection: Collection, ids: Sequence[object]) -> Statement:
     """Which of `ids` this shard holds, as rows of (id,)."""
     params = PlainParams()
-    array = params.add(list(ids), f"{collection.id.type}[]")
-    sql = (
-        f"SELECT {collection.id.column} AS id FROM {collection.table}"
-        f" WHERE {collection.id.column} = ANY({array})"
-    )
+    condition = any_of(collection, ids, params)
+    sql = f"SELECT {collection.id.column} AS id FROM {collection.table} WHERE {condition}"
     return Statement(sql, tuple(params.args))
 
 
@@ -261,9 +250,21 @@ def _delete(collection: Collection, condition: str, params: PlainParams) -> Stat
     return Statement(sql, tuple(params.args))
 
 
-def _by_ids(collection: Collection, ids: Sequence[object], selected: str, filter: Filter | None) -> Statement:
-    params = PlainParams()
-    conditions = [f"{collection.id.column} = ANY({params.add(list(ids), f'{collection.id.type}[]')})"]
+def any_of(collection: Collection, ids: Sequence[object], params: PlainParams) -> str:
+    """The condition that a row's id is one of `ids`."""
+    return f"{collection.id.column} = ANY({params.add(list(ids), f'{collection.id.type}[]')})"
+
+
+def _by_ids(
+    collection: Collection,
+    ids: Sequence[object],
+    selected: str,
+    filter: Filter | None = None,
+    params: PlainParams | None = None,
+) -> Statement:
+    """Rows as (id, *`selected`), of which `params` are the parameters."""
+    params = PlainParams() if params is None else params
+    conditions = [any_of(collection, ids, params)]
     if filter is not None:
         conditions.append(where(filter, collection, params))
     sql = f"SELECT {collection.id.column} AS _id{selected} FROM {collection.table}{_where(conditions)}"
