@@ -15,8 +15,9 @@ import re
 import msgspec
 
 from shard_config import limits, metadata_path
+from shard_config.model import Collection
 
-__all__ = ["TemplateField", "parts"]
+__all__ = ["CONTENT", "TemplateField", "parts", "parts_of"]
 
 _PIECE = re.compile(r"(?P<text>(?:[^{}]|\{\{|\}\})+)|\{(?P<field>[^{}]*)\}")
 
@@ -26,6 +27,9 @@ class TemplateField(msgspec.Struct, frozen=True):
 
     name: str
     path: tuple[str, ...] = ()
+
+
+CONTENT = TemplateField("content")
 
 
 def parts(template: str) -> tuple[str | TemplateField, ...]:
@@ -54,6 +58,13 @@ def parts(template: str) -> tuple[str | TemplateField, ...]:
             f"a template names from 1 to {limits.TEMPLATE_FIELDS} fields, such as {{content}}; this, {fields}"
         )
     return tuple(found)
+
+
+def parts_of(collection: Collection) -> tuple[str | TemplateField, ...]:
+    """What a document's text is made of: the template's parts, or else the content, if there is one."""
+    if collection.template is not None:
+        return parts(collection.template)
+    return () if collection.content is None else (CONTENT,)
 
 
 def _field(text: str) -> TemplateField:

@@ -15,15 +15,13 @@ from router.documents.types import Document, TextDocument
 from router.query.errors import InvalidError
 from router.query.metadata import may_be_index
 from router.query.patch import Changes, Patch
-from shard_config import template
 from shard_config.metadata_path import spelled
 from shard_config.model import Collection
-from shard_config.template import TemplateField
+from shard_config.template import CONTENT, TemplateField, parts_of
 from shard_config.values import json_form
 
 __all__ = ["Texts", "with_vector"]
 
-_CONTENT = TemplateField("content")
 _encoder = msgspec.json.Encoder(decimal_format="number")
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
 _elements = msgspec.json.Decoder(list[msgspec.Raw])
@@ -33,12 +31,7 @@ class Texts:
     """The texts of one collection's documents, as its template says, or else their content."""
 
     def __init__(self, collection: Collection) -> None:
-        self._parts: tuple[str | TemplateField, ...] = ()
-        if collection.embedder is not None:
-            if collection.template is not None:
-                self._parts = template.parts(collection.template)
-            elif collection.content is not None:
-                self._parts = (_CONTENT,)
+        self._parts = () if collection.embedder is None else parts_of(collection)
         self._collection = collection
         self._forms = {name: json_form(column.type) for name, column in collection.columns.items()}
         self._why_none = _why_none(collection, self._parts)
@@ -60,7 +53,7 @@ class Texts:
                 continue
             if part.path:
                 value = "" if metadata is None else _at(metadata.encode(), part.path)
-            elif part == _CONTENT:
+            elif part == CONTENT:
                 value = content or ""
             else:
                 value = _shown(columns.get(part.name), self._forms[part.name])
@@ -113,7 +106,7 @@ def _column(collection: Collection, field: TemplateField) -> str | None:
     """The column of the table that the field is in."""
     if field.path:
         return collection.metadata
-    return collection.content if field == _CONTENT else collection.columns[field.name].column
+    return collection.content if field == CONTENT else collection.columns[field.name].column
 
 
 def _touches(changes: Changes, path: tuple[str, ...]) -> bool:

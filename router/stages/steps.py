@@ -20,9 +20,8 @@ from router.query.fusion import Fused, scaled
 from router.query.types import Row, SearchQuery, ShardReport, ShardState
 from router.query.wire import from_wire_bytes
 from router.stages.columns import ColumnReader
-from shard_config import template
 from shard_config.model import Collection, RerankingService
-from shard_config.template import TemplateField
+from shard_config.template import TemplateField, parts_of
 
 __all__ = ["Reranker", "Step", "diversify", "rerank"]
 
@@ -75,7 +74,7 @@ async def rerank(
         return undone(f"this router has no client for the re-ranker {wanted.model}")
     if not best:
         return Step(rows, StepAccount(True))
-    parts = _parts(query.collection)
+    parts = parts_of(query.collection)
     fields = [part for part in parts if isinstance(part, TemplateField)]
     try:
         statement = partial(sql.texts_by_ids, query.collection, fields, characters)
@@ -140,11 +139,6 @@ async def diversify(
     taken = set(chosen)
     others = [row for i, row in enumerate(best) if i not in taken]
     return Step([*(best[i] for i in chosen), *others, *rest], StepAccount(True, len(best)), asked)
-
-
-def _parts(collection: Collection) -> Sequence[str | TemplateField]:
-    """What a document's text is made of: what is embedded of it."""
-    return (TemplateField("content"),) if collection.template is None else template.parts(collection.template)
 
 
 def _text(parts: Sequence[str | TemplateField], values: Sequence[str | None]) -> str:
