@@ -1,4 +1,4 @@
-"""The cursor of an export: where the last page ended, and of what.
+"""The cursor of a listing of all documents: where the last page ended, and of what.
 
 It is base64url of a small JSON object, and opaque to callers. Invariant: a cursor is taken only for the
 collection and the filter that it was made for, because with another filter the pages would not make one list.

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import msgspec
 from msgspec import UNSET
 
-from router.decode import page_cursor
+from router.decode import listing_cursor
 from router.decode.bodies import GetBody
 from router.decode.body import Decoder
 from router.http.answers import coverage_view
@@ -74,7 +74,7 @@ class Listings:
         filter_, include, limit = self._checked(request, collection, tree)
         after = None
         if (given := request.query.get("cursor")) is not None:
-            after = page_cursor.after(given, collection, tree)
+            after = listing_cursor.after(given, collection, tree)
         lines = _LINES in request.headers.get(b"accept", b"")
         answer = await request.backend.page(
             collection,
@@ -87,7 +87,7 @@ class Listings:
             primary_only=_strong(request),
             lines=lines,
         )
-        cursor = None if answer.last is None else page_cursor.cursor(collection, answer.last, tree)
+        cursor = None if answer.last is None else listing_cursor.cursor(collection, answer.last, tree)
         coverage = coverage_view(answer.coverage, inside=request.inside)
         if lines:
             reply = _joined(answer.pieces)

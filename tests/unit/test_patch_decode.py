@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
-from router.decode.page_cursor import after, cursor
+from router.decode.listing_cursor import after, cursor
 from router.decode.patch import patch_of
 from router.query.errors import InvalidError
 from router.query.patch import Changes, changes_of
