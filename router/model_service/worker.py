@@ -42,7 +42,7 @@ _LAST_WEIGHT = 0.2
 
 
 class Watcher(Protocol):
-    """What a worker tells of; it is called in the worker's thread."""
+    """What a worker tells of: in its thread, and that a request was abandoned in the event loop's."""
 
     def computed(self, items: int, tokens: int, truncated: int, seconds: float) -> None: ...
 

@@ -34,7 +34,7 @@ from router.query.errors import (
 )
 from router.settings import Settings
 
-__all__ = ["Kind", "RefusedError", "Service", "ServiceListener", "ServiceStatus"]
+__all__ = ["Service"]
 
 _logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from router.model_service.service import ModelService
 from router.model_service.static import WordLlamaEmbedder, WordLlamaReranker
 from tests.http.fake import LogLines
 from tests.http.wire import SECONDS, Wire, wire
-from tests.unit.model_service_fakes import GatedModel, GatedReranker
+from tests.unit.gated_models import GatedModel, GatedReranker
 
 EMBED = "/v1/embeddings"
 

@@ -24,7 +24,7 @@ from shard_config import model
 from shard_config.model import Fulltext, RerankingService
 from shard_config.values import ValueType, coerce
 from tests.integration.worlds import World, column, execute, patient, replayed, world
-from tests.unit.model_services import Answer, FakeService, cohere
+from tests.unit.fake_services import Answer, FakeService, cohere
 
 ROWS = 240
 WORDS = "cat dog fox house river stone query shard index vector".split()

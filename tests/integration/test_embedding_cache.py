@@ -8,7 +8,7 @@ from deploy.local import Cluster
 from router.freshness.redis_link import RedisLink
 from router.models.embedding import Embeddings
 from router.settings import Settings
-from tests.unit.model_services import FakeService, bytes_of
+from tests.unit.fake_services import FakeService, bytes_of
 
 
 def soon() -> float:

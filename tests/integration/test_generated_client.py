@@ -19,7 +19,7 @@ import pytest
 from deploy.local import Cluster
 from tests.conftest import Serve
 from tests.integration.apps import applied_map, collection
-from tests.unit.model_services import FakeService, floats
+from tests.unit.fake_services import FakeService, floats
 
 # The hooks only format what was made.
 CONFIG = "post_hooks: []\n"

@@ -25,7 +25,7 @@ from tests.conftest import Serve
 from tests.http.test_documents import NDJSON, lines
 from tests.integration.apps import collection, pgscatter, write_map
 from tests.integration.worlds import World, column, patient, world
-from tests.unit.model_services import Answer, FakeService, vector_of
+from tests.unit.fake_services import Answer, FakeService, vector_of
 
 VECTOR = model.Vector("embedding", model.VectorType.VECTOR, 4, model.Metric.L2)
 HALFVEC = model.Vector("embedding", model.VectorType.HALFVEC, 4, model.Metric.COSINE)

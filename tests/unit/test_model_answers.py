@@ -13,7 +13,7 @@ from router.model_service.answers import cohere_answer, embeddings_answer, tei_a
 from router.model_service.backend import Output
 from router.model_service.bodies import Wanted
 from router.model_service.errors import InvalidBodyError, ModelFailedError
-from tests.unit.model_service_fakes import GatedReranker
+from tests.unit.gated_models import GatedReranker
 
 RERANKER = GatedReranker()
 

@@ -15,7 +15,7 @@ from router.model_service.backend import Output
 from router.model_service.errors import BusyError, InvalidBodyError, ModelFailedError, NotServingError
 from router.model_service.limits import Limits
 from router.model_service.worker import Job, Worker
-from tests.unit.model_service_fakes import SECONDS, GatedModel, Told
+from tests.unit.gated_models import SECONDS, GatedModel, Told
 
 
 def job(*texts: str, finish: Callable[[Output], bytes] | None = None) -> Job[str]:

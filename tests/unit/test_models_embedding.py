@@ -32,7 +32,7 @@ from router.query.errors import (
 )
 from router.settings import Settings
 from shard_config.model import EmbeddingService
-from tests.unit.model_services import (
+from tests.unit.fake_services import (
     DIMENSIONS,
     Answer,
     FakeService,

@@ -12,7 +12,7 @@ from router.models.reranking import Reranking
 from router.query.errors import UnavailableError
 from router.settings import Settings
 from shard_config.model import RerankingApi
-from tests.unit.model_services import Answer, FakeService, Received, cohere, tei
+from tests.unit.fake_services import Answer, FakeService, Received, cohere, tei
 
 TEXTS = ["aa", "aaaa", "a"]
 
