@@ -274,6 +274,10 @@ class Settings(msgspec.Struct, frozen=True):
     ranking_ttl: Annotated[
         Seconds, "for how long rankings are kept for their pages, from when they are made"
     ] = 600.0
+    ranking_timeout: Annotated[
+        Seconds,
+        "time that a page may wait for Redis, where that has to keep or to bring its ranking",
+    ] = 0.5
     ranking_bytes: Annotated[
         CountOrZero,
         "size of the memory of rankings; 0 keeps them in Redis alone, or none where there is no Redis",

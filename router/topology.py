@@ -283,6 +283,7 @@ def assemble(shard_map: ShardMap, parts: Parts) -> Snapshot:
         ttl=settings.ranking_ttl,
         max_shared_bytes=settings.l2_max_entry_bytes,
         several=freshness.counters.shared,
+        patience=settings.ranking_timeout,
     )
     search: Stage[SearchQuery, Found] = Paged(encoded, ranked, columns, rankings, settings)
     shared_cache = None

@@ -181,6 +181,11 @@ class RedisLink:
         return self._recovery is None
 
     @property
+    def slow(self) -> bool:
+        """Whether it is off for no more than not having answered in time."""
+        return not self.on and self.cause == "timeout"
+
+    @property
     def failures(self) -> int:
         return self.errors.total()
 
@@ -200,14 +205,16 @@ class RedisLink:
         budget: float | None = None,
         *,
         kind: Literal["read", "write", "script", "optional"] = "write",
+        patient: bool = False,
     ) -> T | None:
         """What `command` returns; None if Redis is off, busy, late or wrong.
 
-        `budget` in seconds, if part of the link's own is spent. A `read` that Redis refuses switches it off:
-        what cannot be read is of no use. That it refuses a `script`, or what is `optional`, says nothing of
-        other writes.
+        `budget` in seconds, if it is not the link's own. One that is off for having been slow is asked all
+        the same by a caller who is `patient`, since nothing can be done without it. A `read` that Redis
+        refuses switches it off: what cannot be read is of no use. That it refuses a `script`, or what is
+        `optional`, says nothing of other writes.
         """
-        if not self.on or self._under_way >= _CALLS:
+        if not (self.on or (patient and self.slow)) or self._under_way >= _CALLS:
             return None
         self._under_way += 1
         loop = asyncio.get_running_loop()

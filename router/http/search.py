@@ -27,6 +27,7 @@ from router.http.problems import problem_body
 from router.http.slow_log import SlowLog
 from router.http.texts import EmbeddingView, SearchTexts
 from router.policy.batches import AdmittedBatch
+from router.policy.deadline import ends_of
 from router.query.errors import (
     DeadlineError,
     InvalidError,
@@ -52,6 +53,8 @@ _JOINED_BYTES = 1 << 18
 _NO_HITS = b"[]"
 # What keeps a model from answering, and lets the other lists of a search stand.
 _MODEL_AWAY = (DeadlineError, MisconfiguredError, OverloadedError, UnavailableError)
+# Of the time that is left, what texts may take to become vectors where lists do without them.
+_TEXTS, _LISTS = 2.0, 1.0
 # Of the searches of a batch; the log names the first shards.
 _MOST_FAULTS = 1000
 
@@ -218,13 +221,17 @@ class Searches:
     ) -> SearchQuery:
         """With the vectors of its texts and examples, all found at once.
 
-        A search of several lists does without one whose text has no vector now, and says so.
+        A search of several lists does without one whose text has no vector now, and says so; to the lists
+        that have one it leaves a share of the time.
         """
         missing: dict[int, RouterError] = {}
+        end = deadline
+        if drawn.divisible:
+            end = ends_of((_TEXTS, _LISTS), deadline, asyncio.get_running_loop().time())[0]
 
         async def embedded(number: int, wanted: Wanted) -> bytes:
             try:
-                return await texts.vector(request.collection, wanted.text, deadline, wanted.path)
+                return await texts.vector(request.collection, wanted.text, end, wanted.path)
             except _MODEL_AWAY as exc:
                 if not drawn.divisible:
                     raise

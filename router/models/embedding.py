@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import msgspec
 
 from router.flights import Flights
-from router.models.messages import embedding_request, read_embeddings
+from router.models.messages import embedding_request, is_usual, read_embeddings
 from router.models.status import RefusedError, ServiceListener, ServiceStatus
 from router.models.vectors import VectorCache
 from router.network.dial import Network
@@ -151,6 +151,8 @@ class Embeddings:
         if vector is None:
             tier = "miss"
             (vector,) = await self._ask(model, [config.query_prefix + text], deadline)
+            if not is_usual(vector):
+                return Embedded(vector, config.name)
             self._cache.share(key, vector)
         self._cache.put(key, vector)
         return Embedded(vector, config.name, tier)

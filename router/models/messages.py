@@ -24,6 +24,7 @@ __all__ = [
     "AnswerError",
     "DimensionsError",
     "embedding_request",
+    "is_usual",
     "is_vector",
     "read_embeddings",
     "read_scores",
@@ -34,6 +35,7 @@ __all__ = [
 T = TypeVar("T")
 
 _FLOAT_BYTES = 4
+_SHORTEST, _LONGEST = 1e-9, 1e9  # far from where float32 underflows or overflows in squares
 _MOST_WORDS = 300  # of a service's refusal
 
 
@@ -108,6 +110,15 @@ def is_vector(data: bytes, dimensions: int) -> bool:
     if len(data) != dimensions * _FLOAT_BYTES:
         return False
     return bool(np.isfinite(np.frombuffer(data, dtype="<f4")).all())
+
+
+def is_usual(data: bytes) -> bool:
+    """Whether a vector has a direction and a length that every metric takes.
+
+    What has none comes of a service that is out of order, and must not be remembered beyond that.
+    """
+    length = float(np.linalg.norm(np.frombuffer(data, dtype="<f4").astype(np.float64)))
+    return _SHORTEST <= length <= _LONGEST
 
 
 def rerank_request(service: RerankingService, query: str, texts: Sequence[str]) -> bytes:

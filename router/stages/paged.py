@@ -119,6 +119,7 @@ class Paged:
         query = msgspec.structs.replace(query, filter=filter_)
         if not query.allow_partial:
             self._raise_if_lacking(query, reports, ranking.total)
+            _raise_if_lists_lack(ranking)
         readable = as_readable(reports, ranking.shards_of(position))
         for _ in range(_TRIES):
             with suppress(RowsChangedError):
@@ -198,6 +199,10 @@ def _told(
     ranking = kept.ranking
     reports = with_failures_of(before, {one.shard: one for one in answer.reports})
     coverage = coverage_of(list(reports.values()), ranking.total)
+    short = None
+    if answer.count < query.k:
+        lacks = window.end < len(ranking) or not coverage.full
+        short = Shortfall(query.k, answer.count, "coverage" if lacks else ranking.ended)
     if ranking.limited == "legs":
         coverage = msgspec.structs.replace(coverage, full=False)
     shown = [
@@ -206,10 +211,6 @@ def _told(
         if one.shard in asked
     ]
     more = window.end < len(ranking)
-    short = None
-    if answer.count < query.k:
-        lacks = more or not coverage.full
-        short = Shortfall(query.k, answer.count, "coverage" if lacks else ranking.ended)
     page = Page(
         cursor=encode(Cursor(kept.id, window.end)) if more else None,
         position=position,
@@ -227,6 +228,17 @@ def _told(
         account=ranking.account,
         page=page,
     )
+
+
+def _raise_if_lists_lack(ranking: Ranking) -> None:
+    """
+    Raises:
+        UnavailableError: the ranking was made without one of its lists, and stays so.
+    """
+    if ranking.limited == "legs":
+        legs = ranking.account.legs if ranking.account is not None else ()
+        lacking = "; ".join([f"{leg.name}: {leg.error}" for leg in legs if leg.error is not None])
+        raise UnavailableError(f'the ranking lacks lists ({lacking}); search anew with "cursor": "*"')
 
 
 def _step(stop: float) -> float:

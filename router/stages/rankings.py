@@ -100,6 +100,7 @@ class Rankings:
         ttl: float,
         max_shared_bytes: int,
         several: bool,
+        patience: float = 0.5,
     ) -> None:
         """
         Args:
@@ -108,6 +109,8 @@ class Rankings:
             ttl: seconds for which a ranking is kept, from when it was made.
             max_shared_bytes: the largest that Redis gets.
             several: there may be workers beside this one, which do not see its memory.
+            patience: seconds that Redis gets where nothing goes without it. What is there for speed alone
+                gives it less, and does without one that was slow once.
         """
         self.found = {"l1": 0, "l2": 0, "none": 0, "unanswered": 0}
         self.ttl = ttl
@@ -116,6 +119,7 @@ class Rankings:
         self._namespace = namespace
         self._max_shared_bytes = max_shared_bytes
         self._several = several
+        self._patience = patience
 
     def __repr__(self) -> str:
         return f"<Rankings {self._store!r}, {self._link!r}>"
@@ -136,7 +140,7 @@ class Rankings:
                 )
             if not self._store.max_bytes:
                 raise InvalidError.at("cursor", "this router keeps no rankings (--ranking-bytes 0)")
-        elif self._several and not self._link.on:
+        elif self._several and not (self._link.on or self._link.slow):
             raise self._away("keep a ranking for all workers")
 
     async def keep(self, ranking: Ranking) -> Kept:
@@ -197,7 +201,12 @@ class Rankings:
         if self._link is None or len(data) > self._max_shared_bytes:
             return False
         key, ttl_ms = self._name(id_), max(1, int(self.ttl * 1000))
-        return bool(await self._link.call(lambda client: client.set(key, data, px=ttl_ms)))
+        # A worker that is alone can keep it itself.
+        needed = self._several or not self._store.max_bytes
+        budget = self._patience if needed else None
+        return bool(
+            await self._link.call(lambda client: client.set(key, data, px=ttl_ms), budget, patient=needed)
+        )
 
     async def _shared(self, key: _Key) -> tuple[bytes, bool] | None:
         """What Redis has, kept here too for as long as there.
@@ -212,7 +221,9 @@ class Rankings:
 
         name = self._name(key[1])
         commands = [("MGET", name), ("PTTL", name)]
-        replies = await self._link.call(lambda client: exchange(client, commands), kind="read")
+        replies = await self._link.call(
+            lambda client: exchange(client, commands), self._patience, kind="read", patient=True
+        )
         if replies is None:
             self.found["unanswered"] += 1
             raise self._away("tell whether it has the ranking of this cursor")

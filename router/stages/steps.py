@@ -84,7 +84,8 @@ async def rerank(
         texts = {
             id_: _text(parts, row[1:])[:characters]
             for id_, row in found.items()
-            if any(value is not None for value in row[1:])
+            # Services refuse blank texts, and others with them.
+            if any(value and not value.isspace() for value in row[1:])
         }
         with_text = [row for row in best if row.id in texts]
         scores: list[float] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import httpx
@@ -252,6 +253,22 @@ async def test_a_list_whose_text_has_no_vector_is_missing_or_the_search_fails(ba
             response = await client.post(SEARCH, json=body)
             assert response.status_code == status, (body, response.text)
         assert response.json()["errors"][0]["path"] == "queries[0].text"
+
+
+async def test_a_model_leaves_time_to_lists_that_do_without_it(backend: FakeBackend) -> None:
+    left: list[float] = []
+
+    async def asked_until(collection: Collection, text: str, deadline: float) -> Embedded:
+        left.append(deadline - asyncio.get_running_loop().time())
+        return await embed(collection, text, deadline)
+
+    app = application(backend, Settings(), embed=asked_until)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://router") as client:
+        for body in (HYBRID, {**HYBRID, "allow_partial": False}, {"text": "cat"}):
+            assert (await client.post(SEARCH, json={**body, "timeout_ms": 30_000})).status_code == 200
+    shared, whole, single = left
+    assert shared <= 20
+    assert min(whole, single) > 20
 
 
 async def test_answers_say_what_was_done(client: httpx.AsyncClient) -> None:

@@ -8,12 +8,15 @@ import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
 
 from deploy.local import Cluster
 from router.freshness.redis_link import RedisLink, exchange
+from router.stages.rankings import Rankings, RankingStore
+from tests.unit.test_rankings import DOCUMENTS, made
 
 
 class Watched:
@@ -86,6 +89,31 @@ async def test_one_that_does_not_answer_is_off_and_on_again_with_its_cause(clust
         finally:
             cluster.resume("redis")
         await one.until((True, None, None))
+
+
+async def test_a_redis_that_was_slow_is_asked_all_the_same_by_who_cannot_do_without_it(
+    cluster: Cluster,
+) -> None:
+    async with watched(cluster.redis_url, budget=0.2, pause=60.0) as one:
+        await one.link.check()
+        limits: Any = {"ttl": 60.0, "max_shared_bytes": 1 << 20, "several": True, "patience": 20.0}
+        here, beside = (Rankings(RankingStore(1 << 20), one.link, "m", **limits) for _ in range(2))
+        cluster.pause("redis")
+        try:
+            assert await one.link.call(lambda client: client.get("x"), kind="read") is None
+            assert not one.link.on and one.link.slow
+            here.require()
+            keeping = asyncio.ensure_future(here.keep(made()))
+            await asyncio.sleep(0)
+            assert not keeping.done()
+        finally:
+            cluster.resume("redis")
+        kept = await keeping
+        assert kept.kept == "l2"
+        assert (await beside.find(kept.id, DOCUMENTS, "a")).tier == "l2"
+        # What is there for speed alone still does without it.
+        assert not one.link.on
+        assert await one.link.call(lambda client: client.get("x"), kind="read") is None
 
 
 async def test_commands_that_were_given_up_half_way_leave_no_reply_to_the_next(cluster: Cluster) -> None:

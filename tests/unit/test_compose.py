@@ -343,9 +343,10 @@ async def test_what_a_model_does_wrong_leaves_the_order_as_it_was(scores: Any, r
     assert all(b"rerank_score" not in note for note in answer.notes or ())
 
 
-async def test_a_model_orders_the_best_and_those_without_text_stand_behind_them() -> None:
+@pytest.mark.parametrize("nothing", [None, "", " \n\t"])
+async def test_a_model_orders_the_best_and_those_without_text_stand_behind_them(nothing: str | None) -> None:
     world = World(vector=List(1, 2, 3, 4, 5), words=List())
-    world.documents.texts[2] = None
+    world.documents.texts[2] = nothing
     world.documents.gone = {3}
     answer = await world.rank(rerank=Rerank("ce", "y", 4))
     assert ids(answer) == [4, 1, 2, 3, 5] and answer.cacheable

@@ -17,6 +17,7 @@ from pathlib import Path
 from time import time
 from typing import Any
 
+import numpy as np
 import pytest
 import uvloop
 
@@ -608,6 +609,17 @@ def test_the_cache_can_be_turned_off(settings: dict[str, Any]) -> None:
         assert len(fake.requests) == 2
 
     run(test, Settings(**settings))
+
+
+@pytest.mark.parametrize("component", [0.0, 1e30, 1e-30])
+def test_a_vector_that_no_metric_can_use_is_not_remembered(component: float) -> None:
+    async def test(fake: FakeService, made: Embeddings) -> None:
+        fake.answers.append(Answer(body=data([component] * DIMENSIONS)))
+        assert await made.query(fake.model(), "a", soon()) == np.full(DIMENSIONS, component, "<f4").tobytes()
+        assert await made.query(fake.model(), "a", soon()) == bytes_of("a")
+        assert (await made.embed(fake.model(), "a", soon())).tier == "l1"
+
+    run(test)
 
 
 def test_the_cache_is_bounded_in_bytes() -> None:

@@ -13,6 +13,7 @@ import pytest
 from bench.simulation.virtual_time import run
 from router.freshness.freshness import Freshness
 from router.query.answer import coverage_of
+from router.query.composition import Account, LegAccount, Mode
 from router.query.errors import UnavailableError
 from router.query.paging import Paging, decode
 from router.query.ranked import RankedAnswer
@@ -79,9 +80,11 @@ class World:
         encoded = Encoded(self.shards, columns, self.memory)
         self.stage = Paged(encoded, self.shards, columns, kept, Settings(ranking_depth=50))
 
-    async def page(self, cursor: str | None, k: int = 5, within: float = 2.0) -> tuple[list[int], Answer]:
+    async def page(
+        self, cursor: str | None, k: int = 5, within: float = 2.0, **changes: Any
+    ) -> tuple[list[int], Answer]:
         paging = Paging(cursor=None if cursor is None else decode(cursor))
-        asked = query(k=k, include=CONTENT, paging=paging)
+        asked = query(k=k, include=CONTENT, paging=paging, **changes)
         found = await self.stage.search(asked, asyncio.get_running_loop().time() + within)
         return [hit["id"] for hit in json.loads(bytes(found.answer.whole))], found.answer
 
@@ -177,17 +180,28 @@ async def test_rows_of_a_shard_that_failed_in_another_list_are_read_and_the_fail
 
 
 async def test_a_list_that_is_missing_is_missing_on_every_page() -> None:
-    world = World(100)
+    world = World(17)
     rank = world.shards.search
+    account = Account(
+        (
+            LegAccount("vector", Mode.VECTOR, 1.0, 50, 0, error="the model is away"),
+            LegAccount("fulltext", Mode.FULLTEXT, 1.0, 50, 17),
+        )
+    )
 
     async def lacking(query: SearchQuery, deadline: float) -> RankedAnswer:
-        return msgspec.structs.replace(await rank(query, deadline), limited="legs")
+        return msgspec.structs.replace(await rank(query, deadline), limited="legs", account=account)
 
     world.shards.search = lacking  # type: ignore[method-assign]
     _, answer = await world.page(None)
-    for _ in range(2):
-        assert not answer.coverage.full and not answer.coverage.failures
-        _, answer = await world.page(told(answer).cursor)
+    for _ in range(3):
+        assert not answer.coverage.full and not answer.coverage.failures and answer.short is None
+        cursor = told(answer).cursor
+        with pytest.raises(UnavailableError, match=r"lacks lists \(vector: the model is away\)"):
+            await world.page(cursor, allow_partial=False)
+        ids, answer = await world.page(cursor)
+    assert ids == [15, 16] and answer.short is not None
+    assert answer.short.reason == told(answer).ended == "legs"
 
 
 async def test_pages_are_past_all_caches() -> None:
