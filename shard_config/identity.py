@@ -24,6 +24,9 @@ __all__ = ["Disagreement", "Holding", "Identity", "disagreements", "identities"]
 # Of a collection's model, what decides which vector a text has. Addresses, keys and times are each router's
 # own, so that a key can be changed one router after the other.
 _DECIDES_VECTORS = ("name", "model", "dimensions", "query_prefix", "document_prefix")
+# What a collection may lack. That it does is written down, since a key that is not there may be one that an
+# earlier release did not know.
+_OPTIONAL = ("content", "metadata", "embedder", "template", "fulltext")
 _SHOWN = 8
 _DIFFERENCES = 5
 # Of these, equal values have equal hashes.
@@ -148,6 +151,10 @@ def _content(shard_map: ShardMap) -> dict[str, Any]:
         if collection.embedder is not None:
             decides = {field: getattr(collection.embedder, field) for field in _DECIDES_VECTORS}
             collections[name]["embedder"] = decides
+        for field in _OPTIONAL:
+            collections[name].setdefault(field, None)
+        if collection.fulltext is not None:
+            collections[name]["fulltext"].setdefault("stored", None)
     return collections
 
 
