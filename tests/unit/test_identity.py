@@ -166,6 +166,21 @@ def test_what_one_of_two_maps_of_a_version_says_and_the_other_leaves_out_differs
         assert point.kind == "content" and f"documents.{field}" in point.text and said in point.text
 
 
+def test_a_column_or_an_index_that_one_of_two_maps_of_a_version_has_differs() -> None:
+    def of(**changes: Any) -> ShardMap:
+        return mapped(
+            12, {f"collections.documents.{name}": value for name, value in changes.items()}, **HASHED
+        )
+
+    columns, more = {"tenant": "text"}, {"tenant": "text", "price": "float8"}
+    for before, now, where in ((columns, more, "file"), (more, columns, "shard")):
+        (point,) = compared(of(columns=before), of(columns=now))
+        assert point.text.endswith(f"documents.columns.price is only in the {where}")
+    one, two = ({"indexes": {"lang": "text", **further}} for further in ({}, {"year": "number"}))
+    (point,) = compared(of(metadata=one), of(metadata=two))
+    assert point.text.endswith("documents.metadata.indexes.year is only in the file")
+
+
 def test_a_column_for_the_words_that_one_map_has_differs() -> None:
     def of(**stored: str) -> ShardMap:
         fulltext = {"columns": ["content"], **stored}
