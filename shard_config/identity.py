@@ -7,6 +7,7 @@ passwords are no part of it: another address does not make another shard, and ro
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, Literal
@@ -24,6 +25,11 @@ __all__ = ["Disagreement", "Holding", "Identity", "disagreements", "identities"]
 # Of a collection's model, what decides which vector a text has. Addresses, keys and times are each router's
 # own, so that a key can be changed one router after the other.
 _DECIDES_VECTORS = ("name", "model", "dimensions", "query_prefix", "document_prefix")
+# What a collection may lack. That it does is written down, since a key that is not there may be one that an
+# earlier release did not know.
+_OPTIONAL = ("content", "metadata", "embedder", "template", "fulltext")
+# Below these, keys are names that the map gives, which every release knows, as are those of collections.
+_NAMED_BY_MAP = re.compile(r"[^.]+\.(columns|metadata\.indexes)")
 _SHOWN = 8
 _DIFFERENCES = 5
 # Of these, equal values have equal hashes.
@@ -148,6 +154,10 @@ def _content(shard_map: ShardMap) -> dict[str, Any]:
         if collection.embedder is not None:
             decides = {field: getattr(collection.embedder, field) for field in _DECIDES_VECTORS}
             collections[name]["embedder"] = decides
+        for field in _OPTIONAL:
+            collections[name].setdefault(field, None)
+        if collection.fulltext is not None:
+            collections[name]["fulltext"].setdefault("stored", None)
     return collections
 
 
@@ -231,11 +241,12 @@ def _part(part: Any) -> str:
 
 
 def _differing(found: Any, mine: Any, path: str = "") -> Iterator[str]:
-    """Where two JSON values differ that are under the same keys, with both values."""
+    """Where two JSON values differ that are under the same keys, with both values; and names of one alone."""
     if isinstance(found, dict) and isinstance(mine, dict):
-        if not path:
+        if not path or _NAMED_BY_MAP.fullmatch(path):
             for name in sorted(found.keys() ^ mine.keys()):
-                yield f"{name} is only in the {'shard' if name in found else 'file'}"
+                where = "shard" if name in found else "file"
+                yield f"{path}.{name} is only in the {where}".lstrip(".")
         for key in found.keys() & mine.keys():
             yield from _differing(found[key], mine[key], f"{path}.{key}" if path else key)
     elif found != mine:

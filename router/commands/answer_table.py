@@ -153,7 +153,8 @@ def _summary(answer: CommandAnswer, asked: int) -> Text:
     count = len(answer.hits)
     hits = f"{count} hit{'' if count == 1 else 's'}"
     if answer.short is not None:
-        hits += f" of {asked} ({_REASONS.get(answer.short.reason, answer.short.reason)})"
+        reason = _REASONS.get(answer.short.reason, answer.short.reason)
+        hits += f" of {asked} ({reason if answer.hits else reason.replace('nothing else', 'nothing')})"
     shards = f"{counts.ok} of {counts.total} shards"
     if counts.skipped:
         shards += f" ({counts.skipped} not needed)"

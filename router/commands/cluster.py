@@ -28,7 +28,12 @@ def add_parser(subparsers: Any) -> None:
         metavar="R",
         help="streaming replicas per shard",
     )
-    up.add_argument("--collections", type=Path, metavar="FILE", help="YAML with the collections of the map")
+    up.add_argument(
+        "--collections",
+        type=Path,
+        metavar="FILE",
+        help="YAML with the `collections` of the map, and its `models` and `rerankers` if there are any",
+    )
     up.set_defaults(run=_up)
     down = verbs.add_parser("down", help="stop every server; the data stays")
     down.set_defaults(run=_down)

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import json
 from decimal import Decimal, InvalidOperation
-from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, get_args, get_origin
+from types import NoneType, UnionType
+from typing import Annotated, Any, Generic, Literal, NoReturn, TypeVar, Union, get_args, get_origin
 
 import msgspec
 
@@ -23,6 +24,8 @@ T = TypeVar("T", bound=msgspec.Struct)
 # Diagnosis is many times slower than decoding; a client that sends more garbage gets the short form.
 _DIAGNOSED_BYTES = 1 << 20
 _MOST_CONSTANTS = 10
+# No list of such objects may be longer than this by far.
+_MOST_ELEMENTS = 100
 _SURROGATE = "a \\u escape is half of a surrogate pair"
 
 
@@ -34,8 +37,6 @@ class Decoder(Generic[T]):
 
     def __init__(self, type_: type[T], *, exact: bool = False) -> None:
         self._type = type_
-        fields = msgspec.structs.fields(type_)
-        self._optional = frozenset(field.encode_name for field in fields if not field.required)
         self._decoder = msgspec.json.Decoder(type_, float_hook=_decimal if exact else None)
 
     def decode(self, data: bytes | msgspec.Raw, path: str = "") -> T:
@@ -48,21 +49,12 @@ class Decoder(Generic[T]):
         try:
             return self._decoder.decode(data)
         except msgspec.ValidationError as exc:
-            reduced = self._without_nulls(data)
+            reduced = _without_nulls(data, self._type)
             if reduced is not None:
                 return self.decode(reduced, path)
             raise _invalid(bytes(data), self._type, exc, path) from exc
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
             _refuse(bytes(data), exc, path)
-
-    def _without_nulls(self, data: bytes | msgspec.Raw) -> bytes | None:
-        """The object without optional fields that are null, byte for byte; None if it has none of them."""
-        try:
-            members = _members.decode(data)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            return None
-        kept = {name: raw for name, raw in members.items() if name not in self._optional or raw != _NULL}
-        return None if len(kept) == len(members) else msgspec.json.encode(kept)
 
 
 def decode_object(data: bytes, path: str, *, exact: bool = False) -> dict[str, object]:
@@ -88,8 +80,46 @@ def _decimal(text: str) -> Decimal:
 
 _NULL = msgspec.Raw(b"null")
 _members = msgspec.json.Decoder(dict[str, msgspec.Raw])
+_elements = msgspec.json.Decoder(list[msgspec.Raw])
 _objects = msgspec.json.Decoder(dict[str, object])
 _exact_objects = msgspec.json.Decoder(dict[str, object], float_hook=_decimal)
+
+
+def _without_nulls(data: bytes | msgspec.Raw, type_: Any) -> bytes | None:
+    """`data` without optional members that are null, at any depth that `type_` knows; None if it has none.
+
+    What stays is the same byte for byte.
+    """
+    struct, element = _struct(type_), _element(type_)
+    try:
+        if struct is not None:
+            members = _members.decode(data)
+        elif element is not None:
+            elements = _elements.decode(data)
+        else:
+            return None
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return None
+    if struct is None:
+        reduced = [_without_nulls(raw, element) for raw in elements]
+        if not any(one is not None for one in reduced):
+            return None
+        kept = [raw if one is None else msgspec.Raw(one) for raw, one in zip(elements, reduced, strict=True)]
+        return msgspec.json.encode(kept)
+    fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
+    changed = False
+    for name, raw in list(members.items()):
+        field = fields.get(name)
+        if field is None:
+            continue
+        if raw == _NULL:
+            if not field.required:
+                del members[name]
+                changed = True
+        elif (within := _without_nulls(raw, field.type)) is not None:
+            members[name] = msgspec.Raw(within)
+            changed = True
+    return msgspec.json.encode(members) if changed else None
 
 
 def _invalid(
@@ -106,36 +136,76 @@ def _invalid(
         return _first(error, path)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as exc:
         _refuse(data, exc, path)
-    if not isinstance(raw, dict):
-        return _first(error, path)
-    fields = {field.encode_name: field for field in msgspec.structs.fields(type_)}
+    problems = _problems(raw, type_, path) if isinstance(raw, dict) else []
+    return invalid(problems) if problems else _first(error, path)
+
+
+def _problems(value: object, type_: Any, path: str) -> list[Problem]:
+    """What is wrong with `value`, at any depth that `type_` knows."""
+    struct, element = _struct(type_), _element(type_)
+    if struct is not None and isinstance(value, dict):
+        return _member_problems(value, struct, path)
+    if element is not None and isinstance(value, list):
+        return [
+            problem
+            for i, one in enumerate(value[:_MOST_ELEMENTS])
+            for problem in _problems(one, element, f"{path}[{i}]")
+        ]
+    try:
+        msgspec.convert(value, _without_raw(type_))
+    except msgspec.ValidationError as exc:
+        if (choice := _choice(value, type_, path)) is not None:
+            return [choice]
+        problem = _problem(exc, path)
+        if struct is not None:
+            known = ", ".join(field.encode_name for field in msgspec.structs.fields(struct))
+            problem = Problem(problem.path, f"{problem.message}; its fields are {known}")
+        return [problem]
+    return []
+
+
+def _member_problems(value: dict[str, Any], struct: type[msgspec.Struct], path: str) -> list[Problem]:
+    fields = {field.encode_name: field for field in msgspec.structs.fields(struct)}
     problems = [
         Problem(_join(path, name[:80]), f"unknown field; known are {', '.join(fields)}")
-        for name in raw
+        for name in value
         if name not in fields
     ]
     for name, field in fields.items():
-        if name not in raw:
-            if field.required:
-                problems.append(Problem(_join(path, name), "required, but missing"))
-            continue
-        try:
-            msgspec.convert(raw[name], _without_raw(field.type))
-        except msgspec.ValidationError as exc:
-            place = _join(path, name)
-            problems.append(_choice(raw[name], field.type, place) or _problem(exc, place))
-    if not problems:
-        return _first(error, path)
-    return invalid(problems)
+        if name in value:
+            problems += _problems(value[name], field.type, _join(path, name))
+        elif field.required:
+            problems.append(Problem(_join(path, name), "required, but missing"))
+    return problems
 
 
 def _choice(value: object, type_: Any, path: str) -> Problem | None:
     """For a field that takes one of a few strings, which these are: msgspec does not say."""
-    if get_origin(type_) is Annotated:
-        type_ = get_args(type_)[0]
+    type_ = _alone(type_)
     if get_origin(type_) is not Literal or not isinstance(value, str):
         return None
     return Problem(path, f"expected one of {', '.join(get_args(type_))}, got {value[:80]!r}")
+
+
+def _alone(type_: Any) -> Any:
+    """`X` of `X | UnsetType` and `X | None`, without its annotations."""
+    while get_origin(type_) is Annotated:
+        type_ = get_args(type_)[0]
+    if get_origin(type_) not in (Union, UnionType):
+        return type_
+    others = [one for one in get_args(type_) if one not in (msgspec.UnsetType, NoneType)]
+    return _alone(others[0]) if len(others) == 1 else type_
+
+
+def _struct(type_: Any) -> type[msgspec.Struct] | None:
+    type_ = _alone(type_)
+    return type_ if isinstance(type_, type) and issubclass(type_, msgspec.Struct) else None
+
+
+def _element(type_: Any) -> type[msgspec.Struct] | None:
+    """Of a list of objects whose fields are known, what these are."""
+    type_ = _alone(type_)
+    return _struct(get_args(type_)[0]) if get_origin(type_) is list else None
 
 
 def _without_raw(type_: Any) -> Any:

@@ -92,7 +92,7 @@ class ListReader:
         }
         for name, there in given.items():
             if there:
-                self._wrong(name, "speaks of nearness of vectors, by which nothing is searched for here")
+                self._wrong(name, "is for searches by vector, and this one is by words alone")
 
     def _queries(self, queries: Sequence[QueryBody]) -> list[Leg]:
         if self._body.mode != "vector":
@@ -213,7 +213,7 @@ class ListReader:
 
     def _refuse_match(self, given: str | UnsetType, path: str) -> None:
         if given is not UNSET:
-            self._wrong(path, "speaks of words, for which nothing is searched here")
+            self._wrong(path, "is for searches by words, those with `mode` fulltext or hybrid")
 
     def _check_weight(self, weight: float, path: str) -> None:
         if (problem := weight_problem(weight)) is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import random
 import ssl
 from collections.abc import Callable
@@ -50,6 +51,9 @@ _FIRST_WAIT = 0.02
 _LONGEST_WAIT = 1.0
 # What a service may ask for by `Retry-After`; digits can say more than any clock does.
 _LONGEST_ASKED = 86_400.0
+# Between two lines of the log about a service that the map has wrong: one that is so only sometimes, since
+# several stand behind its load balancer, must not fill the log.
+_REMIND_SECONDS = 60.0
 # An idle connection is used again for so long; most servers close one after 5 s or more.
 _IDLE_SECONDS = 30.0
 _AGAIN = (502, 503, 504)
@@ -116,6 +120,7 @@ class Service:
         self._in_flight = self._waiting = 0
         self._requests = self._failures = 0
         self._reason: str | None = None
+        self._remind_at = -math.inf
 
     def __repr__(self) -> str:
         return (
@@ -275,16 +280,21 @@ class Service:
     def _note(self, leave: Leave, fault: _Fault | None) -> None:
         """Tell the circuit, and the log of what becomes of it."""
         about = {"service": self.name, "kind": self.kind}
+        now = asyncio.get_running_loop().time()
+        if fault is not None and fault.cause == "misconfigured" and now >= self._remind_at:
+            # The circuit stays closed, and a search that wanted re-ranking is answered without it.
+            self._remind_at = now + _REMIND_SECONDS
+            _logger.warning(
+                "service for texts is not as the map says", extra=about | {"reason": fault.detail}
+            )
         if fault is not None and fault.cause == "deadline":
             self._circuit.released(leave)
         elif fault is None or not fault.failing:
             if self._circuit.succeeded(leave):
                 _logger.info("service for texts answers again", extra=about)
-        else:
-            now = asyncio.get_running_loop().time()
-            if self._circuit.failed(leave, now):
-                more = {"reason": fault.detail, "pause_s": round(self._circuit.wait(now), 3)}
-                _logger.warning("service for texts fails and is not asked for a while", extra=about | more)
+        elif self._circuit.failed(leave, now):
+            more = {"reason": fault.detail, "pause_s": round(self._circuit.wait(now), 3)}
+            _logger.warning("service for texts fails and is not asked for a while", extra=about | more)
 
     def _not_asked(self, now: float) -> _Fault:
         wait = self._circuit.wait(now)

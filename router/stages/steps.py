@@ -95,13 +95,15 @@ async def rerank(
                     service, wanted.text, [texts[row.id] for row in with_text], end
                 )
     except TimeoutError:
-        return undone(f"{wanted.model} did not answer in time")
+        return undone(f"the reranking service {wanted.model} did not answer in time")
     except RouterError as exc:
         return undone(exc.told(inside=False)[0])
     if len(scores) != len(with_text):
-        return undone(f"{wanted.model} gave {len(scores)} scores for {len(with_text)} texts")
+        return undone(
+            f"the reranking service {wanted.model} gave {len(scores)} scores for {len(with_text)} texts"
+        )
     if not all(map(math.isfinite, scores)):
-        return undone(f"{wanted.model} gave a score that is not a finite number")
+        return undone(f"the reranking service {wanted.model} gave a score that is not a finite number")
     order = sorted(range(len(with_text)), key=lambda i: (-scores[i], i))
     ordered = [with_text[i]._replace(model_score=float(scores[i])) for i in order]
     ordered += [row for row in best if row.id not in texts]

@@ -149,7 +149,7 @@ WRONG: list[tuple[dict[str, Any], set[str]]] = [
     ({"queries": [{"text": "a", "name": ""}]}, {"queries[0].name"}),
     ({"queries": [{"text": "a", "filter": {"none": 1}}]}, {"queries[0].filter.none"}),
     ({"queries": [{"vector": [1.0]}]}, {"queries[0].vector"}),
-    ({"queries": [{"text": "a", "k": 1}]}, {"queries[0]"}),
+    ({"queries": [{"text": "a", "k": 1}]}, {"queries[0].k"}),
     ({"vector": VECTOR, "rerank": {"model": "ce"}}, {"rerank.text"}),
     ({"queries": [{"text": "a"}, {"text": "b"}], "rerank": {"model": "ce"}}, {"rerank.text"}),
     ({**HYBRID, "rerank": {"model": "none", "candidates": 201}}, {"rerank.model", "rerank.candidates"}),
@@ -165,7 +165,7 @@ WRONG: list[tuple[dict[str, Any], set[str]]] = [
     ({"like": {"ids": []}}, {"like.ids"}),
     ({"like": {"ids": ["x"], "not": [1.5]}}, {"like.ids[0]", "like.not[0]"}),
     ({"like": {"ids": list(range(101))}}, {"like"}),
-    ({"like": {}}, {"like"}),
+    ({"like": {}}, {"like.ids"}),
     (
         {"k": 0, "mode": "hybrid", "text": "a", "offset": -1, "rerank": {"model": "x"}},
         {"k", "offset", "rerank.model"},

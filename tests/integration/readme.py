@@ -6,6 +6,7 @@ import os
 import re
 import select
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -117,9 +118,11 @@ def shell(folder: Path) -> Iterator[Shell]:
         stderr=subprocess.STDOUT,
         cwd=folder,
         env={**env, "PATH": path},
+        start_new_session=True,
     )
     try:
         yield Shell(process)
     finally:
-        process.kill()
+        # With its jobs in the background, which an example that failed has left.
+        os.killpg(process.pid, signal.SIGKILL)
         process.communicate()

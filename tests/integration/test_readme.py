@@ -25,10 +25,11 @@ needs_curl = pytest.mark.skipif(
 
 
 def play(folder: Path, group: list[Example], port: int) -> None:
-    """Run the examples one after the other, with another port than the README's."""
+    """Run the examples one after the other, with other ports than the README's."""
+    models = free_ports(1)[0]
     with shell(folder) as bash:
         for example in group:
-            command = example.command.replace("8080", str(port))
+            command = example.command.replace("8080", str(port)).replace("8200", str(models))
             status, output = bash.run(command)
             assert status == 0, f"$ {command}\n{output}"
             lines = iter(output.splitlines())
@@ -40,7 +41,7 @@ def play(folder: Path, group: list[Example], port: int) -> None:
 def test_every_block_is_run_or_known_to_be_true() -> None:
     for group, language, text in fences():
         if language == "console":
-            assert group in ("demo", "own"), text
+            assert group in ("demo", "own", "texts"), text
         elif language == "sh":
             target = re.fullmatch(r"make ([\w-]+)(?: ARGS=.+)?\n", text)
             if target:
@@ -57,11 +58,12 @@ def test_every_link_leads_somewhere() -> None:
 
 
 @needs_curl
-def test_your_own_data_go_in_and_are_found(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("group", "cluster"), [("own", "data"), ("texts", "texts")])
+def test_your_own_data_go_in_and_are_found(tmp_path: Path, group: str, cluster: str) -> None:
     try:
-        play(tmp_path, examples("own"), free_ports(1)[0])
+        play(tmp_path, examples(group), free_ports(1)[0])
     finally:
-        down = [sys.executable, "-m", "router.cli", "cluster", "down", "--dir", str(tmp_path / "data")]
+        down = [sys.executable, "-m", "router.cli", "cluster", "down", "--dir", str(tmp_path / cluster)]
         subprocess.run(down, capture_output=True, timeout=60)
 
 

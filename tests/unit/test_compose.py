@@ -325,11 +325,11 @@ async def test_groups_count_only_the_hits_that_are_left() -> None:
     ("scores", "reason"),
     [
         (UnavailableError("the re-ranker ce is down"), "ce is down"),
-        (TimeoutError(), "ce did not answer in time"),
-        ([1.0], "ce gave 1 scores for 3 texts"),
-        ([1.0, 2.0, 3.0, 4.0], "ce gave 4 scores for 3 texts"),
-        ([1.0, math.nan, 2.0], "ce gave a score that is not a finite number"),
-        ([1.0, math.inf, 2.0], "ce gave a score that is not a finite number"),
+        (TimeoutError(), "the reranking service ce did not answer in time"),
+        ([1.0], "the reranking service ce gave 1 scores for 3 texts"),
+        ([1.0, 2.0, 3.0, 4.0], "the reranking service ce gave 4 scores for 3 texts"),
+        ([1.0, math.nan, 2.0], "the reranking service ce gave a score that is not a finite number"),
+        ([1.0, math.inf, 2.0], "the reranking service ce gave a score that is not a finite number"),
     ],
 )
 async def test_what_a_model_does_wrong_leaves_the_order_as_it_was(scores: Any, reason: str) -> None:
@@ -472,7 +472,7 @@ def test_each_step_has_its_share_of_the_time() -> None:
         assert 0.8 < took < 0.84
         assert made.vector.deadlines[0] == made.words.deadlines[0] == pytest.approx(started + 0.495)
         assert answer.account is not None and answer.account.rerank is not None
-        assert answer.account.rerank.reason == "ce did not answer in time"
+        assert answer.account.rerank.reason == "the reranking service ce did not answer in time"
         assert answer.account.diversity is not None and answer.account.diversity.done
 
     run(world())

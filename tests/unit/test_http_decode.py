@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from router.decode.bodies import SearchBody
+from router.decode.bodies import QueryBody, RerankBody, SearchBody
 from router.decode.body import Decoder, decode_object
 from router.query.errors import InvalidError, MalformedError, RequestError
 
@@ -37,6 +37,36 @@ def test_every_wrong_field_is_named_with_its_place() -> None:
 def test_a_choice_that_is_none_is_told_what_there_is() -> None:
     with pytest.raises(InvalidError, match="consistency: expected one of eventual, strong, got 'Strong'"):
         decoder.decode(b'{"vector": [1], "consistency": "Strong"}')
+
+
+def test_wrong_fields_within_fields_are_named_with_their_place_and_what_is_known() -> None:
+    body = {
+        "rerank": {"modle": "ce", "candidates": "x"},
+        "fusion": {"method": "rank"},
+        "queries": [{"text": "a"}, {"txt": "a", "mode": "words"}],
+        "group_by": "section",
+    }
+    with pytest.raises(InvalidError) as caught:
+        decoder.decode(json.dumps(body).encode())
+    assert {problem.path: problem.message for problem in caught.value.problems} == {
+        "rerank.modle": "unknown field; known are model, candidates, text",
+        "rerank.model": "required, but missing",
+        "rerank.candidates": "expected `int`, got `str`",
+        "fusion.method": "expected one of rrf, scores, got 'rank'",
+        "queries[1].txt": "unknown field; known are text, vector, like, mode, match, weight, filter, name",
+        "queries[1].mode": "expected one of vector, fulltext, got 'words'",
+        "group_by": "expected `object`, got `str`; its fields are field, size",
+    }
+
+
+def test_null_in_an_optional_field_is_as_if_left_out_within_fields_too() -> None:
+    body = decoder.decode(
+        b'{"match": null, "rerank": {"model": "ce", "candidates": null}, "queries": [{"text": null}]}'
+    )
+    assert body.rerank == RerankBody(model="ce")
+    assert body.queries == [QueryBody()]
+    with pytest.raises(InvalidError, match=r"rerank\.model: expected `str`, got `null`"):
+        decoder.decode(b'{"rerank": {"model": null, "candidates": null}}')
 
 
 def test_words_for_non_numbers_are_found_anywhere() -> None:

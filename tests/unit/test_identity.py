@@ -145,9 +145,49 @@ def test_keys_and_addresses_of_services_are_each_routers_own() -> None:
     assert b"k3y" not in msgspec.json.encode(identities(before)["s0"])
     (point,) = compared(before, of(model="large"))
     assert 'documents.embedder.model is "all-MiniLM" there and "large" here' in point.text
-    without = msgspec.structs.replace(before.collections["documents"], embedder=None, fulltext=None)
-    earlier = msgspec.structs.replace(before, collections={"documents": without})
-    assert compared(earlier, before) == []  # a release that knows of no models has written it
+    earlier = stored(identities(before)["s0"])
+    for field in ("embedder", "template", "fulltext"):
+        del earlier.content["documents"][field]
+    earlier = msgspec.structs.replace(earlier, digest="other")
+    assert disagreements(before, identities(before)["s0"], earlier) == []  # a release without models wrote it
+
+
+@pytest.mark.parametrize("field", ["content", "metadata", "embedder", "template", "fulltext"])
+def test_what_one_of_two_maps_of_a_version_says_and_the_other_leaves_out_differs(field: str) -> None:
+    changes = {**WORDS, "collections.documents.template": "{content}"}
+    collection = mapped(12, {} if field == "content" else changes, **HASHED).collections["documents"]
+    assert getattr(collection, field) is not None
+    full, without = (
+        msgspec.structs.replace(mapped(12, **HASHED), collections={"documents": one})
+        for one in (collection, msgspec.structs.replace(collection, **{field: None}))
+    )
+    for before, now, said in ((full, without, "and null here"), (without, full, "is null there")):
+        (point,) = compared(before, now)
+        assert point.kind == "content" and f"documents.{field}" in point.text and said in point.text
+
+
+def test_a_column_or_an_index_that_one_of_two_maps_of_a_version_has_differs() -> None:
+    def of(**changes: Any) -> ShardMap:
+        return mapped(
+            12, {f"collections.documents.{name}": value for name, value in changes.items()}, **HASHED
+        )
+
+    columns, more = {"tenant": "text"}, {"tenant": "text", "price": "float8"}
+    for before, now, where in ((columns, more, "file"), (more, columns, "shard")):
+        (point,) = compared(of(columns=before), of(columns=now))
+        assert point.text.endswith(f"documents.columns.price is only in the {where}")
+    one, two = ({"indexes": {"lang": "text", **further}} for further in ({}, {"year": "number"}))
+    (point,) = compared(of(metadata=one), of(metadata=two))
+    assert point.text.endswith("documents.metadata.indexes.year is only in the file")
+
+
+def test_a_column_for_the_words_that_one_map_has_differs() -> None:
+    def of(**stored: str) -> ShardMap:
+        fulltext = {"columns": ["content"], **stored}
+        return mapped(12, {"collections.documents.fulltext": fulltext}, **HASHED)
+
+    (point,) = compared(of(), of(stored="words"))
+    assert 'documents.fulltext.stored is null there and "words" here' in point.text
 
 
 def test_thrice_the_buckets_are_not_taken_for_the_same_rows() -> None:

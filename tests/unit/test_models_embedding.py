@@ -11,7 +11,7 @@ import ssl
 import tracemalloc
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from email.utils import formatdate
 from pathlib import Path
 from time import time
@@ -464,6 +464,20 @@ def test_a_service_that_keeps_failing_is_not_asked_until_one_trial_has_succeeded
         ("INFO", "service for texts answers again"),
     ]
     assert caplog.records[0].__dict__["reason"] == "answers 500"
+
+
+def test_the_log_says_once_that_a_service_is_not_as_the_map_says(caplog: pytest.LogCaptureFixture) -> None:
+    async def test(fake: FakeService, made: Embeddings) -> None:
+        model = fake.model(api_key="k3y")
+        wrong = Answer(404, {"message": "no model k3y"})
+        fake.answers.extend([wrong, wrong, Answer(), wrong])
+        for text in "abcd":
+            with nullcontext() if text == "c" else pytest.raises(MisconfiguredError):
+                await made.query(model, text, soon())
+
+    run(test)
+    said = [(record.levelname, record.message, record.__dict__["reason"]) for record in caplog.records]
+    assert said == [("WARNING", "service for texts is not as the map says", "answers 404: no model ***")]
 
 
 def test_requests_at_once_and_those_that_wait_are_bounded() -> None:

@@ -352,6 +352,9 @@ def test_too_few_hits_come_with_the_reason_and_skipped_shards_are_counted(
     last = capsys.readouterr().out.splitlines()[-1]
     assert last.startswith("1 hit of 5 (nothing else matches) in")
     assert "1 of 4 shards (3 not needed)" in last
+    fake.answer = {**ANSWER, "hits": [], "short": short}
+    assert search("--k", "5") == 0
+    assert "0 hits of 5 (nothing matches) in" in capsys.readouterr().out
 
 
 def test_no_hits_are_no_table(
