@@ -204,7 +204,9 @@ class CollectionView(msgspec.Struct, frozen=True):
     cache: dict[str, float]
     text: bool
     embedder: str | UnsetType = UNSET
+    template: str | UnsetType = UNSET
     fulltext: dict[str, Any] | UnsetType = UNSET
+    rerankers: list[str] | UnsetType = UNSET
     recall: RecallView | UnsetType = UNSET
 
 

@@ -158,7 +158,9 @@ def collection_view(
         cache={"ttl_s": collection.cache.ttl},
         text=collection.embedder is not None,
         embedder=UNSET if collection.embedder is None else collection.embedder.name,
+        template=UNSET if collection.template is None else collection.template,
         fulltext=UNSET if fulltext is None else shown(fulltext, FULLTEXT),
+        rerankers=list(shard_map.rerankers) or UNSET,
         recall=UNSET if seen is None else RecallView(round(seen.recall, 4), seen.samples),
     )
 

@@ -169,14 +169,17 @@ def test_requests_to_services_are_counted(backend: FakeBackend) -> None:
 async def test_a_collection_says_which_model_and_words_it_has(
     client: httpx.AsyncClient, backend: FakeBackend
 ) -> None:
-    with_words = MAP.replace("embedder: letters", "embedder: minilm", 1)
+    with_words = MAP.replace(
+        "embedder: letters", "embedder: minilm\n    template: '{category}: {content}'", 1
+    )
     service = "  minilm: {url: 'http://10.0.0.5/v1', dimensions: 3, api_key: k3y}\n"
     backend.shard_map = parse_map(with_words.replace("models:\n", f"models:\n{service}", 1), env={})
     found = (await client.get("/v1/collections/documents")).json()
     assert (found["text"], found["embedder"]) == (True, "minilm")
     assert found["fulltext"] == {"columns": ["content"], "language": "english"}
+    assert (found["template"], found["rerankers"]) == ("{category}: {content}", ["ce"])
     other = (await client.get("/v1/collections/notes")).json()
-    assert (other["text"], "embedder" in other, "fulltext" in other) == (False, False, False)
+    assert other["text"] is False and not {"embedder", "template", "fulltext"} & other.keys()
     shown = await client.get("/v1/shard-map")
     assert "k3y" not in shown.text
     assert shown.json()["models"]["minilm"]["api_key"] == "***"
